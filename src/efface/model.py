@@ -1,0 +1,119 @@
+"""Model: a network as named parts (backbone, head, predictor, twin, queue), so that nothing is overlooked."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from efface.objectives import Objective
+
+
+class Tower(nn.Module):
+    """A backbone with its head: images in, embeddings (or logits) out."""
+
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+
+class Model(nn.Module):
+    """What an objective trains.
+
+    ``backbone``   images to features, [B, C, H, W] -> [B, dim]; what is shipped.
+    ``head``       features to logits (classifiers) or to the projector's embedding (encoders).
+    ``predictor``  BYOL's predictor, or ``None``.
+    ``twin``       the momentum copy of backbone and head (MoCo, BYOL), or ``None``; never receives a gradient.
+    ``queue``      MoCo's normalized keys of past training images, [K, d], or ``None``.
+
+    Twin and queue are a module and a buffer, so copies, checkpoints, digests and purges see them.
+    Images come in [0, 1]; the model normalizes them itself with ``mean`` and ``std`` per channel.
+    """
+
+    mean: Tensor
+    std: Tensor
+    queue: Tensor | None
+
+    def __init__(
+        self, backbone: nn.Module, head: nn.Module, objective: Objective, mean: Tensor, std: Tensor
+    ) -> None:
+        super().__init__()
+        self.backbone, self.head, self.objective = backbone, head, objective
+        self.predictor: nn.Module | None = None
+        self.twin: Tower | None = None
+        self.register_buffer("queue", None)
+        self.register_buffer("mean", mean.view(1, -1, 1, 1))
+        self.register_buffer("std", std.view(1, -1, 1, 1))
+        self.half = False
+        """Run the networks under bfloat16 autocast; their outputs are float32 either way."""
+        self.channels_last = any(isinstance(module, nn.Conv2d) for module in backbone.modules())
+
+    def features(self, x: Tensor, tower: Model | Tower | None = None) -> Tensor:
+        """Backbone output of images in [0, 1], [B, dim] float32; of the twin if it is given as ``tower``."""
+        backbone = (tower or self).backbone
+        x = (x - self.mean) / self.std
+        if self.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.half):
+            return backbone(x).float()
+
+    def forward(self, x: Tensor, tower: Model | Tower | None = None) -> Tensor:
+        """Head of the features: logits [B, classes], or the projector's un-normalized embedding [B, d]."""
+        return self.project(self.features(x, tower), tower)
+
+    def project(self, features: Tensor, tower: Model | Tower | None = None) -> Tensor:
+        """The head alone, on features [B, dim]."""
+        with torch.autocast(features.device.type, torch.bfloat16, enabled=self.half):
+            return (tower or self).head(features).float()
+
+    def add_twin(self) -> None:
+        """Give the model a momentum twin that starts as its exact copy."""
+        self.twin = Tower(copy.deepcopy(self.backbone), copy.deepcopy(self.head)).requires_grad_(False)
+
+    @torch.no_grad()
+    def follow(self, momentum: float) -> None:
+        """Move the twin towards the online network: twin = momentum * twin + (1 - momentum) * online."""
+        if self.twin is None:
+            return
+        own = [*self.backbone.parameters(), *self.head.parameters()]
+        torch._foreach_lerp_([*self.twin.parameters()], own, 1 - momentum)
+
+    def own(self) -> list[nn.Parameter]:
+        """The parameters that training moves: everything but the twin."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def digest(self) -> str:
+        """SHA-256 of every parameter and buffer with its name, shape and type."""
+        return digest({name: value for name, value in self.state_dict().items()})
+
+
+def digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over named tensors, in the order of their names."""
+    whole = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        whole.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
+        whole.update(value.view(torch.uint8).numpy() if value.dim() else value.reshape(1).view(torch.uint8).numpy())
+    return whole.hexdigest()
+
+
+class frozen_statistics:
+    """Context in which BatchNorm uses its running statistics and does not move them; dropout is off.
+
+    For per-example gradients: with batch statistics, one example's loss depends on every other example.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = [module for module in model.modules() if module.training]
+
+    def __enter__(self) -> None:
+        for module in self.modules:
+            module.training = False
+
+    def __exit__(self, *_: object) -> None:
+        for module in self.modules:
+            module.training = True

@@ -1,0 +1,233 @@
+"""The small values that methods, objectives and the training loop hand to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Flag, auto
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from efface.errors import EffaceError
+
+if TYPE_CHECKING:
+    from efface.train import Recipe
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+"""``(images [B, C, H, W] in [0, 1], generator) -> the same shape``: one random view of each image."""
+
+
+class Needs(Flag):
+    """What a method must be given. Whatever it does not declare is unreachable from it."""
+
+    NOTHING = 0
+    FORGET = auto()
+    """The examples to forget."""
+    RETAIN = auto()
+    """The other training examples."""
+    VALID = auto()
+    """Examples of the same source that were never trained on (never the audit's own)."""
+    LABELS = auto()
+    """A label for every example it is given."""
+    RECIPE = auto()
+    """How the original was trained: retraining starts from the same recipe."""
+    ATTENTION = auto()
+    """A transformer whose attention maps can be read."""
+
+    def names(self) -> list[str]:
+        """The declared needs in lower case, in the order above."""
+        return [str(need.name).lower() for need in type(self) if need in self and need.value]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an objective says of a batch."""
+
+    per_example: Tensor
+    """Loss of each example, [B]; lower is better fitted."""
+    carry: Tensor | None = None
+    """What :meth:`Objective.advance` needs to move the state (MoCo: the new keys, [B, d]); ``None`` if nothing."""
+
+    def rows(self, first: int, last: int | None = None) -> Outcome:
+        """The outcome of some rows of a joint batch, their carry with them."""
+        carry = None if self.carry is None else self.carry[first:last]
+        return Outcome(self.per_example[first:last], carry)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step minimizes: the sum of named terms that are already weighted."""
+
+    terms: dict[str, Tensor]
+    """Name to scalar; each is logged under its name."""
+    carry: Tensor | None = None
+    """Passed to :meth:`Objective.advance` after the step; leave it out and the queue does not move."""
+
+
+class Batch:
+    """Some examples and their random views.
+
+    A view is drawn once and remembered, from a seed of its own: asking for ``view(1)`` twice gives the same tensor,
+    so a loss is a pure function of ``(model, batch)`` and two models can be shown the very same views.
+    """
+
+    def __init__(
+        self,
+        clean: Tensor,
+        view: Callable[[int], Tensor],
+        ids: Tensor,
+        y: Tensor | None = None,
+        text: Sequence[str] | None = None,
+    ) -> None:
+        self.clean = clean
+        """Un-augmented images, [B, C, H, W] in [0, 1]."""
+        self.ids = ids
+        """Positions in the data, [B]."""
+        self.y = y
+        """Integer labels, [B], or ``None``."""
+        self.text = text
+        self._make, self._views = view, dict[int, Tensor]()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def view(self, number: int) -> Tensor:
+        """Random view ``number`` (0, 1, ...) of every image, [B, C, H, W]."""
+        if number not in self._views:
+            self._views[number] = self._make(number)
+        return self._views[number]
+
+    def labels(self) -> Tensor:
+        """``y``, or an error that says labels are needed."""
+        if self.y is None:
+            raise EffaceError(
+                "This objective or method needs labels, and the data has none.",
+                remedy="Use a label-free objective (simclr, moco, byol), or data with labels.",
+            )
+        return self.y
+
+    def __add__(self, other: Batch) -> Batch:
+        """Both batches as one: the rows of ``self`` first."""
+        both = self.y is not None and other.y is not None
+        return Batch(
+            torch.cat([self.clean, other.clean]),
+            lambda number: torch.cat([self.view(number), other.view(number)]),
+            torch.cat([self.ids, other.ids]),
+            torch.cat([self.labels(), other.labels()]) if both else None,
+            [*self.text, *other.text] if self.text is not None and other.text is not None else None,
+        )
+
+    def but(self, *, view: Callable[[int], Tensor] | None = None, y: Tensor | None = None) -> Batch:
+        """The same examples with other views or other labels (a wrong target)."""
+        return Batch(self.clean, view or self.view, self.ids, self.y if y is None else y, self.text)
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some of the data, ready to be served in batches: what a method holds in its hand."""
+
+    x: Tensor
+    """Every image of the data, uint8 [N, C, H, W]; shared, possibly memory-mapped; only ``ids`` are read."""
+    ids: Tensor
+    """Positions of this part's examples, int64 [n]."""
+    augment: Augment
+    y: Tensor | None = None
+    """Labels of all the data, int64 [N], or ``None``."""
+    text: Sequence[str] | None = None
+    name: str = "part"
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def batches(self, size: int, rng: torch.Generator) -> Iterator[Batch]:
+        """One pass in random order, in near-equal batches of at most ``size``: nothing is left out."""
+        order = self.ids[torch.randperm(len(self.ids), generator=rng)]
+        for rows in order.tensor_split(self.steps(size)) if len(order) else ():
+            yield self.batch(rows, rng)
+
+    def cycle(self, size: int, rng: torch.Generator) -> Iterator[Batch]:
+        """Batches without end, reshuffled at each pass; of an empty part, none."""
+        while len(self):
+            yield from self.batches(size, rng)
+
+    def steps(self, size: int) -> int:
+        """How many batches one pass gives."""
+        return -(-len(self.ids) // size)
+
+    def in_order(self, size: int) -> Iterator[Batch]:
+        """One pass in order, nothing left out; views are seeded by position."""
+        rng = torch.Generator().manual_seed(0)
+        for rows in self.ids.split(size):
+            yield self.batch(rows, rng)
+
+    def batch(self, rows: Tensor, rng: torch.Generator) -> Batch:
+        """The examples at ``rows`` (positions in the data); one number is drawn from ``rng`` to seed their views."""
+        seed = int(torch.randint(2**62, (), generator=rng))
+        clean = self.x[rows].to(self.device).float().div_(255)
+
+        def view(number: int) -> Tensor:
+            generator = torch.Generator(self.device).manual_seed((seed + number * 0x9E3779B97F4A7C15) % 2**63)
+            return self.augment(clean, generator)
+
+        return Batch(
+            clean,
+            view,
+            rows,
+            None if self.y is None else self.y[rows].to(self.device),
+            None if self.text is None else [self.text[int(row)] for row in rows],
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """What a method may see: the parts it declared in ``needs``; asking for another is an error."""
+
+    needs: Needs
+    parts: dict[str, Part]
+    origin: Recipe | None = None
+
+    def _part(self, name: str, need: Needs) -> Part:
+        if need not in self.needs or name not in self.parts:
+            raise EffaceError(
+                f"This method asked for the '{name}' examples without declaring that it needs them.",
+                f"It declared: {', '.join(self.needs.names()) or 'nothing'}.",
+                f"Add Needs.{need.name} to the method's `needs`.",
+            )
+        return self.parts[name]
+
+    @property
+    def forget(self) -> Part:
+        """The examples to forget."""
+        return self._part("forget", Needs.FORGET)
+
+    @property
+    def retain(self) -> Part:
+        """The other training examples."""
+        return self._part("retain", Needs.RETAIN)
+
+    @property
+    def valid(self) -> Part:
+        """Examples of the same source that were never trained on."""
+        return self._part("valid", Needs.VALID)
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the original was trained."""
+        if self.origin is None or Needs.RECIPE not in self.needs:
+            raise EffaceError(
+                "This method needs the recipe that the original was trained with, and the checkpoint has none.",
+                "Only checkpoints that `efface pretrain` made carry their recipe.",
+                "Use a method that starts from the weights, such as finetune.",
+            )
+        return self.origin
+
+
+class Log(Protocol):
+    """Where a run writes what it does."""
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        """Append one line: ``{"step", "phase", "terms": {name: value}, ...}``."""
+        ...
