@@ -1,15 +1,18 @@
-"""Statistics of two groups of scores: members and non-members. numpy and scipy.special only; all exact and O(n log n).
+"""Statistics of two groups of scores, members and non-members; numpy and scipy.special only.
 
-Everywhere a higher score is more member-like, so AUC = P(member > non-member) + P(equal)/2: 0.5 says nothing, 1 tells all.
-A score that is not a finite number raises an :class:`EffaceError`: it is never turned into 0.5.
+Everywhere a higher score is more member-like, so AUC = P(member > non-member) + P(equal)/2: 0.5 says
+nothing, 1 tells all. A score that is not a finite number raises an :class:`EffaceError`: it is never turned
+into 0.5.
 
 The interval of an AUC (used by :func:`delong`, :func:`tails`, :func:`tost` and :func:`delong_difference`):
 
-* DeLong's variance (DeLong et al. 1988) with the degrees of freedom of Brunner and Munzel (2000), on the logit scale:
-  for 10 to 50 members the plain normal interval misses too often (``tests/test_stats.py`` measures the coverage).
-* Where that variance is zero (complete separation, all tied) or a group is smaller than ``FEW``: Clopper-Pearson on
-  min(m, n) disjoint pairs. Complete separation needs every disjoint pair in order, so this is exact at AUC 0 and 1; in
-  between it is wide, because the variance of an AUC is never more than AUC(1 - AUC)/min(m, n) (Birnbaum and Klose 1957).
+* DeLong's variance (DeLong et al. 1988) with the degrees of freedom of Brunner and Munzel (2000), on the
+  logit scale: for 10 to 50 members the plain normal interval misses too often (``tests/test_stats.py``
+  measures the coverage).
+* Where that variance is zero (complete separation, all tied) or a group is smaller than ``FEW``:
+  Clopper-Pearson on min(m, n) disjoint pairs. Complete separation needs every disjoint pair in order, so this
+  is exact at AUC 0 and 1; in between it is wide, because the variance of an AUC is never more than AUC(1 -
+  AUC)/min(m, n) (Birnbaum and Klose 1957).
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from scipy.special import betainc, betaincinv, expit, logit, ndtr, ndtri, stdtr, stdtrit
@@ -32,7 +35,9 @@ def finite(scores: np.ndarray, name: str = "scores") -> np.ndarray:
     """``scores`` as float64 ``[n]``; an :class:`EffaceError` if there are none, or any is NaN or infinite."""
     values = np.asarray(scores, dtype=np.float64)
     if values.ndim != 1 or values.size == 0:
-        raise EffaceError(f"The {name} are not a list of numbers.", f"Their shape is {values.shape}, expected [n].")
+        raise EffaceError(
+            f"The {name} are not a list of numbers.", f"Their shape is {values.shape}, expected [n]."
+        )
     bad = int(np.count_nonzero(~np.isfinite(values)))
     if bad:
         raise EffaceError(
@@ -44,8 +49,9 @@ def finite(scores: np.ndarray, name: str = "scores") -> np.ndarray:
 
 
 def placements(members: np.ndarray, nonmembers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """DeLong's components: for each member the share of non-members below it ``[m]``, and for each non-member the share
-    of members above it ``[n]``; ties count half. Both means are the AUC."""
+    """DeLong's components: for each member the share of non-members below it ``[m]``, and for each non-member
+    the share of members above it ``[n]``; ties count half. Both means are the AUC.
+    """
     pos, neg = finite(members, "member scores"), finite(nonmembers, "non-member scores")
     below, above = np.sort(neg), np.sort(pos)
     v10 = (np.searchsorted(below, pos, "left") + np.searchsorted(below, pos, "right")) / (2 * neg.size)
@@ -54,7 +60,7 @@ def placements(members: np.ndarray, nonmembers: np.ndarray) -> tuple[np.ndarray,
 
 
 def auc(members: np.ndarray, nonmembers: np.ndarray) -> float:
-    """P(member > non-member) + P(equal)/2 by mid-ranks, from integer counts (no rounding before the last division)."""
+    """P(member > non-member) + P(equal)/2 by mid-ranks, from integer counts."""
     pos, neg = finite(members, "member scores"), finite(nonmembers, "non-member scores")
     below = np.sort(neg)
     twice = np.searchsorted(below, pos, "left").sum() + np.searchsorted(below, pos, "right").sum()
@@ -63,7 +69,7 @@ def auc(members: np.ndarray, nonmembers: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Spread:
-    """An AUC with its standard error and degrees of freedom; ``pairs`` is set where only the exact fallback holds."""
+    """An AUC, its standard error and degrees of freedom; ``pairs`` where only the exact fallback holds."""
 
     auc: float
     error: float
@@ -105,7 +111,7 @@ def delong(members: np.ndarray, nonmembers: np.ndarray, level: float = 0.95) -> 
 
 
 def tails(v10: np.ndarray, v01: np.ndarray, null: float) -> tuple[float, float]:
-    """One-sided p-values ``(of AUC <= null, of AUC >= null)``; inverting them gives :func:`interval` exactly."""
+    """One-sided p ``(of AUC <= null, of AUC >= null)``; inverting them gives :func:`interval` exactly."""
     s = spread(v10, v01)
     if s.pairs is not None:
         hits, misses = s.auc * s.pairs, (1 - s.auc) * s.pairs
@@ -117,8 +123,10 @@ def tails(v10: np.ndarray, v01: np.ndarray, null: float) -> tuple[float, float]:
 
 
 def tost(members: np.ndarray, nonmembers: np.ndarray, delta: float, center: float = 0.5) -> float:
-    """p of "the AUC is not within ``center`` ± ``delta``": two one-sided tests. p < alpha iff the 1 - 2 alpha interval
-    lies inside."""
+    """p of "the AUC is not within ``center`` ± ``delta``": two one-sided tests.
+
+    p < alpha exactly where the 1 - 2 alpha interval lies inside.
+    """
     v10, v01 = placements(members, nonmembers)
     return max(tails(v10, v01, center - delta)[0], tails(v10, v01, center + delta)[1])
 
@@ -126,9 +134,10 @@ def tost(members: np.ndarray, nonmembers: np.ndarray, delta: float, center: floa
 def delong_difference(
     first: tuple[np.ndarray, np.ndarray], others: Sequence[tuple[np.ndarray, np.ndarray]], level: float = 0.95
 ) -> tuple[float, float, float]:
-    """``(difference, low, high)``: AUC of ``first`` minus the mean AUC of ``others``, each ``(members, nonmembers)``.
+    """``(difference, low, high)``: the AUC of ``first`` minus the mean AUC of ``others``.
 
-    Paired: the same examples in the same order, scored by different models (taken as given). Raises if counts differ.
+    Each is ``(members, nonmembers)``. Paired: the same examples in the same order, scored by different models
+    (taken as given). Raises if counts differ.
     """
     if any(len(a) != len(b) for other in others for a, b in zip(first, other, strict=True)):
         raise EffaceError("Paired AUCs need the same examples scored by both models.", "The counts differ.")
@@ -151,16 +160,17 @@ def zero_reach(v10: np.ndarray, v01: np.ndarray, level: float) -> float:
 
 
 def roc(members: np.ndarray, nonmembers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """``(fpr, tpr, thresholds)`` at every distinct score, ties grouped, any range; starts at (0, 0) with threshold inf.
+    """``(fpr, tpr, thresholds)`` at every distinct score, ties grouped, any range; O(n log n).
 
-    A score >= threshold is called a member. Exact: shares of integer counts from one sort.
+    It starts at (0, 0) with threshold inf. A score >= threshold is called a member. Exact: shares of integer
+    counts from one sort.
     """
     fp, tp, thresholds = sweep(finite(members, "member scores"), finite(nonmembers, "non-member scores"))
     return fp / len(nonmembers), tp / len(members), thresholds
 
 
 def sweep(pos: np.ndarray, neg: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """``(false positives, true positives, thresholds)`` as integer counts at every distinct score, from high to low."""
+    """:func:`roc` as integer counts: ``(false positives, true positives, thresholds)``."""
     scores = np.concatenate([pos, neg])
     order = np.argsort(scores)[::-1]
     ranked, hit = scores[order], order < pos.size
@@ -170,8 +180,15 @@ def sweep(pos: np.ndarray, neg: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
     return fp, tp, np.append(np.inf, ranked[last])
 
 
+def curve(members: np.ndarray, nonmembers: np.ndarray, most: int = 200) -> dict[str, list[float]]:
+    """A JSON-able ROC for figures: ``fpr``, ``tpr`` at no more than ``most`` points, both ends included."""
+    fpr, tpr, _ = roc(members, nonmembers)
+    kept = np.unique(np.linspace(0, len(fpr) - 1, most).round().astype(int))
+    return {"fpr": fpr[kept].tolist(), "tpr": tpr[kept].tolist()}
+
+
 def best_threshold(members: np.ndarray, nonmembers: np.ndarray) -> tuple[float, float]:
-    """``(threshold, balanced accuracy)`` of the best cut on *these* scores (optimistic: evaluate it on others)."""
+    """``(threshold, balanced accuracy)`` of the best cut on *these* scores: judge it on others."""
     fpr, tpr, thresholds = roc(members, nonmembers)
     best = int(np.argmax(tpr - fpr))
     return float(thresholds[best]), float(1 + tpr[best] - fpr[best]) / 2
@@ -180,7 +197,9 @@ def best_threshold(members: np.ndarray, nonmembers: np.ndarray) -> tuple[float, 
 def clopper_pearson(hits: float, n: int, level: float = 0.95) -> tuple[float, float]:
     """Exact interval of a share: ``hits`` of ``n``. Raises unless 0 <= hits <= n and n >= 1."""
     if n < 1 or not 0 <= hits <= n:
-        raise EffaceError(f"{hits} of {n} is not a share.", "The number of hits must lie between 0 and n, and n >= 1.")
+        raise EffaceError(
+            f"{hits} of {n} is not a share.", "The number of hits must lie between 0 and n, and n >= 1."
+        )
     tail = (1 - level) / 2
     low = 0.0 if hits == 0 else float(betaincinv(hits, n - hits + 1, tail))
     high = 1.0 if hits == n else float(betaincinv(hits + 1, n - hits, 1 - tail))
@@ -195,10 +214,17 @@ class Rate:
     interval: tuple[float, float] | None
     note: str
 
+    @property
+    def measured(self) -> tuple[float, float, float] | None:
+        """``(value, low, high)``, or None."""
+        return None if self.value is None or self.interval is None else (self.value, *self.interval)
+
 
 def tpr_at_fpr(members: np.ndarray, nonmembers: np.ndarray, fpr: float, level: float = 0.95) -> Rate:
-    """The largest TPR whose FPR on these non-members is <= ``fpr`` (no interpolation), with a Clopper-Pearson interval
-    given the threshold. Fewer than 1/``fpr`` non-members cannot show such a rate: no value, and the note says so."""
+    """The largest TPR whose FPR on these non-members is <= ``fpr`` (no interpolation), with a Clopper-Pearson
+    interval given the threshold. Fewer than 1/``fpr`` non-members cannot show such a rate: no value, and the
+    note says so.
+    """
     pos, neg = finite(members, "member scores"), finite(nonmembers, "non-member scores")
     allowed = math.floor(fpr * neg.size + 1e-9)
     if allowed < 1:
@@ -211,9 +237,15 @@ def tpr_at_fpr(members: np.ndarray, nonmembers: np.ndarray, fpr: float, level: f
 
 
 def bootstrap(
-    statistic: Callable[..., float], *groups: np.ndarray, level: float = 0.95, draws: int = 1000, seed: int = 0
+    statistic: Callable[..., float],
+    *groups: np.ndarray,
+    level: float = 0.95,
+    draws: int = 1000,
+    seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile interval of ``statistic(*groups)``, each group resampled along its first axis, deterministic in ``seed``."""
+    """Percentile interval of ``statistic(*groups)``, each group resampled along its first axis, deterministic
+    in ``seed``.
+    """
     rng = np.random.default_rng(seed)
     values = [statistic(*(g[rng.integers(0, len(g), len(g))] for g in groups)) for _ in range(draws)]
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
@@ -221,11 +253,15 @@ def bootstrap(
 
 
 def permutation(members: np.ndarray, nonmembers: np.ndarray, draws: int = 999, seed: int = 0) -> float:
-    """Two-sided p of "members and non-members are exchangeable", by relabelling; never 0 (the smallest is 1/(draws+1))."""
+    """Two-sided p of "members and non-members are exchangeable", by relabelling; never 0 (the smallest is
+    1/(draws+1)).
+    """
     pos, neg = finite(members, "member scores"), finite(nonmembers, "non-member scores")
     scores = np.concatenate([pos, neg])
     ordered = np.sort(scores)
-    ranks = np.searchsorted(ordered, scores, "left") + np.searchsorted(ordered, scores, "right")  # 2 x mid-rank, integer
+    ranks = np.searchsorted(ordered, scores, "left") + np.searchsorted(
+        ordered, scores, "right"
+    )  # 2 x mid-rank, integer
     middle = int(ranks.sum()) * pos.size / scores.size
     seen = abs(int(ranks[: pos.size].sum()) - middle)
     rng = np.random.default_rng(seed)
@@ -244,7 +280,9 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def deciding_power(m: float, n: int, delta: float, alpha: float, truth: float) -> float:
-    """Probability that m members and n non-members decide, if the AUC is ``truth``: inside or outside 0.5 ± ``delta``."""
+    """Probability that m members and n non-members decide, if the AUC is ``truth``: inside or outside 0.5 ±
+    ``delta``.
+    """
     error = math.sqrt((1 / m + 1 / n) / 12)  # the variance of an AUC at 0.5, for continuous scores
     z = float(ndtri(1 - alpha))
     low, high = (truth - 0.5 + delta) / error, (0.5 + delta - truth) / error
@@ -256,8 +294,10 @@ def deciding_power(m: float, n: int, delta: float, alpha: float, truth: float) -
 def needed_n(
     delta: float, holdout: int, alpha: float = 0.05, power: float = 0.8, truth: float = 0.5
 ) -> int | None:
-    """How many forget examples would decide (with probability ``power``) against ``holdout`` non-members, if the AUC is
-    ``truth``; None where no number would, because the holdout is too small or ``truth`` lies on the margin."""
+    """How many forget examples would decide (with probability ``power``) against ``holdout`` non-members, if
+    the AUC is ``truth``; None where no number would, because the holdout is too small or ``truth`` lies on
+    the margin.
+    """
     if deciding_power(math.inf, holdout, delta, alpha, truth) < power:
         return None
     low, high = 0, 1
@@ -267,26 +307,32 @@ def needed_n(
             return None
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if deciding_power(middle, holdout, delta, alpha, truth) >= power else (middle, high)
+        low, high = (
+            (low, middle) if deciding_power(middle, holdout, delta, alpha, truth) >= power else (middle, high)
+        )
     return high
 
 
 def epsilon_ceiling(members: int, nonmembers: int, level: float = 0.95) -> float:
-    """The largest ε that a *perfect* attack could certify with so many examples: log of the lower bound of its TPR over
-    the upper bound of its FPR. An audit of this size says nothing about leaks beyond it."""
+    """The largest ε that a *perfect* attack could certify with so many examples: log of the lower bound of
+    its TPR over the upper bound of its FPR. An audit of this size says nothing about leaks beyond it.
+    """
     return math.log(clopper_pearson(members, members, level)[0] / clopper_pearson(0, nonmembers, level)[1])
 
 
 def chosen(n: int, cap: int, seed: int = 0) -> np.ndarray:
-    """Positions ``[min(n, cap)]`` of a random, sorted, reproducible sub-sample: a prefix of sorted data would hold
-    two classes of ten, and every tenth row might hold one."""
+    """Positions ``[min(n, cap)]`` of a random, sorted, reproducible sub-sample: a prefix of sorted data would
+    hold two classes of ten, and every tenth row might hold one.
+    """
     if n <= cap:
         return np.arange(n)
     return np.sort(np.random.default_rng(seed).permutation(n)[:cap])
 
 
-def histogram(groups: dict[str, np.ndarray], bins: int = 40) -> dict[str, list[float] | dict[str, list[int]]]:
-    """JSON-able counts of several groups on shared edges that include the smallest and the largest score of all."""
+def histogram(groups: dict[str, np.ndarray], bins: int = 40) -> dict[str, Any]:
+    """JSON-able counts of several groups on shared edges that include the smallest and the largest score of
+    all.
+    """
     values = {name: finite(scores, f"{name} scores") for name, scores in groups.items()}
     every = np.concatenate(list(values.values()))
     low, high = float(every.min()), float(every.max())
@@ -298,8 +344,9 @@ def histogram(groups: dict[str, np.ndarray], bins: int = 40) -> dict[str, list[f
 
 
 def js_divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """Jensen-Shannon divergence in nats of each row of ``p``, ``q`` ``[n, classes]`` -> ``[n]``: 0 to log 2, finite on
-    one-hot rows, summed (not averaged) over the classes."""
+    """Jensen-Shannon divergence in nats of each row of ``p``, ``q`` ``[n, classes]`` -> ``[n]``: 0 to log 2,
+    finite on one-hot rows, summed (not averaged) over the classes.
+    """
     middle = (p + q) / 2
     with np.errstate(divide="ignore", invalid="ignore"):
         left = np.where(p > 0, p * np.log(p / middle), 0.0)

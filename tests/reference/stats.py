@@ -72,7 +72,9 @@ def exact_permutation(members, nonmembers) -> float:
 
 
 def holm(p) -> list[float]:
-    """Adjusted p of hypothesis i: the largest, over those at least as small, of (number not smaller) x p, at most 1."""
+    """Adjusted p of hypothesis i: the largest, over those at least as small, of (number not smaller) x p, at
+    most 1.
+    """
     ordered = sorted(range(len(p)), key=lambda i: p[i])
     adjusted = [0.0] * len(p)
     running = 0.0

@@ -6,9 +6,11 @@ Everywhere: a higher score is more member-like.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from efface.errors import EffaceError
 from efface.observations import Observations
 
 
@@ -23,7 +25,7 @@ class Cost:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """Everything an audit may look at: one subject, the original, and models that never saw the forget set."""
+    """All an audit may look at: one subject, the original, and models that never saw the forget set."""
 
     original: Observations
     subject: Observations
@@ -32,6 +34,34 @@ class Evidence:
     """References that never saw F; the subject itself is never among its own references."""
     costs: dict[str, Cost] = field(default_factory=dict)
     """``"subject"`` and ``"oracle"`` where known."""
+
+    def __post_init__(self) -> None:
+        """Refuse evidence that compares what cannot be compared."""
+        models = (self.original, self.subject, *self.oracles)
+        if len({observed.split for observed in models}) > 1:
+            raise EffaceError(
+                "The observations were made on different splits.",
+                f"Their split digests: {', '.join(observed.split[:12] for observed in models)}.",
+                "Observe the original, the subject and every oracle on the same split.",
+            )
+        digests = [oracle.model for oracle in self.oracles]
+        if (
+            self.original.model in digests
+            or len(set(digests)) < len(digests)
+            or self.subject.model in digests
+        ):
+            raise EffaceError(
+                "An oracle is the subject, the original, or given twice.",
+                "A model says nothing about itself, and the original saw the forget set.",
+                "Give as oracles only other models retrained without the forget set, each once.",
+            )
+
+    def models(self) -> Iterator[tuple[str, Observations, tuple[Observations, ...]]]:
+        """``(name, model, its references)``: subject, original, then each oracle with the *other* oracles."""
+        yield "subject", self.subject, self.oracles
+        yield "original", self.original, self.oracles
+        for i, oracle in enumerate(self.oracles):
+            yield f"oracle {i + 1}", oracle, self.oracles[:i] + self.oracles[i + 1 :]
 
     @property
     def level(self) -> Literal["A0", "A1"]:
@@ -69,3 +99,25 @@ class Audit(Protocol):
     def findings(self, evidence: Evidence) -> list[Finding]:
         """Arrays in, findings out."""
         ...
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """The mean of those that could be measured; None if none could."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+# At the end, because the leaves import Finding from here.
+from efface.audits.alignment_matrix import AlignmentMatrix
+from efface.audits.collateral import Collateral
+from efface.audits.membership import Membership
+from efface.audits.oracle_gap import OracleGap
+from efface.audits.utility import Utility
+
+AUDITS: dict[str, type[Audit]] = {
+    "alignment_matrix": AlignmentMatrix,
+    "collateral": Collateral,
+    "membership": Membership,
+    "oracle_gap": OracleGap,
+    "utility": Utility,
+}

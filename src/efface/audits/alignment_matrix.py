@@ -1,0 +1,97 @@
+"""Alignment matrices: how similar the views of each two forgotten examples are, before and after.
+
+    AM[i, j] = E_{t, t'} cos(z(t x_i), z(t' x_j))     AGM = AM_before - AM_after     FS = mean_i AGM[i, i]
+ z: embedding. t, t': random views; on the diagonal two different ones. FS > 0: views of a forgotten example
+agree less than before. For a data owner who holds only embeddings from before and after: two arrays, no
+model.
+
+Source      after Alignment Calibration (Wang et al. 2024).
+Departures  the estimators are ours: views drawn once, the diagonal over t != t'.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from efface import probes, stats
+from efface.audits import Evidence, Finding, mean
+from efface.errors import EffaceError
+from efface.observations import Observations
+
+
+def alignment_matrix(embeddings: np.ndarray) -> np.ndarray:
+    """AM ``[n, n]`` of embeddings ``[n, views, d]`` with at least two views; raises otherwise."""
+    if embeddings.ndim != 3 or embeddings.shape[1] < 2:
+        raise EffaceError(
+            f"Embeddings of shape {embeddings.shape} have no alignment.",
+            "Expected [examples, views >= 2, dimensions].",
+        )
+    n, v, d = embeddings.shape
+    z = probes.unit(embeddings.reshape(n * v, d)).astype(np.float64).reshape(n, v, d)
+    center = z.mean(axis=1)
+    matrix = center @ center.T
+    own = (z**2).sum(axis=(1, 2))  # the v pairs of a view with itself, left out of the diagonal
+    matrix[np.diag_indices(n)] = (v * v * (center**2).sum(axis=1) - own) / (v * (v - 1))
+    return matrix
+
+
+def forget_score(before: np.ndarray, after: np.ndarray) -> float:
+    """FS of two arrays of embeddings ``[n, views, d]`` of the same examples: mean of the diagonal of AM
+    before - after.
+    """
+    return float((np.diag(alignment_matrix(before)) - np.diag(alignment_matrix(after))).mean())
+
+
+@dataclass(frozen=True)
+class AlignmentMatrix:
+    """Forget score per space, and a small heat map of the change between forgotten examples."""
+
+    shown: int = 40
+    """Examples in the heat map."""
+
+    def findings(self, evidence: Evidence) -> list[Finding]:
+        """``alignment_matrix.<space>.forget_score`` for every space."""
+        found: list[Finding] = []
+        for space in evidence.subject.spaces:
+            name = f"{space}.pairs"
+            if not (evidence.subject.has("forget", name) and evidence.original.has("forget", name)):
+                continue
+            before = evidence.original.of("forget", name).astype(np.float64).mean(axis=1)
+            drop = before - evidence.subject.of("forget", name).astype(np.float64).mean(axis=1)
+            oracles = [
+                float((before - o.of("forget", name).astype(np.float64).mean(axis=1)).mean())
+                for o in evidence.oracles
+                if o.has("forget", name)
+            ]
+            interval = stats.bootstrap(lambda v: float(v.mean()), drop, draws=500)
+            note = "how much less two views of a forgotten example agree than in the original"
+            details = self._map(evidence.original, evidence.subject, drop) if space == "backbone" else {}
+            found.append(
+                Finding(
+                    f"alignment_matrix.{space}.forget_score",
+                    float(drop.mean()),
+                    interval,
+                    "closer",
+                    0.0,
+                    mean(oracles),
+                    (len(drop),),
+                    note=note,
+                    details=details,
+                )
+            )
+        return found
+
+    def _map(self, before: Observations, after: Observations, drop: np.ndarray) -> dict[str, object]:
+        """Change of the cosine between un-augmented images; on the diagonal, of the agreement of views."""
+        rows = stats.chosen(len(drop), self.shown)
+        old, new = (
+            probes.unit(probes.features(o, "forget")[rows]).astype(np.float64) for o in (before, after)
+        )
+        change = old @ old.T - new @ new.T
+        change[np.diag_indices(len(rows))] = drop[rows]
+        return {
+            "keys": [str(k) for k in after.of("forget", "keys")[rows]],
+            "change": change.round(4).tolist(),
+        }

@@ -1,0 +1,147 @@
+"""Membership: what each attack can tell of the forgotten and of the retained, against never-trained examples.
+
+The original's and the oracles' numbers stand beside the subject's: an attack that cannot see the examples in
+the original proves nothing, and one that sees as much in an oracle sees something else than membership.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+from efface import attacks, signals, stats
+from efface.audits import Evidence, Finding, mean
+from efface.observations import Observations
+
+T = TypeVar("T")
+References = tuple[Observations, ...]
+Measured = float | tuple[float, float, float] | None
+"""A number, one with its interval, or nothing where a model has no such signal."""
+MEANING = "0.5: members and non-members look alike; compare with the oracle, which never saw the forget set"
+AT = "at a threshold chosen on other examples; precision as if members and non-members were equally many"
+SVC = (
+    "share of the forget set that the SVC calls member; Unlearn-Sparse and SalUn print 1 - this: MIA efficacy"
+)
+REFERENCED = {
+    "calibrated": (signals.calibrated, "score minus the references' mean score"),
+    "lira": (attacks.lira, "one variance for all examples: orders them exactly as `calibrated` does"),
+    "rmia": (attacks.rmia, "offline RMIA, gamma 1, a 0.3, population: the holdout"),
+}
+"""Attacks that need at least one reference which never saw the forget set."""
+
+
+@dataclass(frozen=True)
+class Membership:
+    """AUC, rates at a threshold chosen elsewhere, and true-positive rates at low false-positive rates."""
+
+    false_rates: tuple[float, ...] = (0.01, 0.001)
+    """False-positive rates at which the true-positive rate is read."""
+    points: int = 200
+    """Points kept of a ROC curve for figures."""
+    bins: int = 40
+    """Bins of the histograms for figures."""
+
+    def findings(self, evidence: Evidence) -> list[Finding]:
+        """``membership.<signal>.*`` for the forget set, ``membership.retain.<signal>.*`` for the retained."""
+        found: list[Finding] = []
+        for part in ("forget", "retain"):
+            rows = Rows(evidence, part, f"membership.{'retain.' if part == 'retain' else ''}")
+            for signal in signals.available(evidence.subject, part):
+                self.signal(rows, signal)
+                if part == "forget" and signal.endswith(".margin") and evidence.oracles:
+                    referenced(rows, signal)
+            fitted(rows)
+            found += rows.found
+        return found
+
+    def signal(self, rows: Rows, signal: str) -> None:
+        """One signal, in itself and as the exact threshold sweep."""
+        pairs = rows.each(lambda o: signals.pair(o, rows.part, signal))
+        details = self.figure(rows, signal) if signal in signals.prenamed(rows.evidence.subject) else {}
+        rows.add(f"{signal}.auc", [p and stats.delong(*p) for p in pairs], MEANING, details)
+        rows.rates(signal, lambda o: attacks.attack(o, rows.part, signal, attacks.sweep), signal)
+        for rate in self.false_rates:
+            at = [p and stats.tpr_at_fpr(*p, rate) for p in pairs]
+            values = [r.measured if r else None for r in at]
+            rows.add(f"{signal}.tpr_at_1_in_{round(1 / rate)}", values, at[0].note if at[0] else "")
+
+    def figure(self, rows: Rows, signal: str) -> dict[str, Any]:
+        """ROC curves, histograms on shared edges, and the permutation p of the subject's AUC."""
+        named = ((name, signals.pair(o, rows.part, signal)) for name, o, _ in rows.evidence.models())
+        pairs = {name: pair for name, pair in named if pair}
+        groups = {f"{name} members": pair[0] for name, pair in pairs.items()}
+        groups |= {f"{name} non-members": pair[1] for name, pair in pairs.items()}
+        return {
+            "roc": {name: stats.curve(*pair, self.points) for name, pair in pairs.items()},
+            "histogram": stats.histogram(groups, self.bins),
+            "permutation_p": stats.permutation(*pairs["subject"]),
+        }
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Findings about one part, with the same number for subject, original and oracles on each."""
+
+    evidence: Evidence
+    part: str
+    prefix: str
+    found: list[Finding] = field(default_factory=list)
+
+    def each(self, measure: Callable[[Observations], T]) -> list[T]:
+        """``measure`` of subject, original and every oracle."""
+        return [measure(o) for _, o, _ in self.evidence.models()]
+
+    def add(
+        self, name: str, values: Sequence[Measured], note: str, details: dict[str, Any] | None = None
+    ) -> None:
+        """One finding from the values of subject, original and oracles."""
+        subject, other = self.evidence.subject, signals.nonmembers(self.evidence.subject, self.part)
+        plain = [v[0] if isinstance(v, tuple) else v for v in values]
+        between = (values[0][1], values[0][2]) if isinstance(values[0], tuple) else None
+        n = (subject.count(self.part), subject.count(other))
+        oracle, name = mean(plain[2:]), self.prefix + name
+        made = Finding(
+            name, plain[0], between, "closer", plain[1], oracle, n, note=note, details=details or {}
+        )
+        self.found.append(made)
+
+    def rates(
+        self, name: str, run: Callable[[Observations], attacks.Attacked], signal: str, ranks: bool = False
+    ) -> None:
+        """Balanced accuracy, precision and recall of an attack on ``signal``; with ``ranks`` its AUC too."""
+        if not signals.has(self.evidence.subject, "retain", signal):
+            return  # nothing to choose a threshold on
+        done = self.each(lambda o: run(o) if signals.pair(o, self.part, signal) else None)
+        nobody = "; nobody was called a member" if done[0] and done[0].precision is None else ""
+        if ranks:
+            self.add(f"{name}.auc", [a and stats.interval(a.v10, a.v01) for a in done], MEANING)
+        self.add(f"{name}.balanced_accuracy", [a and a.balanced_accuracy for a in done], AT)
+        self.add(f"{name}.precision", [a and a.precision for a in done], AT + nobody)
+        self.add(f"{name}.recall", [a and a.recall for a in done], AT)
+
+
+def fitted(rows: Rows) -> None:
+    """EncoderMI-V in each space; for classifiers the SVC on confidence."""
+    subject, part = rows.evidence.subject, rows.part
+    for space in subject.spaces:
+        if signals.pair(subject, part, f"{space}.alignment"):
+            run = partial(attacks.encodermi_v, part=part, space=space)
+            rows.rates(f"{space}.encodermi_v", run, f"{space}.alignment", ranks=True)
+    if part == "forget" and signals.pair(subject, part, "logits.confidence"):
+        done = rows.each(lambda o: attacks.mia_svc(o) if signals.pair(o, part, "logits.confidence") else None)
+        rows.add("logits.mia_svc.rate", [a and a.recall for a in done], SVC)
+        rows.add("logits.mia_svc.false_rate", [a and a.false_rate for a in done], "the same, of non-members")
+
+
+def referenced(rows: Rows, signal: str) -> None:
+    """Attacks with references; an oracle is attacked with the other oracles, so one alone has no number."""
+    score: Callable[[Observations, References, str, str], Any]
+    for name, (score, note) in REFERENCED.items():
+        values: list[Measured] = []
+        for _, observed, others in rows.evidence.models():
+            able = bool(others) and all(signals.pair(o, "forget", signal) for o in (observed, *others))
+            sides = [score(observed, others, p, signal) for p in ("forget", "holdout")] if able else []
+            values.append(stats.delong(sides[0], sides[1]) if able else None)
+        rows.add(f"{signal}.{name}.auc", values, f"{note}; {MEANING}")

@@ -1,0 +1,160 @@
+"""Membership signals: one score per example and model, from observations. Higher is more member-like, always.
+
+==========================  =========================================================================
+``<space>.alignment``       mean cosine over the pairs of augmented views (EncoderMI, Liu et al. 2021)
+``<space>.margin``          that over tau, minus logsumexp of the cosines to a public bank
+``<space>.norm``            mean norm of the embedding
+``gradient_norm``           minus the norm of the loss's gradient at the input: members lie flatter
+``logits.confidence``       p_y
+``logits.cross_entropy``    log p_y
+``logits.margin``           log p_y/(1 - p_y)
+``logits.modified_entropy``  minus Song and Mittal's (2021) modified entropy, of each example alone
+==========================  =========================================================================
+
+Of a classifier, examples with the label -1 have no score on ``logits.*`` and ``gradient_norm``. Everything
+is computed from log-probabilities of that row alone, so no batch changes a score and no probability of
+exactly 1 becomes an infinity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from efface.errors import EffaceError, unknown
+from efface.observations import Observations
+
+
+def log_probabilities(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``(log p, log (1 - p))`` of every class ``[n, classes]``; exact where p is 1 to machine precision."""
+    z = np.asarray(logits, dtype=np.float64)
+    if z.shape[1] < 2:
+        raise EffaceError(
+            f"Logits of shape {z.shape} are no classifier's.", "At least two classes are needed."
+        )
+    rows, top = np.arange(len(z)), z.argmax(axis=1)
+    z = z - z[rows, top][:, None]
+    others = z.copy()
+    others[rows, top] = -np.inf
+    peak = others.max(axis=1, keepdims=True)
+    rest = peak[:, 0] + np.log(np.exp(others - peak).sum(axis=1))  # log of the others' weight; the top's is 1
+    log_p = z - np.log1p(np.exp(rest))[:, None]
+    log_rest = np.log1p(-np.minimum(np.exp(log_p), 0.75))  # right for all but the top class
+    log_rest[rows, top] = rest - np.log1p(np.exp(rest))
+    return log_p, log_rest
+
+
+def modified_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """-(1 - p_y) log p_y - sum_{i != y} p_i log(1 - p_i), per example ``[n]``; lower for members."""
+    log_p, log_rest = log_probabilities(logits)
+    rows = np.arange(len(labels))
+    terms = np.exp(log_p) * log_rest
+    terms[rows, labels] = np.exp(log_rest[rows, labels]) * log_p[rows, labels]
+    return -terms.sum(axis=1)
+
+
+def _of_label(which: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    def score(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        log_p, log_rest = log_probabilities(logits)
+        rows = np.arange(len(labels))
+        log_y = log_p[rows, labels]
+        return {
+            "confidence": np.exp(log_y),
+            "cross_entropy": log_y,
+            "margin": log_y - log_rest[rows, labels],
+        }[which]
+
+    return score
+
+
+FROM_LOGITS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "confidence": _of_label("confidence"),
+    "cross_entropy": _of_label("cross_entropy"),
+    "margin": _of_label("margin"),
+    "modified_entropy": lambda logits, labels: -modified_entropy(logits, labels),
+}
+STORED_AS = {"alignment": "pairs", "margin": "margin", "norm": "norm"}
+
+
+def labels(observed: Observations, part: str) -> np.ndarray:
+    """Labels ``[n]`` of ``part``, -1 where unknown; all -1 where the data has none."""
+    if observed.has(part, "labels"):
+        return np.asarray(observed.of(part, "labels"), dtype=np.int64)
+    return np.full(observed.count(part), -1, dtype=np.int64)
+
+
+def rows(observed: Observations, part: str, signal: str) -> np.ndarray:
+    """Positions ``[n]`` of the examples of ``part`` that have a score: all, or those with a label."""
+    if signal.startswith("logits.") or (signal == "gradient_norm" and observed.has(part, "logits")):
+        return np.flatnonzero(labels(observed, part) >= 0)
+    return np.arange(observed.count(part))
+
+
+def scores(observed: Observations, part: str, signal: str) -> np.ndarray:
+    """``signal`` of the examples of ``part`` at :func:`rows`, float64 ``[n]``."""
+    space, _, kind = signal.rpartition(".")
+    if space == "logits" and kind in FROM_LOGITS:
+        seen = rows(observed, part, signal)
+        return FROM_LOGITS[kind](observed.of(part, "logits")[seen], labels(observed, part)[seen])
+    if signal == "gradient_norm":
+        return -np.asarray(observed.of(part, signal), dtype=np.float64)[rows(observed, part, signal)]
+    if space in observed.spaces and kind in STORED_AS:
+        stored = np.asarray(observed.of(part, f"{space}.{STORED_AS[kind]}"), dtype=np.float64)
+        return stored.mean(axis=1) if kind == "alignment" else stored
+    raise unknown("signal", signal, every(observed.spaces))
+
+
+def every(spaces: Sequence[str]) -> tuple[str, ...]:
+    """The names of all signals of a model with these embedding spaces."""
+    embedded = tuple(f"{space}.{kind}" for space in spaces for kind in STORED_AS)
+    return (*embedded, "gradient_norm", *(f"logits.{kind}" for kind in FROM_LOGITS))
+
+
+def has(observed: Observations, part: str, signal: str) -> bool:
+    """Whether ``signal`` can be computed for at least one example of ``part``."""
+    space, _, kind = signal.rpartition(".")
+    stored = "logits" if space == "logits" else f"{space}.{STORED_AS[kind]}" if kind in STORED_AS else signal
+    return observed.has(part, stored) and len(rows(observed, part, signal)) > 0
+
+
+def available(observed: Observations, part: str = "forget") -> tuple[str, ...]:
+    """The signals that ``part`` and its non-members both have."""
+    other = nonmembers(observed, part)
+    return tuple(s for s in every(observed.spaces) if has(observed, part, s) and has(observed, other, s))
+
+
+def prenamed(observed: Observations) -> tuple[str, ...]:
+    """The signals a verdict is decided on, fixed before looking: the margins."""
+    wanted = ("backbone.margin", "projector.margin", "logits.margin")
+    return tuple(signal for signal in wanted if signal in available(observed))
+
+
+def nonmembers(observed: Observations, part: str) -> str:
+    """The never-trained part that ``part`` is compared with: ``holdout`` has the class mix of the forget set;
+    where that differs from the retained examples' mix, ``spare`` has theirs. Retained examples are never
+    non-members.
+    """
+    return "spare" if part == "retain" and observed.count("spare") > 0 else "holdout"
+
+
+def pair(observed: Observations, part: str, signal: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Scores of ``part`` and of its non-members; None where this model has no such signal."""
+    other = nonmembers(observed, part)
+    if not (has(observed, part, signal) and has(observed, other, signal)):
+        return None
+    return scores(observed, part, signal), scores(observed, other, signal)
+
+
+def calibrated(
+    observed: Observations, references: Sequence[Observations], part: str, signal: str
+) -> np.ndarray:
+    """Score minus the references' mean score: what is left of an example that is easy for everybody."""
+    for reference in references:
+        if not np.array_equal(observed.of(part, "keys"), reference.of(part, "keys")):
+            raise EffaceError(
+                f"The examples of '{part}' differ between two models' observations.",
+                "A score can be compared with a reference's only for the same example in the same order.",
+                "Observe all models on the same split.",
+            )
+    return scores(observed, part, signal) - np.mean([scores(r, part, signal) for r in references], axis=0)
