@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import stats as slow
 from scipy import stats as scipy_stats
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from efface import stats
 from efface.errors import EffaceError
+from tests.reference import stats as slow
 
 SCORES = st.lists(st.integers(-4, 4).map(float), min_size=1, max_size=12)
 """Few distinct values, so that ties are the rule; negative, so that a search on [0, 1] fails."""
@@ -306,10 +306,3 @@ def test_js_divergence():
     p, q = rng.dirichlet(np.ones(5), 6), rng.dirichlet(np.ones(5), 6)
     expected = [slow.js_divergence(a, b) for a, b in zip(p, q, strict=True)]
     assert stats.js_divergence(p, q) == pytest.approx(expected, abs=1e-12)
-
-
-def test_sub_sample_is_random_and_reproducible():
-    assert np.array_equal(stats.chosen(5, 9), np.arange(5))
-    taken = stats.chosen(1000, 100)
-    assert len(set(taken)) == 100 and np.array_equal(taken, stats.chosen(1000, 100))
-    assert len(set(taken // 100)) == 10 and len(set(taken % 10)) == 10

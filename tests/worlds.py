@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 
+from efface import signals
 from efface.observations import Observations
 
 PAIRS = 45
@@ -45,6 +49,7 @@ class World:
         made["features"] = (np.ones_like(x) if collapsed else x).astype(np.float32)
         if self.labelled:
             made["labels"] = self.y[part]
+        score = np.zeros(n)
         if self.classifier:
             logits = rng.normal(size=(n, self.classes))
             logits[np.arange(n), self.y[part]] += 2 + self.hard[part] + gain + noise * rng.normal(size=n)
@@ -65,3 +70,27 @@ class World:
 
     def oracle(self, i=1, **more):
         return self.model(f"oracle {i}", {"retain": 1.0}, **more)
+
+
+def with_arrays(observed: Observations, **changed) -> Observations:
+    """``forget__labels=...`` replaces ``forget/labels``; None takes it away."""
+    arrays = dict(observed.arrays)
+    for name, value in changed.items():
+        arrays.pop(name.replace("__", "/"), None)
+        if value is not None:
+            arrays[name.replace("__", "/")] = value
+    return dataclasses.replace(observed, arrays=arrays)
+
+
+def pair(observed: Observations, part: str, signal: str) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of ``part`` and of its non-members, which must be there."""
+    found = signals.pair(observed, part, signal)
+    assert found is not None
+    return found
+
+
+def by_name(findings) -> dict[str, Any]:
+    """Findings by their names, which must differ."""
+    named = {finding.name: finding for finding in findings}
+    assert len(named) == len(findings)
+    return named

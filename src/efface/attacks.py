@@ -8,7 +8,6 @@ the SVC its support vectors. Whatever they pick, they pick on ``fit`` and are ju
 from __future__ import annotations
 
 import warnings
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,23 +18,16 @@ from efface.errors import EffaceError
 from efface.observations import Observations
 
 Fit = Callable[[np.ndarray, np.ndarray], tuple[Callable[[np.ndarray], np.ndarray], float]]
-"""``(members, non-members) -> (score function, threshold)``: a score >= threshold is called a member."""
+"""``(members, non-members) -> (score function, threshold)``: a score >= threshold is called a member.
+
+The rows come in random order (by key), so that the first of them are a fair sample."""
 CAP = 2000
-"""Examples of each side a classifier is fitted on, at most (drawn at random)."""
-
-
-def folds(keys: np.ndarray) -> np.ndarray:
-    """0 or 1 for each key ``[n]``, in equal numbers, by the key and not by its position."""
-    hashes = np.array([zlib.crc32(str(key).encode()) for key in keys], dtype=np.int64)
-    order = np.lexsort((keys, hashes))
-    half = np.empty(len(keys), dtype=np.int64)
-    half[order] = np.arange(len(keys)) % 2
-    return half
+"""Examples of each side a classifier is fitted on, at most (a random sample, by key)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Rows of one part."""
+    """Places among the scored examples of one part, in an order that only the keys decide."""
 
     part: str
     at: np.ndarray
@@ -59,10 +51,9 @@ def rounds(observed: Observations, part: str, signal: str) -> list[Round]:
     """
 
     def half(name_of_part: str, fold: int | None) -> Rows:
-        keys = observed.of(name_of_part, "keys")[signals.rows(observed, name_of_part, signal)]
-        return Rows(
-            name_of_part, np.arange(len(keys)) if fold is None else np.flatnonzero(folds(keys) == fold)
-        )
+        at = signals.rows(observed, name_of_part, signal)
+        order = signals.shuffled(observed.of(name_of_part, "keys")[at])
+        return Rows(name_of_part, order if fold is None else order[fold::2])
 
     def full(name_of_part: str) -> Rows:
         return half(name_of_part, None)
@@ -140,7 +131,7 @@ def logistic(members: np.ndarray, others: np.ndarray) -> tuple[Callable[[np.ndar
     from sklearn.exceptions import ConvergenceWarning  # slow to import, and only fitted attacks need it
     from sklearn.linear_model import LogisticRegression
 
-    members, others = (x[stats.chosen(len(x), CAP)] for x in (members, others))
+    members, others = members[:CAP], others[:CAP]
     x, y = np.concatenate([members, others]), np.repeat([1, 0], [len(members), len(others)])
     center, scale = x.mean(axis=0), x.std(axis=0)
     scale = np.where(scale > 0, scale, 1.0)
@@ -170,7 +161,7 @@ def support_vectors(
     from sklearn.svm import SVC  # slow to import, and only fitted attacks need it
 
     count = min(len(members), len(others), CAP)
-    members, others = (x[stats.chosen(len(x), count)] for x in (members, others))
+    members, others = members[:count], others[:count]
     model = SVC(C=3, kernel="rbf", gamma="auto")
     model.fit(np.concatenate([members, others])[:, None], np.repeat([1, 0], count))
     return (lambda scores: model.predict(scores[:, None]).astype(np.float64)), 0.5

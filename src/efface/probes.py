@@ -12,10 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from efface import stats
 from efface.errors import EffaceError
 from efface.observations import Observations
-from efface.signals import labels
+from efface.signals import labels, shuffled
 
 CHUNK = 2**24
 """Similarities held at once (64 MB)."""
@@ -73,23 +72,26 @@ def neighbors(
     return [np.concatenate(found) for found in voted]
 
 
-def knn(observed: Observations, part: str, ks: Sequence[int] = (20,), cap: int = 10_000) -> list[Hits] | None:
-    """``(right, of)`` for each k: neighbors among the retained examples vote on ``part`` (on ``retain``:
-    itself excluded).
+def labelled(observed: Observations, part: str) -> np.ndarray:
+    """Positions ``[n]`` of the labelled examples of ``part``, in an order that only their keys decide."""
+    if not observed.has(part, "labels"):
+        return np.empty(0, dtype=np.int64)
+    known = np.flatnonzero(labels(observed, part) >= 0)
+    return known[shuffled(observed.of(part, "keys")[known])]
 
-    At most ``cap`` random queries. None without labels, or with fewer than two labelled retained examples.
+
+def knn(observed: Observations, part: str, ks: Sequence[int] = (20,), cap: int = 10_000) -> list[Hits] | None:
+    """``(right, of)`` for each k: neighbors among the retained examples vote on ``part``.
+
+    On ``retain`` an example has no vote on itself. At most ``cap`` random queries. None without labels, or
+    with fewer than two labelled retained examples.
     """
-    mine, theirs = (
-        np.flatnonzero(labels(observed, part) >= 0),
-        np.flatnonzero(labels(observed, "retain") >= 0),
-    )
+    mine, theirs = labelled(observed, part)[:cap], np.sort(labelled(observed, "retain"))
     if len(mine) == 0 or len(theirs) < 2:
         return None
-    taken = stats.chosen(len(mine), cap)
-    truth = labels(observed, part)[mine[taken]]
+    truth, own = labels(observed, part)[mine], np.searchsorted(theirs, mine) if part == "retain" else None
     bank, bank_labels = features(observed, "retain")[theirs], labels(observed, "retain")[theirs]
-    queries = features(observed, part)[mine[taken]]
-    voted = neighbors(bank, bank_labels, queries, ks, places=taken if part == "retain" else None)
+    voted = neighbors(bank, bank_labels, features(observed, part)[mine], ks, places=own)
     return [(int((v == truth).sum()), len(truth)) for v in voted]
 
 
@@ -127,21 +129,13 @@ def linear_probe(
     from sklearn.exceptions import ConvergenceWarning  # slow to import, and only this needs it
     from sklearn.linear_model import LogisticRegression
 
-    def labelled(name: str, most: int) -> tuple[np.ndarray, np.ndarray]:
-        known = labels(observed, name)
-        rows = np.flatnonzero(known >= 0)
-        rows = rows[stats.chosen(len(rows), most)]
-        return (
-            (features(observed, name)[rows].astype(np.float64), known[rows])
-            if len(rows)
-            else (np.empty(0), rows)
-        )
+    def table(name: str) -> tuple[np.ndarray, np.ndarray]:
+        rows = labelled(observed, name)[:cap]
+        if len(rows) == 0:
+            return np.empty(0), rows
+        return features(observed, name)[rows].astype(np.float64), labels(observed, name)[rows]
 
-    (x, y), (seen, truth), (held, held_truth) = (
-        labelled("retain", cap),
-        labelled(part, cap),
-        labelled("valid", cap),
-    )
+    (x, y), (seen, truth), (held, held_truth) = table("retain"), table(part), table("valid")
     if len(truth) == 0 or len(np.unique(y)) < 2:
         return None
     center, scale = x.mean(axis=0), x.std(axis=0)
@@ -157,7 +151,7 @@ def linear_probe(
         kept = (
             np.count_nonzero(model.predict((held - center) / scale) == held_truth) if len(held_truth) else 0
         )
-        fits.append((kept, -c, right))
+        fits.append((int(kept), -c, int(right)))
     _, c, right = max(fits)
     return Probed(right, len(truth), -c, f"a fit stopped at {iterations} iterations" if stopped else "")
 
@@ -185,11 +179,12 @@ def effective_rank(x: np.ndarray) -> float:
     return float(np.exp(-(p[p > 0] * np.log(p[p > 0])).sum()))
 
 
-def uniformity(x: np.ndarray, cap: int = 2000) -> float:
-    """log mean exp(-2 |z_i - z_j|^2) over pairs i < j of unit rows (Wang and Isola 2020): 0 collapsed, lower
-    is better.
+def uniformity(x: np.ndarray) -> float:
+    """log mean exp(-2 |z_i - z_j|^2) over pairs i < j of unit rows (Wang and Isola 2020): 0 collapsed.
+
+    Lower is better. Takes ``n * n`` numbers of memory.
     """
-    z = unit(x[stats.chosen(len(x), cap)]).astype(np.float64)
+    z = unit(x).astype(np.float64)
     upper = np.triu_indices(len(z), 1)
     return float(np.log(np.exp(-2 * np.maximum(2 - 2 * (z @ z.T)[upper], 0)).mean()))
 

@@ -18,6 +18,7 @@ exactly 1 becomes an infinity.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -82,6 +83,16 @@ def labels(observed: Observations, part: str) -> np.ndarray:
     if observed.has(part, "labels"):
         return np.asarray(observed.of(part, "labels"), dtype=np.int64)
     return np.full(observed.count(part), -1, dtype=np.int64)
+
+
+def shuffled(keys: np.ndarray) -> np.ndarray:
+    """Positions ``[n]`` in a random order that only the keys decide: its start is a fair sample of any part.
+
+    (A prefix of the rows would hold two classes of ten where they are sorted, and another two if reordered.)
+    """
+    # A checksum would not do: it is linear, and keys that count up would come out in patterns.
+    hashes = [hashlib.blake2b(str(key).encode(), digest_size=8).digest() for key in keys]
+    return np.lexsort((keys, np.array([int.from_bytes(digest) for digest in hashes], dtype=np.uint64)))
 
 
 def rows(observed: Observations, part: str, signal: str) -> np.ndarray:

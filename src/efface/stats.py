@@ -320,15 +320,6 @@ def epsilon_ceiling(members: int, nonmembers: int, level: float = 0.95) -> float
     return math.log(clopper_pearson(members, members, level)[0] / clopper_pearson(0, nonmembers, level)[1])
 
 
-def chosen(n: int, cap: int, seed: int = 0) -> np.ndarray:
-    """Positions ``[min(n, cap)]`` of a random, sorted, reproducible sub-sample: a prefix of sorted data would
-    hold two classes of ten, and every tenth row might hold one.
-    """
-    if n <= cap:
-        return np.arange(n)
-    return np.sort(np.random.default_rng(seed).permutation(n)[:cap])
-
-
 def histogram(groups: dict[str, np.ndarray], bins: int = 40) -> dict[str, Any]:
     """JSON-able counts of several groups on shared edges that include the smallest and the largest score of
     all.

@@ -184,7 +184,7 @@ def weigh(evidence: Evidence, names: tuple[str, ...], criteria: Criteria) -> tup
 
 
 def more(members: int, nonmembers: int, value: float, criteria: Criteria) -> int | None:
-    """Forget examples that would decide: if nothing is left to see or, given so many, if ``value`` is true."""
+    """Forget examples that would decide: if nothing is left to see, or else if ``value`` is the truth."""
     plans = (
         stats.needed_n(criteria.delta, nonmembers, criteria.alpha, truth=truth) for truth in (0.5, value)
     )

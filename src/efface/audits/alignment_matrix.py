@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from efface import probes, stats
+from efface import probes, signals, stats
 from efface.audits import Evidence, Finding, mean
 from efface.errors import EffaceError
 from efface.observations import Observations
@@ -85,7 +85,7 @@ class AlignmentMatrix:
 
     def _map(self, before: Observations, after: Observations, drop: np.ndarray) -> dict[str, object]:
         """Change of the cosine between un-augmented images; on the diagonal, of the agreement of views."""
-        rows = stats.chosen(len(drop), self.shown)
+        rows = np.sort(signals.shuffled(after.of("forget", "keys"))[: self.shown])
         old, new = (
             probes.unit(probes.features(o, "forget")[rows]).astype(np.float64) for o in (before, after)
         )

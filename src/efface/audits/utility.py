@@ -7,9 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from efface import probes, stats
+from efface import probes, signals, stats
 from efface.audits import Evidence, Finding, mean
 from efface.observations import Observations
+
+PAIRED = 2000
+"""Examples whose pairwise distances are taken (a random sample, by key)."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +102,10 @@ def label_free(evidence: Evidence) -> list[Finding]:
         return [measure(v) for v in x]
 
     note = f"log mean exp(-2 squared distance) on {part}; a collapsed encoder has 0"
-    found.append(
-        measured("utility.uniformity", each(probes.uniformity) if n > 1 else [None] * len(x), n, note)
-    )
+    few = signals.shuffled(evidence.subject.of(part, "keys"))[:PAIRED]
+    if len(few) > 1:
+        values = each(lambda v: probes.uniformity(v[few]))
+        found.append(measured("utility.uniformity", values, len(few), note))
     note = f"of the features of {part}; a collapsed encoder has 1"
     found.append(measured("utility.effective_rank", each(probes.effective_rank), n, note))
     note = f"1: the features of {part} are the original's up to rotation and scale"
