@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 import efface.audits
-from efface import probes, signals
+from efface import probes, signals, stats
 from efface.audits import AUDITS, Cost, Evidence
 from efface.audits.alignment_matrix import alignment_matrix, forget_score
 from efface.audits.collateral import Collateral
 from efface.audits.membership import Membership
-from efface.audits.oracle_gap import OracleGap
+from efface.audits.oracle_gap import OracleGap, floor
 from efface.audits.utility import Utility
 from efface.errors import EffaceError
 from tests.reference import probes as slow_probes
@@ -178,6 +178,11 @@ def test_the_probe_chooses_c_on_valid_and_refuses_one_class():
     without = probes.linear_probe(with_arrays(observed, valid__labels=None), "test", (0.1, 100.0))
     assert both is not None and both.c == 0.1
     assert without is not None and without.c == 1.0
+    seen = {f"valid__{name}": observed.of("retain", name) for name in ("features", "labels", "keys")}
+    fooled = probes.linear_probe(with_arrays(observed, **seen), "test", (0.01, 100.0))
+    fair = probes.linear_probe(observed, "test", (0.01,))
+    assert fooled is not None and fair is not None
+    assert fooled.c == 100.0 and fooled.right < fair.right  # valid decides, also where test knows better
     single = with_arrays(observed, retain__labels=np.zeros(60, dtype=np.int64))
     assert probes.linear_probe(single) is None
 
@@ -220,6 +225,22 @@ def test_the_oracle_gap_without_labels_without_oracle_and_with_one(classifier_wo
     assert "oracle_gap.knn20.test" in by_name(
         OracleGap().findings(Evidence(w.original(), w.model("u"), (w.oracle(),)))
     )
+
+
+def test_output_divergence_is_to_the_oracles_and_not_to_itself(evidence):
+    found = by_name(OracleGap().findings(evidence))["oracle_gap.outputs.forget"]
+    first, second = (o.of("forget", "logits").astype(np.float64) for o in evidence.oracles)
+
+    def softmax(z):
+        return np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+
+    between = stats.js_divergence(softmax(first), softmax(second)).mean()
+    assert found.oracle == pytest.approx(between) and found.original > found.value > 0.5 * between
+
+
+def test_the_noise_floor_leaves_the_oracle_out_of_its_own_mean():
+    assert floor([0.0, 1.0, 2.0]) == pytest.approx((1.5 + 0 + 1.5) / 3)
+    assert floor([0.2, 0.5]) == pytest.approx(0.3) and floor([0.2]) is None
 
 
 def test_cost_is_a_share_of_retraining(evidence):

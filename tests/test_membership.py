@@ -116,7 +116,7 @@ def test_calibrated_and_rmia_against_the_slow_twins(evidence):
     own = attacks.rmia(subject, oracles, "holdout", "backbone.margin")
     n = len(z)
     expected = [(s * n - 1) / (n - 1) for s in slow.rmia(z, z_refs, z, z_refs, 1.0, 0.3)]
-    assert own == pytest.approx(expected, abs=2.5 / n)  # ratio(z)/ratio(z) may round to just below 1
+    assert own == pytest.approx(expected, abs=1e-12)
 
 
 def test_lira_with_one_variance_orders_as_calibrated_does(evidence):
@@ -198,6 +198,21 @@ def test_a_perfect_and_a_blind_attack():
 
 
 def test_the_svc_says_which_way_it_counts(evidence):
-    finding = by_name(Membership().findings(evidence))["membership.logits.mia_svc.rate"]
+    found = by_name(Membership().findings(evidence))
+    finding, done = found["membership.logits.mia_svc.rate"], attacks.mia_svc(evidence.subject)
+    assert (finding.value, found["membership.logits.mia_svc.false_rate"].value) == (
+        done.recall,
+        done.false_rate,
+    )
+    assert done.recall != done.false_rate
     assert finding.original > finding.oracle + 0.05  # the share called member falls when F is forgotten
     assert "1 - this" in finding.note
+
+
+def test_a_score_at_the_threshold_is_called_member_on_both_sides():
+    w = World(8, forget=40, retain=40, holdout=40)
+    said = {"forget": np.ones(40), "retain": np.ones(40), "holdout": np.arange(40) % 4 == 0}
+    coarse = with_arrays(w.original(), **{f"{p}__backbone.margin": x.astype(float) for p, x in said.items()})
+    told = attacks.attack(coarse, "forget", "backbone.margin", attacks.sweep)
+    assert told.recall == 1 and told.false_rate == pytest.approx(0.25)
+    assert told.precision == pytest.approx(0.8) and told.balanced_accuracy == pytest.approx(0.875)

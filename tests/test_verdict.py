@@ -119,6 +119,26 @@ def test_without_power_the_answer_is_inconclusive_whatever_the_subject():
     assert "stands out on backbone.margin, projector.margin" in " ".join(verdict.limits)
 
 
+def test_power_is_the_low_end_of_the_95_percent_interval():
+    close = set()
+    for seed in range(40):
+        w = World(seed, hardness=0.75**0.5, forget=200, retain=60, holdout=400, test=40, valid=0)
+        original = w.model("original", {"forget": 0.38})
+        criteria = Criteria(signals=("backbone.margin",))
+        (one,) = judge(Evidence(original, w.oracle()), criteria).signals
+        assert one.powered == (one.power[1] > 0.55)
+        assert one.powered == (stats.tails(*placed(original), 0.55)[0] < 0.025)
+        close.add(one.powered)
+        both = judge(Evidence(original, w.oracle())).signals
+        assert not any(s.powered for s in both) or max(s.power[1] for s in both) > 0.55
+    assert close == {True, False}
+
+
+def placed(observed):
+    """DeLong components of the raw backbone margin."""
+    return stats.placements(*(signals.scores(observed, p, "backbone.margin") for p in ("forget", "holdout")))
+
+
 def hiding(world, name, gain, where):
     """A model whose ``where`` shows ``gain`` on the forget set while the other space shows nothing."""
     shown, clean = world.model(name, {"retain": 1.0, "forget": gain}), world.model(name, {"retain": 1.0})

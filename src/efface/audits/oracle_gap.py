@@ -66,7 +66,7 @@ class OracleGap:
             (len(oracles),),
             note=note,
         )
-        return [average, *found, *cost(evidence)]
+        return [average, *found, *outputs(evidence), *cost(evidence)]
 
     def metrics(self, observed: Observations) -> dict[str, float]:
         """Everything that can be measured of one model: accuracies of three parts, membership of two, per
@@ -97,6 +97,21 @@ def floor(seen: list[float]) -> float | None:
         return None
     total = sum(seen)
     return float(np.mean([abs(one - (total - one) / (len(seen) - 1)) for one in seen]))
+
+
+def outputs(evidence: Evidence) -> list[Finding]:
+    """Classifiers: mean Jensen-Shannon divergence of the class probabilities to each oracle's, on F."""
+    models = [o for _, o, _ in evidence.models()]
+    if not all(o.has("forget", "logits") for o in models):
+        return []
+    p = [np.exp(signals.log_probabilities(o.of("forget", "logits"))[0]) for o in models]
+    gaps = [
+        mean(float(stats.js_divergence(p[i], q).mean()) for j, q in enumerate(p[2:], 2) if j != i)
+        for i in range(len(p))
+    ]
+    note = "not part of the average; 0 to log 2"
+    n, noise = (len(p[0]),), mean(gaps[2:])
+    return [Finding("oracle_gap.outputs.forget", gaps[0], None, "lower", gaps[1], noise, n, "nats", note)]
 
 
 def cost(evidence: Evidence) -> list[Finding]:
