@@ -223,6 +223,7 @@ def classifier() -> Case:
     return case(w, subject, w.original(projector=False), (w.oracle(projector=False),))
 
 
+LONG = "/very/long/" + "folder/" * 20
 EVIL = '<script>alert(\'&"1")</script>'
 
 

@@ -71,7 +71,7 @@ class Items(Strict):
         if secret is None or hashlib.sha256(secret).hexdigest() != self.key_digest:
             raise EffaceError(
                 f"The key is {'missing' if secret is None else 'not the one of this record'}.",
-                "The record holds keyed digests: without its own key nobody can tell which examples they are.",
+                "The record holds keyed digests: without its key nobody can tell which examples they are.",
                 f"Use the {KEY} that was written beside this record.",
             )
         return keyed(secret, item) in self.values

@@ -236,7 +236,7 @@ class Record(Strict):
         """This record about ``ids``, and the secret to save with it (None with ``plain_ids``).
 
         Every id is taken out of selector, configuration, warnings and findings, and whatever digest could
-        confirm a guess at the ids is keyed. Raises unless the request counts as many examples as there are ids.
+        confirm a guess at the ids is keyed. Raises unless the request counts as many examples as ids are given.
         """
         if len(ids) != self.request.count:
             raise EffaceError(

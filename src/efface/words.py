@@ -1,0 +1,80 @@
+"""What each verdict means, for someone who has never heard of it, and what to do next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from efface.verdict import Verdict, Word
+
+
+@dataclass(frozen=True)
+class Words:
+    """A verdict in plain words."""
+
+    symbol: str
+    """Name of the drawing beside the word."""
+    headline: str
+    meaning: str
+    then: str
+    """What to do next."""
+
+
+WORDS: dict[Word, Words] = {
+    "removed": Words(
+        "check",
+        "No trace was found, at the resolution tested.",
+        "To the attack, the forgotten examples now look like examples that the model was never trained on.",
+        "The new checkpoint can take the old one’s place. Then work through the list of other copies below.",
+    ),
+    "residue": Words(
+        "cross",
+        "A trace is left.",
+        "The attack can still tell the forgotten examples from examples that the model was never trained on.",
+        "Do not count the request as done with this checkpoint. Unlearn with more strength or another "
+        "method, or retrain without the examples.",
+    ),
+    "over-forgotten": Words(
+        "down",
+        "The examples stand out again, in the other direction.",
+        "The model now treats the forgotten examples worse than examples it was never trained on, and "
+        "standing out downwards gives them away as well.",
+        "Do not count the request as done with this checkpoint. Unlearn with less strength or stop earlier, "
+        "or retrain without the examples.",
+    ),
+    "inconclusive": Words(
+        "question",
+        "The evidence does not decide.",
+        "There are too few examples, or the measurement is too coarse, to say whether a trace is left.",
+        "This is neither a pass nor a failure. Audit again with more never-trained examples or with "
+        "retrained models to compare with, or retrain without the examples.",
+    ),
+    "removed, utility lost": Words(
+        "exclamation",
+        "No trace was found, but the model has lost its use.",
+        "A model that has been damaged forgets too. Here the forgotten examples no longer show, and neither "
+        "does much of what the model was for.",
+        "Do not deploy this checkpoint. Unlearn with less strength or another method, or retrain without the "
+        "examples.",
+    ),
+}
+BLIND = Words(
+    "question",
+    "The attack is blind to these examples.",
+    "It could not tell them from never-trained examples even before anything was unlearned. That it sees "
+    "nothing now therefore says nothing.",
+    "This is neither a pass nor a failure. Audit again with retrained models to compare with, or retrain "
+    "without the examples.",
+)
+SYMBOLS: dict[str, str] = {word: words.symbol for word, words in WORDS.items()}
+PLACES = {
+    "backbone.margin": "the encoder’s output",
+    "projector.margin": "the projection head’s output",
+    "logits.margin": "the classifier’s answer",
+}
+"""Signals as the places where an attacker looks."""
+
+
+def words_of(verdict: Verdict) -> Words:
+    """The plain words for a verdict; an inconclusive one may be undecided, or blind."""
+    blind = verdict.word == "inconclusive" and not any(one.powered for one in verdict.signals)
+    return BLIND if blind else WORDS[verdict.word]
