@@ -159,7 +159,7 @@ def facts(name: str, i: int) -> CheckpointFacts:
     return CheckpointFacts(digest=digest, parent="a" * 64, method=made, exact=True, seed=i, split="5" * 64)
 
 
-BIG = {"forget": 1500, "retain": 1500, "holdout": 1500, "test": 300, "valid": 100}
+BIG: dict[str, Any] = {"forget": 1500, "retain": 1500, "holdout": 1500, "test": 300, "valid": 100}
 
 
 @cache

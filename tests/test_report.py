@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from importlib import resources
 from itertools import pairwise
@@ -184,6 +185,11 @@ def test_every_verdict_word_has_its_own_text_and_symbol():
     assert shown == set(EXIT_CODES), "the cases do not cover every word"
 
 
+def test_undecided_and_blind_are_told_apart(pages: dict[str, str]):
+    assert WORDS["inconclusive"].headline in pages["small"] and BLIND.headline not in pages["small"]
+    assert BLIND.headline in pages["blind"] and "so this adds nothing" in pages["blind"]
+
+
 def test_hostile_names_are_text(pages: dict[str, str]):
     assert "<script" not in pages["evil"].lower() and EVIL not in pages["evil"]
     assert Page(pages["evil"]).words.count(EVIL) > 10
@@ -259,16 +265,23 @@ def test_disgorgement_is_not_answered_by_unlearning():
 def test_a_changed_record_changes_the_page():
     record: Record = records.residue().record
     before = render(record, {}, [])
-    first = record.verdict.signals[0]
-    moved = SignalVerdict(**{**vars(first), "value": 0.6125, "power": (0.8125, 0.75, 0.875)})
-    verdict = type(record.verdict)(
-        **{**vars(record.verdict), "signals": (moved, *record.verdict.signals[1:])}
+    first = replace(
+        record.verdict.signals[0], value=0.6137, low=0.5931, high=0.6418, power=(0.8129, 0.7513, 0.8746)
     )
-    after = render(
-        record.model_copy(update={"verdict": verdict, "cost": {"subject": Cost(7, 8, 9.0)}}), {}, []
-    )
-    for said in ("0.613", "81.2", "61.2", "9.0 s"):
-        assert (after.count(said) > before.count(said)) or said not in before
+    verdict = replace(record.verdict, signals=(first, *record.verdict.signals[1:]), delta=0.07)
+    cost = {"subject": Cost(731, 8377, 9.25)}
+    after = render(record.model_copy(update={"verdict": verdict, "cost": cost}), {}, [])
+    for said in (
+        "0.614",
+        "81.3 of 100",
+        "61.4 after",
+        "59.3 and 64.2",
+        "within 7 of 50",
+        ">731<",
+        "8\u2009377",
+        "9.2 s",
+    ):
+        assert said in after and said not in before
     assert record.digest() in before
 
 
@@ -292,6 +305,7 @@ def rule(style: str, selector: str) -> str:
 def test_intervals_stand_where_they_should():
     one = SignalVerdict("a.b", (0.9, 0.85, 0.95), True, 0.5, 0.45, 0.55, 0.5, "removed", None)
     drawn = str(figures.intervals([one], 0.05, 0.05))
+    assert EVIL not in str(figures.intervals([replace(one, signal=EVIL)], 0.05, 0.05))
     subject = re.search(r'class="mark subject" cx="([\d.]+)"', drawn)
     chance = re.search(r'class="line chance" d="M([\d.]+)', drawn)
     band = re.search(r'class="band" x="([\d.]+)" y="[\d.]+" width="([\d.]+)"', drawn)

@@ -296,7 +296,7 @@ def runs(
     """Values gathered by place on the axis as ``(step, lowest, mean, highest)``, cut where a phase paused."""
     if not len(values):
         return []
-    place = np.floor((steps - first) / max(last - first, 1.0) * POINTS)
+    place = np.minimum(np.floor((steps - first) / max(last - first, 1.0) * POINTS), POINTS - 1)
     cuts = np.flatnonzero(np.diff(place)) + 1
     gathered = [
         (float(x.mean()), float(v.min()), float(v.mean()), float(v.max()))
