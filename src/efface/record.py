@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import platform
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +19,7 @@ from pydantic import AwareDatetime, Field, ValidationError
 
 from efface import __version__
 from efface.audits import Cost, Finding
+from efface.environment import Environment
 from efface.errors import EffaceError
 from efface.folder import write_text
 from efface.items import KEY, KEYED, Items, Redaction, Strict, keyed, new_secret, read_key, write_key
@@ -95,27 +94,6 @@ class CheckpointFacts(Strict):
     """SHA-256 of that file."""
     purged: dict[str, str] = Field(default_factory=dict)
     """What was done with the state that remembers training images: part to action."""
-
-
-class Environment(Strict):
-    """Where it was computed."""
-
-    python: str
-    torch: str
-    platform: str
-    cpu: str
-    threads: int
-    device: str = "cpu"
-
-    @staticmethod
-    def here(torch: str, threads: int, device: str = "cpu") -> Environment:
-        """This machine; ``torch`` is the version string, because nothing here imports it."""
-        system = f"{platform.system()} {platform.release()} {platform.machine()}"
-        cpu = f"{_processor()}, {os.cpu_count()} logical"
-        python = platform.python_version()
-        return Environment(
-            python=python, torch=torch, platform=system, cpu=cpu, threads=threads, device=device
-        )
 
 
 class Moved(Protocol):
@@ -236,7 +214,7 @@ class Record(Strict):
         """This record about ``ids``, and the secret to save with it (None with ``plain_ids``).
 
         Every id is taken out of selector, configuration, warnings and findings, and whatever digest could
-        confirm a guess at the ids is keyed. Raises unless the request counts as many examples as ids are given.
+        confirm a guess at the ids is keyed. Raises unless the request counts as many examples as ids.
         """
         if len(ids) != self.request.count:
             raise EffaceError(
@@ -398,12 +376,3 @@ def _refuse_nonfinite(value: Any, path: str) -> None:
     elif isinstance(value, (list, tuple)):
         for i, one in enumerate(value):
             _refuse_nonfinite(one, f"{path}[{i}]")
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []  # not Linux: the platform module knows what there is to know
-    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or "unknown")
