@@ -1,0 +1,358 @@
+"""Random views of a batch of images: parameters of their own for every sample, whole batch at once.
+
+    draw    count, image shape, generator  ->  Params          (all of the randomness)
+    apply   images [B, C, H, W], Params    ->  [B, C, H, W]    (none of it)
+
+Order: crop and resize, shift, flip (one sampling grid) -> color jitter, grayscale -> clamp to [0, 1] -> blur.
+
+The fast color form is one 3x3 matrix and one offset per sample. Brightness, contrast and saturation are linear;
+hue turns the chroma plane of YIQ. It clamps once, at the end. ``exact_hue`` is the textbook form: the same
+operations one after the other, each clamped, hue in HSV. They agree wherever nothing is clamped and hue is 0.
+
+The sampling grid is read by ``grid_sample``: two batched matrix products with bilinear weights give the same images,
+but were measured to be no faster with one channel and 1.5 times slower with three.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from efface.errors import EffaceError
+
+LUMA = (0.2989, 0.587, 0.114)
+"""Weight of red, green and blue in gray, as torchvision has it (they sum to 0.9999)."""
+TURN = (
+    (-0.167720019, -0.329301077, 0.497021095),
+    (0.328114042, -0.035553859, -0.292560183),
+    (-1.249749378, 1.046475500, 0.203273878),
+)
+"""d/dθ at θ = 0 of the hue rotation: a quarter turn of the YIQ chroma plane, from red towards green."""
+TRIES = 10
+"""How often a crop that does not fit is drawn again before the central one is taken."""
+COLUMNS = 2 * TRIES + 13
+"""Uniform numbers per sample. Each knob has columns of its own: turning one off leaves the other draws as they were."""
+PIECE = 2**18
+"""Bytes of images worked on at a time: temporaries stay in the cache and are reused, which halves the time."""
+
+
+@dataclass(frozen=True, eq=False)
+class Params:
+    """What was drawn for each sample; every field is a tensor [B]."""
+
+    top: Tensor
+    """First row of the crop, in pixels (whole numbers, as are the next three)."""
+    left: Tensor
+    height: Tensor
+    width: Tensor
+    down: Tensor
+    """Rows by which the window moves down over the image, -shift .. shift; outside the image it sees black."""
+    right: Tensor
+    """Columns by which the window moves right."""
+    flip: Tensor
+    """Whether left and right are exchanged."""
+    brightness: Tensor
+    """Factor; 1 changes nothing."""
+    contrast: Tensor
+    """Factor on the distance to the mean gray; 1 changes nothing."""
+    saturation: Tensor
+    """Factor on the distance to the pixel's own gray; 1 changes nothing, 0 is gray."""
+    hue: Tensor
+    """Part of a full turn, -0.5 .. 0.5; red turns towards green."""
+    gray: Tensor
+    """Whether the color is taken away."""
+    sigma: Tensor
+    """Standard deviation of the blur in pixels; 0: none."""
+
+    def __len__(self) -> int:
+        return len(self.top)
+
+    def to(self, device: torch.device | str) -> Params:
+        """The same on another device."""
+        return Params(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+    @staticmethod
+    def cat(parts: Sequence[Params]) -> Params:
+        """Several draws as one, in order."""
+        return Params(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Params)))
+
+
+def uniform(count: int, generator: torch.Generator) -> Tensor:
+    """The uniform numbers that ``count`` views are drawn from, [count, COLUMNS], on the generator's device.
+
+    Many small draws are faster as their uniform numbers, joined, and one call of :meth:`Views.params`.
+    """
+    return torch.rand(count, COLUMNS, generator=generator, device=generator.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Views:
+    """How a random view of an image is made; the defaults are SimCLR's for small images.
+
+    Calling it makes one view of each image: ``(x [B, C, H, W] in [0, 1], generator) -> the same shape``.
+    Saturation, hue and grayscale act on three-channel images only.
+    """
+
+    crop: tuple[float, float] | None = (0.2, 1.0)
+    """Smallest and largest share of the area that a random crop keeps, resized back; ``None``: no crop."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Smallest and largest width : height of a crop, in pixels of the image."""
+    shift: int = 0
+    """Largest shift in pixels each way, uncovered pixels black: the classic pad-and-crop of classifiers."""
+    flip: bool = True
+    """Exchange left and right of every other image, at random."""
+    brightness: float = 0.4
+    """Brightness factor is drawn from [1 - b, 1 + b], not below 0."""
+    contrast: float = 0.4
+    """Contrast factor is drawn from [1 - c, 1 + c], not below 0."""
+    saturation: float = 0.4
+    """Saturation factor is drawn from [1 - s, 1 + s], not below 0."""
+    hue: float = 0.1
+    """Hue is turned by up to this part of a full turn each way; at most 0.5."""
+    jitter_prob: float = 0.8
+    """Probability that an image gets the four changes above."""
+    grayscale: float = 0.2
+    """Probability that an image loses its color."""
+    blur: float = 0.0
+    """Probability of a Gaussian blur."""
+    sigma: tuple[float, float] = (0.1, 2.0)
+    """Smallest and largest standard deviation of the blur, in pixels."""
+    exact_hue: bool = False
+    """Change colors step by step with hue in HSV, each step clamped: the textbook form, about ten times slower."""
+
+    def __post_init__(self) -> None:
+        _range("crop", self.crop or (1.0, 1.0), most=1.0)
+        _range("ratio", self.ratio)
+        _range("sigma", self.sigma)
+        for name in ("brightness", "contrast", "saturation"):
+            _number(name, getattr(self, name), math.inf)
+        _number("hue", self.hue, 0.5)
+        for name in ("jitter_prob", "grayscale", "blur"):
+            _number(name, getattr(self, name), 1.0)
+        if self.shift < 0 or self.shift != int(self.shift):
+            raise EffaceError(f"views.shift cannot be {self.shift}.", "It is a number of pixels: 0, 1, 2 ...")
+
+    @classmethod
+    def none(cls) -> Views:
+        """No augmentation: every view is the image itself."""
+        return cls(
+            crop=None, flip=False, brightness=0, contrast=0, saturation=0, hue=0, jitter_prob=0, grayscale=0
+        )
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """One random view of each image, [B, C, H, W] in [0, 1]."""
+        return self.apply(x, self.draw(len(x), x.shape[1:], generator).to(x.device))
+
+    def draw(self, count: int, shape: Sequence[int], generator: torch.Generator) -> Params:
+        """Parameters of ``count`` views of images of ``shape`` (C, H, W), on the generator's device."""
+        return self.params(uniform(count, generator), shape)
+
+    def params(self, u: Tensor, shape: Sequence[int]) -> Params:
+        """Parameters from uniform numbers ``u`` [B, COLUMNS] in [0, 1)."""
+        height, width = int(shape[-2]), int(shape[-1])
+        if self.shift >= min(height, width):
+            raise EffaceError(
+                f"views.shift = {self.shift} can push a {height}x{width} image out of sight.",
+                remedy=f"Set it below {min(height, width)}; an eighth of the size is usual.",
+            )
+        tries, rest = u[:, : 2 * TRIES].unflatten(1, (2, TRIES)), u[:, 2 * TRIES :].unbind(1)
+        box = self._boxes(tries, rest[0], rest[1], height, width)
+        span = 2 * self.shift + 1
+        jittered = rest[5] < self.jitter_prob
+
+        def factor(column: Tensor, strength: float) -> Tensor:
+            low = max(0.0, 1 - strength)
+            return torch.where(jittered, low + (1 + strength - low) * column, 1.0)
+
+        low, high = self.sigma
+        return Params(
+            *box,
+            down=(rest[2] * span).floor().clamp(max=span - 1) - self.shift,
+            right=(rest[3] * span).floor().clamp(max=span - 1) - self.shift,
+            flip=(rest[4] < 0.5) if self.flip else torch.zeros_like(jittered),
+            brightness=factor(rest[6], self.brightness),
+            contrast=factor(rest[7], self.contrast),
+            saturation=factor(rest[8], self.saturation),
+            hue=torch.where(jittered, (2 * rest[9] - 1) * self.hue, 0.0),
+            gray=rest[10] < self.grayscale,
+            sigma=torch.where(rest[11] < self.blur, low + (high - low) * rest[12], 0.0),
+        )
+
+    def _boxes(self, tries: Tensor, y: Tensor, x: Tensor, height: int, width: int) -> tuple[Tensor, ...]:
+        """Top, left, height and width of each crop, by the rule of torchvision's ``RandomResizedCrop``."""
+        if self.crop is None:
+            zero = torch.zeros_like(y)
+            return zero, zero, zero + height, zero + width
+        area = height * width * (self.crop[0] + (self.crop[1] - self.crop[0]) * tries[:, 0])
+        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        aspect = (low + (high - low) * tries[:, 1]).exp()
+        w, h = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+        fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+        first = fits.byte().cummax(1).values.sum(1, keepdim=True)  # tries from the first that fits to the last
+        index = (TRIES - first).clamp(max=TRIES - 1)
+        w, h, found = w.gather(1, index)[:, 0], h.gather(1, index)[:, 0], first[:, 0] > 0
+        top = torch.minimum((y * (height - h + 1)).floor(), height - h)
+        left = torch.minimum((x * (width - w + 1)).floor(), width - w)
+        aspect = min(max(width / height, self.ratio[0]), self.ratio[1])
+        whole = min(height, round(width / aspect)), min(width, round(height * aspect))
+        middle = (height - whole[0]) // 2, (width - whole[1]) // 2
+        drawn, central = (top, left, h, w), (*middle, *whole)
+        return tuple(torch.where(found, a, float(b)) for a, b in zip(drawn, central, strict=True))
+
+    def apply(self, x: Tensor, params: Params) -> Tensor:
+        """The views of ``x`` [B, C, H, W] in [0, 1] that ``params`` describe; differentiable with respect to ``x``."""
+        if x.dim() != 4 or x.dtype not in (torch.float32, torch.float64) or len(x) != len(params):
+            raise EffaceError(
+                f"Views of a {x.dtype} tensor of shape {tuple(x.shape)} cannot be made with {len(params)} draws.",
+                "Expected: float32 [B, C, H, W] in [0, 1], and one draw per image.",
+            )
+        channels, height, width = x.shape[1:]
+        steps: list[Callable[[Tensor, slice], Tensor]] = []
+        if self.crop is not None or self.shift or self.flip:
+            steps.append(_sampler(params, height, width, x.dtype))
+        jitter = self.jitter_prob > 0 and (self.brightness or self.contrast or self.saturation or self.hue)
+        if jitter or self.grayscale:
+            form = _stepwise if self.exact_hue else _linear if channels == 3 else _linear_gray
+            steps.append(form(params, x.dtype))
+        size = max(1, PIECE // (channels * height * width * x.element_size()))
+        result = torch.empty_like(x, memory_format=torch.contiguous_format)
+        for start in range(0, len(x), size):
+            rows = slice(start, start + size)
+            piece = x[rows]
+            for step in steps:
+                piece = step(piece, rows)
+            result[rows] = piece.clamp(0, 1)
+        return _blurred(result, params.sigma, self.sigma[1]) if self.blur else result
+
+
+def _sampler(p: Params, height: int, width: int, dtype: torch.dtype) -> Callable[[Tensor, slice], Tensor]:
+    """Crop, shift and flip."""
+    rows = _source(p.top, p.height, p.down, height).to(dtype)
+    columns = _source(p.left, p.width, p.right, width).to(dtype)
+    columns = torch.where(p.flip[:, None], columns.flip(1), columns)
+
+    def sample(x: Tensor, some: slice) -> Tensor:
+        # A complex number is a pair (x, y) in memory: broadcasting writes the whole grid in one pass.
+        grid = torch.view_as_real(torch.complex(columns[some, None, :], rows[some, :, None]))
+        return F.grid_sample(x, grid, padding_mode="zeros", align_corners=False)
+
+    return sample
+
+
+def _source(first: Tensor, length: Tensor, shift: Tensor, size: int) -> Tensor:
+    """Coordinate read by each of ``size`` output pixels along one axis, [B, size], in -1 .. 1 (outside: beyond).
+
+    Held inside the crop, so that no pixel next to it leaks in: cropping first and resizing then gives the same.
+    """
+    place = torch.arange(size, device=first.device) + shift[:, None]
+    inside = ((place + 0.5) * (length / size)[:, None] - 0.5).clamp(min=0)
+    at = torch.minimum(inside, length[:, None] - 1) + first[:, None]
+    return torch.where((place < 0) | (place >= size), -3.0, (2 * at + 1) / size - 1)
+
+
+def _linear(p: Params, dtype: torch.dtype) -> Callable[[Tensor, slice], Tensor]:
+    """Color jitter and grayscale as one matrix and one offset per sample; not clamped."""
+    device, turns = p.hue.device, (2 * math.pi * p.hue).to(dtype)[:, None, None]
+    luma, turn = (torch.tensor(values, dtype=dtype, device=device) for values in (LUMA, TURN))
+    one, to_gray, saturation = torch.eye(3, dtype=dtype, device=device), luma.expand(3, 3), _column(p.saturation, dtype, 3)
+    luminance = to_gray / luma.sum()
+    color = luminance + turns.cos() * (one - luminance) + turns.sin() * turn
+    color = color @ (saturation * one + (1 - saturation) * to_gray)
+    color = torch.where(p.gray[:, None, None], to_gray @ color, color)
+    matrix = color * _column(p.brightness * p.contrast, dtype, 3)
+    # Contrast pulls towards the mean gray of the brightened image: an offset that is linear in the mean color.
+    offset = color.sum(2, keepdim=True) * _column(p.brightness * (1 - p.contrast), dtype, 3) * luma
+
+    def change(x: Tensor, rows: slice) -> Tensor:
+        flat = x.flatten(2)
+        return torch.baddbmm(offset[rows] @ flat.mean(2, keepdim=True), matrix[rows], flat).view_as(x)
+
+    return change
+
+
+def _linear_gray(p: Params, dtype: torch.dtype) -> Callable[[Tensor, slice], Tensor]:
+    """Brightness and contrast, for images without three channels; not clamped."""
+    gain, pull = _column(p.brightness * p.contrast, dtype), _column(p.brightness * (1 - p.contrast), dtype)
+
+    def change(x: Tensor, rows: slice) -> Tensor:
+        return torch.addcmul(pull[rows] * x.mean((1, 2, 3), keepdim=True), x, gain[rows])
+
+    return change
+
+
+def _stepwise(p: Params, dtype: torch.dtype) -> Callable[[Tensor, slice], Tensor]:
+    """The same in the textbook form: brightness, contrast, saturation, hue, grayscale; each step clamped."""
+    drawn = [_column(value, dtype) for value in (p.brightness, p.contrast, p.saturation, p.hue)]
+
+    def change(x: Tensor, rows: slice) -> Tensor:
+        brightness, contrast, saturation, hue = (value[rows] for value in drawn)
+        x = (x * brightness).clamp(0, 1)
+        x = (contrast * x + (1 - contrast) * _gray(x).mean((1, 2, 3), keepdim=True)).clamp(0, 1)
+        if x.shape[1] != 3:
+            return x
+        x = (saturation * x + (1 - saturation) * _gray(x)).clamp(0, 1)
+        x = torch.where(hue != 0, _turned(x, hue), x)
+        return torch.where(p.gray[rows, None, None, None], _gray(x), x)
+
+    return change
+
+
+def _column(value: Tensor, dtype: torch.dtype, dim: int = 4) -> Tensor:
+    """One number per sample, [B, 1, ...] with ``dim`` dimensions."""
+    return value.to(dtype).view(-1, *[1] * (dim - 1))
+
+
+def _gray(x: Tensor) -> Tensor:
+    """Luma of three channels, [B, 1, H, W]; any other number of channels is its own gray."""
+    if x.shape[1] != 3:
+        return x
+    return (x * torch.tensor(LUMA, dtype=x.dtype, device=x.device)[:, None, None]).sum(1, keepdim=True)
+
+
+def _turned(x: Tensor, turns: Tensor) -> Tensor:
+    """Hue turned in HSV: the largest and smallest channel of a pixel keep their values."""
+    red, green, blue = x.unbind(1)
+    value, spread = x.amax(1), x.amax(1) - x.amin(1)
+    safe = torch.where(spread > 0, spread, 1)
+    sextant = torch.where(
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4),
+    )
+    offsets = torch.tensor((5.0, 3.0, 1.0), dtype=x.dtype, device=x.device)[:, None, None]
+    k = (sextant[:, None] + 6 * turns + offsets) % 6
+    return value[:, None] - spread[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
+
+
+def _blurred(x: Tensor, sigma: Tensor, largest: float) -> Tensor:
+    """Gaussian blur of the samples with ``sigma`` > 0, mirrored at the border, over three largest deviations."""
+    chosen = sigma.nonzero()[:, 0]
+    if not len(chosen):
+        return x
+    radius = min(math.ceil(3 * largest), x.shape[-2] - 1, x.shape[-1] - 1)
+    steps = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
+    kernel = (-0.5 * (steps / sigma[chosen, None].to(x.dtype)) ** 2).exp()
+    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(x.shape[1], 0)
+    some = F.pad(x[chosen], (radius,) * 4, mode="reflect").flatten(0, 1)[None]
+    some = F.conv2d(some, kernel[:, None, :, None], groups=len(kernel))
+    some = F.conv2d(some, kernel[:, None, None, :], groups=len(kernel))
+    return x.index_copy(0, chosen, some.view(len(chosen), *x.shape[1:]))
+
+
+def _number(name: str, value: float, most: float) -> None:
+    if not 0 <= value <= most or math.isinf(value):
+        upper = "at least 0" if math.isinf(most) else f"between 0 and {most:g}"
+        raise EffaceError(f"views.{name} cannot be {value}.", f"It must be a number {upper}.")
+
+
+def _range(name: str, pair: tuple[float, float], most: float = math.inf) -> None:
+    if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= most or math.isinf(pair[1]):
+        upper = "" if math.isinf(most) else f", at most {most:g}"
+        raise EffaceError(
+            f"views.{name} cannot be {tuple(pair)}.", f"It is (smallest, largest), both above 0{upper}, in this order."
+        )
