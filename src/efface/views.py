@@ -5,12 +5,12 @@
 
 Order: crop and resize, shift, flip (one sampling grid) -> color jitter, grayscale -> clamp to [0, 1] -> blur.
 
-The fast color form is one 3x3 matrix and one offset per sample. Brightness, contrast and saturation are linear;
-hue turns the chroma plane of YIQ. It clamps once, at the end. ``exact_hue`` is the textbook form: the same
-operations one after the other, each clamped, hue in HSV. They agree wherever nothing is clamped and hue is 0.
+The fast color form is one 3x3 matrix and one offset per sample: brightness, contrast and saturation are
+linear, and hue turns the chroma plane of YIQ. It clamps once, at the end. ``exact_hue`` is the textbook form:
+the same changes one after the other, each clamped, hue in HSV. Both agree if nothing is clamped and hue is 0.
 
-The sampling grid is read by ``grid_sample``: two batched matrix products with bilinear weights give the same images,
-but were measured to be no faster with one channel and 1.5 times slower with three.
+The grid is read by ``grid_sample``. Two batched matrix products with bilinear weights give the same images,
+but took as long with one channel and 1.5 times as long with three (benchmarks/augmentation.py).
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ TURN = (
 TRIES = 10
 """How often a crop that does not fit is drawn again before the central one is taken."""
 COLUMNS = 2 * TRIES + 13
-"""Uniform numbers per sample. Each knob has columns of its own: turning one off leaves the other draws as they were."""
+"""Uniform numbers per sample. Each knob has its own columns: turning one off leaves the other draws alone."""
 PIECE = 2**18
-"""Bytes of images worked on at a time: temporaries stay in the cache and are reused, which halves the time."""
+"""Bytes of images worked on at a time, so that memory is reused: fresh pages cost as much as the work."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ class Params:
     height: Tensor
     width: Tensor
     down: Tensor
-    """Rows by which the window moves down over the image, -shift .. shift; outside the image it sees black."""
+    """Rows by which the window moves down over the image, -shift .. shift; outside it sees black."""
     right: Tensor
     """Columns by which the window moves right."""
     flip: Tensor
@@ -123,7 +123,7 @@ class Views:
     sigma: tuple[float, float] = (0.1, 2.0)
     """Smallest and largest standard deviation of the blur, in pixels."""
     exact_hue: bool = False
-    """Change colors step by step with hue in HSV, each step clamped: the textbook form, about ten times slower."""
+    """Change colors step by step, each step clamped, hue in HSV: the textbook form, several times slower."""
 
     def __post_init__(self) -> None:
         _range("crop", self.crop or (1.0, 1.0), most=1.0)
@@ -193,7 +193,7 @@ class Views:
         aspect = (low + (high - low) * tries[:, 1]).exp()
         w, h = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
         fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
-        first = fits.byte().cummax(1).values.sum(1, keepdim=True)  # tries from the first that fits to the last
+        first = fits.byte().cummax(1).values.sum(1, keepdim=True)  # tries from the first that fits on
         index = (TRIES - first).clamp(max=TRIES - 1)
         w, h, found = w.gather(1, index)[:, 0], h.gather(1, index)[:, 0], first[:, 0] > 0
         top = torch.minimum((y * (height - h + 1)).floor(), height - h)
@@ -205,10 +205,10 @@ class Views:
         return tuple(torch.where(found, a, float(b)) for a, b in zip(drawn, central, strict=True))
 
     def apply(self, x: Tensor, params: Params) -> Tensor:
-        """The views of ``x`` [B, C, H, W] in [0, 1] that ``params`` describe; differentiable with respect to ``x``."""
+        """The views of ``x`` [B, C, H, W] in [0, 1] that ``params`` describe; differentiable in ``x``."""
         if x.dim() != 4 or x.dtype not in (torch.float32, torch.float64) or len(x) != len(params):
             raise EffaceError(
-                f"Views of a {x.dtype} tensor of shape {tuple(x.shape)} cannot be made with {len(params)} draws.",
+                f"{len(params)} draws cannot make views of a {x.dtype} tensor of shape {tuple(x.shape)}.",
                 "Expected: float32 [B, C, H, W] in [0, 1], and one draw per image.",
             )
         channels, height, width = x.shape[1:]
@@ -245,9 +245,9 @@ def _sampler(p: Params, height: int, width: int, dtype: torch.dtype) -> Callable
 
 
 def _source(first: Tensor, length: Tensor, shift: Tensor, size: int) -> Tensor:
-    """Coordinate read by each of ``size`` output pixels along one axis, [B, size], in -1 .. 1 (outside: beyond).
+    """Coordinate that each of ``size`` output pixels reads along one axis, [B, size]; -1 .. 1 is the image.
 
-    Held inside the crop, so that no pixel next to it leaks in: cropping first and resizing then gives the same.
+    Held inside the crop, so that no pixel next to it leaks in: as if the crop were cut out and then resized.
     """
     place = torch.arange(size, device=first.device) + shift[:, None]
     inside = ((place + 0.5) * (length / size)[:, None] - 0.5).clamp(min=0)
@@ -259,13 +259,14 @@ def _linear(p: Params, dtype: torch.dtype) -> Callable[[Tensor, slice], Tensor]:
     """Color jitter and grayscale as one matrix and one offset per sample; not clamped."""
     device, turns = p.hue.device, (2 * math.pi * p.hue).to(dtype)[:, None, None]
     luma, turn = (torch.tensor(values, dtype=dtype, device=device) for values in (LUMA, TURN))
-    one, to_gray, saturation = torch.eye(3, dtype=dtype, device=device), luma.expand(3, 3), _column(p.saturation, dtype, 3)
+    one, to_gray = torch.eye(3, dtype=dtype, device=device), luma.expand(3, 3)
+    saturation = _column(p.saturation, dtype, 3)
     luminance = to_gray / luma.sum()
     color = luminance + turns.cos() * (one - luminance) + turns.sin() * turn
     color = color @ (saturation * one + (1 - saturation) * to_gray)
     color = torch.where(p.gray[:, None, None], to_gray @ color, color)
     matrix = color * _column(p.brightness * p.contrast, dtype, 3)
-    # Contrast pulls towards the mean gray of the brightened image: an offset that is linear in the mean color.
+    # Contrast pulls towards the mean gray of the brightened image: an offset, linear in the mean color.
     offset = color.sum(2, keepdim=True) * _column(p.brightness * (1 - p.contrast), dtype, 3) * luma
 
     def change(x: Tensor, rows: slice) -> Tensor:
@@ -330,7 +331,7 @@ def _turned(x: Tensor, turns: Tensor) -> Tensor:
 
 
 def _blurred(x: Tensor, sigma: Tensor, largest: float) -> Tensor:
-    """Gaussian blur of the samples with ``sigma`` > 0, mirrored at the border, over three largest deviations."""
+    """Gaussian blur of the samples with ``sigma`` > 0, mirrored at the border, cut at 3 times ``largest``."""
     chosen = sigma.nonzero()[:, 0]
     if not len(chosen):
         return x
@@ -354,5 +355,6 @@ def _range(name: str, pair: tuple[float, float], most: float = math.inf) -> None
     if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= most or math.isinf(pair[1]):
         upper = "" if math.isinf(most) else f", at most {most:g}"
         raise EffaceError(
-            f"views.{name} cannot be {tuple(pair)}.", f"It is (smallest, largest), both above 0{upper}, in this order."
+            f"views.{name} cannot be {tuple(pair)}.",
+            f"It is (smallest, largest), both above 0{upper}, in this order.",
         )

@@ -20,7 +20,7 @@ def view(image, drawn, exact_hue, blur_radius=0):
 def moved(image, drawn):
     """Crop and resize, then the shifted window, then the mirror."""
     cropped = resized(image, *(int(drawn[name]) for name in ("top", "left", "height", "width")))
-    channels, height, width = image.shape
+    _, height, width = image.shape
     window = np.zeros_like(cropped)
     for row in range(height):
         for column in range(width):
@@ -67,7 +67,7 @@ def jittered(image, drawn, stepwise):
 
 
 def gray(image):
-    return sum(weight * channel for weight, channel in zip(LUMA, image, strict=True)) if len(image) == 3 else image[0]
+    return np.tensordot(LUMA, image, 1) if len(image) == 3 else image[0]
 
 
 def turned_hsv(image, turns):
