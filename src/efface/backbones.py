@@ -35,7 +35,7 @@ class Backbone:
     stride: int = 2
     """Stride of the 3x3 stem, 1 or 2 (the ResNets of efface only); 2 is four times cheaper."""
     options: dict[str, Any] = field(default_factory=dict)
-    """``zero_init`` (ResNets of efface), or what the model of timm or torchvision takes (``img_size`` ...)."""
+    """``zero_init`` (small ResNets), or what the model of timm or torchvision takes (``img_size`` ...)."""
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.width != int(self.width):
@@ -78,7 +78,7 @@ class Backbone:
 class ResNet(nn.Module):
     """A ResNet of basic blocks for small images: 3x3 stem, no max-pool, global average pool.
 
-    Weights bear torchvision's names: ``resnet18`` of width 64 is its ResNet-18 with another stem and no ``fc``.
+    Weights bear torchvision's names: ``resnet18`` of width 64 is its own with another stem and no ``fc``.
 
     Source      He et al., Deep Residual Learning for Image Recognition, 2015, arXiv 1512.03385.
     Departures  the stem for small images, as SimCLR has it on CIFAR-10; optionally with stride 2.
