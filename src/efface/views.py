@@ -37,8 +37,8 @@ TRIES = 10
 """How often a crop that does not fit is drawn again before the central one is taken."""
 COLUMNS = 2 * TRIES + 13
 """Uniform numbers per sample. Each knob has its own columns: turning one off leaves the other draws alone."""
-PIECE = 2**18
-"""Bytes of images worked on at a time, so that memory is reused: fresh pages cost as much as the work."""
+PIECE = 2**20
+"""Bytes of images and grid worked on at a time, so that memory is reused: fresh pages cost as much as the work."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,49 +160,38 @@ class Views:
                 f"views.shift = {self.shift} can push a {height}x{width} image out of sight.",
                 remedy=f"Set it below {min(height, width)}; an eighth of the size is usual.",
             )
-        tries, rest = u[:, : 2 * TRIES].unflatten(1, (2, TRIES)), u[:, 2 * TRIES :].unbind(1)
-        box = self._boxes(tries, rest[0], rest[1], height, width)
+        tries, place, shift, coins, amounts = u.split((2 * TRIES, 2, 2, 4, 5), 1)
+        top, left, tall, wide = self._boxes(tries.unflatten(1, (2, TRIES)), place, height, width).unbind(1)
         span = 2 * self.shift + 1
-        jittered = rest[5] < self.jitter_prob
+        down, right = ((shift * span).floor().clamp(max=span - 1) - self.shift).unbind(1)
+        chances = (0.5 if self.flip else 0.0, self.jitter_prob, self.grayscale, self.blur)
+        flip, jitter, gray, blur = (coins < coins.new_tensor(chances)).unbind(1)
+        ends = [(max(0.0, 1 - most), 1 + most) for most in (self.brightness, self.contrast, self.saturation)]
+        low, high = u.new_tensor([*ends, (-self.hue, self.hue), self.sigma]).unbind(1)
+        drawn = torch.lerp(low, high, amounts)
+        applied = torch.stack((jitter, jitter, jitter, jitter, blur), 1)
+        changes = torch.where(applied, drawn, drawn.new_tensor((1, 1, 1, 0, 0))).unbind(1)
+        return Params(top, left, tall, wide, down, right, flip, *changes[:4], gray, changes[4])
 
-        def factor(column: Tensor, strength: float) -> Tensor:
-            low = max(0.0, 1 - strength)
-            return torch.where(jittered, low + (1 + strength - low) * column, 1.0)
-
-        low, high = self.sigma
-        return Params(
-            *box,
-            down=(rest[2] * span).floor().clamp(max=span - 1) - self.shift,
-            right=(rest[3] * span).floor().clamp(max=span - 1) - self.shift,
-            flip=(rest[4] < 0.5) if self.flip else torch.zeros_like(jittered),
-            brightness=factor(rest[6], self.brightness),
-            contrast=factor(rest[7], self.contrast),
-            saturation=factor(rest[8], self.saturation),
-            hue=torch.where(jittered, (2 * rest[9] - 1) * self.hue, 0.0),
-            gray=rest[10] < self.grayscale,
-            sigma=torch.where(rest[11] < self.blur, low + (high - low) * rest[12], 0.0),
-        )
-
-    def _boxes(self, tries: Tensor, y: Tensor, x: Tensor, height: int, width: int) -> tuple[Tensor, ...]:
-        """Top, left, height and width of each crop, by the rule of torchvision's ``RandomResizedCrop``."""
+    def _boxes(self, tries: Tensor, place: Tensor, height: int, width: int) -> Tensor:
+        """Top, left, height and width of each crop, [B, 4], by the rule of torchvision's ``RandomResizedCrop``."""
+        size = tries.new_tensor((height, width))
         if self.crop is None:
-            zero = torch.zeros_like(y)
-            return zero, zero, zero + height, zero + width
+            return torch.cat((torch.zeros_like(place), size.expand_as(place)), 1)
         area = height * width * (self.crop[0] + (self.crop[1] - self.crop[0]) * tries[:, 0])
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
         aspect = (low + (high - low) * tries[:, 1]).exp()
-        w, h = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
-        fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
-        first = fits.byte().cummax(1).values.sum(1, keepdim=True)  # tries from the first that fits on
-        index = (TRIES - first).clamp(max=TRIES - 1)
-        w, h, found = w.gather(1, index)[:, 0], h.gather(1, index)[:, 0], first[:, 0] > 0
-        top = torch.minimum((y * (height - h + 1)).floor(), height - h)
-        left = torch.minimum((x * (width - w + 1)).floor(), width - w)
+        sides = torch.stack((area / aspect, area * aspect), 1).sqrt_().round_()  # [B, 2, TRIES]
+        fits = ((sides > 0) & (sides <= size[:, None])).all(1)
+        left_over = fits.byte().cummax(1).values.sum(1)  # tries from the first that fits on
+        index = (TRIES - left_over).clamp_(max=TRIES - 1)
+        sides = sides.gather(2, index[:, None, None].expand(-1, 2, 1))[:, :, 0]
+        room = size - sides
+        corner = torch.minimum((place * (room + 1)).floor_(), room)
         aspect = min(max(width / height, self.ratio[0]), self.ratio[1])
         whole = min(height, round(width / aspect)), min(width, round(height * aspect))
-        middle = (height - whole[0]) // 2, (width - whole[1]) // 2
-        drawn, central = (top, left, h, w), (*middle, *whole)
-        return tuple(torch.where(found, a, float(b)) for a, b in zip(drawn, central, strict=True))
+        central = tries.new_tensor(((height - whole[0]) // 2, (width - whole[1]) // 2, *whole))
+        return torch.where(left_over[:, None] > 0, torch.cat((corner, sides), 1), central)
 
     def apply(self, x: Tensor, params: Params) -> Tensor:
         """The views of ``x`` [B, C, H, W] in [0, 1] that ``params`` describe; differentiable in ``x``."""
@@ -214,27 +203,30 @@ class Views:
         channels, height, width = x.shape[1:]
         steps: list[Callable[[Tensor, slice], Tensor]] = []
         if self.crop is not None or self.shift or self.flip:
-            steps.append(_sampler(params, height, width, x.dtype))
+            steps.append(_sampler(params, height, width, x.dtype, self.shift > 0))
         jitter = self.jitter_prob > 0 and (self.brightness or self.contrast or self.saturation or self.hue)
         if jitter or self.grayscale:
             form = _stepwise if self.exact_hue else _linear if channels == 3 else _linear_gray
             steps.append(form(params, x.dtype))
-        size = max(1, PIECE // (channels * height * width * x.element_size()))
+        size = max(1, PIECE // ((channels + 2) * height * width * x.element_size()))
         result = torch.empty_like(x, memory_format=torch.contiguous_format)
         for start in range(0, len(x), size):
             rows = slice(start, start + size)
             piece = x[rows]
             for step in steps:
                 piece = step(piece, rows)
-            result[rows] = piece.clamp(0, 1)
+            result[rows] = piece
+        result.clamp_(0, 1)
         return _blurred(result, params.sigma, self.sigma[1]) if self.blur else result
 
 
-def _sampler(p: Params, height: int, width: int, dtype: torch.dtype) -> Callable[[Tensor, slice], Tensor]:
-    """Crop, shift and flip."""
-    rows = _source(p.top, p.height, p.down, height).to(dtype)
-    columns = _source(p.left, p.width, p.right, width).to(dtype)
-    columns = torch.where(p.flip[:, None], columns.flip(1), columns)
+def _sampler(
+    p: Params, height: int, width: int, dtype: torch.dtype, shifted: bool
+) -> Callable[[Tensor, slice], Tensor]:
+    """Crop, shift (if any is ``shifted``) and flip."""
+    mirror = p.flip.to(dtype)
+    rows = _source(p.top, p.height, p.down, torch.zeros_like(mirror), height, shifted)
+    columns = _source(p.left, p.width, p.right, mirror, width, shifted)
 
     def sample(x: Tensor, some: slice) -> Tensor:
         # A complex number is a pair (x, y) in memory: broadcasting writes the whole grid in one pass.
@@ -244,15 +236,23 @@ def _sampler(p: Params, height: int, width: int, dtype: torch.dtype) -> Callable
     return sample
 
 
-def _source(first: Tensor, length: Tensor, shift: Tensor, size: int) -> Tensor:
+def _source(first: Tensor, length: Tensor, shift: Tensor, mirror: Tensor, size: int, shifted: bool) -> Tensor:
     """Coordinate that each of ``size`` output pixels reads along one axis, [B, size]; -1 .. 1 is the image.
 
     Held inside the crop, so that no pixel next to it leaks in: as if the crop were cut out and then resized.
     """
-    place = torch.arange(size, device=first.device) + shift[:, None]
-    inside = ((place + 0.5) * (length / size)[:, None] - 0.5).clamp(min=0)
-    at = torch.minimum(inside, length[:, None] - 1) + first[:, None]
-    return torch.where((place < 0) | (place >= size), -3.0, (2 * at + 1) / size - 1)
+    first, length, shift = (value.to(mirror.dtype) for value in (first, length, shift))
+    output = torch.arange(size, device=first.device, dtype=first.dtype)[:, None]
+    place = torch.addcmul(
+        shift + mirror * (size - 1), output, 1 - 2 * mirror
+    )  # [size, B]: long rows are faster
+    pixel, scale = 2 / size, length / size
+    low = first * pixel + (1 / size - 1)  # the center of the crop's first pixel
+    at = torch.addcmul(low + (0.5 * scale - 0.5) * pixel, place, scale * pixel)
+    at = at.clamp(low, low + (length - 1) * pixel)
+    if shifted:
+        at = torch.where((place < 0) | (place >= size), -3.0, at)
+    return at.T.contiguous()
 
 
 def _linear(p: Params, dtype: torch.dtype) -> Callable[[Tensor, slice], Tensor]:
