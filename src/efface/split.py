@@ -1,0 +1,319 @@
+"""Split: which examples are trained on, which are to be forgotten, and which no training ever sees. numpy only."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from efface.copies import Duplicate, copies, warnings_of
+from efface.data import UNKNOWN, Data, first, shuffled
+from efface.errors import EffaceError
+from efface.selectors import Chosen, choose
+
+PARTS = ("forget", "retain", "valid", "holdout", "spare", "test")
+NEVER_TRAINED = ("valid", "holdout", "spare", "test")
+MISMATCH = 0.05
+"""Share of a matched holdout that may differ from F's mix (total variation) before it is worth a warning."""
+ENOUGH = 100
+"""A matched holdout of so many is not made smaller for the sake of exact proportions."""
+
+
+def _none() -> np.ndarray:
+    return np.empty(0, np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Disjoint parts of one Data, each as sorted positions (int64)."""
+
+    forget: np.ndarray = field(default_factory=_none)
+    """F: trained on, and to be forgotten."""
+    retain: np.ndarray = field(default_factory=_none)
+    """R: trained on, and kept."""
+    valid: np.ndarray = field(default_factory=_none)
+    """V: never trained on; methods may see it."""
+    holdout: np.ndarray = field(default_factory=_none)
+    """H: never trained on, for the audit alone: the non-members that F is compared with, of F's own mix."""
+    spare: np.ndarray = field(default_factory=_none)
+    """The other never-trained holdout examples; empty when F is a random draw."""
+    test: np.ndarray = field(default_factory=_none)
+    """Never trained on; utility is measured here."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """``selector``, ``seed``, ``random``, ``matched`` (``class``, ``group`` or None), ``sizes``, ``warnings``."""
+
+    @property
+    def train(self) -> np.ndarray:
+        """What the original is trained on: forget and retain, sorted."""
+        return np.sort(np.concatenate([self.forget, self.retain]))
+
+    def sizes(self) -> dict[str, int]:
+        """Examples per part."""
+        return {part: len(getattr(self, part)) for part in PARTS}
+
+    def check(self, n: int) -> None:
+        """Raise unless the parts are sorted, within ``n`` examples and share none."""
+        every = np.concatenate([getattr(self, part) for part in PARTS])
+        if len(every) and (every.min() < 0 or every.max() >= n):
+            raise EffaceError(
+                f"The split names position {every.max() if every.max() >= n else every.min()}.",
+                f"The data has {n} examples.",
+            )
+        for part in PARTS:
+            positions = getattr(self, part)
+            if (np.diff(positions) <= 0).any():
+                raise EffaceError(f"The positions of {part} are not sorted, or one is there twice.")
+        for number, one in enumerate(PARTS):
+            for other in PARTS[number + 1 :]:
+                shared = np.intersect1d(getattr(self, one), getattr(self, other))
+                if len(shared):
+                    raise EffaceError(
+                        f"{one} and {other} share {len(shared)} examples.",
+                        "What was trained on cannot also stand for what was not.",
+                    )
+
+    def digest(self, data: Data) -> str:
+        """SHA-256 (hexadecimal) of the keys of every part, whatever the order of the data."""
+        whole = hashlib.sha256()
+        for part in PARTS:
+            keys = sorted(data.keys[getattr(self, part)].tolist())
+            whole.update("\0".join([part, str(len(keys)), *keys, ""]).encode())
+        return whole.hexdigest()
+
+    def to_dict(self, data: Data) -> dict[str, Any]:
+        """The split by keys, ready for JSON."""
+        parts = {part: data.keys[getattr(self, part)].tolist() for part in PARTS}
+        return {"parts": parts, "provenance": self.provenance}
+
+    @staticmethod
+    def from_dict(data: Data, stored: Mapping[str, Any]) -> Split:
+        """What :meth:`to_dict` gave, found again in ``data`` by key; raises where keys are missing."""
+        parts = stored.get("parts")
+        if not isinstance(parts, Mapping) or set(parts) != set(PARTS):
+            raise EffaceError(
+                "This is not a stored split.",
+                f"It should have 'parts' called {', '.join(PARTS)}.",
+                "Make it again.",
+            )
+        try:
+            found = {part: np.sort(data.positions(parts[part])) for part in PARTS}
+        except EffaceError as error:
+            raise EffaceError(
+                "The stored split does not fit the data.",
+                error.what,
+                "Load the data that the split was made with: same source, same options.",
+            ) from error
+        split = Split(**found, provenance=dict(stored.get("provenance", {})))
+        split.check(len(data))
+        return split
+
+
+def partition(
+    data: Data,
+    *,
+    train: float | None = None,
+    valid: float = 0.1,
+    holdout: float = 0.1,
+    test: float | None = None,
+    seed: int = 0,
+) -> Split:
+    """Divide the data into what is trained on (``retain``) and what never is; ``forget`` is empty.
+
+    Sizes are counts, or fractions (a number with a point, up to 1.0) of the examples they are drawn from: the
+    official training part where there is one, else everything; ``test`` of the official test part where there is
+    one, of which the default takes all (else a tenth of everything). ``train`` takes all that the others leave.
+    Stratified by class; drawn by key and ``seed``, so that the order of the data does not matter, and a larger
+    ``train`` keeps the smaller one's examples and all other parts.
+    """
+    everything = np.arange(len(data))
+    known = data.official is not None and (data.official == "test").any()
+    pool = np.flatnonzero(data.official == "train") if known else everything
+    tested = np.flatnonzero(data.official == "test") if known else everything
+    if test is None:
+        test = 1.0 if known else 0.1
+    sizes = {
+        "test": _count("test", test, len(tested)),
+        "holdout": _count("holdout", holdout, len(pool)),
+        "valid": _count("valid", valid, len(pool)),
+    }
+    parts: dict[str, np.ndarray] = {}
+    order = pool[shuffled(data.keys[pool], _strata(data, pool), seed, "partition")]
+    if known:
+        apart = tested[shuffled(data.keys[tested], _strata(data, tested), seed, "partition")]
+        parts["test"] = np.sort(apart[: sizes.pop("test")])
+    taken = sum(sizes.values())
+    count = len(pool) - taken if train is None else _count("train", train, len(pool))
+    if count < 1 or taken + count > len(pool):
+        asked = ", ".join(f"{name} {size}" for name, size in {"train": max(count, 0), **sizes}.items())
+        raise EffaceError(
+            f"{data.name} has {len(pool)} {'official training ' if known else ''}examples, too few for this split.",
+            f"Asked for: {asked}.",
+            "Ask for less in split.train, split.valid, split.holdout"
+            + ("" if known else ", split.test")
+            + ("; or raise data.limit." if known else "."),
+        )
+    start = 0
+    for name, size in sizes.items():
+        parts[name] = np.sort(order[start : start + size])
+        start += size
+    # What is trained on comes last in the order: changing its size moves no other part.
+    split = Split(retain=np.sort(order[start : start + count]), **parts)
+    return _with_provenance(split, selector=None, seed=seed, random=True, matched=None, warnings=[])
+
+
+def forget(
+    split: Split, data: Data, selector: str, seed: int = 0, *, allow_duplicates: bool = False
+) -> Split:
+    """Move the selected training examples from ``retain`` to ``forget``, and match the holdout to them.
+
+    ``selector``: the path of a .txt, .csv, .json or .jsonl of keys; ``@keys:a,b``; ``@class:5`` or ``@class:name``;
+    ``@group:g``; ``@random:0.1`` (of the training examples) or ``@random:50``. The same selector and ``seed``
+    choose the same keys whatever the order of the data.
+
+    A random F is compared with the whole holdout. Any other is compared with the holdout examples of its classes
+    (of its groups, when selected by group) in its own proportions; the rest goes to ``spare``. Copies of F that
+    would stay in training are an error where F was listed by key (``allow_duplicates`` makes it a warning).
+
+    What an earlier request took out of training is in no part of the result any more.
+    """
+    elsewhere = {part: getattr(split, part) for part in NEVER_TRAINED}
+    chosen = choose(data, split.retain, {**elsewhere, "an earlier request": split.forget}, selector, seed)
+    positions = np.sort(chosen.positions)
+    pool = np.sort(np.concatenate([split.holdout, split.spare]))
+    holdout, matched, warnings = _matched(data, positions, pool, chosen, seed)
+    made = replace(
+        split,
+        forget=positions,
+        retain=np.setdiff1d(split.retain, positions),
+        holdout=holdout,
+        spare=np.setdiff1d(pool, holdout),
+    )
+    found = duplicates(data, made)
+    exact = [one for one in found if one.exact and one.part == "retain"]
+    if exact and chosen.listed and not allow_duplicates:
+        raise EffaceError(
+            f"{len(exact)} examples that would stay in training are identical to ones to be forgotten.",
+            f"A model that keeps training on a copy has not forgotten: {first([one.key for one in exact])}.",
+            "Add these keys to the list, or allow duplicates on purpose.",
+        )
+    warnings += warnings_of(found)
+    if len(split.forget):
+        warnings.append(f"{len(split.forget)} examples of an earlier request are in no part any more.")
+    made = _with_provenance(
+        made, selector=selector, seed=seed, random=chosen.random, matched=matched, warnings=warnings
+    )
+    made.check(len(data))
+    return made
+
+
+def duplicates(data: Data, split: Split) -> list[Duplicate]:
+    """Exact and near copies of the forgotten examples in every other part; see :mod:`efface.copies`."""
+    others = ("retain", *NEVER_TRAINED)
+    return copies(data, split.forget, {part: getattr(split, part) for part in others})
+
+
+def _count(name: str, size: float, available: int) -> int:
+    """A size as a count: a fraction up to 1.0 of what is available, or a count."""
+    whole = float(size).is_integer() and not (isinstance(size, float) and size == 1.0)
+    if isinstance(size, bool) or size < 0 or (size > 1 and not whole):
+        raise EffaceError(
+            f"split.{name} cannot be {size}.",
+            "A size is a fraction (0.1) or a count (500).",
+        )
+    count = int(size) if whole else round(size * available)
+    if count > available:
+        raise EffaceError(f"split.{name} asks for {count} examples.", f"There are {available} to draw from.")
+    return count
+
+
+def _strata(data: Data, positions: np.ndarray) -> np.ndarray | None:
+    return None if data.y is None else data.y[positions]
+
+
+def _with_provenance(split: Split, **facts: Any) -> Split:
+    return replace(split, provenance={**facts, "sizes": split.sizes()})
+
+
+def _matched(
+    data: Data, chosen: np.ndarray, pool: np.ndarray, how: Chosen, seed: int
+) -> tuple[np.ndarray, str | None, list[str]]:
+    """The holdout for F, by what it was matched, and what to warn of."""
+    if not len(pool):
+        raise EffaceError(
+            "There is no holdout to compare the forgotten examples with.",
+            "The original's split has holdout: 0.",
+            "Pretrain with split.holdout above 0.",
+        )
+    if how.random:
+        return pool, None, []
+    tried: dict[str, np.ndarray] = {}
+    if how.by_group and data.group is not None:
+        tried["group"] = data.group
+    if data.y is not None:
+        tried["class"] = data.y
+    warnings: list[str] = []
+    for by, values in tried.items():
+        holdout, short = _proportional(data.keys, values, chosen, pool, seed)
+        if len(holdout):
+            return holdout, by, warnings + ([_shortage(data, by, short)] if short else [])
+        warnings.append(f"The holdout has no example of the forgotten {by}: it could not be matched by {by}.")
+    if tried:
+        raise EffaceError(
+            f"None of the {len(pool)} holdout examples is of a class to be forgotten.",
+            "An audit compares the forgotten with never-trained examples of the same kind.",
+            "Pretrain with a larger split.holdout.",
+        )
+    return pool, None, [
+        "The data has neither labels nor groups to match the holdout by: whatever else sets the forgotten examples "
+        "apart from it will look like memory."
+    ]  # fmt: skip
+
+
+def _proportional(
+    keys: np.ndarray, values: np.ndarray, chosen: np.ndarray, pool: np.ndarray, seed: int
+) -> tuple[np.ndarray, dict[Any, int]]:
+    """As much of the pool as keeps F's proportions of ``values``, drawn by key.
+
+    Proportions are kept to within ``MISMATCH`` of the examples, unless that would leave fewer than ``ENOUGH`` (or
+    than F has); then second: each value that the pool has too few of, and how many it has.
+    """
+    wanted, counts = np.unique(values[chosen], return_counts=True)
+    there = np.array([(values[pool] == value).sum() for value in wanted])
+
+    def taken(times: float) -> np.ndarray:
+        return np.minimum(there, np.maximum(1, np.floor(times * counts + 0.5))).astype(np.int64)
+
+    def mismatch(times: float) -> float:
+        share = taken(times) / max(1, taken(times).sum())
+        return float(np.abs(share - counts / counts.sum()).sum() / 2)
+
+    fitting = [times for times in np.unique(there / counts) if times > 0 and mismatch(times) <= MISMATCH]
+    times = max([*fitting, min(len(chosen), ENOUGH) / len(chosen)])
+    short: dict[Any, int] = {}
+    if mismatch(times) > MISMATCH:
+        lacking = taken(times) < np.floor(times * counts + 0.5)
+        short = dict(zip(wanted[lacking].tolist(), there[lacking].tolist(), strict=True))
+    members = {value: pool[values[pool] == value] for value in wanted.tolist()}
+    drawn = [
+        rows[shuffled(keys[rows], None, seed, "match")[:count]]
+        for rows, count in zip(members.values(), taken(times), strict=True)
+    ]
+    return np.sort(np.concatenate(drawn)), short
+
+
+def _shortage(data: Data, by: str, short: Mapping[Any, int]) -> str:
+    """The warning that the holdout does not have F's mix."""
+    names = {
+        value: data.classes[value] if by == "class" and value != UNKNOWN else str(value) for value in short
+    }
+    listed = ", ".join(f"'{names[value]}' ({have})" for value, have in list(short.items())[:5])
+    return (
+        f"The holdout has too few examples of {len(short)} of the forgotten {'groups' if by == 'group' else 'classes'}"
+        f" to match their mix: {listed}{', ...' if len(short) > 5 else ''}. The rest of the mix was matched."
+    )
+
+
+__all__ = ["NEVER_TRAINED", "PARTS", "Duplicate", "Split", "duplicates", "forget", "partition"]
