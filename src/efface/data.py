@@ -80,19 +80,10 @@ class Data:
                 "A key names one example: who is to be forgotten must be clear.",
                 "Give every example a key of its own.",
             )
-        try:
-            plain = "\0" not in "".join(names) and "" not in names
-            "".join(names).encode("utf-8")
-        except UnicodeEncodeError:
-            plain = False
-        if not plain:
-            odd = [
-                key
-                for key in names
-                if not key or "\0" in key or key.encode("utf-8", "ignore").decode() != key
-            ]
+        odd = [ascii(key) for key in names if not _plain(key)]
+        if odd:
             raise EffaceError(
-                f"{len(odd)} keys of {self.name} cannot be written as text: {first([ascii(key) for key in odd])}.",
+                f"{len(odd)} keys of {self.name} cannot be written as text: {first(odd)}.",
                 "A key is empty, or holds bytes that are not UTF-8.",
                 "Rename these files or keys.",
             )
@@ -177,8 +168,9 @@ class Data:
     ) -> Data:
         """Data from arrays.
 
-        ``x``: integers 0..255, [N, H, W], [N, C, H, W] or [N, H, W, C]; RGBA is put on white. ``y``: integers (-1
-        unknown) or names, N of them. ``keys``: by default ``00000``, ``00001`` ... : then keep the order for ever.
+        ``x``: integers 0..255, [N, H, W], [N, C, H, W] or [N, H, W, C]; RGBA is put on white. ``y``: integers
+        (-1 unknown) or names, N of them. ``keys``: by default ``00000``, ``00001`` ... : then keep the order
+        for ever.
         """
         pixels = _images(np.asarray(x), name)
         count = len(pixels)
@@ -202,7 +194,7 @@ def first(items: Sequence[str], count: int = 5) -> str:
 
 
 def ranks(keys: np.ndarray, seed: int, purpose: str) -> np.ndarray:
-    """A random number for every key, uint64 [N]: it depends on nothing but the key, ``seed`` and ``purpose``."""
+    """A random number for every key, uint64 [N], from the key, ``seed`` and ``purpose`` alone."""
     start = hashlib.blake2b(f"{purpose}:{seed}:".encode(), digest_size=8)
     numbers = bytearray()
     for key in keys.tolist():
@@ -215,8 +207,8 @@ def ranks(keys: np.ndarray, seed: int, purpose: str) -> np.ndarray:
 def shuffled(keys: np.ndarray, strata: np.ndarray | None, seed: int, purpose: str) -> np.ndarray:
     """A random order of the examples, int64 [N], which depends on their keys and not on their order.
 
-    With ``strata`` ([N]) it is a stratified one: any stretch of it holds every stratum in proportion, to within
-    one example. Its start is drawn for each stratum apart, so small strata are not pushed to one end.
+    With ``strata`` ([N]) it is a stratified one: any stretch of it holds every stratum in proportion, to
+    within one example. Its start is drawn for each stratum apart, so small strata are not pushed to one end.
     """
     rank = ranks(keys, seed, purpose)
     order = np.argsort(rank, kind="stable")
@@ -228,6 +220,47 @@ def shuffled(keys: np.ndarray, strata: np.ndarray | None, seed: int, purpose: st
         start = int(ranks(np.array([str(stratum)]), seed, f"{purpose} stratum")[0]) / 2**64
         place[members] = (np.arange(len(members)) + start) / len(members)
     return np.lexsort((rank, place))
+
+
+def subset(
+    keys: np.ndarray,
+    y: np.ndarray | None,
+    official: np.ndarray | None,
+    limit: int | None,
+    seed: int,
+    name: str,
+) -> np.ndarray:
+    """Sorted positions of ``limit`` of the official training examples (of all, where none are official).
+
+    They are a random subset, stratified by class where there are labels; official test examples are kept. The
+    draw depends on the keys and ``seed`` only, and a smaller limit gives a subset of a larger one's.
+    """
+    everything = np.arange(len(keys))
+    pool = everything if official is None else np.flatnonzero(official == "train")
+    if limit is None:
+        return everything
+    if isinstance(limit, bool) or not isinstance(limit, int) or not 0 < limit <= len(pool):
+        raise EffaceError(
+            f"A limit of {limit!r} does not fit {name}.", f"Whole numbers from 1 to {len(pool)} do."
+        )
+    kept = pool[shuffled(keys[pool], None if y is None else y[pool], seed, "limit")[:limit]]
+    return np.sort(np.concatenate([kept, np.setdiff1d(everything, pool)]))
+
+
+def limited(data: Data, limit: int | None, seed: int) -> Data:
+    """The data with only ``limit`` of its (official training) examples; see :func:`subset`."""
+    if limit is None:
+        return data
+    return data.take(subset(data.keys, data.y, data.official, limit, seed, data.name))
+
+
+def _plain(key: str) -> bool:
+    """Whether a key can be written down: not empty, no NUL, nothing of a file name that is not UTF-8."""
+    try:
+        key.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return key != "" and "\0" not in key
 
 
 def _strings(values: Sequence[str]) -> np.ndarray:

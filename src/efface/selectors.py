@@ -15,7 +15,7 @@ import numpy as np
 from efface.data import Data, first, ranks
 from efface.errors import EffaceError, unknown
 
-FORMS = "@class:NAME, @group:NAME, @random:0.1, @random:50, @keys:a,b, or a file of keys (.txt, .csv, .json, .jsonl)"
+FORMS = "@class:NAME, @group:NAME, @random:0.1, @random:50, @keys:a,b, or a .txt, .csv, .json, .jsonl of keys"
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,8 @@ def choose(
 ) -> Chosen:
     """Resolve ``selector`` against the training examples at ``train``.
 
-    ``elsewhere``: name to positions of examples that cannot be chosen; naming one is an error that says where it is.
+    ``elsewhere``: name to positions of examples that cannot be chosen; naming one is an error that says where
+    it is.
     """
     if not len(train):
         raise EffaceError(
@@ -64,7 +65,8 @@ def choose(
 
 
 def read_keys(path: str, data: Data) -> list[str]:
-    """The keys in a file: one a line, a CSV's only column or its column ``key``, or a JSON list of strings."""
+    """The keys in a file: one a line, a CSV's only column or its column ``key``, or a JSON list of
+    strings."""
     file = Path(path).expanduser()
     readers: dict[str, Callable[[str], list[str]]] = {".csv": _csv, ".json": _json, ".jsonl": _jsonl}
     try:

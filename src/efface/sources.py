@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-import gzip
+import csv
 import inspect
+import json
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from efface.data import Data, first, shuffled
+from efface.data import Data, encode, first, limited, subset
 from efface.errors import EffaceError, nearest
+from efface.images import SUFFIXES, Item, Options, pixels
+from efface.official import cifar10, cifar100, fashion_mnist, svhn
 
-DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-FASHION = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
 TABLES = (".csv", ".jsonl")
+COLUMNS = ("key", "path", "label", "caption", "group")
+TESTED = ("test", "val", "valid", "validation")
+"""Sub-folders beside ``train`` that are read as the official test part."""
 
 
 def load(source: str | os.PathLike[str], **options: Any) -> Data:
-    """Data from a source's name or from a path: an image folder, a ``.csv`` or ``.jsonl`` manifest, an ``.npz``.
+    """Data from a source's name or from a path: an image folder, a ``.csv`` or ``.jsonl`` manifest, an
+    ``.npz``.
 
     ``options``: those of the source; ``efface data NAME`` lists them. A name wins over a file of that name.
 
@@ -67,89 +61,17 @@ def digits(limit: int | None = None, limit_seed: int = 0) -> Data:
     """
     from sklearn.datasets import load_digits
 
-    found = load_digits()
+    found: Any = load_digits()
     x = (np.asarray(found["data"]).reshape(-1, 1, 8, 8) * (255 / 16)).round().astype(np.uint8)
     return limited(Data.from_arrays(x, found["target"], name="digits"), limit, limit_seed)
-
-
-def fashion_mnist(
-    root: str | None = None, limit: int | None = None, limit_seed: int = 0, download: bool = False
-) -> Data:
-    """70 000 pictures of clothes, 28 x 28 gray, 10 classes, of which 10 000 are the official test part.
-
-    root: folder with the IDX files (gzipped or not), or a torchvision root; by default Debian's folder (package
-    dataset-fashion-mnist), then the download folder. limit: keep a random subset of so many official training
-    images, stratified by class, beside all test images. limit_seed: its seed. download: fetch into root.
-    """
-    folder = _fashion_folder(root)
-    if folder is None and download:
-        where = Path(root) if root else downloads()
-        _torchvision("FashionMNIST", where, True)
-        folder = _fashion_folder(str(where))
-    if folder is None:
-        places = [root] if root else [str(DEBIAN), str(downloads())]
-        raise EffaceError(
-            f"Fashion-MNIST is not in {' or '.join(places)}.",
-            "Its four files are named train-images-idx3-ubyte.gz and so on.",
-            "Either `apt install dataset-fashion-mnist` (Debian, Ubuntu), or give --set data.root=FOLDER of a "
-            "torchvision copy, or --set data.download=true.",
-        )
-    parts = {"train": "train", "test": "t10k"}
-    return official(
-        "fashion-mnist",
-        {part: _idx(folder, f"{stem}-images-idx3-ubyte", 3)[:, None] for part, stem in parts.items()},
-        {part: _idx(folder, f"{stem}-labels-idx1-ubyte", 1) for part, stem in parts.items()},
-        FASHION,
-        limit,
-        limit_seed,
-    )
-
-
-def cifar10(
-    root: str | None = None, limit: int | None = None, limit_seed: int = 0, download: bool = False
-) -> Data:
-    """60 000 color pictures, 32 x 32, 10 classes, of which 10 000 are the official test part.
-
-    root: a torchvision root (the folder that holds cifar-10-batches-py). limit: keep a random subset of so many
-    official training images, stratified by class, beside all test images. limit_seed: its seed. download: fetch
-    into root.
-    """
-    return _cifar("CIFAR10", "cifar10", root, limit, limit_seed, download)
-
-
-def cifar100(
-    root: str | None = None, limit: int | None = None, limit_seed: int = 0, download: bool = False
-) -> Data:
-    """60 000 color pictures, 32 x 32, 100 classes, of which 10 000 are the official test part.
-
-    root: a torchvision root (the folder that holds cifar-100-python). limit: keep a random subset of so many
-    official training images, stratified by class, beside all test images. limit_seed: its seed. download: fetch
-    into root.
-    """
-    return _cifar("CIFAR100", "cifar100", root, limit, limit_seed, download)
-
-
-def svhn(
-    root: str | None = None, limit: int | None = None, limit_seed: int = 0, download: bool = False
-) -> Data:
-    """99 289 house numbers in color, 32 x 32, 10 classes, of which 26 032 are the official test part.
-
-    root: a torchvision root (the folder that holds train_32x32.mat and test_32x32.mat). limit: keep a random
-    subset of so many official training images, stratified by class, beside all test images. limit_seed: its
-    seed. download: fetch into root.
-    """
-    where = Path(root) if root else downloads()
-    found = {part: _torchvision("SVHN", where, download, split=part) for part in ("train", "test")}
-    x = {part: np.asarray(one.data) for part, one in found.items()}
-    y = {part: np.asarray(one.labels) for part, one in found.items()}
-    return official("svhn", x, y, tuple("0123456789"), limit, limit_seed)
 
 
 def npz(root: str, limit: int | None = None, limit_seed: int = 0) -> Data:
     """Arrays in an .npz file: x, and where there are any y, keys, classes, group, text, official.
 
     root: the file. x: integers 0..255 of shape [N, H, W], [N, C, H, W] or [N, H, W, C]. y: integers or names.
-    limit: keep a random subset of so many (official training) images, stratified by class. limit_seed: its seed.
+    limit: keep a random subset of so many (official training) images, stratified by class. limit_seed: its
+    seed.
     """
     known = ("x", "y", "keys", "classes", "group", "text", "official")
     try:
@@ -173,56 +95,60 @@ def npz(root: str, limit: int | None = None, limit_seed: int = 0) -> Data:
     return limited(Data.from_arrays(**arrays, name=Path(root).name), limit, limit_seed)
 
 
-def limited(data: Data, limit: int | None, seed: int) -> Data:
-    """The data with only ``limit`` of its official training examples (of all, where there is no official part).
-
-    They are a random subset, stratified by class where there are labels; official test examples are kept. The
-    draw depends on the keys and ``seed`` only, and a smaller limit is a subset of a larger one.
-    """
-    if limit is None:
-        return data
-    pool = np.arange(len(data)) if data.official is None else np.flatnonzero(data.official == "train")
-    if isinstance(limit, bool) or not isinstance(limit, int) or not 0 < limit <= len(pool):
-        raise EffaceError(
-            f"A limit of {limit} does not fit {data.name}.", f"Whole numbers from 1 to {len(pool)} do."
-        )
-    strata = None if data.y is None else data.y[pool]
-    kept = pool[shuffled(data.keys[pool], strata, seed, "limit")[:limit]]
-    rest = np.setdiff1d(np.arange(len(data)), pool)
-    return data.take(np.sort(np.concatenate([kept, rest])))
-
-
-def official(
-    name: str,
-    x: dict[str, np.ndarray],
-    y: dict[str, np.ndarray],
-    classes: tuple[str, ...],
-    limit: int | None,
-    limit_seed: int,
+def folder(
+    root: str,
+    size: int | None = None,
+    channels: int | None = None,
+    limit: int | None = None,
+    limit_seed: int = 0,
+    skip_broken: bool = False,
+    cache: str | None = None,
 ) -> Data:
-    """Data of a set with official parts: arrays by part to keys such as ``train/00012``."""
-    keys = [f"{part}/{row:05d}" for part, images in x.items() for row in range(len(images))]
-    parts = [part for part, images in x.items() for _ in range(len(images))]
-    data = Data.from_arrays(
-        np.concatenate(list(x.values())),
-        np.concatenate(list(y.values())),
-        keys,
-        classes=classes,
-        official=parts,
-        name=name,
-    )
-    return limited(data, limit, limit_seed)
+    """A folder of images: one sub-folder for each class, or all of them in it and unlabelled.
+
+    A key is the path below the folder, as in cats/a.png. Sub-folders named train and test (or val), each with
+    a folder for each class, make official parts. root: the folder. size: scale the shorter side to so many
+    pixels, then cut out the center; by default images stay as they are and must be of one size. channels: 1
+    gray or 3 color; by default 1 if all images are gray. limit: decode only a random subset of so many
+    (official training) images, stratified by class. limit_seed: its seed. skip_broken: leave out images that
+    cannot be read, and record them. cache: folder for decoded pixels.
+    """
+    top = Path(root).expanduser()
+    if not top.is_dir():
+        raise EffaceError(f"There is no folder {root}.", remedy="Check --set data.root or the path.")
+    items = _in_folder(top)
+    labelled, divided = any(item.label for item in items), any(item.official for item in items)
+    columns = {"label"} if labelled else set[str]()
+    columns |= {"official"} if divided else set()
+    options = Options(size, channels, skip_broken, cache)
+    return _from_files(items, columns, options, limit, limit_seed, top.name or str(top))
 
 
-def cache_home() -> Path:
-    """Where efface keeps what it can make again: ``$XDG_CACHE_HOME/efface``, else ``~/.cache/efface``."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "efface"
+def manifest(
+    root: str,
+    size: int | None = None,
+    channels: int | None = None,
+    limit: int | None = None,
+    limit_seed: int = 0,
+    skip_broken: bool = False,
+    cache: str | None = None,
+) -> Data:
+    """A table of images, .csv (with a header) or .jsonl: path, and where there are any key, label, caption,
+    group.
 
-
-def downloads() -> Path:
-    """The torchvision root used where none is named."""
-    return cache_home() / "downloads"
+    A path is relative to the table. A key is by default the path as it is written. An empty label is unknown.
+    root: the table. size: scale the shorter side to so many pixels, then cut out the center; by default
+    images stay as they are and must be of one size. channels: 1 gray or 3 color; by default 1 if all images
+    are gray. limit: decode only a random subset of so many images, stratified by class. limit_seed: its seed.
+    skip_broken: leave out images that cannot be read, and record them. cache: folder for decoded pixels.
+    """
+    table = Path(root).expanduser()
+    rows = _table(table)
+    columns = {column for row in rows for column in row}
+    _refuse_slips(table, columns)
+    items = [_item(table, number, row) for number, row in enumerate(rows, 1)]
+    options = Options(size, channels, skip_broken, cache)
+    return _from_files(items, columns, options, limit, limit_seed, table.name)
 
 
 def _from_path(name: str) -> str:
@@ -248,66 +174,158 @@ def _from_path(name: str) -> str:
     )
 
 
-def _fashion_folder(root: str | None) -> Path | None:
-    """The folder that holds the four files."""
-    roots = [Path(root).expanduser()] if root else [DEBIAN, downloads()]
-    inside = [place for one in roots for place in (one, one / "FashionMNIST" / "raw")]
-    stem = "train-images-idx3-ubyte"
-    return next(
-        (place for place in inside if (place / stem).is_file() or (place / f"{stem}.gz").is_file()), None
+def _from_files(
+    items: Sequence[Item], columns: set[str], options: Options, limit: int | None, limit_seed: int, name: str
+) -> Data:
+    """Data of image files; ``columns``: what is known of them."""
+    y, classes = encode([item.label for item in items], name=name) if "label" in columns else (None, ())
+    official = np.array([item.official for item in items]) if "official" in columns else None
+    keys = np.array([item.key for item in items])
+    kept = subset(keys, y, official, limit, limit_seed, name)
+    x, there, skipped = pixels([items[row] for row in kept], options)
+    if skipped:
+        absent = [one["key"] for one in skipped]
+        kept = kept[~np.isin(keys[kept], absent)]
+    return Data(
+        x=x,
+        keys=keys[kept],
+        y=None if y is None else y[kept],
+        classes=classes,
+        group=np.array([item.group for item in there]) if "group" in columns else None,
+        text=tuple(item.caption for item in there) if "caption" in columns else None,
+        official=None if official is None else official[kept],
+        name=name,
+        skipped=tuple(skipped),
     )
 
 
-def _idx(folder: Path, stem: str, dimensions: int) -> np.ndarray:
-    """A file of bytes in IDX form, gzipped or not."""
-    packed, plain = folder / f"{stem}.gz", folder / stem
-    path = packed if packed.is_file() else plain
+def _in_folder(top: Path) -> list[Item]:
+    """The images below ``top``, sorted by key, with the class (and the official part) that their folders
+    say."""
+    names = sorted(path.relative_to(top).as_posix() for path in _walk(top))
+    found = [name.split("/") for name in names if Path(name).suffix.lower() in SUFFIXES]
+    if not found:
+        others = sorted({Path(name).suffix.lower() or Path(name).name for name in names})
+        raise EffaceError(
+            f"There are no images in {top}.",
+            f"It holds {len(names)} other files: {first(others)}." if names else "It is empty.",
+            f"Images end in {', '.join(sorted(SUFFIXES))}.",
+        )
+    loose = [parts[0] for parts in found if len(parts) == 1]
+    if loose and len(loose) < len(found):
+        raise EffaceError(
+            f"{top} has {len(loose)} images beside its sub-folders: {first(loose)}.",
+            "Either every image lies in the folder of its class, or none does.",
+            "Move them, or write a manifest.",
+        )
+    heads = {parts[0] for parts in found}
+    if "train" in heads and heads & set(TESTED):
+        return [_divided(top, parts, heads) for parts in found]
+    return [Item("/".join(p), top.joinpath(*p), label=p[0] if len(p) > 1 else "") for p in found]
+
+
+def _divided(top: Path, parts: list[str], heads: set[str]) -> Item:
+    """An image below train/ or test/."""
+    if len(heads) != 2:
+        raise EffaceError(
+            f"{top} has the sub-folders {', '.join(sorted(heads))}.",
+            "With train and one of test, val beside it they are official parts; these are something else.",
+            "Name one of them as the folder, or write a manifest.",
+        )
+    part = "train" if parts[0] == "train" else "test"
+    label = parts[1] if len(parts) > 2 else ""
+    return Item("/".join(parts), top.joinpath(*parts), label=label, official=part)
+
+
+def _walk(top: Path) -> Iterator[Path]:
+    """Every file that is not hidden; links are followed, each folder once."""
+    seen: set[str] = set()
+    for here, folders, files in os.walk(top, followlinks=True):
+        real = os.path.realpath(here)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(here, name) for name in files if not name.startswith("."))
+
+
+def _table(table: Path) -> list[dict[str, Any]]:
+    """The rows of a manifest, with the columns that are known or near to it."""
     try:
-        content = gzip.decompress(path.read_bytes()) if path == packed else path.read_bytes()
+        text = table.read_text(encoding="utf-8-sig")
+        rows = _jsonl(text) if table.suffix.lower() == ".jsonl" else _csv(text)
     except FileNotFoundError:
         raise EffaceError(
-            f"{plain} (or .gz) is missing.", "The set has four files.", "Fetch it again."
+            f"There is no manifest {table}.", remedy="Check --set data.root or the path."
         ) from None
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
-        raise EffaceError(f"{path} is damaged.", str(error), "Fetch it again.") from error
-    start = 4 + 4 * dimensions
-    shape = tuple(int(one) for one in np.frombuffer(content[4:start], ">u4"))
-    if content[:4] != bytes((0, 0, 8, dimensions)) or len(content) != start + int(np.prod(shape)):
+    except (OSError, UnicodeDecodeError, ValueError, csv.Error) as error:
         raise EffaceError(
-            f"{path} is damaged.",
-            f"Its {len(content)} bytes are not an IDX file of bytes with {dimensions} dimensions.",
-            "Fetch it again.",
+            f"{table} cannot be read as a manifest.",
+            str(error),
+            f"A .csv with a header, or a .jsonl with an object on each line; columns: {', '.join(COLUMNS)}.",
+        ) from error
+    if not rows:
+        raise EffaceError(f"{table} lists no images.", "It is empty, or has a header alone.")
+    return rows
+
+
+def _csv(text: str) -> list[dict[str, Any]]:
+    reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
+    rows = list(reader)
+    for number, row in enumerate(rows, 2):
+        if None in row or None in row.values():
+            raise ValueError(f"Row {number} has not as many columns as the header.")
+    return rows
+
+
+def _jsonl(text: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"Line {number}: {error}") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"Line {number} holds a {type(row).__name__}, not an object.")
+        rows.append(row)
+    return rows
+
+
+def _refuse_slips(table: Path, columns: set[str]) -> None:
+    """A column that is nearly one of ours is a slip that would go unnoticed."""
+    for column in sorted(columns - set(COLUMNS)):
+        missing = [
+            one for one in COLUMNS if one not in columns and one in nearest(column.strip().lower(), COLUMNS)
+        ]
+        if missing:
+            raise EffaceError(
+                f"{table} has a column '{column}' and no '{missing[0]}'.",
+                "It would be ignored.",
+                f"Name it '{missing[0]}' if it is meant so, and otherwise something less like it.",
+            )
+    if "path" not in columns:
+        raise EffaceError(
+            f"{table} has no column 'path'.",
+            f"It has: {', '.join(sorted(columns))}.",
+            f"Known: {', '.join(COLUMNS)}.",
         )
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
-def _cifar(
-    kind: str, name: str, root: str | None, limit: int | None, limit_seed: int, download: bool
-) -> Data:
-    where = Path(root) if root else downloads()
-    found = {part: _torchvision(kind, where, download, train=part == "train") for part in ("train", "test")}
-    x = {part: np.asarray(one.data).transpose(0, 3, 1, 2) for part, one in found.items()}
-    y = {part: np.asarray(one.targets) for part, one in found.items()}
-    return official(name, x, y, tuple(found["train"].classes), limit, limit_seed)
-
-
-def _torchvision(kind: str, root: Path, download: bool, **options: Any) -> Any:
-    """One of torchvision's data sets; torchvision checks its files against their known digests."""
-    from torchvision import datasets
-
-    root = root.expanduser()
-    try:
-        return getattr(datasets, kind)(str(root), download=download, **options)
-    except RuntimeError as error:
-        raise EffaceError(
-            f"{kind} is not in {root}, or its files there are damaged.",
-            str(error).split(". ")[0].rstrip(".") + ".",
-            "Give --set data.root=FOLDER of a torchvision copy, or --set data.download=true.",
-        ) from error
-    except OSError as error:
-        raise EffaceError(
-            f"{kind} could not be fetched into {root}.", str(error), "Try again, or copy it."
-        ) from error
+def _item(table: Path, number: int, row: dict[str, Any]) -> Item:
+    """One row of a manifest."""
+    values: dict[str, str] = {}
+    for column in COLUMNS:
+        value = row.get(column)
+        if isinstance(value, (dict, list, float, bool)):
+            raise EffaceError(f"Item {number} of {table} has the {column} {value!r}.", "It should be text.")
+        values[column] = "" if value is None else str(value).strip()
+    if not values["path"] or ("key" in row and not values["key"]):
+        raise EffaceError(f"Item {number} of {table} has no {'key' if values['path'] else 'path'}.")
+    path = table.parent / Path(values.pop("path")).expanduser()
+    return Item(**(values | {"key": values["key"] or str(row["path"]).strip()}), path=path)
 
 
 SOURCES: dict[str, Callable[..., Data]] = {
@@ -315,8 +333,8 @@ SOURCES: dict[str, Callable[..., Data]] = {
     "cifar100": cifar100,
     "digits": digits,
     "fashion-mnist": fashion_mnist,
+    "folder": folder,
+    "manifest": manifest,
     "npz": npz,
     "svhn": svhn,
 }
-
-__all__ = ["SOURCES", "first", "limited", "load", "official"]

@@ -1,4 +1,5 @@
-"""Split: which examples are trained on, which are to be forgotten, and which no training ever sees. numpy only."""
+"""Split: which examples are trained on, which are to be forgotten, and which no training ever sees. numpy
+only."""
 
 from __future__ import annotations
 
@@ -18,6 +19,8 @@ PARTS = ("forget", "retain", "valid", "holdout", "spare", "test")
 NEVER_TRAINED = ("valid", "holdout", "spare", "test")
 MISMATCH = 0.05
 """Share of a matched holdout that may differ from F's mix (total variation) before it is worth a warning."""
+LISTED = 1000
+"""How many copies of forgotten examples are kept by name."""
 ENOUGH = 100
 """A matched holdout of so many is not made smaller for the sake of exact proportions."""
 
@@ -43,7 +46,8 @@ class Split:
     test: np.ndarray = field(default_factory=_none)
     """Never trained on; utility is measured here."""
     provenance: dict[str, Any] = field(default_factory=dict)
-    """``selector``, ``seed``, ``random``, ``matched`` (``class``, ``group`` or None), ``sizes``, ``warnings``."""
+    """``selector``, ``seed``, ``random``, ``matched`` (``class``, ``group`` or None), ``sizes``,
+    ``warnings``; after a forget request also ``copies``, the first of them with their keys."""
 
     @property
     def train(self) -> np.ndarray:
@@ -91,7 +95,7 @@ class Split:
     @staticmethod
     def from_dict(data: Data, stored: Mapping[str, Any]) -> Split:
         """What :meth:`to_dict` gave, found again in ``data`` by key; raises where keys are missing."""
-        parts = stored.get("parts")
+        parts: Any = stored.get("parts")
         if not isinstance(parts, Mapping) or set(parts) != set(PARTS):
             raise EffaceError(
                 "This is not a stored split.",
@@ -99,7 +103,7 @@ class Split:
                 "Make it again.",
             )
         try:
-            found = {part: np.sort(data.positions(parts[part])) for part in PARTS}
+            found = {part: np.sort(data.positions(keys)) for part, keys in dict[str, Any](parts).items()}
         except EffaceError as error:
             raise EffaceError(
                 "The stored split does not fit the data.",
@@ -123,45 +127,29 @@ def partition(
     """Divide the data into what is trained on (``retain``) and what never is; ``forget`` is empty.
 
     Sizes are counts, or fractions (a number with a point, up to 1.0) of the examples they are drawn from: the
-    official training part where there is one, else everything; ``test`` of the official test part where there is
-    one, of which the default takes all (else a tenth of everything). ``train`` takes all that the others leave.
-    Stratified by class; drawn by key and ``seed``, so that the order of the data does not matter, and a larger
-    ``train`` keeps the smaller one's examples and all other parts.
+    official training part where there is one, else everything; ``test`` of the official test part where there
+    is one, of which the default takes all (else a tenth of everything). ``train`` takes all that the others
+    leave. Stratified by class; drawn by key and ``seed``, so that the order of the data does not matter, and
+    a larger ``train`` keeps the smaller one's examples and all other parts.
     """
-    everything = np.arange(len(data))
-    known = data.official is not None and (data.official == "test").any()
-    pool = np.flatnonzero(data.official == "train") if known else everything
-    tested = np.flatnonzero(data.official == "test") if known else everything
-    if test is None:
-        test = 1.0 if known else 0.1
-    sizes = {
-        "test": _count("test", test, len(tested)),
-        "holdout": _count("holdout", holdout, len(pool)),
-        "valid": _count("valid", valid, len(pool)),
-    }
-    parts: dict[str, np.ndarray] = {}
-    order = pool[shuffled(data.keys[pool], _strata(data, pool), seed, "partition")]
+    known = data.official is not None and bool((data.official == "test").any())
+    pool = np.flatnonzero(data.official == "train") if known else np.arange(len(data))
+    parts: dict[str, Any] = {}
     if known:
-        apart = tested[shuffled(data.keys[tested], _strata(data, tested), seed, "partition")]
-        parts["test"] = np.sort(apart[: sizes.pop("test")])
-    taken = sum(sizes.values())
-    count = len(pool) - taken if train is None else _count("train", train, len(pool))
-    if count < 1 or taken + count > len(pool):
-        asked = ", ".join(f"{name} {size}" for name, size in {"train": max(count, 0), **sizes}.items())
-        raise EffaceError(
-            f"{data.name} has {len(pool)} {'official training ' if known else ''}examples, too few for this split.",
-            f"Asked for: {asked}.",
-            "Ask for less in split.train, split.valid, split.holdout"
-            + ("" if known else ", split.test")
-            + ("; or raise data.limit." if known else "."),
-        )
-    start = 0
-    for name, size in sizes.items():
-        parts[name] = np.sort(order[start : start + size])
-        start += size
+        tested = np.flatnonzero(data.official == "test")
+        size = _count("test", 1.0 if test is None else test, len(tested))
+        parts["test"] = np.sort(_order(data, tested, seed)[:size])
+    sizes = {} if known else {"test": _count("test", 0.1 if test is None else test, len(pool))}
+    sizes |= {"holdout": _count("holdout", holdout, len(pool)), "valid": _count("valid", valid, len(pool))}
+    rest = len(pool) - sum(sizes.values())
     # What is trained on comes last in the order: changing its size moves no other part.
-    split = Split(retain=np.sort(order[start : start + count]), **parts)
-    return _with_provenance(split, selector=None, seed=seed, random=True, matched=None, warnings=[])
+    sizes["retain"] = rest if train is None else _count("train", train, len(pool))
+    if not 1 <= sizes["retain"] <= rest:
+        raise _too_few(data, len(pool), sizes, known, train is None)
+    order = _order(data, pool, seed)
+    for name, size in sizes.items():
+        parts[name], order = np.sort(order[:size]), order[size:]
+    return _with_provenance(Split(**parts), selector=None, seed=seed, random=True, matched=None, warnings=[])
 
 
 def forget(
@@ -169,13 +157,14 @@ def forget(
 ) -> Split:
     """Move the selected training examples from ``retain`` to ``forget``, and match the holdout to them.
 
-    ``selector``: the path of a .txt, .csv, .json or .jsonl of keys; ``@keys:a,b``; ``@class:5`` or ``@class:name``;
-    ``@group:g``; ``@random:0.1`` (of the training examples) or ``@random:50``. The same selector and ``seed``
-    choose the same keys whatever the order of the data.
+    ``selector``: the path of a .txt, .csv, .json or .jsonl of keys; ``@keys:a,b``; ``@class:5`` or
+    ``@class:name``; ``@group:g``; ``@random:0.1`` (of the training examples) or ``@random:50``. The same
+    selector and ``seed`` choose the same keys whatever the order of the data.
 
-    A random F is compared with the whole holdout. Any other is compared with the holdout examples of its classes
-    (of its groups, when selected by group) in its own proportions; the rest goes to ``spare``. Copies of F that
-    would stay in training are an error where F was listed by key (``allow_duplicates`` makes it a warning).
+    A random F is compared with the whole holdout. Any other is compared with the holdout examples of its
+    classes (of its groups, when selected by group) in its own proportions; the rest goes to ``spare``. Copies
+    of F that would stay in training are an error where F was listed by key (``allow_duplicates`` makes it a
+    warning).
 
     What an earlier request took out of training is in no part of the result any more.
     """
@@ -203,7 +192,13 @@ def forget(
     if len(split.forget):
         warnings.append(f"{len(split.forget)} examples of an earlier request are in no part any more.")
     made = _with_provenance(
-        made, selector=selector, seed=seed, random=chosen.random, matched=matched, warnings=warnings
+        made,
+        selector=selector,
+        seed=seed,
+        random=chosen.random,
+        matched=matched,
+        warnings=warnings,
+        copies=[vars(one) for one in found[:LISTED]],
     )
     made.check(len(data))
     return made
@@ -229,8 +224,23 @@ def _count(name: str, size: float, available: int) -> int:
     return count
 
 
-def _strata(data: Data, positions: np.ndarray) -> np.ndarray | None:
-    return None if data.y is None else data.y[positions]
+def _order(data: Data, positions: np.ndarray, seed: int) -> np.ndarray:
+    """The positions in the order in which they are given to the parts."""
+    strata = None if data.y is None else data.y[positions]
+    return positions[shuffled(data.keys[positions], strata, seed, "partition")]
+
+
+def _too_few(data: Data, available: int, sizes: Mapping[str, int], known: bool, rest: bool) -> EffaceError:
+    asked = {("train" if name == "retain" else name): size for name, size in sizes.items()}
+    if rest:
+        asked["train"] = 1
+    listed = ", ".join(f"{name} {size}" for name, size in asked.items())
+    kind = "official training examples" if known else "examples"
+    return EffaceError(
+        f"{available} {kind} of {data.name} are too few for this split.",
+        f"It asks for {listed}{' or more' if rest else ''}.",
+        f"Ask for less in {', '.join(f'split.{name}' for name in asked)}, or raise data.limit if it is set.",
+    )
 
 
 def _with_provenance(split: Split, **facts: Any) -> Split:
@@ -267,8 +277,8 @@ def _matched(
             "Pretrain with a larger split.holdout.",
         )
     return pool, None, [
-        "The data has neither labels nor groups to match the holdout by: whatever else sets the forgotten examples "
-        "apart from it will look like memory."
+        "The data has neither labels nor groups to match the holdout by: whatever else sets the forgotten "
+        "examples apart from it will look like memory."
     ]  # fmt: skip
 
 
@@ -277,8 +287,8 @@ def _proportional(
 ) -> tuple[np.ndarray, dict[Any, int]]:
     """As much of the pool as keeps F's proportions of ``values``, drawn by key.
 
-    Proportions are kept to within ``MISMATCH`` of the examples, unless that would leave fewer than ``ENOUGH`` (or
-    than F has); then second: each value that the pool has too few of, and how many it has.
+    Proportions are kept to within ``MISMATCH`` of the examples, unless that would leave fewer than ``ENOUGH``
+    (or than F has); then second: each value that the pool has too few of, and how many it has.
     """
     wanted, counts = np.unique(values[chosen], return_counts=True)
     there = np.array([(values[pool] == value).sum() for value in wanted])
@@ -310,9 +320,10 @@ def _shortage(data: Data, by: str, short: Mapping[Any, int]) -> str:
         value: data.classes[value] if by == "class" and value != UNKNOWN else str(value) for value in short
     }
     listed = ", ".join(f"'{names[value]}' ({have})" for value, have in list(short.items())[:5])
+    kind = "groups" if by == "group" else "classes"
     return (
-        f"The holdout has too few examples of {len(short)} of the forgotten {'groups' if by == 'group' else 'classes'}"
-        f" to match their mix: {listed}{', ...' if len(short) > 5 else ''}. The rest of the mix was matched."
+        f"The holdout has too few examples of {len(short)} of the forgotten {kind} to match their mix: "
+        f"{listed}{', ...' if len(short) > 5 else ''}. The rest of the mix was matched."
     )
 
 
