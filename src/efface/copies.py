@@ -7,7 +7,7 @@ Exact copies have the same pixels. Near ones (encoded again, brightened, rescale
 correlation of their edges: differences of neighboring pixels of the gray image, scaled to at most 16 x 16,
 less their mean and of unit length. Plain pixels would not do: where 1 000 images of Fashion-MNIST meet its 70
 000, the pixels of 337 pairs correlate above 0.98, their edges above 0.99 in 3. JPEG of quality 75 leaves
-photographs of 32 x 32 at 0.992 and of 64 x 64 at 0.999 (medians of 60; ``benchmarks/near_copies.py``).
+photographs of 32 x 32 at 0.992 and of 64 x 64 at 0.998 (medians of 60; ``benchmarks/near_copies.py``).
 Candidates are found at 8 x 8, by one matrix product. Shifted, cropped and mirrored copies are not found.
 """
 
@@ -55,18 +55,18 @@ def copies(data: Data, chosen: np.ndarray, elsewhere: Mapping[str, np.ndarray]) 
 
 
 def warnings_of(found: list[Duplicate]) -> list[str]:
-    """A sentence for each kind of copy and part. No keys: a warning may be read by others than the owner."""
+    """A sentence for each kind of copy and part; without keys, as others than the owner may read it."""
     sentences: list[str] = []
     for exact in (True, False):
         for part in dict.fromkeys(one.part for one in found):
             count = sum(one.exact == exact and one.part == part for one in found)
             if count:
-                who = "example is" if count == 1 else "examples are"
-                what = "exact" if exact else "near"
-                harm = "goes on being trained on" if part == "retain" else "is taken for never trained on"
+                what, one = "exact" if exact else "near", count == 1
+                copy = f"is {'an' if exact else 'a'} {what} copy" if one else f"are {what} copies"
+                harm = "be trained on" if part == "retain" else "count as never trained on"
                 sentences.append(
-                    f"{count} {who} in {part} and {what} {'copy' if count == 1 else 'copies'} of forgotten "
-                    f"ones: such a picture {harm}."
+                    f"{count} {'example' if one else 'examples'} in {part} {copy} of what is to be forgotten, "
+                    f"and would still {harm}."
                 )
     return sentences
 

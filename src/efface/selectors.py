@@ -15,6 +15,7 @@ import numpy as np
 from efface.data import Data, first, ranks
 from efface.errors import EffaceError, unknown
 
+SHOWN = 100
 FORMS = "@class:NAME, @group:NAME, @random:0.1, @random:50, @keys:a,b, or a .txt, .csv, .json, .jsonl of keys"
 
 
@@ -185,7 +186,7 @@ def _by_class(
     elif value.isdecimal() and int(value) < len(data.classes):
         label = int(value)
     else:
-        raise unknown("class", value, data.classes)
+        raise _unknown("class", value, data.classes)
     return Chosen(_some(train[data.y[train] == label], f"class '{value}'"))
 
 
@@ -200,9 +201,14 @@ def _by_group(
         )
     known = np.unique(data.group).tolist()
     if value not in known:
-        error = unknown("group", value, known)
-        raise EffaceError(error.what, error.why if len(known) <= 20 else f"There are {len(known)} groups.")
+        raise _unknown("group", value, known)
     return Chosen(_some(train[data.group[train] == value], f"group '{value}'"), by_group=True)
+
+
+def _unknown(kind: str, name: str, known: Sequence[str]) -> EffaceError:
+    """The error for a class or group that is not there, without a long list of those that are."""
+    error = unknown(kind, name, known)
+    return error if len(known) <= SHOWN else EffaceError(error.what, f"There are {len(known)} others.")
 
 
 def _some(positions: np.ndarray, what: str) -> np.ndarray:

@@ -75,7 +75,7 @@ def npz(root: str, limit: int | None = None, limit_seed: int = 0) -> Data:
     """
     known = ("x", "y", "keys", "classes", "group", "text", "official")
     try:
-        with np.load(root, allow_pickle=False) as file:
+        with open(root, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in known if name in file.files}
             there = list(file.files)
     except FileNotFoundError:

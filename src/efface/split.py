@@ -186,7 +186,7 @@ def forget(
         raise EffaceError(
             f"{len(exact)} examples that would stay in training are identical to ones to be forgotten.",
             f"A model that keeps training on a copy has not forgotten: {first([one.key for one in exact])}.",
-            "Add these keys to the list, or allow duplicates on purpose.",
+            "Add these keys to the list, or let the copies stay: allow_duplicates=true.",
         )
     warnings += warnings_of(found)
     if len(split.forget):
@@ -213,11 +213,8 @@ def duplicates(data: Data, split: Split) -> list[Duplicate]:
 def _count(name: str, size: float, available: int) -> int:
     """A size as a count: a fraction up to 1.0 of what is available, or a count."""
     whole = float(size).is_integer() and not (isinstance(size, float) and size == 1.0)
-    if isinstance(size, bool) or size < 0 or (size > 1 and not whole):
-        raise EffaceError(
-            f"split.{name} cannot be {size}.",
-            "A size is a fraction (0.1) or a count (500).",
-        )
+    if isinstance(size, bool) or not size >= 0 or (size > 1 and not whole):
+        raise EffaceError(f"split.{name} cannot be {size}.", "A size is a fraction (0.1) or a count (500).")
     count = int(size) if whole else round(size * available)
     if count > available:
         raise EffaceError(f"split.{name} asks for {count} examples.", f"There are {available} to draw from.")
@@ -252,10 +249,10 @@ def _matched(
 ) -> tuple[np.ndarray, str | None, list[str]]:
     """The holdout for F, by what it was matched, and what to warn of."""
     if not len(pool):
-        raise EffaceError(
-            "There is no holdout to compare the forgotten examples with.",
-            "The original's split has holdout: 0.",
-            "Pretrain with split.holdout above 0.",
+        return (
+            pool,
+            None,
+            ["The split has no holdout: whether the examples were forgotten cannot be audited."],
         )
     if how.random:
         return pool, None, []
