@@ -8,9 +8,11 @@ import hashlib
 import json
 import os
 import pickle
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -401,9 +403,9 @@ def test_transparency_of_every_kind_is_put_on_white(tmp_path):
 
 
 def test_deep_gray_is_scaled_and_floats_are_refused(tmp_path):
-    deep = np.array([[0, 257, 65535, 32768]], np.uint16)
-    assert one(tmp_path, Image.fromarray(deep)).tolist() == [[[0, 1, 255, 128]]]
-    assert one(tmp_path, Image.fromarray(deep), "tiff").tolist() == [[[0, 1, 255, 128]]]
+    deep = np.array([[0, 257, 65535, 32768, 400]], np.uint16)
+    assert one(tmp_path, Image.fromarray(deep)).tolist() == [[[0, 1, 255, 128, 2]]]
+    assert one(tmp_path, Image.fromarray(deep), "tiff").tolist() == [[[0, 1, 255, 128, 2]]]
     with pytest.raises(EffaceError, match=r"floating-point"):
         one(tmp_path, Image.fromarray(np.zeros((2, 2), np.float32)), "tiff")
     with pytest.raises(EffaceError, match=r"0 to 70000"):
@@ -494,6 +496,27 @@ def test_pixels_that_break_off_are_broken_too(zoo):
     assert data.keys.tolist()[:2] == ["ant/d.bmp", "ant/x/c.png"]
 
 
+def test_headers_are_read_without_decoding(zoo, monkeypatch):
+    picture(zoo / "cat" / "large.png", size=(9, 9))
+    loaded = []
+    for kind in (PngImagePlugin.PngImageFile, Image.Image):
+        monkeypatch.setattr(kind, "load", lambda image: loaded.append(image), raising=False)
+    fails(zoo, "2 sizes")
+    assert not loaded
+
+
+def test_rotation_noted_behind_the_pixels_is_not_taken_for_another_shape(tmp_path):
+    picture(tmp_path / "a.png", size=(4, 2))
+    whole = (tmp_path / "a.png").read_bytes()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    body = exif.tobytes()[6:]
+    note = struct.pack(">I", len(body)) + b"eXIf" + body + struct.pack(">I", zlib.crc32(b"eXIf" + body))
+    (tmp_path / "a.png").write_bytes(whole[:-12] + note + whole[-12:])
+    fails(tmp_path, "'a.png'", "2 x 4", "header says otherwise")
+    assert load(str(tmp_path), size=2).shape == (3, 2, 2)
+
+
 def test_nothing_but_broken_images(tmp_path):
     for name in "ab":
         (tmp_path / f"{name}.png").write_bytes(b"")
@@ -563,6 +586,7 @@ def test_a_cut_or_emptied_cache_is_made_again(zoo, tmp_path):
         lambda: (place / "index.json").write_text("{"),
         lambda: (place / "index.json").unlink(),
         lambda: (place / "pixels.npy").unlink(),
+        lambda: np.save(place / "pixels.npy", np.zeros((6, 3, 6, 7), np.uint8)),
     ):
         damage()
         assert (load(str(zoo), cache=str(cache)).x == wanted).all()

@@ -525,9 +525,10 @@ def test_near_copies_are_found(change):
 def test_other_pictures_and_flat_ones_are_not_copies():
     data, split = planted(lambda image: natural(1, 48, seed=9)[0])
     assert duplicates(data, forget(split, data, "@random:10")) == []
-    flat = np.full((30, 1, 8, 8), 7, np.uint8) + np.arange(30, dtype=np.uint8)[:, None, None, None]
-    data = Data.from_arrays(flat)
-    assert duplicates(data, forget(partition(data), data, "@random:5")) == []
+    for size in ((8, 8), (37, 41)):
+        flat = np.full((30, 3, *size), 7, np.uint8) + 5 * np.arange(30, dtype=np.uint8)[:, None, None, None]
+        data = Data.from_arrays(flat)
+        assert duplicates(data, forget(partition(data), data, "@random:5")) == []
 
 
 def test_every_copy_is_listed_once_with_what_it_is_most_like():

@@ -65,8 +65,8 @@ def warnings_of(found: list[Duplicate]) -> list[str]:
                 copy = f"is {'an' if exact else 'a'} {what} copy" if one else f"are {what} copies"
                 harm = "be trained on" if part == "retain" else "count as never trained on"
                 sentences.append(
-                    f"{count} {'example' if one else 'examples'} in {part} {copy} of what is to be forgotten, "
-                    f"and would still {harm}."
+                    f"{count} {'example' if one else 'examples'} in {part} {copy} of what is to be "
+                    f"forgotten, and would still {harm}."
                 )
     return sentences
 

@@ -191,7 +191,10 @@ def _decode(half: Path, items: Sequence[Item], options: Options) -> None:
     def decode(item: Item) -> np.ndarray | str:
         try:
             with Image.open(item.path) as image:
-                return np.ascontiguousarray(to_array(image, options.size, channels))
+                array = to_array(image, options.size, channels)
+            if array.shape != (channels, height, width):
+                return f"it is {array.shape[2]} x {array.shape[1]}, and its header says otherwise"
+            return np.ascontiguousarray(array)
         except MemoryError:
             raise
         except Exception as error:  # Pillow's decoders raise nearly anything at a damaged file
@@ -226,8 +229,7 @@ def _headers(items: Sequence[Item], options: Options) -> tuple[list[_Header | No
     def read(item: Item) -> _Header | str:
         try:
             with Image.open(item.path) as image:
-                turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-                width, height = image.size[::-1] if turned else image.size
+                width, height = image.size[::-1] if _turned(image) else image.size
                 return _Header(width, height, image.mode in GRAY or image.mode.startswith("I;16"))
         except MemoryError:
             raise
@@ -239,6 +241,13 @@ def _headers(items: Sequence[Item], options: Options) -> tuple[list[_Header | No
     if skipped and (not options.skip_broken or len(skipped) == len(items)):
         raise _broken(skipped, len(items))
     return [None if isinstance(one, str) else one for one in results], skipped
+
+
+def _turned(image: Image.Image) -> bool:
+    """Whether EXIF says that width and height are to be exchanged."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return False  # Pillow would decode the whole file to look behind the pixels
+    return image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
 
 
 def _common_size(headers: Sequence[_Header], options: Options) -> tuple[int, int]:
