@@ -197,7 +197,7 @@ def _decode(half: Path, items: Sequence[Item], options: Options) -> None:
             return np.ascontiguousarray(array)
         except MemoryError:
             raise
-        except Exception as error:  # Pillow's decoders raise nearly anything at a damaged file
+        except Exception as error:  # noqa: BLE001 - Pillow's decoders raise nearly anything at a damaged file
             return _reason(error)
 
     count = 0
@@ -233,7 +233,7 @@ def _headers(items: Sequence[Item], options: Options) -> tuple[list[_Header | No
                 return _Header(width, height, image.mode in GRAY or image.mode.startswith("I;16"))
         except MemoryError:
             raise
-        except Exception as error:  # Pillow's decoders raise nearly anything at a damaged file
+        except Exception as error:  # noqa: BLE001 - Pillow's decoders raise nearly anything at a damaged file
             return _reason(error)
 
     results = list(_in_threads(read, items))

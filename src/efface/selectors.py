@@ -124,7 +124,7 @@ def _json(text: str) -> list[str]:
     if isinstance(content, dict) and "keys" in content:
         content = content["keys"]
     if not isinstance(content, list):
-        raise ValueError(f"It holds a {type(content).__name__}, not a list of strings.")
+        raise ValueError(f"It holds a {type(content).__name__}, not a list of strings.")  # noqa: TRY004
     return [_key(one) for one in content]
 
 

@@ -35,6 +35,12 @@ def load(source: str | os.PathLike[str], **options: Any) -> Data:
     """
     name = str(source)
     if name not in SOURCES:
+        if "root" in options:
+            raise EffaceError(
+                f"The data is named twice: '{name}' and root '{options['root']}'.",
+                "A path is itself the root.",
+                f"Leave out data.root, or name a source: {', '.join(sorted(SOURCES))}.",
+            )
         name, options = _from_path(name), {"root": str(source), **options}
     function = SOURCES[name]
     known = inspect.signature(function).parameters
@@ -289,7 +295,7 @@ def _jsonl(text: str) -> list[dict[str, Any]]:
         except ValueError as error:
             raise ValueError(f"Line {number}: {error}") from error
         if not isinstance(row, dict):
-            raise ValueError(f"Line {number} holds a {type(row).__name__}, not an object.")
+            raise ValueError(f"Line {number} holds a {type(row).__name__}, not an object.")  # noqa: TRY004
         rows.append(row)
     return rows
 

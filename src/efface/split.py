@@ -273,10 +273,11 @@ def _matched(
             "An audit compares the forgotten with never-trained examples of the same kind.",
             "Pretrain with a larger split.holdout.",
         )
-    return pool, None, [
+    unmatched = (
         "The data has neither labels nor groups to match the holdout by: whatever else sets the forgotten "
         "examples apart from it will look like memory."
-    ]  # fmt: skip
+    )
+    return pool, None, [unmatched]
 
 
 def _proportional(

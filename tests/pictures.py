@@ -1,0 +1,55 @@
+"""Pictures and data for tests, and how to ask for an error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from efface.data import Data
+from efface.errors import EffaceError
+from efface.sources import load
+
+ZOO = ("cat/b.png", "cat/a.png", "ant/x/c.png", "ant/d.bmp", "ant/e.png", "cat/f.png")
+
+
+def raises(call: Callable[[], Any], *words: object) -> None:
+    """``call`` fails with an EffaceError that has every word in it."""
+    with pytest.raises(EffaceError) as caught:
+        call()
+    for word in words:
+        assert str(word) in str(caught.value), str(caught.value)
+
+
+def fails(source: object, *words: object, **options: Any) -> None:
+    """Loading ``source`` fails with an EffaceError that has every word in it."""
+    raises(lambda: load(str(source), **options), *words)
+
+
+def picture(path: Path, seed=0, size=(8, 6), mode="RGB", **save: Any) -> None:
+    """A random image file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape = (size[1], size[0]) if mode == "L" else (size[1], size[0], len(mode))
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)).save(path, **save)
+
+
+def make_zoo(folder: Path) -> Path:
+    """A folder of two classes of three images each."""
+    for number, name in enumerate(ZOO):
+        picture(folder / name, number)
+    return folder
+
+
+def made(n=200, classes=4, tested=0, seed=0, shape=(1, 5, 5), **more: Any) -> Data:
+    """``n`` random images (of which the last ``tested`` are the official test part)."""
+    rng = np.random.default_rng(seed)
+    given: dict[str, Any] = {
+        "y": None if classes == 0 else np.arange(n) % classes,
+        "keys": [f"k{i:04d}" for i in range(n)],
+        "official": ["train"] * (n - tested) + ["test"] * tested if tested else None,
+    }
+    return Data.from_arrays(rng.integers(0, 256, (n, *shape)), **(given | more))
