@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from efface.objectives import Objective
+    from efface.objectives.protocol import Objective
 
 
 class Tower(nn.Module):
@@ -38,9 +38,7 @@ class Model(nn.Module):
     std: Tensor
     queue: Tensor | None
 
-    def __init__(
-        self, backbone: nn.Module, head: nn.Module, objective: Objective, mean: Tensor, std: Tensor
-    ) -> None:
+    def __init__(self, backbone: nn.Module, head: nn.Module, objective: Objective, mean: Tensor, std: Tensor) -> None:
         super().__init__()
         self.backbone, self.head, self.objective = backbone, head, objective
         self.predictor: nn.Module | None = None
@@ -48,9 +46,11 @@ class Model(nn.Module):
         self.register_buffer("queue", None)
         self.register_buffer("mean", mean.view(1, -1, 1, 1))
         self.register_buffer("std", std.view(1, -1, 1, 1))
-        self.half = False
+        self.bf16 = False
         """Run the networks under bfloat16 autocast; their outputs are float32 either way."""
-        self.channels_last = any(isinstance(module, nn.Conv2d) for module in backbone.modules())
+        convs = [module for module in backbone.modules() if isinstance(module, nn.Conv2d)]
+        # Faster, but for fewer than 8 channels the CPU kernels of torch 2.14 write past their buffers (AVX2).
+        self.channels_last = bool(convs) and all(conv.out_channels % 8 == 0 for conv in convs)
 
     def features(self, x: Tensor, tower: Model | Tower | None = None) -> Tensor:
         """Backbone output of images in [0, 1], [B, dim] float32; of the twin if it is given as ``tower``."""
@@ -58,7 +58,7 @@ class Model(nn.Module):
         x = (x - self.mean) / self.std
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.half):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
             return backbone(x).float()
 
     def forward(self, x: Tensor, tower: Model | Tower | None = None) -> Tensor:
@@ -67,7 +67,7 @@ class Model(nn.Module):
 
     def project(self, features: Tensor, tower: Model | Tower | None = None) -> Tensor:
         """The head alone, on features [B, dim]."""
-        with torch.autocast(features.device.type, torch.bfloat16, enabled=self.half):
+        with torch.autocast(features.device.type, torch.bfloat16, enabled=self.bf16):
             return (tower or self).head(features).float()
 
     def add_twin(self) -> None:
@@ -80,7 +80,7 @@ class Model(nn.Module):
         if self.twin is None:
             return
         own = [*self.backbone.parameters(), *self.head.parameters()]
-        torch._foreach_lerp_([*self.twin.parameters()], own, 1 - momentum)
+        torch._foreach_lerp_([*self.twin.parameters()], own, 1 - momentum)  # pyright: ignore
 
     def own(self) -> list[nn.Parameter]:
         """The parameters that training moves: everything but the twin."""
@@ -88,16 +88,17 @@ class Model(nn.Module):
 
     def digest(self) -> str:
         """SHA-256 of every parameter and buffer with its name, shape and type."""
-        return digest({name: value for name, value in self.state_dict().items()})
+        return digest(dict(self.state_dict()))
 
 
 def digest(tensors: dict[str, Tensor]) -> str:
     """SHA-256 over named tensors, in the order of their names."""
     whole = hashlib.sha256()
     for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
+        value = tensors[name].detach().cpu()
         whole.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
-        whole.update(value.view(torch.uint8).numpy() if value.dim() else value.reshape(1).view(torch.uint8).numpy())
+        flat = value.contiguous().flatten()  # first flat, then bytes: a 1x1 kernel may keep odd strides
+        whole.update(flat.view(torch.uint8).numpy().data)
     return whole.hexdigest()
 
 

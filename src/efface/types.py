@@ -64,6 +64,8 @@ class Step:
     """Name to scalar; each is logged under its name."""
     carry: Tensor | None = None
     """Passed to :meth:`Objective.advance` after the step; leave it out and the queue does not move."""
+    also: int = 0
+    """Examples that the step showed beside its batch's own."""
 
 
 class Batch:
@@ -223,6 +225,18 @@ class Given:
                 "Use a method that starts from the weights, such as finetune.",
             )
         return self.origin
+
+    def length(self, epochs: int | None) -> int:
+        """``epochs``, or a twentieth of the original's (at least one; 10 where the original's are unknown)."""
+        if epochs is not None:
+            return epochs
+        return 10 if self.origin is None else max(1, self.origin.epochs // 20)
+
+    def batch_size(self, size: int | None) -> int:
+        """``size``, or the original's batch size (256 where it is unknown)."""
+        if size is not None:
+            return size
+        return 256 if self.origin is None else self.origin.batch_size
 
 
 class Log(Protocol):

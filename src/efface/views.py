@@ -38,7 +38,7 @@ TRIES = 10
 COLUMNS = 2 * TRIES + 13
 """Uniform numbers per sample. Each knob has its own columns: turning one off leaves the other draws alone."""
 PIECE = 2**20
-"""Bytes of images and grid worked on at a time, so that memory is reused: fresh pages cost as much as the work."""
+"""Bytes of images and grid worked on at a time: memory is reused, and fresh pages cost as much as the work."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,9 +140,7 @@ class Views:
     @classmethod
     def none(cls) -> Views:
         """No augmentation: every view is the image itself."""
-        return cls(
-            crop=None, flip=False, brightness=0, contrast=0, saturation=0, hue=0, jitter_prob=0, grayscale=0
-        )
+        return cls(crop=None, flip=False, brightness=0, contrast=0, saturation=0, hue=0, jitter_prob=0, grayscale=0)
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """One random view of each image, [B, C, H, W] in [0, 1]."""
@@ -170,11 +168,15 @@ class Views:
         low, high = u.new_tensor([*ends, (-self.hue, self.hue), self.sigma]).unbind(1)
         drawn = torch.lerp(low, high, amounts)
         applied = torch.stack((jitter, jitter, jitter, jitter, blur), 1)
-        changes = torch.where(applied, drawn, drawn.new_tensor((1, 1, 1, 0, 0))).unbind(1)
-        return Params(top, left, tall, wide, down, right, flip, *changes[:4], gray, changes[4])
+        changed = torch.where(applied, drawn, drawn.new_tensor((1, 1, 1, 0, 0)))
+        brightness, contrast, saturation, hue, sigma = changed.unbind(1)
+        return Params(
+            *(top, left, tall, wide, down, right, flip),
+            *(brightness, contrast, saturation, hue, gray, sigma),
+        )
 
     def _boxes(self, tries: Tensor, place: Tensor, height: int, width: int) -> Tensor:
-        """Top, left, height and width of each crop, [B, 4], by the rule of torchvision's ``RandomResizedCrop``."""
+        """Top, left, height and width of each crop, [B, 4], by the rule of torchvision's RandomResizedCrop."""
         size = tries.new_tensor((height, width))
         if self.crop is None:
             return torch.cat((torch.zeros_like(place), size.expand_as(place)), 1)
@@ -243,9 +245,7 @@ def _source(first: Tensor, length: Tensor, shift: Tensor, mirror: Tensor, size: 
     """
     first, length, shift = (value.to(mirror.dtype) for value in (first, length, shift))
     output = torch.arange(size, device=first.device, dtype=first.dtype)[:, None]
-    place = torch.addcmul(
-        shift + mirror * (size - 1), output, 1 - 2 * mirror
-    )  # [size, B]: long rows are faster
+    place = torch.addcmul(shift + mirror * (size - 1), output, 1 - 2 * mirror)  # [size, B]: long rows are faster
     pixel, scale = 2 / size, length / size
     low = first * pixel + (1 / size - 1)  # the center of the crop's first pixel
     at = torch.addcmul(low + (0.5 * scale - 0.5) * pixel, place, scale * pixel)

@@ -41,10 +41,7 @@ def correlation(a, b):
 def likeness(a, b, side):
     """Correlation of the edges of two images [C][H][W]."""
     gray = [
-        [
-            [sum(c[y][x] for c in image) / len(image) for x in range(len(image[0][0]))]
-            for y in range(len(image[0]))
-        ]
+        [[sum(c[y][x] for c in image) / len(image) for x in range(len(image[0][0]))] for y in range(len(image[0]))]
         for image in (a, b)
     ]
     return correlation(*(differences(averaged(image, side)) for image in gray))

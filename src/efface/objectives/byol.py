@@ -1,0 +1,82 @@
+"""BYOL: predict the momentum twin's view of the same image; there are no negatives.
+
+    ℓ(θ; x) = ½ Σ_{(t,t') both ways} [ 2 - 2 cos( p(g(f(t x))), sg[ twin(t' x) ] ) ]
+
+p: predictor; g: projector; sg: no gradient.
+
+Source      Grill et al., Bootstrap Your Own Latent, 2020, arXiv 2006.07733.
+Departures  the two directions are averaged, not added (half the paper's loss); constant momentum.
+Tests kill  a twin that receives gradients; a missing predictor; one direction only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from efface.model import Model
+from efface.objectives.protocol import cosine_distance, foreign_view, projector
+from efface.types import Batch, Outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class Byol:
+    """A projector and a predictor with BatchNorm, and a momentum twin."""
+
+    labelled: ClassVar[bool] = False
+    momentum: float = 0.99
+    """m of the twin's moving average, in [0, 1)."""
+    dim: int = 128
+    """Width of the projector's and the predictor's output."""
+    hidden: int | None = None
+    """Width of both hidden layers; by default the backbone's."""
+
+    def equip(self, backbone: nn.Module, dim: int, classes: int, mean: Tensor, std: Tensor) -> Model:
+        """A projector, a predictor and a twin that starts as a copy."""
+        hidden = self.hidden or dim
+        model = Model(backbone, projector(dim, hidden, self.dim, norm=True), self, mean, std)
+        model.predictor = projector(self.dim, hidden, self.dim, norm=True)
+        model.add_twin()
+        return model
+
+    def _predict(self, model: Model, x: Tensor) -> Tensor:
+        if model.predictor is None:
+            raise ValueError("a BYOL model without a predictor")
+        return model.predictor(model(x))
+
+    def loss(self, model: Model, batch: Batch) -> Outcome:
+        """2 - 2 cos of prediction and target, both directions averaged, [B], in [0, 4]."""
+        both = torch.cat([batch.view(0), batch.view(1)])
+        with torch.no_grad():
+            target = model(both, model.twin)
+        swapped = target.roll(len(batch), 0)
+        distance = 2 - 2 * F.cosine_similarity(self._predict(model, both), swapped, dim=-1)
+        return Outcome(distance.view(2, -1).mean(0))
+
+    def anchored(self, model: Model, batch: Batch) -> Callable[[Tensor], Tensor]:
+        """Only the direction anchor -> second view; the target is a constant."""
+        with torch.no_grad():
+            target = model(batch.view(1), model.twin)
+        return lambda x: 2 - 2 * F.cosine_similarity(self._predict(model, x), target, dim=-1)
+
+    def advance(self, model: Model, carry: Tensor | None) -> None:
+        """The twin follows."""
+        model.follow(self.momentum)
+
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """1 - cosine, [B]."""
+        return cosine_distance(a, b)
+
+    def scramble(self, batch: Batch, rng: torch.Generator) -> Batch:
+        """Another image's view as the target."""
+        return foreign_view(batch, rng)
+
+    def purge(self, model: Model, retain: Iterable[Batch]) -> dict[str, str]:
+        """The twin becomes a copy of the online network."""
+        model.add_twin()
+        return {"twin": "copied from the online network"}

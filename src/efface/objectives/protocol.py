@@ -1,0 +1,81 @@
+"""The objective protocol, and the few functions that the label-free objectives share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import ClassVar, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from efface.model import Model
+from efface.types import Batch, Outcome
+
+
+class Objective(Protocol):
+    """A frozen dataclass: temperatures and sizes. ``loss`` is pure; state (twin, queue) moves only in ``advance``."""
+
+    labelled: ClassVar[bool]
+    """Whether the loss reads labels."""
+
+    def equip(self, backbone: nn.Module, dim: int, classes: int, mean: Tensor, std: Tensor) -> Model:
+        """Put the objective's head, twin, predictor or queue on a backbone of ``dim`` features."""
+        ...
+
+    def loss(self, model: Model, batch: Batch) -> Outcome:
+        """Per-example loss [B]. Called twice on the same batch it gives the same values."""
+        ...
+
+    def anchored(self, model: Model, batch: Batch) -> Callable[[Tensor], Tensor]:
+        """The per-example loss [B] as a function of the anchor view [B, C, H, W] alone.
+
+        Everything else in the batch (other views, other examples, queue, keys) is held constant, so the gradient
+        with respect to one anchor is the gradient of that example's own loss.
+        """
+        ...
+
+    def advance(self, model: Model, carry: Tensor | None) -> None:
+        """Move twin and queue once, after an optimizer step; without a carry the queue stays."""
+        ...
+
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """How far two models disagree about each example, [B] >= 0: ``a`` and ``b`` are their outputs, [B, d]."""
+        ...
+
+    def scramble(self, batch: Batch, rng: torch.Generator) -> Batch:
+        """The batch with a wrong target: another label, or another image's view."""
+        ...
+
+    def purge(self, model: Model, retain: Iterable[Batch]) -> dict[str, str]:
+        """Remove what state remembers of training images: part name to what was done with it."""
+        ...
+
+
+def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
+    """1 - cosine, [B], in [0, 2]: how far two encoders disagree."""
+    return 1 - F.cosine_similarity(a, b, dim=-1)
+
+
+def foreign_view(batch: Batch, rng: torch.Generator) -> Batch:
+    """The batch whose second view comes from another of its images: the wrong target of a contrastive loss.
+
+    The images are swapped along one random cycle, so that none keeps its own view (unless it is alone).
+    """
+    cycle = torch.randperm(len(batch), generator=rng)
+    other = torch.empty_like(cycle)
+    other[cycle] = cycle.roll(1)
+    return batch.but(view=lambda number: batch.view(number)[other] if number == 1 else batch.view(number))
+
+
+def projector(dim: int, hidden: int, out: int, *, norm: bool = False) -> nn.Sequential:
+    """Linear - [BatchNorm] - ReLU - Linear; with ``norm`` without biases, which the BatchNorms would take out again."""
+    middle: list[nn.Module] = [nn.BatchNorm1d(hidden)] if norm else []
+    return nn.Sequential(
+        nn.Linear(dim, hidden, bias=not norm), *middle, nn.ReLU(), nn.Linear(hidden, out, bias=not norm)
+    )
+
+
+def unit(z: Tensor) -> Tensor:
+    """Rows of length one."""
+    return F.normalize(z, dim=-1)

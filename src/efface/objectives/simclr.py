@@ -1,0 +1,81 @@
+"""SimCLR: two views of an image agree, against every other view in the batch (NT-Xent).
+
+    ℓ(θ; x_i) = ½ Σ_{(u,v) ∈ {(a_i,b_i), (b_i,a_i)}} [ -u·v/τ + log Σ_{w ≠ u} e^{u·w/τ} ]
+
+a_i, b_i: normalized projections of two random views; w runs over the other 2B - 1 projections of the batch.
+
+Source      Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, 2020, arXiv 2002.05709.
+Tests kill  a diagonal left among the negatives; one direction only; a mean taken too early.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from efface.model import Model
+from efface.objectives.protocol import cosine_distance, foreign_view, projector, unit
+from efface.types import Batch, Outcome
+
+
+def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
+    """NT-Xent of normalized views a and b, [B, d] each; per example, [B], both directions averaged."""
+    z = torch.cat([a, b])
+    logits = z @ z.T / temperature
+    logits.fill_diagonal_(-torch.inf)
+    attract = (a * b).sum(-1).repeat(2) / temperature
+    return (logits.logsumexp(-1) - attract).view(2, -1).mean(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimClr:
+    """A two-layer projector; the state is the weights alone."""
+
+    labelled: ClassVar[bool] = False
+    temperature: float = 0.5
+    """τ; lower memorizes individual images more."""
+    dim: int = 128
+    """Width of the projector's output."""
+    hidden: int | None = None
+    """Width of the projector's hidden layer; by default the backbone's."""
+
+    def equip(self, backbone: nn.Module, dim: int, classes: int, mean: Tensor, std: Tensor) -> Model:
+        """A projector on the backbone."""
+        return Model(backbone, projector(dim, self.hidden or dim, self.dim), self, mean, std)
+
+    def loss(self, model: Model, batch: Batch) -> Outcome:
+        """NT-Xent of the first two views, [B]."""
+        a, b = unit(model(torch.cat([batch.view(0), batch.view(1)]))).chunk(2)
+        return Outcome(nt_xent(a, b, self.temperature))
+
+    def anchored(self, model: Model, batch: Batch) -> Callable[[Tensor], Tensor]:
+        """Only the direction anchor -> second view; the other anchors and all second views are constants."""
+        with torch.no_grad():
+            a, b = unit(model(torch.cat([batch.view(0), batch.view(1)]))).chunk(2)
+
+        def per_example(x: Tensor) -> Tensor:
+            z = unit(model(x))
+            to_anchors = (z @ a.T / self.temperature).fill_diagonal_(-torch.inf)
+            to_views = z @ b.T / self.temperature
+            return torch.cat([to_anchors, to_views], -1).logsumexp(-1) - to_views.diagonal()
+
+        return per_example
+
+    def advance(self, model: Model, carry: Tensor | None) -> None:
+        """There is neither twin nor queue."""
+
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """1 - cosine, [B]."""
+        return cosine_distance(a, b)
+
+    def scramble(self, batch: Batch, rng: torch.Generator) -> Batch:
+        """Another image's view as the positive."""
+        return foreign_view(batch, rng)
+
+    def purge(self, model: Model, retain: Iterable[Batch]) -> dict[str, str]:
+        """There is neither twin nor queue."""
+        return {}

@@ -1,0 +1,24 @@
+"""InfoNCE against a queue, the queue as a list, and the moving average, in loops."""
+
+import math
+
+from tests.reference.simclr import dot, unit
+
+
+def loss(queries, keys, queue, temperature):
+    result = []
+    for query, key in zip(queries, keys, strict=True):
+        q, k = unit(query), unit(key)
+        positive = math.exp(dot(q, k) / temperature)
+        negatives = sum(math.exp(dot(q, n) / temperature) for n in queue)
+        result.append(-math.log(positive / (positive + negatives)))
+    return result
+
+
+def enqueue(queue, keys):
+    """Newest first; the oldest fall out at the end."""
+    return ([*keys, *queue])[: len(queue)]
+
+
+def follow(twin, online, momentum):
+    return [momentum * t + (1 - momentum) * o for t, o in zip(twin, online, strict=True)]
