@@ -98,9 +98,7 @@ def test_neighbors_against_the_slow_twin():
     for k, found in zip((1, 7, 200), probes.neighbors(bank, y, queries, (1, 7, 200)), strict=True):
         assert found.tolist() == [slow_probes.knn_vote(bank, y, q, k, 0.1) for q in queries]
     places = np.arange(0, 50, 2)
-    for k, found in zip(
-        (1, 59), probes.neighbors(bank, y, bank[places], (1, 59), places=places), strict=True
-    ):
+    for k, found in zip((1, 59), probes.neighbors(bank, y, bank[places], (1, 59), places=places), strict=True):
         assert found.tolist() == [slow_probes.knn_vote(bank, y, bank[i], k, 0.1, i) for i in places]
 
 
@@ -123,9 +121,7 @@ def test_label_free_measures_against_the_slow_twins():
     assert probes.linear_cka(x, 3 * x @ turn + 5) == pytest.approx(1)
 
 
-@pytest.mark.parametrize(
-    "x", [np.ones((50, 8)), np.zeros((50, 8)), np.ones((50, 8)) * np.arange(1, 51)[:, None]]
-)
+@pytest.mark.parametrize("x", [np.ones((50, 8)), np.zeros((50, 8)), np.ones((50, 8)) * np.arange(1, 51)[:, None]])
 def test_a_point_has_rank_one_and_resembles_nothing(x):
     noisy = x * (1 + 1e-7 * np.random.default_rng(5).normal(size=x.shape))
     other = np.random.default_rng(6).normal(size=(50, 8))
@@ -214,17 +210,13 @@ def test_the_oracle_gap_without_labels_without_oracle_and_with_one(classifier_wo
     w = World(11, labelled=False)
     found = by_name(OracleGap().findings(Evidence(w.original(), w.model("u"), (w.oracle(),))))
     assert set(found) == {"oracle_gap.average"} | {
-        f"oracle_gap.membership.{p}.{s}.margin"
-        for p in ("forget", "retain")
-        for s in ("backbone", "projector")
+        f"oracle_gap.membership.{p}.{s}.margin" for p in ("forget", "retain") for s in ("backbone", "projector")
     }
     assert found["oracle_gap.average"].oracle is None and "one oracle" in found["oracle_gap.average"].note
     (alone,) = OracleGap().findings(Evidence(w.original(), w.model("u")))
     assert alone.value is None and "no oracle" in alone.note
     w = World(11)
-    assert "oracle_gap.knn20.test" in by_name(
-        OracleGap().findings(Evidence(w.original(), w.model("u"), (w.oracle(),)))
-    )
+    assert "oracle_gap.knn20.test" in by_name(OracleGap().findings(Evidence(w.original(), w.model("u"), (w.oracle(),))))
 
 
 def test_output_divergence_is_to_the_oracles_and_not_to_itself(evidence):
@@ -268,9 +260,7 @@ def test_the_retained_are_compared_with_spare_where_there_is_one():
     w = World(13, spare=150)
     found = by_name(Collateral().findings(Evidence(w.original(), w.model("u"))))
     assert found["collateral.backbone.margin.auc"].n == (300, 150)
-    assert by_name(Membership().findings(Evidence(w.original(), w.model("u"))))[
-        "membership.backbone.margin.auc"
-    ].n == (
+    assert by_name(Membership().findings(Evidence(w.original(), w.model("u"))))["membership.backbone.margin.auc"].n == (
         200,
         300,
     )
@@ -280,9 +270,7 @@ def test_alignment_matrix_against_the_slow_twin():
     x = np.random.default_rng(14).normal(size=(5, 3, 4))
     assert alignment_matrix(x) == pytest.approx(slow_probes.alignment_matrix(x), abs=1e-6)
     same = np.repeat(x[:, :1], 3, axis=1)
-    assert forget_score(same, x) == pytest.approx(
-        1 - np.diag(slow_probes.alignment_matrix(x)).mean(), abs=1e-6
-    )
+    assert forget_score(same, x) == pytest.approx(1 - np.diag(slow_probes.alignment_matrix(x)).mean(), abs=1e-6)
     with pytest.raises(EffaceError, match="views >= 2"):
         alignment_matrix(x[:, 0])
 

@@ -37,14 +37,10 @@ def test_the_default_has_307_thousand_parameters():
     [("resnet8", 16, 64, 8), ("resnet10", 16, 128, 4), ("resnet18", 8, 64, 4)],
 )
 @pytest.mark.parametrize("stride", [1, 2])
-def test_resnets_give_rows_of_features_at_the_right_resolution(
-    name: str, width: int, dim: int, last: int, stride: int
-):
+def test_resnets_give_rows_of_features_at_the_right_resolution(name: str, width: int, dim: int, last: int, stride: int):
     network = made(name=name, width=width, stride=stride)
     seen: list[torch.Size] = []
-    getattr(network, f"layer{4 if last == 4 else 3}").register_forward_hook(
-        lambda *hook: seen.append(hook[2].shape)
-    )
+    getattr(network, f"layer{4 if last == 4 else 3}").register_forward_hook(lambda *hook: seen.append(hook[2].shape))
     features = network(torch.rand(2, 3, 32, 32))
     assert features.shape == (2, dim) and network.dim == dim
     assert seen[0][2:] == (last // stride, last // stride)
@@ -77,11 +73,7 @@ def test_zero_init_makes_every_block_start_as_its_shortcut():
     x = torch.rand(2, 3, 16, 16)
     for chosen in ({}, {"zero_init": True}):
         network = made(options=chosen).eval()
-        zeros = [
-            float(m.weight.detach().abs().max()) == 0
-            for m in network.modules()
-            if isinstance(m, nn.BatchNorm2d)
-        ]
+        zeros = [float(m.weight.detach().abs().max()) == 0 for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
         assert sum(zeros) == (3 if chosen else 0)
         stem = torch.relu(network.bn1(network.conv1(x)))
         assert torch.equal(network.layer1(stem), stem) is bool(chosen)
@@ -93,9 +85,7 @@ def test_building_draws_from_the_global_generator_alone_and_is_repeatable():
     other = Backbone().build(3, (32, 32))
     assert not torch.equal(other.conv1.weight, first.conv1.weight)
     buffers = {name: value for name, value in first.named_buffers() if "running" in name or "tracked" in name}
-    assert all(
-        float(value.sum()) in (0, value.numel()) for name, value in buffers.items()
-    )  # trying out left no trace
+    assert all(float(value.sum()) in (0, value.numel()) for name, value in buffers.items())  # trying out left no trace
     assert all(int(value) == 0 for name, value in buffers.items() if "tracked" in name)
 
 

@@ -54,14 +54,10 @@ def planted(change, part="retain", n=60, side=48):
 
 def test_an_exact_copy_that_stays_in_training_is_refused_where_keys_were_listed():
     data, split = planted(lambda image: image)
-    raises(
-        lambda: forget(split, data, "@keys:k00,k03"), "1 examples", "'k50'", "identical", "allow_duplicates"
-    )
+    raises(lambda: forget(split, data, "@keys:k00,k03"), "1 examples", "'k50'", "identical", "allow_duplicates")
     after = forget(split, data, "@keys:k00,k03", allow_duplicates=True)
     assert any("1 example in retain is an exact copy" in one for one in after.provenance["warnings"])
-    assert after.provenance["copies"] == [
-        {"of": "k00", "key": "k50", "part": "retain", "exact": True, "likeness": 1.0}
-    ]
+    assert after.provenance["copies"] == [{"of": "k00", "key": "k50", "part": "retain", "exact": True, "likeness": 1.0}]
     both = forget(split, data, "@keys:k00,k50")
     assert both.provenance["copies"] == []
     drawn = forget(split, data, "@class:1")  # without k00 and k50, which are of class 0
@@ -86,9 +82,7 @@ def test_copies_among_the_never_trained_are_a_warning(part):
             ImageEnhance.Contrast(Image.fromarray(image.transpose(1, 2, 0))).enhance(1.2)
         ).transpose(2, 0, 1),
         lambda image: np.repeat(image.mean(0, keepdims=True), 3, 0).astype(np.uint8),
-        lambda image: np.clip(image + np.random.default_rng(1).normal(0, 4, image.shape), 0, 255).astype(
-            np.uint8
-        ),
+        lambda image: np.clip(image + np.random.default_rng(1).normal(0, 4, image.shape), 0, 255).astype(np.uint8),
     ],
     ids=["jpeg", "darker", "contrast", "gray", "noise"],
 )
@@ -141,9 +135,7 @@ def test_digits_do_not_flood():
     assert len(np.unique(data.x.reshape(len(data), -1), axis=0)) == len(data)  # no exact ones to be found
 
 
-@pytest.mark.skipif(
-    not official.DEBIAN.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed"
-)
+@pytest.mark.skipif(not official.DEBIAN.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed")
 def test_fashion_mnist_is_fast_and_does_not_flood():
     data = load("fashion-mnist")
     split = partition(data, train=500, valid=500, holdout=1000, test=2000)

@@ -115,9 +115,7 @@ def test_unknown_keys_are_counted_and_the_first_five_shown():
 
 
 def test_take_copies_every_field():
-    data = sample(
-        group=list("aabbccddeeff"), text=[f"t{i}" for i in range(12)], official=["train"] * 6 + ["test"] * 6
-    )
+    data = sample(group=list("aabbccddeeff"), text=[f"t{i}" for i in range(12)], official=["train"] * 6 + ["test"] * 6)
     part = data.take([7, 2])
     assert part.keys.tolist() == ["k/7", "k/2"]
     assert part.y is not None and part.y.tolist() == [1, 2]

@@ -64,7 +64,7 @@ def test_a_signal_that_is_no_number_stops_the_audit(evidence):
     broken = evidence.subject.of("forget", "projector.margin").copy()
     broken[3] = np.nan
     observed = with_arrays(evidence.subject, **{"forget__projector.margin": broken})
-    with pytest.raises(EffaceError, match="1 of 200 .*not finite"):
+    with pytest.raises(EffaceError, match=r"1 of 200 .*not finite"):
         Membership().findings(Evidence(evidence.original, observed))
 
 
@@ -88,9 +88,7 @@ def test_membership_sees_the_original_and_not_the_oracle(evidence):
 
 
 def test_with_one_oracle_the_oracle_has_no_calibrated_number(evidence):
-    found = by_name(
-        Membership().findings(Evidence(evidence.original, evidence.subject, evidence.oracles[:1]))
-    )
+    found = by_name(Membership().findings(Evidence(evidence.original, evidence.subject, evidence.oracles[:1])))
     for attack in ("calibrated", "lira", "rmia"):
         finding = found[f"membership.backbone.margin.{attack}.auc"]
         assert finding.oracle is None and finding.value is not None and finding.original is not None
@@ -183,11 +181,7 @@ def test_a_perfect_and_a_blind_attack():
     world = World(7, hardness=0.1)
     told = attacks.attack(world.original(noise=0.01), "forget", "backbone.margin", attacks.sweep)
     assert told.recall > 0.95 and told.false_rate < 0.05 and told.balanced_accuracy > 0.95
-    assert (
-        told.precision
-        and told.precision > 0.95
-        and told.v10.mean() == pytest.approx(told.v01.mean(), abs=0.01) == 1
-    )
+    assert told.precision and told.precision > 0.95 and told.v10.mean() == pytest.approx(told.v01.mean(), abs=0.01) == 1
     flat = with_arrays(
         world.original(),
         **{f"{p}__backbone.margin": np.ones(world.sizes[p]) for p in ("forget", "retain", "holdout")},

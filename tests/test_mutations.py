@@ -84,9 +84,7 @@ def test_efficacy_printed_in_the_wrong_direction():
     finding = by_name(Membership().findings(Evidence(w.original(), unlearned(w), (w.oracle(),))))
     rate = finding["membership.logits.mia_svc.rate"]
     assert 1 - rate.oracle > 1 - rate.original  # as "success" this is upside down
-    assert rate.original > rate.oracle and "called member" in rate.note.replace(
-        "calls member", "called member"
-    )
+    assert rate.original > rate.oracle and "called member" in rate.note.replace("calls member", "called member")
 
 
 @pytest.mark.parametrize("signal", signals.every(("backbone", "projector")))
@@ -227,9 +225,7 @@ def test_forget_arrays_that_are_never_read():
     w = World(9, classifier=True)
     evidence, rng = Evidence(w.original(), unlearned(w), (w.oracle(),)), np.random.default_rng(9)
     moved = unlearned(w)
-    for name in [
-        n for n in moved.arrays if n.startswith("forget/") and n.split("/")[1] not in ("keys", "labels")
-    ]:
+    for name in [n for n in moved.arrays if n.startswith("forget/") and n.split("/")[1] not in ("keys", "labels")]:
         x = moved.arrays[name]
         moved.arrays[name] = (x[rng.permutation(len(x))] * 0.5).astype(x.dtype)
     other = dataclasses.replace(evidence, subject=moved)

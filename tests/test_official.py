@@ -74,9 +74,7 @@ def write_fashion(folder: Path, packed=False):
             (folder / name).write_bytes(gzip.compress(content) if packed else content)
 
 
-@pytest.mark.parametrize(
-    ("inside", "packed"), [("FashionMNIST/raw", False), ("FashionMNIST/raw", True), ("", True)]
-)
+@pytest.mark.parametrize(("inside", "packed"), [("FashionMNIST/raw", False), ("FashionMNIST/raw", True), ("", True)])
 def test_fashion_mnist_from_a_torchvision_root(tmp_path, inside, packed):
     write_fashion(tmp_path / "root" / inside, packed)
     data = load("fashion-mnist", root=str(tmp_path / "root"))

@@ -85,9 +85,7 @@ def test_only_the_holder_of_the_key_can_ask(tmp_path: Path):
 def test_digests_are_plain_hmac_so_that_any_tool_can_check_them():
     record, secret = unsealed(["a", "ü/b"]).sealed(["a", "ü/b"])
     assert secret is not None and len(secret) == 32
-    assert set(record.items.values) == {
-        hmac.new(secret, i.encode(), hashlib.sha256).hexdigest() for i in ("a", "ü/b")
-    }
+    assert set(record.items.values) == {hmac.new(secret, i.encode(), hashlib.sha256).hexdigest() for i in ("a", "ü/b")}
 
 
 def test_every_record_has_its_own_secret():
@@ -143,9 +141,7 @@ def test_plain_ids_only_when_asked(tmp_path: Path):
 
 def test_what_cannot_be_saved(tmp_path: Path):
     with pytest.raises(EffaceError, match="counts 300 examples, but 1 ids"):
-        unsealed().model_copy(
-            update={"request": unsealed().request.model_copy(update={"count": 300})}
-        ).sealed(["a"])
+        unsealed().model_copy(update={"request": unsealed().request.model_copy(update={"count": 300})}).sealed(["a"])
     with pytest.raises(EffaceError, match="more than once"):
         unsealed(["a", "a"]).sealed(["a", "a"])
     with pytest.raises(EffaceError, match="cannot be saved"):

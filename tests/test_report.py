@@ -157,9 +157,7 @@ class TestEveryPage:
             known |= {float(np.mean(seeds)), float(np.std(seeds, ddof=1))} if len(seeds) > 1 else set()
         shown = Page(pages[name]).data
         for value, text in shown:
-            assert any(abs(value - one) <= 1e-12 * max(1, abs(one)) for one in known), (
-                f"{value} is not the record's"
-            )
+            assert any(abs(value - one) <= 1e-12 * max(1, abs(one)) for one in known), f"{value} is not the record's"
             if not text.endswith(("s", "min", "h")):
                 read = float(text.replace("\u2009", "").replace("\u2212", "-"))
                 assert read == pytest.approx(value, rel=0.05, abs=5.1e-4)
@@ -200,9 +198,7 @@ def test_the_same_in_another_process():
     code = "from tests import records, test_report as t; print(t.digest(t.page(records.classifier())))"
     here = digest(page(records.classifier()))
     environment = {**os.environ, "PYTHONHASHSEED": "77", "PYTHONPATH": os.pathsep.join(sys.path)}
-    told = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+    told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert told.stdout.strip() == here
 
 
@@ -239,10 +235,7 @@ def test_what_is_missing_is_said_to_be_missing(pages: dict[str, str]):
 
 def test_tables_per_seed_only_where_there_are_seeds(pages: dict[str, str]):
     assert "oracle 5</th>" in pages["oracles"] and "over the 5 retrained models" in pages["oracles"]
-    assert (
-        "Against the retrained model" in pages["classifier"]
-        and "One retrained model only" in pages["classifier"]
-    )
+    assert "Against the retrained model" in pages["classifier"] and "One retrained model only" in pages["classifier"]
     assert "oracle 1</th>" not in pages["removed"]
 
 
@@ -265,9 +258,7 @@ def test_disgorgement_is_not_answered_by_unlearning():
 def test_a_changed_record_changes_the_page():
     record: Record = records.residue().record
     before = render(record, {}, [])
-    first = replace(
-        record.verdict.signals[0], value=0.6137, low=0.5931, high=0.6418, power=(0.8129, 0.7513, 0.8746)
-    )
+    first = replace(record.verdict.signals[0], value=0.6137, low=0.5931, high=0.6418, power=(0.8129, 0.7513, 0.8746))
     verdict = replace(record.verdict, signals=(first, *record.verdict.signals[1:]), delta=0.07)
     cost = {"subject": Cost(731, 8377, 9.25)}
     after = render(record.model_copy(update={"verdict": verdict, "cost": cost}), {}, [])

@@ -138,9 +138,7 @@ def test_bad_files_of_keys(base, tmp_path):
     raises(select("id,name\na,b\n", "who.csv"), "named 'key'", "id, name")
     raises(select("name,key\na,b\nc\n", "who.csv"), "Row 3")
     raises(select("\n".join([*kept[:3], *(f"z{i}" for i in range(6))])), "6 of 9 ids", "'z4', ...")
-    raises(
-        select("\n".join([*kept[:3], kept[1], kept[1], kept[0]])), "2 ids", "more than once", f"'{kept[0]}'"
-    )
+    raises(select("\n".join([*kept[:3], kept[1], kept[1], kept[0]])), "2 ids", "more than once", f"'{kept[0]}'")
     raises(select("\n".join(kept)), "all 140")
     stray = [*data.keys[split.test[:2]].tolist(), *data.keys[split.valid[:4]].tolist()]
     raises(

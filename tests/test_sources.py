@@ -153,9 +153,7 @@ def test_manifest_csv(zoo, tmp_path):
     data = load(str(write_csv(tmp_path / "m.csv", rows, ("key", "path", "label", "caption", "group"))))
     assert data.keys.tolist() == ["one", "two"] and data.classes == ("cat",)
     assert data.y is not None and data.y.tolist() == [0, -1]
-    assert (
-        data.text == ("a cat, sitting", "") and data.group is not None and data.group.tolist() == ["p1", "p2"]
-    )
+    assert data.text == ("a cat, sitting", "") and data.group is not None and data.group.tolist() == ["p1", "p2"]
     assert (data.name, data.official) == ("m.csv", None)
 
 

@@ -183,9 +183,7 @@ def request(data, split, counts):
     return "@keys:" + ",".join(data.keys[np.concatenate(rows)].tolist())
 
 
-@pytest.mark.parametrize(
-    "counts", [{0: 30, 1: 10}, {0: 1, 1: 1, 2: 1}, {2: 80, 3: 20, 4: 10}, {1: 1}, {3: 200}]
-)
+@pytest.mark.parametrize("counts", [{0: 30, 1: 10}, {0: 1, 1: 1, 2: 1}, {2: 80, 3: 20, 4: 10}, {1: 1}, {3: 200}])
 def test_the_holdout_has_the_mix_of_the_forgotten(counts):
     data = made(2000, classes=5)
     split = partition(data, holdout=0.2)  # 80 of each class

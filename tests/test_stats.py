@@ -65,9 +65,7 @@ def test_roc_holds_every_distinct_score_and_groups_ties(a, b):
 def test_roc_equals_scikit_learn_exactly():
     rng = np.random.default_rng(2)
     a, b = rng.normal(-3, 1, 400).round(1), rng.normal(-3.5, 2, 300).round(1)
-    for ours, theirs in zip(
-        stats.roc(a, b), roc_curve(*labelled(a, b), drop_intermediate=False), strict=True
-    ):
+    for ours, theirs in zip(stats.roc(a, b), roc_curve(*labelled(a, b), drop_intermediate=False), strict=True):
         assert np.array_equal(ours, theirs)
 
 
@@ -199,9 +197,7 @@ def test_paired_difference_with_itself_is_zero_but_not_certain():
 @pytest.mark.parametrize(("hits", "n"), [(0, 5), (5, 5), (1, 30), (17, 40), (0, 1), (1, 1)])
 @pytest.mark.parametrize("level", [0.9, 0.95])
 def test_clopper_pearson(hits, n, level):
-    assert stats.clopper_pearson(hits, n, level) == pytest.approx(
-        slow.clopper_pearson(hits, n, level), abs=1e-9
-    )
+    assert stats.clopper_pearson(hits, n, level) == pytest.approx(slow.clopper_pearson(hits, n, level), abs=1e-9)
     known = scipy_stats.binomtest(hits, n).proportion_ci(level)
     assert stats.clopper_pearson(hits, n, level) == pytest.approx((known.low, known.high), abs=1e-9)
 
@@ -235,9 +231,7 @@ def test_bootstrap_is_deterministic_and_covers_the_mean():
     low, high = stats.bootstrap(lambda v: float(v.mean()), x)
     assert (low, high) == stats.bootstrap(lambda v: float(v.mean()), x)
     reach = 1.96 * x.std() / 20
-    assert low == pytest.approx(x.mean() - reach, abs=0.05) and high == pytest.approx(
-        x.mean() + reach, abs=0.05
-    )
+    assert low == pytest.approx(x.mean() - reach, abs=0.05) and high == pytest.approx(x.mean() + reach, abs=0.05)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
@@ -253,9 +247,7 @@ def test_needed_n_decides_about_as_often_as_promised():
     needed = stats.needed_n(0.05, 3000)
     assert needed is not None and 250 < needed < 450
     rng = np.random.default_rng(11)
-    decided = np.mean(
-        [stats.tost(rng.normal(size=needed), rng.normal(size=3000), 0.05) < 0.05 for _ in range(300)]
-    )
+    decided = np.mean([stats.tost(rng.normal(size=needed), rng.normal(size=3000), 0.05) < 0.05 for _ in range(300)])
     assert 0.72 < decided < 0.88
     assert stats.needed_n(0.05, 200) is None  # no forget set is large enough for such a holdout
     assert stats.needed_n(0.05, 1000, truth=0.55) is None  # on the margin nothing decides
@@ -269,9 +261,7 @@ def test_epsilon_ceiling_grows_with_n():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize(
-    "statistic", [stats.auc, stats.delong, stats.roc, stats.best_threshold, stats.permutation]
-)
+@pytest.mark.parametrize("statistic", [stats.auc, stats.delong, stats.roc, stats.best_threshold, stats.permutation])
 def test_a_score_that_is_no_number_raises(statistic, bad):
     good, broken = np.arange(20.0), np.array([1.0, bad, 3.0])
     with pytest.raises(EffaceError, match="1 of 3 member scores are not finite"):

@@ -248,14 +248,10 @@ def test_numbers_are_those_of_the_statistics():
     w = World(10)
     found = at_a1(0.0)(w)
     one = judge(found).signals[0]
-    sides = [
-        signals.calibrated(found.subject, found.oracles, p, "backbone.margin") for p in ("forget", "holdout")
-    ]
+    sides = [signals.calibrated(found.subject, found.oracles, p, "backbone.margin") for p in ("forget", "holdout")]
     assert (one.value, one.low, one.high) == stats.delong(sides[0], sides[1], 0.90)
     assert one.reference == 0.5
-    sides = [
-        signals.calibrated(found.original, found.oracles, p, "backbone.margin") for p in ("forget", "holdout")
-    ]
+    sides = [signals.calibrated(found.original, found.oracles, p, "backbone.margin") for p in ("forget", "holdout")]
     assert one.power == stats.delong(sides[0], sides[1], 0.95)
 
 

@@ -251,9 +251,7 @@ def test_turning_one_knob_off_leaves_the_other_draws_as_they_were():
     for knob, expected in (touched | {"blur": {"sigma"}}).items():
         off = dataclasses.replace(WILD, **{knob: None if knob == "crop" else 0})
         after = off.draw(50, (3, 9, 9), rng(12))
-        assert {
-            name for name in names if not torch.equal(getattr(after, name), getattr(before, name))
-        } == expected
+        assert {name for name in names if not torch.equal(getattr(after, name), getattr(before, name))} == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -1,0 +1,172 @@
+"""The common checks: every method, on every objective, keeps the same promises."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+from efface import config
+from efface.errors import Diverged, EffaceError
+from efface.methods import METHODS, Method
+from efface.objectives import OBJECTIVES, Moco
+from efface.train import Optim, Run
+from efface.types import Given, Needs
+from tests import tiny
+
+CELLS = [(method, objective) for method in sorted(METHODS) for objective in sorted(OBJECTIVES)]
+CUTS = {"forget": (0, 12), "retain": (12, 60), "valid": (60, 80)}
+STRONG = Optim(lr=0.05, clip=5.0)
+
+
+def small(name):
+    """The method with its defaults, but short: two epochs at a rate that moves the weights."""
+    fields = {f.name for f in dataclasses.fields(METHODS[name])}
+    wanted = {"epochs": 2, "batch_size": 24, "forget_batch_size": 8, "optim": STRONG}
+    return METHODS[name](**{key: value for key, value in wanted.items() if key in fields})
+
+
+def data(shift=0):
+    x, y = tiny.images(96, seed=1)
+    recipe = tiny.recipe()
+    cuts = {
+        name: (a + shift if name == "forget" else a, b + shift if name == "forget" else b)
+        for name, (a, b) in CUTS.items()
+    }
+    return tiny.parts(x, y, cuts, recipe.views)
+
+
+def unlearned(method, objective, parts=None, seed=3, log=lambda record: None):
+    recipe = tiny.recipe(objective, epochs=1)
+    model = recipe.start(11)
+    given = tiny.given(method, parts or data(), recipe)
+    return method.unlearn(model, given, Run(seed=seed, log=log))
+
+
+@pytest.mark.parametrize(("method", "objective"), CELLS)
+def test_same_seed_same_weights_and_the_global_generator_is_untouched(method, objective):
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    first = unlearned(small(method), objective).digest()
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(123)
+    assert unlearned(small(method), objective).digest() == first
+
+
+@pytest.mark.parametrize(("method", "objective"), CELLS)
+def test_the_sets_that_are_declared_matter_and_the_others_do_not(method, objective):
+    chosen, start = small(method), data()
+    plain = unlearned(chosen, objective, start).digest()
+    for name in ("forget", "retain", "valid"):
+        swapped = dict(start)
+        swapped[name] = dataclasses.replace(start[name], ids=torch.arange(80, 80 + min(16, len(start[name]))))
+        moved = unlearned(chosen, objective, swapped).digest() != plain
+        assert moved == (Needs[name.upper()] in chosen.needs), name
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_what_was_not_declared_is_unreachable(method):
+    chosen = small(method)
+    given = Given(chosen.needs, data(), None)
+    for name in ("forget", "retain", "valid"):
+        if Needs[name.upper()] not in chosen.needs:
+            with pytest.raises(EffaceError, match="without declaring"):
+                getattr(given, name)
+
+
+NUDGED = {
+    "alpha": 0.9, "gamma": 0.2, "beta": 0.5, "weight": 2.0, "stay": 3.0, "third_party": 1.0, "epochs": 3,
+    "ascent_epochs": 1, "batch_size": 6, "forget_batch_size": 4, "optim": Optim(lr=0.02), "wrt": "embedding",
+    "match": "square", "target": 0.1, "train_on": "forget",
+}  # fmt: skip
+WITH = {"target": {"match": "square"}}
+"""What else must be set for a field to be alive at all."""
+
+
+@pytest.mark.parametrize(
+    ("method", "field"), [(m, f.name) for m in sorted(METHODS) for f in dataclasses.fields(METHODS[m])]
+)
+def test_no_field_is_dead(method, field):
+    base = config.dump(small(method), {Method: METHODS}) | WITH.get(field, {})
+    first = config.choose(METHODS, base, "method")
+    nudge = dataclasses.asdict(NUDGED[field]) if dataclasses.is_dataclass(NUDGED[field]) else NUDGED[field]
+    second = config.choose(METHODS, base | {field: nudge}, "method")
+    assert unlearned(first, "simclr").digest() != unlearned(second, "simclr").digest()
+
+
+@pytest.mark.parametrize(("method", "objective"), CELLS)
+def test_the_log_has_every_term_by_name_and_each_is_finite(method, objective):
+    records = []
+    unlearned(small(method), objective, log=records.append)
+    assert records and [record["step"] for record in records] == list(range(1, len(records) + 1))
+    for record in records:
+        assert record["terms"] and record["total"] == pytest.approx(sum(record["terms"].values()))
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_a_loss_that_is_not_finite_stops_and_names_its_term(method):
+    chosen = small(method)
+    parts = data()
+    broken = {
+        name: dataclasses.replace(part, augment=lambda x, generator: x * torch.nan) for name, part in parts.items()
+    }
+    with pytest.raises(Diverged) as caught:
+        unlearned(chosen, "simclr", broken)
+    assert caught.value.terms and any(value != value for value in caught.value.terms.values())
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_config_round_trip(method):
+    plain = config.dump(small(method), {Method: METHODS})
+    assert plain["name"] == method
+    assert config.choose(METHODS, copy.deepcopy(plain), "method") == small(method)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_the_file_explains_itself(method):
+    import sys
+
+    text = sys.modules[METHODS[method].__module__].__doc__
+    for word in ("θ", "Source", "Departures", "Tests kill"):
+        assert word in text
+    assert all(line for *_, line in config.documented(METHODS[method])), "a field without a docstring"
+
+
+@pytest.mark.parametrize("objective", ["moco", "byol"])
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"retrain"}))
+def test_the_twin_follows(method, objective):
+    recipe = tiny.recipe(objective)
+    before = recipe.start(11)
+    after = unlearned(small(method), objective)
+    moved = [not torch.equal(a, b) for a, b in zip(before.twin.parameters(), after.twin.parameters(), strict=True)]
+    assert all(moved)
+    assert {p.data_ptr() for p in after.twin.parameters()}.isdisjoint(
+        {p.data_ptr() for p in after.backbone.parameters()}
+    )
+
+
+@pytest.mark.parametrize("method", sorted(m for m in METHODS if Needs.FORGET in METHODS[m].needs))
+def test_no_key_of_a_forgotten_example_enters_the_queue(method, monkeypatch):
+    """All forgotten images are black, so their keys are equal: no batch of new keys may hold the same key twice."""
+    parts = data()
+    x = parts["forget"].x.clone()
+    x[:12] = 0
+    parts = {name: dataclasses.replace(part, x=x, augment=tiny.still) for name, part in parts.items()}
+    carried = []
+    advance = Moco.advance
+    monkeypatch.setattr(Moco, "advance", lambda self, m, carry: (carried.append(carry), advance(self, m, carry))[1])
+    unlearned(small(method), "moco", parts)
+    assert carried
+    for keys in carried:
+        assert keys is None or len(keys.unique(dim=0)) == len(keys)
+
+
+def test_the_check_above_can_fail(monkeypatch):
+    """Planted: NegGrad passing on the keys of its whole mixed batch."""
+    from efface.types import Outcome
+
+    monkeypatch.setattr(Outcome, "rows", lambda self, a, b=None: Outcome(self.per_example[a:b], self.carry))
+    with pytest.raises(AssertionError):
+        test_no_key_of_a_forgotten_example_enters_the_queue("neggrad", monkeypatch)

@@ -1,0 +1,79 @@
+"""Tiny images, models and parts for the torch side: real networks of a few thousand weights, milliseconds a step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from efface.backbones import Backbone
+from efface.model import Model
+from efface.objectives import Byol, CrossEntropy, Moco, SimClr
+from efface.train import Optim, Recipe
+from efface.types import Augment, Given, Part
+from efface.views import Views
+
+CLASSES, SIDE = 3, 8
+SMALL: dict[str, Any] = {
+    "byol": Byol(dim=8),
+    "cross_entropy": CrossEntropy(),
+    "moco": Moco(queue=48, dim=8),
+    "simclr": SimClr(temperature=0.2, dim=8),
+}
+
+
+def images(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 images [n, 1, SIDE, SIDE] of three classes (a bright row each, in noise) and their labels [n]."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % CLASSES
+    x = rng.uniform(0, 150, (n, 1, SIDE, SIDE))
+    for row in range(n):
+        x[row, 0, 2 * y[row] + 1] += 80
+    return x.clip(0, 255).astype(np.uint8), y.astype(np.int64)
+
+
+def still(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """A view that is the image itself."""
+    return x
+
+
+def blurred(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """A view with noise of its own."""
+    return (x + 0.1 * torch.randn(x.shape, generator=generator)).clamp(0, 1)
+
+
+def recipe(name: str = "simclr", **changed: Any) -> Recipe:
+    """A recipe for tiny images: a ResNet-8 of width 8."""
+    fields: dict[str, Any] = {
+        "objective": SMALL[name],
+        "backbone": Backbone(name="resnet8", width=8, stride=1),
+        "channels": 1,
+        "size": (SIDE, SIDE),
+        "classes": CLASSES,
+        "epochs": 2,
+        "batch_size": 16,
+        "optim": Optim(lr=0.1),
+        "views": Views(crop=(0.5, 1.0)),
+    }
+    return Recipe(**(fields | changed))
+
+
+def parts(x: np.ndarray, y: np.ndarray, cuts: dict[str, tuple[int, int]], augment: Augment = still) -> dict[str, Part]:
+    """A part for each (first, last) range of rows."""
+    pixels, labels = torch.from_numpy(x), torch.from_numpy(y)
+    return {name: Part(pixels, torch.arange(a, b), augment, labels, name=name) for name, (a, b) in cuts.items()}
+
+
+def given(method: Any, parts: dict[str, Part], recipe: Recipe | None = None) -> Given:
+    """What the method declares of the parts, and the recipe."""
+    return Given(method.needs, parts, recipe)
+
+
+def linear_softmax(seed: int = 0) -> Model:
+    """logits = W x + b on raw pixels: its gradients are a textbook formula."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = nn.Linear(SIDE * SIDE, CLASSES)
+    return Model(nn.Flatten(), head, CrossEntropy(), torch.zeros(1), torch.ones(1))
