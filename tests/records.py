@@ -85,9 +85,7 @@ def case(
     findings = [f for audit in chosen for f in audit.findings(evidence)]
     ids = [f"train/{i:05d}" for i in range(world.sizes["forget"])]
     log = log_of() if log is None else log
-    models = {"original": original, "subject": subject} | {
-        f"oracle {i + 1}": o for i, o in enumerate(oracles)
-    }
+    models = {"original": original, "subject": subject} | {f"oracle {i + 1}": o for i, o in enumerate(oracles)}
     fields: dict[str, Any] = {
         "created": WHEN,
         "request": Request(
@@ -140,9 +138,7 @@ def facts(name: str, i: int) -> CheckpointFacts:
     """Made-up facts about a checkpoint."""
     digest = "abcdef0123456789"[i % 16] * 64
     if name == "original":
-        return CheckpointFacts(
-            digest=digest, seed=0, file="runs/original/checkpoint.safetensors", sha256="1" * 64
-        )
+        return CheckpointFacts(digest=digest, seed=0, file="runs/original/checkpoint.safetensors", sha256="1" * 64)
     if name == "subject":
         purged = {"queue": "emptied and refilled with retained examples"}
         return CheckpointFacts(
@@ -194,9 +190,7 @@ def small() -> Case:
 def blind() -> Case:
     """The attack sees nothing even in the original; no log, no labels."""
     w = World(5, labelled=False)
-    return case(
-        w, w.model("subject"), w.model("original", {"retain": 1.0}), log=[], cost={}, changes=[], files={}
-    )
+    return case(w, w.model("subject"), w.model("original", {"retain": 1.0}), log=[], cost={}, changes=[], files={})
 
 
 @cache

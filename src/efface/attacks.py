@@ -60,9 +60,7 @@ def rounds(observed: Observations, part: str, signal: str) -> list[Round]:
 
     other = signals.nonmembers(observed, part)
     if part == "retain":
-        return [
-            Round((half(part, 1 - f), half(other, 1 - f)), (half(part, f), half(other, f))) for f in (0, 1)
-        ]
+        return [Round((half(part, 1 - f), half(other, 1 - f)), (half(part, f), half(other, f))) for f in (0, 1)]
     spare = signals.nonmembers(observed, "retain")
     if spare != "holdout" and len(full(spare).at) >= stats.FEW:
         return [Round((full("retain"), full(spare)), (full(part), full(other)))]
@@ -152,9 +150,7 @@ def encodermi_v(observed: Observations, part: str, space: str) -> Attacked:
     return attack(observed, part, f"{space}.alignment", logistic, ordered)
 
 
-def support_vectors(
-    members: np.ndarray, others: np.ndarray
-) -> tuple[Callable[[np.ndarray], np.ndarray], float]:
+def support_vectors(members: np.ndarray, others: np.ndarray) -> tuple[Callable[[np.ndarray], np.ndarray], float]:
     """The SVC of Unlearn-Sparse and SalUn (C = 3, RBF, gamma 1/features) on confidences ``[n]``, equal
     numbers.
     """

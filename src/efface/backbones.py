@@ -70,9 +70,7 @@ class Backbone:
                 f"{self.name} has no option '{wrong[0]}'.{nearest(wrong[0], ['zero_init'])}",
                 "Its only option is zero_init; width and stride are settings of the backbone itself.",
             )
-        return ResNet(
-            BLOCKS[self.name], channels, self.width, self.stride, bool(self.options.get("zero_init", False))
-        )
+        return ResNet(BLOCKS[self.name], channels, self.width, self.stride, bool(self.options.get("zero_init", False)))
 
 
 class ResNet(nn.Module):
@@ -84,9 +82,7 @@ class ResNet(nn.Module):
     Departures  the stem for small images, as SimCLR has it on CIFAR-10; optionally with stride 2.
     """
 
-    def __init__(
-        self, blocks: Sequence[int], channels: int, width: int, stride: int, zero_init: bool = False
-    ) -> None:
+    def __init__(self, blocks: Sequence[int], channels: int, width: int, stride: int, zero_init: bool = False) -> None:
         """``zero_init``: start the last normalization of every block at 0: the block is its shortcut."""
         super().__init__()
         self.conv1, self.bn1 = _conv(channels, width, 3, stride), nn.BatchNorm2d(width)
@@ -95,9 +91,7 @@ class ResNet(nn.Module):
         for stage, count in enumerate(blocks):
             after = width * 2**stage
             steps = [1 if stage == 0 or number else 2 for number in range(count)]
-            layer = [
-                Block(before if number == 0 else after, after, step) for number, step in enumerate(steps)
-            ]
+            layer = [Block(before if number == 0 else after, after, step) for number, step in enumerate(steps)]
             self.add_module(self.layers[stage], nn.Sequential(*layer))
             before = after
         self.dim = before
@@ -143,9 +137,7 @@ def _timm(name: str, channels: int, size: tuple[int, int], options: Mapping[str,
     known = timm.list_models()
     if name not in known:
         raise _no_model("timm", name, known)
-    _reserved(
-        f"timm:{name}", options, ("pretrained", "checkpoint_path", "num_classes", "in_chans", "features_only")
-    )
+    _reserved(f"timm:{name}", options, ("pretrained", "checkpoint_path", "num_classes", "in_chans", "features_only"))
     with _said_clearly(f"timm:{name}", options):
         made = timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels, **options)
     embed = getattr(made, "patch_embed", None)

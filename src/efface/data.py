@@ -57,16 +57,12 @@ class Data:
         for field, value in fields.items():
             shape = [len(value)] if isinstance(value, tuple) else None if value is None else list(value.shape)
             if shape is not None and shape != [n]:
-                raise EffaceError(
-                    f"{self.name} has {n} images, but its {field} are {shape}.", "One for each image."
-                )
+                raise EffaceError(f"{self.name} has {n} images, but its {field} are {shape}.", "One for each image.")
         self._check_keys()
         self._check_labels()
         if self.official is not None and not set(np.unique(self.official)) <= set(OFFICIAL):
             strange = sorted(set(np.unique(self.official).tolist()) - set(OFFICIAL))
-            raise EffaceError(
-                f"The official parts of {self.name} hold '{strange[0]}'.", "They are 'train' and 'test'."
-            )
+            raise EffaceError(f"The official parts of {self.name} hold '{strange[0]}'.", "They are 'train' and 'test'.")
 
     def _check_keys(self) -> None:
         if self.keys.dtype.kind != "U":
@@ -148,9 +144,7 @@ class Data:
             group = None if self.group is None else str(self.group[row])
             text = None if self.text is None else self.text[row]
             official = None if self.official is None else str(self.official[row])
-            whole.update(
-                repr((str(self.keys[row]), label, group, text, official)).encode("utf-8", "surrogatepass")
-            )
+            whole.update(repr((str(self.keys[row]), label, group, text, official)).encode("utf-8", "surrogatepass"))
             whole.update(np.ascontiguousarray(self.x[row]).data)
         return whole.hexdigest()
 
@@ -240,9 +234,7 @@ def subset(
     if limit is None:
         return everything
     if isinstance(limit, bool) or not isinstance(limit, int) or not 0 < limit <= len(pool):
-        raise EffaceError(
-            f"A limit of {limit!r} does not fit {name}.", f"Whole numbers from 1 to {len(pool)} do."
-        )
+        raise EffaceError(f"A limit of {limit!r} does not fit {name}.", f"Whole numbers from 1 to {len(pool)} do.")
     kept = pool[shuffled(keys[pool], None if y is None else y[pool], seed, "limit")[:limit]]
     return np.sort(np.concatenate([kept, np.setdiff1d(everything, pool)]))
 
@@ -282,9 +274,7 @@ def _images(x: np.ndarray, name: str) -> np.ndarray:
         )
     if x.dtype != np.uint8:
         if x.min() < 0 or x.max() > 255:
-            raise EffaceError(
-                f"The pixels of {name} go from {x.min()} to {x.max()}.", "They go from 0 to 255."
-            )
+            raise EffaceError(f"The pixels of {name} go from {x.min()} to {x.max()}.", "They go from 0 to 255.")
         x = x.astype(np.uint8)
     if x.ndim == 3:
         return x[:, None]

@@ -25,9 +25,7 @@ class Environment(Strict):
         system = f"{platform.system()} {platform.release()} {platform.machine()}"
         cpu = f"{_processor()}, {os.cpu_count()} logical"
         python = platform.python_version()
-        return Environment(
-            python=python, torch=torch, platform=system, cpu=cpu, threads=threads, device=device
-        )
+        return Environment(python=python, torch=torch, platform=system, cpu=cpu, threads=threads, device=device)
 
 
 def _processor() -> str:

@@ -48,9 +48,7 @@ def intervals(judged: Sequence[SignalVerdict], delta: float, alpha: float) -> Ma
     low, high = max(0.0, low - 0.02), min(1.0, high + 0.02)
     row, top = 24.0, 22.0
     height = top + len(judged) * (2 * row + 20) + 40
-    panel = Panel(
-        svg.Scale(low, high, 54, svg.WIDTH - 10), svg.Scale(0, 1, height - 40, top), svg.WIDTH, height
-    )
+    panel = Panel(svg.Scale(low, high, 54, svg.WIDTH - 10), svg.Scale(0, 1, height - 40, top), svg.WIDTH, height)
     a, b = panel.x(max(low, 0.5 - delta)), panel.x(min(high, 0.5 + delta))
     panel.text("nothing to tell", (a + b) / 2, top - 9)
     panel.axes("AUC: 0.5 is guessing, 1 is certain", "", svg.nice(low, high), [])
@@ -60,9 +58,7 @@ def intervals(judged: Sequence[SignalVerdict], delta: float, alpha: float) -> Ma
         panel.text(one.signal, 8, base, anchor="start", kind="name")
         where = f'x="{svg.n(a)}" y="{svg.n(base + 5)}" width="{svg.n(b - a)}" height="{svg.n(2 * row - 2)}"'
         panel.add(f'<rect class="band" {where}/>')
-        panel.add(
-            f'<path class="line chance" d="M{svg.n(panel.x(0.5))} {svg.n(base + 5)}v{svg.n(2 * row - 2)}"/>'
-        )
+        panel.add(f'<path class="line chance" d="M{svg.n(panel.x(0.5))} {svg.n(base + 5)}v{svg.n(2 * row - 2)}"/>')
         for j, (when, kind, (v, lo, hi)) in enumerate(
             (("before", "original", one.power), ("after", "subject", (one.value, one.low, one.high)))
         ):
@@ -124,9 +120,7 @@ def histograms(evidence: Evidence, signal: str) -> Figure:
                 said.append(f"median of {PARTS[part]} {middle:.3g}")
         many = len(evidence.oracles)
         title = MODELS[name] + (f" (mean of {many})" if name == "oracle" and many > 1 else "")
-        plots.append(
-            Plot(title, panel.svg(f"hist-{slug(signal)}-{name}", f"{signal}, {title}", "; ".join(said)))
-        )
+        plots.append(Plot(title, panel.svg(f"hist-{slug(signal)}-{name}", f"{signal}, {title}", "; ".join(said))))
     key = tuple((svg.sample(part), label) for part, label in PARTS.items() if part in shares["subject"])
     caption = "Raw scores. What lies beyond the axis is counted in the outermost bars."
     return Figure(tuple(plots), caption, key)
@@ -186,9 +180,7 @@ def roc_caption(oracles: int, lowest: float) -> str:
     """Which score the curves are of, and where the logarithmic axes begin."""
     models = "the retrained model" if oracles == 1 else f"{oracles} retrained models"
     score = f"the score minus the mean score of {models}" if oracles else "the raw score"
-    few = (
-        " (one retrained model has no others to compare with, so no curve of its own)" if oracles == 1 else ""
-    )
+    few = " (one retrained model has no others to compare with, so no curve of its own)" if oracles == 1 else ""
     return (
         f"Forget against never-trained examples, by {score}, which is what the verdict is about{few}. "
         f"The logarithmic axes begin at {lowest:.2g}; rates below are drawn at the edge."

@@ -64,9 +64,7 @@ class Options:
             ("size", self.size, lambda one: one >= 1),
             ("channels", self.channels, lambda one: one in (1, 3)),
         ):
-            if value is not None and (
-                isinstance(value, bool) or not isinstance(value, int) or not fits(value)
-            ):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not fits(value)):
                 raise EffaceError(
                     f"The option '{name}' cannot be {value!r}.",
                     "Pixels along a side, at least 1." if name == "size" else "1 (gray) or 3 (color).",
@@ -197,15 +195,13 @@ def _decode(half: Path, items: Sequence[Item], options: Options) -> None:
             return np.ascontiguousarray(array)
         except MemoryError:
             raise
-        except Exception as error:  # noqa: BLE001 - Pillow's decoders raise nearly anything at a damaged file
+        except Exception as error:
             return _reason(error)
 
     count = 0
     with open(half / PIXELS, "wb") as file:
         start = _write_header(file, (len(good), channels, height, width))
-        for item, result in zip(
-            (item for item, _ in good), _in_threads(decode, [i for i, _ in good]), strict=True
-        ):
+        for item, result in zip((item for item, _ in good), _in_threads(decode, [i for i, _ in good]), strict=True):
             if isinstance(result, str):
                 skipped.append(_entry(item, result))
                 if not options.skip_broken:
@@ -233,7 +229,7 @@ def _headers(items: Sequence[Item], options: Options) -> tuple[list[_Header | No
                 return _Header(width, height, image.mode in GRAY or image.mode.startswith("I;16"))
         except MemoryError:
             raise
-        except Exception as error:  # noqa: BLE001 - Pillow's decoders raise nearly anything at a damaged file
+        except Exception as error:
             return _reason(error)
 
     results = list(_in_threads(read, items))
@@ -290,11 +286,7 @@ def _entry(item: Item, error: str) -> dict[str, str]:
 
 
 def _reason(error: Exception) -> str:
-    return (
-        "there is no such file"
-        if isinstance(error, FileNotFoundError)
-        else str(error) or type(error).__name__
-    )
+    return "there is no such file" if isinstance(error, FileNotFoundError) else str(error) or type(error).__name__
 
 
 def _broken(skipped: Sequence[dict[str, str]], total: int) -> EffaceError:

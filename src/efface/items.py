@@ -110,9 +110,7 @@ def read_key(path: Path) -> bytes:
             f"{path} cannot be read as a key.", f"It should be one line of hexadecimal: {error}"
         ) from error
     if len(secret) != SECRET_BYTES:
-        raise EffaceError(
-            f"{path} holds {len(secret)} bytes.", f"A key has {SECRET_BYTES}.", "Fetch it again."
-        )
+        raise EffaceError(f"{path} holds {len(secret)} bytes.", f"A key has {SECRET_BYTES}.", "Fetch it again.")
     return secret
 
 
@@ -123,9 +121,7 @@ class Redaction:
         self.secret, self.ids = secret, {str(one) for one in ids}
         # An id that reads like a number or a short word is taken for one where nothing marks it as an id.
         self.telling = {one for one in self.ids if len(one) > 2 and not one.isdigit()}
-        self.spaced = sorted(
-            (one for one in self.telling if not _TOKEN.fullmatch(one)), key=len, reverse=True
-        )
+        self.spaced = sorted((one for one in self.telling if not _TOKEN.fullmatch(one)), key=len, reverse=True)
 
     def name(self, item: str) -> str:
         """What stands in the place of an id: the start of its keyed digest."""

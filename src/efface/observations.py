@@ -75,7 +75,7 @@ class Observations:
         """Write ``path`` as ``.npz`` (uncompressed, streamed array by array)."""
         header = json.dumps({"model": self.model, "split": self.split, "meta": self.meta})
         with open(path, "wb") as file:
-            np.savez(file, __header__=np.array(header), **self.arrays)
+            np.savez(file, __header__=np.array(header), **self.arrays)  # pyright: ignore[reportArgumentType]
 
     @staticmethod
     def load(path: Path) -> Observations:

@@ -62,9 +62,7 @@ def fashion_mnist(
     )
 
 
-def cifar10(
-    root: str | None = None, limit: int | None = None, limit_seed: int = 0, download: bool = False
-) -> Data:
+def cifar10(root: str | None = None, limit: int | None = None, limit_seed: int = 0, download: bool = False) -> Data:
     """60 000 color pictures, 32 x 32, 10 classes, of which 10 000 are the official test part.
 
     root: a torchvision root (the folder that holds cifar-10-batches-py). limit: keep a random subset of so
@@ -74,9 +72,7 @@ def cifar10(
     return _cifar("CIFAR10", "cifar10", root, limit, limit_seed, download)
 
 
-def cifar100(
-    root: str | None = None, limit: int | None = None, limit_seed: int = 0, download: bool = False
-) -> Data:
+def cifar100(root: str | None = None, limit: int | None = None, limit_seed: int = 0, download: bool = False) -> Data:
     """60 000 color pictures, 32 x 32, 100 classes, of which 10 000 are the official test part.
 
     root: a torchvision root (the folder that holds cifar-100-python). limit: keep a random subset of so many
@@ -86,9 +82,7 @@ def cifar100(
     return _cifar("CIFAR100", "cifar100", root, limit, limit_seed, download)
 
 
-def svhn(
-    root: str | None = None, limit: int | None = None, limit_seed: int = 0, download: bool = False
-) -> Data:
+def svhn(root: str | None = None, limit: int | None = None, limit_seed: int = 0, download: bool = False) -> Data:
     """99 289 house numbers in color, 32 x 32, 10 classes, of which 26 032 are the official test part.
 
     root: a torchvision root (the folder that holds train_32x32.mat and test_32x32.mat). limit: keep a random
@@ -134,9 +128,7 @@ def _fashion_folder(root: str | None) -> Path | None:
     roots = [Path(root).expanduser()] if root else [DEBIAN, downloads()]
     inside = [place for one in roots for place in (one, one / "FashionMNIST" / "raw")]
     stem = "train-images-idx3-ubyte"
-    return next(
-        (place for place in inside if (place / stem).is_file() or (place / f"{stem}.gz").is_file()), None
-    )
+    return next((place for place in inside if (place / stem).is_file() or (place / f"{stem}.gz").is_file()), None)
 
 
 def _idx(folder: Path, stem: str, dimensions: int) -> np.ndarray:
@@ -146,9 +138,7 @@ def _idx(folder: Path, stem: str, dimensions: int) -> np.ndarray:
     try:
         content = gzip.decompress(path.read_bytes()) if path == packed else path.read_bytes()
     except FileNotFoundError:
-        raise EffaceError(
-            f"{plain} (or .gz) is missing.", "The set has four files.", "Fetch it again."
-        ) from None
+        raise EffaceError(f"{plain} (or .gz) is missing.", "The set has four files.", "Fetch it again.") from None
     except (OSError, EOFError, zlib.error) as error:
         raise EffaceError(f"{path} is damaged.", str(error), "Fetch it again.") from error
     start = 4 + 4 * dimensions
@@ -162,9 +152,7 @@ def _idx(folder: Path, stem: str, dimensions: int) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
-def _cifar(
-    kind: str, name: str, root: str | None, limit: int | None, limit_seed: int, download: bool
-) -> Data:
+def _cifar(kind: str, name: str, root: str | None, limit: int | None, limit_seed: int, download: bool) -> Data:
     where = Path(root) if root else downloads()
     found = {part: _torchvision(kind, where, download, train=part == "train") for part in ("train", "test")}
     x = {part: np.asarray(one.data).transpose(0, 3, 1, 2) for part, one in found.items()}
@@ -186,6 +174,4 @@ def _torchvision(kind: str, root: Path, download: bool, **options: Any) -> Any:
             "Give --set data.root=FOLDER of a torchvision copy, or --set data.download=true.",
         ) from error
     except OSError as error:
-        raise EffaceError(
-            f"{kind} could not be fetched into {root}.", str(error), "Try again, or copy it."
-        ) from error
+        raise EffaceError(f"{kind} could not be fetched into {root}.", str(error), "Try again, or copy it.") from error

@@ -148,9 +148,7 @@ def linear_probe(
             model.set_params(C=c).fit((x - center) / scale, y)
         stopped |= any(issubclass(w.category, ConvergenceWarning) for w in caught)
         right = np.count_nonzero(model.predict((seen - center) / scale) == truth)
-        kept = (
-            np.count_nonzero(model.predict((held - center) / scale) == held_truth) if len(held_truth) else 0
-        )
+        kept = np.count_nonzero(model.predict((held - center) / scale) == held_truth) if len(held_truth) else 0
         fits.append((int(kept), -c, int(right)))
     _, c, right = max(fits)
     return Probed(right, len(truth), -c, f"a fit stopped at {iterations} iterations" if stopped else "")
@@ -194,9 +192,7 @@ def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
     0 to 1; 0 where one of them is constant. Raises if the numbers of examples differ.
     """
     if len(x) != len(y):
-        raise EffaceError(
-            "CKA needs the same examples seen by both models.", f"There are {len(x)} and {len(y)}."
-        )
+        raise EffaceError("CKA needs the same examples seen by both models.", f"There are {len(x)} and {len(y)}.")
     a, b = (np.asarray(v, np.float64) - np.asarray(v, np.float64).mean(axis=0) for v in (x, y))
     own = float(np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b))
     size = float((np.asarray(x, np.float64) ** 2).sum() * (np.asarray(y, np.float64) ** 2).sum())

@@ -100,15 +100,29 @@ class Moved(Protocol):
     """How far one part moved, as the torch side measures it."""
 
     @property
-    def part(self) -> str: ...
+    def part(self) -> str:
+        """Backbone, head, ... as in :class:`PartChange`."""
+        ...
+
     @property
-    def numbers(self) -> int: ...
+    def numbers(self) -> int:
+        """How many numbers."""
+        ...
+
     @property
-    def relative(self) -> float: ...
+    def relative(self) -> float:
+        """L2 norm of the change, relative."""
+        ...
+
     @property
-    def largest(self) -> float: ...
+    def largest(self) -> float:
+        """Largest change of one number."""
+        ...
+
     @property
-    def note(self) -> str: ...
+    def note(self) -> str:
+        """What was done with it."""
+        ...
 
 
 class PartChange(Strict):
@@ -232,8 +246,7 @@ class Record(Strict):
         for facts in hidden["checkpoints"].values():
             facts["split"] = _keyed(secret, facts["split"])
         hidden["files"] = {
-            name: value if name.endswith(UNKEYED) else _keyed(secret, value)
-            for name, value in hidden["files"].items()
+            name: value if name.endswith(UNKEYED) else _keyed(secret, value) for name, value in hidden["files"].items()
         }
         hidden["config_digest"] = digest_of(hidden["config"])
         hidden["items"] = Items.of(ids, secret)
@@ -321,9 +334,7 @@ def check(record: Path, item: str, key: Path | None = None) -> bool:
 
 def digest_of(value: Any) -> str:
     """SHA-256 of a JSON-able value, whatever the order of its keys."""
-    return hashlib.sha256(
-        json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode()
-    ).hexdigest()
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:
@@ -356,9 +367,7 @@ def _json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise EffaceError(f"There is no record at {path}.", remedy="Run `efface audit` first.") from None
     except (OSError, ValueError) as error:
-        raise EffaceError(
-            f"{path} cannot be read as a record.", f"It is damaged or something else: {error}"
-        ) from error
+        raise EffaceError(f"{path} cannot be read as a record.", f"It is damaged or something else: {error}") from error
     if not isinstance(content, dict):
         raise EffaceError(f"{path} is not a record.", f"It holds a {type(content).__name__}.")
     return content

@@ -73,11 +73,7 @@ def span(interval: Sequence[float] | None) -> Markup:
 
 def digest(value: str | None) -> Markup:
     """A digest that can be copied whole, and breaks anywhere."""
-    return (
-        Markup("<code class=digest>{}</code>").format(value)
-        if value
-        else Markup("<span class=absent>none</span>")
-    )
+    return Markup("<code class=digest>{}</code>").format(value) if value else Markup("<span class=absent>none</span>")
 
 
 def short(value: str | None) -> Markup:
@@ -229,11 +225,7 @@ def _seeds(findings: Sequence[Finding]) -> list[Seeds]:
         seen = one.details.get("oracles")
         if one.name.startswith("oracle_gap.") and seen:
             middle = math.fsum(seen) / len(seen)
-            spread = (
-                math.sqrt(math.fsum((v - middle) ** 2 for v in seen) / (len(seen) - 1))
-                if len(seen) > 1
-                else None
-            )
+            spread = math.sqrt(math.fsum((v - middle) ** 2 for v in seen) / (len(seen) - 1)) if len(seen) > 1 else None
             name, details = one.name.removeprefix("oracle_gap."), one.details
             rows.append(Seeds(name, details["subject"], details.get("original"), tuple(seen), middle, spread))
     return rows

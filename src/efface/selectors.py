@@ -33,26 +33,20 @@ class Chosen:
     """Whether they were listed one by one."""
 
 
-def choose(
-    data: Data, train: np.ndarray, elsewhere: Mapping[str, np.ndarray], selector: str, seed: int
-) -> Chosen:
+def choose(data: Data, train: np.ndarray, elsewhere: Mapping[str, np.ndarray], selector: str, seed: int) -> Chosen:
     """Resolve ``selector`` against the training examples at ``train``.
 
     ``elsewhere``: name to positions of examples that cannot be chosen; naming one is an error that says where
     it is.
     """
     if not len(train):
-        raise EffaceError(
-            "There are no training examples to choose from.", "The split's retain part is empty."
-        )
+        raise EffaceError("There are no training examples to choose from.", "The split's retain part is empty.")
     kind, colon, value = selector.partition(":")
     if selector.startswith("@"):
         if kind not in _KINDS:
             raise unknown("selector", kind, _KINDS)
         if not colon or not value.strip():
-            raise EffaceError(
-                f"The selector '{selector}' says nothing after {kind}.", remedy=f"Write {FORMS}."
-            )
+            raise EffaceError(f"The selector '{selector}' says nothing after {kind}.", remedy=f"Write {FORMS}.")
         chosen = _KINDS[kind](data, train, elsewhere, value.strip(), seed)
     else:
         chosen = _listed(data, train, elsewhere, read_keys(selector, data), selector)
@@ -77,9 +71,7 @@ def read_keys(path: str, data: Data) -> list[str]:
         known = path in data.keys
         raise EffaceError(
             f"There is no file {path}.",
-            f"But '{path}' is the id of an example."
-            if known
-            else "A selector without @ is the path of a file.",
+            f"But '{path}' is the id of an example." if known else "A selector without @ is the path of a file.",
             f"Write @keys:{path}." if known else f"Write {FORMS}.",
         ) from None
     except (OSError, UnicodeDecodeError, ValueError, csv.Error) as error:
@@ -98,11 +90,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _csv(text: str) -> list[str]:
-    rows = [
-        row
-        for row in csv.reader(text.splitlines(keepends=True), strict=True)
-        if any(cell.strip() for cell in row)
-    ]
+    rows = [row for row in csv.reader(text.splitlines(keepends=True), strict=True) if any(cell.strip() for cell in row)]
     if not rows:
         return []
     header = [cell.strip() for cell in rows[0]]
@@ -110,9 +98,7 @@ def _csv(text: str) -> list[str]:
         column = header.index("key")
         short = next((number for number, row in enumerate(rows, 1) if len(row) <= column), None)
         if short:
-            raise ValueError(
-                f"Row {short} has {len(rows[short - 1])} columns, and 'key' is column {column + 1}."
-            )
+            raise ValueError(f"Row {short} has {len(rows[short - 1])} columns, and 'key' is column {column + 1}.")
         return [row[column].strip() for row in rows[1:]]
     if any(len(row) != 1 for row in rows):
         raise ValueError(f"None of its columns is named 'key'; the first row is: {', '.join(header)}.")
@@ -165,22 +151,16 @@ def _listed(
     return Chosen(positions, listed=True)
 
 
-def _by_keys(
-    data: Data, train: np.ndarray, elsewhere: Mapping[str, np.ndarray], value: str, seed: int
-) -> Chosen:
+def _by_keys(data: Data, train: np.ndarray, elsewhere: Mapping[str, np.ndarray], value: str, seed: int) -> Chosen:
     keys = [key.strip() for key in value.split(",") if key.strip()]
     if not keys:
         raise EffaceError("The selector @keys: names no ids.", remedy="Write @keys:a,b.")
     return _listed(data, train, elsewhere, keys, "@keys")
 
 
-def _by_class(
-    data: Data, train: np.ndarray, elsewhere: Mapping[str, np.ndarray], value: str, seed: int
-) -> Chosen:
+def _by_class(data: Data, train: np.ndarray, elsewhere: Mapping[str, np.ndarray], value: str, seed: int) -> Chosen:
     if data.y is None:
-        raise EffaceError(
-            f"{data.name} has no labels.", "@class: selects by label.", "List the keys in a file."
-        )
+        raise EffaceError(f"{data.name} has no labels.", "@class: selects by label.", "List the keys in a file.")
     if value in data.classes:
         label = data.classes.index(value)
     elif value.isdecimal() and int(value) < len(data.classes):
@@ -190,9 +170,7 @@ def _by_class(
     return Chosen(_some(train[data.y[train] == label], f"class '{value}'"))
 
 
-def _by_group(
-    data: Data, train: np.ndarray, elsewhere: Mapping[str, np.ndarray], value: str, seed: int
-) -> Chosen:
+def _by_group(data: Data, train: np.ndarray, elsewhere: Mapping[str, np.ndarray], value: str, seed: int) -> Chosen:
     if data.group is None:
         raise EffaceError(
             f"{data.name} has no groups.",
@@ -213,15 +191,11 @@ def _unknown(kind: str, name: str, known: Sequence[str]) -> EffaceError:
 
 def _some(positions: np.ndarray, what: str) -> np.ndarray:
     if not len(positions):
-        raise EffaceError(
-            f"No training example is of {what}.", "All of them are in parts that were never trained on."
-        )
+        raise EffaceError(f"No training example is of {what}.", "All of them are in parts that were never trained on.")
     return positions
 
 
-def _by_random(
-    data: Data, train: np.ndarray, elsewhere: Mapping[str, np.ndarray], value: str, seed: int
-) -> Chosen:
+def _by_random(data: Data, train: np.ndarray, elsewhere: Mapping[str, np.ndarray], value: str, seed: int) -> Chosen:
     whole = value.isdecimal()
     try:
         size = float(value)
@@ -233,9 +207,7 @@ def _by_random(
         )
     count = int(value) if whole else round(size * len(train))
     if not 0 < count <= len(train):
-        raise EffaceError(
-            f"'@random:{value}' selects {count} examples.", f"There are {len(train)} training examples."
-        )
+        raise EffaceError(f"'@random:{value}' selects {count} examples.", f"There are {len(train)} training examples.")
     rank = ranks(data.keys[train], seed, "forget")
     return Chosen(train[np.argsort(rank, kind="stable")[:count]], random=True)
 

@@ -31,9 +31,7 @@ def log_probabilities(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """``(log p, log (1 - p))`` of every class ``[n, classes]``; exact where p is 1 to machine precision."""
     z = np.asarray(logits, dtype=np.float64)
     if z.shape[1] < 2:
-        raise EffaceError(
-            f"Logits of shape {z.shape} are no classifier's.", "At least two classes are needed."
-        )
+        raise EffaceError(f"Logits of shape {z.shape} are no classifier's.", "At least two classes are needed.")
     rows, top = np.arange(len(z)), z.argmax(axis=1)
     z = z - z[rows, top][:, None]
     others = z.copy()
@@ -157,9 +155,7 @@ def pair(observed: Observations, part: str, signal: str) -> tuple[np.ndarray, np
     return scores(observed, part, signal), scores(observed, other, signal)
 
 
-def calibrated(
-    observed: Observations, references: Sequence[Observations], part: str, signal: str
-) -> np.ndarray:
+def calibrated(observed: Observations, references: Sequence[Observations], part: str, signal: str) -> np.ndarray:
     """Score minus the references' mean score: what is left of an example that is easy for everybody."""
     for reference in references:
         if not np.array_equal(observed.of(part, "keys"), reference.of(part, "keys")):

@@ -50,9 +50,7 @@ def load(source: str | os.PathLike[str], **options: Any) -> Data:
                 f"The data source '{name}' has no option '{option}'.{nearest(option, known)}",
                 f"Its options: {', '.join(known)}.",
             )
-    missing = [
-        key for key, one in known.items() if one.default is inspect.Parameter.empty and key not in options
-    ]
+    missing = [key for key, one in known.items() if one.default is inspect.Parameter.empty and key not in options]
     if missing:
         raise EffaceError(
             f"The data source '{name}' needs '{missing[0]}'.", remedy=f"Add --set data.{missing[0]}=PATH."
@@ -262,9 +260,7 @@ def _table(table: Path) -> list[dict[str, Any]]:
         text = table.read_text(encoding="utf-8-sig")
         rows = _jsonl(text) if table.suffix.lower() == ".jsonl" else _csv(text)
     except FileNotFoundError:
-        raise EffaceError(
-            f"There is no manifest {table}.", remedy="Check --set data.root or the path."
-        ) from None
+        raise EffaceError(f"There is no manifest {table}.", remedy="Check --set data.root or the path.") from None
     except (OSError, UnicodeDecodeError, ValueError, csv.Error) as error:
         raise EffaceError(
             f"{table} cannot be read as a manifest.",
@@ -303,9 +299,7 @@ def _jsonl(text: str) -> list[dict[str, Any]]:
 def _refuse_slips(table: Path, columns: set[str]) -> None:
     """A column that is nearly one of ours is a slip that would go unnoticed."""
     for column in sorted(columns - set(COLUMNS)):
-        missing = [
-            one for one in COLUMNS if one not in columns and one in nearest(column.strip().lower(), COLUMNS)
-        ]
+        missing = [one for one in COLUMNS if one not in columns and one in nearest(column.strip().lower(), COLUMNS)]
         if missing:
             raise EffaceError(
                 f"{table} has a column '{column}' and no '{missing[0]}'.",

@@ -152,9 +152,7 @@ def partition(
     return _with_provenance(Split(**parts), selector=None, seed=seed, random=True, matched=None, warnings=[])
 
 
-def forget(
-    split: Split, data: Data, selector: str, seed: int = 0, *, allow_duplicates: bool = False
-) -> Split:
+def forget(split: Split, data: Data, selector: str, seed: int = 0, *, allow_duplicates: bool = False) -> Split:
     """Move the selected training examples from ``retain`` to ``forget``, and match the holdout to them.
 
     ``selector``: the path of a .txt, .csv, .json or .jsonl of keys; ``@keys:a,b``; ``@class:5`` or
@@ -314,9 +312,7 @@ def _proportional(
 
 def _shortage(data: Data, by: str, short: Mapping[Any, int]) -> str:
     """The warning that the holdout does not have F's mix."""
-    names = {
-        value: data.classes[value] if by == "class" and value != UNKNOWN else str(value) for value in short
-    }
+    names = {value: data.classes[value] if by == "class" and value != UNKNOWN else str(value) for value in short}
     listed = ", ".join(f"'{names[value]}' ({have})" for value, have in list(short.items())[:5])
     kind = "groups" if by == "group" else "classes"
     return (

@@ -35,9 +35,7 @@ def finite(scores: np.ndarray, name: str = "scores") -> np.ndarray:
     """``scores`` as float64 ``[n]``; an :class:`EffaceError` if there are none, or any is NaN or infinite."""
     values = np.asarray(scores, dtype=np.float64)
     if values.ndim != 1 or values.size == 0:
-        raise EffaceError(
-            f"The {name} are not a list of numbers.", f"Their shape is {values.shape}, expected [n]."
-        )
+        raise EffaceError(f"The {name} are not a list of numbers.", f"Their shape is {values.shape}, expected [n].")
     bad = int(np.count_nonzero(~np.isfinite(values)))
     if bad:
         raise EffaceError(
@@ -197,9 +195,7 @@ def best_threshold(members: np.ndarray, nonmembers: np.ndarray) -> tuple[float, 
 def clopper_pearson(hits: float, n: int, level: float = 0.95) -> tuple[float, float]:
     """Exact interval of a share: ``hits`` of ``n``. Raises unless 0 <= hits <= n and n >= 1."""
     if n < 1 or not 0 <= hits <= n:
-        raise EffaceError(
-            f"{hits} of {n} is not a share.", "The number of hits must lie between 0 and n, and n >= 1."
-        )
+        raise EffaceError(f"{hits} of {n} is not a share.", "The number of hits must lie between 0 and n, and n >= 1.")
     tail = (1 - level) / 2
     low = 0.0 if hits == 0 else float(betaincinv(hits, n - hits + 1, tail))
     high = 1.0 if hits == n else float(betaincinv(hits + 1, n - hits, 1 - tail))
@@ -291,9 +287,7 @@ def deciding_power(m: float, n: int, delta: float, alpha: float, truth: float) -
     return max(0.0, float(ndtr(low - z)) + float(ndtr(high - z)) - 1)
 
 
-def needed_n(
-    delta: float, holdout: int, alpha: float = 0.05, power: float = 0.8, truth: float = 0.5
-) -> int | None:
+def needed_n(delta: float, holdout: int, alpha: float = 0.05, power: float = 0.8, truth: float = 0.5) -> int | None:
     """How many forget examples would decide (with probability ``power``) against ``holdout`` non-members, if
     the AUC is ``truth``; None where no number would, because the holdout is too small or ``truth`` lies on
     the margin.
@@ -307,9 +301,7 @@ def needed_n(
             return None
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (
-            (low, middle) if deciding_power(middle, holdout, delta, alpha, truth) >= power else (middle, high)
-        )
+        low, high = (low, middle) if deciding_power(middle, holdout, delta, alpha, truth) >= power else (middle, high)
     return high
 
 

@@ -34,9 +34,7 @@ def nice(low: float, high: float, about: int = 5) -> list[float]:
 
 def decades(low: float, high: float) -> list[float]:
     """Powers of ten from ``low`` to ``high``."""
-    return [
-        10.0**e for e in range(math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9) + 1)
-    ]
+    return [10.0**e for e in range(math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9) + 1)]
 
 
 def plain(value: float) -> str:

@@ -185,9 +185,7 @@ def weigh(evidence: Evidence, names: tuple[str, ...], criteria: Criteria) -> tup
 
 def more(members: int, nonmembers: int, value: float, criteria: Criteria) -> int | None:
     """Forget examples that would decide: if nothing is left to see, or else if ``value`` is the truth."""
-    plans = (
-        stats.needed_n(criteria.delta, nonmembers, criteria.alpha, truth=truth) for truth in (0.5, value)
-    )
+    plans = (stats.needed_n(criteria.delta, nonmembers, criteria.alpha, truth=truth) for truth in (0.5, value))
     return next((plan for plan in plans if plan is not None and plan > members), None)
 
 
@@ -254,9 +252,7 @@ def threat(evidence: Evidence) -> str:
         if held
         else "has no other model to compare with"
     )
-    return (
-        f"threat model {evidence.level} (the attacker sees this model's scores of an example and {compares})"
-    )
+    return f"threat model {evidence.level} (the attacker sees this model's scores of an example and {compares})"
 
 
 def reading(one: SignalVerdict, alpha: float) -> str:
@@ -322,9 +318,8 @@ def limits(
         else f"Ceiling: {m} forget and {n} holdout examples are too few to bound any leak in epsilon."
     )
     said = [level, bound]
-    for one in judged:
-        if not one.powered:
-            said.append(f"{one.signal} has no power: it cannot see these examples even in the original.")
+    blind = [one.signal for one in judged if not one.powered]
+    said += [f"{signal} has no power: it cannot see these examples even in the original." for signal in blind]
     if not any(one.powered for one in judged):
         outside = [one.signal for one in judged if one.word in ("residue", "over-forgotten")]
         if outside:

@@ -53,8 +53,7 @@ WORDS: dict[Word, Words] = {
         "No trace was found, but the model has lost its use.",
         "A model that has been damaged forgets too. Here the forgotten examples no longer show, and neither "
         "does much of what the model was for.",
-        "Do not deploy this checkpoint. Unlearn with less strength or another method, or retrain without the "
-        "examples.",
+        "Do not deploy this checkpoint. Unlearn with less strength or another method, or retrain without the examples.",
     ),
 }
 BLIND = Words(

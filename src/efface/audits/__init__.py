@@ -45,11 +45,7 @@ class Evidence:
                 "Observe the original, the subject and every oracle on the same split.",
             )
         digests = [oracle.model for oracle in self.oracles]
-        if (
-            self.original.model in digests
-            or len(set(digests)) < len(digests)
-            or self.subject.model in digests
-        ):
+        if self.original.model in digests or len(set(digests)) < len(digests) or self.subject.model in digests:
             raise EffaceError(
                 "An oracle is the subject, the original, or given twice.",
                 "A model says nothing about itself, and the original saw the forget set.",

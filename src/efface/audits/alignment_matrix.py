@@ -86,9 +86,7 @@ class AlignmentMatrix:
     def _map(self, before: Observations, after: Observations, drop: np.ndarray) -> dict[str, object]:
         """Change of the cosine between un-augmented images; on the diagonal, of the agreement of views."""
         rows = np.sort(signals.shuffled(after.of("forget", "keys"))[: self.shown])
-        old, new = (
-            probes.unit(probes.features(o, "forget")[rows]).astype(np.float64) for o in (before, after)
-        )
+        old, new = (probes.unit(probes.features(o, "forget")[rows]).astype(np.float64) for o in (before, after))
         change = old @ old.T - new @ new.T
         change[np.diag_indices(len(rows))] = drop[rows]
         return {

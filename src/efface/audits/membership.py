@@ -21,9 +21,7 @@ Measured = float | tuple[float, float, float] | None
 """A number, one with its interval, or nothing where a model has no such signal."""
 MEANING = "0.5: members and non-members look alike; compare with the oracle, which never saw the forget set"
 AT = "at a threshold chosen on other examples; precision as if members and non-members were equally many"
-SVC = (
-    "share of the forget set that the SVC calls member; Unlearn-Sparse and SalUn print 1 - this: MIA efficacy"
-)
+SVC = "share of the forget set that the SVC calls member; Unlearn-Sparse and SalUn print 1 - this: MIA efficacy"
 REFERENCED = {
     "calibrated": (signals.calibrated, "score minus the references' mean score"),
     "lira": (attacks.lira, "one variance for all examples: orders them exactly as `calibrated` does"),
@@ -93,18 +91,14 @@ class Rows:
         """``measure`` of subject, original and every oracle."""
         return [measure(o) for _, o, _ in self.evidence.models()]
 
-    def add(
-        self, name: str, values: Sequence[Measured], note: str, details: dict[str, Any] | None = None
-    ) -> None:
+    def add(self, name: str, values: Sequence[Measured], note: str, details: dict[str, Any] | None = None) -> None:
         """One finding from the values of subject, original and oracles."""
         subject, other = self.evidence.subject, signals.nonmembers(self.evidence.subject, self.part)
         plain = [v[0] if isinstance(v, tuple) else v for v in values]
         between = (values[0][1], values[0][2]) if isinstance(values[0], tuple) else None
         n = (subject.count(self.part), subject.count(other))
         oracle, name = mean(plain[2:]), self.prefix + name
-        made = Finding(
-            name, plain[0], between, "closer", plain[1], oracle, n, note=note, details=details or {}
-        )
+        made = Finding(name, plain[0], between, "closer", plain[1], oracle, n, note=note, details=details or {})
         self.found.append(made)
 
     def rates(

@@ -85,9 +85,7 @@ def label_free(evidence: Evidence) -> list[Finding]:
     for space in evidence.subject.spaces:
         name, part = f"{space}.pairs", never_trained(evidence.subject, f"{space}.pairs")
         if part is not None:
-            apart = [
-                (2 - 2 * o.of(part, name)).mean(axis=1) if o.has(part, name) else np.empty(0) for o in models
-            ]
+            apart = [(2 - 2 * o.of(part, name)).mean(axis=1) if o.has(part, name) else np.empty(0) for o in models]
             values = [float(a.mean()) if len(a) else None for a in apart]
             spread = stats.bootstrap(lambda v: float(v.mean()), apart[0], draws=500)
             note = f"mean squared distance of two views of the same image, {part}; a collapsed encoder has 0"

@@ -1,0 +1,272 @@
+"""The Python interface: pretrain, unlearn, observe, audit. Plain functions; the command line only calls these."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from efface import config
+from efface.audits import AUDITS, Cost, Evidence, Finding
+from efface.changes import Change, changes
+from efface.checkpoint import CHOICES, Checkpoint
+from efface.data import Data
+from efface.errors import EffaceError
+from efface.methods import METHODS, Method, method_class
+from efface.objectives import Objective, objective_class
+from efface.observations import Observations
+from efface.observe import Watch
+from efface.observe import observe as look
+from efface.split import Split, partition
+from efface.split import forget as select
+from efface.train import Keep, Optim, Recipe, Run, fit, silent
+from efface.types import Given, Log, Needs, Part
+from efface.verdict import Criteria, Verdict, judge
+from efface.views import Views
+
+MAY_SEE = ("forget", "retain", "valid")
+"""The parts that a method can ever be given: never the audit's holdout, spare or test."""
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """An audit: what was found of one model, and the verdict."""
+
+    verdict: Verdict
+    findings: list[Finding]
+    evidence: Evidence
+    changes: list[Change] = field(default_factory=list)
+
+
+def split(data: Data, forget: str | None = None, *, seed: int = 0, **sizes: float | None) -> Split:
+    """Divide the data, and choose what to forget: a selector such as ``@random:0.1``, ``@class:5`` or a file of keys.
+
+    ``sizes``: ``train``, ``valid``, ``holdout``, ``test``, as fractions below 1 or counts; see
+    :func:`efface.split.partition`.
+    """
+    divided = partition(data, **sizes, seed=seed)  # pyright: ignore[reportArgumentType]
+    return divided if forget is None else select(divided, data, forget, seed)
+
+
+def default_recipe(data: Data, objective: str | Objective, **changed: Any) -> Recipe:
+    """A recipe that fits the data: its channels, size and classes; augmentation by kind of objective.
+
+    Classifiers see shifted and flipped images, encoders crops, flips and color jitter. ``changed``: recipe fields.
+    """
+    chosen = objective_class(objective)() if isinstance(objective, str) else objective
+    channels, height, width = data.shape
+    if chosen.labelled and data.y is None:
+        raise EffaceError(
+            f"The objective '{_name(chosen)}' needs labels, and {data.name} has none.",
+            remedy="Use a label-free objective: simclr, moco, byol.",
+        )
+    views = Views(crop=None, shift=max(1, height // 8), brightness=0, contrast=0, saturation=0, hue=0, grayscale=0)
+    given = {
+        "objective": chosen,
+        "channels": channels,
+        "size": (height, width),
+        "classes": len(data.classes),
+        "views": views if chosen.labelled else Views(),
+        "optim": Optim(lr=0.1 if chosen.labelled else 0.06, warmup=0.05),
+    }
+    return Recipe(**(given | changed))
+
+
+def device_of(name: str | torch.device = "auto") -> torch.device:
+    """``auto``: the GPU where there is one, else the CPU."""
+    if isinstance(name, torch.device):
+        return name
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise EffaceError(
+            f"The device '{name}' cannot be used.", str(error).split("\n")[0], "Try --device cpu."
+        ) from error
+    return device
+
+
+def part_of(data: Data, positions: Any, views: Views, name: str, device: torch.device) -> Part:
+    """The examples at ``positions``, ready to be served in batches."""
+    return Part(
+        x=torch.from_numpy(data.x),
+        ids=torch.as_tensor(positions, dtype=torch.int64),
+        augment=views,
+        y=None if data.y is None else torch.from_numpy(data.y),
+        text=data.text,
+        name=name,
+        device=device,
+    )
+
+
+def pretrain(
+    data: Data,
+    split: Split,
+    objective: str | Objective = "simclr",
+    *,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    bf16: bool = False,
+    log: Log = silent,
+    keep: Keep | None = None,
+) -> Checkpoint:
+    """Train an original checkpoint on forget and retain together.
+
+    ``bf16``: bfloat16 autocast. ``keep``: saves each epoch, so that a cut run goes on bit-identically.
+    """
+    recipe = recipe or default_recipe(data, objective)
+    where, train = device_of(device), split.train
+    if recipe.batch_size > len(train):
+        raise EffaceError(
+            f"A batch of {recipe.batch_size} is larger than the {len(train)} training examples.",
+            remedy=f"Set recipe.batch_size to at most {len(train)}.",
+        )
+    if recipe.objective.labelled:
+        require_labels(data, train, f"The objective '{_name(recipe.objective)}'")
+    run = Run(seed=seed, device=where, log=log, bf16=bf16, keep=keep)
+    part = part_of(data, train, recipe.views, "train", where)
+    model = fit(recipe.start(seed).to(where), part, recipe, run)
+    return Checkpoint(model, recipe, seed=seed, split=split.digest(data), tally=run.tally)
+
+
+def unlearn(
+    start: Checkpoint,
+    data: Data,
+    split: Split,
+    method: str | Method,
+    *,
+    seed: int | None = None,
+    device: str | torch.device = "auto",
+    bf16: bool = False,
+    log: Log = silent,
+    keep: Keep | None = None,
+    **settings: Any,
+) -> Checkpoint:
+    """Apply an unlearning method to a copy of ``start`` and purge what its state remembers of training images.
+
+    ``method``: a name from ``METHODS`` (with ``settings`` as its fields) or an instance. ``seed``: by default the
+    original's; for ``retrain`` it is the seed of the fresh start.
+    """
+    chosen = config.choose(METHODS, {"name": method, **settings}, "method") if isinstance(method, str) else method
+    where = device_of(device)
+    given = give(chosen, start, data, split, where)
+    seed = start.seed if seed is None else seed
+    run = Run(seed=seed, device=where, log=log, bf16=bf16, keep=keep)
+    model = chosen.unlearn(copy.deepcopy(start.model).to(where), given, run)
+    purged: dict[str, str] = {}
+    if not chosen.exact:
+        retain = part_of(data, split.retain, start.recipe.views, "retain", where)
+        purged = model.objective.purge(model, retain.batches(256, run.rng("purge")) if len(retain) else ())
+    return Checkpoint(
+        model,
+        start.recipe,
+        seed=seed,
+        parent=start.model.digest(),
+        method=config.dump(chosen, {Method: METHODS}),
+        exact=chosen.exact,
+        split=split.digest(data),
+        tally=run.tally,
+        purged=purged,
+        trained=start.trained,
+    )
+
+
+def give(method: Method, start: Checkpoint, data: Data, split: Split, device: torch.device) -> Given:
+    """Only the parts that the method declares, each with something in it."""
+    name = next(key for key, cls in METHODS.items() if cls is type(method))
+    parts: dict[str, Part] = {}
+    for part in MAY_SEE:
+        if Needs[part.upper()] not in method.needs:
+            continue
+        positions = getattr(split, part)
+        if not len(positions):
+            free = [key for key, cls in METHODS.items() if Needs[part.upper()] not in cls.needs]
+            raise EffaceError(
+                f"{name} needs the {part} examples, but this request has none ({part}: 0 of {len(data)}).",
+                f"Methods that work without: {', '.join(free) or 'none'}.",
+            )
+        if start.recipe.objective.labelled or Needs.LABELS in method.needs:
+            require_labels(data, positions, f"{name} on a '{_name(start.recipe.objective)}' checkpoint")
+        parts[part] = part_of(data, positions, start.recipe.views, part, device)
+    return Given(method.needs, parts, start.recipe if start.trained else None)
+
+
+def require_labels(data: Data, positions: Any, who: str) -> None:
+    """An error unless every example at ``positions`` has a label."""
+    if data.y is None or (data.y[positions] < 0).any():
+        raise EffaceError(
+            f"{who} needs labels, and {'the data has none' if data.y is None else 'some examples have none'}.",
+            remedy="Give labels, or use a label-free objective: simclr, moco, byol.",
+        )
+
+
+def observe(
+    checkpoint: Checkpoint,
+    data: Data,
+    split: Split,
+    watch: Watch | None = None,
+    *,
+    device: str | torch.device = "auto",
+    scratch: Path | None = None,
+) -> Observations:
+    """What a checkpoint shows of the split, as arrays; see :mod:`efface.observations`."""
+    model = checkpoint.model.to(device_of(device))
+    return look(model, data, split, checkpoint.recipe.views, watch or Watch(), scratch=scratch)
+
+
+def judge_observations(
+    original: Observations,
+    subject: Observations,
+    oracles: Sequence[Observations] = (),
+    *,
+    criteria: Criteria | None = None,
+    costs: Mapping[str, Cost] | None = None,
+) -> Result:
+    """Every audit's findings and the verdict, from arrays alone: milliseconds to seconds, no weights needed.
+
+    Oracles with the subject's own digest are left out: a score minus itself says nothing.
+    """
+    others = tuple(oracle for oracle in oracles if oracle.model != subject.model)
+    evidence = Evidence(original, subject, others, dict(costs or {}))
+    findings = [finding for audit in AUDITS.values() for finding in audit().findings(evidence)]
+    return Result(judge(evidence, criteria or Criteria()), findings, evidence)
+
+
+def audit(
+    data: Data,
+    split: Split,
+    *,
+    original: Checkpoint,
+    unlearned: Checkpoint,
+    oracles: Sequence[Checkpoint] = (),
+    criteria: Criteria | None = None,
+    watch: Watch | None = None,
+    device: str | torch.device = "auto",
+) -> Result:
+    """Observe and judge one unlearned checkpoint against its original and, where there are any, oracles."""
+    seen = [observe(checkpoint, data, split, watch, device=device) for checkpoint in (original, unlearned, *oracles)]
+    costs = {"subject": cost_of(unlearned), "original": cost_of(original)}
+    if oracles:
+        costs["oracle"] = cost_of(oracles[0])
+    result = judge_observations(seen[0], seen[1], seen[2:], criteria=criteria, costs=costs)
+    return replace(result, changes=changes(original.model, unlearned.model, unlearned.purged))
+
+
+def cost_of(checkpoint: Checkpoint) -> Cost:
+    """The cost of making a checkpoint."""
+    tally = checkpoint.tally
+    return Cost(tally.steps, tally.examples, tally.seconds)
+
+
+def _name(objective: Objective) -> str:
+    return str(config.dump(objective, CHOICES)["name"])
+
+
+__all__ = ["METHODS", "Result", "audit", "method_class", "observe", "pretrain", "unlearn"]

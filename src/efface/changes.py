@@ -1,0 +1,50 @@
+"""What an unlearned model changed, part by part, against the original."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from efface.model import Model
+
+
+@dataclass(frozen=True)
+class Change:
+    """How far one part moved."""
+
+    part: str
+    """backbone, head, predictor, twin, queue, or the BatchNorm statistics of one of them."""
+    numbers: int
+    """How many numbers the part holds."""
+    relative: float
+    """L2 norm of the change, divided by the L2 norm of the original part."""
+    largest: float
+    """Largest absolute change of a single number."""
+    note: str = ""
+    """What was done with it, where it was purged."""
+
+
+def changes(original: Model, unlearned: Model, purged: dict[str, str] | None = None) -> list[Change]:
+    """A :class:`Change` for every part that either model has, in the order backbone, head, ..."""
+    before, after = _parts(original), _parts(unlearned)
+    return [_change(part, before[part], after[part], (purged or {}).get(part, "")) for part in before if part in after]
+
+
+def _parts(model: Model) -> dict[str, Tensor]:
+    groups: dict[str, list[Tensor]] = {}
+    for name, value in model.state_dict().items():
+        part = name.split(".")[0]
+        if part in ("mean", "std") or name.endswith("num_batches_tracked"):
+            continue
+        if name.endswith(("running_mean", "running_var")):
+            part += " BatchNorm statistics"
+        groups.setdefault(part, []).append(value.detach().double().flatten())
+    return {part: torch.cat(values) for part, values in groups.items()}
+
+
+def _change(part: str, before: Tensor, after: Tensor, note: str) -> Change:
+    moved = after.to(before.device) - before
+    size = float(before.norm())
+    return Change(part, before.numel(), float(moved.norm()) / size if size else 0.0, float(moved.abs().max()), note)

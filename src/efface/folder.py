@@ -1,0 +1,115 @@
+"""Run folders: written under a temporary name, renamed when complete, never overwritten without being asked."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from efface.errors import EffaceError
+
+REQUEST, LOG, SPLIT, EPOCH = "config.yaml", "log.jsonl", "split.json", "epoch.pt"
+
+
+def partial(out: Path) -> Path:
+    """Where ``out`` is written until it is complete."""
+    return out.with_name(out.name + ".partial")
+
+
+@contextmanager
+def writing(out: Path, request: str, *, force: bool = False) -> Iterator[Path]:
+    """A folder to write into, which becomes ``out`` when the block ends well.
+
+    ``request``: the resolved configuration as text; it is kept in the folder. If an earlier attempt at the *same*
+    request was cut, its half-written folder is given back, so that training can go on from its last epoch.
+    """
+    out = Path(out)
+    if out.exists() and not force:
+        raise EffaceError(
+            f"{out} exists already.", "Nothing is overwritten unasked.", "Choose another --out, or add --force."
+        )
+    half = partial(out)
+    with disk_errors(out):
+        if half.exists() and not _same(half / REQUEST, request):
+            if not force:
+                raise EffaceError(
+                    f"{half} is the unfinished folder of another request.",
+                    "It may still be running, or was cut.",
+                    "Finish that request first, delete the folder, or add --force.",
+                )
+            shutil.rmtree(half)
+        half.mkdir(parents=True, exist_ok=True)
+        (half / REQUEST).write_text(request, encoding="utf-8")
+        yield half
+        (half / EPOCH).unlink(missing_ok=True)
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(half, out)
+
+
+def _same(path: Path, text: str) -> bool:
+    return path.exists() and path.read_text(encoding="utf-8") == text
+
+
+@contextmanager
+def disk_errors(out: Path) -> Iterator[None]:
+    """Turn a full disk or a folder that cannot be written into an error that says so."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise EffaceError(
+                f"The disk is full: {out} could not be written.",
+                "What was there before is untouched; the half-written folder ends in .partial.",
+                "Free some space and run the same command again.",
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EPERM):
+            raise EffaceError(f"{out} cannot be written.", str(error), "Choose another --out.") from error
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file as a whole: a kill leaves the old one or the new one."""
+    fresh = path.with_name(path.name + ".tmp")
+    with disk_errors(path):
+        fresh.write_text(text, encoding="utf-8")
+        os.replace(fresh, path)
+
+
+class JsonLines:
+    """``log.jsonl``: one line per optimizer step. Lines of steps that a resumed run repeats are dropped first."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file: TextIO | None = None
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        """Append one record; it is on its way to the disk before the next step begins."""
+        if self.file is None:
+            kept = [old for old in read_log(self.path) if old.get("step", 0) < record["step"]]
+            self.path.write_text("".join(json.dumps(old) + "\n" for old in kept), encoding="utf-8")
+            self.file = self.path.open("a", encoding="utf-8", buffering=1)
+        self.file.write(json.dumps(record) + "\n")
+
+    def close(self) -> None:
+        """Close the file, if anything was logged."""
+        if self.file is not None:
+            self.file.close()
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of a ``log.jsonl``; a last line that was cut by a kill is left out."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break  # only the line being written when the process was killed can be incomplete
+    return records

@@ -1,0 +1,237 @@
+"""Observe a model: the torch side of the border between models and evidence.
+
+Every example is seen in the same random views whatever the model, the batch size or the order: the views are seeded
+by the example's key. The model is in evaluation mode, in float32, and is left bit-identical.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from efface.data import Data
+from efface.errors import EffaceError
+from efface.gradients import input_norms
+from efface.model import Model
+from efface.observations import Observations
+from efface.split import Split
+from efface.views import Params, Views
+
+OUTERMOST = "projector"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """How examples are looked at; the same for every model that is compared."""
+
+    views: int = 10
+    """Random views per example."""
+    temperature: float = 0.1
+    """Temperature τ of the contrastive margin."""
+    bank: int = 1024
+    """How many valid examples serve as the margin's public bank."""
+    cap: int = 2000
+    """How many retained, spare and valid examples are looked at (a fixed random sample); forget and holdout: all."""
+    test_cap: int = 5000
+    """How many test examples are looked at."""
+    gradient: bool = True
+    """Whether the gradient norm is measured (a backward pass per example)."""
+    batch_size: int = 64
+    """Examples looked at together; changes nothing but speed."""
+
+    def __post_init__(self) -> None:
+        if self.views < 2:
+            raise EffaceError(f"{self.views} views cannot be compared.", "Alignment is about pairs.", "Set views >= 2.")
+
+
+def observe(
+    model: Model,
+    data: Data,
+    split: Split,
+    views: Views,
+    watch: Watch = Watch(),
+    *,
+    scratch: Path | None = None,
+) -> Observations:
+    """Look at every part of the split through one model; see :mod:`efface.observations` for the arrays.
+
+    ``views``: the random views to look through (the ones it was trained with). ``scratch``: a folder for
+    memory-mapped arrays, so that memory does not grow with the number of examples.
+    """
+    if len(split.valid) < 8:
+        raise EffaceError(
+            f"An audit needs a bank of unseen examples, and `valid` has {len(split.valid)}.",
+            remedy="Set split.valid to at least 8 examples (better 500) when pretraining.",
+        )
+    training, bf16 = {m: m.training for m in model.modules()}, model.bf16
+    model.eval()
+    model.bf16 = False
+    look = _Look(model, data, views, watch, scratch)
+    rows = rows_of(split, watch, data)
+    look.open_bank(rows["valid"][: watch.bank])
+    arrays: dict[str, np.ndarray] = {}
+    for part, positions in rows.items():
+        if len(positions):
+            found = look.part(part, positions, signals=part not in ("test", "valid"))
+            arrays |= {f"{part}/{name}": value for name, value in found.items()}
+    for module, mode in training.items():
+        module.training = mode
+    model.bf16 = bf16
+    meta: dict[str, Any] = {
+        "spaces": look.spaces,
+        "classifier": look.classifier,
+        "classes": list(data.classes),
+        "views": watch.views,
+        "temperature": watch.temperature,
+        "bank": len(look.bank_keys),
+        "random": bool(split.provenance.get("random", True)),
+        "sizes": {part: len(positions) for part, positions in rows.items()},
+        "whole": {part: len(getattr(split, part)) for part in rows},
+    }
+    return Observations(model.digest(), split.digest(data), arrays, meta)
+
+
+def rows_of(split: Split, watch: Watch, data: Data) -> dict[str, np.ndarray]:
+    """Which positions of each part are looked at: all of forget and holdout, a random sample of large others.
+
+    The sample is drawn by key, so it does not depend on the order of the data, and from the whole part, so no class
+    is missed by position.
+    """
+    caps = {"retain": watch.cap, "spare": watch.cap, "valid": watch.cap, "test": watch.test_cap}
+    chosen: dict[str, np.ndarray] = {}
+    for part in ("forget", "holdout", "retain", "spare", "valid", "test"):
+        positions = getattr(split, part)
+        if len(positions) > caps.get(part, len(positions)):
+            rank = np.array([_seed(str(key), "sample") for key in data.keys[positions]], dtype=np.uint64)
+            positions = np.sort(positions[np.argsort(rank, kind="stable")[: caps[part]]])
+        chosen[part] = positions
+    return chosen
+
+
+class _Look:
+    """One model looked through: its bank, its spaces, its arrays."""
+
+    def __init__(self, model: Model, data: Data, views: Views, watch: Watch, scratch: Path | None) -> None:
+        self.model, self.data, self.views, self.watch, self.scratch = model, data, views, watch, scratch
+        self.classifier = model.objective.labelled
+        self.spaces = ["backbone"] if self.classifier else ["backbone", OUTERMOST]
+        self.device = model.mean.device
+        self.banks: Mapping[str, Tensor] = {}
+        self.bank_keys: np.ndarray = np.array([])
+
+    @torch.no_grad()
+    def open_bank(self, positions: np.ndarray) -> None:
+        """Embed one random view of each bank example in each space, normalized, [K, d]."""
+        self.bank_keys = self.data.keys[positions]
+        seen = [self.embed(self.views_of(rows, 1)[:, 0]) for rows in self.chunks(positions)]
+        self.banks = {space: torch.cat([F.normalize(z[space], dim=-1) for z in seen]) for space in self.spaces}
+
+    def chunks(self, positions: np.ndarray) -> Iterator[np.ndarray]:
+        """Positions in batches."""
+        for start in range(0, len(positions), self.watch.batch_size):
+            yield positions[start : start + self.watch.batch_size]
+
+    def images(self, rows: np.ndarray) -> Tensor:
+        """Un-augmented images in [0, 1], [b, C, H, W]."""
+        return torch.from_numpy(np.ascontiguousarray(self.data.x[rows])).to(self.device).float().div_(255)
+
+    def views_of(self, rows: np.ndarray, count: int) -> Tensor:
+        """``count`` random views of each image, seeded by its key, [b, count, C, H, W]."""
+        clean = self.images(rows)
+        drawn = []
+        for key in self.data.keys[rows]:
+            generator = torch.Generator().manual_seed(_seed(str(key), "views"))
+            drawn.append(self.views.draw(count, clean.shape[1:], generator))
+        params = Params.cat(drawn).to(self.device)
+        seen = self.views.apply(clean.repeat_interleave(count, 0), params)
+        return seen.view(len(rows), count, *clean.shape[1:])
+
+    def embed(self, x: Tensor) -> dict[str, Tensor]:
+        """Every space's embedding of images [b, C, H, W], un-normalized, [b, d]."""
+        features = self.model.features(x)
+        return (
+            {"backbone": features}
+            if self.classifier
+            else {
+                "backbone": features,
+                OUTERMOST: self.model.project(features),
+            }
+        )
+
+    def part(self, part: str, positions: np.ndarray, *, signals: bool) -> dict[str, np.ndarray]:
+        """All arrays of one part."""
+        arrays: dict[str, np.ndarray] = {"keys": self.data.keys[positions]}
+        if self.data.y is not None:
+            arrays["labels"] = self.data.y[positions]
+        start = 0
+        for rows in self.chunks(positions):
+            found = self.clean(rows) | (self.signals(rows) if signals else {})
+            for name, value in found.items():
+                if name not in arrays:
+                    arrays[name] = self.room(f"{part}.{name}", (len(positions), *value.shape[1:]))
+                arrays[name][start : start + len(rows)] = value.cpu().numpy()
+            start += len(rows)
+        return arrays
+
+    def room(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """An empty float32 array, on disk where there is a scratch folder."""
+        if self.scratch is None:
+            return np.empty(shape, np.float32)
+        return np.lib.format.open_memmap(self.scratch / f"{name}.npy", "w+", np.float32, shape)
+
+    @torch.no_grad()
+    def clean(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """Features (and logits) of the un-augmented images."""
+        features = self.model.features(self.images(rows))
+        return {"features": features} | ({"logits": self.model.project(features)} if self.classifier else {})
+
+    def signals(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """Per-example membership signals of every space."""
+        views = self.views_of(rows, self.watch.views)
+        found = self.similarities(views)
+        if self.watch.gradient:
+            found["gradient_norm"] = self.steepness(rows, views)
+        return found
+
+    @torch.no_grad()
+    def similarities(self, views: Tensor) -> dict[str, Tensor]:
+        """Pair cosines, margin and norm, from views [b, v, C, H, W]."""
+        count, tau = views.shape[1], self.watch.temperature
+        upper = torch.triu_indices(count, count, 1, device=views.device)
+        found: dict[str, Tensor] = {}
+        for space, flat in self.embed(views.flatten(0, 1)).items():
+            z = F.normalize(flat, dim=-1).view(len(views), count, -1)
+            pairs = (z @ z.transpose(1, 2))[:, upper[0], upper[1]]
+            crowd = (z @ self.banks[space].T / tau).logsumexp(-1).mean(1)
+            found[f"{space}.pairs"] = pairs
+            found[f"{space}.margin"] = pairs.mean(1) / tau - crowd
+            found[f"{space}.norm"] = flat.norm(dim=-1).view(len(views), count).mean(1)
+        return found
+
+    def steepness(self, rows: np.ndarray, views: Tensor) -> Tensor:
+        """‖∂ℓ/∂x‖₂, [b]: cross-entropy of the un-augmented image, or -log p(second view against the bank)."""
+        if self.classifier and self.data.y is not None:
+            y = torch.from_numpy(np.maximum(self.data.y[rows], 0)).to(self.device)
+            return input_norms(lambda x: F.cross_entropy(self.model(x), y, reduction="none"), self.images(rows))
+        space, tau = self.spaces[-1], self.watch.temperature
+        with torch.no_grad():
+            positive = F.normalize(self.embed(views[:, 1])[space], dim=-1)
+
+        def loss(x: Tensor) -> Tensor:
+            z = F.normalize(self.embed(x)[space], dim=-1)
+            own = (z * positive).sum(-1, keepdim=True) / tau
+            return torch.cat([own, z @ self.banks[space].T / tau], -1).logsumexp(-1) - own[:, 0]
+
+        return input_norms(loss, views[:, 0])
+
+
+def _seed(key: str, purpose: str) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{purpose}:{key}".encode(), digest_size=7).digest())

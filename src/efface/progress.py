@@ -1,0 +1,68 @@
+"""Progress on a terminal (a bar with the time left) and elsewhere (a plain line now and then)."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+
+def _sentence(record: dict[str, Any], total: int, began: float, first: int) -> str:
+    done, terms = record["step"], ", ".join(f"{k} {v:.3f}" for k, v in record["terms"].items())
+    if not total:
+        return f"step {done}  {terms}"
+    each = (time.monotonic() - began) / max(1, done - first + 1)
+    left = int(each * (total - done))
+    return f"step {done}/{total}  {terms}  {left // 60}:{left % 60:02d} left"
+
+
+class Lines:
+    """A line every few seconds, for logs and pipes."""
+
+    def __init__(self, every: float = 5.0) -> None:
+        self.every, self.last, self.began, self.first = every, 0.0, 0.0, 0
+
+    def step(self, record: dict[str, Any], total: int) -> None:
+        """Called after each optimizer step."""
+        now = time.monotonic()
+        if not self.began or record["step"] <= self.first:
+            self.began, self.first, self.last = now, record["step"], now
+        if now - self.last >= self.every:
+            self.last = now
+            print(_sentence(record, total, self.began, self.first), file=sys.stderr, flush=True)
+
+    def say(self, sentence: str) -> None:
+        """A sentence of its own."""
+        print(sentence, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Nothing to clear."""
+
+
+class Bar(Lines):
+    """One line that is written over; the time left is at its end."""
+
+    def __init__(self) -> None:
+        super().__init__(every=0.2)
+
+    def step(self, record: dict[str, Any], total: int) -> None:
+        """Called after each optimizer step."""
+        now = time.monotonic()
+        if not self.began or record["step"] <= self.first:
+            self.began, self.first = now, record["step"]
+        if now - self.last >= self.every:
+            self.last = now
+            width = 24
+            full = int(width * record["step"] / total) if total else 0
+            bar = f"[{'=' * full}{' ' * (width - full)}] " if total else ""
+            print(
+                f"\r\033[K{bar}{_sentence(record, total, self.began, self.first)}", end="", file=sys.stderr, flush=True
+            )
+
+    def say(self, sentence: str) -> None:
+        """A sentence above the bar."""
+        print(f"\r\033[K{sentence}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Clear the bar."""
+        print("\r\033[K", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,280 @@
+"""The verbs on run folders: what the command line calls. Each reads folders, writes one folder, prints nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from efface import api, config
+from efface.audits import Cost
+from efface.checkpoint import CHOICES, Checkpoint, EpochKeeper, fill, read_meta, read_weights
+from efface.data import Data
+from efface.errors import EffaceError
+from efface.folder import EPOCH, LOG, REQUEST, SPLIT, JsonLines, disk_errors, write_text, writing
+from efface.methods import METHODS, Method
+from efface.objectives import OBJECTIVES
+from efface.observations import Observations
+from efface.observe import Watch
+from efface.sources import load
+from efface.split import Split, forget, partition
+from efface.train import Recipe
+
+OBSERVED = "observations.npz"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Sizes of the split, as fractions (below 1) or counts; fixed at pretraining and stored."""
+
+    train: float | int | None = None
+    """Training examples; by default all that the others leave."""
+    valid: float | int = 0.1
+    """Never trained on; methods may see them."""
+    holdout: float | int = 0.1
+    """Never trained on; only audits see them: the non-members."""
+    test: float | int = 0.1
+    """Never trained on; utility is measured here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """Settings that every verb shares."""
+
+    seed: int = 0
+    """Seed of everything random."""
+    device: str = "auto"
+    """``auto``, ``cpu``, ``cuda``, ``mps``."""
+    bf16: bool | None = None
+    """bfloat16 autocast; by default only on a GPU."""
+
+    def precision(self) -> bool:
+        """Whether to run networks in bfloat16."""
+        return self.bf16 if self.bf16 is not None else api.device_of(self.device).type == "cuda"
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A run folder with the data and split it was made with."""
+
+    folder: Path
+    request: dict[str, Any]
+    data: Data
+    split: Split
+
+    def checkpoint(self) -> Checkpoint:
+        """The run's checkpoint."""
+        return Checkpoint.load(self.folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a verb reports: optimizer steps as they happen, and sentences worth saying."""
+
+    steps: Callable[[dict[str, Any], int], None] = lambda record, total: None
+    say: Callable[[str], None] = lambda sentence: None
+
+
+def recipe_of(data: Data, objective: str, changed: Mapping[str, Any]) -> Recipe:
+    """The default recipe for the data and objective, with the user's changes."""
+    values = {key: value for key, value in changed.items() if key != "objective"}
+    named = changed.get("objective", objective)
+    chosen = config.choose(OBJECTIVES, named, "objective", CHOICES, "recipe.objective.")
+    base = config.dump(api.default_recipe(data, chosen), CHOICES)
+    return config.build(Recipe, _merged(base, values), CHOICES, "recipe.")
+
+
+def pretrain(
+    out: Path, settings: Mapping[str, Any], *, force: bool = False, progress: Progress | None = None
+) -> Checkpoint:
+    """Train an original into ``out``. ``settings``: data, split, objective, recipe, seed, device, bf16."""
+    progress = progress or Progress()
+    known = {"data", "split", "objective", "recipe", *_COMMON}
+    _refuse_unknown(settings, known)
+    common = _common(settings)
+    data = _load(settings)
+    split = partition(data, **vars(config.build(Sizes, settings.get("split") or {}, path="split.")), seed=common.seed)
+    recipe = recipe_of(data, str(settings.get("objective", "simclr")), settings.get("recipe") or {})
+    request = {
+        "verb": "pretrain",
+        "data": settings.get("data"),
+        "split": settings.get("split") or {},
+        "recipe": config.dump(recipe, CHOICES),
+        **vars(common),
+    }
+    with writing(out, _text(request), force=force) as folder:
+        _store_split(folder, data, split)
+        total = recipe.epochs * -(-len(split.train) // recipe.batch_size)
+        with logging(folder, progress, total) as log:
+            keep = EpochKeeper(folder / EPOCH)
+            checkpoint = api.pretrain(
+                data, split, recipe=recipe, seed=common.seed, device=common.device, bf16=common.precision(),
+                log=log, keep=keep,
+            )  # fmt: skip
+        checkpoint.save(folder)
+    return checkpoint
+
+
+def unlearn(
+    start: Path, out: Path, settings: Mapping[str, Any], *, force: bool = False, progress: Progress | None = None
+) -> Checkpoint:
+    """Unlearn into ``out``. ``settings``: forget, method, seed, device, bf16; for a weights file data, recipe."""
+    progress = progress or Progress()
+    foreign = Path(start).is_file()
+    known = {"forget", "method", *_COMMON} | ({"data", "split", "objective", "recipe"} if foreign else set())
+    _refuse_unknown(settings, known)
+    common = _common(settings)
+    method = config.choose(METHODS, settings.get("method") or "", "method", path="method.")
+    if not settings.get("forget"):
+        raise EffaceError(
+            "Nothing was said about which examples to forget.", remedy="Add --forget IDS, as in --forget @random:0.1."
+        )
+    origin = _foreign(Path(start), settings, common) if foreign else _opened(Path(start))
+    data, base, checkpoint, inherited = origin
+    split = forget(base, data, str(settings["forget"]), common.seed)
+    request = {
+        "verb": "unlearn",
+        "from": str(Path(start).resolve()),
+        "parent": checkpoint.model.digest(),
+        "forget": str(settings["forget"]),
+        "method": config.dump(method, {Method: METHODS}),
+        **inherited,
+        **vars(common),
+    }
+    for warning in split.provenance.get("warnings", []):
+        progress.say(str(warning))
+    with writing(out, _text(request), force=force) as folder:
+        _store_split(folder, data, split)
+        keep = EpochKeeper(folder / EPOCH) if method.exact else None
+        with logging(folder, progress, 0) as log:
+            result = api.unlearn(
+                checkpoint, data, split, method, seed=common.seed, device=common.device, bf16=common.precision(),
+                log=log, keep=keep,
+            )  # fmt: skip
+        result.save(folder)
+    return result
+
+
+def opened(folder: Path) -> Opened:
+    """A finished run folder, its data loaded and its split checked against them."""
+    meta = read_meta(folder)
+    request = config.read(Path(folder) / REQUEST)
+    data = _load(request)
+    split = Split.from_dict(data, json.loads((Path(folder) / SPLIT).read_text(encoding="utf-8")))
+    if split.digest(data) != meta["split"]:
+        raise EffaceError(
+            f"The split stored in {folder} is not the one its checkpoint was made with.",
+            remedy="Restore the folder from where it came, or make it again.",
+        )
+    return Opened(Path(folder), request, data, split)
+
+
+def observations(run: Opened, split: Split, watch: Watch, device: str, progress: Progress) -> Observations:
+    """What a run's checkpoint shows of a split, from its folder if it was observed before in the same way."""
+    digest, meta = split.digest(run.data), read_meta(run.folder)
+    own = meta["split"] == digest
+    path = run.folder / (OBSERVED if own else f"observations-{digest[:8]}.npz")
+    stamp = json.loads(json.dumps(config.dump(watch)))
+    if path.exists():
+        found = Observations.load(path)
+        if (found.model, found.split, found.meta.get("watch")) == (meta["digest"], digest, stamp):
+            return found
+    progress.say(f"Observing {run.folder.name}")
+    seen = api.observe(run.checkpoint(), run.data, split, watch, device=device)
+    seen.meta["watch"] = stamp
+    with disk_errors(path):
+        fresh = path.with_name(path.name + ".tmp")
+        seen.save(fresh)
+        fresh.replace(path)
+    return seen
+
+
+def cost(folder: Path) -> Cost:
+    """What a run cost."""
+    spent = read_meta(folder)["cost"]
+    return Cost(spent["steps"], spent["examples"], spent["seconds"])
+
+
+@contextmanager
+def logging(folder: Path, progress: Progress, total: int):
+    """A log that writes ``log.jsonl`` in the folder and shows progress."""
+    lines = JsonLines(folder / LOG)
+
+    def log(record: dict[str, Any]) -> None:
+        lines(record)
+        progress.steps(record, total)
+
+    try:
+        yield log
+    finally:
+        lines.close()
+
+
+_COMMON = tuple(Common.__dataclass_fields__)
+
+
+def _common(settings: Mapping[str, Any]) -> Common:
+    return config.build(Common, {key: settings[key] for key in _COMMON if key in settings})
+
+
+def _refuse_unknown(settings: Mapping[str, Any], known: set[str]) -> None:
+    for key in settings:
+        if key not in known:
+            from efface.errors import nearest
+
+            raise EffaceError(
+                f"There is no setting '{key}' here.{nearest(key, known)}", f"Known: {', '.join(sorted(known))}."
+            )
+
+
+def _load(settings: Mapping[str, Any]) -> Data:
+    value = settings.get("data")
+    if not value:
+        raise EffaceError(
+            "Nothing was said about the data.", remedy="Add --data NAME or --data PATH; `efface data` lists the names."
+        )
+    options = {"source": value} if isinstance(value, str) else dict(value)
+    return load(str(options.pop("source", options.pop("name", ""))), **options)
+
+
+def _opened(start: Path) -> tuple[Data, Split, Checkpoint, dict[str, Any]]:
+    run = opened(start)
+    inherited = {"data": run.request["data"]}
+    return run.data, run.split, run.checkpoint(), inherited
+
+
+def _foreign(path: Path, settings: Mapping[str, Any], common: Common) -> tuple[Data, Split, Checkpoint, dict[str, Any]]:
+    """Weights from elsewhere, put into the shape that the settings describe."""
+    weights, data = read_weights(path), _load(settings)
+    recipe = recipe_of(data, str(settings.get("objective", "simclr")), settings.get("recipe") or {})
+    model = recipe.start(common.seed)
+    if not any(name.startswith("head.") for name in weights) and any(n.startswith("backbone.") for n in weights):
+        raise EffaceError(
+            f"{path} has a backbone but no head.",
+            f"The objective '{settings.get('objective', 'simclr')}' needs the head that it was trained with.",
+        )
+    checkpoint = Checkpoint(fill(model, weights, str(path)), recipe, seed=common.seed, trained=False)
+    split = partition(data, **vars(config.build(Sizes, settings.get("split") or {}, path="split.")), seed=common.seed)
+    inherited = {"data": settings["data"], "split": settings.get("split") or {}, "recipe": config.dump(recipe, CHOICES)}
+    return data, split, checkpoint, inherited
+
+
+def _store_split(folder: Path, data: Data, split: Split) -> None:
+    write_text(folder / SPLIT, json.dumps(split.to_dict(data)))
+
+
+def _text(request: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(request), sort_keys=False, allow_unicode=True)
+
+
+def _merged(base: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in changed.items():
+        inner = result.get(key)
+        result[key] = _merged(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+    return result
