@@ -16,7 +16,7 @@ from sklearn.datasets import load_sample_images
 
 from efface.copies import FINE, NEAR, edges
 from efface.sources import load
-from efface.split import forget, partition
+from efface.splits import forget, partition
 
 RNG = np.random.default_rng(0)
 

@@ -15,7 +15,7 @@ from efface import official
 from efface.copies import NEAR, copies, edges
 from efface.data import Data
 from efface.sources import load
-from efface.split import Split, duplicates, forget, partition
+from efface.splits import Split, duplicates, forget, partition
 from tests.pictures import raises
 from tests.reference import copies as slow
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from efface.data import Data
-from efface.split import PARTS, Split, forget, partition
+from efface.splits import PARTS, Split, forget, partition
 from tests.pictures import made, raises
 
 

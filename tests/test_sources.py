@@ -16,7 +16,7 @@ from PIL import Image
 
 from efface import images
 from efface.sources import SOURCES, load
-from efface.split import partition
+from efface.splits import partition
 from tests.pictures import fails, make_zoo, picture
 
 EMOJI = Path(os.environ.get("EFFACE_TEST_EMOJI", "tests/data/emoji"))
@@ -54,7 +54,7 @@ def test_every_source_documents_every_option():
 
 def test_nothing_heavy_is_imported():
     code = (
-        "import sys; import efface.sources, efface.split\n"
+        "import sys; import efface.sources, efface.splits\n"
         "efface.sources.load('digits')\n"
         "assert not {'torch', 'torchvision', 'pandas'} & set(sys.modules)"
     )

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from efface.data import Data
     from efface.errors import EffaceError
     from efface.observations import Observations
-    from efface.observe import Watch
     from efface.sources import load
-    from efface.split import Split
+    from efface.splits import Split
     from efface.train import Optim, Recipe
     from efface.verdict import Criteria
     from efface.views import Views
+    from efface.watch import Watch
 
 _HOME = {
     "Checkpoint": "checkpoint",
@@ -36,9 +36,9 @@ _HOME = {
     "Observations": "observations",
     "Optim": "train",
     "Recipe": "train",
-    "Split": "split",
+    "Split": "splits",
     "Views": "views",
-    "Watch": "observe",
+    "Watch": "watch",
     "audit": "api",
     "load": "sources",
     "observe": "api",

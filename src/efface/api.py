@@ -19,14 +19,14 @@ from efface.errors import EffaceError
 from efface.methods import METHODS, Method, method_class
 from efface.objectives import Objective, objective_class
 from efface.observations import Observations
-from efface.observe import Watch
-from efface.observe import observe as look
-from efface.split import Split, partition
-from efface.split import forget as select
+from efface.splits import Split, partition
+from efface.splits import forget as select
 from efface.train import Keep, Optim, Recipe, Run, fit, silent
 from efface.types import Given, Log, Needs, Part
 from efface.verdict import Criteria, Verdict, judge
 from efface.views import Views
+from efface.watch import Watch
+from efface.watch import observe as look
 
 MAY_SEE = ("forget", "retain", "valid")
 """The parts that a method can ever be given: never the audit's holdout, spare or test."""
@@ -46,7 +46,7 @@ def split(data: Data, forget: str | None = None, *, seed: int = 0, **sizes: floa
     """Divide the data, and choose what to forget: a selector such as ``@random:0.1``, ``@class:5`` or a file of keys.
 
     ``sizes``: ``train``, ``valid``, ``holdout``, ``test``, as fractions below 1 or counts; see
-    :func:`efface.split.partition`.
+    :func:`efface.splits.partition`.
     """
     divided = partition(data, **sizes, seed=seed)  # pyright: ignore[reportArgumentType]
     return divided if forget is None else select(divided, data, forget, seed)

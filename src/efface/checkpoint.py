@@ -57,7 +57,11 @@ class Checkpoint:
             save_file(weights, folder / WEIGHTS)
         except SafetensorError as error:
             raise OSError(errno.ENOSPC if "No space" in str(error) else errno.EIO, str(error)) from error
-        meta = {
+        (folder / META).write_text(json.dumps(self.meta(), indent=1) + "\n", encoding="utf-8")
+
+    def meta(self) -> dict[str, Any]:
+        """All that is known of it but the weights, JSON-able; ``digest`` names the weights."""
+        return {
             "format": FORMAT,
             "digest": self.model.digest(),
             "recipe": config.dump(self.recipe, CHOICES),
@@ -70,7 +74,6 @@ class Checkpoint:
             "purged": self.purged,
             "trained": self.trained,
         }
-        (folder / META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
 
     @staticmethod
     def load(folder: Path) -> Checkpoint:

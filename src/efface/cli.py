@@ -45,7 +45,7 @@ DataOption = Annotated[
 def main() -> None:
     """Run the command line; every failure is a sentence and an exit code."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # what a verb gave to typer.Exit, or None
     except EffaceError as error:
         for label, text in (("error", error.what), ("why", error.why), ("do", error.remedy)):
             if text:
@@ -54,8 +54,6 @@ def main() -> None:
     except KeyboardInterrupt:
         typer.echo("\nInterrupted. The same command goes on from the last finished epoch.", err=True)
         raise SystemExit(130) from None
-    except typer.Exit as stop:
-        raise SystemExit(stop.exit_code) from None
     except typer.Abort:
         raise SystemExit(130) from None
     except Exception as error:
@@ -64,6 +62,7 @@ def main() -> None:
             show()
             raise SystemExit(2) from None
         raise
+    raise SystemExit(code or 0)
 
 
 def settings_of(config: Path | None, assignments: list[str] | None, **given: Any) -> dict[str, Any]:
@@ -179,10 +178,10 @@ def audit(
 ) -> None:
     """Judge whether a run forgot: findings, record, report and a verdict as the exit code (0, 3 or 4)."""
     settings = settings_of(config, set_, device=device)
-    from efface import evidence
+    from efface import auditing, evidence
 
     with progress(quiet) as shown:
-        judged = evidence.audit(
+        judged = auditing.audit(
             run, settings, original=original, oracles=oracle or [], plain_ids=plain_ids, progress=shown
         )
     verdict = judged.verdict
@@ -199,9 +198,9 @@ def report(
     quiet: Quiet = False,
 ) -> None:
     """Write report.html again from the record, the observations and the log."""
-    from efface import evidence
+    from efface import auditing
 
-    path = evidence.report(run)
+    path = auditing.report(run)
     tell({"report": str(path)}, [str(path)], as_json=json_, quiet=quiet)
 
 

@@ -125,8 +125,7 @@ def _value(hint: Any, value: Any, choices: Choices, path: str) -> Any:
     if hint in choices or (isinstance(hint, type) and is_dataclass(hint) and isinstance(value, hint)):
         return value
     try:
-        adapter: TypeAdapter[Any] = TypeAdapter(hint)
-        return adapter.validate_python(value)
+        return TypeAdapter[Any](hint).validate_python(value)  # pyright: ignore[reportArgumentType]  (any annotation)
     except ValidationError as error:
         expected = getattr(hint, "__name__", str(hint))
         if isinstance(hint, type) and issubclass(hint, Enum):

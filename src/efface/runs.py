@@ -12,20 +12,15 @@ from typing import Any
 import yaml
 
 from efface import api, config
-from efface.audits import Cost
 from efface.checkpoint import CHOICES, Checkpoint, EpochKeeper, fill, read_meta, read_weights
 from efface.data import Data
-from efface.errors import EffaceError
-from efface.folder import EPOCH, LOG, REQUEST, SPLIT, JsonLines, disk_errors, write_text, writing
+from efface.errors import EffaceError, nearest
+from efface.folder import EPOCH, LOG, REQUEST, SPLIT, JsonLines, write_text, writing
 from efface.methods import METHODS, Method
 from efface.objectives import OBJECTIVES
-from efface.observations import Observations
-from efface.observe import Watch
 from efface.sources import load
-from efface.split import Split, forget, partition
+from efface.splits import Split, forget, partition
 from efface.train import Recipe
-
-OBSERVED = "observations.npz"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +90,7 @@ def pretrain(
     """Train an original into ``out``. ``settings``: data, split, objective, recipe, seed, device, bf16."""
     progress = progress or Progress()
     known = {"data", "split", "objective", "recipe", *_COMMON}
-    _refuse_unknown(settings, known)
+    refuse_unknown(settings, known)
     common = _common(settings)
     data = _load(settings)
     split = partition(data, **vars(config.build(Sizes, settings.get("split") or {}, path="split.")), seed=common.seed)
@@ -123,25 +118,30 @@ def pretrain(
 def unlearn(
     start: Path, out: Path, settings: Mapping[str, Any], *, force: bool = False, progress: Progress | None = None
 ) -> Checkpoint:
-    """Unlearn into ``out``. ``settings``: forget, method, seed, device, bf16; for a weights file data, recipe."""
+    """Unlearn into ``out``. ``settings``: forget, forget_seed, method, seed, device, bf16; of a weights file data."""
     progress = progress or Progress()
     foreign = Path(start).is_file()
-    known = {"forget", "method", *_COMMON} | ({"data", "split", "objective", "recipe"} if foreign else set())
-    _refuse_unknown(settings, known)
+    known = {"forget", "forget_seed", "method", *_COMMON} | (
+        {"data", "split", "objective", "recipe"} if foreign else set()
+    )
+    refuse_unknown(settings, known)
     common = _common(settings)
     method = config.choose(METHODS, settings.get("method") or "", "method", path="method.")
     if not settings.get("forget"):
         raise EffaceError(
             "Nothing was said about which examples to forget.", remedy="Add --forget IDS, as in --forget @random:0.1."
         )
-    origin = _foreign(Path(start), settings, common) if foreign else _opened(Path(start))
+    origin = foreign_start(Path(start), settings, common.seed) if foreign else _opened(Path(start))
     data, base, checkpoint, inherited = origin
-    split = forget(base, data, str(settings["forget"]), common.seed)
+    # By default the original's seed: another --seed retrains another oracle, without the same examples.
+    draw = int(settings.get("forget_seed", checkpoint.seed))
+    split = forget(base, data, str(settings["forget"]), draw)
     request = {
         "verb": "unlearn",
         "from": str(Path(start).resolve()),
         "parent": checkpoint.model.digest(),
         "forget": str(settings["forget"]),
+        "forget_seed": draw,
         "method": config.dump(method, {Method: METHODS}),
         **inherited,
         **vars(common),
@@ -174,32 +174,6 @@ def opened(folder: Path) -> Opened:
     return Opened(Path(folder), request, data, split)
 
 
-def observations(run: Opened, split: Split, watch: Watch, device: str, progress: Progress) -> Observations:
-    """What a run's checkpoint shows of a split, from its folder if it was observed before in the same way."""
-    digest, meta = split.digest(run.data), read_meta(run.folder)
-    own = meta["split"] == digest
-    path = run.folder / (OBSERVED if own else f"observations-{digest[:8]}.npz")
-    stamp = json.loads(json.dumps(config.dump(watch)))
-    if path.exists():
-        found = Observations.load(path)
-        if (found.model, found.split, found.meta.get("watch")) == (meta["digest"], digest, stamp):
-            return found
-    progress.say(f"Observing {run.folder.name}")
-    seen = api.observe(run.checkpoint(), run.data, split, watch, device=device)
-    seen.meta["watch"] = stamp
-    with disk_errors(path):
-        fresh = path.with_name(path.name + ".tmp")
-        seen.save(fresh)
-        fresh.replace(path)
-    return seen
-
-
-def cost(folder: Path) -> Cost:
-    """What a run cost."""
-    spent = read_meta(folder)["cost"]
-    return Cost(spent["steps"], spent["examples"], spent["seconds"])
-
-
 @contextmanager
 def logging(folder: Path, progress: Progress, total: int):
     """A log that writes ``log.jsonl`` in the folder and shows progress."""
@@ -222,11 +196,10 @@ def _common(settings: Mapping[str, Any]) -> Common:
     return config.build(Common, {key: settings[key] for key in _COMMON if key in settings})
 
 
-def _refuse_unknown(settings: Mapping[str, Any], known: set[str]) -> None:
+def refuse_unknown(settings: Mapping[str, Any], known: set[str]) -> None:
+    """An error that names a setting which this verb does not have, and the nearest that it has."""
     for key in settings:
         if key not in known:
-            from efface.errors import nearest
-
             raise EffaceError(
                 f"There is no setting '{key}' here.{nearest(key, known)}", f"Known: {', '.join(sorted(known))}."
             )
@@ -248,18 +221,18 @@ def _opened(start: Path) -> tuple[Data, Split, Checkpoint, dict[str, Any]]:
     return run.data, run.split, run.checkpoint(), inherited
 
 
-def _foreign(path: Path, settings: Mapping[str, Any], common: Common) -> tuple[Data, Split, Checkpoint, dict[str, Any]]:
+def foreign_start(path: Path, settings: Mapping[str, Any], seed: int) -> tuple[Data, Split, Checkpoint, dict[str, Any]]:
     """Weights from elsewhere, put into the shape that the settings describe."""
     weights, data = read_weights(path), _load(settings)
     recipe = recipe_of(data, str(settings.get("objective", "simclr")), settings.get("recipe") or {})
-    model = recipe.start(common.seed)
+    model = recipe.start(seed)
     if not any(name.startswith("head.") for name in weights) and any(n.startswith("backbone.") for n in weights):
         raise EffaceError(
             f"{path} has a backbone but no head.",
             f"The objective '{settings.get('objective', 'simclr')}' needs the head that it was trained with.",
         )
-    checkpoint = Checkpoint(fill(model, weights, str(path)), recipe, seed=common.seed, trained=False)
-    split = partition(data, **vars(config.build(Sizes, settings.get("split") or {}, path="split.")), seed=common.seed)
+    checkpoint = Checkpoint(fill(model, weights, str(path)), recipe, seed=seed, trained=False)
+    split = partition(data, **vars(config.build(Sizes, settings.get("split") or {}, path="split.")), seed=seed)
     inherited = {"data": settings["data"], "split": settings.get("split") or {}, "recipe": config.dump(recipe, CHOICES)}
     return data, split, checkpoint, inherited
 

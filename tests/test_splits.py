@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from efface.data import Data
 from efface.errors import EffaceError
-from efface.split import ENOUGH, PARTS, Split, forget, partition
+from efface.splits import ENOUGH, PARTS, Split, forget, partition
 from tests.pictures import made, raises
 
 

@@ -22,7 +22,7 @@ from efface.errors import EffaceError
 from efface.gradients import input_norms
 from efface.model import Model
 from efface.observations import Observations
-from efface.split import Split
+from efface.splits import Split
 from efface.views import Params, Views
 
 OUTERMOST = "projector"

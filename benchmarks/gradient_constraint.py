@@ -1,0 +1,146 @@
+"""Does the gradient constraint work? Four families on over-fitted Fashion-MNIST, against baselines and the oracle.
+
+    python benchmarks/gradient_constraint.py train      originals and oracles of every family and seed
+    python benchmarks/gradient_constraint.py select     the ablation, on the selection seeds
+    python benchmarks/gradient_constraint.py report     the chosen settings, on the reporting seeds
+    python benchmarks/gradient_constraint.py tables     results/gradient_constraint.json and the tables in docs
+
+Resumable: a model whose folder is complete is not made again. Two one-thread processes by default (--jobs).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.worlds import World, machine, make, measure, spread, together
+
+HERE = Path(__file__).parent
+HOME, RESULT = HERE / "runs" / "gradient_constraint", HERE / "results" / "gradient_constraint.json"
+FAMILIES = ("simclr", "moco", "byol", "cross_entropy")
+SELECTION, REPORTING = (0, 1, 2), (10, 11, 12)
+
+
+def gc(**fields: Any) -> dict[str, Any]:
+    return {"name": "gradient_constraint", **fields}
+
+
+def at(lr: float) -> dict[str, Any]:
+    return {"optim": {"lr": lr, "clip": 5.0}}
+
+
+BASELINES: dict[str, dict[str, Any]] = {
+    "finetune": {"name": "finetune"},
+    "finetune lr .03": {"name": "finetune", **at(0.03)},
+    "finetune lr .1": {"name": "finetune", **at(0.1)},
+    "gradient_ascent": {"name": "gradient_ascent"},
+    "gradient_ascent lr .001": {"name": "gradient_ascent", "optim": {"lr": 1e-3, "weight_decay": 0.0}},
+    "neggrad": {"name": "neggrad"},
+    "neggrad beta .99": {"name": "neggrad", "beta": 0.99},
+    "scrub": {"name": "scrub"},
+}
+TARGETS: dict[str, dict[str, Any]] = {
+    "quantile": {},
+    "log_mean": {"match": "log_mean"},
+    "square": {"match": "square"},
+    "square c=0": {"match": "square", "target": 0.0},
+    "square c=1": {"match": "square", "target": 1.0},
+}
+ABLATION = {
+    f"{wrt}, {label}": gc(wrt=wrt, **fields)
+    for wrt in ("input", "embedding", "parameters")
+    for label, fields in TARGETS.items()
+}
+AROUND: dict[str, dict[str, Any]] = {
+    "train_on members": gc(train_on="members"),
+    "train_on forget": gc(train_on="forget"),
+    "weight .03": gc(weight=0.03),
+    "weight .3": gc(weight=0.3),
+    "weight 1": gc(weight=1.0),
+    "lr .003": gc(**at(0.003)),
+    "lr .03": gc(**at(0.03)),
+    "weight .03, lr .03": gc(weight=0.03, **at(0.03)),
+    "weight .3, lr .003": gc(weight=0.3, **at(0.003)),
+    "stay 20": gc(stay=20.0),
+    "third_party 1": gc(third_party=1.0),
+}
+SMALL = {key: ABLATION[key] for key in ABLATION if key.startswith("input") or key.endswith("quantile")}
+SETTINGS = {family: {**BASELINES, **(ABLATION if family == "simclr" else SMALL), **AROUND} for family in FAMILIES}
+CHOSEN: dict[str, dict[str, Any]] = {
+    **BASELINES,
+    "gradient_constraint": {"name": "gradient_constraint"},
+    "stay 20": AROUND["stay 20"],
+    "square c=1": ABLATION["input, square c=1"],
+}
+
+
+def worlds(seeds: tuple[int, ...], families: list[str]) -> list[World]:
+    return [World(family, seed, HOME) for family in families for seed in seeds]
+
+
+def train(families: list[str], jobs: int) -> None:
+    tasks = []
+    for world in worlds(SELECTION + REPORTING, families):
+        oracles = 1 if world.seed in SELECTION else 2
+        tasks += [(world, "original"), *((world, f"oracle-{k}") for k in range(1, oracles + 1))]
+    originals = [(make, task) for task in tasks if task[1] == "original"]
+    together(originals, jobs)
+    together([(make, task) for task in tasks if task[1] != "original"], jobs)
+
+
+def unlearn(seeds: tuple[int, ...], settings: dict[str, dict[str, dict[str, Any]]], jobs: int) -> None:
+    tasks = [
+        (make, (world, label, recipe))
+        for world in worlds(seeds, list(settings))
+        for label, recipe in settings[world.family].items()
+    ]
+    together(tasks, jobs)
+
+
+def rows(seeds: tuple[int, ...], family: str, labels: list[str]) -> dict[str, Any]:
+    """Mean and spread over the seeds of every model that was made for each of them."""
+    table: dict[str, Any] = {}
+    for label in ["original", "oracle-1", *labels]:
+        made = [w for w in worlds(seeds, [family]) if (w.folder / label / "cell.json").exists()]
+        cells = [measure(world, label) for world in made]
+        good = [cell for cell in cells if "error" not in cell]
+        row: dict[str, Any] = {"n": len(cells), "errors": [cell["error"] for cell in cells if "error" in cell]}
+        for signal in good[0]["signals"] if good else ():
+            row[signal] = {key: spread(c["signals"][signal][key] for c in good) for key in ("a0", "a1", "retained")}
+        for key in ("knn", "accuracy", "average_gap", "share_of_steps"):
+            row[key] = spread(cell.get(key) for cell in good)
+        table[label] = row
+    return table
+
+
+def tables() -> None:
+    result = {"machine": machine(), "selection_seeds": SELECTION, "reporting_seeds": REPORTING, "families": {}}
+    for family in FAMILIES:
+        result["families"][family] = {
+            "selection": rows(SELECTION, family, list(SETTINGS[family])),
+            "reporting": rows(REPORTING, family, list(CHOSEN)),
+        }
+    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(f"written: {RESULT.relative_to(HERE.parent)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=("train", "select", "report", "tables"))
+    parser.add_argument("--families", nargs="*", default=list(FAMILIES))
+    parser.add_argument("--jobs", type=int, default=2)
+    asked = parser.parse_args()
+    if asked.stage == "train":
+        train(asked.families, asked.jobs)
+    elif asked.stage == "select":
+        unlearn(SELECTION, {family: SETTINGS[family] for family in asked.families}, asked.jobs)
+    elif asked.stage == "report":
+        unlearn(REPORTING, dict.fromkeys(asked.families, CHOSEN), asked.jobs)
+    else:
+        tables()
+
+
+if __name__ == "__main__":
+    main()

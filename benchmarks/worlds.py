@@ -1,0 +1,184 @@
+"""Small over-fitted worlds on Fashion-MNIST: originals, oracles and what each model shows, kept in folders.
+
+Shared by the benchmarks that compare methods. Every model is a task with a folder of its own: a task whose folder is
+complete is not run again, so a benchmark that was killed goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import numpy as np
+import torch
+
+import efface
+from efface import api, signals, stats
+from efface.audits import Cost, Evidence
+from efface.audits.oracle_gap import OracleGap
+from efface.backbones import Backbone
+from efface.checkpoint import Checkpoint
+from efface.environment import Environment
+from efface.errors import EffaceError
+from efface.objectives import OBJECTIVES
+from efface.observations import Observations
+from efface.probes import accuracy, knn
+from efface.train import Optim, Recipe
+from efface.views import Views
+from efface.watch import Watch
+
+WATCH = Watch(gradient=False, cap=1000, test_cap=2000)
+CROPS = {"flip": True, "brightness": 0.4, "contrast": 0.4, "saturation": 0, "hue": 0, "grayscale": 0}
+
+
+@dataclass(frozen=True)
+class World:
+    """One family of models on one division of the data."""
+
+    family: str
+    seed: int
+    home: Path
+    train: int = 500
+    forget: str = "@random:0.2"
+    epochs: int = 400
+
+    @property
+    def folder(self) -> Path:
+        """Where its models are kept."""
+        return self.home / f"{self.family}-{self.train}x{self.epochs}" / f"seed-{self.seed}"
+
+    def data(self) -> tuple[Any, Any]:
+        """Fashion-MNIST and the split: another seed trains on and forgets other images."""
+        data = efface.load("fashion-mnist", limit=12_000)
+        sizes = {"train": self.train, "valid": 1000, "holdout": 2000, "test": 2000}
+        return data, efface.split(data, forget=self.forget, seed=self.seed, **sizes)
+
+    def recipe(self, data: Any) -> Recipe:
+        """How the family is trained: few images, many epochs, so that single ones are remembered."""
+        classes = {"simclr": {"temperature": 0.1}, "moco": {"temperature": 0.1, "queue": 1024}}
+        objective = OBJECTIVES[self.family](**classes.get(self.family, {}))
+        labelled = objective.labelled
+        return api.default_recipe(
+            data,
+            objective,
+            backbone=Backbone(name="resnet8", width=16, stride=2),
+            epochs=self.epochs // 4 if labelled else self.epochs,
+            batch_size=100,
+            optim=Optim(lr=0.1 if labelled else 0.06, warmup=0.05),
+            **({} if labelled else {"views": Views(crop=(0.5, 1.0), **CROPS)}),
+        )
+
+    def model(self, name: str) -> Checkpoint:
+        """A model of this world that was made before."""
+        return Checkpoint.load(self.folder / name)
+
+    def seen(self, name: str) -> Observations:
+        """What such a model shows."""
+        return Observations.load(self.folder / name / "observations.npz")
+
+    def oracles(self) -> list[str]:
+        """Names of the oracles that were made."""
+        return sorted(path.name for path in self.folder.glob("oracle-*") if (path / "cell.json").exists())
+
+
+def make(world: World, name: str, recipe: dict[str, Any] | None = None) -> str:
+    """Make one model and look at it: ``original``, ``oracle-K`` or, with ``recipe`` (method and fields), an unlearned one."""
+    folder = world.folder / name
+    if (folder / "cell.json").exists():
+        return name
+    torch.set_num_threads(1)
+    folder.mkdir(parents=True, exist_ok=True)
+    data, split = world.data()
+    cell: dict[str, Any] = {"world": world.family, "seed": world.seed, "name": name, "recipe": recipe}
+    try:
+        if name == "original":
+            made = efface.pretrain(data, split, recipe=world.recipe(data), seed=world.seed, device="cpu")
+        elif recipe is None:
+            turn = int(name.rpartition("-")[2])
+            made = efface.unlearn(
+                world.model("original"), data, split, "retrain", seed=1000 * turn + world.seed, device="cpu"
+            )
+        else:
+            fields = dict(recipe)
+            made = efface.unlearn(world.model("original"), data, split, str(fields.pop("name")), device="cpu", **fields)
+    except EffaceError as error:  # a method that diverges is a result: it is recorded as one
+        cell["error"] = str(error)
+    else:
+        efface.observe(made, data, split, WATCH, device="cpu").save(folder / "observations.npz")
+        cell["cost"] = vars(made.tally)
+        if recipe is None:
+            made.save(folder)
+    (folder / "cell.json").write_text(json.dumps(cell, indent=1) + "\n", encoding="utf-8")
+    return name
+
+
+def measure(world: World, name: str) -> dict[str, Any]:
+    """The figures of one model: membership of F (A0, A1) and of R, utility, average gap, steps."""
+    cell = json.loads((world.folder / name / "cell.json").read_text(encoding="utf-8"))
+    if "error" in cell:
+        return cell
+    subject, original = world.seen(name), world.seen("original")
+    names = [one for one in world.oracles() if one != name]
+    oracles = [world.seen(one) for one in names]
+    found: dict[str, Any] = {}
+    for signal in signals.prenamed(subject):
+        pairs = {part: [signals.scores(subject, p, signal) for p in (part, "holdout")] for part in ("forget", "retain")}
+        calibrated = [signals.calibrated(subject, oracles, p, signal) for p in ("forget", "holdout")] if oracles else None
+        found[signal] = {
+            "a0": stats.auc(*pairs["forget"]),
+            "a1": None if calibrated is None else stats.auc(*calibrated),
+            "retained": stats.auc(*pairs["retain"]),
+        }
+    votes = knn(subject, "test", (20,))
+    top = accuracy(subject, "test")
+    costs = {"subject": Cost(**cell["cost"])}
+    if oracles:
+        spent = json.loads((world.folder / names[0] / "cell.json").read_text(encoding="utf-8"))["cost"]
+        costs["oracle"] = Cost(**spent)
+        cell["share_of_steps"] = cell["cost"]["steps"] / spent["steps"]
+        gaps = OracleGap().findings(Evidence(original, subject, tuple(oracles), costs))
+        cell["average_gap"] = gaps[0].value
+    return cell | {
+        "signals": found,
+        "knn": votes[0][0] / votes[0][1] if votes else None,
+        "accuracy": top[0] / top[1] if top else None,
+    }
+
+
+def together(tasks: Sequence[tuple[Callable[..., str], tuple[Any, ...]]], jobs: int) -> None:
+    """Run tasks as one-thread processes; a line when each is done; an exception of any is raised at the end."""
+    began, failed = monotonic(), []
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=20) as pool:
+        running = {pool.submit(function, *arguments): arguments for function, arguments in tasks}
+        for count, done in enumerate(as_completed(running), 1):
+            error = done.exception()
+            failed += [error] if error else []
+            label = " ".join(str(a) for a in running[done][1] if isinstance(a, str))
+            print(f"{monotonic() - began:7.0f} s  {count}/{len(tasks)}  {label}  {error or ''}", flush=True)
+    if failed:
+        raise failed[0]
+
+
+def spread(values: Iterable[float | None]) -> dict[str, Any] | None:
+    """Mean, standard deviation and n of what was measured."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return {"mean": float(np.mean(known)), "sd": float(np.std(known, ddof=1)) if len(known) > 1 else None, "n": len(known)}
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured with."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    here = Environment.here(torch.__version__, torch.get_num_threads())
+    return {"command": " ".join(["python", *sys.argv]), "efface": efface.__version__, "cpu": here.cpu, **versions}
