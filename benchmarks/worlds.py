@@ -71,7 +71,7 @@ class World:
             data,
             objective,
             backbone=Backbone(name="resnet8", width=16, stride=2),
-            epochs=self.epochs // 4 if labelled else self.epochs,
+            epochs=self.epochs,
             batch_size=100,
             optim=Optim(lr=0.1 if labelled else 0.06, warmup=0.05),
             **({} if labelled else {"views": Views(crop=(0.5, 1.0), **CROPS)}),
@@ -132,7 +132,9 @@ def measure(world: World, name: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for signal in signals.prenamed(subject):
         pairs = {part: [signals.scores(subject, p, signal) for p in (part, "holdout")] for part in ("forget", "retain")}
-        calibrated = [signals.calibrated(subject, oracles, p, signal) for p in ("forget", "holdout")] if oracles else None
+        calibrated = (
+            [signals.calibrated(subject, oracles, p, signal) for p in ("forget", "holdout")] if oracles else None
+        )
         found[signal] = {
             "a0": stats.auc(*pairs["forget"]),
             "a1": None if calibrated is None else stats.auc(*calibrated),
@@ -174,7 +176,11 @@ def spread(values: Iterable[float | None]) -> dict[str, Any] | None:
     known = [value for value in values if value is not None]
     if not known:
         return None
-    return {"mean": float(np.mean(known)), "sd": float(np.std(known, ddof=1)) if len(known) > 1 else None, "n": len(known)}
+    return {
+        "mean": float(np.mean(known)),
+        "sd": float(np.std(known, ddof=1)) if len(known) > 1 else None,
+        "n": len(known),
+    }
 
 
 def machine() -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from efface.backbones import Backbone
 from efface.errors import Diverged, EffaceError
-from efface.objectives import Objective
+from efface.objectives.protocol import Objective
 from efface.types import Batch, Log, Part, Step
 from efface.views import Views
 
