@@ -154,7 +154,8 @@ def _original(subject: Opened, named: Path | None) -> Model:
     if source.is_file():
         return _foreign(subject, source)
     meta, split = read_meta(source), _split(source, subject)
-    absent = [key for key in _keys(subject, "forget") if key not in set(subject.data.keys[split.train].tolist())]
+    trained = set(subject.data.keys[split.retain if meta["exact"] else split.train].tolist())
+    absent = [key for key in _keys(subject, "forget") if key not in trained]
     if absent:
         raise EffaceError(
             f"{source} is not the original of this request: it never trained on {len(absent)} of the examples.",

@@ -29,6 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+INTERRUPTED = 130
 Out = Annotated[Path, typer.Option("--out", help="Folder to write; refused if it exists.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace --out if it exists.")]
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file with the same settings.")]
@@ -51,17 +52,16 @@ def main() -> None:
             if text:
                 typer.echo(f"{label + ':':7}{text}", err=True)
         raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
-        typer.echo("\nInterrupted. The same command goes on from the last finished epoch.", err=True)
-        raise SystemExit(130) from None
-    except typer.Abort:
-        raise SystemExit(130) from None
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")):  # wrong usage: click words it well already
             show: Callable[[], None] = getattr(error, "show")  # noqa: B009
             show()
             raise SystemExit(2) from None
         raise
+    if code == INTERRUPTED:
+        typer.echo("\nInterrupted. The same command goes on from the last finished epoch.", err=True)
     raise SystemExit(code or 0)
 
 

@@ -226,6 +226,8 @@ def _headers(items: Sequence[Item], options: Options) -> tuple[list[_Header | No
         try:
             with Image.open(item.path) as image:
                 width, height = image.size[::-1] if _turned(image) else image.size
+                if width * height == 1:
+                    return "it has one pixel: nothing can be seen in it"
                 return _Header(width, height, image.mode in GRAY or image.mode.startswith("I;16"))
         except MemoryError:
             raise

@@ -120,6 +120,8 @@ def unlearn(
 ) -> Checkpoint:
     """Unlearn into ``out``. ``settings``: forget, forget_seed, method, seed, device, bf16; of a weights file data."""
     progress = progress or Progress()
+    if not Path(start).exists():
+        raise EffaceError(f"There is no checkpoint at {start}.", remedy="Check the path, or run `efface pretrain`.")
     foreign = Path(start).is_file()
     known = {"forget", "forget_seed", "method", *_COMMON} | (
         {"data", "split", "objective", "recipe"} if foreign else set()
