@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from efface.attention import attention
+
 if TYPE_CHECKING:
     from efface.objectives.protocol import Objective
 
@@ -69,6 +71,14 @@ class Model(nn.Module):
         """The head alone, on features [B, dim]."""
         with torch.autocast(features.device.type, torch.bfloat16, enabled=self.bf16):
             return (tower or self).head(features).float()
+
+    def attention(self, x: Tensor) -> Tensor:
+        """How much each patch of images in [0, 1] is looked at in the last block, [B, rows, columns] >= 0.
+
+        In evaluation mode and without gradient; an error for backbones that are not transformers.
+        """
+        with frozen_statistics(self), torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+            return attention(self.backbone, (x - self.mean) / self.std)
 
     def add_twin(self) -> None:
         """Give the model a momentum twin that starts as its exact copy."""
