@@ -199,6 +199,10 @@ class Run:
         text = f"{self.seed}:{name}:{','.join(map(str, numbers))}"
         return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7]))
 
+    def note(self, phase: str, **found: Any) -> None:
+        """Log something that is no update, such as what a stop rule saw after the last one."""
+        self.log({"step": self.tally.steps, "phase": phase, "terms": {}, **found})
+
 
 def step(
     model: Model,

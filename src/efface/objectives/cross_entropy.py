@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from efface.errors import EffaceError
 from efface.model import Model
-from efface.types import Batch, Outcome
+from efface.types import Batch, Contrast, Outcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,7 @@ class CrossEntropy:
     """A linear head over the classes; the state is the weights alone."""
 
     labelled: ClassVar[bool] = True
+    paired: ClassVar[bool] = False
     temperature: float = 1.0
     """Temperature T of the distance between two classifiers; the loss itself has none."""
 
@@ -46,6 +47,13 @@ class CrossEntropy:
     def anchored(self, model: Model, batch: Batch) -> Callable[[Tensor], Tensor]:
         """The loss of each image is a function of that image alone."""
         return lambda x: F.cross_entropy(model(x), batch.labels(), reduction="none")
+
+    def contrast(self, model: Model, batch: Batch, others: Batch) -> Contrast:
+        """A classifier compares no pairs: an error."""
+        raise EffaceError(
+            "A classifier's loss compares no pairs of views, so it has no parts that attract and repel.",
+            remedy="Use an encoder (simclr, moco, byol), or a method that works on classifiers.",
+        )
 
     def advance(self, model: Model, carry: Tensor | None) -> None:
         """There is neither twin nor queue."""

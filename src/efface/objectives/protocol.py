@@ -10,14 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from efface.model import Model
-from efface.types import Batch, Outcome
+from efface.types import Batch, Contrast, Outcome
 
 
 class Objective(Protocol):
     """A frozen dataclass: temperatures and sizes. ``loss`` is pure; state (twin, queue) moves only in ``advance``."""
 
     labelled: ClassVar[bool]
-    """Whether the loss reads labels."""
+    """Whether the loss reads labels: a classifier."""
+    paired: ClassVar[bool]
+    """Whether the loss compares pairs, so that :meth:`contrast` has its parts."""
 
     def equip(self, backbone: nn.Module, dim: int, classes: int, mean: Tensor, std: Tensor) -> Model:
         """Put the objective's head, twin, predictor or queue on a backbone of ``dim`` features."""
@@ -32,6 +34,14 @@ class Objective(Protocol):
 
         Everything else in the batch (other views, other examples, queue, keys) is held constant, so the gradient
         with respect to one anchor is the gradient of that example's own loss.
+        """
+        ...
+
+    def contrast(self, model: Model, batch: Batch, others: Batch) -> Contrast:
+        """The loss in its parts, and the embeddings of the partners (second views, captions) of ``others``.
+
+        The further partners go through the network in the same pass, but nothing is compared with them. ``others``
+        may be empty. An error for objectives that are not ``paired``.
         """
         ...
 
