@@ -69,7 +69,6 @@ class Moco:
         keys, queue = self.keys(model, batch.view(1)), queue_of(model).clone()
         return lambda x: self._contrast(unit(model(x)), keys, queue)
 
-    @torch.no_grad()
     def contrast(self, model: Model, batch: Batch, others: Batch) -> Contrast:
         """Anchors against the queue; keys and further partners go through the twin, without gradient."""
         keys, partners = self.keys(model, torch.cat([batch.view(1), others.view(1)])).tensor_split([len(batch)])
@@ -77,6 +76,7 @@ class Moco:
         attract = (q * keys).sum(-1) / self.temperature
         return Contrast(q, attract, self._contrast(q, keys, queue_of(model)) + attract, partners, keys)
 
+    @torch.no_grad()
     def advance(self, model: Model, carry: Tensor | None) -> None:
         """The twin follows; the keys, if any, enter at the front of the queue and the oldest leave."""
         model.follow(self.momentum)
