@@ -249,3 +249,12 @@ def test_coun_equals_its_twin():
     ours = [float(v) for w in (backbone[2].weight, model.head.weight, model.head.bias) for v in w.detach().flatten()]
     assert ours == pytest.approx(expected, abs=2e-5)
     assert max(abs(a - b) for a, b in zip(ours, numbers, strict=True)) > 0.01
+
+
+def test_it_works_on_a_transformers_pooled_features():
+    recipe, method = tiny.recipe("cross_entropy", backbone=tiny.VIT), Coun(base=BASES[0])
+    digests = set()
+    for weight in (0.0, 1.0):
+        given = tiny.given(method, parts_of(recipe.views), recipe)
+        digests.add(Coun(base=BASES[0], weight=weight).unlearn(recipe.start(0), given, Run()).digest())
+    assert len(digests) == 2

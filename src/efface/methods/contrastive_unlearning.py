@@ -118,7 +118,7 @@ def push_and_pull(z: Tensor, others: Tensor, y: Tensor, other_y: Tensor, tau: fl
     pull = similar.masked_fill(same, 0).sum(1) / apart.clamp(min=1)
     alone = ~same.any(1)
     inside = similar.masked_fill(~same & ~alone[:, None], -torch.inf).logsumexp(1)
-    push = torch.where(alone, apart.clamp(min=1).log().to(inside), inside)
+    push = torch.where(alone, apart.clamp(min=1).to(inside).log(), inside)
     valid = apart > 0
     return torch.where(valid, push - pull, 0).sum() / valid.sum().clamp(min=1)
 
