@@ -68,10 +68,19 @@ AROUND: dict[str, dict[str, Any]] = {
     "stay 20": gc(stay=20.0),
     "third_party 1": gc(third_party=1.0),
 }
-SMALL = {key: ABLATION[key] for key in ABLATION if key.startswith("input") or key.endswith("quantile")}
-SETTINGS = {family: {**BASELINES, **(ABLATION if family == "simclr" else SMALL), **AROUND} for family in FAMILIES}
+WHOLE = {**BASELINES, **ABLATION, **AROUND}
+SMALL = {
+    key: WHOLE[key]
+    for key in WHOLE
+    if key.startswith("input")
+    or key.endswith("quantile")
+    or key in ("finetune", "finetune lr .03", "gradient_ascent", "neggrad", "scrub")
+    or key in ("train_on members", "train_on forget", "weight .3", "stay 20")
+}
+SETTINGS = {family: WHOLE if family == "simclr" else SMALL for family in FAMILIES}
+"""The whole ablation on SimCLR; on the other families its main axes."""
 CHOSEN: dict[str, dict[str, Any]] = {
-    **BASELINES,
+    **{key: WHOLE[key] for key in ("finetune", "gradient_ascent", "neggrad", "scrub")},
     "gradient_constraint": {"name": "gradient_constraint"},
     "stay 20": AROUND["stay 20"],
     "square c=1": ABLATION["input, square c=1"],
@@ -85,7 +94,7 @@ def worlds(seeds: tuple[int, ...], families: list[str]) -> list[World]:
 def train(families: list[str], jobs: int) -> None:
     tasks = []
     for world in worlds(SELECTION + REPORTING, families):
-        oracles = 1 if world.seed in SELECTION or world.family == "byol" else 2
+        oracles = 1 if world.seed in SELECTION or world.family in ("moco", "byol") else 2
         tasks += [(world, "original"), *((world, f"oracle-{k}") for k in range(1, oracles + 1))]
     originals = [(make, task) for task in tasks if task[1] == "original"]
     together(originals, jobs)

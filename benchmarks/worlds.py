@@ -91,7 +91,7 @@ class World:
 
 
 def make(world: World, name: str, recipe: dict[str, Any] | None = None) -> str:
-    """Make a model and look at it: ``original``, ``oracle-K``, or with ``recipe`` (method and fields) an unlearned one."""
+    """Make a model and look at it: ``original``, ``oracle-K``, or with ``recipe`` (method and fields) an unlearned."""
     folder = world.folder / name
     if (folder / "cell.json").exists():
         return name
