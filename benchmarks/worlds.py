@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from time import monotonic
@@ -40,6 +41,14 @@ WATCH = Watch(gradient=False, cap=1000, test_cap=2000)
 CROPS = {"flip": True, "brightness": 0.4, "contrast": 0.4, "saturation": 0, "hue": 0, "grayscale": 0}
 
 
+@cache
+def divided(train: int, forget: str, seed: int) -> tuple[Any, Any]:
+    """The data and a split of it, once a process."""
+    data = efface.load("fashion-mnist", limit=12_000)
+    sizes = {"train": train, "valid": 1000, "holdout": 2000, "test": 2000}
+    return data, efface.split(data, forget=forget, seed=seed, **sizes)
+
+
 @dataclass(frozen=True)
 class World:
     """One family of models on one division of the data."""
@@ -58,9 +67,7 @@ class World:
 
     def data(self) -> tuple[Any, Any]:
         """Fashion-MNIST and the split: another seed trains on and forgets other images."""
-        data = efface.load("fashion-mnist", limit=12_000)
-        sizes = {"train": self.train, "valid": 1000, "holdout": 2000, "test": 2000}
-        return data, efface.split(data, forget=self.forget, seed=self.seed, **sizes)
+        return divided(self.train, self.forget, self.seed)
 
     def recipe(self, data: Any) -> Recipe:
         """How the family is trained: few images, many epochs, so that single ones are remembered."""

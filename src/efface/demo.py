@@ -23,27 +23,28 @@ from efface.folder import write_text
 from efface.report import REPORT
 from efface.verdict import Verdict
 
-_VIEWS = {"crop": [0.5, 1.0], "flip": False, "brightness": 0.4, "contrast": 0.4, "saturation": 0, "hue": 0}
+_VIEWS = {"crop": [0.6, 1.0], "flip": False, "brightness": 0.4, "contrast": 0.4, "saturation": 0, "hue": 0}
 REGIMES: dict[str, dict[str, Any]] = {
     "digits": {
         "data": {"source": "digits"},
-        "split": {"train": 700, "valid": 200, "holdout": 600, "test": 297},
+        "split": {"train": 600, "valid": 200, "holdout": 700, "test": 297},
         "recipe": {
             "objective": {"name": "simclr", "temperature": 0.1, "dim": 64},
             "backbone": {"name": "resnet8", "width": 16, "stride": 1},
-            "epochs": 300,
-            "batch_size": 250,
+            "epochs": 200,
+            "batch_size": 64,
+            "optim": {"lr": 0.1, "warmup": 0.05},
             "views": _VIEWS,
         },
     },
     "fashion-mnist": {
         "data": {"source": "fashion-mnist", "limit": 6000},
-        "split": {"train": 1000, "valid": 1000, "holdout": 2000, "test": 1000},
+        "split": {"train": 800, "valid": 800, "holdout": 1500, "test": 1000},
         "recipe": {
             "objective": {"name": "simclr", "temperature": 0.1, "dim": 64},
-            "backbone": {"name": "resnet8", "width": 32, "stride": 2},
-            "epochs": 300,
-            "batch_size": 250,
+            "backbone": {"name": "resnet8", "width": 16, "stride": 2},
+            "epochs": 250,
+            "batch_size": 100,
             "views": _VIEWS,
         },
     },
