@@ -8,6 +8,7 @@ encoder remember single images well enough for an attack to see it (``benchmarks
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -142,9 +143,11 @@ def _open(out: Path, request: Mapping[str, Any], force: bool) -> None:
         raise EffaceError(
             f"{out} exists already.", "Nothing is overwritten unasked.", "Choose another --out, or add --force."
         )
-    if force and out.exists() and asked.exists():
-        import shutil
-
+    if force and out.exists():
+        if not asked.exists():
+            raise EffaceError(
+                f"{out} is not a demo's folder, so --force does not delete it.", remedy="Choose another --out."
+            )
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
     write_text(asked, text)
