@@ -23,9 +23,14 @@ def test_a_folder_appears_only_when_it_is_complete(tmp_path):
 
 def test_a_cut_attempt_is_taken_up_by_the_same_request_only(tmp_path):
     out = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt), writing(out, "a: 1") as half:
-        (half / EPOCH).write_text("state")
-        raise KeyboardInterrupt
+
+    def cut():
+        with writing(out, "a: 1") as half:
+            (half / EPOCH).write_text("state")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cut()
     with pytest.raises(EffaceError, match="another request"), writing(out, "a: 2"):
         pass
     with writing(out, "a: 1") as half:
