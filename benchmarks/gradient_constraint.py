@@ -66,15 +66,7 @@ AROUND: dict[str, dict[str, Any]] = {
 }
 WHOLE = {**BASELINES, **ABLATION, **AROUND}
 """The whole ablation, on SimCLR."""
-AXES = (
-    "finetune lr .1",
-    "input, quantile",
-    "input, square c=1",
-    "weight .1",
-    "weight .5",
-    "weight 1",
-    "weight 1, lr .03",
-)
+AXES = ("finetune lr .1", "input, quantile", "input, square c=1", "weight .5", "weight 1")
 SETTINGS = {family: WHOLE if family == "simclr" else {key: WHOLE[key] for key in AXES} for family in FAMILIES}
 """On the other families the axis that decides: how strong."""
 CHOSEN: dict[str, dict[str, Any]] = {

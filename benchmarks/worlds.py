@@ -167,7 +167,7 @@ def together(tasks: Sequence[tuple[Callable[..., str], tuple[Any, ...]]], jobs: 
     """Run tasks as one-thread processes; a line when each is done; an exception of any is raised at the end."""
     began, failed = monotonic(), []
     os.environ["OMP_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=20) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         running = {pool.submit(function, *arguments): arguments for function, arguments in tasks}
         for count, done in enumerate(as_completed(running), 1):
             error = done.exception()
