@@ -59,6 +59,7 @@ AROUND: dict[str, dict[str, Any]] = {
     "train_on forget": gc(weight=0.3, train_on="forget", **FAST),
     "weight .1": gc(weight=0.1, **FAST),
     "weight .5": gc(weight=0.5, **FAST),
+    "weight .7": gc(weight=0.7, **FAST),
     "weight 1": gc(weight=1.0, **FAST),
     "weight 1, lr .03": gc(weight=1.0, **at(0.03)),
     "stay 5": gc(weight=0.5, stay=5.0, **FAST),
@@ -66,7 +67,7 @@ AROUND: dict[str, dict[str, Any]] = {
 }
 WHOLE = {**BASELINES, **ABLATION, **AROUND}
 """The whole ablation, on SimCLR."""
-AXES = ("finetune lr .1", "input, quantile", "input, square c=1", "weight .5", "weight 1")
+AXES = ("finetune lr .1", "input, quantile", "input, square c=1", "weight .5", "weight .7", "weight 1")
 SETTINGS = {family: WHOLE if family == "simclr" else {key: WHOLE[key] for key in AXES} for family in FAMILIES}
 """On the other families the axis that decides: how strong."""
 CHOSEN: dict[str, dict[str, Any]] = {

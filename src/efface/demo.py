@@ -32,7 +32,7 @@ REGIMES: dict[str, dict[str, Any]] = {
         "recipe": {
             "objective": {"name": "simclr", "temperature": 0.1, "dim": 64},
             "backbone": {"name": "resnet8", "width": 16, "stride": 1},
-            "epochs": 200,
+            "epochs": 160,
             "batch_size": 64,
             "optim": {"lr": 0.1, "warmup": 0.05},
             "views": _VIEWS,
