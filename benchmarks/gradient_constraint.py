@@ -19,7 +19,7 @@ from benchmarks.worlds import World, machine, make, measure, spread, together
 
 HERE = Path(__file__).parent
 HOME, RESULT = HERE / "runs" / "gradient_constraint", HERE / "results" / "gradient_constraint.json"
-EPOCHS = {"simclr": 400, "moco": 250, "byol": 200, "cross_entropy": 100}
+EPOCHS = {"simclr": 400, "moco": 250, "byol": 120, "cross_entropy": 100}
 """Enough for the attack to see the forgotten examples in the original."""
 FAMILIES = tuple(EPOCHS)
 SELECTION, REPORTING = (0, 1, 2), (10, 11, 12)
