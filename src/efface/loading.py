@@ -23,6 +23,9 @@ HEADS = {
 }
 """How files begin that are often taken for checkpoints, in lower case."""
 
+TORCH_ADVICE = ("Weights only load failed", "Please file an issue", "Check the documentation", "(1)", "(2)")
+"""How the lines of torch's message begin that speak of torch and not of the file."""
+
 
 def load_torch(path: Path, *, trust_pickle: bool = False) -> Any:
     """What ``torch.save`` wrote, on the CPU: tensors and plain values only, unless ``trust_pickle``.
@@ -42,13 +45,14 @@ def load_torch(path: Path, *, trust_pickle: bool = False) -> Any:
 
 def asked_for(path: Path, error: Exception) -> list[str]:
     """Classes that a file wants beyond the allowed ones, read from its pickle without running it."""
+    named = set(re.findall(r"GLOBAL ([\w.]+\.\w+)", str(error)))
     if zipfile.is_zipfile(path):
         try:
             with torch.serialization.safe_globals([*HARMLESS]):
-                return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+                named |= set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
         except Exception:
-            return []  # not a readable archive after all: the first error says more than this one
-    return sorted(set(re.findall(r"(?:Unsupported global: GLOBAL|class) ([\w.]+\.\w+)", str(error))))
+            return sorted(named)  # not a readable archive after all: the first error says more than this one
+    return sorted(named)
 
 
 def _begins_well(path: Path) -> None:
@@ -71,9 +75,10 @@ def _refused(path: Path, error: Exception, trusted: bool) -> EffaceError:
             "Save the state dict alone (torch.save(model.state_dict(), ...)), or use safetensors; if you made the file "
             "yourself, add --trust-pickle.",
         )
-    first = str(error).strip().split("\n")[0]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if " " in line and not line.startswith(TORCH_ADVICE)]
     return EffaceError(
         f"{path} cannot be read as a checkpoint.",
-        f"It is damaged, truncated or something else: {first or type(error).__name__}",
+        f"It is damaged, truncated or something else: {(told or [type(error).__name__])[0]}",
         "Fetch it again.",
     )
