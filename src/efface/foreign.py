@@ -10,7 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from efface.layouts import Layout, Place, Role, sniff
-from efface.layouts.container import Container, open_container
+from efface.layouts.container import Container, TorchFile, open_container
+
+WEIGHTS = (".pth", ".pt", ".ckpt", ".tar", ".bin", ".safetensors", ".h5", ".msgpack", ".onnx")
+"""Suffixes of files that hold weights."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,3 +55,21 @@ def read(path: Path, *, trust_pickle: bool = False) -> Foreign:
     container = open_container(path, trust_pickle=trust_pickle)
     layout = sniff(container.state, container.meta)
     return Foreign(container, layout, layout.table(container.state))
+
+
+def copies(container: Container) -> list[str]:
+    """Other files that may hold the same memory: checkpoints beside it, and those that its callbacks name."""
+    path = container.path
+    here = sorted(path.parent.iterdir()) if path.is_file() else []
+    beside = [str(item) for item in here if item != path and item.suffix.lower() in WEIGHTS and item.is_file()]
+    named = _named(container.content.get("callbacks")) if isinstance(container, TorchFile) else []
+    return list(dict.fromkeys([*beside, *named]))
+
+
+def _named(value: Any) -> list[str]:
+    """Every path of a checkpoint in a nest of plain values."""
+    if isinstance(value, str):
+        return [value] if Path(value).suffix.lower() in WEIGHTS else []
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return [path for item in value for path in _named(item)] if isinstance(value, (list, tuple)) else []

@@ -60,8 +60,12 @@ class Container(Protocol):
         """Plain entries, and the JSON files beside it under their file names."""
         ...
 
+    def entries(self) -> dict[str, str]:
+        """What stands beside the weights, and what becomes of each entry when it is written cleaned."""
+        ...
+
     def write(self, folder: Path, changed: Mapping[str, Tensor], *, cleaned: bool) -> dict[str, str]:
-        """Write a copy of the same name into ``folder``; what was done with entries: name to action."""
+        """Write a copy of the same name into ``folder``; what was left behind: name to reason."""
         ...
 
 
@@ -95,6 +99,10 @@ class SafetensorsFile:
         self.state = {name: loaded[name] for name in self.header if name != "__metadata__"}
         if not self.state:
             raise EffaceError(f"{path} holds no named tensors.", "Its header is empty.")
+
+    def entries(self) -> dict[str, str]:
+        """Its metadata."""
+        return {name: f"kept: {value}" for name, value in self.meta.items() if name not in BESIDE}
 
     def write(self, folder: Path, changed: Mapping[str, Tensor], *, cleaned: bool) -> dict[str, str]:
         """Copy the file and replace the bytes of the changed tensors; header and metadata stay as they are."""
@@ -137,6 +145,13 @@ class TorchFile:
         """The dictionary of a section; ``None``: the file's own."""
         return self.content if section is None else self.content[section]
 
+    def entries(self) -> dict[str, str]:
+        """The file's entries that are no weights."""
+        left = _left(self.content, self.sections)
+        others = [key for key in self.content if key not in self.sections and str(key) not in left]
+        kept = {str(key): f"kept: {_short(self.content[key])}" for key in others if key not in self.state}
+        return kept | left
+
     def write(self, folder: Path, changed: Mapping[str, Tensor], *, cleaned: bool) -> dict[str, str]:
         """Save the same nesting with the changed tensors in place."""
         fitting(self.state, changed, self.path)
@@ -146,7 +161,9 @@ class TorchFile:
         for name, value in changed.items():
             section, own = self.places[name]
             (fresh if section is None else inner[section])[own] = value.detach().cpu().contiguous()
-        notes = _clean(fresh, self.sections) if cleaned else {}
+        notes = _left(fresh, self.sections) if cleaned else {}
+        for key in [key for key in fresh if str(key) in notes]:
+            del fresh[key]
         new = zipfile.is_zipfile(self.path)
         torch.save(fresh, folder / self.path.name, _use_new_zipfile_serialization=new)
         bring(self.path, folder)
@@ -176,22 +193,31 @@ class Folder:
         object.__setattr__(self, "state", state)
         object.__setattr__(self, "meta", meta)
 
+    def _around(self) -> list[Path]:
+        weights = {member.path.name for member in self.members}
+        return [item for item in sorted(self.path.iterdir()) if item.name not in weights]
+
+    def entries(self) -> dict[str, str]:
+        """The files around the weights."""
+        fates = {True: "kept", False: "left behind: it may hold weights or a training state"}
+        return {
+            item.name: fates[item.is_file() and item.suffix.lower() in TEXT and not _spent(item.stem)]
+            for item in self._around()
+        }
+
     def write(self, folder: Path, changed: Mapping[str, Tensor], *, cleaned: bool) -> dict[str, str]:
         """Copy the folder, its weights with the changed tensors; cleaned, nothing else that may hold weights."""
         fitting(self.state, changed, self.path)
         target = folder / self.path.name
         target.mkdir(parents=True, exist_ok=True)
-        written = {member.path.name for member in self.members}
-        notes: dict[str, str] = {}
-        for item in sorted(self.path.iterdir()):
-            if item.name in written:
+        notes = {name: fate for name, fate in self.entries().items() if not fate.startswith("kept")} if cleaned else {}
+        for item in self._around():
+            if item.name in notes:
                 continue
-            if not cleaned and item.is_dir():
+            if item.is_dir():
                 shutil.copytree(item, target / item.name, dirs_exist_ok=True)
-            elif not cleaned or (item.is_file() and item.suffix.lower() in TEXT):
-                shutil.copyfile(item, target / item.name)
             else:
-                notes[item.name] = "left behind: it may hold weights or a training state"
+                shutil.copyfile(item, target / item.name)
         for member in self.members:
             own = {name: value for name, value in changed.items() if name in member.state}
             notes |= member.write(target, own, cleaned=cleaned)
@@ -311,17 +337,19 @@ def _spent(key: Any) -> bool:
     return SPENT.search(str(key).lower()) is not None
 
 
-def _clean(content: dict[Any, Any], sections: list[str | None]) -> dict[str, str]:
-    """Take out what belongs to the training run; entries that are not plain may hold anything, so they go too."""
+def _left(content: dict[Any, Any], sections: list[str | None]) -> dict[str, str]:
+    """Entries that stay behind: those of the training run, and those that are not plain and may hold anything."""
     notes: dict[str, str] = {}
-    for key in list(content):
-        value, name = content[key], str(key)
+    for key, value in content.items():
         if key in sections or (None in sections and isinstance(value, Tensor)):
             continue
-        if not is_plain(value):
-            notes[name] = "dropped: it is not made of plain settings"
         if _spent(key):
-            notes[name] = "dropped: it belongs to the training run"
-        if name in notes:
-            del content[key]
+            notes[str(key)] = "dropped: it belongs to the training run"
+        elif not is_plain(value):
+            notes[str(key)] = "dropped: it is not made of plain settings"
     return notes
+
+
+def _short(value: Any) -> str:
+    text = str(settings(value))
+    return text if len(text) <= 60 else text[:57] + "..."

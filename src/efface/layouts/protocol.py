@@ -89,6 +89,8 @@ class Layout:
     """In front of every name of the main section, such as ``module.``."""
     objective: str | None = None
     """The objective of efface that it was trained with, where the layout tells."""
+    stem_padding: int | None = None
+    """Padding of a 3x3 stem, where the file tells; no shape shows it."""
     notes: tuple[str, ...] = ()
     """What to know about this file that its tensors do not show."""
 

@@ -46,7 +46,14 @@ def solo(state: State, meta: Meta) -> Layout | None:
         Rule("queue_ptr", Role.BUFFERS, "queue_ptr"),
         Rule("prototypes", Role.PROTOTYPES),
     )
-    return Layout(name="solo", rules=rules, wrapper=wrapper, objective=OBJECTIVES.get(method), notes=notes)
+    return Layout(
+        name="solo",
+        rules=rules,
+        wrapper=wrapper,
+        objective=OBJECTIVES.get(method),
+        stem_padding=2 if cifar else None,
+        notes=notes,
+    )
 
 
 def _method(meta: Meta) -> tuple[str, bool]:
