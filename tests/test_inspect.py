@@ -139,9 +139,18 @@ def test_the_page_says_what_is_personal_and_what_goes(tmp_path: Path):
     (tmp_path / "last.ckpt").write_bytes(b"x")
     found = inspect(case.path)
     page = "\n".join(found.lines())
-    for said in ("layout  solo", "queue", "literal embeddings of training images", "momentum copy",
-                 "optimizer_states: drop", "recipe.backbone.name=resnet10", "/runs/best.ckpt", str(tmp_path / "last.ckpt"), "float32, int64",
-                 "pads by 2", "without running anything"):  # fmt: skip
+    for said in (
+        "layout  solo",
+        "literal embeddings of training images",
+        "momentum copy",
+        "optimizer_states: drop",
+        "recipe.backbone.name=resnet10",
+        "/runs/best.ckpt",
+        str(tmp_path / "last.ckpt"),
+        "float32, int64",
+        "pads by 2",
+        "without running anything",
+    ):
         assert said in page
     assert found.parts["queue"] == {
         "tensors": 1,
