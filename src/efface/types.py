@@ -121,6 +121,17 @@ class Batch:
             [*self.text, *other.text] if self.text is not None and other.text is not None else None,
         )
 
+    def rows(self, first: int, last: int | None = None) -> Batch:
+        """Some of the examples, with the views that they have here."""
+        some = slice(first, last)
+        return Batch(
+            self.clean[some],
+            lambda number: self.view(number)[some],
+            self.ids[some],
+            None if self.y is None else self.y[some],
+            None if self.text is None else self.text[some],
+        )
+
     def but(self, *, view: Callable[[int], Tensor] | None = None, y: Tensor | None = None) -> Batch:
         """The same examples with other views or other labels (a wrong target)."""
         return Batch(self.clean, view or self.view, self.ids, self.y if y is None else y, self.text)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from efface.errors import EffaceError
 from efface.model import Model
 from efface.types import Batch, Outcome
 
@@ -74,6 +75,17 @@ def projector(dim: int, hidden: int, out: int, *, norm: bool = False) -> nn.Sequ
     return nn.Sequential(
         nn.Linear(dim, hidden, bias=not norm), *middle, nn.ReLU(), nn.Linear(hidden, out, bias=not norm)
     )
+
+
+def two_views(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Projections of the first two views, [B, d] each, for a loss that is a statistic of the batch."""
+    if len(batch) < 2:
+        raise EffaceError(
+            "This loss is a statistic of a batch (variances, correlations), and the batch has one example.",
+            remedy="Use a method that shows the example beside retained ones, such as neggrad, or larger batches.",
+        )
+    first, second = model(torch.cat([batch.view(0), batch.view(1)])).chunk(2)
+    return first, second
 
 
 def unit(z: Tensor) -> Tensor:
