@@ -65,10 +65,22 @@ AROUND: dict[str, dict[str, Any]] = {
     "stay 5": gc(weight=0.5, stay=5.0, **FAST),
     "third_party 1": gc(weight=0.3, third_party=1.0, **FAST),
 }
-WHOLE = {**BASELINES, **ABLATION, **AROUND}
+GENTLE: dict[str, dict[str, Any]] = {
+    "weight .003": gc(weight=0.003, **FAST),
+    "weight .01": gc(weight=0.01, **FAST),
+    "weight .03": gc(weight=0.03, **FAST),
+    "weight .1, lr .03": gc(weight=0.1, **at(0.03)),
+}
+"""For the classifier, whose members' gradients are smaller than others' by orders of magnitude."""
+WHOLE = {**BASELINES, **ABLATION, **AROUND, **GENTLE}
 """The whole ablation, on SimCLR."""
 AXES = ("finetune lr .1", "input, quantile", "input, square c=1", "weight .5", "weight .7", "weight 1")
-SETTINGS = {family: WHOLE if family == "simclr" else {key: WHOLE[key] for key in AXES} for family in FAMILIES}
+SETTINGS = {
+    "simclr": {**BASELINES, **ABLATION, **AROUND},
+    "moco": {key: WHOLE[key] for key in AXES},
+    "byol": {key: WHOLE[key] for key in AXES},
+    "cross_entropy": {key: WHOLE[key] for key in (*AXES, *GENTLE, "neggrad lr .1", "scrub")},
+}
 """On the other families the axis that decides: how strong."""
 CHOSEN: dict[str, dict[str, Any]] = {
     **{key: WHOLE[key] for key in ("finetune", "finetune lr .1", "gradient_ascent", "neggrad", "input, square c=1")},
