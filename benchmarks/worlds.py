@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from time import monotonic
@@ -40,6 +41,14 @@ WATCH = Watch(gradient=False, cap=1000, test_cap=2000)
 CROPS = {"flip": True, "brightness": 0.4, "contrast": 0.4, "saturation": 0, "hue": 0, "grayscale": 0}
 
 
+@cache
+def divided(train: int, forget: str, seed: int) -> tuple[Any, Any]:
+    """The data and a split of it, once a process."""
+    data = efface.load("fashion-mnist", limit=12_000)
+    sizes = {"train": train, "valid": 1000, "holdout": 2000, "test": 2000}
+    return data, efface.split(data, forget=forget, seed=seed, **sizes)
+
+
 @dataclass(frozen=True)
 class World:
     """One family of models on one division of the data."""
@@ -58,9 +67,7 @@ class World:
 
     def data(self) -> tuple[Any, Any]:
         """Fashion-MNIST and the split: another seed trains on and forgets other images."""
-        data = efface.load("fashion-mnist", limit=12_000)
-        sizes = {"train": self.train, "valid": 1000, "holdout": 2000, "test": 2000}
-        return data, efface.split(data, forget=self.forget, seed=self.seed, **sizes)
+        return divided(self.train, self.forget, self.seed)
 
     def recipe(self, data: Any) -> Recipe:
         """How the family is trained: few images, many epochs, so that single ones are remembered."""
@@ -91,7 +98,7 @@ class World:
 
 
 def make(world: World, name: str, recipe: dict[str, Any] | None = None) -> str:
-    """Make a model and look at it: ``original``, ``oracle-K``, or with ``recipe`` (method and fields) an unlearned one."""
+    """Make a model and look at it: ``original``, ``oracle-K``, or with ``recipe`` (method and fields) an unlearned."""
     folder = world.folder / name
     if (folder / "cell.json").exists():
         return name
@@ -160,7 +167,7 @@ def together(tasks: Sequence[tuple[Callable[..., str], tuple[Any, ...]]], jobs: 
     """Run tasks as one-thread processes; a line when each is done; an exception of any is raised at the end."""
     began, failed = monotonic(), []
     os.environ["OMP_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=20) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         running = {pool.submit(function, *arguments): arguments for function, arguments in tasks}
         for count, done in enumerate(as_completed(running), 1):
             error = done.exception()

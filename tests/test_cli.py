@@ -82,9 +82,9 @@ def test_audit_and_report_write_everything_and_the_exit_code_is_the_verdict(effa
     assert record.verdict.level == "A1"
     assert set(record.checkpoints) == {"original", "subject", "oracle 1", "oracle 2"}
     assert record.lineage == (record.checkpoints["original"].digest, record.checkpoints["subject"].digest)
-    assert {"findings.json", "items.key", "observations.npz", "record.schema.json", "report.html"} <= set(
+    assert {"findings.json", "items.key", "observations.npz", "record.schema.json", "report.html"} <= {
         path.name for path in (made / "tuned").iterdir()
-    )
+    }
     page = (made / "tuned" / "report.html").read_text(encoding="utf-8")
     (made / "tuned" / "report.html").unlink()
     assert efface("report", made / "tuned")[0] == 0

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from efface.errors import EffaceError
 from efface.methods import ContrastiveUnlearning
 from efface.methods import contrastive_unlearning as module
 from efface.methods.contrastive_unlearning import accuracy_of, push_and_pull
@@ -36,7 +37,7 @@ def unlearn(method, parts=None, model=None, recipe=None):
     records = []
     model = model or tiny.recipe("cross_entropy").start(0)
     model = method.unlearn(model, tiny.given(method, parts or parts_of(), recipe), Run(seed=7, log=records.append))
-    return model, [r for r in records if r["terms"]], [r for r in records if not r["terms"]]
+    return model, [r for r in records if "lr" in r], [r for r in records if "lr" not in r]
 
 
 def rows(seed=0, n=7, m=9, d=4):
@@ -183,7 +184,7 @@ def test_it_ends_when_the_stop_rule_is_met_and_says_what_it_saw(whole):
     assert before > 0.9 and classes == 3
     model, steps, checks = unlearn(method, parts, model)
     assert [check["met"] for check in checks] == [False] * (len(checks) - 1) + [True] and len(checks) < 60
-    last = checks[-1]
+    last = checks[-1] | checks[-1]["terms"]
     assert last["accuracy"] <= last["bound"] and last["step"] == steps[-1]["step"]
     if whole:
         assert (last["form"], last["on"], last["bound"]) == ("class", "valid", 1 / 3)
@@ -252,3 +253,9 @@ def test_it_works_on_a_transformers_pooled_features():
     model, steps, checks = unlearn(ContrastiveUnlearning(epochs=1, batch_size=9, omega=2), model=model)
     assert model.digest() != before and len(steps) == 4 and len(checks) == 1
     assert all("apart" in step["terms"] for step in steps)
+
+
+@pytest.mark.parametrize("wrong", [{"watch": 0.0}, {"watch": 2.0}, {"tau": 0.0}, {"omega": 0}])
+def test_numbers_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(EffaceError, match="contrastive_unlearning cannot watch"):
+        ContrastiveUnlearning(**wrong)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from efface.errors import EffaceError
 from efface.methods import Finetune, LetheVit
 from efface.methods import lethevit as module
 from efface.methods.lethevit import Mask, blackened, lethe
@@ -34,7 +35,8 @@ def world(backbone=FINE):
 def unlearn(method, seed=5):
     model, parts, recipe = world()
     records = []
-    return method.unlearn(model, tiny.given(method, parts, recipe), Run(seed=seed, log=records.append)), records
+    model = method.unlearn(model, tiny.given(method, parts, recipe), Run(seed=seed, log=records.append))
+    return model, [record for record in records if "lr" in record]
 
 
 @pytest.mark.parametrize(("grid", "ratio", "patches"), [((4, 4), 0.05, 1), ((4, 4), 0.2, 3), ((2, 4), 0.5, 4)])
@@ -151,6 +153,12 @@ def test_the_default_length_is_the_papers_for_200_epochs_and_a_twentieth_of_any_
         method, records = LetheVit(batch_size=44), []
         given = tiny.given(method, parts, replace(recipe, epochs=epochs))
         method.unlearn(model, given, Run(log=records.append))
-        phases = [record["phase"] for record in records]
+        phases = [record["phase"] for record in records if "lr" in record]
         assert (phases.count("forget"), phases.count("retain")) == (2, retained)
         assert len(phases) <= 0.05 * epochs
+
+
+@pytest.mark.parametrize("wrong", [{"ratio": 0.0}, {"ratio": 1.5}, {"tau": 0.0}])
+def test_numbers_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(EffaceError, match="lethevit cannot blacken"):
+        LetheVit(**wrong)

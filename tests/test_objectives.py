@@ -10,15 +10,18 @@ from torch import nn
 from torch.nn import functional
 
 from efface.errors import EffaceError
-from efface.objectives import OBJECTIVES, CrossEntropy, Moco, SimClr
+from efface.objectives import OBJECTIVES, Barlow, CrossEntropy, Moco, SimClr, SimSiam, VicReg, barlow, vicreg
 from efface.objectives.protocol import foreign_view
 from efface.objectives.simclr import nt_xent
 from tests import tiny
 from tests.reference import alignment_calibration as calibration_twin
+from tests.reference import barlow as barlow_twin
 from tests.reference import byol as byol_twin
 from tests.reference import cross_entropy as cross_entropy_twin
 from tests.reference import moco as moco_twin
 from tests.reference import simclr as simclr_twin
+from tests.reference import simsiam as simsiam_twin
+from tests.reference import vicreg as vicreg_twin
 
 NAMES = sorted(OBJECTIVES)
 
@@ -85,6 +88,108 @@ def test_byol_equals_its_twin_and_lightly():
     assert ours.mean().item() == pytest.approx(2 + 2 * theirs.item(), abs=1e-5)
 
 
+def test_simsiam_equals_its_twin_and_lightly():
+    from lightly.loss import NegativeCosineSimilarity
+
+    model, batch = model_of("simsiam"), batch_of()
+    z = [model(batch.view(i)) for i in (0, 1)]
+    p = [model.predictor(rows) for rows in z]
+    ours = model.objective.loss(model, batch).per_example
+    close(ours, simsiam_twin.loss(p[0].tolist(), p[1].tolist(), z[0].tolist(), z[1].tolist()))
+    cosine = NegativeCosineSimilarity()
+    assert ours.mean().item() == pytest.approx(0.5 * (cosine(p[0], z[1]) + cosine(p[1], z[0])).item(), abs=1e-5)
+
+
+def test_simsiam_stops_the_gradient_of_the_target():
+    """The gradient is the one of predictions against projections that were computed before and are constants."""
+    model, batch = model_of("simsiam"), batch_of()
+    target = [model(batch.view(i)).detach() for i in (1, 0)]
+    p = [model.predictor(model(batch.view(i))) for i in (0, 1)]
+    by_hand = -sum(functional.cosine_similarity(a, b) for a, b in zip(p, target, strict=True)).mean() / 2
+    ours = model.objective.loss(model, batch).per_example.mean()
+    wanted, got = (torch.autograd.grad(loss, [*model.own()]) for loss in (by_hand, ours))
+    for a, b in zip(wanted, got, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def pair(rows=9, dim=4, seed=0):
+    a, b = torch.randn(2, rows, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).unbind()
+    return a * torch.tensor([0.2, 0.7, 1.0, 3.0]), 0.8 * a + 0.3 * b
+
+
+def test_barlow_parts_equal_its_twin():
+    a, b = pair()
+    expected = barlow_twin.parts(lambda w: barlow_twin.whole(a.tolist(), b.tolist(), 0.1, w), len(a))
+    close(barlow.contributions(a, b, 0.1), expected, 1e-7)
+
+
+def test_vicreg_parts_equal_its_twin_where_some_dimensions_are_narrow_and_some_wide():
+    a, b = pair()
+    assert {bool(wide) for wide in a.std(0) > 1} == {False, True}
+    expected = barlow_twin.parts(lambda w: vicreg_twin.whole(a.tolist(), b.tolist(), w), len(a))
+    close(VicReg().contributions(a, b), expected, 1e-6)
+
+
+@pytest.mark.parametrize("rows", [2, 12])
+def test_barlow_and_vicreg_have_the_published_loss_as_their_mean(rows):
+    from lightly.loss import BarlowTwinsLoss, VICRegLoss
+
+    theirs = {"barlow": BarlowTwinsLoss(lambda_param=0.1), "vicreg": VICRegLoss()}
+    for name, loss in theirs.items():
+        model, batch = model_of(name), batch_of(rows)
+        ours = model.objective.loss(model, batch).per_example
+        assert ours.shape == (rows,)
+        assert ours.mean().item() == pytest.approx(
+            loss(model(batch.view(0)), model(batch.view(1))).item(), rel=1e-5, abs=1e-5
+        )
+
+
+@pytest.mark.parametrize("name", ["barlow", "vicreg"])
+def test_the_gradient_of_an_anchored_part_is_its_share_of_the_batch_gradient(name):
+    """B ∂L/∂a_i: nothing is lost by holding means, variances and correlations constant."""
+    a, b = (z.requires_grad_() for z in pair())
+    if name == "barlow":
+        (expected,) = torch.autograd.grad(barlow.contributions(a, b, 0.1).mean(), a)
+        with torch.no_grad():
+            batchwide = barlow.Batchwide.of(a, b, 0.1)
+        ours = batchwide.influence(a, b)
+    else:
+        (expected,) = torch.autograd.grad(VicReg().contributions(a, b).mean(), a)
+        with torch.no_grad():
+            batchwide = vicreg.Batchwide.of(a, 25.0, 1.0)
+        ours = 25.0 * (a - b).square().mean(-1) + batchwide.influence(a)
+    (gradient,) = torch.autograd.grad(ours.sum(), a)
+    torch.testing.assert_close(gradient, expected * len(a))
+
+
+@pytest.mark.parametrize("name", ["barlow", "vicreg", "cross_entropy", "moco"])
+def test_an_anchored_loss_at_the_batch_s_own_view_is_the_loss(name):
+    model, batch = model_of(name), batch_of()
+    with torch.no_grad():
+        ours = model.objective.anchored(model, batch)(batch.view(0))
+        torch.testing.assert_close(ours, model.objective.loss(model, batch).per_example, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["barlow", "vicreg"])
+def test_parts_pass_gradcheck(name):
+    a, b = (z.requires_grad_() for z in pair(5))
+    loss = (lambda u, v: barlow.contributions(u, v, 0.1)) if name == "barlow" else VicReg().contributions
+    assert torch.autograd.gradcheck(loss, (a, b))
+    assert torch.autograd.gradgradcheck(lambda u, v: loss(u, v).square().sum(), (a, b))
+
+
+@pytest.mark.parametrize("name", ["barlow", "vicreg"])
+def test_a_batch_of_one_has_no_correlations_and_says_so(name):
+    model, batch = model_of(name), batch_of(1)
+    with pytest.raises(EffaceError, match="the batch has one example"):
+        model.objective.loss(model, batch)
+
+
+def test_identical_and_uncorrelated_views_cost_barlow_nothing():
+    z = torch.tensor([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], dtype=torch.float64)
+    torch.testing.assert_close(barlow.contributions(z, z, 0.1), torch.zeros(4, dtype=z.dtype), atol=1e-4, rtol=0)
+
+
 def test_simclr_anchor_equals_its_twin():
     model, batch = model_of("simclr"), batch_of()
     a, b = model(batch.view(0)), model(batch.view(1))
@@ -128,6 +233,10 @@ def contrast_of(name, further=4):
     return model, batch, others, model.objective.contrast(model, batch, others)
 
 
+def predicted(model, views):
+    return [model.predictor(model(view)).tolist() for view in views]
+
+
 @pytest.mark.parametrize("name", PAIRED)
 def test_the_parts_of_a_contrast_add_up_to_the_loss(name):
     model, batch, _, parts = contrast_of(name)
@@ -146,12 +255,13 @@ def test_the_parts_of_a_contrast_equal_their_twins(name):
     expected = {
         "simclr": lambda: calibration_twin.simclr_parts(*z, 0.2),
         "moco": lambda: calibration_twin.moco_parts(z[0], t[1], model.queue.tolist(), 0.2),
-        "byol": lambda: calibration_twin.byol_parts([model.predictor(model(view)).tolist() for view in views], t),
+        "byol": lambda: calibration_twin.byol_parts(predicted(model, views), t),
+        "simsiam": lambda: calibration_twin.simsiam_parts(predicted(model, views), t),
     }[name]()
     close(torch.stack([parts.attract, parts.repel], 1), expected)
     close(parts.partners, [simclr_twin.unit(row) for row in model(others.view(1), twin).tolist()])
     torch.testing.assert_close(parts.anchor.norm(dim=1), torch.ones(12))
-    assert parts.partners.requires_grad == (model.twin is None)
+    assert parts.partners.requires_grad == (name == "simclr")
 
 
 @pytest.mark.parametrize("name", PAIRED)
@@ -165,7 +275,7 @@ def test_further_partners_are_compared_with_nothing_and_may_be_none(name):
 @pytest.mark.parametrize("name", [name for name in NAMES if not OBJECTIVES[name].paired])
 def test_an_objective_that_compares_no_pairs_says_so(name):
     model, batch = model_of(name), batch_of()
-    with pytest.raises(EffaceError, match="compares no pairs"):
+    with pytest.raises(EffaceError, match=f"The loss of {name} has no parts.*simclr"):
         model.objective.contrast(model, batch, batch)
 
 
@@ -253,3 +363,10 @@ def test_fields_reach_the_model():
     model = tiny.recipe("simclr", objective=SimClr(dim=5, hidden=7)).start(0)
     assert [layer.out_features for layer in model.head if isinstance(layer, nn.Linear)] == [7, 5]
     assert tiny.recipe("moco", objective=Moco(queue=9, dim=5)).start(0).queue.shape == (9, 5)
+    predictor = tiny.recipe("simsiam", objective=SimSiam(dim=6, bottleneck=3)).start(0).predictor
+    assert [layer.out_features for layer in predictor if isinstance(layer, nn.Linear)] == [3, 6]
+    losses = [barlow.contributions(*pair(), weight).mean().item() for weight in (Barlow().weight, 2 * Barlow().weight)]
+    assert losses[0] < losses[1]
+    for field in ("weight", "spread", "covariance"):
+        less = VicReg(**{field: 0.0}).contributions(*pair()).mean()
+        assert less < VicReg().contributions(*pair()).mean() - 1e-3, field

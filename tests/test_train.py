@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from efface.checkpoint import EpochKeeper
-from efface.errors import EffaceError
+from efface.errors import Diverged, EffaceError
 from efface.methods.protocol import task
 from efface.train import Optim, Rule, Run, Schedule, descend, fit, frozen_copy
 from tests import tiny
@@ -86,6 +86,26 @@ def test_joined_batches_keep_their_own_views():
     joint = a + b
     assert torch.equal(joint.view(1), torch.cat([a.view(1), b.view(1)]))
     assert torch.equal(joint.ids, torch.cat([a.ids, b.ids]))
+
+
+def test_rows_of_a_batch_keep_the_views_that_they_have_in_it():
+    batch = next(part().batches(16, torch.Generator().manual_seed(0)))
+    some = batch.rows(3, 7)
+    assert torch.equal(some.view(1), batch.view(1)[3:7]) and torch.equal(some.y, batch.y[3:7])
+    assert len(some) == 4 and torch.equal((some + batch.rows(7)).ids, batch.ids[3:])
+
+
+def test_a_note_is_logged_without_being_a_step_and_refuses_what_is_not_finite():
+    records = []
+    run = Run(log=records.append)
+    with run.timed():
+        run.note("look", {"a": 1.5, "b": 2.0}, examples=7)
+    run.note("iteration", {"residual": 0.1}, number=4)
+    assert records[0] == {"step": 0, "phase": "look", "terms": {"a": 1.5, "b": 2.0}, "total": 3.5}
+    assert records[1]["step"] == 4
+    assert (run.tally.steps, run.tally.examples) == (0, 7) and run.tally.seconds > 0
+    with pytest.raises(Diverged, match="b = nan"):
+        run.note("look", {"a": 1.0, "b": math.nan})
 
 
 def test_a_frozen_copy_shares_no_storage():

@@ -18,6 +18,7 @@ from efface.types import Needs
 from tests import tiny
 from tests.reference import coun as coun_twin
 from tests.reference import with_contrast as twin
+from tests.test_common_checks import HOME, data, recipe_of, small
 
 NAMES = sorted(tiny.SMALL)
 EXACT = torch.float64
@@ -158,6 +159,39 @@ def test_weight_zero_is_the_base_method_and_any_other_is_not(base, name):
     assert run(Coun(base=base, weight=0.5), name).digest() != plain
 
 
+DEAF = {"bad_teacher", "gradient_ascent"}
+"""Methods that never read the loss of a retained example."""
+
+
+@pytest.mark.parametrize("name", sorted(m for m in METHODS if Needs.RECIPE not in METHODS[m].needs))
+def test_every_method_takes_the_term_or_says_that_it_has_no_use_for_it(name):
+    objective, base = HOME[name], small(name)
+    recipe, records = recipe_of(base, objective), []
+
+    def after(method):
+        given = tiny.given(method, data(), recipe)
+        return method.unlearn(recipe.start(3), given, Run(seed=5, log=records.append)).digest()
+
+    alone = after(base)
+    assert after(Coun(base=base, weight=0.0)) == alone
+    if name in DEAF:
+        with pytest.raises(EffaceError, match=f"nothing to join: {type(base).__name__}"):
+            after(Coun(base=base))
+        return
+    assert after(Coun(base=base)) != alone
+    note = records[-1]
+    assert note["phase"] == "coun" and note["losses"] > 0 and note["terms"]["first"] > 0
+
+
+def test_what_the_term_was_is_told():
+    model, _, batch = wrapped("cross_entropy")
+    told = []
+    objective = WithContrast(model.objective, 0.3, 0.3, told=told.append)
+    objective.loss(model, batch)
+    features = [model.features(batch.view(number)).tolist() for number in (0, 1)]
+    assert told[0].tolist() == pytest.approx(twin.term(*features, 0.3), abs=1e-4) and not told[0].requires_grad
+
+
 def test_it_joins_a_method_that_reads_the_parts_of_the_loss():
     base = AlignmentCalibration(epochs=1, batch_size=12)
     assert run(Coun(base=base, weight=0.0), "moco").digest() == run(base, "moco").digest()
@@ -258,3 +292,10 @@ def test_it_works_on_a_transformers_pooled_features():
         given = tiny.given(method, parts_of(recipe.views), recipe)
         digests.add(Coun(base=BASES[0], weight=weight).unlearn(recipe.start(0), given, Run()).digest())
     assert len(digests) == 2
+
+
+def test_a_temperature_of_zero_is_refused():
+    with pytest.raises(EffaceError, match="temperature"):
+        WithContrast(CrossEntropy(), tau=0.0)
+    with pytest.raises(EffaceError, match="temperature"):
+        Coun(tau=0.0)

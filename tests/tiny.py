@@ -10,17 +10,20 @@ from torch import nn
 
 from efface.backbones import Backbone
 from efface.model import Model
-from efface.objectives import Byol, CrossEntropy, Moco, SimClr
+from efface.objectives import Barlow, Byol, CrossEntropy, Moco, SimClr, SimSiam, VicReg
 from efface.train import Optim, Recipe
 from efface.types import Augment, Given, Part
 from efface.views import Views
 
 CLASSES, SIDE = 3, 8
 SMALL: dict[str, Any] = {
+    "barlow": Barlow(dim=8, weight=0.1),
     "byol": Byol(dim=8),
     "cross_entropy": CrossEntropy(),
     "moco": Moco(queue=48, dim=8),
     "simclr": SimClr(temperature=0.2, dim=8),
+    "simsiam": SimSiam(dim=8, bottleneck=4),
+    "vicreg": VicReg(dim=8),
 }
 
 VIT = Backbone(

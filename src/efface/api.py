@@ -16,10 +16,13 @@ from efface.audits import AUDITS, Cost, Evidence, Finding
 from efface.changes import Change, changes
 from efface.checkpoint import CHOICES, Checkpoint
 from efface.data import Data
+from efface.environment import Environment
 from efface.errors import EffaceError
+from efface.evidence import checkpoint_facts, compose, write
 from efface.methods import METHODS, Method, method_class
-from efface.objectives import Objective, objective_class
+from efface.objectives import OBJECTIVES, Objective, objective_class
 from efface.observations import Observations
+from efface.record import Record
 from efface.splits import Split, partition
 from efface.splits import forget as select
 from efface.train import Keep, Optim, Recipe, Run, fit, silent
@@ -41,6 +44,20 @@ class Result:
     findings: list[Finding]
     evidence: Evidence
     changes: list[Change] = field(default_factory=list)
+    record: Record | None = None
+    """The record before it is sealed; None where only observations were judged."""
+    keys: tuple[str, ...] = ()
+    """The examples to forget."""
+
+    def save(self, folder: str | Path, *, plain_ids: bool = False) -> Record:
+        """Write findings, sealed record, its key and the report into a folder; the sealed record."""
+        if self.record is None:
+            raise EffaceError(
+                "Observations alone make no record.", remedy="Use `efface.audit`, which has the data too."
+            )
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        models = {name: observed for name, observed, _ in self.evidence.models()}
+        return write(Path(folder), self.record, self.keys, models, plain_ids=plain_ids)
 
 
 def split(data: Data, forget: str | None = None, *, seed: int = 0, **sizes: float | None) -> Split:
@@ -205,17 +222,17 @@ def give(method: Method, start: Checkpoint, data: Data, split: Split, device: to
 def require_fit(name: str, needs: Needs, start: Checkpoint) -> None:
     """An error unless the checkpoint is of the kind that the method works on."""
     objective = start.recipe.objective
+    paired = ", ".join(key for key, cls in OBJECTIVES.items() if cls.paired)
     wrong = {
-        "a classifier": Needs.LABELS in needs and not objective.labelled,
-        "an encoder that was trained by comparing pairs": Needs.PAIRS in needs and not objective.paired,
+        "classifiers": Needs.LABELS in needs and not objective.labelled,
+        f"encoders that were trained by comparing pairs ({paired})": Needs.PAIRS in needs and not objective.paired,
     }
-    for kind, unfit in wrong.items():
-        if unfit:
-            fit = [key for key, cls in METHODS.items() if not (Needs.LABELS | Needs.PAIRS) & cls.needs]
-            raise EffaceError(
-                f"{name} works on {kind}, and this checkpoint was trained with '{_name(objective)}'.",
-                f"Methods that work on both: {', '.join(fit)}.",
-            )
+    for kind in (kind for kind, unfit in wrong.items() if unfit):
+        fit = [key for key, cls in METHODS.items() if not (Needs.LABELS | Needs.PAIRS | Needs.ATTENTION) & cls.needs]
+        raise EffaceError(
+            f"{name} works on {kind}, and this checkpoint was trained with '{_name(objective)}'.",
+            f"Methods that work on any checkpoint: {', '.join(fit)}.",
+        )
     if Needs.ATTENTION in needs:
         reader(start.model.backbone, name)
 
@@ -278,7 +295,23 @@ def audit(
     if oracles:
         costs["oracle"] = cost_of(oracles[0])
     result = judge_observations(seen[0], seen[1], seen[2:], criteria=criteria, costs=costs)
-    return replace(result, changes=changes(original.model, unlearned.model, unlearned.purged))
+    moved = changes(original.model, unlearned.model, unlearned.purged)
+    models = {"original": original, "subject": unlearned}
+    models |= {f"oracle {i + 1}": oracle for i, oracle in enumerate(oracles)}
+    record = compose(
+        data,
+        split,
+        {name: checkpoint_facts(model.meta()) for name, model in models.items()},
+        result.verdict,
+        result.findings,
+        Environment.here(torch.__version__, torch.get_num_threads(), str(device_of(device))),
+        criteria=criteria or Criteria(),
+        changes=moved,
+        costs=costs,
+        config={"recipe": config.dump(original.recipe, CHOICES), "watch": config.dump(watch or Watch())},
+    )
+    keys = tuple(str(key) for key in data.keys[split.forget])
+    return replace(result, changes=moved, record=record, keys=keys)
 
 
 def cost_of(checkpoint: Checkpoint) -> Cost:

@@ -22,6 +22,8 @@ from efface.errors import EffaceError, nearest, unknown
 
 BLOCKS = {"resnet8": (1, 1, 1), "resnet10": (1, 1, 1, 1), "resnet18": (2, 2, 2, 2)}
 """Basic blocks in each stage; every stage after the first halves the image and doubles the width."""
+SMALL_OPTIONS = ("zero_init", "padding")
+"""Options of the small ResNets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,8 @@ class Backbone:
     stride: int = 2
     """Stride of the 3x3 stem, 1 or 2 (the ResNets of efface only); 2 is four times cheaper."""
     options: dict[str, Any] = field(default_factory=dict)
-    """``zero_init`` (small ResNets), or what the model of timm or torchvision takes (``img_size`` ...)."""
+    """``zero_init`` and the stem's ``padding`` (small ResNets), or what the model of timm or torchvision takes
+    (``img_size`` ...); for torchvision's ResNets also ``small_stem``: 3x3 with that padding, and no max-pool."""
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.width != int(self.width):
@@ -64,13 +67,14 @@ class Backbone:
                 f"There is no backbone called '{self.name}'.{nearest(self.name, BLOCKS)}",
                 f"Known: {', '.join(BLOCKS)}, timm:NAME, torchvision:NAME (such as timm:resnet18).",
             )
-        wrong = [name for name in self.options if name != "zero_init"]
+        wrong = [name for name in self.options if name not in SMALL_OPTIONS]
         if wrong:
             raise EffaceError(
-                f"{self.name} has no option '{wrong[0]}'.{nearest(wrong[0], ['zero_init'])}",
-                "Its only option is zero_init; width and stride are settings of the backbone itself.",
+                f"{self.name} has no option '{wrong[0]}'.{nearest(wrong[0], SMALL_OPTIONS)}",
+                f"Its options are {' and '.join(SMALL_OPTIONS)}; width and stride are settings of the backbone itself.",
             )
-        return ResNet(BLOCKS[self.name], channels, self.width, self.stride, bool(self.options.get("zero_init", False)))
+        zero_init, padding = bool(self.options.get("zero_init", False)), int(self.options.get("padding", 1))
+        return ResNet(BLOCKS[self.name], channels, self.width, self.stride, zero_init, padding)
 
 
 class ResNet(nn.Module):
@@ -82,10 +86,21 @@ class ResNet(nn.Module):
     Departures  the stem for small images, as SimCLR has it on CIFAR-10; optionally with stride 2.
     """
 
-    def __init__(self, blocks: Sequence[int], channels: int, width: int, stride: int, zero_init: bool = False) -> None:
-        """``zero_init``: start the last normalization of every block at 0: the block is its shortcut."""
+    def __init__(
+        self,
+        blocks: Sequence[int],
+        channels: int,
+        width: int,
+        stride: int,
+        zero_init: bool = False,
+        padding: int = 1,
+    ) -> None:
+        """``zero_init``: start the last normalization of every block at 0: the block is its shortcut.
+
+        ``padding``: of the stem; solo-learn's for CIFAR has 2.
+        """
         super().__init__()
-        self.conv1, self.bn1 = _conv(channels, width, 3, stride), nn.BatchNorm2d(width)
+        self.conv1, self.bn1 = _stem(channels, width, stride, padding), nn.BatchNorm2d(width)
         self.layers = [f"layer{stage + 1}" for stage in range(len(blocks))]
         before = width
         for stage, count in enumerate(blocks):
@@ -127,6 +142,10 @@ class Block(nn.Module):
         return F.relu(self.bn2(self.conv2(x)) + shortcut, inplace=True)
 
 
+def _stem(channels: int, width: int, stride: int, padding: int) -> nn.Conv2d:
+    return nn.Conv2d(channels, width, 3, stride, padding=padding, bias=False)
+
+
 def _conv(before: int, after: int, kernel: int, stride: int) -> nn.Conv2d:
     return nn.Conv2d(before, after, kernel, stride, padding=kernel // 2, bias=False)
 
@@ -158,8 +177,15 @@ def _torchvision(name: str, channels: int, size: tuple[int, int], options: Mappi
     if name not in known:
         raise _no_model("torchvision", name, known)
     _reserved(f"torchvision:{name}", options, ("weights", "num_classes"))
+    theirs = {key: value for key, value in options.items() if key != "small_stem"}
     with _said_clearly(f"torchvision:{name}", options):
-        made = models.get_model(name, weights=None, **options)
+        made = models.get_model(name, weights=None, **theirs)
+        if "small_stem" in options:
+            if not isinstance(made, models.ResNet):
+                raise TypeError("small_stem is an option of ResNets alone")
+            made.conv1 = _stem(3, made.conv1.out_channels, 1, int(options["small_stem"]))
+            nn.init.kaiming_normal_(made.conv1.weight, mode="fan_out", nonlinearity="relu")
+            made.set_submodule("maxpool", nn.Identity())
     linear = [where for where, module in made.named_modules() if isinstance(module, nn.Linear)]
     convolutions = [where for where, module in made.named_modules() if isinstance(module, nn.Conv2d)]
     if not linear:

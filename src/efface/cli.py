@@ -38,6 +38,9 @@ Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything ran
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON, last.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors (and --json).")]
+Trust = Annotated[
+    bool, typer.Option("--trust-pickle", help="Unpickle a file that asks for classes: it can run what it likes.")
+]
 DataOption = Annotated[
     str | None, typer.Option("--data", help="A source's name, or a path: folder, .csv, .jsonl, .npz.")
 ]
@@ -206,13 +209,16 @@ def report(
 
 @app.command()
 def inspect(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A run folder or a file of weights.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="A run folder, or any library's file or folder.")
+    ],
+    trust_pickle: Trust = False,
     json_: Json = False,
 ) -> None:
-    """Say what is in a checkpoint: parts, sizes, lineage, what in it is personal. Nothing in it is run."""
+    """Say what is in a checkpoint: whose layout, which network, parts, what is personal. Nothing in it is run."""
     from efface.inspect import inspect as look
 
-    found = look(checkpoint)
+    found = look(checkpoint, trust_pickle=trust_pickle)
     tell(found.as_dict(), found.lines(), as_json=json_, quiet=json_)
 
 

@@ -8,6 +8,7 @@ encoder remember single images well enough for an attack to see it (``benchmarks
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,27 +24,28 @@ from efface.folder import write_text
 from efface.report import REPORT
 from efface.verdict import Verdict
 
-_VIEWS = {"crop": [0.5, 1.0], "flip": False, "brightness": 0.4, "contrast": 0.4, "saturation": 0, "hue": 0}
+_VIEWS = {"crop": [0.6, 1.0], "flip": False, "brightness": 0.4, "contrast": 0.4, "saturation": 0, "hue": 0}
 REGIMES: dict[str, dict[str, Any]] = {
     "digits": {
         "data": {"source": "digits"},
-        "split": {"train": 700, "valid": 200, "holdout": 600, "test": 297},
+        "split": {"train": 600, "valid": 200, "holdout": 700, "test": 297},
         "recipe": {
             "objective": {"name": "simclr", "temperature": 0.1, "dim": 64},
             "backbone": {"name": "resnet8", "width": 16, "stride": 1},
-            "epochs": 300,
-            "batch_size": 250,
+            "epochs": 160,
+            "batch_size": 64,
+            "optim": {"lr": 0.1, "warmup": 0.05},
             "views": _VIEWS,
         },
     },
     "fashion-mnist": {
         "data": {"source": "fashion-mnist", "limit": 6000},
-        "split": {"train": 1000, "valid": 1000, "holdout": 2000, "test": 1000},
+        "split": {"train": 800, "valid": 800, "holdout": 1500, "test": 1000},
         "recipe": {
             "objective": {"name": "simclr", "temperature": 0.1, "dim": 64},
-            "backbone": {"name": "resnet8", "width": 32, "stride": 2},
-            "epochs": 300,
-            "batch_size": 250,
+            "backbone": {"name": "resnet8", "width": 16, "stride": 2},
+            "epochs": 250,
+            "batch_size": 100,
             "views": _VIEWS,
         },
     },
@@ -141,9 +143,11 @@ def _open(out: Path, request: Mapping[str, Any], force: bool) -> None:
         raise EffaceError(
             f"{out} exists already.", "Nothing is overwritten unasked.", "Choose another --out, or add --force."
         )
-    if force and out.exists() and asked.exists():
-        import shutil
-
+    if force and out.exists():
+        if not asked.exists():
+            raise EffaceError(
+                f"{out} is not a demo's folder, so --force does not delete it.", remedy="Choose another --out."
+            )
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
     write_text(asked, text)

@@ -33,6 +33,8 @@ def writing(out: Path, request: str, *, force: bool = False) -> Iterator[Path]:
         raise EffaceError(
             f"{out} exists already.", "Nothing is overwritten unasked.", "Choose another --out, or add --force."
         )
+    if out.exists() and not (out / REQUEST).is_file():
+        raise EffaceError(f"{out} is not a run folder, so --force does not replace it.", remedy="Choose another --out.")
     half = partial(out)
     with disk_errors(out):
         if half.exists() and not _same(half / REQUEST, request):

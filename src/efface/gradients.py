@@ -1,16 +1,26 @@
-"""Norms of per-example gradients, differentiable where asked, always exact: never by finite differences."""
+"""Gradients and what is made of them, always exact, never by finite differences.
+
+Norms of per-example gradients (differentiable where asked); squared gradients (the diagonal of the empirical Fisher
+information); Hessian-vector products and the linear systems that they solve. Vectors over the weights are flat, [P],
+in the order of ``model.own()``: ``flat`` makes one, ``pieces`` takes it apart.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from efface.model import Model
+from efface.model import Model, frozen_statistics
+from efface.types import Batch
 
 Loss = Callable[[Tensor], Tensor]
 """Images [B, C, H, W] to per-example losses [B], each a function of its own image."""
+Value = Callable[[Batch], Tensor]
+"""A batch to one number that depends on the model's weights."""
 
 
 def input_norms(loss: Loss, x: Tensor, *, graph: bool = False) -> Tensor:
@@ -45,3 +55,93 @@ def parameter_norm(model: Model, loss: Loss, x: Tensor, *, graph: bool = False) 
 def length(gradient: Tensor) -> Tensor:
     """Euclidean norm of each row, [B]; its own gradient stays finite at zero."""
     return (gradient.flatten(1).square().sum(1) + 1e-24).sqrt()
+
+
+def flat(model: Model, parts: Sequence[Tensor | None]) -> Tensor:
+    """One number per trainable weight as one vector, [P]; zeros where a part is ``None``."""
+    pairs = zip(model.own(), parts, strict=True)
+    return torch.cat([(torch.zeros_like(own) if part is None else part).reshape(-1) for own, part in pairs])
+
+
+def pieces(model: Model, vector: Tensor) -> list[Tensor]:
+    """A vector [P] as tensors in the shapes of the trainable weights."""
+    own = model.own()
+    return [part.view(weight.shape) for weight, part in zip(own, vector.split([w.numel() for w in own]), strict=True)]
+
+
+def gradient(model: Model, value: Tensor, *, graph: bool = False) -> Tensor:
+    """∂value/∂θ, [P]. With ``graph`` it can be differentiated once more."""
+    return flat(model, torch.autograd.grad(value, model.own(), create_graph=graph, allow_unused=True))
+
+
+def squared_gradients(model: Model, batches: Iterable[Batch], value: Value) -> Tensor:
+    """Mean over the batches of (∂value/∂θ)², [P] >= 0; the batch decides which examples share a square.
+
+    Where a value is the loss of one example, this is the diagonal of the empirical Fisher information.
+    """
+    total, count = torch.zeros_like(flat(model, model.own())), 0
+    with smooth(model):
+        for batch in batches:
+            total += gradient(model, value(batch)).square()
+            count += 1
+    return total / count
+
+
+def hessian_vector(model: Model, batches: Iterable[Batch], value: Value, vector: Tensor) -> Tensor:
+    """H v, [P], with H the Hessian by the weights of the sum of the batches' values; v is [P]."""
+    total = torch.zeros_like(vector)
+    with smooth(model):
+        for batch in batches:
+            slope = gradient(model, value(batch), graph=True) @ vector
+            total += gradient(model, slope)
+    return total
+
+
+class NotConvex(ArithmeticError):
+    """A direction along which the matrix does not curve upwards; ``curvature``: its pᵀAp / pᵀp <= 0."""
+
+    def __init__(self, curvature: float) -> None:
+        super().__init__(f"curvature {curvature:g} along a conjugate direction")
+        self.curvature = curvature
+
+
+def conjugate_gradient(
+    product: Callable[[Tensor], Tensor],
+    b: Tensor,
+    iterations: int,
+    *,
+    tolerance: float = 1e-6,
+    watch: Callable[[int, float], None] = lambda number, residual: None,
+) -> Tensor:
+    """x with A x = b, from x = 0, for a positive definite A that is known by its ``product`` alone.
+
+    Stops after ``iterations`` or where ‖b - A x‖ <= ``tolerance`` ‖b‖; ``watch`` is told each number and relative
+    residual. Raises :class:`NotConvex` where A turns out not to be positive definite.
+    """
+    x, r = torch.zeros_like(b), b.clone()
+    p, size = r.clone(), r.dot(r)
+    goal = float(tolerance * size.sqrt())
+    for number in range(1, iterations + 1):
+        if float(size.sqrt()) <= goal:
+            break
+        curved = product(p)
+        curvature = float(p.dot(curved) / p.dot(p))
+        if curvature <= 0:
+            raise NotConvex(curvature)
+        along = size / p.dot(curved)
+        x, r = x + along * p, r - along * curved
+        fresh = r.dot(r)
+        p, size = r + fresh / size * p, fresh
+        watch(number, float(size.sqrt() / b.norm()))
+    return x
+
+
+@contextmanager
+def smooth(model: Model) -> Iterator[None]:
+    """Statistics frozen, dropout off, float32, attention by its formula: what a second derivative needs."""
+    bf16, model.bf16 = model.bf16, False
+    try:
+        with frozen_statistics(model), sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        model.bf16 = bf16

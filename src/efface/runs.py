@@ -153,7 +153,9 @@ def unlearn(
     with writing(out, _text(request), force=force) as folder:
         _store_split(folder, data, split)
         keep = EpochKeeper(folder / EPOCH) if method.exact else None
-        with logging(folder, progress, 0) as log:
+        recipe = checkpoint.recipe
+        total = recipe.epochs * -(-len(split.retain) // recipe.batch_size) if method.exact else 0
+        with logging(folder, progress, total) as log:
             result = api.unlearn(
                 checkpoint, data, split, method, seed=common.seed, device=common.device, bf16=common.precision(),
                 log=log, keep=keep,

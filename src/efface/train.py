@@ -6,7 +6,8 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
@@ -199,9 +200,26 @@ class Run:
         text = f"{self.seed}:{name}:{','.join(map(str, numbers))}"
         return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7]))
 
-    def note(self, phase: str, **found: Any) -> None:
-        """Log something that is no update, such as what a stop rule saw after the last one."""
-        self.log({"step": self.tally.steps, "phase": phase, "terms": {}, **found})
+    def note(
+        self, phase: str, terms: dict[str, float], *, number: int | None = None, examples: int = 0, **said: Any
+    ) -> None:
+        """Log work that is no optimizer step: numbers by name, refused unless finite; ``examples`` shown for them.
+
+        ``number``: of an iteration that has one; otherwise the line bears the number of the last optimizer step.
+        ``said``: what else the line is to hold.
+        """
+        if not all(map(math.isfinite, terms.values())):
+            raise Diverged(terms, self.tally.steps)
+        self.tally.examples += examples
+        step = self.tally.steps if number is None else number
+        self.log({"step": step, "phase": phase, "terms": terms, "total": sum(terms.values()), **said})
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Count the wall time inside as the run's."""
+        began = time.perf_counter()
+        yield
+        self.tally.seconds += time.perf_counter() - began
 
 
 def step(

@@ -67,9 +67,9 @@ class Contrast:
     attract: Tensor
     """How much the example is pulled to its partner (the second view, the caption), over the temperature, [B]."""
     repel: Tensor
-    """How much it is pushed from all that it is compared with, [B]; a constant where nothing is pushed (BYOL)."""
+    """How much it is pushed from all that it is compared with, [B]; a constant where nothing is (BYOL, SimSiam)."""
     partners: Tensor
-    """Normalized embeddings of the further partners that were asked for, [M, d]; without gradient if by the twin."""
+    """Normalized embeddings of the further partners asked for, [M, d]; without gradient where targets have none."""
     carry: Tensor | None = None
     """As in :class:`Outcome`."""
 
@@ -132,6 +132,17 @@ class Batch:
             torch.cat([self.ids, other.ids]),
             torch.cat([self.labels(), other.labels()]) if both else None,
             [*self.text, *other.text] if self.text is not None and other.text is not None else None,
+        )
+
+    def rows(self, first: int, last: int | None = None) -> Batch:
+        """Some of the examples, with the views that they have here."""
+        some = slice(first, last)
+        return Batch(
+            self.clean[some],
+            lambda number: self.view(number)[some],
+            self.ids[some],
+            None if self.y is None else self.y[some],
+            None if self.text is None else self.text[some],
         )
 
     def but(self, *, view: Callable[[int], Tensor] | None = None, y: Tensor | None = None) -> Batch:

@@ -76,7 +76,7 @@ def observe(
     model.bf16 = False
     look = _Look(model, data, views, watch, scratch)
     rows = rows_of(split, watch, data)
-    look.open_bank(rows["valid"][: watch.bank])
+    look.open_bank(_sample(data, rows["valid"], watch.bank))
     arrays: dict[str, np.ndarray] = {}
     for part, positions in rows.items():
         if len(positions):
@@ -110,10 +110,15 @@ def rows_of(split: Split, watch: Watch, data: Data) -> dict[str, np.ndarray]:
     for part in ("forget", "holdout", "retain", "spare", "valid", "test"):
         positions = getattr(split, part)
         if len(positions) > caps.get(part, len(positions)):
-            rank = np.array([_seed(str(key), "sample") for key in data.keys[positions]], dtype=np.uint64)
-            positions = np.sort(positions[np.argsort(rank, kind="stable")[: caps[part]]])
+            positions = _sample(data, positions, caps[part])
         chosen[part] = positions
     return chosen
+
+
+def _sample(data: Data, positions: np.ndarray, count: int) -> np.ndarray:
+    """``count`` of the positions, sorted: a draw that only the keys decide."""
+    rank = np.array([_seed(str(key), "sample") for key in data.keys[positions]], dtype=np.uint64)
+    return np.sort(positions[np.argsort(rank, kind="stable")[:count]])
 
 
 class _Look:

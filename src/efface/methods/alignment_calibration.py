@@ -10,10 +10,11 @@ calibration), β drives two views of one apart (positive calibration), γ keeps 
 
 Source      Wang, Lu, Zhang, Boenisch, Dziedzic, Yu and Gao, Alignment Calibration: Machine Unlearning for Contrastive
             Learning under Auditing, 2024, arXiv 2406.03603.
-Departures  α, β and γ are apart (in the paper γ = α). The sums are the objective's own: in both directions for SimCLR
-            and BYOL, the positive among the k, and b_i of x_j among those of x_i. Where F has one example, no x' exists
-            and its α term is left out. BYOL pushes nothing: γ is idle there. An epoch is as many steps as a pass over R
-            takes. MoCo's keys, c_i among them, come from the twin: only a_i learns from them.
+Departures  α, β and γ are apart (in the paper γ = α). The sums are the objective's own: both directions except for
+            MoCo, the positive among the k, and b_i of x_j among those of x_i. Where F has one example, no x' exists
+            and its α term is left out. An epoch is as many steps as a pass over R takes. MoCo's keys, c_i among them,
+            come from the twin: only a_i learns from them. BYOL and SimSiam are not the paper's; they push nothing, so
+            γ is idle there.
 Tests kill  NaN for a batch without forget examples; a view of x_i as its own partner; β without |F| / (|R| + |F|);
             one coefficient for three; keys of forget examples in the queue.
 """

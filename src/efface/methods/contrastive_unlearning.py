@@ -27,6 +27,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from efface.errors import EffaceError
 from efface.methods.protocol import task
 from efface.model import Model, frozen_statistics, one_look
 from efface.objectives.protocol import unit
@@ -56,6 +57,13 @@ class ContrastiveUnlearning:
     """Share of ``valid`` that the stop rule looks at, in (0, 1]."""
     optim: Optim = field(default_factory=lambda: Optim(lr=1e-3, schedule=Schedule.CONSTANT))
     """Optimizer."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.watch <= 1 or not self.tau > 0 or self.omega < 1:
+            raise EffaceError(
+                f"contrastive_unlearning cannot watch {self.watch} of valid with tau {self.tau}, omega {self.omega}.",
+                "watch is a share above 0, at most 1; tau is above 0; omega counts steps, at least 1.",
+            )
 
     def unlearn(self, model: Model, given: Given, run: Run) -> Model:
         """Passes over F until the stop rule is met."""
@@ -102,10 +110,13 @@ class ContrastiveUnlearning:
             members = replace(watched, ids=watched.ids[same])
 
         def met(model: Model) -> bool:
-            accuracy, classes = accuracy_of(model, members)
-            bound = 1 / classes if whole else accuracy_of(model, watched)[0]
-            form = {"form": "class" if whole else "samples", "on": members.name, "of": len(members)}
-            run.note("stop rule", accuracy=accuracy, bound=bound, met=accuracy <= bound, **form)
+            with run.timed():
+                accuracy, classes = accuracy_of(model, members)
+                bound = 1 / classes if whole else accuracy_of(model, watched)[0]
+            shown = len(members) + (0 if whole else len(watched))
+            said = {"form": "class" if whole else "samples", "on": members.name, "of": len(members)}
+            found = {"accuracy": accuracy, "bound": bound}
+            run.note("stop_rule", found, examples=shown, met=accuracy <= bound, **said)
             return accuracy <= bound
 
         return met

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from efface.errors import EffaceError
 from efface.methods.finetune import Finetune
@@ -43,6 +44,8 @@ class Coun:
     """Temperature τ of the term."""
 
     def __post_init__(self) -> None:
+        if not self.tau > 0:
+            raise EffaceError(f"coun.tau cannot be {self.tau}.", "It is a temperature, above 0.")
         if Needs.RECIPE in self.base.needs:
             raise EffaceError(
                 f"coun cannot run on {type(self.base).__name__}: it trains a fresh model by the original's recipe.",
@@ -55,10 +58,18 @@ class Coun:
         """Run the base method on a model whose loss has the term, then take the term off again."""
         kept = torch.zeros(len(given.retain.x), dtype=torch.bool)
         kept[given.retain.ids] = True
-        plain = model.objective
-        model.objective = WithContrast(plain, self.weight, self.tau, kept)
+        plain, means = model.objective, list[Tensor]()
+        model.objective = WithContrast(plain, self.weight, self.tau, kept, lambda term: means.append(term.mean()))
         try:
             model = self.base.unlearn(model, replace(given, needs=self.base.needs), run)
         finally:
             model.objective = plain
+        if means:
+            run.note("coun", {"first": float(means[0]), "last": float(means[-1])}, losses=len(means))
+        elif self.weight:
+            raise EffaceError(
+                f"The term of coun had nothing to join: {type(self.base).__name__} took no step with it.",
+                "Either it takes no step at all, or none that reads the loss of retained examples.",
+                "Choose another method.base, such as finetune or neggrad, or run the method by itself.",
+            )
         return model

@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from efface.errors import EffaceError
 from efface.methods.protocol import task
 from efface.model import Model
 from efface.train import Optim, Run, descend, frozen_copy
@@ -61,26 +62,38 @@ class LetheVit:
     optim: Optim = field(default_factory=lambda: Optim(lr=0.01, clip=5.0))
     """Optimizer of each stage."""
 
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio <= 1 or not self.tau > 0:
+            raise EffaceError(
+                f"lethevit cannot blacken {self.ratio} of the patches with tau {self.tau}.",
+                "The ratio is a share above 0, at most 1; tau is above 0.",
+            )
+
     def unlearn(self, model: Model, given: Given, run: Run) -> Model:
         """The forget stage, then the retain stage."""
         size, epochs = given.batch_size(self.batch_size), self.retain_epochs
         if epochs is None:
             epochs = max(1, given.length(None) - self.forget_epochs)
-        targets, place = self.targets(frozen_copy(model), given.forget, size, run)
-        optimizer = self.optim.build(model, self.forget_epochs * given.forget.steps(size))
+        if self.forget_epochs:
+            self.forget(model, given.forget, size, run)
+        optimizer = self.optim.build(model, epochs * given.retain.steps(size))
+        for epoch in range(epochs):
+            batches = given.retain.batches(size, run.rng("retain", epoch))
+            descend(model, batches, task(model), optimizer, run, phase="retain")
+        return model
+
+    def forget(self, model: Model, part: Part, size: int, run: Run) -> None:
+        """The forget stage, against answers that the original gave before it."""
+        with run.timed():
+            targets, place = self.targets(frozen_copy(model), part, size, run)
+        optimizer = self.optim.build(model, self.forget_epochs * part.steps(size))
 
         def away(batch: Batch) -> Step:
             positive, negative = targets[:, place[batch.ids]]
             return Step({"away": lethe(model(batch.clean), positive, negative, self.tau).mean()})
 
         for epoch in range(self.forget_epochs):
-            batches = given.forget.batches(size, run.rng("forget", epoch))
-            descend(model, batches, away, optimizer, run, phase="forget")
-        optimizer = self.optim.build(model, epochs * given.retain.steps(size))
-        for epoch in range(epochs):
-            batches = given.retain.batches(size, run.rng("retain", epoch))
-            descend(model, batches, task(model), optimizer, run, phase="retain")
-        return model
+            descend(model, part.batches(size, run.rng("forget", epoch)), away, optimizer, run, phase="forget")
 
     @torch.no_grad()
     def targets(self, original: Model, forget: Part, size: int, run: Run) -> tuple[Tensor, Tensor]:
@@ -96,7 +109,10 @@ class LetheVit:
             rows.append(torch.stack([original(blackened(batch.clean, score, self.ratio)), original(batch.clean)]))
         place = torch.zeros(len(forget.x), dtype=torch.int64)
         place[forget.ids] = torch.arange(len(forget))
-        return torch.cat(rows, 1), place
+        targets = torch.cat(rows, 1)
+        closeness = float(F.cosine_similarity(*targets, dim=-1).mean())
+        run.note("targets", {"closeness": closeness}, examples=3 * len(forget))
+        return targets, place
 
 
 def lethe(z: Tensor, positive: Tensor, negative: Tensor, tau: float) -> Tensor:

@@ -4,19 +4,36 @@ Adding one: a file here with a frozen dataclass, one line in ``OBJECTIVES``, a s
 """
 
 from efface.errors import unknown
+from efface.objectives.barlow import Barlow
 from efface.objectives.byol import Byol
 from efface.objectives.cross_entropy import CrossEntropy
 from efface.objectives.moco import Moco
 from efface.objectives.protocol import Objective
 from efface.objectives.simclr import SimClr
+from efface.objectives.simsiam import SimSiam
+from efface.objectives.vicreg import VicReg
 
-__all__ = ["OBJECTIVES", "Byol", "CrossEntropy", "Moco", "Objective", "SimClr", "objective_class"]
+__all__ = [
+    "OBJECTIVES",
+    "Barlow",
+    "Byol",
+    "CrossEntropy",
+    "Moco",
+    "Objective",
+    "SimClr",
+    "SimSiam",
+    "VicReg",
+    "objective_class",
+]
 
 OBJECTIVES: dict[str, type[Objective]] = {
+    "barlow": Barlow,
     "byol": Byol,
     "cross_entropy": CrossEntropy,
     "moco": Moco,
     "simclr": SimClr,
+    "simsiam": SimSiam,
+    "vicreg": VicReg,
 }
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from efface.errors import EffaceError
 from efface.model import Model
+from efface.objectives.protocol import unpaired
 from efface.types import Batch, Contrast, Outcome
 
 
@@ -49,11 +50,8 @@ class CrossEntropy:
         return lambda x: F.cross_entropy(model(x), batch.labels(), reduction="none")
 
     def contrast(self, model: Model, batch: Batch, others: Batch) -> Contrast:
-        """A classifier compares no pairs: an error."""
-        raise EffaceError(
-            "A classifier's loss compares no pairs of views, so it has no parts that attract and repel.",
-            remedy="Use an encoder (simclr, moco, byol), or a method that works on classifiers.",
-        )
+        """A classifier has no partners: an error."""
+        raise unpaired("cross_entropy")
 
     def advance(self, model: Model, carry: Tensor | None) -> None:
         """There is neither twin nor queue."""

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from efface.errors import EffaceError
 from efface.model import Model
 from efface.types import Batch, Contrast, Outcome
 
@@ -19,7 +20,7 @@ class Objective(Protocol):
     labelled: ClassVar[bool]
     """Whether the loss reads labels: a classifier."""
     paired: ClassVar[bool]
-    """Whether the loss compares pairs, so that :meth:`contrast` has its parts."""
+    """Whether an example's loss is a pull to its own partner and a push from others: the parts of :meth:`contrast`."""
 
     def equip(self, backbone: nn.Module, dim: int, classes: int, mean: Tensor, std: Tensor) -> Model:
         """Put the objective's head, twin, predictor or queue on a backbone of ``dim`` features."""
@@ -62,6 +63,14 @@ class Objective(Protocol):
         ...
 
 
+def unpaired(who: str) -> EffaceError:
+    """The error of an objective whose loss has no parts for :meth:`Objective.contrast`."""
+    return EffaceError(
+        f"The loss of {who} has no parts, for each example, that attract it to its partner and repel it from others.",
+        remedy="Use a checkpoint of simclr, moco, byol or simsiam, or a method that works on any objective.",
+    )
+
+
 def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
     """1 - cosine, [B], in [0, 2]: how far two encoders disagree."""
     return 1 - F.cosine_similarity(a, b, dim=-1)
@@ -84,6 +93,17 @@ def projector(dim: int, hidden: int, out: int, *, norm: bool = False) -> nn.Sequ
     return nn.Sequential(
         nn.Linear(dim, hidden, bias=not norm), *middle, nn.ReLU(), nn.Linear(hidden, out, bias=not norm)
     )
+
+
+def two_views(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Projections of the first two views, [B, d] each, for a loss that is a statistic of the batch."""
+    if len(batch) < 2:
+        raise EffaceError(
+            "This loss is a statistic of a batch (variances, correlations), and the batch has one example.",
+            remedy="Use a method that shows the example beside retained ones, such as neggrad, or larger batches.",
+        )
+    first, second = model(torch.cat([batch.view(0), batch.view(1)])).chunk(2)
+    return first, second
 
 
 def unit(z: Tensor) -> Tensor:

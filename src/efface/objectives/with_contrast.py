@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from efface.errors import EffaceError
 from efface.model import Model, one_look
 from efface.objectives.protocol import Objective, unit
 from efface.types import Batch, Contrast, Outcome
@@ -49,7 +50,12 @@ class WithContrast:
     only: Tensor | None = field(default=None, compare=False)
     """True for the examples of the data that the term is taken over, bool [N]; by default all."""
 
+    told: Callable[[Tensor], object] | None = field(default=None, compare=False)
+    """Called with the unweighted term of the examples that it was taken over, [n] without gradient, each time."""
+
     def __post_init__(self) -> None:
+        if not self.tau > 0:
+            raise EffaceError(f"The temperature of the contrastive term cannot be {self.tau}.", "It must be above 0.")
         object.__setattr__(self, "labelled", self.objective.labelled)
         object.__setattr__(self, "paired", self.objective.paired)
 
@@ -71,7 +77,10 @@ class WithContrast:
         if not self.weight or not len(rows):
             return empty
         first, second = (unit(model.features(some(batch.view(number), rows))) for number in (0, 1))
-        return empty.index_add(0, rows, self.weight * cross_view(first, second, self.tau))
+        term = cross_view(first, second, self.tau)
+        if self.told is not None:
+            self.told(term.detach())
+        return empty.index_add(0, rows, self.weight * term)
 
     def anchored(self, model: Model, batch: Batch) -> Callable[[Tensor], Tensor]:
         """The inner anchored loss and the term, as functions of the first view; all other features are constants."""

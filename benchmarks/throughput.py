@@ -1,0 +1,185 @@
+"""How fast: SimCLR pretraining against the stock lightly pipeline, augmentation's share, the audit, and --help.
+
+    OMP_PROC_BIND=true python -m benchmarks.throughput [--rounds 5] [--batches 12]
+
+Both train the same network on the same images with the same batch on the same machine, in turns in one process; the
+stock pipeline is lightly's transform in a DataLoader with two workers and lightly's loss. Quote the ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from lightly.loss import NTXentLoss
+from lightly.transforms import SimCLRTransform
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+import efface
+from benchmarks.worlds import machine
+from efface import api
+from efface.backbones import Backbone
+from efface.methods.protocol import task
+from efface.model import Model
+from efface.stats import sweep
+from efface.train import Optim, Recipe, Run, step
+from efface.views import Views
+
+HERE = Path(__file__).parent
+BATCH = 256
+
+
+class Stock(Dataset[Any]):
+    """Images through lightly's SimCLR transform, as its examples have it."""
+
+    def __init__(self, x: np.ndarray) -> None:
+        self.x = x
+        self.transform = SimCLRTransform(input_size=x.shape[-1], gaussian_blur=0.0)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, row: int) -> Any:
+        image = Image.fromarray(self.x[row].transpose(1, 2, 0).squeeze()).convert("RGB")
+        return self.transform(image)
+
+
+def stock(model: Model, recipe: Recipe, x: np.ndarray) -> Iterator[int]:
+    """Train with the stock pipeline; yields the images of each step."""
+    loss, optimizer = NTXentLoss(temperature=0.5), recipe.optim.build(model, 10_000)
+    while True:
+        for views in DataLoader(Stock(x), BATCH, shuffle=True, num_workers=2, drop_last=True):
+            a, b = (view[:, : recipe.channels] for view in views)
+            loss(model(_raw(a)), model(_raw(b))).backward()
+            optimizer.update()
+            yield len(a)
+
+
+def _raw(x: torch.Tensor) -> torch.Tensor:
+    """Undo lightly's normalization roughly, so that both networks see numbers of the same size."""
+    return x * 0.25 + 0.5
+
+
+def ours(model: Model, recipe: Recipe, x: np.ndarray) -> Iterator[int]:
+    """Train as efface does."""
+    data = efface.Data.from_arrays(x, name="speed")
+    part = api.part_of(data, np.arange(len(x)), recipe.views, "train", torch.device("cpu"))
+    run, optimizer = Run(bf16=model.bf16), recipe.optim.build(model, 10_000)
+    for batch in part.cycle(BATCH, run.rng("speed")):
+        if len(batch) == BATCH:
+            step(model, batch, task(model), optimizer, run)
+            yield len(batch)
+
+
+def speed(steps: Iterator[int], count: int) -> float:
+    """Images per second over ``count`` steps."""
+    began = perf_counter()
+    images = sum(next(steps) for _ in range(count))
+    return images / (perf_counter() - began)
+
+
+def summary(values: list[float]) -> dict[str, Any]:
+    """Median, spread and n."""
+    return {"median": statistics.median(values), "least": min(values), "most": max(values), "n": len(values)}
+
+
+def pretraining(x: np.ndarray, rounds: int, batches: int, bf16: bool) -> dict[str, Any]:
+    """Images/s of both in turns, and of the augmentation alone."""
+    channels, height, width = x.shape[1:]
+    recipe = api.default_recipe(
+        efface.Data.from_arrays(x[:16], name="speed"),
+        "simclr",
+        backbone=Backbone(name="resnet8", width=32, stride=2),
+        batch_size=BATCH,
+        optim=Optim(lr=0.06),
+        views=Views(),
+    )
+    sides = {}
+    for name, pipeline in (("efface", ours), ("lightly", stock)):
+        model = recipe.start(0).train()
+        model.bf16 = bf16
+        sides[name] = pipeline(model, recipe, x)
+        speed(sides[name], 3)
+    rates: dict[str, list[float]] = {"efface": [], "lightly": []}
+    for _ in range(rounds):
+        for name, steps in sides.items():
+            rates[name].append(speed(steps, batches))
+    clean = torch.from_numpy(x[:BATCH]).float() / 255
+    generator, shares = torch.Generator().manual_seed(0), []
+    for _ in range(rounds):
+        began = perf_counter()
+        for _ in range(batches):
+            recipe.views(clean, generator)
+            recipe.views(clean, generator)
+        per_batch = (perf_counter() - began) / batches
+        shares.append(per_batch * statistics.median(rates["efface"]) / BATCH)
+    return {
+        "images": f"{channels}x{height}x{width}",
+        "bf16": bf16,
+        **{name: summary(values) for name, values in rates.items()},
+        "ratio": statistics.median(rates["efface"]) / statistics.median(rates["lightly"]),
+        "augmentation_share_of_step": summary(shares),
+    }
+
+
+def timed(job: Callable[[], Any], rounds: int) -> dict[str, Any]:
+    """Seconds of a job, after one warm-up."""
+    job()
+    values = []
+    for _ in range(rounds):
+        began = perf_counter()
+        job()
+        values.append(perf_counter() - began)
+    return summary(values)
+
+
+def auditing(rounds: int) -> dict[str, Any]:
+    """Observe 1 000 + 1 000 + 1 000 examples of an original and an unlearned model, and judge them (A0)."""
+    data = efface.load("fashion-mnist", limit=6000)
+    split = efface.split(data, forget="@random:1000", train=2000, valid=500, holdout=1000, test=1000)
+    recipe = api.default_recipe(data, "simclr", backbone=Backbone(name="resnet8", width=32, stride=2), epochs=1)
+    original = efface.pretrain(data, split, recipe=recipe, device="cpu")
+    after = efface.unlearn(original, data, split, "finetune", epochs=1, device="cpu")
+    seen = efface.observe(original, data, split, device="cpu")
+    return {
+        "observe_one_model": timed(lambda: efface.observe(after, data, split, device="cpu"), rounds),
+        "judge": timed(lambda: api.judge_observations(seen, efface.observe(after, data, split, device="cpu")), rounds),
+    }
+
+
+def main() -> None:
+    """Measure and write ``results/throughput.json``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batches", type=int, default=12)
+    asked = parser.parse_args()
+    gray = efface.load("fashion-mnist", limit=6000).x[:6000]
+    color = np.random.default_rng(0).integers(0, 256, (6000, 3, 32, 32), dtype=np.uint8)
+    scores = np.random.default_rng(0).normal(size=20_000)
+    helped = [sys.executable, "-m", "efface.cli", "--help"]
+    result = {
+        "machine": machine(),
+        "threads": torch.get_num_threads(),
+        "pretraining": [pretraining(x, asked.rounds, asked.batches, False) for x in (gray, color)],
+        "bf16": pretraining(gray, asked.rounds, asked.batches, True)["efface"],
+        "audit": auditing(asked.rounds),
+        "threshold_sweep_20000": timed(lambda: sweep(scores[:10_000] + 1, scores[10_000:]), asked.rounds),
+        "help": timed(lambda: subprocess.run(helped, stdout=subprocess.DEVNULL, check=True), asked.rounds),
+    }
+    path = HERE / "results" / "throughput.json"
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

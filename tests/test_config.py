@@ -1,0 +1,90 @@
+"""Mappings to dataclasses and back: unknown keys, wrong types, overrides, and the docstrings that are the docs."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import yaml
+
+from efface import config
+from efface.checkpoint import CHOICES
+from efface.errors import EffaceError
+from efface.methods import METHODS, Method
+from efface.objectives import OBJECTIVES
+from efface.train import Optim, Recipe, Rule
+from efface.views import Views
+from efface.watch import Watch
+from tests import tiny
+
+
+@pytest.mark.parametrize("name", sorted(tiny.SMALL))
+def test_a_recipe_survives_yaml(name):
+    recipe = tiny.recipe(name)
+    text = yaml.safe_dump(config.dump(recipe, CHOICES))
+    assert config.build(Recipe, yaml.safe_load(text), CHOICES) == recipe
+
+
+@pytest.mark.parametrize(
+    "cls", [*METHODS.values(), *OBJECTIVES.values(), Optim, Views, Watch], ids=lambda c: c.__name__
+)
+def test_every_knob_has_its_own_docstring(cls):
+    assert all(text for *_, text in config.documented(cls))
+    assert [name for name, *_ in config.documented(cls)] == [f.name for f in dataclasses.fields(cls)]
+
+
+def test_keys_are_the_names_of_files():
+    for table, package in ((METHODS, "methods"), (OBJECTIVES, "objectives")):
+        for key, cls in table.items():
+            assert cls.__module__ == f"efface.{package}.{key}"
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"lrr": 1}, "Did you mean 'lr'?"),
+        ({"lr": "fast"}, "'lr' cannot be 'fast'"),
+        ({"rule": "adam"}, "sgd | adamw"),
+    ],
+)
+def test_wrong_values_are_named(values, said):
+    with pytest.raises(EffaceError) as caught:
+        config.build(Optim, values)
+    assert said in str(caught.value)
+
+
+def test_a_missing_value_is_named():
+    with pytest.raises(EffaceError, match="'objective' is missing"):
+        config.build(Recipe, {}, CHOICES)
+
+
+def test_overrides_reach_into_groups_and_keep_the_rest():
+    values = {"method": "scrub", "seed": 1}
+    made = config.override(values, ["method.alpha=0.25", "method.optim.lr=1e-3", "recipe.views.crop=null", "seed=4"])
+    assert made["method"] == {"name": "scrub", "alpha": 0.25, "optim": {"lr": "1e-3"}}
+    assert made["recipe"]["views"]["crop"] is None
+    assert values == {"method": "scrub", "seed": 1}
+    method = config.choose(METHODS, made["method"], "method")
+    assert (method.alpha, method.optim.lr, method.gamma) == (0.25, 1e-3, 1.0)
+
+
+@pytest.mark.parametrize("text", ["seed", "=1", "seed.deep=1", "a=[1"])
+def test_what_is_no_assignment_is_refused(text):
+    with pytest.raises(EffaceError):
+        config.override({"seed": 1}, [text])
+
+
+def test_the_nested_protocol_is_chosen_by_name():
+    recipe = config.build(Recipe, {"objective": {"name": "moco", "queue": 7}, "optim": {"rule": "adamw"}}, CHOICES)
+    assert recipe.objective.queue == 7
+    assert recipe.optim.rule is Rule.ADAMW
+    with pytest.raises(EffaceError, match="Did you mean 'moco'"):
+        config.build(Recipe, {"objective": "mocho"}, CHOICES)
+    assert config.dump(config.choose(METHODS, "scrub", "method"), {Method: METHODS})["name"] == "scrub"
+
+
+def test_files_that_are_no_configuration(tmp_path):
+    for name, text in (("list.yaml", "- 1\n"), ("odd.yaml", "a: [\n")):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(EffaceError, match=name):
+            config.read(tmp_path / name)

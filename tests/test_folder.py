@@ -1,0 +1,78 @@
+"""Run folders: whole or not there, never overwritten unasked, and a log that survives a cut."""
+
+from __future__ import annotations
+
+import errno
+import json
+
+import pytest
+
+from efface.errors import EffaceError
+from efface.folder import EPOCH, REQUEST, JsonLines, disk_errors, partial, read_log, write_text, writing
+
+
+def test_a_folder_appears_only_when_it_is_complete(tmp_path):
+    out = tmp_path / "run"
+    with writing(out, "a: 1") as half:
+        (half / "weights").write_text("x")
+        (half / EPOCH).write_text("state")
+        assert not out.exists()
+    assert sorted(path.name for path in out.iterdir()) == [REQUEST, "weights"]
+    assert not partial(out).exists()
+
+
+def test_a_cut_attempt_is_taken_up_by_the_same_request_only(tmp_path):
+    out = tmp_path / "run"
+
+    def cut():
+        with writing(out, "a: 1") as half:
+            (half / EPOCH).write_text("state")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cut()
+    with pytest.raises(EffaceError, match="another request"), writing(out, "a: 2"):
+        pass
+    with writing(out, "a: 1") as half:
+        assert (half / EPOCH).read_text() == "state"
+    with writing(out, "a: 2", force=True) as half:
+        assert not (half / EPOCH).exists()
+    assert (out / REQUEST).read_text() == "a: 2"
+
+
+def test_what_exists_is_not_overwritten_and_force_replaces_only_runs(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    with pytest.raises(EffaceError, match="exists already"), writing(tmp_path / "mine", "a: 1"):
+        pass
+    with pytest.raises(EffaceError, match="not a run folder"), writing(tmp_path / "mine", "a: 1", force=True):
+        pass
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "x"
+
+
+@pytest.mark.parametrize(("number", "said"), [(errno.ENOSPC, "disk is full"), (errno.EACCES, "cannot be written")])
+def test_disk_errors_say_what_to_do(tmp_path, number, said):
+    with pytest.raises(EffaceError, match=said), disk_errors(tmp_path):
+        raise OSError(number, "x")
+    with pytest.raises(OSError, match="strange"), disk_errors(tmp_path):
+        raise OSError(errno.EIO, "strange")
+
+
+def test_a_failed_write_leaves_the_old_text(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_text(path, "old")
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    with pytest.raises(EffaceError):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+
+
+def test_a_resumed_log_drops_what_will_be_repeated_and_a_torn_last_line(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps({"step": n}) + "\n" for n in (1, 2, 3, 4)) + '{"step": 5, "ter')
+    assert [record["step"] for record in read_log(path)] == [1, 2, 3, 4]
+    log = JsonLines(path)
+    log({"step": 3})
+    log({"step": 4})
+    log.close()
+    assert [record["step"] for record in read_log(path)] == [1, 2, 3, 4]
