@@ -14,6 +14,7 @@ from efface.objectives import OBJECTIVES, Barlow, CrossEntropy, Moco, SimClr, Si
 from efface.objectives.protocol import foreign_view
 from efface.objectives.simclr import nt_xent
 from tests import tiny
+from tests.reference import alignment_calibration as calibration_twin
 from tests.reference import barlow as barlow_twin
 from tests.reference import byol as byol_twin
 from tests.reference import cross_entropy as cross_entropy_twin
@@ -218,6 +219,59 @@ def test_an_anchored_loss_depends_on_its_own_image_only(name):
     rows = gradient.flatten(1).abs().sum(1)
     assert rows[3] > 0
     assert rows[[i for i in range(12) if i != 3]].max() == 0
+
+
+PAIRED = [name for name in NAMES if OBJECTIVES[name].paired]
+
+
+def contrast_of(name, further=4):
+    """A model in evaluation mode, a batch, some other images, and what the objective says of them."""
+    model, batch = model_of(name), batch_of()
+    x, y = tiny.images(48)
+    part = tiny.parts(x, y, {"others": (20, 20 + further)}, tiny.blurred)["others"]
+    others = part.batch(part.ids, torch.Generator().manual_seed(3))
+    return model, batch, others, model.objective.contrast(model, batch, others)
+
+
+@pytest.mark.parametrize("name", PAIRED)
+def test_the_parts_of_a_contrast_add_up_to_the_loss(name):
+    model, batch, _, parts = contrast_of(name)
+    outcome = model.objective.loss(model, batch)
+    torch.testing.assert_close(parts.repel - parts.attract, outcome.per_example, atol=1e-5, rtol=1e-5)
+    assert (parts.carry is None) == (outcome.carry is None)
+    if outcome.carry is not None:
+        torch.testing.assert_close(parts.carry, outcome.carry, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", PAIRED)
+def test_the_parts_of_a_contrast_equal_their_twins(name):
+    model, batch, others, parts = contrast_of(name)
+    twin, views = model.twin or model, [batch.view(0), batch.view(1)]
+    z, t = [[model(view, tower).tolist() for view in views] for tower in (model, twin)]
+    expected = {
+        "simclr": lambda: calibration_twin.simclr_parts(*z, 0.2),
+        "moco": lambda: calibration_twin.moco_parts(z[0], t[1], model.queue.tolist(), 0.2),
+        "byol": lambda: calibration_twin.byol_parts([model.predictor(model(view)).tolist() for view in views], t),
+    }[name]()
+    close(torch.stack([parts.attract, parts.repel], 1), expected)
+    close(parts.partners, [simclr_twin.unit(row) for row in model(others.view(1), twin).tolist()])
+    torch.testing.assert_close(parts.anchor.norm(dim=1), torch.ones(12))
+    assert parts.partners.requires_grad == (model.twin is None)
+
+
+@pytest.mark.parametrize("name", PAIRED)
+def test_further_partners_are_compared_with_nothing_and_may_be_none(name):
+    some, none = contrast_of(name)[3], contrast_of(name, further=0)[3]
+    assert none.partners.shape == (0, 8)
+    for part in ("anchor", "attract", "repel"):
+        torch.testing.assert_close(getattr(some, part), getattr(none, part), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not OBJECTIVES[name].paired])
+def test_an_objective_that_compares_no_pairs_says_so(name):
+    model, batch = model_of(name), batch_of()
+    with pytest.raises(EffaceError, match="compares no pairs"):
+        model.objective.contrast(model, batch, batch)
 
 
 @pytest.mark.parametrize("name", ["moco", "byol"])

@@ -26,6 +26,12 @@ SMALL: dict[str, Any] = {
     "vicreg": VicReg(dim=8),
 }
 
+VIT = Backbone(
+    name="timm:vit_tiny_patch16_224",
+    options={"img_size": SIDE, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2},
+)
+"""A transformer of four patches."""
+
 
 def images(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """uint8 images [n, 1, SIDE, SIDE] of three classes (a bright row each, in noise) and their labels [n]."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from efface import config
+from efface.attention import reader
 from efface.audits import AUDITS, Cost, Evidence, Finding
 from efface.changes import Change, changes
 from efface.checkpoint import CHOICES, Checkpoint
@@ -171,7 +172,9 @@ def unlearn(
     ``method``: a name from ``METHODS`` (with ``settings`` as its fields) or an instance. ``seed``: by default the
     original's; for ``retrain`` it is the seed of the fresh start.
     """
-    chosen = config.choose(METHODS, {"name": method, **settings}, "method") if isinstance(method, str) else method
+    chosen = method
+    if isinstance(chosen, str):
+        chosen = config.choose(METHODS, {"name": chosen, **settings}, "method", {Method: METHODS})
     where = device_of(device)
     given = give(chosen, start, data, split, where)
     seed = start.seed if seed is None else seed
@@ -198,6 +201,7 @@ def unlearn(
 def give(method: Method, start: Checkpoint, data: Data, split: Split, device: torch.device) -> Given:
     """Only the parts that the method declares, each with something in it."""
     name = next(key for key, cls in METHODS.items() if cls is type(method))
+    require_fit(name, method.needs, start)
     parts: dict[str, Part] = {}
     for part in MAY_SEE:
         if Needs[part.upper()] not in method.needs:
@@ -213,6 +217,24 @@ def give(method: Method, start: Checkpoint, data: Data, split: Split, device: to
             require_labels(data, positions, f"{name} on a '{_name(start.recipe.objective)}' checkpoint")
         parts[part] = part_of(data, positions, start.recipe.views, part, device)
     return Given(method.needs, parts, start.recipe if start.trained else None)
+
+
+def require_fit(name: str, needs: Needs, start: Checkpoint) -> None:
+    """An error unless the checkpoint is of the kind that the method works on."""
+    objective = start.recipe.objective
+    wrong = {
+        "a classifier": Needs.LABELS in needs and not objective.labelled,
+        "an encoder that was trained by comparing pairs": Needs.PAIRS in needs and not objective.paired,
+    }
+    for kind, unfit in wrong.items():
+        if unfit:
+            fit = [key for key, cls in METHODS.items() if not (Needs.LABELS | Needs.PAIRS) & cls.needs]
+            raise EffaceError(
+                f"{name} works on {kind}, and this checkpoint was trained with '{_name(objective)}'.",
+                f"Methods that work on both: {', '.join(fit)}.",
+            )
+    if Needs.ATTENTION in needs:
+        reader(start.model.backbone, name)
 
 
 def require_labels(data: Data, positions: Any, who: str) -> None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from efface.attention import attention
+
 if TYPE_CHECKING:
     from efface.objectives.protocol import Objective
 
@@ -46,6 +48,7 @@ class Model(nn.Module):
         self.register_buffer("queue", None)
         self.register_buffer("mean", mean.view(1, -1, 1, 1))
         self.register_buffer("std", std.view(1, -1, 1, 1))
+        self._seen: list[tuple[Tensor, nn.Module, Tensor]] | None = None
         self.bf16 = False
         """Run the networks under bfloat16 autocast; their outputs are float32 either way."""
         convs = [module for module in backbone.modules() if isinstance(module, nn.Conv2d)]
@@ -55,11 +58,17 @@ class Model(nn.Module):
     def features(self, x: Tensor, tower: Model | Tower | None = None) -> Tensor:
         """Backbone output of images in [0, 1], [B, dim] float32; of the twin if it is given as ``tower``."""
         backbone = (tower or self).backbone
-        x = (x - self.mean) / self.std
+        for image, network, known in self._seen or ():
+            if image is x and network is backbone and (known.requires_grad or not torch.is_grad_enabled()):
+                return known
+        scaled = (x - self.mean) / self.std
         if self.channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
+            scaled = scaled.contiguous(memory_format=torch.channels_last)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
-            return backbone(x).float()
+            features = backbone(scaled).float()
+        if self._seen is not None:
+            self._seen.append((x, backbone, features))
+        return features
 
     def forward(self, x: Tensor, tower: Model | Tower | None = None) -> Tensor:
         """Head of the features: logits [B, classes], or the projector's un-normalized embedding [B, d]."""
@@ -69,6 +78,14 @@ class Model(nn.Module):
         """The head alone, on features [B, dim]."""
         with torch.autocast(features.device.type, torch.bfloat16, enabled=self.bf16):
             return (tower or self).head(features).float()
+
+    def attention(self, x: Tensor) -> Tensor:
+        """How much each patch of images in [0, 1] is looked at in the last block, [B, rows, columns] >= 0.
+
+        In evaluation mode and without gradient; an error for backbones that are not transformers.
+        """
+        with frozen_statistics(self), torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+            return attention(self.backbone, (x - self.mean) / self.std)
 
     def add_twin(self) -> None:
         """Give the model a momentum twin that starts as its exact copy."""
@@ -118,3 +135,20 @@ class frozen_statistics:
     def __exit__(self, *_: object) -> None:
         for module in self.modules:
             module.training = True
+
+
+class one_look:
+    """Context in which a model computes the features of one and the same tensor once.
+
+    For losses around a loss: the second one to look at a view gets the first one's features, gradient and all, and
+    batch statistics move once. Nothing may change weights or mode inside.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model, self.before = model, model._seen
+
+    def __enter__(self) -> None:
+        self.model._seen = [] if self.before is None else self.before
+
+    def __exit__(self, *_: object) -> None:
+        self.model._seen = self.before

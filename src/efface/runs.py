@@ -128,7 +128,7 @@ def unlearn(
     )
     refuse_unknown(settings, known)
     common = _common(settings)
-    method = config.choose(METHODS, settings.get("method") or "", "method", path="method.")
+    method = config.choose(METHODS, settings.get("method") or "", "method", {Method: METHODS}, "method.")
     if not settings.get("forget"):
         raise EffaceError(
             "Nothing was said about which examples to forget.", remedy="Add --forget IDS, as in --forget @random:0.1."

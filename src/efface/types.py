@@ -30,11 +30,13 @@ class Needs(Flag):
     VALID = auto()
     """Examples of the same source that were never trained on (never the audit's own)."""
     LABELS = auto()
-    """A label for every example it is given."""
+    """A label for every example it is given, and a classifier: a checkpoint whose objective reads labels."""
     RECIPE = auto()
     """How the original was trained: retraining starts from the same recipe."""
     ATTENTION = auto()
     """A transformer whose attention maps can be read."""
+    PAIRS = auto()
+    """An encoder that was trained by comparing pairs: see :meth:`Objective.contrast`."""
 
     def names(self) -> list[str]:
         """The declared needs in lower case, in the order above."""
@@ -54,6 +56,22 @@ class Outcome:
         """The outcome of some rows of a joint batch, their carry with them."""
         carry = None if self.carry is None else self.carry[first:last]
         return Outcome(self.per_example[first:last], carry)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """An objective that compares pairs, in its parts: the loss of each example is ``repel - attract``."""
+
+    anchor: Tensor
+    """Normalized embedding of each anchor (the first view), [B, d]."""
+    attract: Tensor
+    """How much the example is pulled to its partner (the second view, the caption), over the temperature, [B]."""
+    repel: Tensor
+    """How much it is pushed from all that it is compared with, [B]; a constant where nothing is pushed (BYOL)."""
+    partners: Tensor
+    """Normalized embeddings of the further partners that were asked for, [M, d]; without gradient if by the twin."""
+    carry: Tensor | None = None
+    """As in :class:`Outcome`."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +121,7 @@ class Batch:
 
     def labels(self) -> Tensor:
         """``y``, or an error that says labels are needed."""
-        if self.y is None:
-            raise EffaceError(
-                "This objective or method needs labels, and the data has none.",
-                remedy="Use a label-free objective (simclr, moco, byol), or data with labels.",
-            )
-        return self.y
+        return _known(self.y)
 
     def __add__(self, other: Batch) -> Batch:
         """Both batches as one: the rows of ``self`` first."""
@@ -135,6 +148,20 @@ class Batch:
     def but(self, *, view: Callable[[int], Tensor] | None = None, y: Tensor | None = None) -> Batch:
         """The same examples with other views or other labels (a wrong target)."""
         return Batch(self.clean, view or self.view, self.ids, self.y if y is None else y, self.text)
+
+    def beside(self, other: Batch, number: int = 1) -> Batch:
+        """The same examples, each paired with the example of ``other`` in its row: its view ``number``, its text."""
+        own = Batch(self.clean, self.view, self.ids, self.y, other.text)
+        return own.but(view=lambda asked: other.view(number) if asked == 1 else self.view(asked))
+
+
+def _known(y: Tensor | None) -> Tensor:
+    if y is None:
+        raise EffaceError(
+            "This objective or method needs labels, and the data has none.",
+            remedy="Use a label-free objective (simclr, moco, byol), or data with labels.",
+        )
+    return y
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +192,10 @@ class Part:
         """Batches without end, reshuffled at each pass; of an empty part, none."""
         while len(self):
             yield from self.batches(size, rng)
+
+    def labels(self) -> Tensor:
+        """Label of each of its examples, [n], or an error that says labels are needed."""
+        return _known(self.y)[self.ids]
 
     def steps(self, size: int) -> int:
         """How many batches one pass gives."""

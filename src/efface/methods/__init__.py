@@ -4,12 +4,16 @@ Adding one: a file here with a frozen dataclass, one line in ``METHODS``, a slow
 """
 
 from efface.errors import unknown
+from efface.methods.alignment_calibration import AlignmentCalibration
 from efface.methods.bad_teacher import BadTeacher
+from efface.methods.contrastive_unlearning import ContrastiveUnlearning
+from efface.methods.coun import Coun
 from efface.methods.finetune import Finetune
 from efface.methods.gradient_ascent import GradientAscent
 from efface.methods.gradient_constraint import GradientConstraint
 from efface.methods.influence import Influence
 from efface.methods.l1_sparse import L1Sparse
+from efface.methods.lethevit import LetheVit
 from efface.methods.neggrad import NegGrad
 from efface.methods.protocol import Method
 from efface.methods.random_labels import RandomLabels
@@ -20,12 +24,16 @@ from efface.methods.ssd import Ssd
 
 __all__ = [
     "METHODS",
+    "AlignmentCalibration",
     "BadTeacher",
+    "ContrastiveUnlearning",
+    "Coun",
     "Finetune",
     "GradientAscent",
     "GradientConstraint",
     "Influence",
     "L1Sparse",
+    "LetheVit",
     "Method",
     "NegGrad",
     "RandomLabels",
@@ -37,12 +45,16 @@ __all__ = [
 ]
 
 METHODS: dict[str, type[Method]] = {
+    "alignment_calibration": AlignmentCalibration,
     "bad_teacher": BadTeacher,
+    "contrastive_unlearning": ContrastiveUnlearning,
+    "coun": Coun,
     "finetune": Finetune,
     "gradient_ascent": GradientAscent,
     "gradient_constraint": GradientConstraint,
     "influence": Influence,
     "l1_sparse": L1Sparse,
+    "lethevit": LetheVit,
     "neggrad": NegGrad,
     "random_labels": RandomLabels,
     "retrain": Retrain,

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from efface.model import Model
-from efface.objectives.protocol import cosine_distance, foreign_view, projector, two_views
-from efface.types import Batch, Outcome
+from efface.objectives.protocol import cosine_distance, foreign_view, projector, two_views, unpaired
+from efface.types import Batch, Contrast, Outcome
 
 EPS = 1e-5
 """Added to each variance, as BatchNorm does."""
@@ -74,6 +74,7 @@ class Barlow:
     """A projector with BatchNorm; the state is the weights alone."""
 
     labelled: ClassVar[bool] = False
+    paired: ClassVar[bool] = False
     weight: float = 5e-3
     """Weight of the correlations across dimensions."""
     dim: int = 128
@@ -97,6 +98,10 @@ class Barlow:
             batchwide = Batchwide.of(a, b, self.weight)
             rest = batchwide.total - batchwide.influence(a, b).mean()
         return lambda x: rest + batchwide.influence(model(x), b)
+
+    def contrast(self, model: Model, batch: Batch, others: Batch) -> Contrast:
+        """Its loss is about dimensions, not pairs: an error."""
+        raise unpaired("Barlow Twins")
 
     def advance(self, model: Model, carry: Tensor | None) -> None:
         """There is neither twin nor queue."""

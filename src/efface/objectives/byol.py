@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from efface.model import Model
-from efface.objectives.protocol import cosine_distance, foreign_view, projector
-from efface.types import Batch, Outcome
+from efface.objectives.protocol import cosine_distance, foreign_view, projector, unit
+from efface.types import Batch, Contrast, Outcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,7 @@ class Byol:
     """A projector and a predictor with BatchNorm, and a momentum twin."""
 
     labelled: ClassVar[bool] = False
+    paired: ClassVar[bool] = True
     momentum: float = 0.99
     """m of the twin's moving average, in [0, 1)."""
     dim: int = 128
@@ -63,6 +64,15 @@ class Byol:
         with torch.no_grad():
             target = model(batch.view(1), model.twin)
         return lambda x: 2 - 2 * F.cosine_similarity(self._predict(model, x), target, dim=-1)
+
+    def contrast(self, model: Model, batch: Batch, others: Batch) -> Contrast:
+        """Both directions averaged; nothing is pushed, and further partners go through the twin, without gradient."""
+        both = torch.cat([batch.view(0), batch.view(1)])
+        with torch.no_grad():
+            target, partners = unit(model(torch.cat([both, others.view(1)]), model.twin)).tensor_split([len(both)])
+        predicted = unit(self._predict(model, both))
+        attract = 2 * (predicted * target.roll(len(batch), 0)).sum(-1).view(2, -1).mean(0)
+        return Contrast(predicted[: len(batch)], attract, torch.full_like(attract, 2.0), partners)
 
     def advance(self, model: Model, carry: Tensor | None) -> None:
         """The twin follows."""

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from efface.errors import EffaceError
 from efface.model import Model
-from efface.types import Batch, Outcome
+from efface.objectives.protocol import unpaired
+from efface.types import Batch, Contrast, Outcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class CrossEntropy:
     """A linear head over the classes; the state is the weights alone."""
 
     labelled: ClassVar[bool] = True
+    paired: ClassVar[bool] = False
     temperature: float = 1.0
     """Temperature T of the distance between two classifiers; the loss itself has none."""
 
@@ -46,6 +48,10 @@ class CrossEntropy:
     def anchored(self, model: Model, batch: Batch) -> Callable[[Tensor], Tensor]:
         """The loss of each image is a function of that image alone."""
         return lambda x: F.cross_entropy(model(x), batch.labels(), reduction="none")
+
+    def contrast(self, model: Model, batch: Batch, others: Batch) -> Contrast:
+        """A classifier compares no pairs: an error."""
+        raise unpaired("A classifier")
 
     def advance(self, model: Model, carry: Tensor | None) -> None:
         """There is neither twin nor queue."""

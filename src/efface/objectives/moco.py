@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from efface.model import Model, frozen_statistics
 from efface.objectives.protocol import cosine_distance, foreign_view, projector, unit
-from efface.types import Batch, Outcome
+from efface.types import Batch, Contrast, Outcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,7 @@ class Moco:
     """A projector, a momentum twin and a queue of keys."""
 
     labelled: ClassVar[bool] = False
+    paired: ClassVar[bool] = True
     temperature: float = 0.2
     """τ; lower memorizes individual images more."""
     momentum: float = 0.99
@@ -67,6 +68,13 @@ class Moco:
         """Keys and queue are constants."""
         keys, queue = self.keys(model, batch.view(1)), queue_of(model).clone()
         return lambda x: self._contrast(unit(model(x)), keys, queue)
+
+    def contrast(self, model: Model, batch: Batch, others: Batch) -> Contrast:
+        """Anchors against the queue; keys and further partners go through the twin, without gradient."""
+        keys, partners = self.keys(model, torch.cat([batch.view(1), others.view(1)])).tensor_split([len(batch)])
+        q = unit(model(batch.view(0)))
+        attract = (q * keys).sum(-1) / self.temperature
+        return Contrast(q, attract, self._contrast(q, keys, queue_of(model)) + attract, partners, keys)
 
     @torch.no_grad()
     def advance(self, model: Model, carry: Tensor | None) -> None:

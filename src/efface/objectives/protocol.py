@@ -11,14 +11,16 @@ from torch import Tensor, nn
 
 from efface.errors import EffaceError
 from efface.model import Model
-from efface.types import Batch, Outcome
+from efface.types import Batch, Contrast, Outcome
 
 
 class Objective(Protocol):
     """A frozen dataclass: temperatures and sizes. ``loss`` is pure; state (twin, queue) moves only in ``advance``."""
 
     labelled: ClassVar[bool]
-    """Whether the loss reads labels."""
+    """Whether the loss reads labels: a classifier."""
+    paired: ClassVar[bool]
+    """Whether the loss compares pairs, so that :meth:`contrast` has its parts."""
 
     def equip(self, backbone: nn.Module, dim: int, classes: int, mean: Tensor, std: Tensor) -> Model:
         """Put the objective's head, twin, predictor or queue on a backbone of ``dim`` features."""
@@ -33,6 +35,14 @@ class Objective(Protocol):
 
         Everything else in the batch (other views, other examples, queue, keys) is held constant, so the gradient
         with respect to one anchor is the gradient of that example's own loss.
+        """
+        ...
+
+    def contrast(self, model: Model, batch: Batch, others: Batch) -> Contrast:
+        """The loss in its parts, and the embeddings of the partners (second views, captions) of ``others``.
+
+        The further partners go through the network in the same pass, but nothing is compared with them. ``others``
+        may be empty. An error for objectives that are not ``paired``.
         """
         ...
 
@@ -51,6 +61,14 @@ class Objective(Protocol):
     def purge(self, model: Model, retain: Iterable[Batch]) -> dict[str, str]:
         """Remove what state remembers of training images: part name to what was done with it."""
         ...
+
+
+def unpaired(what: str) -> EffaceError:
+    """The error of an objective whose loss has no parts that attract and repel single pairs."""
+    return EffaceError(
+        f"{what} compares no pairs of views one by one, so its loss has no parts that attract and repel.",
+        remedy="Use simclr, moco, byol or simsiam, or a method that works on any checkpoint.",
+    )
 
 
 def cosine_distance(a: Tensor, b: Tensor) -> Tensor:

@@ -19,16 +19,20 @@ from torch import Tensor, nn
 
 from efface.model import Model
 from efface.objectives.protocol import cosine_distance, foreign_view, projector, unit
-from efface.types import Batch, Outcome
+from efface.types import Batch, Contrast, Outcome
 
 
 def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
     """NT-Xent of normalized views a and b, [B, d] each; per example, [B], both directions averaged."""
+    return crowding(a, b, temperature) - (a * b).sum(-1) / temperature
+
+
+def crowding(a: Tensor, b: Tensor, temperature: float) -> Tensor:
+    """log Σ e^{u·w/τ} over the other 2B - 1 views w; per example, [B], averaged over its two views u."""
     z = torch.cat([a, b])
     logits = z @ z.T / temperature
     logits.fill_diagonal_(-torch.inf)
-    attract = (a * b).sum(-1).repeat(2) / temperature
-    return (logits.logsumexp(-1) - attract).view(2, -1).mean(0)
+    return logits.logsumexp(-1).view(2, -1).mean(0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +40,7 @@ class SimClr:
     """A two-layer projector; the state is the weights alone."""
 
     labelled: ClassVar[bool] = False
+    paired: ClassVar[bool] = True
     temperature: float = 0.5
     """τ; lower memorizes individual images more."""
     dim: int = 128
@@ -64,6 +69,12 @@ class SimClr:
             return torch.cat([to_anchors, to_views], -1).logsumexp(-1) - to_views.diagonal()
 
         return per_example
+
+    def contrast(self, model: Model, batch: Batch, others: Batch) -> Contrast:
+        """Both directions averaged; every view of ``batch`` is pushed from every other one."""
+        rows = [len(batch), len(batch), len(others)]
+        a, b, c = unit(model(torch.cat([batch.view(0), batch.view(1), others.view(1)]))).split(rows)
+        return Contrast(a, (a * b).sum(-1) / self.temperature, crowding(a, b, self.temperature), c)
 
     def advance(self, model: Model, carry: Tensor | None) -> None:
         """There is neither twin nor queue."""

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from efface.model import Model
-from efface.objectives.protocol import cosine_distance, foreign_view, projector
-from efface.types import Batch, Outcome
+from efface.objectives.protocol import cosine_distance, foreign_view, projector, unit
+from efface.types import Batch, Contrast, Outcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,7 @@ class SimSiam:
     """A projector that ends in BatchNorm and a predictor with a bottleneck; the state is the weights alone."""
 
     labelled: ClassVar[bool] = False
+    paired: ClassVar[bool] = True
     dim: int = 128
     """Width of the projector's and the predictor's output."""
     hidden: int | None = None
@@ -65,6 +66,14 @@ class SimSiam:
         with torch.no_grad():
             target = model(batch.view(1))
         return lambda x: -F.cosine_similarity(self._predict(model, model(x)), target, dim=-1)
+
+    def contrast(self, model: Model, batch: Batch, others: Batch) -> Contrast:
+        """Both directions averaged; nothing is pushed, and further partners are targets: without gradient."""
+        both = torch.cat([batch.view(0), batch.view(1)])
+        z, further = model(torch.cat([both, others.view(1)])).tensor_split([len(both)])
+        predicted, target = unit(self._predict(model, z)), unit(z.detach()).roll(len(batch), 0)
+        attract = (predicted * target).sum(-1).view(2, -1).mean(0)
+        return Contrast(predicted[: len(batch)], attract, torch.zeros_like(attract), unit(further.detach()))
 
     def advance(self, model: Model, carry: Tensor | None) -> None:
         """There is neither twin nor queue."""

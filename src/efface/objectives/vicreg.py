@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from efface.model import Model
-from efface.objectives.protocol import cosine_distance, foreign_view, projector, two_views
-from efface.types import Batch, Outcome
+from efface.objectives.protocol import cosine_distance, foreign_view, projector, two_views, unpaired
+from efface.types import Batch, Contrast, Outcome
 
 EPS = 1e-4
 """Added to each variance."""
@@ -69,6 +69,7 @@ class VicReg:
     """A projector (the paper's expander) with BatchNorm; the state is the weights alone."""
 
     labelled: ClassVar[bool] = False
+    paired: ClassVar[bool] = False
     weight: float = 25.0
     """Weight of the views' agreement."""
     spread: float = 25.0
@@ -109,6 +110,10 @@ class VicReg:
             return rest + self.weight * (z - b).square().mean(-1) + batchwide.influence(z)
 
         return per_example
+
+    def contrast(self, model: Model, batch: Batch, others: Batch) -> Contrast:
+        """Its loss is about dimensions, not pairs: an error."""
+        raise unpaired("VICReg")
 
     def advance(self, model: Model, carry: Tensor | None) -> None:
         """There is neither twin nor queue."""
