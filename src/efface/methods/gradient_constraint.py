@@ -28,7 +28,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from efface.gradients import feature_norms, input_norms, parameter_norm
+from efface.gradients import feature_norms, input_norms, parameter_norm, smooth
 from efface.methods.protocol import disagreement
 from efface.model import Model, frozen_statistics
 from efface.train import Optim, Run, descend, frozen_copy
@@ -118,17 +118,14 @@ class GradientConstraint:
 
     def norms(self, model: Model, batch: Batch, *, graph: bool = False) -> Tensor:
         """G_θ of each example of the batch, [B] (``parameters``: [1]), in float32 with frozen BatchNorm statistics."""
-        bf16, model.bf16 = model.bf16, False
-        with frozen_statistics(model):
+        with smooth(model):
             loss = model.objective.anchored(model, batch)
             by: dict[Wrt, Callable[[], Tensor]] = {
                 Wrt.INPUT: lambda: input_norms(loss, batch.view(0), graph=graph),
                 Wrt.EMBEDDING: lambda: feature_norms(model, loss, batch.view(0), graph=graph),
                 Wrt.PARAMETERS: lambda: parameter_norm(model, loss, batch.view(0), graph=graph),
             }
-            norms = by[self.wrt]()
-        model.bf16 = bf16
-        return norms
+            return by[self.wrt]()
 
     def penalty(self, norms: Tensor, unseen: Tensor) -> Tensor:
         """MEM_GP: scalar >= 0, 0 where F's norms match. ``norms`` [B]; ``unseen`` [M]: norms of V under θ₀."""
