@@ -42,7 +42,8 @@ def parts_and_embeddings(name, model, batch, forget):
     if name == "moco":
         return twin.moco_parts(z[0], t[1], model.queue.tolist(), 0.2), z[0], thirds
     p = [model.predictor(model(batch.view(number))).tolist() for number in (0, 1)]
-    return twin.byol_parts(p, t), p[0], thirds
+    parts = twin.simsiam_parts(p, t) if name == "simsiam" else twin.byol_parts(p, t)
+    return parts, p[0], thirds
 
 
 @pytest.mark.parametrize("name", PAIRED)

@@ -28,6 +28,11 @@ def byol_parts(predicted, target):
     return [(dot(p[i], s[i]) + dot(q[i], t[i]), 2.0) for i in range(len(p))]
 
 
+def simsiam_parts(predicted, target):
+    """As for BYOL, with the mean cosine once, and nothing that repels."""
+    return [(attract / 2, 0.0) for attract, _ in byol_parts(predicted, target)]
+
+
 def loss(parts, anchors, thirds, kept, alpha, beta, gamma, share):
     gone = len(parts) - kept
     size = kept + alpha * gone
