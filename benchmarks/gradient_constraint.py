@@ -1,9 +1,9 @@
 """Does the gradient constraint work? Four families on over-fitted Fashion-MNIST, against baselines and the oracle.
 
-    python benchmarks/gradient_constraint.py train      originals and oracles of every family and seed
-    python benchmarks/gradient_constraint.py select     the ablation, on the selection seeds
-    python benchmarks/gradient_constraint.py report     the chosen settings, on the reporting seeds
-    python benchmarks/gradient_constraint.py tables     results/gradient_constraint.json and the tables in docs
+    python -m benchmarks.gradient_constraint train      originals and oracles of every family and seed
+    python -m benchmarks.gradient_constraint select     the ablation, on the selection seeds
+    python -m benchmarks.gradient_constraint report     the chosen settings, on the reporting seeds
+    python -m benchmarks.gradient_constraint tables     results/gradient_constraint.json and the tables in docs
 
 Resumable: a model whose folder is complete is not made again. Two one-thread processes by default (--jobs).
 """
@@ -83,9 +83,12 @@ SETTINGS = {
 }
 """On the other families the axis that decides: how strong."""
 CHOSEN: dict[str, dict[str, Any]] = {
-    **{key: WHOLE[key] for key in ("finetune", "finetune lr .1", "gradient_ascent", "neggrad", "input, square c=1")},
+    **{key: WHOLE[key] for key in ("finetune", "finetune lr .1", "gradient_ascent", "neggrad lr .1")},
+    "input, square c=1": WHOLE["input, square c=1"],
     "gradient_constraint": {"name": "gradient_constraint"},
 }
+"""What is reported on other seeds: the defaults beside baselines at their best rate and WGAN-GP's own target."""
+REPORTED = dict.fromkeys(FAMILIES, CHOSEN) | {"cross_entropy": CHOSEN | {"weight .03": WHOLE["weight .03"]}}
 
 
 def worlds(seeds: tuple[int, ...], families: list[str]) -> list[World]:
@@ -132,7 +135,7 @@ def tables() -> None:
     for family in FAMILIES:
         result["families"][family] = {
             "selection": rows(SELECTION, family, list(SETTINGS[family])),
-            "reporting": rows(REPORTING, family, list(CHOSEN)),
+            "reporting": rows(REPORTING, family, list(REPORTED[family])),
         }
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(f"written: {RESULT.relative_to(HERE.parent)}")
@@ -149,7 +152,7 @@ def main() -> None:
     elif asked.stage == "select":
         unlearn(SELECTION, {family: SETTINGS[family] for family in asked.families}, asked.jobs)
     elif asked.stage == "report":
-        unlearn(REPORTING, dict.fromkeys(asked.families, CHOSEN), asked.jobs)
+        unlearn(REPORTING, {family: REPORTED[family] for family in asked.families}, asked.jobs)
     else:
         tables()
 

@@ -172,7 +172,7 @@ def together(tasks: Sequence[tuple[Callable[..., str], tuple[Any, ...]]], jobs: 
         for count, done in enumerate(as_completed(running), 1):
             error = done.exception()
             failed += [error] if error else []
-            label = " ".join(str(a) for a in running[done][1] if isinstance(a, str))
+            label = " ".join(str(a) for a in running[done] if isinstance(a, (str, int)))
             print(f"{monotonic() - began:7.0f} s  {count}/{len(tasks)}  {label}  {error or ''}", flush=True)
     if failed:
         raise failed[0]
@@ -194,4 +194,9 @@ def machine() -> dict[str, Any]:
     """What the figures were measured with."""
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     here = Environment.here(torch.__version__, torch.get_num_threads())
-    return {"command": " ".join(["python", *sys.argv]), "efface": efface.__version__, "cpu": here.cpu, **versions}
+    return {
+        "command": " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        "efface": efface.__version__,
+        "cpu": here.cpu,
+        **versions,
+    }

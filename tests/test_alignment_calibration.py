@@ -37,12 +37,13 @@ def parts_and_embeddings(name, model, batch, forget):
     z = [model(batch.view(number)).tolist() for number in (0, 1)]
     if name == "simclr":
         return twin.simclr_parts(*z, 0.2), z[0], model(forget.view(2)).tolist()
-    t = [model(batch.view(number), model.twin).tolist() for number in (0, 1)]  # without a twin, the network itself
+    t = [model(batch.view(number), model.twin).tolist() for number in (0, 1)]
     thirds = model(forget.view(2), model.twin).tolist()
     if name == "moco":
         return twin.moco_parts(z[0], t[1], model.queue.tolist(), 0.2), z[0], thirds
     p = [model.predictor(model(batch.view(number))).tolist() for number in (0, 1)]
-    return {"byol": twin.byol_parts, "simsiam": twin.simsiam_parts}[name](p, t), p[0], thirds
+    parts = twin.simsiam_parts(p, t) if name == "simsiam" else twin.byol_parts(p, t)
+    return parts, p[0], thirds
 
 
 @pytest.mark.parametrize("name", PAIRED)

@@ -170,6 +170,17 @@ def test_every_kind_of_gradient_reaches_the_weights(wrt):
     assert sum(float(p.grad.abs().sum()) for p in model.backbone.parameters() if p.grad is not None) > 0
 
 
+@pytest.mark.parametrize("objective", ["simclr", "cross_entropy", "moco"])
+def test_a_transformer_can_be_constrained(objective):
+    """Fused attention has no second derivative."""
+    recipe = tiny.recipe(objective, backbone=tiny.VIT)
+    x, y = tiny.images(48)
+    method = GradientConstraint(epochs=1, batch_size=15, forget_batch_size=9, optim=OPTIM)
+    given = tiny.given(method, tiny.parts(x, y, CUTS, recipe.views), recipe)
+    before = recipe.start(0)
+    assert method.unlearn(recipe.start(0), given, Run(seed=7)).digest() != before.digest()
+
+
 def test_the_penalty_leaves_batch_statistics_alone():
     recipe = tiny.recipe("simclr")
     x, y = tiny.images(48)

@@ -18,7 +18,7 @@ from efface.types import Needs
 from tests import tiny
 from tests.reference import coun as coun_twin
 from tests.reference import with_contrast as twin
-from tests.test_common_checks import HOME, data, recipe_of, small
+from tests.test_common_checks import HOME, data, recipe_for, small
 
 NAMES = sorted(tiny.SMALL)
 EXACT = torch.float64
@@ -166,7 +166,7 @@ DEAF = {"bad_teacher", "gradient_ascent"}
 @pytest.mark.parametrize("name", sorted(m for m in METHODS if Needs.RECIPE not in METHODS[m].needs))
 def test_every_method_takes_the_term_or_says_that_it_has_no_use_for_it(name):
     objective, base = HOME[name], small(name)
-    recipe, records = recipe_of(base, objective), []
+    recipe, records = recipe_for(base, objective), []
 
     def after(method):
         given = tiny.given(method, data(), recipe)

@@ -201,18 +201,25 @@ class Run:
         return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7]))
 
     def note(
-        self, phase: str, terms: dict[str, float], *, number: int | None = None, examples: int = 0, **said: Any
+        self,
+        phase: str,
+        terms: dict[str, float] | None = None,
+        *,
+        number: int | None = None,
+        examples: int = 0,
+        **found: Any,
     ) -> None:
-        """Log work that is no optimizer step: numbers by name, refused unless finite; ``examples`` shown for them.
+        """Log what is no optimizer step: numbers by name, refused unless finite; ``examples`` shown for them.
 
         ``number``: of an iteration that has one; otherwise the line bears the number of the last optimizer step.
-        ``said``: what else the line is to hold.
+        ``found``: whatever else is worth a word, such as whether a stop rule was met.
         """
+        terms = terms or {}
         if not all(map(math.isfinite, terms.values())):
             raise Diverged(terms, self.tally.steps)
         self.tally.examples += examples
         step = self.tally.steps if number is None else number
-        self.log({"step": step, "phase": phase, "terms": terms, "total": sum(terms.values()), **said})
+        self.log({"step": step, "phase": phase, "terms": terms, "total": sum(terms.values()), **found})
 
     @contextmanager
     def timed(self) -> Iterator[None]:

@@ -29,7 +29,7 @@ def byol_parts(predicted, target):
 
 
 def simsiam_parts(predicted, target):
-    """As BYOL's, but once the cosine, and nothing else."""
+    """As for BYOL, with the mean cosine once, and nothing that repels."""
     return [(attract / 2, 0.0) for attract, _ in byol_parts(predicted, target)]
 
 

@@ -61,7 +61,7 @@ class Influence:
             )
 
     def unlearn(self, model: Model, given: Given, run: Run) -> Model:
-        """Gradient of F, curvature of R, one step; the twin becomes the moved network."""
+        """Gradient of F, curvature of R, one step; the twin becomes the moved network, a queue is left to the purge."""
         with run.timed():
             size = given.batch_size(self.batch_size)
             gradient = forget_gradient(model, given, size, self.forget_batch_size, run) / len(given.retain)

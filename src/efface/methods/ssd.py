@@ -58,7 +58,7 @@ class Ssd:
     """Examples that share one squared gradient; 1: the diagonal of the empirical Fisher information."""
 
     def unlearn(self, model: Model, given: Given, run: Run) -> Model:
-        """Measure, compare, dampen; the twin becomes the dampened network."""
+        """Measure, compare, dampen; the twin becomes the dampened network, a queue is left to the purge."""
         with run.timed():
             forget, others = self.importances(model, given, run)
             factor = self.factor(forget, others)

@@ -100,8 +100,8 @@ class Barlow:
         return lambda x: rest + batchwide.influence(model(x), b)
 
     def contrast(self, model: Model, batch: Batch, others: Batch) -> Contrast:
-        """Correlations belong to a batch: an error."""
-        raise unpaired("barlow")
+        """Its loss is about dimensions, not pairs: an error."""
+        raise unpaired("Barlow Twins")
 
     def advance(self, model: Model, carry: Tensor | None) -> None:
         """There is neither twin nor queue."""

@@ -50,8 +50,8 @@ class CrossEntropy:
         return lambda x: F.cross_entropy(model(x), batch.labels(), reduction="none")
 
     def contrast(self, model: Model, batch: Batch, others: Batch) -> Contrast:
-        """A classifier has no partners: an error."""
-        raise unpaired("cross_entropy")
+        """A classifier compares no pairs: an error."""
+        raise unpaired("A classifier")
 
     def advance(self, model: Model, carry: Tensor | None) -> None:
         """There is neither twin nor queue."""

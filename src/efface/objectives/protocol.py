@@ -20,7 +20,7 @@ class Objective(Protocol):
     labelled: ClassVar[bool]
     """Whether the loss reads labels: a classifier."""
     paired: ClassVar[bool]
-    """Whether an example's loss is a pull to its own partner and a push from others: the parts of :meth:`contrast`."""
+    """Whether the loss compares pairs, so that :meth:`contrast` has its parts."""
 
     def equip(self, backbone: nn.Module, dim: int, classes: int, mean: Tensor, std: Tensor) -> Model:
         """Put the objective's head, twin, predictor or queue on a backbone of ``dim`` features."""
@@ -63,11 +63,11 @@ class Objective(Protocol):
         ...
 
 
-def unpaired(who: str) -> EffaceError:
-    """The error of an objective whose loss has no parts for :meth:`Objective.contrast`."""
+def unpaired(what: str) -> EffaceError:
+    """The error of an objective whose loss has no parts that attract and repel single pairs."""
     return EffaceError(
-        f"The loss of {who} has no parts, for each example, that attract it to its partner and repel it from others.",
-        remedy="Use a checkpoint of simclr, moco, byol or simsiam, or a method that works on any objective.",
+        f"{what} compares no pairs of views one by one, so its loss has no parts that attract and repel.",
+        remedy="Use simclr, moco, byol or simsiam, or a method that works on any checkpoint.",
     )
 
 

@@ -68,10 +68,10 @@ class SimSiam:
         return lambda x: -F.cosine_similarity(self._predict(model, model(x)), target, dim=-1)
 
     def contrast(self, model: Model, batch: Batch, others: Batch) -> Contrast:
-        """Both directions averaged; nothing is pushed, and partners are targets: without gradient."""
-        z = model(torch.cat([batch.view(0), batch.view(1), others.view(1)]))
-        own, further = z.tensor_split([2 * len(batch)])
-        predicted, target = unit(self._predict(model, own)), unit(own.detach()).roll(len(batch), 0)
+        """Both directions averaged; nothing is pushed, and further partners are targets: without gradient."""
+        both = torch.cat([batch.view(0), batch.view(1)])
+        z, further = model(torch.cat([both, others.view(1)])).tensor_split([len(both)])
+        predicted, target = unit(self._predict(model, z)), unit(z.detach()).roll(len(batch), 0)
         attract = (predicted * target).sum(-1).view(2, -1).mean(0)
         return Contrast(predicted[: len(batch)], attract, torch.zeros_like(attract), unit(further.detach()))
 

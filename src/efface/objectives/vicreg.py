@@ -112,8 +112,8 @@ class VicReg:
         return per_example
 
     def contrast(self, model: Model, batch: Batch, others: Batch) -> Contrast:
-        """Variances and covariances belong to a batch: an error."""
-        raise unpaired("vicreg")
+        """Its loss is about dimensions, not pairs: an error."""
+        raise unpaired("VICReg")
 
     def advance(self, model: Model, carry: Tensor | None) -> None:
         """There is neither twin nor queue."""
