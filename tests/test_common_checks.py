@@ -110,7 +110,9 @@ def test_the_sets_that_are_declared_matter_and_the_others_do_not(method, objecti
 @pytest.mark.parametrize(("method", "objective"), IDLE)
 def test_a_checkpoint_of_the_wrong_kind_is_refused_with_the_methods_that_fit(method, objective):
     recipe = tiny.recipe(objective)
-    with pytest.raises(EffaceError, match=f"{method} works on .*, and this .* '{objective}'.*on both: .*finetune"):
+    with pytest.raises(
+        EffaceError, match=f"{method} works on .*, and this .* '{objective}'.*on any checkpoint: .*finetune"
+    ):
         api.require_fit(method, METHODS[method].needs, Checkpoint(recipe.start(0), recipe))
 
 
