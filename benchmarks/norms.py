@@ -62,7 +62,7 @@ def main() -> None:
         )
         for part in ("retain", "holdout", "forget"):
             figures.outline(panel, edges, shares[part], part)
-        panel.text(f"{when}: forgotten (filled), unseen (dashed), retained (dotted)", 8, 8, anchor="start", kind="name")
+        panel.text(f"{when}", 8, 8, anchor="start", kind="name")
         panels.append(f'<g transform="translate(0 {number * 212})">{"".join(panel.drawn)}</g>')
     whole = svg.wrap("norms", "Gradient norms", __doc__ or "", f"<style>{STYLE}</style>" + "".join(panels), 304, 640)
     (DOCS / "gradient_norms.svg").write_text(str(whole) + "\n", encoding="utf-8")
