@@ -3,6 +3,8 @@
     python -m benchmarks.demo_power [--data digits] [--seeds 10] [--jobs 2]
 
 Resumable: a demo whose folder is complete is not run again.
+
+The regime was found by trying seven others on digits with seed 0, which is one of the ten seeds counted here.
 """
 
 from __future__ import annotations
