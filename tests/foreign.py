@@ -129,7 +129,8 @@ def moco_v1(folder: Path) -> Case:
     )
     torch.save({"epoch": 1, "arch": "resnet10", "state_dict": both.state_dict()}, folder / "v1.pth.tar")
     others = {"queue": {"queue"}, "buffers": {"queue_ptr"}}
-    return Case(folder / "v1.pth.tar", "moco", own(q), own(head), tower(k, head), others)
+    numbered = nn.Sequential(head)
+    return Case(folder / "v1.pth.tar", "moco", own(q), own(numbered), tower(k, numbered), others)
 
 
 def moco_v3(folder: Path) -> Case:
@@ -277,7 +278,9 @@ class DinoHead(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(16, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, HIDDEN), nn.GELU(), mlp(HIDDEN))
+        self.mlp = nn.Sequential(
+            nn.Linear(16, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, OUT)
+        )
         self.last_layer = Owner(
             weight_g=nn.Parameter(torch.ones(KEYS, 1)), weight_v=nn.Parameter(torch.randn(KEYS, OUT))
         )

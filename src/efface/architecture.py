@@ -65,12 +65,14 @@ def guess(foreign: Foreign) -> Guess:
     """The architecture of a file's backbone."""
     weights = foreign.part(Role.BACKBONE)
     shapes = {name: tuple(value.shape) for name, value in weights.items()}
-    mean, std, told = normalization(foreign, next((s[1] for s in shapes.values() if len(s) == 4), 3))
+    channels = next((shape[1] for shape in shapes.values() if len(shape) == 4), 3)
+    mean, std, told = normalization(foreign, channels)
     for look in (_resnet, _transformer, _named):
         found = look(shapes, foreign)
         if found is not None:
             return replace(found, mean=mean, std=std, notes=(*found.notes, *told))
-    return Guess(name="unknown", mean=mean, std=std, notes=("set recipe.backbone.name", *told))
+    name = "unknown" if foreign.layout.name == "plain" else f"unknown, in the layout of {foreign.layout.name}"
+    return Guess(name=name, channels=channels, mean=mean, std=std, notes=("set recipe.backbone.name", *told))
 
 
 def normalization(foreign: Foreign, channels: int) -> tuple[Numbers | None, Numbers | None, tuple[str, ...]]:

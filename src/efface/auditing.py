@@ -18,9 +18,10 @@ from efface.data import Data, first
 from efface.environment import Environment
 from efface.errors import EffaceError
 from efface.folder import LOG, REQUEST, SPLIT, read_log
+from efface.layouts.container import weights_file
 from efface.observations import Observations
 from efface.record import file_digest
-from efface.runs import Opened, Progress, foreign_start, opened, refuse_unknown
+from efface.runs import Opened, Progress, foreign_start, is_foreign, opened, refuse_unknown
 from efface.splits import NEVER_TRAINED, Split
 from efface.verdict import Criteria
 from efface.watch import Watch
@@ -151,7 +152,7 @@ def _original(subject: Opened, named: Path | None) -> Model:
             f"{subject.folder} was made from it, and an audit compares the two.",
             "Say where it is now: --original RUN.",
         )
-    if source.is_file():
+    if is_foreign(source):
         return _foreign(subject, source)
     meta, split = read_meta(source), _split(source, subject)
     trained = set(subject.data.keys[split.retain if meta["exact"] else split.train].tolist())
@@ -172,13 +173,15 @@ def _original(subject: Opened, named: Path | None) -> Model:
 
 
 def _foreign(subject: Opened, file: Path) -> Model:
-    """A bare file of weights as the original: read again as it was when the run was made."""
+    """A foreign checkpoint as the original: read again as it was when the run was made."""
     _, _, checkpoint, _ = foreign_start(file, subject.request, int(subject.request["seed"]))
     if checkpoint.model.digest() != read_meta(subject.folder)["parent"]:
         raise EffaceError(
             f"{file} has changed since {subject.folder} was made from it.", remedy="Restore it, or unlearn again."
         )
-    return Model(checkpoint.meta(), file, lambda: checkpoint, subject.folder / f"original-{OBSERVED}")
+    return Model(
+        checkpoint.meta(), weights_file(file) or file, lambda: checkpoint, subject.folder / f"original-{OBSERVED}"
+    )
 
 
 def _oracle(folder: Path, subject: Opened) -> Model:

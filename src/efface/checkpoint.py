@@ -110,48 +110,13 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Named tensors of a ``.safetensors`` file, or of a torch file that holds nothing but tensors and plain values.
-
-    Pickled classes are never executed: a torch file that needs one is refused, and the classes are named.
-    """
-    path = Path(path)
+    """Named tensors of a run's ``.safetensors`` file."""
     if not path.is_file():
         raise EffaceError(f"There is no checkpoint at {path}.", remedy="Check the path.")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return load_file(path)
     except SafetensorError as error:
         raise EffaceError(f"{path} is damaged or truncated.", str(error), "Fetch it again.") from error
-    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... for foreign content
-        raise _refused(path, error) from error
-    return _tensors(content, path)
-
-
-def _refused(path: Path, error: Exception) -> EffaceError:
-    try:
-        classes = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:
-        classes = []  # not a readable archive at all: the first error says more than this one
-    if classes:
-        return EffaceError(
-            f"{path} was refused, and nothing in it was run.",
-            f"It is a pickle that asks for: {', '.join(sorted(classes))}.",
-            "Save the state dict alone (torch.save(model.state_dict(), ...)), or use safetensors.",
-        )
-    return EffaceError(
-        f"{path} cannot be read as a checkpoint.", f"It is damaged, truncated or something else: {error}".split("\n")[0]
-    )
-
-
-def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    found = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
-    if not found:
-        raise EffaceError(f"{path} holds no named tensors.", f"It holds a {type(content).__name__}.")
-    return found
 
 
 def fill(model: Model, weights: dict[str, Tensor], source: str) -> Model:

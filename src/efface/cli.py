@@ -135,14 +135,15 @@ def pretrain(
 
 @app.command()
 def unlearn(
-    start: Annotated[Path, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or a file of weights.")],
+    start: Annotated[Path, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or any library's checkpoint.")],
     out: Out,
     forget: Annotated[
         str | None, typer.Option("--forget", help="File of keys, @class:5, @group:x, @random:0.1, @keys:a,b.")
     ] = None,
     method: Annotated[str | None, typer.Option("--method", help="`efface methods` lists them.")] = None,
     data: DataOption = None,
-    objective: Annotated[str | None, typer.Option("--objective", help="For a file of weights: its objective.")] = None,
+    objective: Annotated[str | None, typer.Option("--objective", help="Of a foreign checkpoint.")] = None,
+    trust_pickle: Trust = False,
     config: Config = None,
     set_: Set = None,
     seed: Seed = None,
@@ -153,8 +154,9 @@ def unlearn(
 ) -> None:
     """Make a checkpoint forget examples: a new run folder beside the original, which stays as it is."""
     settings = settings_of(
-        config, set_, forget=forget, method=method, data=data, objective=objective, seed=seed, device=device
-    )
+        config, set_, forget=forget, method=method, data=data, objective=objective, seed=seed, device=device,
+        trust_pickle=trust_pickle or None,
+    )  # fmt: skip
     from efface import runs
 
     with progress(quiet) as shown:

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from efface import api, config
-from efface.checkpoint import CHOICES, Checkpoint, EpochKeeper, fill, read_meta, read_weights
+from efface import api, config, foreign
+from efface.adopt import adopt, described, hand_back, objective_of
+from efface.architecture import Guess, guess
+from efface.checkpoint import CHOICES, META, Checkpoint, EpochKeeper, read_meta
 from efface.data import Data
 from efface.errors import EffaceError, nearest
 from efface.folder import EPOCH, LOG, REQUEST, SPLIT, JsonLines, write_text, writing
+from efface.foreign import Foreign
+from efface.layouts.container import weights_file
 from efface.methods import METHODS, Method
 from efface.objectives import OBJECTIVES
+from efface.probe import probe, require_better
 from efface.sources import load
 from efface.splits import Split, forget, partition
-from efface.train import Recipe
+from efface.train import Recipe, Run
+
+FOREIGN = {"data", "split", "objective", "recipe", "trust_pickle", "check"}
+"""Settings of unlearning that only a foreign checkpoint needs: a run folder knows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,14 +127,16 @@ def pretrain(
 def unlearn(
     start: Path, out: Path, settings: Mapping[str, Any], *, force: bool = False, progress: Progress | None = None
 ) -> Checkpoint:
-    """Unlearn into ``out``. ``settings``: forget, forget_seed, method, seed, device, bf16; of a weights file data."""
+    """Unlearn into ``out``. ``settings``: forget, forget_seed, method, seed, device, bf16.
+
+    For a foreign checkpoint also data, split, objective, recipe, trust_pickle, check; what came of it is written
+    beside ours, in ``foreign/``, in its own layout.
+    """
     progress = progress or Progress()
     if not Path(start).exists():
         raise EffaceError(f"There is no checkpoint at {start}.", remedy="Check the path, or run `efface pretrain`.")
-    foreign = Path(start).is_file()
-    known = {"forget", "forget_seed", "method", *_COMMON} | (
-        {"data", "split", "objective", "recipe"} if foreign else set()
-    )
+    theirs = is_foreign(Path(start))
+    known = {"forget", "forget_seed", "method", *_COMMON} | (FOREIGN if theirs else set())
     refuse_unknown(settings, known)
     common = _common(settings)
     method = config.choose(METHODS, settings.get("method") or "", "method", {Method: METHODS}, "method.")
@@ -133,8 +144,11 @@ def unlearn(
         raise EffaceError(
             "Nothing was said about which examples to forget.", remedy="Add --forget IDS, as in --forget @random:0.1."
         )
-    origin = foreign_start(Path(start), settings, common.seed) if foreign else _opened(Path(start))
+    file = foreign.read(Path(start), trust_pickle=bool(settings.get("trust_pickle"))) if theirs else None
+    origin = _opened(Path(start)) if file is None else _adopted(file, settings, common.seed, progress.say)
     data, base, checkpoint, inherited = origin
+    if file is not None and settings.get("check", True):
+        _probe(file, checkpoint, data, base, common)
     # By default the original's seed: another --seed retrains another oracle, without the same examples.
     draw = int(settings.get("forget_seed", checkpoint.seed))
     split = forget(base, data, str(settings["forget"]), draw)
@@ -160,6 +174,8 @@ def unlearn(
                 checkpoint, data, split, method, seed=common.seed, device=common.device, bf16=common.precision(),
                 log=log, keep=keep,
             )  # fmt: skip
+        if file is not None:
+            result = _hand_back(file, result, data, split, common, folder)
         result.save(folder)
     return result
 
@@ -226,19 +242,85 @@ def _opened(start: Path) -> tuple[Data, Split, Checkpoint, dict[str, Any]]:
 
 
 def foreign_start(path: Path, settings: Mapping[str, Any], seed: int) -> tuple[Data, Split, Checkpoint, dict[str, Any]]:
-    """Weights from elsewhere, put into the shape that the settings describe."""
-    weights, data = read_weights(path), _load(settings)
-    recipe = recipe_of(data, str(settings.get("objective", "simclr")), settings.get("recipe") or {})
-    model = recipe.start(seed)
-    if not any(name.startswith("head.") for name in weights) and any(n.startswith("backbone.") for n in weights):
+    """A foreign checkpoint as it was when a run was made from it; ``settings``: that run's request."""
+    file = foreign.read(path, trust_pickle=bool(settings.get("trust_pickle")))
+    return _adopted(file, settings, seed, lambda sentence: None)
+
+
+def is_foreign(start: Path) -> bool:
+    """Whether a path is a file of weights or another library's folder, and not a run folder."""
+    return not (start / META).exists() and weights_file(start) is not None
+
+
+def _adopted(
+    file: Foreign, settings: Mapping[str, Any], seed: int, say: Callable[[str], None]
+) -> tuple[Data, Split, Checkpoint, dict[str, Any]]:
+    """Foreign weights in a model of our own: its shape from the file, changed by the settings."""
+    data, seen = _load(settings), guess(file)
+    _suits(file, seen, data)
+    changed = dict(settings.get("recipe") or {})
+    stated = settings.get("objective") or changed.get("objective")
+    objective = objective_of(file, stated.get("name") if isinstance(stated, Mapping) else stated)
+    told = described(file, seen, objective)
+    own = changed.pop("objective", None)
+    own = {"name": own} if isinstance(own, str) else dict(own or {})
+    if (changed.get("backbone") or {}).get("name"):
+        told.pop("backbone", None)  # the user's network, with nothing of the guessed one
+    elif seen.backbone is None:
         raise EffaceError(
-            f"{path} has a backbone but no head.",
-            f"The objective '{settings.get('objective', 'simclr')}' needs the head that it was trained with.",
+            f"The network in {file.path} is none that can be guessed: {seen.name}.",
+            f"Its layout is {file.layout.name}; of its names no backbone is known here.",
+            "Set recipe.backbone.name, such as timm:NAME, if it is one of theirs under the same names.",
         )
-    checkpoint = Checkpoint(fill(model, weights, str(path)), recipe, seed=seed, trained=False)
+    recipe = recipe_of(data, objective, _merged(told, {**changed, "objective": own}))
+    adopted = adopt(file, recipe.start(seed), objective)
+    if not stated and not file.layout.objective:
+        say(f"{file.path.name}: nothing says what it was trained with; taken to be {objective} (else: --objective)")
+    for note in (*file.layout.notes, *seen.notes, *adopted.notes):
+        say(f"{file.path.name}: {note}")
+    checkpoint = Checkpoint(adopted.model, recipe, seed=seed, trained=False)
     split = partition(data, **vars(config.build(Sizes, settings.get("split") or {}, path="split.")), seed=seed)
     inherited = {"data": settings["data"], "split": settings.get("split") or {}, "recipe": config.dump(recipe, CHOICES)}
+    if settings.get("trust_pickle"):
+        inherited["trust_pickle"] = True
     return data, split, checkpoint, inherited
+
+
+def _suits(file: Foreign, seen: Guess, data: Data) -> None:
+    """An error unless the images are what the network was made for, as far as its weights show it."""
+    channels, *size = data.shape
+    if seen.channels != channels:
+        raise EffaceError(
+            f"The network in {file.path} looks at {seen.channels} channels, and these images have {channels}.",
+            remedy=f"Set data.channels={seen.channels}, where the data has that option.",
+        )
+    if seen.size is not None and seen.size != tuple(size):
+        raise EffaceError(
+            f"The network in {file.path} looks at {seen.size[0]}x{seen.size[1]} images, and these are "
+            f"{size[0]}x{size[1]}.",
+            "A transformer has one embedding for each place of an image.",
+            f"Set data.size={seen.size[0]}, where the data has that option.",
+        )
+
+
+def _probe(file: Foreign, start: Checkpoint, data: Data, split: Split, common: Common) -> None:
+    """Refuse an encoder that sees no more than the same network with random weights."""
+    device, run = api.device_of(common.device), Run(seed=common.seed)
+    others = [start.recipe.start(run.rng("random", n).initial_seed() % 2**31).to(device) for n in range(3)]
+    part = api.part_of(data, split.train, start.recipe.views, "probe", device)
+    require_better(probe(start.model.to(device), others, part, run.rng("probe")), file.path, start.recipe)
+
+
+def _hand_back(file: Foreign, result: Checkpoint, data: Data, split: Split, common: Common, folder: Path) -> Checkpoint:
+    """Write the result in the foreign layout too, and note what was done with each part of it."""
+    out, run = folder / "foreign", Run(seed=common.seed)
+    if out.exists():
+        shutil.rmtree(out)  # of an attempt that was cut
+    out.mkdir()
+    retain = api.part_of(data, split.retain, result.recipe.views, "retain", api.device_of(common.device))
+    batches = retain.batches(256, run.rng("purge")) if len(retain) else ()
+    notes = hand_back(file, result.model, batches, run.rng("foreign"), out)
+    return replace(result, purged=result.purged | notes)
 
 
 def _store_split(folder: Path, data: Data, split: Split) -> None:

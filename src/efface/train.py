@@ -137,10 +137,19 @@ class Recipe:
     batch_size: int = 256
     optim: Optim = field(default_factory=Optim)
     views: Views = field(default_factory=Views)
-    mean: float = 0.5
-    """Subtracted from images in [0, 1]; a constant, so that nothing about the data hides in it."""
-    std: float = 0.25
+    mean: float | tuple[float, ...] = 0.5
+    """Subtracted from images in [0, 1], one number or one per channel; a constant, so that nothing about the data
+    hides in it."""
+    std: float | tuple[float, ...] = 0.25
     """Divides images after the mean is gone."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("mean", self.mean), ("std", self.std)):
+            if isinstance(value, tuple) and len(value) != self.channels:
+                raise EffaceError(
+                    f"recipe.{name} has {len(value)} numbers, and the images have {self.channels} channels.",
+                    remedy="Give one number, or one for each channel.",
+                )
 
     def start(self, seed: int) -> Model:
         """A fresh, untrained model: the same weights for the same seed, whatever was drawn before."""
@@ -148,7 +157,7 @@ class Recipe:
             torch.manual_seed(seed)
             backbone = self.backbone.build(self.channels, self.size)
             width = int(getattr(backbone, "dim"))  # noqa: B009  (every backbone has it; nn.Module hides it)
-            mean, std = torch.full((self.channels,), self.mean), torch.full((self.channels,), self.std)
+            mean, std = (torch.tensor(value).expand(self.channels).clone() for value in (self.mean, self.std))
             model = self.objective.equip(backbone, width, self.classes, mean, std)
         if model.channels_last:
             model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

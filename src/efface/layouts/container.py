@@ -39,7 +39,9 @@ SIDES = ("student", "teacher")
 TEXT = (".json", ".txt", ".md", ".model", ".yaml", ".yml", ".jinja", ".py", "")
 """Suffixes of files in a model's folder that hold no weights."""
 WEIGHTS = ("model", "pytorch_model", "open_clip_model", "open_clip_pytorch_model")
-"""What a folder calls its weights, best first within a suffix; safetensors before .bin."""
+"""What a folder calls its weights, best first."""
+KINDS = (".safetensors", ".bin", ".pt")
+"""Their suffixes, best first."""
 
 
 class Container(Protocol):
@@ -231,18 +233,24 @@ def open_folder(path: Path, *, trust_pickle: bool = False) -> Folder:
             f"{path} is a distributed checkpoint in pieces.",
             remedy="Join it first: python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE.pth",
         )
-    for suffix in (".safetensors", ".bin", ".pt"):
-        for stem in WEIGHTS:
-            if (path / f"{stem}{suffix}").exists():
-                return Folder(path, (open_container(path / f"{stem}{suffix}", trust_pickle=trust_pickle),))
-            index = path / f"{stem}{suffix}.index.json"
-            if index.exists():
-                return Folder(path, _shards(index, trust_pickle))
+    found = weights_file(path)
+    if found is not None and found.suffix == ".json":
+        return Folder(path, _shards(found, trust_pickle))
+    if found is not None:
+        return Folder(path, (open_container(found, trust_pickle=trust_pickle),))
     raise EffaceError(
         f"{path} holds no weights that are known here.",
         f"Looked for {', '.join(WEIGHTS)} with .safetensors, .bin, .pt, and for their index.json.",
         "Name the file of weights itself.",
     )
+
+
+def weights_file(path: Path) -> Path | None:
+    """A file itself; of a folder its file of weights, or the index of its shards; ``None`` if it has neither."""
+    if path.is_file():
+        return path
+    names = [f"{stem}{suffix}{index}" for suffix in KINDS for stem in WEIGHTS for index in ("", ".index.json")]
+    return next((path / name for name in names if (path / name).is_file()), None)
 
 
 def _shards(index: Path, trust_pickle: bool) -> tuple[Container, ...]:

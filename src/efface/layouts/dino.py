@@ -29,5 +29,6 @@ def dino(state: State, meta: Meta) -> Layout | None:
     return Layout(
         name="dino",
         rules=tuple(rules),
+        gelu=True,
         notes=("the student is the trained network; evaluation code usually loads the teacher, its momentum copy",),
     )

@@ -56,7 +56,14 @@ def lightly(state: State, meta: Meta) -> Layout | None:
     notes = ()
     if body != "backbone" and "backbone" in first:
         notes = (f"here '{body}' is the trained network and plain 'backbone' its momentum copy",)
-    return Layout(name="lightly", rules=tuple(rules), wrapper=wrapper, objective=_objective(first, twin), notes=notes)
+    return Layout(
+        name="lightly",
+        rules=tuple(rules),
+        wrapper=wrapper,
+        objective=_objective(first, twin),
+        gelu=any("head.last_layer." in name for name in names),
+        notes=notes,
+    )
 
 
 def _tower(names: State, prefix: str, role: Role, own: str) -> list[Rule]:

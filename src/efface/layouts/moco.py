@@ -21,8 +21,8 @@ def moco(state: State, meta: Meta) -> Layout | None:
     if "encoder_q" not in tops(names):
         return None
     rules = (
-        *head_rules(below(names, "encoder_q."), "encoder_q."),
-        *head_rules(below(names, "encoder_k."), "encoder_k.", twin=True),
+        *head_rules(below(names, "encoder_q."), "encoder_q.", numbered=True),
+        *head_rules(below(names, "encoder_k."), "encoder_k.", twin=True, numbered=True),
         Rule("encoder_q", Role.BACKBONE),
         Rule("encoder_k", Role.TWIN, "backbone"),
         Rule("queue", Role.QUEUE, "queue"),
@@ -38,8 +38,8 @@ def moco_v3(state: State, meta: Meta) -> Layout | None:
     if not {"base_encoder", "momentum_encoder"} & tops(names):
         return None
     rules = (
-        *head_rules(below(names, "base_encoder."), "base_encoder."),
-        *head_rules(below(names, "momentum_encoder."), "momentum_encoder.", twin=True),
+        *head_rules(below(names, "base_encoder."), "base_encoder.", numbered=True),
+        *head_rules(below(names, "momentum_encoder."), "momentum_encoder.", twin=True, numbered=True),
         Rule("base_encoder", Role.BACKBONE),
         Rule("momentum_encoder", Role.TWIN, "backbone"),
         Rule("predictor", Role.PREDICTOR),

@@ -89,6 +89,8 @@ class Layout:
     """In front of every name of the main section, such as ``module.``."""
     objective: str | None = None
     """The objective of efface that it was trained with, where the layout tells."""
+    gelu: bool = False
+    """Whether the head's activation is a GELU; no shape shows it, and others have ReLUs."""
     stem_padding: int | None = None
     """Padding of a 3x3 stem, where the file tells; no shape shows it."""
     notes: tuple[str, ...] = ()
@@ -147,10 +149,11 @@ def below(state: State, prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
-def head_rules(state: State, prefix: str = "", twin: bool = False) -> tuple[Rule, ...]:
+def head_rules(state: State, prefix: str = "", *, twin: bool = False, numbered: bool = False) -> tuple[Rule, ...]:
     """The rule for a head that sits inside a backbone: an MLP under ``fc`` or ``head``, or the last linear layer.
 
-    ``state``: the backbone's names, under ``prefix`` in the file.
+    ``state``: the backbone's names, under ``prefix`` in the file. ``numbered``: a lone linear layer is a projector,
+    and so layer 0 of it; else it is a classifier.
     """
     own, role = ("head", Role.TWIN) if twin else ("", Role.HEAD)
     linear = [
@@ -163,7 +166,9 @@ def head_rules(state: State, prefix: str = "", twin: bool = False) -> tuple[Rule
     top = linear[-1].split(".")[0]
     steps = [name for name in linear if re.fullmatch(rf"{top}\.\d+", name)]
     whole = top in ("fc", "head") and len(steps) > 1
-    return (Rule(prefix + (top if whole else linear[-1]), role, own),)
+    if whole:
+        return (Rule(prefix + top, role, own),)
+    return (Rule(prefix + linear[-1], role, ".".join([*([own] if own else []), "0"]) if numbered else own),)
 
 
 HEADS = ("fc", "head", "heads", "classifier", "last_linear", "contrastive_head")

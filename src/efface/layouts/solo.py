@@ -51,6 +51,7 @@ def solo(state: State, meta: Meta) -> Layout | None:
         rules=rules,
         wrapper=wrapper,
         objective=OBJECTIVES.get(method),
+        gelu="momentum_head" in names,
         stem_padding=2 if cifar else None,
         notes=notes,
     )

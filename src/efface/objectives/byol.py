@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from efface.model import Model
-from efface.objectives.protocol import cosine_distance, foreign_view, projector, unit
+from efface.objectives.protocol import Layer, cosine_distance, foreign_view, projector, unit
 from efface.types import Batch, Contrast, Outcome
 
 
@@ -36,12 +36,14 @@ class Byol:
     """Width of the projector's and the predictor's output."""
     hidden: int | None = None
     """Width of both hidden layers; by default the backbone's."""
+    layers: tuple[Layer, ...] | None = None
+    """Layers of the projector and of the predictor; by default plain, norm, relu, plain."""
 
     def equip(self, backbone: nn.Module, dim: int, classes: int, mean: Tensor, std: Tensor) -> Model:
         """A projector, a predictor and a twin that starts as a copy."""
         hidden = self.hidden or dim
-        model = Model(backbone, projector(dim, hidden, self.dim, norm=True), self, mean, std)
-        model.predictor = projector(self.dim, hidden, self.dim, norm=True)
+        model = Model(backbone, projector(dim, hidden, self.dim, norm=True, layers=self.layers), self, mean, std)
+        model.predictor = projector(self.dim, hidden, self.dim, norm=True, layers=self.layers)
         model.add_twin()
         return model
 

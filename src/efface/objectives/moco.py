@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from efface.model import Model, frozen_statistics
-from efface.objectives.protocol import cosine_distance, foreign_view, projector, unit
+from efface.objectives.protocol import Layer, cosine_distance, foreign_view, projector, unit
 from efface.types import Batch, Contrast, Outcome
 
 
@@ -42,10 +42,12 @@ class Moco:
     """Width of the projector's output."""
     hidden: int | None = None
     """Width of the projector's hidden layer; by default the backbone's."""
+    layers: tuple[Layer, ...] | None = None
+    """Layers of the projector; by default linear, relu, linear."""
 
     def equip(self, backbone: nn.Module, dim: int, classes: int, mean: Tensor, std: Tensor) -> Model:
         """A projector, a twin that starts as a copy, and a queue of random directions."""
-        model = Model(backbone, projector(dim, self.hidden or dim, self.dim), self, mean, std)
+        model = Model(backbone, projector(dim, self.hidden or dim, self.dim, layers=self.layers), self, mean, std)
         model.add_twin()
         model.queue = unit(torch.randn(self.queue, self.dim))
         return model

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from enum import StrEnum
 from typing import ClassVar, Protocol
 
 import torch
@@ -87,12 +88,43 @@ def foreign_view(batch: Batch, rng: torch.Generator) -> Batch:
     return batch.but(view=lambda number: batch.view(number)[other] if number == 1 else batch.view(number))
 
 
-def projector(dim: int, hidden: int, out: int, *, norm: bool = False) -> nn.Sequential:
-    """Linear - [BatchNorm] - ReLU - Linear; with ``norm`` without biases, which the BatchNorms would take out again."""
-    middle: list[nn.Module] = [nn.BatchNorm1d(hidden)] if norm else []
-    return nn.Sequential(
-        nn.Linear(dim, hidden, bias=not norm), *middle, nn.ReLU(), nn.Linear(hidden, out, bias=not norm)
-    )
+class Layer(StrEnum):
+    """A layer of a projector or predictor."""
+
+    LINEAR = "linear"
+    """Linear, with a bias."""
+    PLAIN = "plain"
+    """Linear, without a bias: where a BatchNorm would take it out again."""
+    NORM = "norm"
+    """BatchNorm."""
+    BARE = "bare"
+    """BatchNorm without weights of its own."""
+    RELU = "relu"
+    GELU = "gelu"
+
+
+def projector(
+    dim: int, hidden: int, out: int, *, norm: bool = False, layers: Sequence[Layer] | None = None
+) -> nn.Sequential:
+    """A network from ``dim`` over ``hidden`` (any number of times) to ``out``, with the given layers.
+
+    By default Linear - ReLU - Linear; with ``norm`` plain - BatchNorm - ReLU - plain.
+    """
+    default = (Layer.PLAIN, Layer.NORM, Layer.RELU, Layer.PLAIN) if norm else (Layer.LINEAR, Layer.RELU, Layer.LINEAR)
+    layers = layers or default
+    left, width = sum(layer in (Layer.LINEAR, Layer.PLAIN) for layer in layers), dim
+    made: list[nn.Module] = []
+    for layer in layers:
+        if layer in (Layer.LINEAR, Layer.PLAIN):
+            left -= 1
+            after = hidden if left else out
+            made.append(nn.Linear(width, after, bias=layer is Layer.LINEAR))
+            width = after
+        elif layer in (Layer.RELU, Layer.GELU):
+            made.append(nn.ReLU() if layer is Layer.RELU else nn.GELU())
+        else:
+            made.append(nn.BatchNorm1d(width, affine=layer is Layer.NORM))
+    return nn.Sequential(*made)
 
 
 def two_views(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:

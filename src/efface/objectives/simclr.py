@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from efface.model import Model
-from efface.objectives.protocol import cosine_distance, foreign_view, projector, unit
+from efface.objectives.protocol import Layer, cosine_distance, foreign_view, projector, unit
 from efface.types import Batch, Contrast, Outcome
 
 
@@ -47,10 +47,12 @@ class SimClr:
     """Width of the projector's output."""
     hidden: int | None = None
     """Width of the projector's hidden layer; by default the backbone's."""
+    layers: tuple[Layer, ...] | None = None
+    """Layers of the projector; by default linear, relu, linear."""
 
     def equip(self, backbone: nn.Module, dim: int, classes: int, mean: Tensor, std: Tensor) -> Model:
         """A projector on the backbone."""
-        return Model(backbone, projector(dim, self.hidden or dim, self.dim), self, mean, std)
+        return Model(backbone, projector(dim, self.hidden or dim, self.dim, layers=self.layers), self, mean, std)
 
     def loss(self, model: Model, batch: Batch) -> Outcome:
         """NT-Xent of the first two views, [B]."""

@@ -1,0 +1,202 @@
+"""Models that were really trained on small pictures, dressed as the checkpoints of other libraries."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from efface import api, runs
+from efface.architecture import IMAGENET
+from efface.backbones import Backbone
+from efface.checkpoint import Checkpoint
+from efface.data import Data
+from efface.model import Model
+from efface.objectives.protocol import Layer
+from efface.views import Views
+from tests import foreign, tiny
+from tests.foreign import Owner
+
+SPLIT = {"train": 90, "valid": 30, "holdout": 30, "test": 30}
+QUICK = {"name": "finetune", "epochs": 1, "batch_size": 30}
+BODY = Backbone(name="resnet8", width=8, stride=1)
+MILD = Views(crop=(0.6, 1.0), brightness=0.2, contrast=0.2, saturation=0, hue=0, grayscale=0)
+
+
+def drawn(n: int = 180, channels: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures of four colored corners in noise: class 0 with horizontal stripes, 1 with vertical ones, 2 with none."""
+    rng = np.random.default_rng(0)
+    y = np.arange(n) % 3
+    x = rng.uniform(40, 200, (n, channels, 2, 2)).repeat(4, 2).repeat(4, 3) + rng.normal(0, 12, (n, channels, 8, 8))
+    stripes = np.where(np.arange(8) % 2, 25, -25)
+    x[y == 0] += stripes[:, None]
+    x[y == 1] += stripes
+    return x.clip(0, 255).astype(np.uint8), y.astype(np.int64)
+
+
+def trained_by(name: str, epochs: int, **options: Any) -> Model:
+    """A model that was really trained on the pictures."""
+    chosen = type(tiny.SMALL[name])(**({"dim": 8, "hidden": 12} if name != "cross_entropy" else {}) | options)
+    recipe = tiny.recipe(
+        name, objective=chosen, backbone=BODY, channels=3, epochs=epochs, batch_size=15, mean=IMAGENET[0],
+        std=IMAGENET[1], optim=tiny.Optim(lr=0.05), views=MILD,
+    )  # fmt: skip
+    data = Data.from_arrays(*drawn())
+    return api.pretrain(data, api.split(data, **SPLIT), recipe=recipe, device="cpu").model.eval()
+
+
+@cache
+def backbone() -> Model:
+    """A classifier of the pictures, whose backbone all others share."""
+    return trained_by("cross_entropy", 12)
+
+
+@cache
+def trained(name: str, **options: Any) -> Model:
+    """A model on a trained backbone, for one objective and shape of projector; heads and twins are only drawn."""
+    if name == "cross_entropy":
+        return backbone()
+    chosen = type(tiny.SMALL[name])(**{"dim": 8, "hidden": 12} | options)
+    recipe = tiny.recipe(name, objective=chosen, backbone=BODY, channels=3, mean=IMAGENET[0], std=IMAGENET[1])
+    model = recipe.start(3).eval()
+    model.backbone.load_state_dict(backbone().backbone.state_dict())
+    if model.twin is not None:
+        model.add_twin()
+        with torch.no_grad():
+            for value in model.get_submodule("twin").parameters():
+                value += 0.01
+    return model
+
+
+def parts(model: Model) -> dict[str, nn.Module]:
+    twin = model.twin
+    found = {"body": model.backbone, "head": model.head, "predictor": model.predictor}
+    found |= {"twin": twin.backbone, "twin_head": twin.head} if twin is not None else {}
+    return {name: module for name, module in found.items() if module is not None}
+
+
+def moco_file(model: Model, folder: Path) -> Path:
+    p = parts(model)
+    heads = [p["head"], p["twin_head"]]
+    heads = [head[0] if len(head) == 1 else head for head in heads]  # pyright: ignore
+    q, k = (foreign.with_fc(foreign.copy.deepcopy(p[b]), h) for b, h in zip(("body", "twin"), heads, strict=True))
+    both = Owner(encoder_q=q, encoder_k=k, queue=model.queue.T.contiguous(), queue_ptr=torch.tensor([3]))  # pyright: ignore
+    content = {
+        "epoch": 9,
+        "arch": "resnet8",
+        "state_dict": foreign.parallel(both.state_dict()),
+        "optimizer": foreign.sgd(q),
+    }
+    torch.save(content, folder / "moco.pth.tar")
+    return folder / "moco.pth.tar"
+
+
+def solo_file(model: Model, folder: Path) -> Path:
+    p = parts(model)
+    queue = model.queue
+    both = Owner(
+        backbone=p["body"],
+        classifier=nn.Linear(32, 3),
+        projector=p["head"],
+        momentum_backbone=p["twin"],
+        momentum_projector=p["twin_head"],
+        **({"predictor": p["predictor"]} if "predictor" in p else {}),
+        **({"queue": torch.stack([queue.T, queue.T])} if queue is not None else {}),
+    )
+    method = "mocov2plus" if queue is not None else "byol"
+    (folder / "args.json").write_text(json.dumps({"method": method, "data": {"dataset": "imagenet100"}}))
+    torch.save(foreign.lightning(both), folder / "solo.ckpt")
+    return folder / "solo.ckpt"
+
+
+def lightly_file(model: Model, folder: Path) -> Path:
+    p = parts(model)
+    children = nn.Sequential(*(p["body"].get_submodule(n) for n in ("conv1", "bn1", "layer1", "layer2", "layer3")))
+    both = Owner(backbone=children, projection_head=Owner(layers=p["head"]), criterion=nn.Identity())
+    torch.save(both.state_dict(), folder / "lightly.pt")
+    return folder / "lightly.pt"
+
+
+def swav_file(model: Model, folder: Path) -> Path:
+    p = parts(model)
+    both = foreign.with_fc(foreign.copy.deepcopy(p["body"]), p["head"], "projection_head")
+    both.add_module("prototypes", nn.Linear(8, 20, bias=False))
+    torch.save(
+        {"epoch": 1, "state_dict": foreign.parallel(both.state_dict()), "amp": {"scale": 1.0}}, folder / "swav.pth"
+    )
+    return folder / "swav.pth"
+
+
+def half_file(model: Model, folder: Path) -> Path:
+    p = parts(model)
+    both = foreign.with_fc(foreign.copy.deepcopy(p["body"]), p["head"])
+    state = {k: v.contiguous().half() if v.is_floating_point() else v for k, v in both.state_dict().items()}
+    save_file(state, folder / "half.safetensors", metadata={"format": "pt"})
+    return folder / "half.safetensors"
+
+
+def classifier_folder(model: Model, folder: Path) -> Path:
+    home = folder / "classifier"
+    home.mkdir()
+    both = foreign.with_fc(foreign.copy.deepcopy(model.backbone), model.head)
+    save_file({k: v.contiguous() for k, v in both.state_dict().items()}, home / "model.safetensors")
+    config = {
+        "architecture": "resnet8",
+        "pretrained_cfg": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
+    }
+    (home / "config.json").write_text(json.dumps(config))
+    (home / "optimizer.pt").write_bytes(b"moments")
+    return home
+
+
+def efface_file(model: Model, folder: Path) -> Path:
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "ours.safetensors")
+    return folder / "ours.safetensors"
+
+
+BIASED = (Layer.LINEAR, Layer.NORM, Layer.RELU, Layer.LINEAR)
+LIGHTLY = (Layer.PLAIN, Layer.NORM, Layer.RELU, Layer.PLAIN, Layer.NORM)
+DEEP = (Layer.PLAIN, Layer.NORM, Layer.RELU, Layer.PLAIN, Layer.BARE)
+CASES: dict[str, tuple[Callable[[Model, Path], Path], str, dict[str, Any], str | None]] = {
+    "moco": (moco_file, "moco", {"queue": 24}, None),
+    "moco as simclr": (moco_file, "moco", {"queue": 24}, "simclr"),
+    "solo moco": (solo_file, "moco", {"queue": 24}, None),
+    "solo byol": (solo_file, "byol", {"layers": BIASED}, None),
+    "solo byol as simclr": (solo_file, "byol", {"layers": BIASED}, "simclr"),
+    "lightly simclr": (lightly_file, "simclr", {"layers": LIGHTLY}, None),
+    "swav as simclr": (swav_file, "simclr", {"layers": DEEP}, None),
+    "moco v1": (moco_file, "moco", {"queue": 24, "layers": (Layer.LINEAR,), "hidden": None}, None),
+    "float16": (half_file, "simclr", {}, None),
+    "classifier": (classifier_folder, "cross_entropy", {}, None),
+    "efface": (efface_file, "moco", {"queue": 24}, "moco"),
+}
+
+
+def unlearn(path: Path, pictures: Path, out: Path, objective: str | None = None, **changed: Any) -> Checkpoint:
+    settings: dict[str, Any] = {"data": str(pictures), "split": SPLIT, "forget": "@random:12", "method": QUICK}
+    settings |= {"device": "cpu"} | ({"objective": objective} if objective else {}) | changed
+    return runs.unlearn(path, out, settings)
+
+
+def adopted(path: Path, pictures: Path, objective: str | None = None, **recipe: Any) -> Checkpoint:
+    settings = {"data": {"source": str(pictures)}, "split": SPLIT, "recipe": recipe}
+    return runs.foreign_start(path, settings | ({"objective": objective} if objective else {}), 0)[2]
+
+
+def scrambled(path: Path) -> Path:
+    """The file with the weights of its backbone's convolutions in another order: it loads, and is nonsense."""
+    content = torch.load(path, weights_only=True)
+    state = content["state_dict"]
+    for name in state:
+        if "encoder_q" in name and state[name].dim() == 4:
+            order = torch.randperm(state[name].numel(), generator=torch.Generator().manual_seed(0))
+            state[name] = state[name].flatten()[order].view_as(state[name])
+    torch.save(content, path)
+    return path
