@@ -124,6 +124,29 @@ def lightly_file(model: Model, folder: Path) -> Path:
     return folder / "lightly.pt"
 
 
+def solo_simple_file(model: Model, folder: Path) -> Path:
+    """solo-learn's SimSiam."""
+    p = parts(model)
+    both = Owner(backbone=p["body"], classifier=nn.Linear(32, 3), projector=p["head"], predictor=p["predictor"])
+    (folder / "args.json").write_text(json.dumps({"method": "simsiam", "data": {"dataset": "imagenet100"}}))
+    torch.save(foreign.lightning(both), folder / "simsiam.ckpt")
+    return folder / "simsiam.ckpt"
+
+
+def barlow_file(model: Model, folder: Path) -> Path:
+    p = parts(model)
+    both = Owner(backbone=p["body"], projector=p["head"], bn=nn.BatchNorm1d(8, affine=False))
+    torch.save({"epoch": 1, "model": foreign.parallel(both.state_dict()), "optimizer": {}}, folder / "barlow.pth")
+    return folder / "barlow.pth"
+
+
+def vicreg_file(model: Model, folder: Path) -> Path:
+    p = parts(model)
+    both = Owner(backbone=p["body"], projector=p["head"])
+    torch.save({"epoch": 1, "model": foreign.parallel(both.state_dict()), "optimizer": {}}, folder / "vicreg.pth")
+    return folder / "vicreg.pth"
+
+
 def swav_file(model: Model, folder: Path) -> Path:
     p = parts(model)
     both = foreign.with_fc(foreign.copy.deepcopy(p["body"]), p["head"], "projection_head")
@@ -163,6 +186,7 @@ def efface_file(model: Model, folder: Path) -> Path:
 
 BIASED = (Layer.LINEAR, Layer.NORM, Layer.RELU, Layer.LINEAR)
 LIGHTLY = (Layer.PLAIN, Layer.NORM, Layer.RELU, Layer.PLAIN, Layer.NORM)
+THREE = (Layer.PLAIN, Layer.NORM, Layer.RELU, Layer.PLAIN, Layer.NORM, Layer.RELU, Layer.LINEAR, Layer.BARE)
 DEEP = (Layer.PLAIN, Layer.NORM, Layer.RELU, Layer.PLAIN, Layer.BARE)
 CASES: dict[str, tuple[Callable[[Model, Path], Path], str, dict[str, Any], str | None]] = {
     "moco": (moco_file, "moco", {"queue": 24}, None),
@@ -171,6 +195,9 @@ CASES: dict[str, tuple[Callable[[Model, Path], Path], str, dict[str, Any], str |
     "solo byol": (solo_file, "byol", {"layers": BIASED}, None),
     "solo byol as simclr": (solo_file, "byol", {"layers": BIASED}, "simclr"),
     "lightly simclr": (lightly_file, "simclr", {"layers": LIGHTLY}, None),
+    "solo simsiam": (solo_simple_file, "simsiam", {"bottleneck": 5, "layers": THREE}, None),
+    "barlow": (barlow_file, "barlow", {"layers": THREE[:-1]}, None),
+    "vicreg": (vicreg_file, "vicreg", {"layers": BIASED}, None),
     "swav as simclr": (swav_file, "simclr", {"layers": DEEP}, None),
     "moco v1": (moco_file, "moco", {"queue": 24, "layers": (Layer.LINEAR,), "hidden": None}, None),
     "float16": (half_file, "simclr", {}, None),

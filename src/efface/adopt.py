@@ -24,6 +24,7 @@ from efface.errors import EffaceError
 from efface.foreign import Foreign, copies
 from efface.layouts import Place, Role
 from efface.model import Model, frozen_statistics
+from efface.objectives import objective_class
 from efface.objectives.protocol import Layer
 from efface.types import Batch
 
@@ -58,15 +59,18 @@ def described(foreign: Foreign, seen: Guess, objective: str) -> dict[str, Any]:
         found["backbone"] = config.dump(seen.backbone)
     if seen.mean is not None and seen.std is not None:
         found |= {"mean": list(seen.mean), "std": list(seen.std)}
-    shape = projector_of(foreign.part(Role.HEAD), Layer.GELU if foreign.layout.gelu else Layer.RELU)
-    if objective == "cross_entropy" or shape is None:
+    activation = Layer.GELU if foreign.layout.gelu else Layer.RELU
+    shape = projector_of(foreign.part(Role.HEAD), activation)
+    known = set(config.dump(objective_class(objective)()))
+    if shape is None or "layers" not in known:
         return found
     layers, hidden, out = shape
-    found["objective"] |= {"dim": out, "layers": [str(layer.value) for layer in layers]}
-    found["objective"] |= {"hidden": hidden} if hidden else {}
-    queue = foreign.part(Role.QUEUE).get("queue")
-    if objective == "moco" and queue is not None:
-        found["objective"]["queue"] = len(keys_in(queue, out, foreign))
+    told: dict[str, Any] = {"dim": out, "layers": [str(layer.value) for layer in layers]}
+    told |= {"hidden": hidden} if hidden else {}
+    queue, predictor = foreign.part(Role.QUEUE).get("queue"), projector_of(foreign.part(Role.PREDICTOR), activation)
+    told |= {"queue": len(keys_in(queue, out, foreign))} if queue is not None else {}
+    told |= {"bottleneck": predictor[1]} if predictor is not None and predictor[1] else {}
+    found["objective"] |= {name: value for name, value in told.items() if name in known}
     return found
 
 

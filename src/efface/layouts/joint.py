@@ -27,7 +27,9 @@ def swav(state: State, meta: Meta) -> Layout | None:
 def barlow(state: State, meta: Meta) -> Layout | None:
     """Barlow Twins and VICReg."""
     wrapper = wrapper_of(state)
-    if not {"backbone", "projector"} <= tops(bare(state, wrapper)):
+    names = tops(bare(state, wrapper))
+    if not {"backbone", "projector"} <= names:
         return None
     rules = (Rule("backbone", Role.BACKBONE), Rule("projector", Role.HEAD))
-    return Layout(name="barlow", rules=rules, wrapper=wrapper)
+    objective = "barlow" if "bn" in names else "vicreg"
+    return Layout(name="barlow", rules=rules, wrapper=wrapper, objective=objective)

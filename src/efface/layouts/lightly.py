@@ -85,7 +85,7 @@ def _heads(names: tuple[str, ...], role: Role, own: str, last: Role, last_own: s
 
 def _objective(first: set[str], twin: str | None) -> str | None:
     if "prediction_head" in first:
-        return "byol" if twin else None
+        return "byol" if twin else "simsiam"
     if "prototypes" in first or "student_backbone" in first or "projection_head" not in first:
         return None
     return "moco" if twin else "simclr"

@@ -44,4 +44,4 @@ def moco_v3(state: State, meta: Meta) -> Layout | None:
         Rule("momentum_encoder", Role.TWIN, "backbone"),
         Rule("predictor", Role.PREDICTOR),
     )
-    return Layout(name="moco_v3", rules=rules, wrapper=wrapper, objective="byol")
+    return Layout(name="moco_v3", rules=rules, wrapper=wrapper)

@@ -11,7 +11,14 @@ from typing import Any
 
 from efface.layouts.protocol import Layout, Meta, Role, Rule, State, bare, tops, wrapper_of
 
-OBJECTIVES = {"simclr": "simclr", "mocov2plus": "moco", "byol": "byol", "mocov3": "byol"}
+OBJECTIVES = {
+    "barlow_twins": "barlow",
+    "byol": "byol",
+    "mocov2plus": "moco",
+    "simclr": "simclr",
+    "simsiam": "simsiam",
+    "vicreg": "vicreg",
+}
 OWN = {"projector", "momentum_projector", "momentum_head", "momentum_classifier", "dino_loss_func"}
 
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from efface.model import Model
-from efface.objectives.protocol import cosine_distance, foreign_view, projector, two_views, unpaired
+from efface.objectives.protocol import Layer, cosine_distance, foreign_view, projector, two_views, unpaired
 from efface.types import Batch, Contrast, Outcome
 
 EPS = 1e-5
@@ -81,10 +81,14 @@ class Barlow:
     """Width of the projector's output."""
     hidden: int | None = None
     """Width of the projector's hidden layer; by default the backbone's."""
+    layers: tuple[Layer, ...] | None = None
+    """Layers of the projector; by default plain, norm, relu, plain."""
 
     def equip(self, backbone: nn.Module, dim: int, classes: int, mean: Tensor, std: Tensor) -> Model:
         """A projector on the backbone."""
-        return Model(backbone, projector(dim, self.hidden or dim, self.dim, norm=True), self, mean, std)
+        return Model(
+            backbone, projector(dim, self.hidden or dim, self.dim, norm=True, layers=self.layers), self, mean, std
+        )
 
     def loss(self, model: Model, batch: Batch) -> Outcome:
         """Each example's part in the batch's loss, [B]; it may be negative, their mean is not."""

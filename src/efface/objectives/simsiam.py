@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from efface.model import Model
-from efface.objectives.protocol import cosine_distance, foreign_view, projector, unit
+from efface.objectives.protocol import Layer, cosine_distance, foreign_view, projector, unit
 from efface.types import Batch, Contrast, Outcome
 
 
@@ -36,12 +36,13 @@ class SimSiam:
     """Width of the projector's hidden layer; by default the backbone's."""
     bottleneck: int | None = None
     """Width of the predictor's hidden layer; by default a quarter of ``dim``."""
+    layers: tuple[Layer, ...] | None = None
+    """Layers of the projector; by default plain, norm, relu, plain, bare."""
 
     def equip(self, backbone: nn.Module, dim: int, classes: int, mean: Tensor, std: Tensor) -> Model:
         """A projector and a predictor."""
-        head = nn.Sequential(
-            *projector(dim, self.hidden or dim, self.dim, norm=True), nn.BatchNorm1d(self.dim, affine=False)
-        )
+        layers = self.layers or (Layer.PLAIN, Layer.NORM, Layer.RELU, Layer.PLAIN, Layer.BARE)
+        head = projector(dim, self.hidden or dim, self.dim, layers=layers)
         model = Model(backbone, head, self, mean, std)
         narrow = self.bottleneck or max(1, self.dim // 4)
         # With a bias: few hidden units can all be dead, and the cosine of a zero has no second derivative.
