@@ -206,6 +206,10 @@ CASES: dict[str, tuple[Callable[[Model, Path], Path], str, dict[str, Any], str |
 }
 
 
+UNSHOWN: dict[str, dict[str, Any]] = {"efface": {"backbone": {"stride": 1}}}
+"""Settings of the recipe that a case's file does not show and that are not what is assumed."""
+
+
 def unlearn(path: Path, pictures: Path, out: Path, objective: str | None = None, **changed: Any) -> Checkpoint:
     settings: dict[str, Any] = {"data": str(pictures), "split": SPLIT, "forget": "@random:12", "method": QUICK}
     settings |= {"device": "cpu"} | ({"objective": objective} if objective else {}) | changed

@@ -12,7 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from efface.adopt import projector_of
+from efface.architecture import guess
+from efface.backbones import Backbone
 from efface.errors import EffaceError
+from efface.foreign import read
 from efface.objectives.protocol import Layer, projector
 from tests import foreign
 from tests.adoption import (
@@ -20,6 +23,7 @@ from tests.adoption import (
     CASES,
     DEEP,
     LIGHTLY,
+    UNSHOWN,
     adopted,
     classifier_folder,
     drawn,
@@ -37,7 +41,7 @@ def test_what_was_adopted_computes_what_was_trained(pictures: Path, tmp_path: Pa
     make, name, options, objective = CASES[case]
     original, x = trained(name, **options), torch.rand(5, 3, 8, 8)
     path = make(original, tmp_path)
-    model = adopted(path, pictures, objective).model.eval()
+    model = adopted(path, pictures, objective, **UNSHOWN.get(case, {})).model.eval()
     tolerance = {"rtol": 2e-2, "atol": 2e-2} if make is half_file else {}
     torch.testing.assert_close(model(x), original(x), **tolerance)
     if model.twin is not None:
@@ -100,6 +104,12 @@ def test_dinos_head_has_gelus(tmp_path: Path):
     path = foreign.dino(tmp_path).path
     model = adopted(path, tmp_path / "large.npz", "simclr").model
     assert [type(layer).__name__ for layer in model.head] == ["Linear", "GELU", "Linear", "GELU", "Linear"]  # pyright: ignore
+
+
+def test_efface_own_files_have_its_own_stem_by_default(tmp_path: Path):
+    path = efface_file(trained("moco", queue=24), tmp_path)
+    found = guess(read(path))
+    assert found.backbone == Backbone(name="resnet8", width=8) and any("stride 2" in note for note in found.notes)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from tests.adoption import (
     DEEP,
     QUICK,
     SPLIT,
+    UNSHOWN,
     classifier_folder,
     drawn,
     half_file,
@@ -50,7 +51,7 @@ def done(request: pytest.FixtureRequest, pictures: Path, tmp_path: Path) -> tupl
     original = trained(name, **options)
     path = make(original, tmp_path)
     before = fingerprint(path)
-    made = unlearn(path, pictures, tmp_path / "out", objective)
+    made = unlearn(path, pictures, tmp_path / "out", objective, recipe=UNSHOWN.get(request.param, {}))
     assert fingerprint(path) == before, "the original file was touched"
     return original, read(path), made, read(tmp_path / "out" / "foreign" / path.name), tmp_path / "out"
 

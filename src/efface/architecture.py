@@ -123,11 +123,12 @@ def _resnet(shapes: Shapes, foreign: Foreign) -> Guess | None:
     if kernel != 3:
         return Guess(name=said, channels=channels)
     padding = foreign.layout.stem_padding or 1
-    note = f"stem assumed: stride 1, padding {padding}, no max-pool (shapes do not show them)"
+    stride = Backbone().stride if foreign.layout.name == "efface" else 1
+    note = f"stem assumed: stride {stride}, padding {padding}, no max-pool (shapes do not show them)"
     small = next((key for key, value in BLOCKS.items() if value == blocks), None)
     if small and not deep:
         options = {"padding": padding} if padding != 1 else {}
-        backbone = Backbone(name=small, width=width, stride=1, options=options)
+        backbone = Backbone(name=small, width=width, stride=stride, options=options)
         return Guess(name=said, backbone=backbone, channels=channels, notes=(note,))
     backbone = Backbone(name=f"torchvision:{name}", options={"small_stem": padding}) if name else None
     return Guess(name=said, backbone=backbone, channels=channels, notes=(note,))

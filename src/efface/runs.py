@@ -276,7 +276,9 @@ def _adopted(
     adopted = adopt(file, recipe.start(seed), objective)
     if not stated and not file.layout.objective:
         say(f"{file.path.name}: nothing says what it was trained with; taken to be {objective} (else: --objective)")
-    for note in (*file.layout.notes, *seen.notes, *adopted.notes):
+    settled = {"mean", "std"} & changed.keys(), changed.get("backbone")
+    guessed = [note for note in seen.notes if not settled[0 if note.startswith("normalization") else 1]]
+    for note in (*file.layout.notes, *guessed, *adopted.notes):
         say(f"{file.path.name}: {note}")
     checkpoint = Checkpoint(adopted.model, recipe, seed=seed, trained=False)
     split = partition(data, **vars(config.build(Sizes, settings.get("split") or {}, path="split.")), seed=seed)
