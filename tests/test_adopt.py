@@ -17,7 +17,7 @@ from efface.backbones import Backbone
 from efface.errors import EffaceError
 from efface.foreign import read
 from efface.objectives.protocol import Layer, projector
-from tests import foreign
+from tests import checkpoints, foreign
 from tests.adoption import (
     BIASED,
     CASES,
@@ -198,11 +198,11 @@ def test_images_that_the_network_was_not_made_for(pictures: Path, tmp_path: Path
     path = moco_file(trained("moco", queue=24), tmp_path)
     np.savez(tmp_path / "gray.npz", x=drawn(channels=1)[0])
     refused(path, tmp_path / "gray.npz", r"looks at 3 channels.*have 1.*data.channels=3")
-    refused(foreign.timm_vit(tmp_path).path, pictures, r"looks at 16x16.*8x8.*data.size=16")
+    refused(checkpoints.timm_vit(tmp_path).path, pictures, r"looks at 16x16.*8x8.*data.size=16")
 
 
 def test_networks_that_nothing_here_can_build(pictures: Path, tmp_path: Path):
-    refused(foreign.torchvision_vgg(tmp_path).path, pictures, r"none that can be guessed.*recipe.backbone.name")
+    refused(checkpoints.torchvision_vgg(tmp_path).path, pictures, r"none that can be guessed.*recipe.backbone.name")
 
 
 def test_nan_and_quantized_weights(pictures: Path, tmp_path: Path):

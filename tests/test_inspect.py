@@ -19,7 +19,7 @@ from efface.errors import EffaceError
 from efface.foreign import read
 from efface.inspect import inspect
 from efface.layouts import Role
-from tests import foreign, tiny
+from tests import checkpoints, foreign, tiny
 
 
 def shapes(module: nn.Module) -> dict[str, torch.Size]:
@@ -112,7 +112,7 @@ def test_without_args_json_the_padding_is_said_to_be_unknown(tmp_path: Path):
 
 
 def test_normalization_comes_from_the_configuration(tmp_path: Path):
-    case = foreign.timm_folder(tmp_path)
+    case = checkpoints.timm_folder(tmp_path)
     assert guess(read(case.path)).mean == (0.5, 0.5, 0.5)
     config = json.loads((case.path / "config.json").read_text())
     assert guess(read(case.path)).backbone.options["num_heads"] == config["model_args"]["num_heads"] == 2  # pyright: ignore
@@ -130,7 +130,7 @@ def test_what_a_file_calls_itself_is_believed_where_shapes_say_nothing(tmp_path:
 
 
 def test_a_network_that_nothing_here_can_build(tmp_path: Path):
-    found = guess(read(foreign.torchvision_vgg(tmp_path).path))
+    found = guess(read(checkpoints.torchvision_vgg(tmp_path).path))
     assert found.backbone is None and "set recipe.backbone.name" in found.notes
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from efface.foreign import read
 from efface.layouts import LAYOUTS, Place, Role
-from tests.foreign import FIXTURES, Case
+from tests.checkpoints import FIXTURES
+from tests.foreign import Case
 
 
 @pytest.fixture(params=[function for family in FIXTURES.values() for function in family], ids=lambda f: f.__name__)

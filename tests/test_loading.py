@@ -18,7 +18,7 @@ from torch import nn
 from efface.errors import EffaceError
 from efface.foreign import read
 from efface.layouts import Role
-from tests import foreign
+from tests import checkpoints, foreign
 
 
 class Bomb:
@@ -234,7 +234,7 @@ def test_wrong_shapes_and_types_cannot_be_written(tmp_path: Path, kind: str):
 
 
 def test_a_folder_leaves_other_copies_of_the_weights_behind(tmp_path: Path):
-    case = foreign.timm_folder(tmp_path)
+    case = checkpoints.timm_folder(tmp_path)
     for name in ("optimizer.pt", "tf_model.h5", "flax_model.msgpack", "training_args.bin"):
         (case.path / name).write_bytes(b"x")
     (case.path / "checkpoint-500").mkdir()

@@ -138,12 +138,7 @@ def unlearn(
     theirs = is_foreign(Path(start))
     known = {"forget", "forget_seed", "method", *_COMMON} | (FOREIGN if theirs else set())
     refuse_unknown(settings, known)
-    common = _common(settings)
-    method = config.choose(METHODS, settings.get("method") or "", "method", {Method: METHODS}, "method.")
-    if not settings.get("forget"):
-        raise EffaceError(
-            "Nothing was said about which examples to forget.", remedy="Add --forget IDS, as in --forget @random:0.1."
-        )
+    common, method = _common(settings), _method(settings)
     file = foreign.read(Path(start), trust_pickle=bool(settings.get("trust_pickle"))) if theirs else None
     origin = _opened(Path(start)) if file is None else _adopted(file, settings, common.seed, progress.say)
     data, base, checkpoint, inherited = origin
@@ -178,6 +173,16 @@ def unlearn(
             result = _hand_back(file, result, data, split, common, folder)
         result.save(folder)
     return result
+
+
+def _method(settings: Mapping[str, Any]) -> Method:
+    """The method asked for; an error if it, or what to forget, was left out."""
+    method = config.choose(METHODS, settings.get("method") or "", "method", {Method: METHODS}, "method.")
+    if not settings.get("forget"):
+        raise EffaceError(
+            "Nothing was said about which examples to forget.", remedy="Add --forget IDS, as in --forget @random:0.1."
+        )
+    return method
 
 
 def opened(folder: Path) -> Opened:

@@ -1,7 +1,7 @@
 """Foreign checkpoints: what is where in the files of other libraries, and how to write them back the same way.
 
 Adding a layout: a function here that recognizes its files and lists its rules, one line in ``LAYOUTS`` (the first
-that recognizes a file wins, so special ones come first), one fixture in ``tests/foreign.py``.
+that recognizes a file wins, so special ones come first), one fixture in ``tests/checkpoints.py``.
 """
 
 from efface.errors import EffaceError
