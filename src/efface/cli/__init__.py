@@ -1,0 +1,69 @@
+"""The command line: the only place that prints, asks or exits. Every verb is a few lines around what it runs.
+
+Exit codes: 0 done (audit: removed) · 1 a bug · 2 the input is wrong · 3 audit: residue · 4 audit: inconclusive ·
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import typer
+
+from efface.cli.judging import audit, report
+from efface.cli.listing import audits, data, inspect, methods
+from efface.cli.making import demo, pretrain, unlearn
+from efface.errors import EffaceError
+
+INTERRUPTED = 130
+VERBS: tuple[Callable[..., None], ...] = (
+    pretrain,
+    unlearn,
+    audit,
+    report,
+    inspect,
+    methods,
+    audits,
+    data,
+    demo,
+)
+"""In the order of the help."""
+
+app = typer.Typer(
+    help="Make a trained vision model forget examples, and show the evidence.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for verb in VERBS:
+    app.command()(verb)
+
+
+@app.callback()
+def threads() -> None:
+    """One job alone is fastest with its threads bound; the user's own settings win."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def main() -> None:
+    """Run the command line; every failure is a sentence and an exit code."""
+    try:
+        code = app(standalone_mode=False)  # what a verb gave to typer.Exit, or None
+    except EffaceError as error:
+        for label, text in (("error", error.what), ("why", error.why), ("do", error.remedy)):
+            if text:
+                typer.echo(f"{label + ':':7}{text}", err=True)
+        raise SystemExit(error.exit_code) from None
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except Exception as error:
+        if type(error).__module__.startswith(("click", "typer")):  # wrong usage: click words it well already
+            show: Callable[[], None] = getattr(error, "show")  # noqa: B009
+            show()
+            raise SystemExit(2) from None
+        raise
+    if code == INTERRUPTED:
+        typer.echo("\nInterrupted. The same command goes on from the last finished epoch.", err=True)
+    raise SystemExit(code or 0)

@@ -1,0 +1,5 @@
+"""``python -m efface.cli``."""
+
+from efface.cli import main
+
+main()

@@ -1,0 +1,94 @@
+"""The verbs that make models: pretrain, unlearn, demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from efface.cli.options import (
+    Config,
+    DataOption,
+    Device,
+    Force,
+    Json,
+    Out,
+    Quiet,
+    Seed,
+    Set,
+    Trust,
+    progress,
+    settings_of,
+    tell,
+)
+
+
+def pretrain(
+    out: Out,
+    data: DataOption = None,
+    objective: Annotated[str | None, typer.Option("--objective", help="simclr, moco, byol, cross_entropy.")] = None,
+    config: Config = None,
+    set_: Set = None,
+    seed: Seed = None,
+    device: Device = None,
+    force: Force = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train an original checkpoint; cut at any moment, the same command goes on to the same weights."""
+    settings = settings_of(config, set_, data=data, objective=objective, seed=seed, device=device)
+    from efface import runs
+
+    with progress(quiet) as shown:
+        made = runs.pretrain(out, settings, force=force, progress=shown)
+    result = {"run": str(out), "digest": made.model.digest(), **vars(made.tally)}
+    tell(result, [f"{out}: {made.tally.steps} steps, {made.tally.seconds:.0f} s"], as_json=json_, quiet=quiet)
+
+
+def unlearn(
+    start: Annotated[Path, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or any library's checkpoint.")],
+    out: Out,
+    forget: Annotated[
+        str | None, typer.Option("--forget", help="File of keys, @class:5, @group:x, @random:0.1, @keys:a,b.")
+    ] = None,
+    method: Annotated[str | None, typer.Option("--method", help="`efface methods` lists them.")] = None,
+    data: DataOption = None,
+    objective: Annotated[str | None, typer.Option("--objective", help="Of a foreign checkpoint.")] = None,
+    trust_pickle: Trust = False,
+    config: Config = None,
+    set_: Set = None,
+    seed: Seed = None,
+    device: Device = None,
+    force: Force = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a checkpoint forget examples: a new run folder beside the original, which stays as it is."""
+    settings = settings_of(
+        config, set_, forget=forget, method=method, data=data, objective=objective, seed=seed, device=device,
+        trust_pickle=trust_pickle or None,
+    )  # fmt: skip
+    from efface import runs
+
+    with progress(quiet) as shown:
+        made = runs.unlearn(start, out, settings, force=force, progress=shown)
+    result = {"run": str(out), "digest": made.model.digest(), "parent": made.parent, **vars(made.tally)}
+    tell(result, [f"{out}: {made.tally.steps} steps, {made.tally.seconds:.0f} s"], as_json=json_, quiet=quiet)
+
+
+def demo(
+    data: Annotated[str, typer.Option("--data", help="digits or fashion-mnist.")] = "digits",
+    out: Annotated[Path, typer.Option("--out", help="Folder for the demo's runs.")] = Path("runs/demo"),
+    seed: Seed = None,
+    device: Device = None,
+    force: Force = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """See a model forget: pretrain, unlearn two ways, retrain, audit, report."""
+    from efface import demo as show
+
+    with progress(quiet) as shown:
+        result = show.run(data, out, seed=seed or 0, device=device or "auto", force=force, progress=shown)
+    tell(result.as_dict(), result.lines(), as_json=json_, quiet=quiet)

@@ -1,0 +1,72 @@
+"""What the verbs share: their options, their settings, what they show and what they tell."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from efface.runs import Progress
+
+Out = Annotated[Path, typer.Option("--out", help="Folder to write; refused if it exists.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace --out if it exists.")]
+Config = Annotated[Path | None, typer.Option("--config", help="YAML file with the same settings.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="One setting, as key=value; repeatable.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON, last.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors (and --json).")]
+Trust = Annotated[
+    bool, typer.Option("--trust-pickle", help="Unpickle a file that asks for classes: it can run what it likes.")
+]
+DataOption = Annotated[
+    str | None, typer.Option("--data", help="A source's name, or a path: folder, .csv, .jsonl, .npz.")
+]
+
+
+def settings_of(config: Path | None, assignments: list[str] | None, **given: Any) -> dict[str, Any]:
+    """The settings of a verb: the file, then the options, then ``--set``."""
+    from efface.config import override, read
+
+    values = read(config) if config else {}
+    named = {key: value for key, value in given.items() if value is not None}
+    if isinstance(values.get("data"), dict) and isinstance(named.get("data"), str):
+        named["data"] = {**values["data"], "source": named["data"]}
+    if isinstance(values.get("method"), dict) and values["method"].get("name") == named.get("method"):
+        named.pop("method")
+    values = values | named
+    if isinstance(values.get("data"), str):
+        values["data"] = {"source": values["data"]}
+    return override(values, assignments or [])
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Progress]:
+    """A bar with the time left on a terminal, plain lines elsewhere."""
+    from efface.progress import Bar, Lines
+
+    shown = None if quiet else Bar() if sys.stderr.isatty() else Lines()
+    from efface.runs import Progress
+
+    if shown is None:
+        yield Progress()
+        return
+    try:
+        yield Progress(steps=shown.step, say=shown.say)
+    finally:
+        shown.close()
+
+
+def tell(result: dict[str, Any], lines: list[str], *, as_json: bool, quiet: bool) -> None:
+    """Print the sentences, then the machine-readable line."""
+    if not quiet:
+        for line in lines:
+            typer.echo(line)
+    if as_json:
+        typer.echo(json.dumps(result))
