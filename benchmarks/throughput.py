@@ -1,6 +1,6 @@
 """How fast: SimCLR pretraining against the stock lightly pipeline, augmentation's share, the audit, and --help.
 
-    OMP_PROC_BIND=true python -m benchmarks.throughput [--rounds 5] [--batches 12]
+    OMP_PROC_BIND=true python -m benchmarks.throughput [--rounds 5] [--batches 4] [--only audit]
 
 Both train the same network on the same images with the same batch on the same machine, in turns in one process; the
 stock pipeline is lightly's transform in a DataLoader with two workers and lightly's loss. Quote the ratio.
@@ -37,6 +37,8 @@ from efface.views import Views
 
 HERE = Path(__file__).parent
 BATCH = 256
+IMAGES = 20 * BATCH
+"""So that every batch is full."""
 
 
 class Stock(Dataset[Any]):
@@ -76,9 +78,8 @@ def ours(model: Model, recipe: Recipe, x: np.ndarray) -> Iterator[int]:
     part = api.part_of(data, np.arange(len(x)), recipe.views, "train", torch.device("cpu"))
     run, optimizer = Run(bf16=model.bf16), recipe.optim.build(model, 10_000)
     for batch in part.cycle(BATCH, run.rng("speed")):
-        if len(batch) == BATCH:
-            step(model, batch, task(model), optimizer, run)
-            yield len(batch)
+        step(model, batch, task(model), optimizer, run)
+        yield len(batch)
 
 
 def speed(steps: Iterator[int], count: int) -> float:
@@ -144,43 +145,52 @@ def timed(job: Callable[[], Any], rounds: int) -> dict[str, Any]:
 
 
 def auditing(rounds: int) -> dict[str, Any]:
-    """Observe 1 000 + 1 000 + 1 000 examples of an original and an unlearned model, and judge them (A0)."""
+    """Observe 1 000 + 1 000 + 1 000 examples of one model, and judge two (A0)."""
     data = efface.load("fashion-mnist", limit=6000)
     split = efface.split(data, forget="@random:1000", train=2000, valid=500, holdout=1000, test=1000)
     recipe = api.default_recipe(data, "simclr", backbone=Backbone(name="resnet8", width=32, stride=2), epochs=1)
     original = efface.pretrain(data, split, recipe=recipe, device="cpu")
     after = efface.unlearn(original, data, split, "finetune", epochs=1, device="cpu")
-    seen = efface.observe(original, data, split, device="cpu")
+    before, seen = (efface.observe(one, data, split, device="cpu") for one in (original, after))
     return {
         "observe_one_model": timed(lambda: efface.observe(after, data, split, device="cpu"), rounds),
-        "judge": timed(lambda: api.judge_observations(seen, efface.observe(after, data, split, device="cpu")), rounds),
+        "judge": timed(lambda: api.judge_observations(before, seen), rounds),
+    }
+
+
+def parts(asked: argparse.Namespace) -> dict[str, Callable[[], Any]]:
+    """Every measurement by its name."""
+    scores = np.random.default_rng(0).normal(size=20_000)
+    helped = [sys.executable, "-m", "efface.cli", "--help"]
+    color = np.random.default_rng(0).integers(0, 256, (IMAGES, 3, 32, 32), dtype=np.uint8)
+
+    def gray() -> np.ndarray:
+        return efface.load("fashion-mnist", limit=IMAGES).x[:IMAGES]
+
+    return {
+        "help": lambda: timed(lambda: subprocess.run(helped, stdout=subprocess.DEVNULL, check=True), asked.rounds),
+        "threshold_sweep_20000": lambda: timed(lambda: sweep(scores[:10_000] + 1, scores[10_000:]), asked.rounds),
+        "pretraining gray": lambda: pretraining(gray(), asked.rounds, asked.batches, False),
+        "pretraining color": lambda: pretraining(color, asked.rounds, asked.batches, False),
+        "audit": lambda: auditing(asked.rounds),
+        "pretraining gray bf16": lambda: pretraining(gray(), asked.rounds, asked.batches, True),
     }
 
 
 def main() -> None:
-    """Measure and write ``results/throughput.json``."""
+    """Measure, and write each figure to ``results/throughput.json`` as soon as it is there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batches", type=int, default=12)
-    parser.add_argument("--audits", type=int, default=5, help="rounds of the audit")
-    parser.add_argument("--bf16", action="store_true", help="measure bfloat16 too")
+    parser.add_argument("--batches", type=int, default=4)
+    parser.add_argument("--only", nargs="*", help="names of parts; the others keep their figures of before")
     asked = parser.parse_args()
-    gray = efface.load("fashion-mnist", limit=6000).x[:6000]
-    color = np.random.default_rng(0).integers(0, 256, (6000, 3, 32, 32), dtype=np.uint8)
-    scores = np.random.default_rng(0).normal(size=20_000)
-    helped = [sys.executable, "-m", "efface.cli", "--help"]
-    result = {
-        "machine": machine(),
-        "threads": torch.get_num_threads(),
-        "pretraining": [pretraining(x, asked.rounds, asked.batches, False) for x in (gray, color)],
-        "bf16": pretraining(gray, asked.rounds, asked.batches, True)["efface"] if asked.bf16 else None,
-        "audit": auditing(asked.audits),
-        "threshold_sweep_20000": timed(lambda: sweep(scores[:10_000] + 1, scores[10_000:]), asked.rounds),
-        "help": timed(lambda: subprocess.run(helped, stdout=subprocess.DEVNULL, check=True), asked.rounds),
-    }
     path = HERE / "results" / "throughput.json"
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=1))
+    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    measures = parts(asked)
+    for name in asked.only or measures:
+        result |= {"machine": machine(), "threads": torch.get_num_threads(), name: measures[name]()}
+        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        print(name, json.dumps(result[name], indent=1), flush=True)
 
 
 if __name__ == "__main__":
