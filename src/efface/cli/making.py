@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -87,6 +88,7 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """See a model forget: pretrain, unlearn two ways, retrain, audit, report."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: its networks are so small that sharing costs time
     from efface import demo as show
 
     with progress(quiet) as shown:
