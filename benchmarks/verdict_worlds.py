@@ -1,12 +1,12 @@
-"""Small real encoders of which it is known whether they forgot: over-fitted SimCLR on digits, and what can be done to it.
+"""Small real encoders of which it is known whether they forgot: over-fitted SimCLR on digits, and its changelings.
 
     python -m benchmarks.verdict_worlds --seed 0
 
 makes every model of one seed into folders; what is complete is not made again. Used by ``benchmarks.verdicts``.
 
 * ``oracle-1``, ``oracle-2``: retrained without F. True answer: removed.
-* ``original``, ``batchnorm`` (statistics estimated anew on R), ``head`` (the projector drawn anew), ``noise-S`` (Gaussian
-  noise on the features, S times their standard deviation): the weights that saw F. True answer: residue.
+* ``original``, ``batchnorm`` (statistics estimated anew on R), ``head`` (the projector drawn anew), ``noise-S``
+  (Gaussian noise on the features, S times their standard deviation): the weights that saw F. True answer: residue.
 * ``half``: retrained without one half of F. True answer: residue (half of it).
 * ``pushed``: oracle-1, then driven away from F (NegGrad). True answer: over-forgotten. ``overdone``: the same from the
   original.
@@ -80,6 +80,7 @@ class Noisy(nn.Module):
         self.register_buffer("scale", scale)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Features with fresh noise."""
         features = self.backbone(x)
         return features + self.scale * torch.randn(features.shape, generator=self.draw)
 
@@ -92,6 +93,7 @@ class Constant(nn.Module):
         self.register_buffer("answer", answer)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The answer, for each image."""
         return self.answer.expand(len(x), -1)
 
 

@@ -1,4 +1,4 @@
-"""Relearning: train a copy of a model on, and look at it every few steps: does what was forgotten come back?
+"""Relearning: train a copy of a model on, and look every few steps whether what was forgotten comes back.
 
 On R only, nothing about F is taught: if F stands out again, it was hidden and not removed. On F only, an encoder
 that never saw F learns it as well, only slower: it is the difference to the oracle that tells. What is measured of
@@ -63,7 +63,7 @@ def relearn(
     data: Data,
     split: Split,
     asked: Relearning = Relearning(),
-    watch: Watch = Watch(gradient=False),
+    watch: Watch | None = None,
     *,
     seed: int = 0,
     device: torch.device | None = None,
@@ -74,6 +74,7 @@ def relearn(
     The checkpoint's own model is left bit-identical. Every model is shown the same batches in the same order: they
     depend on ``seed`` alone. ``saw`` is told the number of steps after each look.
     """
+    watch = watch or Watch(gradient=False)
     where = device or torch.device("cpu")
     positions, views = getattr(split, asked.on.value), checkpoint.recipe.views
     if not len(positions):
