@@ -27,7 +27,7 @@ from efface.folder import disk_errors, write_text
 PUBLIC, COINS, INCLUDED, EXCLUDED = "canaries.json", "coins.json", "included.txt", "excluded.txt"
 FORMAT = 1
 LEAST = 10
-"""Coins below which no bound is worth the trouble: ten perfect guesses give ε = 1.06."""
+"""Coins below which no bound is worth the trouble: ten perfect guesses give ε = 1.05."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -60,7 +60,7 @@ def plan(
 ) -> None:
     """Draw the coins before anything is trained: who is included, who is left out."""
     settings = settings_of(config, set_, data=data)
-    from efface.canaries import planning
+    from efface import planning
 
     made = planning.make(out, settings, keys=keys, count=count, guesses=guesses, seed=seed)
     tell(made.as_dict(), made.lines(), as_json=json_, quiet=quiet)
