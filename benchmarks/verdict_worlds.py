@@ -48,7 +48,7 @@ SIZES = {"train": 650, "valid": 150, "holdout": 850, "test": 147}
 FORGET = "@random:300"
 WATCH = Watch(gradient=False)
 NOISE = (0.5, 1.0, 2.0)
-RELEARN = {"steps": 80, "every": 8}
+RELEARN = {"steps": 80, "every": 16}
 RELEARNED = ("original", "finetune", "gradient_constraint", "oracle-1", "oracle-2", "head", "overdone")
 
 
