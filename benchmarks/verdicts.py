@@ -140,6 +140,8 @@ def judged(seed: int, names: list[str]) -> Iterator[dict[str, Any]]:
                 "auc": {one.signal: one.value for one in signs},
                 "original": {one.signal: one.power[0] for one in signs},
                 "retained": {s: stats.auc(*pair) for s in SIGNALS if (pair := signals.pair(subject, "retain", s))},
+                "inside": [one.signal for one in signs if one.word == "removed"],
+                "lost": bool(utility.lost),
                 "blinded": [one.signal for one in signs if one.blinded],
                 "knn": right[0][0] / right[0][1] if (right := knn(subject, "test", (20,))) else None,
             }
@@ -270,6 +272,13 @@ def small_table(result: dict[str, Any], delta: str = "0.05", level: str = "A1, o
     return "\n".join(lines)
 
 
+def back(curve: dict[str, Any]) -> str:
+    """When half of the lost signal was back."""
+    if curve["original"] - curve["auc"][0] <= Relearn().least:
+        return "nothing lost"
+    return "never" if curve["returned"] is None else str(curve["returned"])
+
+
 def relearn_table(result: dict[str, Any], signal: str = "projector.margin") -> str:
     """Steps until half is back, and the AUC at first and at last, by model and by what was trained on."""
     rows = [r for r in result["real"]["relearn"] if r["signal"] == signal]
@@ -284,15 +293,10 @@ def relearn_table(result: dict[str, Any], signal: str = "projector.margin") -> s
             curves.setdefault((r["on"], f"oracle-{i}"), {})[r["seed"]] = r["curves"][f"oracle {i}"]
     for (on, model), seeds in sorted(curves.items(), key=lambda item: (item[0][0] == "forget", item[0][1])):
         first, last = (np.array([c["auc"][i] for c in seeds.values()]) for i in (0, -1))
-        steps = Counter("never" if c["returned"] is None else str(c["returned"]) for c in seeds.values())
-        lost = Counter(c["original"] - c["auc"][0] <= Relearn().least for c in seeds.values())
-        told = ", ".join(
-            f"{step} ({count})" for step, count in sorted(steps.items(), key=lambda s: (s[0] == "never", s[0]))
-        )
-        if lost[True]:
-            told += f"; nothing lost in {lost[True]}"
-        lines.append(f"| `{model}` | {on} | {first.mean():.3f} | {last.mean():.3f} | {(last - first).mean():+.3f} "
-                     f"(SD {(last - first).std(ddof=1) if len(first) > 1 else 0:.3f}) | {told} |")  # fmt: skip
+        steps = Counter(back(curve) for curve in seeds.values())
+        told = ", ".join(f"{step} ({count})" for step, count in sorted(steps.items(), key=lambda s: s[0].zfill(9)))
+        won = f"{(last - first).mean():+.3f}" + (f" (SD {(last - first).std(ddof=1):.3f})" if len(first) > 1 else "")
+        lines.append(f"| `{model}` | {on} | {first.mean():.3f} | {last.mean():.3f} | {won} | {told} |")
     return "\n".join(lines)
 
 

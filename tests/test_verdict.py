@@ -13,7 +13,7 @@ import pytest
 from efface import signals, stats
 from efface.audits import Evidence
 from efface.errors import EffaceError
-from efface.verdict import Criteria, Verdict, judge
+from efface.verdict import Criteria, Verdict, judge, more
 from tests.worlds import World, with_arrays
 
 LARGE: dict[str, Any] = {"forget": 1500, "retain": 300, "holdout": 2000}
@@ -238,7 +238,8 @@ def test_needed_is_given_where_more_would_decide():
     verdict = judge(at_a0(0.0)(World(9, forget=80, retain=200, holdout=1000)))
     assert verdict.word == "inconclusive"
     open_ = [one for one in verdict.signals if one.word == "inconclusive"]
-    assert {one.needed for one in open_} == {stats.needed_n(0.05, 1000)}
+    both = stats.needed_n(0.05, 1000, power=0.8 ** (1 / len(verdict.signals)))
+    assert {one.needed for one in open_} == {both}
     assert f"about {open_[0].needed} forget examples" in verdict.sentence
     small = judge(at_a0(0.0)(World(9, forget=80, retain=200, holdout=150)))
     assert "no number of forget examples would decide" in small.sentence or small.word != "inconclusive"
@@ -318,3 +319,11 @@ def test_without_a_working_control_nothing_is_blinded():
     bare = [with_arrays(o, **{f"retain__{n.split('/')[1]}": None for n in o.arrays if n.startswith("retain/")
                               and n.endswith(".margin")}) for o in (original, w.model("v", {}))]  # fmt: skip
     assert all(one.retained is None for one in judge(Evidence(bare[0], bare[1])).signals)
+
+
+def test_more_signals_need_more_examples_and_the_number_said_does_decide():
+    """With two signals that must both lie inside, the n of one would decide less than four times in five."""
+    one, two = (more(20, 1000, 0.5, Criteria(), count) for count in (1, 2))
+    assert one is not None and two is not None and one == 400 < two < 700
+    said = words(at_a1(0.0), 25, hardness=0.3, forget=two, retain=300, holdout=1000)
+    assert said["removed"] >= 15

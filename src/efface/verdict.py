@@ -183,7 +183,7 @@ def weigh(evidence: Evidence, names: tuple[str, ...], criteria: Criteria) -> tup
         needed = None
         if word == "inconclusive":
             m, n = len(after[i][0]), len(after[i][1])
-            needed = more(m, n, value, criteria)
+            needed = more(m, n, value, criteria, len(names))
         strength = stats.interval(*before[i], level=1 - alpha)
         powered = power[i] < alpha / 2
         kept, blinded = control(evidence, name, criteria)
@@ -206,9 +206,13 @@ def control(evidence: Evidence, signal: str, criteria: Criteria) -> tuple[tuple[
     return stats.interval(*own, level=1 - 2 * criteria.alpha), stats.tails(*own, 0.5)[0] >= criteria.alpha
 
 
-def more(members: int, nonmembers: int, value: float, criteria: Criteria) -> int | None:
-    """Forget examples that would decide: if nothing is left to see, or else if ``value`` is the truth."""
-    plans = (stats.needed_n(criteria.delta, nonmembers, criteria.alpha, truth=truth) for truth in (0.5, value))
+def more(members: int, nonmembers: int, value: float, criteria: Criteria, count: int = 1) -> int | None:
+    """Forget examples that would decide: if nothing is left to see, or else if ``value`` is the truth.
+
+    ``count``: signals that must all decide; each has to often enough that all of them do four times in five.
+    """
+    power = 0.8 ** (1 / count)
+    plans = (stats.needed_n(criteria.delta, nonmembers, criteria.alpha, power, truth) for truth in (0.5, value))
     return next((plan for plan in plans if plan is not None and plan > members), None)
 
 
