@@ -283,10 +283,11 @@ def test_a_collapsed_encoder_taken_for_a_forgetful_one():
 
 
 def test_forgetting_everybody_taken_for_forgetting_the_forget_set():
-    """A model that lost all memory passes on F alone; the retained examples tell."""
+    """A model that lost all memory would pass on F alone; the retained examples tell: in the verdict's control too."""
     w = World(13, **LARGE)
     blank = w.model("u", {})
-    assert judge(Evidence(w.original(), blank)).word == "removed"
+    answer = judge(Evidence(w.original(), blank))
+    assert answer.word == "inconclusive" and all(one.word == "removed" and one.blinded for one in answer.signals)
     gap = by_name(Collateral().findings(Evidence(w.original(), blank, (w.oracle(),))))
     assert gap[f"collateral.{SIGNAL}.vs_oracle"].interval[1] < -0.1
 

@@ -25,6 +25,9 @@ COMMANDS = [line for _, block in BLOCKS for line in block.splitlines() if line.s
 def test_every_command_is_understood(line):
     verb, *words = shlex.split(line, comments=True)[1:]
     command = typer.main.get_command(cli.app).commands[verb]
+    while words and words[0] in getattr(command, "commands", {}):
+        verb, *words = words
+        command = command.commands[verb]
     context = command.make_context(verb, words)
     assert context.params
 

@@ -13,8 +13,8 @@ import pytest
 from efface import signals, stats
 from efface.audits import Evidence
 from efface.errors import EffaceError
-from efface.verdict import Criteria, Verdict, judge
-from tests.worlds import World
+from efface.verdict import Criteria, Verdict, judge, more
+from tests.worlds import World, with_arrays
 
 LARGE: dict[str, Any] = {"forget": 1500, "retain": 300, "holdout": 2000}
 
@@ -238,7 +238,8 @@ def test_needed_is_given_where_more_would_decide():
     verdict = judge(at_a0(0.0)(World(9, forget=80, retain=200, holdout=1000)))
     assert verdict.word == "inconclusive"
     open_ = [one for one in verdict.signals if one.word == "inconclusive"]
-    assert {one.needed for one in open_} == {stats.needed_n(0.05, 1000)}
+    both = stats.needed_n(0.05, 1000, power=0.8 ** (1 / len(verdict.signals)))
+    assert {one.needed for one in open_} == {both}
     assert f"about {open_[0].needed} forget examples" in verdict.sentence
     small = judge(at_a0(0.0)(World(9, forget=80, retain=200, holdout=150)))
     assert "no number of forget examples would decide" in small.sentence or small.word != "inconclusive"
@@ -273,3 +274,56 @@ def test_a_wider_resolution_decides_sooner():
     found = [at_a1(0.0)(World(seed, **sizes)) for seed in range(6)]
     assert sum(judge(f, Criteria(delta=0.15)).word == "removed" for f in found) >= 5
     assert sum(judge(f).word == "removed" for f in found) < 5
+
+
+# ---- the control: an attack that was blinded ----
+
+
+def blurred(world, observed, size):
+    """The same model behind a noisy output: every margin moves, the truth does not."""
+    arrays = dict(observed.arrays)
+    for name, values in observed.arrays.items():
+        if name.endswith(".margin"):
+            arrays[name] = values + size * world.rng.normal(size=len(values))
+    return dataclasses.replace(observed, model="blurred", arrays=arrays)
+
+
+@pytest.mark.parametrize("level", ["A0", "A1"])
+def test_noise_on_the_output_is_not_removal(level):
+    """The model still holds everything: only the attack is blinded, for the retained as well."""
+
+    def noisy(w):
+        oracles = (w.oracle(1), w.oracle(2)) if level == "A1" else ()
+        return Evidence(w.original(), blurred(w, w.original(), 40.0), oracles)
+
+    said = words(noisy, 10, hardness=0.3, **LARGE)
+    assert said["removed"] == 0 and said["inconclusive"] >= 8
+    verdict = judge(noisy(World(0, hardness=0.3, **LARGE)))
+    assert "blinded" in verdict.sentence and any("Blinded" in limit for limit in verdict.limits)
+    assert all(one.word == "removed" and one.blinded for one in verdict.signals)
+
+
+@pytest.mark.parametrize("make", [at_a0(0.0), at_a1(0.0)])
+def test_the_control_costs_an_oracle_nothing(make):
+    said = words(make, 20, hardness=0.3, **LARGE)
+    assert said["removed"] >= 16
+
+
+def test_without_a_working_control_nothing_is_blinded():
+    """Where not even the original shows its retained examples, that the subject does not proves nothing."""
+    w = World(0, hardness=0.3, **LARGE)
+    original = w.model("original", {"forget": 1.0, "retain": 0.0})
+    verdict = judge(Evidence(original, w.model("u", {"forget": 0.0, "retain": 0.0})))
+    assert verdict.word == "removed"
+    assert all(one.retained is None and not one.blinded for one in verdict.signals)
+    bare = [with_arrays(o, **{f"retain__{n.split('/')[1]}": None for n in o.arrays if n.startswith("retain/")
+                              and n.endswith(".margin")}) for o in (original, w.model("v", {}))]  # fmt: skip
+    assert all(one.retained is None for one in judge(Evidence(bare[0], bare[1])).signals)
+
+
+def test_more_signals_need_more_examples_and_the_number_said_does_decide():
+    """With two signals that must both lie inside, the n of one would decide less than four times in five."""
+    one, two = (more(20, 1000, 0.5, Criteria(), count) for count in (1, 2))
+    assert one is not None and two is not None and one == 400 < two < 700
+    said = words(at_a1(0.0), 25, hardness=0.3, forget=two, retain=300, holdout=1000)
+    assert said["removed"] >= 15

@@ -60,10 +60,10 @@ class Result:
         return write(Path(folder), self.record, self.keys, models, plain_ids=plain_ids)
 
 
-def split(data: Data, forget: str | None = None, *, seed: int = 0, **sizes: float | None) -> Split:
+def split(data: Data, forget: str | None = None, *, seed: int = 0, **sizes: float | str | None) -> Split:
     """Divide the data, and choose what to forget: a selector such as ``@random:0.1``, ``@class:5`` or a file of keys.
 
-    ``sizes``: ``train``, ``valid``, ``holdout``, ``test``, as fractions below 1 or counts; see
+    ``sizes``: ``train``, ``valid``, ``holdout``, ``test``, as fractions below 1 or counts, and ``canaries``; see
     :func:`efface.splits.partition`.
     """
     divided = partition(data, **sizes, seed=seed)  # pyright: ignore[reportArgumentType]

@@ -58,6 +58,41 @@ class Model:
         return seen
 
 
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """A run opened beside what it is compared with, each looked at."""
+
+    subject: Opened
+    models: dict[str, Model]
+    """``original``, ``subject``, ``oracle 1`` ..."""
+    seen: dict[str, Observations]
+
+    @property
+    def oracles(self) -> list[Observations]:
+        """What the oracles show."""
+        return [self.seen[name] for name in self.models if name.startswith("oracle")]
+
+
+def compared(
+    run: Path,
+    original: Path | None,
+    oracles: Sequence[Path],
+    watch: Watch,
+    device: str,
+    progress: Progress,
+) -> Compared:
+    """Open a run, its original and its oracles, refuse what cannot be compared, and look at each."""
+    subject = opened(run)
+    if not len(subject.split.forget):
+        raise EffaceError(
+            f"{run} was asked to forget nothing: it is an original.", remedy="Name a run that `efface unlearn` made."
+        )
+    models = {"original": _original(subject, original), "subject": _of(subject.folder, subject)}
+    models |= {f"oracle {i + 1}": _oracle(Path(one), subject) for i, one in enumerate(oracles)}
+    seen = {name: one.look(subject.data, subject.split, watch, device, progress) for name, one in models.items()}
+    return Compared(subject, models, seen)
+
+
 def audit(
     run: Path,
     settings: Mapping[str, Any],
@@ -73,22 +108,17 @@ def audit(
     criteria = config.build(Criteria, settings.get("criteria") or {}, path="criteria.")
     watch = config.build(Watch, settings.get("watch") or {}, path="watch.")
     device = str(settings.get("device", "auto"))
-    subject = opened(run)
-    if not len(subject.split.forget):
-        raise EffaceError(
-            f"{run} was asked to forget nothing: it is an original.", remedy="Name a run that `efface unlearn` made."
-        )
-    models = {"original": _original(subject, original), "subject": _of(subject.folder, subject)}
-    models |= {f"oracle {i + 1}": _oracle(Path(one), subject) for i, one in enumerate(oracles)}
-    seen = {name: one.look(subject.data, subject.split, watch, device, progress) for name, one in models.items()}
+    beside = compared(run, original, oracles, watch, device, progress)
+    subject, models, seen = beside.subject, beside.models, beside.seen
     costs = {role: models[name].cost for role, name in _COSTS.items() if name in models}
     result = api.judge_observations(
         seen["original"],
         seen["subject"],
-        [seen[name] for name in models if name.startswith("oracle")],
+        beside.oracles,
         criteria=criteria,
         costs=costs,
     )
+    result.findings.extend(evidence.read_further(subject.folder, seen["subject"]))
     moved = changes(models["original"].load().model, models["subject"].load().model, models["subject"].meta["purged"])
     log = read_log(subject.folder / LOG)
     record = evidence.compose(

@@ -12,6 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from efface.audits import Cost, Finding
 from efface.data import Data
 from efface.environment import Environment
@@ -127,6 +129,34 @@ def write(
     record.save(folder, secret)
     write_report(folder, record, seen, log)
     return record
+
+
+def further(name: str) -> str:
+    """The file in which a verb of its own keeps its findings about a run."""
+    return f"findings-{name}.json"
+
+
+def keep_further(folder: Path, name: str, subject: Observations, found: Sequence[Finding]) -> Path:
+    """Keep findings about a run beside it, for the next audit to take into the record; the file's path."""
+    path = Path(folder) / further(name)
+    content = {"model": subject.model, "split": subject.split, "findings": [asdict(one) for one in found]}
+    write_text(path, json.dumps(content, indent=1) + "\n")
+    return path
+
+
+def read_further(folder: Path, subject: Observations) -> list[Finding]:
+    """Findings that other verbs kept about this very model and split; those about another are left out."""
+    found: list[Finding] = []
+    for path in sorted(Path(folder).glob(further("*"))):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if (content["model"], content["split"]) == (subject.model, subject.split):
+                found += TypeAdapter(list[Finding]).validate_python(content["findings"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise EffaceError(
+                f"{path} cannot be read as findings.", str(error), "Delete it, or make it again."
+            ) from error
+    return found
 
 
 def write_report(

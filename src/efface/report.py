@@ -18,7 +18,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from efface import figures, signals
+from efface import curves, figures, signals
 from efface.audits import Cost, Finding
 from efface.observations import Observations
 from efface.record import Record
@@ -136,6 +136,7 @@ def render(record: Record, observations: Mapping[str, Observations], log: Sequen
         scores=[(s, figures.histograms(seen, s), figures.roc(seen, s)) for s in drawn] if seen else [],
         observed=_observed(observations),
         training=figures.training(log),
+        relearned=curves.relearned(record.findings),
         utility=useful,
         utility_figure=figures.utility(useful),
         groups=_groups(record.findings),

@@ -44,6 +44,8 @@ class Sizes:
     """Never trained on; only audits see them: the non-members."""
     test: float | int = 0.1
     """Never trained on; utility is measured here."""
+    canaries: str | None = None
+    """Folder that `efface canaries plan` wrote: included ones are trained on, excluded ones are in the holdout."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from efface.canaries.plan import places
 from efface.copies import Duplicate, copies, warnings_of
 from efface.data import UNKNOWN, Data, first, shuffled
 from efface.errors import EffaceError
@@ -122,6 +124,7 @@ def partition(
     valid: float = 0.1,
     holdout: float = 0.1,
     test: float | None = None,
+    canaries: str | None = None,
     seed: int = 0,
 ) -> Split:
     """Divide the data into what is trained on (``retain``) and what never is; ``forget`` is empty.
@@ -129,14 +132,17 @@ def partition(
     Sizes are counts, or fractions (a number with a point, up to 1.0) of the examples they are drawn from: the
     official training part where there is one, else everything; ``test`` of the official test part where there
     is one, of which the default takes all (else a tenth of everything). ``train`` takes all that the others
-    leave. Stratified by class; drawn by key and ``seed``, so that the order of the data does not matter, and
-    a larger ``train`` keeps the smaller one's examples and all other parts.
+    leave. ``canaries``: the folder of a plan; on top of the sizes, included canaries are trained on, and excluded
+    ones are part of the holdout. Stratified by class; drawn by key and ``seed``, so that the order of the data does
+    not matter, and a larger ``train`` keeps the smaller one's examples and all other parts.
     """
     known = data.official is not None and bool((data.official == "test").any())
     pool = np.flatnonzero(data.official == "train") if known else np.arange(len(data))
+    included, excluded = (_none(), _none()) if canaries is None else places(Path(canaries), data.keys)
+    pool = np.setdiff1d(pool, np.concatenate([included, excluded]))
     parts: dict[str, Any] = {}
     if known:
-        tested = np.flatnonzero(data.official == "test")
+        tested = np.setdiff1d(np.flatnonzero(data.official == "test"), np.concatenate([included, excluded]))
         size = _count("test", 1.0 if test is None else test, len(tested))
         parts["test"] = np.sort(_order(data, tested, seed)[:size])
     sizes = {} if known else {"test": _count("test", 0.1 if test is None else test, len(pool))}
@@ -149,6 +155,8 @@ def partition(
     order = _order(data, pool, seed)
     for name, size in sizes.items():
         parts[name], order = np.sort(order[:size]), order[size:]
+    parts["retain"] = np.union1d(parts["retain"], included)
+    parts["holdout"] = np.union1d(parts["holdout"], excluded)
     return _with_provenance(Split(**parts), selector=None, seed=seed, random=True, matched=None, warnings=[])
 
 

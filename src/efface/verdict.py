@@ -12,6 +12,9 @@ score, at A0 of the raw score, in both cases against 0.5 ± delta.
 2. ``removed``: on every signal, also those without power, the whole 1 - 2 alpha interval lies within ± delta
    (all of them must, so nothing is corrected).
 3. ``removed, utility lost``: removed, but the features are no longer good for what the original's were.
+4. Control: the retained examples are still trained on. Where the attack sees them in what the subject is compared with
+   (the mean oracle, or at A0 the original: their raw AUC against never-trained ones clearly above 0.5 + delta) but not
+   in the subject (not even above 0.5), it was blinded, by noise, a new head or forgetting everybody: no ``removed``.
 """
 
 from __future__ import annotations
@@ -91,6 +94,10 @@ class SignalVerdict:
     """This signal's own ``removed``, ``residue``, ``over-forgotten`` or ``inconclusive``."""
     needed: int | None
     """Forget examples that would probably decide; None: decided, or no number would with this holdout."""
+    retained: tuple[float, float, float] | None = None
+    """AUC of the retained in the subject (raw) with its 1 - 2 alpha interval; None where there is no such control."""
+    blinded: bool = False
+    """Whether the attack sees the retained in what the subject is compared with, and no more in the subject."""
 
 
 @dataclass(frozen=True)
@@ -176,16 +183,36 @@ def weigh(evidence: Evidence, names: tuple[str, ...], criteria: Criteria) -> tup
         needed = None
         if word == "inconclusive":
             m, n = len(after[i][0]), len(after[i][1])
-            needed = more(m, n, value, criteria)
+            needed = more(m, n, value, criteria, len(names))
         strength = stats.interval(*before[i], level=1 - alpha)
         powered = power[i] < alpha / 2
-        judged.append(SignalVerdict(name, strength, powered, value, low, high, 0.5, word, needed))
+        kept, blinded = control(evidence, name, criteria)
+        judged.append(SignalVerdict(name, strength, powered, value, low, high, 0.5, word, needed, kept, blinded))
     return tuple(judged)
 
 
-def more(members: int, nonmembers: int, value: float, criteria: Criteria) -> int | None:
-    """Forget examples that would decide: if nothing is left to see, or else if ``value`` is the truth."""
-    plans = (stats.needed_n(criteria.delta, nonmembers, criteria.alpha, truth=truth) for truth in (0.5, value))
+def control(evidence: Evidence, signal: str, criteria: Criteria) -> tuple[tuple[float, float, float] | None, bool]:
+    """What the attack sees of the retained in the subject, and whether it was blinded; ``(None, False)`` where it sees
+    too little of them even in the oracles (at A0: in the original) to tell.
+    """
+    compared = evidence.oracles or (evidence.original,)
+    pairs = [signals.pair(observed, "retain", signal) for observed in (evidence.subject, *compared)]
+    if any(pair is None for pair in pairs):
+        return None, False
+    own, *others = [stats.placements(*pair) for pair in pairs if pair is not None]
+    yardstick = (np.mean([v for v, _ in others], axis=0), np.mean([v for _, v in others], axis=0))
+    if stats.tails(*yardstick, 0.5 + criteria.delta)[0] >= criteria.alpha:
+        return None, False
+    return stats.interval(*own, level=1 - 2 * criteria.alpha), stats.tails(*own, 0.5)[0] >= criteria.alpha
+
+
+def more(members: int, nonmembers: int, value: float, criteria: Criteria, count: int = 1) -> int | None:
+    """Forget examples that would decide: if nothing is left to see, or else if ``value`` is the truth.
+
+    ``count``: signals that must all decide; each has to often enough that all of them do four times in five.
+    """
+    power = 0.8 ** (1 / count)
+    plans = (stats.needed_n(criteria.delta, nonmembers, criteria.alpha, power, truth) for truth in (0.5, value))
     return next((plan for plan in plans if plan is not None and plan > members), None)
 
 
@@ -199,7 +226,9 @@ def overall(judged: tuple[SignalVerdict, ...], utility: Utility) -> Word:
     if "over-forgotten" in words:
         return "over-forgotten"
     if words == {"removed"}:
-        return "removed, utility lost" if utility.lost else "removed"
+        if utility.lost:
+            return "removed, utility lost"
+        return "inconclusive" if any(one.blinded for one in judged) else "removed"
     return "inconclusive"
 
 
@@ -287,8 +316,20 @@ def sentence(
         )
         return f"This attack cannot see these examples even before unlearning ({strength}): no {scope}."
     open_ = [one for one in judged if one.word == "inconclusive"]
+    dark = [one for one in judged if one.blinded]
+    if dark and not open_:
+        return f"The attack was blinded: {'; '.join(blindness(one, criteria.alpha) for one in dark)}. No {scope}."
     numbers = "; ".join(f"{reading(one, criteria.alpha)}, {wanted(one)}" for one in open_)
     return f"Undecided: no {scope}. {numbers}."
+
+
+def blindness(one: SignalVerdict, alpha: float) -> str:
+    """How little is still seen of the retained."""
+    value, low, high = one.retained or (0.5, 0.5, 0.5)
+    return (
+        f"{one.signal} does not see the retained examples any more, on which the model was trained: AUC {value:.3f} "
+        f"({100 * (1 - 2 * alpha):g} % interval {low:.3f} to {high:.3f})"
+    )
 
 
 def wanted(one: SignalVerdict) -> str:
@@ -326,6 +367,7 @@ def limits(
             said.append(f"Yet the subject itself stands out on {', '.join(outside)}: look at it.")
     if word == "inconclusive":
         said += [f"{o.signal}: {wanted(o)}." for o in judged if o.word == "inconclusive"]
+    said += [f"Blinded: {blindness(one, criteria.alpha)}." for one in judged if one.blinded]
     said.append(f"Utility: {utility.note}.")
     if utility.lost and word != "removed, utility lost":
         said.append(f"Utility is lost: {utility.lost}.")

@@ -7,7 +7,7 @@ by the example's key. The model is in evaluation mode, in float32, and is left b
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,12 +59,13 @@ def observe(
     views: Views,
     watch: Watch = Watch(),
     *,
+    parts: Collection[str] | None = None,
     scratch: Path | None = None,
 ) -> Observations:
     """Look at every part of the split through one model; see :mod:`efface.observations` for the arrays.
 
-    ``views``: the random views to look through (the ones it was trained with). ``scratch``: a folder for
-    memory-mapped arrays, so that memory does not grow with the number of examples.
+    ``views``: the random views to look through (the ones it was trained with). ``parts``: only these; by default all.
+    ``scratch``: a folder for memory-mapped arrays, so that memory does not grow with the number of examples.
     """
     if len(split.valid) < 8:
         raise EffaceError(
@@ -79,7 +80,7 @@ def observe(
     look.open_bank(_sample(data, rows["valid"], watch.bank))
     arrays: dict[str, np.ndarray] = {}
     for part, positions in rows.items():
-        if len(positions):
+        if len(positions) and (parts is None or part in parts):
             found = look.part(part, positions, signals=part not in ("test", "valid"))
             arrays |= {f"{part}/{name}": value for name, value in found.items()}
     for module, mode in training.items():

@@ -64,6 +64,14 @@ BLIND = Words(
     "This is neither a pass nor a failure. Audit again with retrained models to compare with, or retrain "
     "without the examples.",
 )
+BLINDED = Words(
+    "question",
+    "The attack was blinded.",
+    "It does not see the forgotten examples any more, but neither does it see the retained ones, which the model was "
+    "trained on. Noise, a new head and forgetting everybody look like that: another attack may still see a trace.",
+    "This is neither a pass nor a failure. Look at what was changed besides the forgotten examples, or retrain without "
+    "them.",
+)
 SYMBOLS: dict[str, str] = {word: words.symbol for word, words in WORDS.items()}
 PLACES = {
     "backbone.margin": "the encoder’s output",
@@ -74,6 +82,10 @@ PLACES = {
 
 
 def words_of(verdict: Verdict) -> Words:
-    """The plain words for a verdict; an inconclusive one may be undecided, or blind."""
-    blind = verdict.word == "inconclusive" and not any(one.powered for one in verdict.signals)
-    return BLIND if blind else WORDS[verdict.word]
+    """The plain words for a verdict; an inconclusive one may be undecided, blind from the start, or blinded."""
+    if verdict.word != "inconclusive":
+        return WORDS[verdict.word]
+    if not any(one.powered for one in verdict.signals):
+        return BLIND
+    blinded = any(one.blinded for one in verdict.signals) and all(one.word == "removed" for one in verdict.signals)
+    return BLINDED if blinded else WORDS["inconclusive"]

@@ -24,6 +24,16 @@ class Cost:
 
 
 @dataclass(frozen=True, eq=False)
+class Relearned:
+    """Copies of the models that were trained on, and looked at on the way."""
+
+    on: str
+    """``retain`` or ``forget``: what they were trained on."""
+    looks: dict[str, tuple[tuple[int, Observations], ...]]
+    """``subject``, ``oracle 1`` ... to ``(steps taken, what the copy shows)``, from step 0."""
+
+
+@dataclass(frozen=True, eq=False)
 class Evidence:
     """All an audit may look at: one subject, the original, and models that never saw the forget set."""
 
@@ -34,6 +44,8 @@ class Evidence:
     """References that never saw F; the subject itself is never among its own references."""
     costs: dict[str, Cost] = field(default_factory=dict)
     """``"subject"`` and ``"oracle"`` where known."""
+    relearned: tuple[Relearned, ...] = ()
+    """Copies of subject and oracles trained on, where that was asked for."""
 
     def __post_init__(self) -> None:
         """Refuse evidence that compares what cannot be compared."""
@@ -108,6 +120,7 @@ from efface.audits.alignment_matrix import AlignmentMatrix
 from efface.audits.collateral import Collateral
 from efface.audits.membership import Membership
 from efface.audits.oracle_gap import OracleGap
+from efface.audits.relearn import Relearn
 from efface.audits.utility import Utility
 
 AUDITS: dict[str, type[Audit]] = {
@@ -115,5 +128,6 @@ AUDITS: dict[str, type[Audit]] = {
     "collateral": Collateral,
     "membership": Membership,
     "oracle_gap": OracleGap,
+    "relearn": Relearn,
     "utility": Utility,
 }

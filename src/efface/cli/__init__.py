@@ -14,6 +14,7 @@ import typer
 from efface.cli.judging import audit, report
 from efface.cli.listing import audits, data, inspect, methods
 from efface.cli.making import demo, pretrain, unlearn
+from efface.cli.probing import canaries, relearn
 from efface.errors import EffaceError
 
 INTERRUPTED = 130
@@ -22,6 +23,7 @@ VERBS: tuple[Callable[..., None], ...] = (
     unlearn,
     audit,
     report,
+    relearn,
     inspect,
     methods,
     audits,
@@ -39,6 +41,7 @@ app = typer.Typer(
 )
 for verb in VERBS:
     app.command()(verb)
+app.add_typer(canaries, name="canaries")
 
 
 @app.callback()

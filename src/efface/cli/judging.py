@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from efface.cli.options import Config, Device, Json, Quiet, Set, progress, settings_of, tell
+from efface.cli.options import Config, Device, Force, Json, Quiet, Set, progress, settings_of, tell
+from efface.errors import EffaceError
 
 
 def audit(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run on trial.")],
+    run: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="The run on trial; none with --embeddings.")
+    ] = None,
+    embeddings: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option("--embeddings", metavar="BEFORE AFTER", help="Judge two files of embeddings instead: no model."),
+    ] = None,
+    control: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option("--control", metavar="BEFORE AFTER", help="Embeddings of items that were never trained on."),
+    ] = None,
+    views: Annotated[int | None, typer.Option("--views", help="Views per item in rows that follow each other.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="With --embeddings: the folder to write.")] = Path(
+        "embeddings-audit"
+    ),
+    force: Force = False,
     original: Annotated[
         Path | None, typer.Option("--original", help="By default the run that it was made from.")
     ] = None,
@@ -27,6 +43,9 @@ def audit(
 ) -> None:
     """Judge whether a run forgot: findings, record, report and a verdict as the exit code (0, 3 or 4)."""
     settings = settings_of(config, set_, device=device)
+    if embeddings is not None:
+        judge_embeddings(embeddings, control, settings, run, out, views, force=force, as_json=json_, quiet=quiet)
+    run = named(run, control, views)
     from efface import auditing, evidence
 
     with progress(quiet) as shown:
@@ -38,6 +57,53 @@ def audit(
     lines = [f"{verdict.word} ({verdict.level}): {verdict.sentence}", f"Report: {run / evidence.REPORT}"]
     tell(result, lines, as_json=json_, quiet=quiet)
     raise typer.Exit(verdict.exit_code)
+
+
+def named(run: Path | None, control: tuple[Path, Path] | None, views: int | None) -> Path:
+    """The run; an error where none was named, or options were given that only embeddings have."""
+    if run is None or control is not None or views is not None:
+        raise EffaceError(
+            "Nothing was said about what to audit." if run is None else "A run has no use for --control and --views.",
+            "--control and --views belong to two files of embeddings." if run is not None else "",
+            "Name a run folder, or two files: --embeddings before.npy after.npy.",
+        )
+    return run
+
+
+def judge_embeddings(
+    embeddings: tuple[Path, Path],
+    control: tuple[Path, Path] | None,
+    settings: dict[str, Any],
+    run: Path | None,
+    out: Path,
+    views: int | None,
+    *,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+) -> NoReturn:
+    """The audit of a data owner: arrays alone, and no torch."""
+    if run is not None or set(settings) - {"criteria"}:
+        raise EffaceError(
+            f"Embeddings are judged without {'a run' if run is not None else 'such settings'}.",
+            remedy="Only --control, --views, --out and --set criteria.NAME=VALUE go with --embeddings.",
+        )
+    from efface import config as settings_file
+    from efface.blackbox import page
+    from efface.report import REPORT
+    from efface.verdict import Criteria
+
+    criteria = settings_file.build(Criteria, settings.get("criteria") or {}, path="criteria.")
+    judged = page.audit(embeddings, control, out, views=views, criteria=criteria, force=force)
+    result = {
+        "out": str(out),
+        "verdict": judged.word,
+        "sentence": judged.sentence,
+        "findings": {one.name: one.value for one in judged.findings},
+    }
+    lines = [f"{judged.word}: {judged.sentence}", f"Report: {out / REPORT}"]
+    tell(result, lines, as_json=as_json, quiet=quiet)
+    raise typer.Exit(judged.exit_code)
 
 
 def report(

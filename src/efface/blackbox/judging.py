@@ -1,0 +1,242 @@
+"""What a data owner can conclude from embeddings before and after, with and without never-trained items.
+
+    AM[i, j] = E_{t, t'} cos(z(t x_i), z(t' x_j))      AGM = AM_before - AM_after      FS = mean_i AGM[i, i]
+
+z: embedding. t, t': random views, on the diagonal two different ones. FS > 0: views of the owner's items agree less
+than before.
+
+Own against other: H0: how much the similarity of two views changed does not depend on whether they show the same item.
+Tested by pairing the first half of each item's views with the second half of a random item's: T is the mean change over
+the true pairs, p the share of pairings (the true one counted) whose mean is at least T. Rejecting it says that the
+change is particular to views of one item. A model that was damaged for everybody does that as well.
+
+Forgotten against control (never-trained items of the owner): H0: the forgotten items' drops AGM[i, i] and the control's
+are exchangeable; two-sided rank permutation. Rejecting it says that the forgotten items were treated otherwise than
+never-trained ones. With a control there is also a verdict, by the rules of :mod:`efface.verdict` on the alignment at
+level A0; without one there is none, except that embeddings which did not change forgot nothing.
+
+Source      after Alignment Calibration (Wang et al. 2024) and EncoderMI (Liu et al. 2021).
+Departures  estimators, tests and what they may claim are ours.
+Tests kill  a view compared with itself; the true pairing left out of p; damage to everybody taken for forgetting.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from efface import stats
+from efface.audits import Evidence, Finding
+from efface.audits.alignment_matrix import alignment_matrix
+from efface.blackbox.arrays import Embedded, Pair
+from efface.errors import EffaceError
+from efface.observations import Observations
+from efface.probes import effective_rank
+from efface.verdict import EXIT_CODES, Criteria, Verdict, Word, judge
+
+SPACE = "embeddings"
+SIGNAL = f"{SPACE}.alignment"
+DRAWS, PAIRED = 999, 5000
+"""Permutations, and the items (a fixed random sample) that the pairing test is made on at most."""
+SAMPLED = 500
+"""Items whose pairs are looked at to see whether anything changed."""
+STILL = 1e-5
+"""Largest change of a cosine that is rounding of 32-bit numbers."""
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """The answer to a data owner."""
+
+    word: Word
+    sentence: str
+    findings: list[Finding]
+    limits: tuple[str, ...]
+    verdict: Verdict | None
+    """The verdict on the alignment; None without a control."""
+    evidence: Evidence | None
+    """What it was judged on, for figures; None without a control."""
+
+    @property
+    def exit_code(self) -> int:
+        """0 removed, 3 residue or over-forgotten, 4 inconclusive."""
+        return EXIT_CODES[self.word]
+
+
+def agreement(z: np.ndarray) -> np.ndarray:
+    """The diagonal of AM: mean cosine of two different views of each item, float64 ``[n]`` from ``[n, views, d]``."""
+    z = _unit(z)
+    views, center = z.shape[1], z.sum(axis=1)
+    return ((center**2).sum(axis=1) - (z**2).sum(axis=(1, 2))) / (views * (views - 1))
+
+
+def between(z: np.ndarray) -> float:
+    """Mean of AM off the diagonal: of two views of different items."""
+    center = _unit(z).mean(axis=1)
+    n, whole = len(center), center.sum(axis=0)
+    return float((whole @ whole - (center**2).sum()) / (n * (n - 1)))
+
+
+def pairing(before: np.ndarray, after: np.ndarray, orders: np.ndarray) -> tuple[float, np.ndarray]:
+    """``(T, T of each order)``: mean change of cosine between the first half of item i's views and the second half of
+    item ``order[i]``'s; ``orders`` ``[draws, n]``. T is that of the true pairing.
+    """
+    halves: list[tuple[np.ndarray, np.ndarray]] = []
+    for z in (before, after):
+        u, cut = _unit(z), z.shape[1] // 2
+        halves.append((u[:, :cut].mean(axis=1), u[:, cut:].mean(axis=1)))
+    (a, b), (c, d) = halves
+    change = a @ b.T - c @ d.T
+    rows = np.arange(len(a))
+    return float(change[rows, rows].mean()), np.array([change[rows, order].mean() for order in orders])
+
+
+def pairing_p(before: np.ndarray, after: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """``(T less the mean over random pairings, one-sided p)``: views of one item lost more than views of two."""
+    rng = np.random.default_rng(seed)
+    if len(before) > PAIRED:
+        kept = np.sort(rng.permutation(len(before))[:PAIRED])
+        before, after = before[kept], after[kept]
+    orders = np.stack([rng.permutation(len(before)) for _ in range(DRAWS)])
+    seen, drawn = pairing(before, after, orders)
+    return seen - float(drawn.mean()), float(1 + (drawn >= seen - 1e-12).sum()) / (DRAWS + 1)
+
+
+def conclude(forget: Pair, control: Pair | None = None, criteria: Criteria | None = None) -> Judged:
+    """Findings, and what follows from them. ``control``: items of the same source that were never trained on."""
+    if len(forget) < 2 or (control is not None and len(control) < 2):
+        raise EffaceError("One item alone cannot be compared with others.", remedy="Give at least two of each kind.")
+    if control is not None and control.views != forget.views:
+        raise EffaceError(
+            f"The control has {control.views} views of each item, and the forgotten items {forget.views}.",
+            "How well views agree can only be compared over the same number of them.",
+        )
+    before, after = agreement(forget.before.z), agreement(forget.after.z)
+    drop = before - after
+    shift = between(forget.before.z) - between(forget.after.z)
+    excess, p = pairing_p(forget.before.z, forget.after.z)
+    n = (len(drop),)
+    found = [
+        Finding(
+            "blackbox.forget_score", float(drop.mean()), _interval(drop), "higher", 0.0, n=n,
+            note="FS: how much less two views of an item agree than before; 0: as before",
+        ),
+        Finding("blackbox.own_pairs", float(after.mean()), _interval(after), None, float(before.mean()), n=n,
+                note="mean cosine of two views of the same item"),
+        Finding("blackbox.other_pairs", between(forget.after.z), None, None, between(forget.before.z), n=n,
+                note="mean cosine of views of two different items"),
+        Finding(
+            "blackbox.own_minus_other", excess, None, "higher", 0.0, n=(min(len(drop), PAIRED),),
+            note=f"change of own pairs less that of random pairs; permutation p = {p:.3g}, one-sided, {DRAWS} draws",
+            details={"permutation_p": p},
+        ),
+        Finding(
+            "blackbox.effective_rank", effective_rank(forget.after.z[:, 0]), None, "higher",
+            effective_rank(forget.before.z[:, 0]), n=n, note="directions that the embeddings use; 1: collapsed",
+        ),
+    ]  # fmt: skip
+    if control is None:
+        return _alone(found, drop, shift, p, forget)
+    return _beside(found, forget, control, drop, criteria or Criteria())
+
+
+def _alone(found: list[Finding], drop: np.ndarray, shift: float, p: float, forget: Pair) -> Judged:
+    """Without never-trained items: only that nothing changed can be concluded."""
+    score, scope = float(drop.mean()), f"{len(drop)} items, {forget.views} views each"
+    if unchanged(forget):
+        word: Word = "residue"
+        text = (
+            f"The embeddings of these items are the same as before ({scope}): nothing was unlearned for whoever is "
+            "asked now, and whatever the model kept of them it still keeps."
+        )
+    else:
+        word = "inconclusive"
+        own = (
+            f"views of one item lost more than views of two (permutation p = {p:.3g})"
+            if p < 0.05 and score > 0
+            else f"no loss that is particular to views of one item (permutation p = {p:.3g})"
+        )
+        text = (
+            f"The model treats these items otherwise than before: forget score {score:.4f} ({scope}), {own}. "
+            "Whether they were forgotten cannot be said: a model that was damaged or replaced does the same to items "
+            "that it never saw, and there are none here to compare with."
+        )
+    return Judged(
+        word, text, found, (*_limits(forget), _WANTED, f"Views of two items moved by {shift:.4f}."), None, None
+    )
+
+
+_WANTED = "To get an answer, add items of the same source that were certainly never trained on: --control."
+
+
+def _beside(found: list[Finding], forget: Pair, control: Pair, drop: np.ndarray, criteria: Criteria) -> Judged:
+    """With never-trained items: the drop against theirs, and the verdict on the alignment."""
+    other = agreement(control.before.z) - agreement(control.after.z)
+    n = (len(drop), len(other))
+    p = stats.permutation(drop, other)
+    error, freedom = stats.welch(drop, other)
+    reach = float(stats.stdtrit(freedom, 0.975)) * error
+    gap = float(drop.mean() - other.mean())
+    original, subject = (_observed(forget, control, when) for when in ("before", "after"))
+    evidence = Evidence(original, subject)
+    verdict = judge(evidence, Criteria(criteria.delta, criteria.alpha, criteria.max_utility_drop, (SIGNAL,)))
+    one = verdict.signals[0]
+    found += [
+        Finding("blackbox.control_score", float(other.mean()), _interval(other), "closer", 0.0, n=(n[1],),
+                note="the same score of the never-trained items: what changed for everybody"),
+        Finding(
+            "blackbox.forget_minus_control", gap, (gap - reach, gap + reach), "higher", 0.0, n=n,
+            note=f"forget score less the control's; permutation p = {p:.3g} that the drops are exchangeable",
+            details={"permutation_p": p},
+        ),
+        Finding(
+            "blackbox.auc", one.value, (one.low, one.high), "closer", one.power[0], n=n,
+            note=f"forgotten against never-trained by how well views agree; {100 * (1 - 2 * criteria.alpha):g} % "
+            "interval; 0.5: nothing to tell",
+        ),
+    ]  # fmt: skip
+    text = f"{verdict.sentence} Forget score {drop.mean():.4f}, the never-trained items' {other.mean():.4f}."
+    return Judged(verdict.word, text, found, (*_limits(forget), *verdict.limits), verdict, evidence)
+
+
+def _limits(forget: Pair) -> tuple[str, ...]:
+    order = "matched by their keys" if forget.before.named else "taken to be in the same order in both files"
+    return (
+        f"Rows are {order}, and that both models saw the same views is taken on trust.",
+        "Only these embeddings were looked at: not the weights, not other outputs, not copies of data or model. Who "
+        "answers may also have changed the answers and not the model.",
+    )
+
+
+def _observed(forget: Pair, control: Pair, when: str) -> Observations:
+    """The alignment of both parts as observations, so that the one set of verdict rules applies."""
+    arrays: dict[str, np.ndarray] = {}
+    for part, pair in (("forget", forget), ("holdout", control)):
+        seen: Embedded = getattr(pair, when)
+        z = _unit(seen.z).astype(np.float32)
+        upper = np.triu_indices(z.shape[1], 1)
+        arrays[f"{part}/keys"] = seen.keys
+        arrays[f"{part}/features"] = seen.z.mean(axis=1)
+        arrays[f"{part}/{SPACE}.pairs"] = np.matmul(z, z.transpose(0, 2, 1))[:, upper[0], upper[1]]
+    return Observations(when, "owner", arrays, {"spaces": [SPACE]})
+
+
+def _interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean (Student)."""
+    reach = float(stats.stdtrit(len(values) - 1, 0.975)) * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return float(values.mean()) - reach, float(values.mean()) + reach
+
+
+def unchanged(pair: Pair) -> bool:
+    """Whether no cosine changed but for rounding: of every item's views, and between a sample of the items."""
+    some = slice(0, None, max(1, len(pair) // SAMPLED))
+    maps = [alignment_matrix(seen.z[some]) for seen in (pair.before, pair.after)]
+    own = agreement(pair.before.z) - agreement(pair.after.z)
+    return max(float(np.abs(own).max()), float(np.abs(maps[0] - maps[1]).max())) < STILL
+
+
+def _unit(z: np.ndarray) -> np.ndarray:
+    z = z.astype(np.float64)
+    return z / np.linalg.norm(z, axis=-1, keepdims=True)

@@ -1,0 +1,112 @@
+"""Guess the coins from observations, then open them: level A3.
+
+A guess looks at scores and nothing else: not at the part of the split that a canary stands in, which is its coin. The
+r/2 canaries with the highest score are called included, the r/2 with the lowest excluded; ties by key.
+
+The bound is about everything between coin and score: training *and* unlearning. An unlearning that worked leaves
+nothing of the coins, and the bound is 0 with probability at least the confidence. A bound above 0 says: whoever sees
+this model's scores learns about single examples at least as much as ε = that allows. It is no upper bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from efface import signals, stats
+from efface.audits import Finding
+from efface.canaries.bound import ceiling, lower_bound
+from efface.canaries.plan import Coins, Plan
+from efface.data import first
+from efface.errors import EffaceError
+from efface.observations import PARTS, Observations
+
+
+@dataclass(frozen=True, eq=False)
+class Guessed:
+    """Guesses about one model's coins, and how many were right."""
+
+    guesses: dict[str, bool]
+    """Key to whether it was called included; the other canaries were not guessed."""
+    right: int
+    epsilon: float
+    """Lower bound at ``level``."""
+    level: float
+
+
+def scores(observed: Observations, keys: Sequence[str], signal: str, references: Sequence[Observations] = ()):
+    """Score of each canary in the order of ``keys``, float64 ``[m]``; less the references' mean where there are any."""
+    found: dict[str, float] = {}
+    for part in PARTS:
+        if not signals.has(observed, part, signal):
+            continue
+        if references:
+            values = signals.calibrated(observed, references, part, signal)
+        else:
+            values = signals.scores(observed, part, signal)
+        names = observed.of(part, "keys")[signals.rows(observed, part, signal)]
+        found |= dict(zip(names.tolist(), values.tolist(), strict=True))
+    absent = [key for key in keys if key not in found]
+    if absent:
+        raise EffaceError(
+            f"{len(absent)} of {len(keys)} canaries were not looked at, or have no score of {signal}.",
+            f"Such as {first(absent)}.",
+            "Included canaries belong into the forget set (--forget included.txt), excluded ones into the holdout "
+            "(split.canaries at pretraining); raise watch.cap above the number of spare examples.",
+        )
+    return np.array([found[key] for key in keys])
+
+
+def guess(values: np.ndarray, plan: Plan) -> dict[str, bool]:
+    """The highest scores are called included, the lowest excluded. Ties fall by key, which knows nothing of coins."""
+    order = np.lexsort((np.arange(len(values)), values))
+    half = plan.guesses // 2
+    low = {plan.keys[i]: False for i in order[:half]}
+    return low | {plan.keys[i]: True for i in order[len(order) - half :]}
+
+
+def opened(guesses: dict[str, bool], plan: Plan, coins: Coins, level: float = 0.95, delta: float = 0.0) -> Guessed:
+    """How many guesses were right, and the ε that they rule out."""
+    right = sum(coins.included[key] == said for key, said in guesses.items())
+    return Guessed(guesses, right, lower_bound(len(plan.keys), len(guesses), right, level, delta), level)
+
+
+def findings(
+    plan: Plan,
+    coins: Coins,
+    original: Observations,
+    subject: Observations,
+    references: Sequence[Observations] = (),
+    *,
+    signal: str | None = None,
+    level: float = 0.95,
+    delta: float = 0.0,
+) -> list[Finding]:
+    """``canaries.<signal>.epsilon`` and ``.right`` of the subject, beside the original's.
+
+    ``signal``: by default the outermost pre-named one. ``references``: models that saw no canary at all.
+    """
+    signal = signal or signals.prenamed(subject)[-1]
+    both = [
+        opened(guess(scores(o, plan.keys, signal, references), plan), plan, coins, level, delta)
+        for o in (subject, original)
+    ]
+    after, before = both
+    m, r, name = len(plan.keys), plan.guesses, f"canaries.{signal}"
+    top = ceiling(m, r, level, delta)
+    said = f"{m} coins, {r} guesses, {after.right} right (before: {before.right}); δ = {delta:g}"
+    shares = [stats.clopper_pearson(one.right, r, level) for one in both]
+    return [
+        Finding(
+            f"{name}.epsilon", after.epsilon, None, "lower", before.epsilon, n=(m, r),
+            note=f"lower bound on ε of training and unlearning together, confidence {100 * level:g} %: {said}; "
+            f"perfect guesses would give {top:.2f}",
+            details={"right": after.right, "guesses": r, "coins": m, "ceiling": top, "level": level, "delta": delta},
+        ),
+        Finding(
+            f"{name}.right", after.right / r, shares[0], "closer", before.right / r, n=(m, r), unit="share",
+            note="share of right guesses; 0.5: the coins cannot be told",
+        ),
+    ]  # fmt: skip

@@ -1,0 +1,47 @@
+"""Figures of relearning: what the attack sees of the forgotten while copies are trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from efface import svg
+from efface.audits import Finding
+from efface.figures import Figure, Plot, slug
+from efface.svg import Panel
+
+WHAT = {"retain": "the retained examples", "forget": "the forgotten examples"}
+
+
+def relearned(findings: Sequence[Finding]) -> Figure | None:
+    """One panel per signal and kind of training, from ``relearn.*.steps``; None where nothing was relearned."""
+    found = [one for one in findings if one.name.startswith("relearn.") and one.details.get("curves")]
+    if not found:
+        return None
+    plots = tuple(_plot(one) for one in found)
+    many = any(name != "subject" for one in found for name in one.details["curves"])
+    key = ((svg.sample("subject"), "unlearned"), *(((svg.sample("oracle"), "retrained"),) if many else ()))
+    caption = (
+        "AUC of forget against never-trained examples while a copy is trained on. Dashes: the level of the original. A "
+        "signal that returns by training on the retained examples alone was hidden, not removed; by training on the "
+        "forgotten ones it returns in every model, and only a quicker return than the retrained models’ tells."
+    )
+    return Figure(plots, caption, (*key, (svg.sample("original"), "original")))
+
+
+def _plot(one: Finding) -> Plot:
+    on, signal = one.name.removeprefix("relearn.").removesuffix(".steps").split(".", 1)
+    curves = one.details["curves"]
+    every = [v for curve in curves.values() for v in (*curve["auc"], curve["original"])]
+    low, high = min(0.45, *every) - 0.02, max(0.55, *every) + 0.02
+    steps = curves["subject"]["steps"]
+    panel = Panel.of((steps[0], steps[-1]), (low, high))
+    panel.axes("step", "AUC", svg.nice(steps[0], steps[-1], 4), svg.nice(low, high, 4))
+    panel.line([(steps[0], 0.5), (steps[-1], 0.5)], "chance")
+    level = curves["subject"]["original"]
+    panel.line([(steps[0], level), (steps[-1], level)], "original")
+    for name, curve in sorted(curves.items(), key=lambda item: item[0] == "subject"):
+        points = list(zip(map(float, curve["steps"]), curve["auc"], strict=True))
+        panel.line(points, "subject" if name == "subject" else "oracle")
+    said = "; ".join(f"{name} {curve['auc'][0]:.3f} to {curve['auc'][-1]:.3f}" for name, curve in curves.items())
+    title = f"{signal}, trained on {WHAT.get(on, on)}"
+    return Plot(title, panel.svg(f"relearn-{slug(one.name)}", title, said), said)
