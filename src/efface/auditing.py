@@ -21,6 +21,7 @@ from efface.folder import LOG, REQUEST, SPLIT, read_log
 from efface.layouts.container import weights_file
 from efface.observations import Observations
 from efface.record import file_digest
+from efface.references import finished
 from efface.runs import Opened, Progress, foreign_start, is_foreign, opened, refuse_unknown
 from efface.splits import NEVER_TRAINED, Split
 from efface.verdict import Criteria
@@ -64,10 +65,14 @@ def audit(
     *,
     original: Path | None = None,
     oracles: Sequence[Path] = (),
+    references: Path | None = None,
     plain_ids: bool = False,
     progress: Progress | None = None,
 ) -> api.Result:
-    """Judge a run and write the evidence into its folder. ``settings``: criteria, watch, goal, device."""
+    """Judge a run and write the evidence into its folder. ``settings``: criteria, watch, goal, device.
+
+    ``references``: a folder that :mod:`efface.references` filled; its models are taken beside the oracles named.
+    """
     progress = progress or Progress()
     refuse_unknown(settings, {"criteria", "watch", "goal", "device"})
     criteria = config.build(Criteria, settings.get("criteria") or {}, path="criteria.")
@@ -79,7 +84,7 @@ def audit(
             f"{run} was asked to forget nothing: it is an original.", remedy="Name a run that `efface unlearn` made."
         )
     models = {"original": _original(subject, original), "subject": _of(subject.folder, subject)}
-    models |= {f"oracle {i + 1}": _oracle(Path(one), subject) for i, one in enumerate(oracles)}
+    models |= _others(subject, oracles, references)
     seen = {name: one.look(subject.data, subject.split, watch, device, progress) for name, one in models.items()}
     costs = {role: models[name].cost for role, name in _COSTS.items() if name in models}
     result = api.judge_observations(
@@ -88,6 +93,7 @@ def audit(
         [seen[name] for name in models if name.startswith("oracle")],
         criteria=criteria,
         costs=costs,
+        unlearned=[seen[name] for name in models if name.startswith("unlearned")],
     )
     moved = changes(models["original"].load().model, models["subject"].load().model, models["subject"].meta["purged"])
     log = read_log(subject.folder / LOG)
@@ -201,6 +207,30 @@ def _oracle(folder: Path, subject: Opened) -> Model:
                 f"{folder} is no oracle for this request: it trained on {len(shared)} of its {part} examples.",
                 f"Such as {first(shared)}.",
                 "Retrain with the same --forget and --seed as the run on trial.",
+            )
+    return _of(folder, subject)
+
+
+def _others(subject: Opened, oracles: Sequence[Path], references: Path | None) -> dict[str, Model]:
+    """Every model that the subject is compared with, by role; one that is given twice is taken once."""
+    made = finished(Path(references)) if references else {"out": [], "in": []}
+    named = [_oracle(Path(one), subject) for one in oracles]
+    known = {one.meta["digest"] for one in named}
+    outs = [_oracle(folder, subject) for folder in made["out"]]
+    named += [one for one in outs if one.meta["digest"] not in known]
+    found = {f"oracle {i}": one for i, one in enumerate(named, 1)}
+    return found | {f"unlearned {i}": _unlearned(folder, subject) for i, folder in enumerate(made["in"], 1)}
+
+
+def _unlearned(folder: Path, subject: Opened) -> Model:
+    """Another original that the subject's own method made forget the same examples."""
+    meta, own = read_meta(folder), read_meta(subject.folder)
+    for name in ("split", "method", "recipe"):
+        if meta[name] != own[name]:
+            raise EffaceError(
+                f"{folder} is no pair's half for {subject.folder}: its {name} differs.",
+                "A pair differs from the run on trial in its seed alone.",
+                f"Plan anew: `efface references {subject.folder} --out DIR`.",
             )
     return _of(folder, subject)
 

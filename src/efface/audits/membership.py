@@ -148,7 +148,8 @@ def fitted(rows: Rows) -> None:
         signal = f"{space}.alignment"
         if not signals.pair(subject, part, signal):
             continue
-        for name, run in (("encodermi_v", attacks.encodermi_v), ("encodermi_s", attacks.encodermi_s)):
+        attempts = {"encodermi_v": attacks.encodermi_v} | ({"encodermi_s": attacks.encodermi_s} if part == "forget" else {})
+        for name, run in attempts.items():
             rows.rates(f"{space}.{name}", partial(run, part=part, space=space), signal, ranks=True)
             if part == "forget" and rows.evidence.oracles and signals.has(subject, "retain", signal):
                 values: list[Measured] = []
