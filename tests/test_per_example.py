@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from efface.audits import Evidence
-from efface.audits.per_example import PerExample, Residuals, discoveries, p_values
+from efface.audits.per_example import PerExample
+from efface.residuals import Residuals, discoveries, p_values
 from tests.worlds import World, by_name, with_arrays
 
 SIGNAL = "backbone.margin"

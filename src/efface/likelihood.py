@@ -202,3 +202,12 @@ def rmia(
         return relative(log_p(observed, name), np.stack([log_p(r, name) for r in references]), a)
 
     return above(log_ratio(part), log_ratio("holdout"), gamma, itself=part == "holdout")
+
+
+ATTACKS: dict[str, tuple[Callable[[Observations, Sequence[Observations], str, str], np.ndarray], str]] = {
+    "calibrated": (signals.calibrated, "score minus the references' mean score"),
+    "lira": (lira, "one variance for all examples: orders them exactly as `calibrated` does"),
+    "bayes": (bayes, "LiRA with each example's variance drawn towards everybody's"),
+    "rmia": (rmia, "offline RMIA, gamma 1, a 0.3, population: the holdout"),
+}
+"""What needs at least one reference that never saw F, and what to say of it."""

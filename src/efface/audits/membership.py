@@ -23,13 +23,6 @@ MEANING = "0.5: members and non-members look alike; compare with the oracle, whi
 AT = "at a threshold chosen on other examples; precision as if members and non-members were equally many"
 SVC = "share of the forget set that the SVC calls member; Unlearn-Sparse and SalUn print 1 - this: MIA efficacy"
 SHADOWED = f"fitted on shadow encoders, the references; {MEANING}"
-REFERENCED = {
-    "calibrated": (signals.calibrated, "score minus the references' mean score"),
-    "lira": (likelihood.lira, "one variance for all examples: orders them exactly as `calibrated` does"),
-    "bayes": (likelihood.bayes, "LiRA with each example's variance drawn towards everybody's"),
-    "rmia": (likelihood.rmia, "offline RMIA, gamma 1, a 0.3, population: the holdout"),
-}
-"""Attacks that need at least one reference which never saw the forget set."""
 SHADOWS = 4
 """Shadow encoders that an attack is fitted on, at most."""
 PROBABILITIES = (".margin", ".alignment")
@@ -71,7 +64,7 @@ class Membership:
     def referenced(self, rows: Rows, signal: str) -> None:
         """Attacks with references; an oracle is attacked with the other oracles, so one alone has no number."""
         score: Callable[[Observations, References, str, str], Any]
-        for name, (score, note) in REFERENCED.items():
+        for name, (score, note) in likelihood.ATTACKS.items():
             if name == "rmia" and not signal.endswith(PROBABILITIES):
                 continue
             pairs: list[tuple[Any, Any] | None] = []
