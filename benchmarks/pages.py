@@ -68,7 +68,9 @@ def constraint_page() -> list[str]:
 
 def percent(row: dict[str, Any] | None) -> str:
     """Mean ± standard deviation of shares, in percent."""
-    return "–" if row is None else f"{100 * row['mean']:.1f}" + ("" if row["sd"] is None else f" ± {100 * row['sd']:.1f}")
+    return (
+        "–" if row is None else f"{100 * row['mean']:.1f}" + ("" if row["sd"] is None else f" ± {100 * row['sd']:.1f}")
+    )
 
 
 def references_page() -> list[str]:
@@ -95,15 +97,26 @@ def references_page() -> list[str]:
         lines.append(f"| `{signal}` | " + " | ".join(cells) + " |")
     for signal, rows in result["counts"].items():
         names = list(next(iter(rows.values())))
-        lines += ["", f"**How many references**, `{signal}`: AUC on the originals, over models and up to 20 draws of", ""]
-        lines[-2] += " the references; *oracle*: the same attack on a model that never saw F; *rank agreement*: Spearman's "
+        lines += [
+            "",
+            f"**How many references**, `{signal}`: AUC on the originals, over models and up to 20 draws of",
+            "",
+        ]
+        lines[-2] += (
+            " the references; *oracle*: the same attack on a model that never saw F; *rank agreement*: Spearman's "
+        )
         lines[-2] += "ρ of the residuals of F between two disjoint sets of references."
         lines += ["| references | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
         lines += [f"| {k} | " + " | ".join(figure(row[name]) for name in names) + " |" for k, row in rows.items()]
     lines += ["", "**EncoderMI** on the originals, AUC:", "", "| space, attack, fitted on | AUC |", "|---|---|"]
     lines += [f"| {name} | {figure(row)} |" for name, row in result["encodermi"].items()]
-    lines += ["", "**Example by example**, models of this world; beyond: share of F that stands out (5 % by chance); named: at a "]
-    lines[-1] += "false-discovery rate of 10 %; risen: share of R whose exposure rose (5 % by chance; after retraining in brackets)."
+    lines += [
+        "",
+        "**Example by example**, models of this world; beyond: share of F that stands out (5 % by chance); named: at a ",
+    ]
+    lines[-1] += (
+        "false-discovery rate of 10 %; risen: share of R whose exposure rose (5 % by chance; after retraining in brackets)."
+    )
     lines += ["", "| model | signal | beyond | named | mean residual | R risen |", "|---|---|---|---|---|---|"]
     for model, rows in result["per example"].items():
         for signal in ("backbone.margin", "projector.margin"):
@@ -113,7 +126,11 @@ def references_page() -> list[str]:
                 cells[-1] = f"{ranged(risen, 100)} ({100 * risen['oracle']:.1f})"
             lines.append(f"| {model} | `{signal}` | " + " | ".join(cells) + " |")
     machine = result["machine"]
-    return [*lines, "", f"Made by `{machine['command']}`; {machine['cpu']}, torch {machine['torch']}, one thread per model."]
+    return [
+        *lines,
+        "",
+        f"Made by `{machine['command']}`; {machine['cpu']}, torch {machine['torch']}, one thread per model.",
+    ]
 
 
 def ranged(row: dict[str, Any], scale: int = 1) -> str:

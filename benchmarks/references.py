@@ -20,7 +20,7 @@ from scipy.stats import spearmanr
 
 import efface
 from benchmarks.worlds import World, machine, make, spread
-from efface import attacks, likelihood, populations, signals, stats
+from efface import attacks, likelihood, populations, stats
 from efface.audits import Evidence
 from efface.audits.per_example import PerExample
 from efface.observations import Observations
@@ -117,10 +117,16 @@ def count_rows(inside: list[Observations], out: list[Observations], signal: str)
             for i in range(len(inside)):
                 for name, fit in FITS.items():
                     if count > 1 or fit is not likelihood.own:
-                        score = [likelihood.offline(s[i], o[chosen], h_out[chosen], fit) for s, o in ((f_in, f_out), (h_in, h_out))]
+                        score = [
+                            likelihood.offline(s[i], o[chosen], h_out[chosen], fit)
+                            for s, o in ((f_in, f_out), (h_in, h_out))
+                        ]
                         found[name].append(stats.auc(*score))
                 if signal.endswith("margin"):
-                    log_p = [(-np.logaddexp(0, -s[i]), -np.logaddexp(0, -o[chosen])) for s, o in ((f_in, f_out), (h_in, h_out))]
+                    log_p = [
+                        (-np.logaddexp(0, -s[i]), -np.logaddexp(0, -o[chosen]))
+                        for s, o in ((f_in, f_out), (h_in, h_out))
+                    ]
                     ratio = [likelihood.relative(x, o) for x, o in log_p]
                     found["RMIA"].append(stats.auc(*ratio))
             if len(rest):

@@ -161,7 +161,7 @@ def test_every_attack_sees_the_original_and_not_an_oracle():
     for attack in ("calibrated", "lira", "bayes", "rmia"):
         for signal in ("projector.margin", "projector.alignment"):
             one = found[f"membership.{signal}.{attack}.auc"]
-            assert one.original > 0.6 and abs(one.value - 0.5) < 0.07 and abs(one.oracle - 0.5) < 0.05
+            assert one.original > 0.6 and abs(one.value - 0.5) < 0.08 and abs(one.oracle - 0.5) < 0.08
     assert "membership.gradient_norm.lira.auc" in found and "membership.gradient_norm.rmia.auc" not in found
     assert found["membership.backbone.margin.lira.tpr_at_1_in_100"].value is not None
     assert found["membership.backbone.margin.lira.tpr_at_1_in_1000"].value is None

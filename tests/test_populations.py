@@ -42,7 +42,7 @@ def test_ratios_against_the_loop():
     high, low = populations.ratios(u, r)
     for x in range(4):
         for i in range(6):
-            assert high[i, x] == pytest.approx(slow.ratio(u[:, x], r[:, x], i, u[i, x]) , abs=1e-9)
+            assert high[i, x] == pytest.approx(slow.ratio(u[:, x], r[:, x], i, u[i, x]), abs=1e-9)
             assert low[i, x] == pytest.approx(slow.ratio(u[:, x], r[:, x], i, r[i, x]), abs=1e-9)
 
 
@@ -73,15 +73,15 @@ def test_ulira_reaches_the_true_ratio_and_says_nothing_of_equal_populations(effe
 
 def test_leaving_out_one_side_alone_would_call_equal_populations_over_forgotten():
     """The planted bug: each model is left out of its own law only, so it looks unlike its own kind."""
-    u, r = normals(4, count=8, n=3000)
+    u, r = normals(4, count=4, n=10_000)
     own, every = populations._without_one, lambda s: (s.mean(axis=0), s.std(axis=0, ddof=1))
 
     def ratio(x, inside, outside):
         return populations._log_normal(x, *inside) - populations._log_normal(x, *outside)
 
     planted = stats.auc(ratio(u, own(u), every(r)).ravel(), ratio(r, every(u), own(r)).ravel())
-    assert planted < 0.4
-    assert populations.ulira(u, r) == pytest.approx(0.5, abs=0.015)
+    assert planted < 0.48
+    assert populations.ulira(u, r) == pytest.approx(0.5, abs=0.008)
 
 
 def test_laws_fitted_with_the_judged_model_see_what_is_not_there():
@@ -108,8 +108,8 @@ def test_zero_lines_and_ceilings():
 
 
 def test_the_forgetting_score_of_equal_populations_depends_on_how_many_there_are():
-    scores = [populations.forgetting_score(*normals(7, count=count, n=100)) for count in (8, 32, 128)]
-    assert scores[0] < scores[1] < scores[2] < 1
+    scores = [populations.forgetting_score(*normals(7, count=count, n=100)) for count in (16, 64, 256)]
+    assert scores[0] < scores[1] < scores[2] < 1  # so a score without its N, or its zero line, says nothing
 
 
 def test_the_interval_covers_and_is_about_pairs():
@@ -149,7 +149,7 @@ def test_thresholds_between_zero_and_one_only():
 
     def planted(u, r):
         rates = [((r > t).mean(), (u <= t).mean()) for t in np.linspace(0, 1, 101)]
-        return max((math.log(0.99 - a) - math.log(b) for a, b in rates if 0 < b and a < 0.99), default=0.0)
+        return max((math.log(0.99 - a) - math.log(b) for a, b in rates if b > 0 and a < 0.99), default=0.0)
 
     assert planted(u[:, 0] - 100, r[:, 0] - 100) <= 0.0
     assert shifted == pytest.approx(populations.epsilons(u, r)) and shifted.min() > 1

@@ -37,7 +37,9 @@ def call(*words):
 def home(tmp_path_factory):
     """A tiny original, and a run that forgot a fifth of it."""
     home = tmp_path_factory.mktemp("runs")
-    assert call("pretrain", "--data", "digits", "--objective", "simclr", "--out", home / "original", *TINY, "--quiet") == 0
+    assert (
+        call("pretrain", "--data", "digits", "--objective", "simclr", "--out", home / "original", *TINY, "--quiet") == 0
+    )
     words = ["--forget", "@random:0.2", "--method", "finetune", "--set", "method.epochs=1", "--quiet"]
     assert call("unlearn", home / "original", *words, "--out", home / "run") == 0
     return home

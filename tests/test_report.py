@@ -262,6 +262,7 @@ def test_a_changed_record_changes_the_page():
     verdict = replace(record.verdict, signals=(first, *record.verdict.signals[1:]), delta=0.07)
     cost = {"subject": Cost(731, 8377, 9.25)}
     after = render(record.model_copy(update={"verdict": verdict, "cost": cost}), {}, [])
+    before, after = (text + squeezed(Page(text).words) for text in (before, after))
     for said in (
         "0.614",
         "81.3 of 100",

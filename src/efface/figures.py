@@ -217,7 +217,9 @@ def residuals(signal: str, curve: Mapping[str, Sequence[float]]) -> Figure:
     value, low, high = (np.asarray(curve[name], dtype=np.float64) for name in ("residual", "low", "high"))
     count = len(value)
     panel = Panel.of((0.0, max(1.0, count - 1.0)), (min(0.0, float(low.min())), max(0.0, float(high.max()))))
-    panel.axes("forgotten examples, most remembered first", "residual memory", [], svg.nice(panel.y.low, panel.y.high, 4))
+    panel.axes(
+        "forgotten examples, most remembered first", "residual memory", [], svg.nice(panel.y.low, panel.y.high, 4)
+    )
     panel.area([*enumerate(high.tolist()), *reversed(list(enumerate(low.tolist())))], "spread")
     panel.line([(0.0, 0.0), (panel.x.high, 0.0)], "chance")
     panel.line(list(enumerate(value.tolist())), "subject")

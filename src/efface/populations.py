@@ -12,8 +12,8 @@ Source      U-LiRA: Hayes et al., Inexact Unlearning Needs More Careful Evaluati
             score: Triantafillou et al., Are We Making Progress in Unlearning?, 2024, arXiv 2406.09073. KLoM: Georgiev
             et al., Attribute-to-Delete, 2024, arXiv 2410.23232.
 Departures  U-LiRA leaves out the pair (i, i) on both sides, so that equal populations give 0.5 and not less. The
-            attacks of the forgetting score are all single thresholds and all intervals between two scores; its rule is
-            kept: an attack with one rate of zero is left out, one with two is ε = ∞. KLoM adds half an example to every
+            attacks of the forgetting score are all thresholds, in both directions; its rule is kept: an attack with one
+            rate of zero is left out, one with two is ε = ∞. KLoM adds half an example to every
             bin (Krichevsky and Trofimov), so it is finite for disjoint populations, and no example falls off an edge.
             Intervals: jackknife over groups of pairs.
 Tests kill  a histogram that drops the largest score; a KL of 0 or nan for disjoint populations; a model judged by a law
@@ -95,9 +95,7 @@ def epsilons(unlearned: np.ndarray, retrained: np.ndarray, delta: float = 0.01) 
 
 def _epsilon(unlearned: np.ndarray, retrained: np.ndarray, delta: float) -> float:
     fp, tp, _ = stats.sweep(unlearned, retrained)
-    # Called unlearned: all from one cut to another; from the top, or to the bottom, is a single threshold.
-    tpr = (tp[None, :] - tp[:, None])[np.triu_indices(len(tp), 1)] / len(unlearned)
-    fpr = (fp[None, :] - fp[:, None])[np.triu_indices(len(fp), 1)] / len(retrained)
+    fpr, tpr = fp / len(retrained), tp / len(unlearned)  # of "unlearned" above every cut; then of below it
     false, missed = np.concatenate([fpr, 1 - fpr]), np.concatenate([1 - tpr, tpr])
     tiny = 1e-9
     if np.any((false < tiny) & (missed < tiny)):

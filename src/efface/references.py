@@ -142,7 +142,9 @@ def plan(run: Path, home: Path, count: int = 8, pairs: int = 0) -> Plan:
         )
     start = read_meta(source)
     _plannable(run, meta, start, pairs)
-    made = Plan(home, subject.request["data"], meta["recipe"], meta["method"], start["digest"], meta["split"], start["seed"])
+    made = Plan(
+        home, subject.request["data"], meta["recipe"], meta["method"], start["digest"], meta["split"], start["seed"]
+    )
     before = Plan.load(home).tasks if (home / PLAN).exists() else ()
     kept = len(subject.split.retain) / max(1, len(subject.split.train))
     sizes = {"out": _bytes(source), "original": _bytes(source), "in": _bytes(run)}

@@ -249,10 +249,11 @@ def _each(findings: Sequence[Finding], signs: Sequence[SignalVerdict]) -> list[E
         name = f"per_example.{one.signal}"
         if f"{name}.beyond" not in at:
             continue
-        worst = at.get(f"{name}.worst")
-        named = (at.get(f"{name}.{key}") for key in ("residual", "worst", "retained.risen", "retained.rise"))
+        residual, worst, risen, rise = (
+            at.get(f"{name}.{key}") for key in ("residual", "worst", "retained.risen", "retained.rise")
+        )
         drawn = figures.residuals(one.signal, worst.details["curve"]) if worst else None
-        found.append(Each(one.signal, at[f"{name}.beyond"], *named, drawn))
+        found.append(Each(one.signal, at[f"{name}.beyond"], residual, worst, risen, rise, drawn))
     return sorted(found, key=lambda each: -(each.beyond.value or 0))
 
 

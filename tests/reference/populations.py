@@ -16,15 +16,15 @@ def ratio(models_u, models_r, i, x) -> float:
 
 
 def epsilon(u, r, delta) -> float:
-    """Triantafillou et al. 2024: the most telling of all attacks "score from a to b" and their complements."""
+    """Triantafillou et al. 2024: the most telling of all attacks "score above a cut" and "below a cut"."""
     values = sorted({*u, *r})
     cuts = [-math.inf, *[(a + b) / 2 for a, b in itertools.pairwise(values)], math.inf]
     best = 0.0
-    for low, high in itertools.combinations(cuts, 2):
-        for inside in (True, False):
+    for cut in cuts:
+        for upwards in (True, False):
 
-            def called(s, low=low, high=high, inside=inside):
-                return (low < s < high) == inside
+            def called(s, cut=cut, upwards=upwards):
+                return (s > cut) == upwards
 
             fpr = sum(called(s) for s in r) / len(r)
             fnr = sum(not called(s) for s in u) / len(u)

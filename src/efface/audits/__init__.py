@@ -13,7 +13,6 @@ from typing import Any, Literal, Protocol
 from efface.errors import EffaceError
 from efface.observations import Observations
 
-
 Level = Literal["A0", "A1", "A2"]
 PAIRS = 32
 """Pairs of unlearned and retrained models from which on the evidence is of level A2."""

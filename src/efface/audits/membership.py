@@ -141,7 +141,9 @@ def fitted(rows: Rows) -> None:
         signal = f"{space}.alignment"
         if not signals.pair(subject, part, signal):
             continue
-        attempts = {"encodermi_v": attacks.encodermi_v} | ({"encodermi_s": attacks.encodermi_s} if part == "forget" else {})
+        attempts = {"encodermi_v": attacks.encodermi_v} | (
+            {"encodermi_s": attacks.encodermi_s} if part == "forget" else {}
+        )
         for name, run in attempts.items():
             rows.rates(f"{space}.{name}", partial(run, part=part, space=space), signal, ranks=True)
             if part == "forget" and rows.evidence.oracles and signals.has(subject, "retain", signal):

@@ -12,7 +12,8 @@ from efface.cli.options import Device, Json, Quiet, progress, tell
 
 def references(
     run: Annotated[
-        Path | None, typer.Argument(metavar="[RUN]", help="The run to make them for; not needed where --out has a plan.")
+        Path | None,
+        typer.Argument(metavar="[RUN]", help="The run to make them for; not needed where --out has a plan."),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the plan; by default RUN-references.")] = None,
     count: Annotated[int, typer.Option("--count", help="How many models that never saw F.")] = 8,
