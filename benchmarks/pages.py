@@ -78,13 +78,14 @@ def references_page() -> list[str]:
     result = json.loads((RESULTS / "references.json").read_text(encoding="utf-8"))
     world, models, n = result["world"], result["models"], result["examples"]
     lines = [
-        f"One world: SimCLR on {world['train']} Fashion-MNIST images for {world['epochs']} epochs (seed {world['seed']}); "
+        f"One world: SimCLR on {world['train']} Fashion-MNIST images for {world['epochs']} epochs, "
+        f"seed {world['seed']}; "
         f"{models['saw F']} models that saw F and {models['never saw F']} that did not, each with a seed of its own; "
-        f"F {n['forget']}, H {n['holdout']}, R {n['retain']} examples. Mean ± standard deviation over the models that saw "
-        "F, each attacked in turn; a single AUC is known to about ± 0.05 for the examples.",
+        f"F {n['forget']}, H {n['holdout']}, R {n['retain']} examples. Mean ± standard deviation over the models that "
+        "saw F, each attacked in turn; a single AUC is known to about ± 0.05 for the examples.",
         "",
-        "**Which signal, which space.** AUC of F against H without references and with all of them; TPR at an FPR of 1 %; "
-        "and *single example*: for one example of F, how often a model that saw it scores it higher than one that did "
+        "**Which signal, which space.** AUC of F against H without references and with all of them; TPR at an FPR "
+        "of 1 %; and *single example*: for one example of F, how often a model that saw it scores it higher than one that did "
         "not (mean over F, interval by bootstrap over F).",
         "",
         "| signal | A0 | A1 | TPR at 1 %, A1 | single example |",
@@ -112,10 +113,10 @@ def references_page() -> list[str]:
     lines += [f"| {name} | {figure(row)} |" for name, row in result["encodermi"].items()]
     lines += [
         "",
-        "**Example by example**, models of this world; beyond: share of F that stands out (5 % by chance); named: at a ",
+        "**Example by example**, models of this world; beyond: share of F that stands out (5 % by chance); named: ",
     ]
     lines[-1] += (
-        "false-discovery rate of 10 %; risen: share of R whose exposure rose (5 % by chance; after retraining in brackets)."
+        "at a false-discovery rate of 10 %; risen: share of R whose exposure rose (5 % by chance; retraining in brackets)."
     )
     lines += ["", "| model | signal | beyond | named | mean residual | R risen |", "|---|---|---|---|---|---|"]
     for model, rows in result["per example"].items():

@@ -161,7 +161,9 @@ def examples(world: World, out: list[Observations]) -> dict[str, Any]:
             continue
         rows = {f.name: f for f in PerExample().findings(Evidence(original, world.seen(name), references))}
         found[name] = {
-            key.removeprefix("per_example."): {"value": f.value, "interval": f.interval, "original": f.original, "oracle": f.oracle, "n": f.n}
+            key.removeprefix("per_example."): {
+                "value": f.value, "interval": f.interval, "original": f.original, "oracle": f.oracle, "n": f.n
+            }
             for key, f in rows.items()
         }  # fmt: skip
         for key, f in rows.items():

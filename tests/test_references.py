@@ -1,4 +1,4 @@
-"""References as a plan: named by content, done once, in any order and anywhere, merged by copying, taken by the audit."""
+"""References as a plan: named by content, done once, anywhere, merged by copying, taken by the audit."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_what_is_no_pair_is_refused(home, filled, tmp_path):
 
 
 def test_what_cannot_be_planned_is_said(home, filled, tmp_path):
-    with pytest.raises(EffaceError, match="asked to forget nothing|is not at"):
+    with pytest.raises(EffaceError, match=r"asked to forget nothing|is not at"):
         references.plan(home / "original", tmp_path)
     with pytest.raises(EffaceError, match="are no plan"):
         references.plan(home / "run", tmp_path, count=0)

@@ -226,7 +226,10 @@ def residuals(signal: str, curve: Mapping[str, Sequence[float]]) -> Figure:
     above = int((low > 0).sum())
     said = f"from {value[0]:.3g} to {value[-1]:.3g}; the interval of {above} of {count} lies above 0"
     drawn = panel.svg(f"residuals-{slug(signal)}", f"Residual memory of each forgotten example, {signal}", said)
-    caption = "Score less what the references expect and less what never-trained examples show. Shade: 95 % of never-trained examples would have 0 inside."
+    caption = (
+        "Score less what the references expect and less what never-trained examples show. Shade: 95 % of never-trained "
+        "examples would have 0 inside."
+    )
     return Figure((Plot(signal, drawn, said.replace("-", "\u2212")),), caption)
 
 

@@ -1,4 +1,4 @@
-"""Attacks with references: how likely is this score from a model that never saw the example, or that did?
+"""Attacks with references: how likely a score is from a model that never saw the example, or from one that did.
 
     offline   t(x) = (s(x) - μ_out(x)) / σ_out(x)                    references that never saw x
     online    Λ(x) = log p(s(x) | in) - log p(s(x) | out)            and others that did

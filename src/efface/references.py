@@ -1,10 +1,10 @@
 """References: models made with a run's own recipe, as tasks that any machine can do, each in a folder of its own.
 
-    out        retrained on what is kept, seed k: never saw F                            level A1: 1 to 8 of them
-    original   trained on all, seed k                                                    what "in" starts from
-    in         original k, unlearned by the run's own method                             level A2: 32 pairs of in and out
+    out        retrained on what is kept, seed k: never saw F           level A1: 1 to 8 of them
+    original   trained on all, seed k                                   what "in" starts from
+    in         original k, unlearned by the run's own method            level A2: 32 pairs of in and out
 
-A plan is a folder: ``plan.json`` and ``split.json`` (all that a machine needs but the data), ``tasks.jsonl`` (one task a
+A plan is a folder: ``plan.json`` and ``split.json`` (all that a machine needs but the data), ``tasks.jsonl`` (one a
 line), and a run folder for each finished task, named by what went into it: kind, recipe, split, seed, method. The same
 task has the same name everywhere, so merging two machines' work is copying folders, and doing a task twice is doing
 nothing.
@@ -270,7 +270,7 @@ def _alone(home: Path, name: str) -> Iterator[None]:
 def perform_all(
     made: Plan, *, jobs: int | None = None, device: str = "auto", say: Callable[[str], None] = lambda sentence: None
 ) -> int:
-    """Do what is left of a plan in one-thread processes; how many tasks were done. Cut, it goes on with the same call."""
+    """Do what is left of a plan in one-thread processes; how many tasks that was. Cut, the same call goes on."""
     left = [task for task in made.tasks if not made.done(task)]
     needed = {need for task in left for need in task.needs}
     heads = [task for task in left if task.name not in needed]  # "in" makes its original itself

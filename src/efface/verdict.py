@@ -307,8 +307,8 @@ def limits(
     level = "Level A0, a screen: no reference model, so an attacker who trains references may see more."
     if held:
         level = (
-            f"Level {evidence.level}: scores are calibrated by {held} reference model(s) that never saw the forget set; "
-            "an attacker with many more references may see more."
+            f"Level {evidence.level}: scores are calibrated by {held} reference model(s) that never saw the forget "
+            "set; an attacker with many more references may see more."
         )
     if evidence.level == "A2":
         level += f" The method was judged on {evidence.pairs} pairs of unlearned and retrained models too."

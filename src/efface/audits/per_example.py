@@ -68,7 +68,8 @@ class PerExample:
         value, low, high = difference(mine.forget, mine.holdout)
         residual = Finding(
             f"{name}.residual", value, (low, high), "closer", float(before.forget.mean()),
-            mean(float(one.forget.mean()) for one in seen[2:]), (m, n), note="mean residual memorization, in units of the score",
+            mean(float(one.forget.mean()) for one in seen[2:]), (m, n),
+            note="mean residual memorization, in units of the score",
         )  # fmt: skip
         order = np.argsort(-mine.forget / mine.scale, kind="stable")
         rows = [self._row(mine, before, int(i)) for i in order[: self.worst]]
