@@ -80,13 +80,13 @@ def references_page() -> list[str]:
     lines = [
         f"One world: SimCLR on {world['train']} Fashion-MNIST images for {world['epochs']} epochs, "
         f"seed {world['seed']}; "
-        f"{models['saw F']} models that saw F and {models['never saw F']} that did not, each with a seed of its own; "
+        f"models that saw F: {models['saw F']}; that did not: {models['never saw F']}; each has a seed of its own; "
         f"F {n['forget']}, H {n['holdout']}, R {n['retain']} examples. Mean ± standard deviation over the models that "
-        "saw F, each attacked in turn; a single AUC is known to about ± 0.05 for the examples.",
+        "saw F, each attacked in turn; in brackets the 95 % interval of the first of them, over its examples.",
         "",
         "**Which signal, which space.** AUC of F against H without references and with all of them; TPR at an FPR "
-        "of 1 %; and *single example*: for one example of F, how often a model that saw it scores it higher than one that did "
-        "not (mean over F, interval by bootstrap over F).",
+        "of 1 %; and *single example*: for one example of F, how often a model that saw it scores it higher than one that "
+        "did not (mean over F, interval by bootstrap over F).",
         "",
         "| signal | A0 | A1 | TPR at 1 %, A1 | single example |",
         "|---|---|---|---|---|",
@@ -94,8 +94,12 @@ def references_page() -> list[str]:
     for signal, row in result["signals"].items():
         one = row["single example"]
         alone = f"{one['mean']:.3f} ({one['interval'][0]:.3f} to {one['interval'][1]:.3f})"
-        cells = [figure(row["a0"]), figure(row["a1"]), percent(row["tpr at 1 %"]) + " %", alone]
+        first = row["a1 of the first"]
+        known = f"{figure(row['a1'])} ({first['low']:.3f} to {first['high']:.3f})"
+        cells = [figure(row["a0"]), known, percent(row["tpr at 1 %"]) + " %", alone]
         lines.append(f"| `{signal}` | " + " | ".join(cells) + " |")
+    said = [f"`{c['first']}` less `{c['second']}` {ranged(c)}" for c in result["contrasts"]]
+    lines += ["", "Differences of AUC at A1 on the first original, paired by example: " + "; ".join(said) + "."]
     for signal, rows in result["counts"].items():
         names = list(next(iter(rows.values())))
         lines += [
@@ -116,7 +120,8 @@ def references_page() -> list[str]:
         "**Example by example**, models of this world; beyond: share of F that stands out (5 % by chance); named: ",
     ]
     lines[-1] += (
-        "at a false-discovery rate of 10 %; risen: share of R whose exposure rose (5 % by chance; retraining in brackets)."
+        "at a false-discovery rate of 10 %; risen: share of R whose exposure rose (5 % by chance; retraining: in "
+        "brackets)."
     )
     lines += ["", "| model | signal | beyond | named | mean residual | R risen |", "|---|---|---|---|---|---|"]
     for model, rows in result["per example"].items():
@@ -137,7 +142,8 @@ def references_page() -> list[str]:
 def ranged(row: dict[str, Any], scale: int = 1) -> str:
     """A value with its interval; shares in percent."""
     digits, sign = (1, " %") if scale == 100 else (3, "")
-    low, high = (f"{scale * v:.{digits}f}" for v in row["interval"])
+    between = row["interval"] if "interval" in row else (row["low"], row["high"])
+    low, high = (f"{scale * v:.{digits}f}" for v in between)
     return f"{scale * row['value']:.{digits}f}{sign} ({low} to {high})"
 
 

@@ -40,6 +40,14 @@ FITS: dict[str, Callable[..., Any]] = {
     "Bayesian variance": likelihood.student,
     "own variance": likelihood.own,
 }
+RELATIVE = {"RMIA, a = 0.3": 0.3, "RMIA, a = 1": 1.0}
+CONTRASTS = (
+    ("projector.margin", "projector.alignment"),
+    ("backbone.margin", "backbone.alignment"),
+    ("projector.margin", "projector.norm"),
+    ("backbone.margin", "backbone.norm"),
+    ("projector.margin", "backbone.margin"),
+)
 UNLEARNED = ("finetune", "neggrad lr .1", "gradient_constraint")
 """Made by another benchmark in the same world; measured where they are there."""
 
@@ -98,10 +106,20 @@ def signal_row(inside: list[Observations], out: list[Observations], signal: str)
         },
     }
     if len(inside) >= 4:
-        # Each model that saw F is judged by laws of the others; H, which nobody saw, by the same laws' twin on F.
         pairs = min(len(inside), len(out))
         row["online, pairs"] = {"auc": populations.ulira(f_in[:pairs], f_out[:pairs]), "n": pairs}
     return row
+
+
+def contrast(inside: list[Observations], out: list[Observations], first: str, second: str) -> dict[str, Any]:
+    """AUC of one signal less another's on the first original, with all references; paired by example."""
+
+    def calibrated(signal: str) -> tuple[np.ndarray, np.ndarray]:
+        (f_in, h_in), (f_out, h_out) = sides(inside[:1], signal), sides(out, signal)
+        return f_in[0] - f_out.mean(0), h_in[0] - h_out.mean(0)
+
+    value, low, high = stats.delong_difference(calibrated(first), [calibrated(second)])
+    return {"first": first, "second": second, "value": value, "low": low, "high": high}
 
 
 def count_rows(inside: list[Observations], out: list[Observations], signal: str) -> dict[str, Any]:
@@ -109,7 +127,7 @@ def count_rows(inside: list[Observations], out: list[Observations], signal: str)
     (f_in, h_in), (f_out, h_out) = sides(inside, signal), sides(out, signal)
     rows, rng = {}, np.random.default_rng(0)
     for count in (c for c in COUNTS if c <= len(out)):
-        found: dict[str, list[float]] = {name: [] for name in (*FITS, "RMIA", "oracle", "rank agreement")}
+        found: dict[str, list[float]] = {name: [] for name in (*FITS, *RELATIVE, "oracle", "rank agreement")}
         draws = 1 if count == len(out) else DRAWS
         for _ in range(draws):
             order = rng.permutation(len(out))
@@ -127,8 +145,8 @@ def count_rows(inside: list[Observations], out: list[Observations], signal: str)
                         (-np.logaddexp(0, -s[i]), -np.logaddexp(0, -o[chosen]))
                         for s, o in ((f_in, f_out), (h_in, h_out))
                     ]
-                    ratio = [likelihood.relative(x, o) for x, o in log_p]
-                    found["RMIA"].append(stats.auc(*ratio))
+                    for name, a in RELATIVE.items():
+                        found[name].append(stats.auc(*(likelihood.relative(x, o, a) for x, o in log_p)))
             if len(rest):
                 one = rest[0]
                 null = [likelihood.offline(o[one], o[chosen], h_out[chosen]) for o in (f_out, h_out)]
@@ -179,6 +197,7 @@ def measure(world: World) -> None:
         "models": {"saw F": len(inside), "never saw F": len(out)},
         "examples": {part: inside[0].count(part) for part in ("forget", "holdout", "retain")},
         "signals": {signal: signal_row(inside, out, signal) for signal in SIGNALS},
+        "contrasts": [contrast(inside, out, *names) for names in CONTRASTS],
         "counts": {s: count_rows(inside, out, s) for s in ("projector.margin", "backbone.margin")},
         "encodermi": encodermi(inside, out),
         "per example": examples(world, out),
