@@ -85,8 +85,8 @@ def references_page() -> list[str]:
         "saw F, each attacked in turn; in brackets the 95 % interval of the first of them, over its examples.",
         "",
         "**Which signal, which space.** AUC of F against H without references and with all of them; TPR at an FPR "
-        "of 1 %; and *single example*: for one example of F, how often a model that saw it scores it higher than one that "
-        "did not (mean over F, interval by bootstrap over F).",
+        "of 1 %; and *single example*: for one example of F, how often a model that saw it scores it higher than "
+        "one that did not (mean over F, interval by bootstrap over F).",
         "",
         "| signal | A0 | A1 | TPR at 1 %, A1 | single example |",
         "|---|---|---|---|---|",
