@@ -116,8 +116,8 @@ def references_page() -> list[str]:
         lines += [f"| {k} | " + " | ".join(figure(row[name]) for name in names) + " |" for k, row in rows.items()]
     lines += [
         "",
-        "Where nearly all references are drawn the draws overlap, so their spread is too small. With a = 0.3 RMIA's ratio "
-        "is almost the raw score where p is far below 1/2, as it is for the backbone's margin: a = 1 calibrates.",
+        "Where nearly all references are drawn the draws overlap, so their spread is too small. With a = 0.3 RMIA's "
+        "ratio is almost the raw score where p is far below 1/2, as it is for the backbone's margin: a = 1 calibrates.",
     ]
     lines += ["", "**EncoderMI** on the originals, AUC:", "", "| space, attack, fitted on | AUC |", "|---|---|"]
     lines += [f"| {name} | {figure(row)} |" for name, row in result["encodermi"].items()]

@@ -145,7 +145,7 @@ def test_dry_run_says_cost_and_disk_and_writes_nothing(home, tmp_path, capfd):
     assert {kind: row["left"] for kind, row in told["kinds"].items()} == {"out": 3, "original": 2, "in": 2}
     cost, tuned = (read_meta(home / name)["cost"]["seconds"] for name in ("original", "run"))
     assert told["seconds"] == pytest.approx(3 * cost * 48 / 60 + 2 * cost + 2 * tuned)
-    assert told["bytes"] > 7 * 10_000 and "hours of one process" in out and "MB of disk" in out
+    assert told["bytes"] > 7 * 10_000 and "minutes of one process" in out and "MB of disk" in out
 
 
 def test_all_of_them_in_processes(home, tmp_path, capfd):

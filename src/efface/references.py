@@ -332,16 +332,16 @@ def summary(made: Plan, jobs: int | None = None) -> tuple[dict[str, Any], list[s
     known = all(row["seconds"] is not None for row in kinds.values())
     total = sum(row["seconds"] for row in kinds.values()) if known else None
     size = sum(row["bytes"] for row in kinds.values())
-    lines = [f"{'kind':10}{'tasks':>6}{'left':>6}{'hours':>8}{'MB':>8}"]
+    lines = [f"{'kind':10}{'tasks':>6}{'left':>6}{'minutes':>9}{'MB':>8}"]
     for kind, row in kinds.items():
-        hours = "?" if row["seconds"] is None else f"{row['seconds'] / 3600:.2f}"
-        lines.append(f"{kind:10}{row['tasks']:6}{row['left']:6}{hours:>8}{row['bytes'] / 1e6:8.1f}")
+        minutes = "?" if row["seconds"] is None else f"{row['seconds'] / 60:.1f}"
+        lines.append(f"{kind:10}{row['tasks']:6}{row['left']:6}{minutes:>9}{row['bytes'] / 1e6:8.1f}")
     count = jobs or os.cpu_count() or 1
     if total is None:
         lines.append("What it will take is not known: the original's own cost was not recorded.")
     else:
         lines.append(
-            f"About {total / 3600:.2f} hours of one process ({total / 3600 / count:.2f} with {count}), as long as the "
+            f"About {total / 60:.1f} minutes of one process ({total / 60 / count:.1f} with {count}), as long as the "
             f"original took where it was made; {size / 1e6:.1f} MB of disk."
         )
     return {"home": str(made.home), "kinds": kinds, "seconds": total, "bytes": size}, lines
