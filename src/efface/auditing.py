@@ -78,11 +78,7 @@ def audit(
     criteria = config.build(Criteria, settings.get("criteria") or {}, path="criteria.")
     watch = config.build(Watch, settings.get("watch") or {}, path="watch.")
     device = str(settings.get("device", "auto"))
-    subject = opened(run)
-    if not len(subject.split.forget):
-        raise EffaceError(
-            f"{run} was asked to forget nothing: it is an original.", remedy="Name a run that `efface unlearn` made."
-        )
+    subject = _on_trial(run)
     models = {"original": _original(subject, original), "subject": _of(subject.folder, subject)}
     models |= _others(subject, oracles, references)
     seen = {name: one.look(subject.data, subject.split, watch, device, progress) for name, one in models.items()}
@@ -115,6 +111,16 @@ def audit(
     keys = [str(key) for key in subject.data.keys[subject.split.forget]]
     evidence.write(subject.folder, record, keys, seen, log, plain_ids=plain_ids)
     return result
+
+
+def _on_trial(run: Path) -> Opened:
+    """A run that was asked to forget something."""
+    subject = opened(run)
+    if not len(subject.split.forget):
+        raise EffaceError(
+            f"{run} was asked to forget nothing: it is an original.", remedy="Name a run that `efface unlearn` made."
+        )
+    return subject
 
 
 def report(run: Path) -> Path:
