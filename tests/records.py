@@ -83,7 +83,7 @@ def case(
     evidence = Evidence(original, subject, oracles, costs)
     chosen = [make() for make in AUDITS.values()] if audits == "all" else [Utility((20,)), OracleGap()]
     findings = [f for audit in chosen for f in audit.findings(evidence)]
-    ids = [f"train/{i:05d}" for i in range(world.sizes["forget"])]
+    ids = [f"forget/{i:05d}" for i in range(world.sizes["forget"])]
     log = log_of() if log is None else log
     models = {"original": original, "subject": subject} | {f"oracle {i + 1}": o for i, o in enumerate(oracles)}
     fields: dict[str, Any] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from efface import attacks, probes, signals, stats
+from efface import attacks, likelihood, probes, signals, stats
 from efface.audits import AUDITS, Evidence
 from efface.audits.membership import Membership
 from efface.errors import EffaceError
@@ -109,9 +109,9 @@ def test_calibrated_and_rmia_against_the_slow_twins(evidence):
     assert signals.calibrated(subject, oracles, "forget", "backbone.margin") == pytest.approx(
         slow.calibrated(x, x_refs)
     )
-    ours = attacks.rmia(subject, oracles, "forget", "backbone.margin", gamma=1.1, offline=0.3)
+    ours = likelihood.rmia(subject, oracles, "forget", "backbone.margin", gamma=1.1, a=0.3)
     assert ours == pytest.approx(slow.rmia(x, x_refs, z, z_refs, 1.1, 0.3))
-    own = attacks.rmia(subject, oracles, "holdout", "backbone.margin")
+    own = likelihood.rmia(subject, oracles, "holdout", "backbone.margin")
     n = len(z)
     expected = [(s * n - 1) / (n - 1) for s in slow.rmia(z, z_refs, z, z_refs, 1.0, 0.3)]
     assert own == pytest.approx(expected, abs=1e-12)
@@ -120,7 +120,7 @@ def test_calibrated_and_rmia_against_the_slow_twins(evidence):
 def test_lira_with_one_variance_orders_as_calibrated_does(evidence):
     both = [
         [score(evidence.subject, evidence.oracles, p, "backbone.margin") for p in ("forget", "holdout")]
-        for score in (attacks.lira, signals.calibrated)
+        for score in (likelihood.lira, signals.calibrated)
     ]
     assert stats.auc(*both[0]) == stats.auc(*both[1])
     assert both[0][0] / both[1][0] == pytest.approx(np.full(200, (both[0][1] / both[1][1])[0]))

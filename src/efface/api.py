@@ -56,7 +56,9 @@ class Result:
                 "Observations alone make no record.", remedy="Use `efface.audit`, which has the data too."
             )
         Path(folder).mkdir(parents=True, exist_ok=True)
-        models = {name: observed for name, observed, _ in self.evidence.models()}
+        seen = self.evidence
+        models = {"original": seen.original, "subject": seen.subject}
+        models |= {f"oracle {i}": oracle for i, oracle in enumerate(seen.oracles, 1)}
         return write(Path(folder), self.record, self.keys, models, plain_ids=plain_ids)
 
 
@@ -267,13 +269,15 @@ def judge_observations(
     *,
     criteria: Criteria | None = None,
     costs: Mapping[str, Cost] | None = None,
+    unlearned: Sequence[Observations] = (),
 ) -> Result:
     """Every audit's findings and the verdict, from arrays alone: milliseconds to seconds, no weights needed.
 
-    Oracles with the subject's own digest are left out: a score minus itself says nothing.
+    Oracles with the subject's own digest are left out: a score minus itself says nothing. ``unlearned``: originals
+    with other seeds, unlearned as the subject was; with as many oracles they are pairs (level A2).
     """
     others = tuple(oracle for oracle in oracles if oracle.model != subject.model)
-    evidence = Evidence(original, subject, others, dict(costs or {}))
+    evidence = Evidence(original, subject, others, dict(costs or {}), tuple(unlearned))
     findings = [finding for audit in AUDITS.values() for finding in audit().findings(evidence)]
     return Result(judge(evidence, criteria or Criteria()), findings, evidence)
 

@@ -2,7 +2,13 @@
 
 Fitted on retained examples against non-members: a score sweep picks its threshold, EncoderMI-V its weights,
 the SVC its support vectors. Whatever they pick, they pick on ``fit`` and are judged on ``judge``;
-:func:`rounds` keeps the two apart by key, whatever the order of the rows.
+:func:`rounds` keeps the two apart by key, whatever the order of the rows. With shadow models an attack is fitted on
+what *they* show of ``fit`` and judged on what the model on trial shows of ``judge``.
+
+Source      EncoderMI: Liu et al., EncoderMI: Membership Inference against Pre-trained Encoders in Contrastive
+            Learning, 2021, arXiv 2108.11023. The SVC: Unlearn-Sparse and SalUn.
+Departures  logistic regression where EncoderMI has small networks; its set attack (DeepSets) has fixed bumps in the
+            place of a learned embedding of each similarity; the shadows are the references, which trained on R.
 """
 
 from __future__ import annotations
@@ -90,15 +96,25 @@ class Attacked:
         return self.recall / called if called > 0 else None
 
 
+Look = Callable[[Observations, str], np.ndarray]
+"""``(model, part) -> what the attack sees of each scored example``, [n] or [n, d]."""
+
+
 def attack(
-    observed: Observations, part: str, signal: str, fit: Fit, look: Callable[[str], np.ndarray] | None = None
+    observed: Observations,
+    part: str,
+    signal: str,
+    fit: Fit,
+    look: Look | None = None,
+    shadows: Sequence[Observations] = (),
 ) -> Attacked:
-    """Fit and judge over all :func:`rounds`. The attack sees the scores of ``signal``, or ``look(part)``
-    ``[n, d]``.
+    """Fit and judge over all :func:`rounds`. The attack sees the scores of ``signal``, or ``look(model, part)``.
+
+    ``shadows``: models to fit on instead of the one that is judged; none of them may have seen F.
     """
     other, plan = signals.nonmembers(observed, part), rounds(observed, part, signal)
-    look = look or (lambda name: signals.scores(observed, name, signal))
-    table = {name: look(name) for name in sorted({r.part for one in plan for r in (*one.fit, *one.judge)})}
+    look = look or (lambda model, name: signals.scores(model, name, signal))
+    table = {name: look(observed, name) for name in (part, other)}
     m, n = len(table[part]), len(table[other])
     top, weight, v01, called, wrong = np.zeros(m), np.zeros(m), np.zeros(n), 0.0, 0
     for round_ in plan:
@@ -109,7 +125,7 @@ def attack(
                 f"retain: {observed.count('retain')}, {other}: {observed.count(other)}.",
                 "Keep a larger holdout.",
             )
-        score, threshold = fit(table[a.part][a.at], table[b.part][b.at])
+        score, threshold = fit(*(_shown(shadows or (observed,), rows, look) for rows in (a, b)))
         mine, theirs = score(table[c.part][c.at]), score(table[d.part][d.at])
         v10, v01[d.at] = stats.placements(mine, theirs)
         top[c.at] += len(d.at) * v10
@@ -117,6 +133,12 @@ def attack(
         called += len(d.at) * float((mine >= threshold).mean())
         wrong += int((theirs >= threshold).sum())
     return Attacked(top / weight, v01, called / n, wrong / n)
+
+
+def _shown(models: Sequence[Observations], rows: Rows, look: Look) -> np.ndarray:
+    """What every model shows of the rows; the models take turns, so that the first rows are a fair sample too."""
+    seen = [look(model, rows.part)[rows.at] for model in models]
+    return np.stack(seen, axis=1).reshape(len(rows.at) * len(seen), *seen[0].shape[1:])
 
 
 def sweep(members: np.ndarray, others: np.ndarray) -> tuple[Callable[[np.ndarray], np.ndarray], float]:
@@ -141,13 +163,39 @@ def logistic(members: np.ndarray, others: np.ndarray) -> tuple[Callable[[np.ndar
     return (lambda rows: model.decision_function((rows - center) / scale)), 0.0
 
 
-def encodermi_v(observed: Observations, part: str, space: str) -> Attacked:
-    """EncoderMI's vector attack on ``<space>.pairs``, cross-fitted."""
+BUMPS = 16
+"""How finely the set attack sees the distribution of an example's similarities."""
 
-    def ordered(name: str) -> np.ndarray:
-        return np.sort(observed.of(name, f"{space}.pairs").astype(np.float64), axis=1)
 
-    return attack(observed, part, f"{space}.alignment", logistic, ordered)
+def of_sets(members: np.ndarray, others: np.ndarray) -> tuple[Callable[[np.ndarray], np.ndarray], float]:
+    """EncoderMI-S: logistic regression on sums over the set of pair similarities ``[n, pairs]``, in any order.
+
+    ρ(Σ_s φ(s)) as in DeepSets, with φ fixed: Gaussian bumps at quantiles of the fitted similarities.
+    """
+    members, others = members[:CAP], others[:CAP]
+    every = np.concatenate([members, others])
+    centers = np.quantile(every, np.linspace(0.01, 0.99, BUMPS))
+    width = max(float(centers[-1] - centers[0]) / (BUMPS - 1), 1e-6)
+
+    def summed(rows: np.ndarray) -> np.ndarray:
+        return np.stack([np.exp(-(((rows - c) / width) ** 2) / 2).mean(axis=1) for c in centers], axis=1)
+
+    score, threshold = logistic(summed(members), summed(others))
+    return (lambda rows: score(summed(rows))), threshold
+
+
+def _similarities(space: str) -> Look:
+    return lambda observed, name: np.sort(observed.of(name, f"{space}.pairs").astype(np.float64), axis=1)
+
+
+def encodermi_v(observed: Observations, part: str, space: str, shadows: Sequence[Observations] = ()) -> Attacked:
+    """EncoderMI's vector attack on ``<space>.pairs``: cross-fitted, or fitted on shadow encoders."""
+    return attack(observed, part, f"{space}.alignment", logistic, _similarities(space), shadows)
+
+
+def encodermi_s(observed: Observations, part: str, space: str, shadows: Sequence[Observations] = ()) -> Attacked:
+    """EncoderMI's set attack on ``<space>.pairs``: cross-fitted, or fitted on shadow encoders."""
+    return attack(observed, part, f"{space}.alignment", of_sets, _similarities(space), shadows)
 
 
 def support_vectors(members: np.ndarray, others: np.ndarray) -> tuple[Callable[[np.ndarray], np.ndarray], float]:
@@ -169,52 +217,3 @@ def mia_svc(observed: Observations, part: str = "forget") -> Attacked:
     Those papers print 1 - recall of the forget set as "MIA efficacy": there, higher is called better.
     """
     return attack(observed, part, "logits.confidence", support_vectors)
-
-
-# ---- with references that never saw the forget set ----
-
-
-def lira(observed: Observations, references: Sequence[Observations], part: str, signal: str) -> np.ndarray:
-    """Offline LiRA (Carlini et al. 2022) with one variance for all examples: (score - references' mean) /
-    sigma.
-
-    A shared sigma only scales, so the order is exactly that of :func:`efface.signals.calibrated`. With one
-    reference sigma cannot be estimated and is 1.
-    """
-    raw = signals.calibrated(observed, references, part, signal)
-    if len(references) < 2:
-        return raw
-    # From the holdout whatever the part: a sigma of its own for each part would reorder them.
-    seen = [signals.scores(reference, "holdout", signal) for reference in references]
-    sigma = float(np.sqrt(np.var(seen, axis=0, ddof=1).mean()))
-    return raw / sigma if sigma > 0 else raw
-
-
-def rmia(
-    observed: Observations,
-    references: Sequence[Observations],
-    part: str,
-    signal: str,
-    *,
-    gamma: float = 1.0,
-    offline: float = 0.3,
-) -> np.ndarray:
-    """Offline RMIA (Zarifzadeh et al. 2024): the share of the population z with ratio(x) >= gamma ratio(z),
-    where ratio is p(x; model) over (1 + a)/2 mean p(x; references) + (1 - a)/2, and p = sigmoid of the margin
-    ``signal``.
-
-    The population is the holdout, without x itself (never ``valid``: the margin's bank comes from there).
-    """
-
-    def log_ratio(name: str) -> np.ndarray:
-        def log_p(o: Observations) -> np.ndarray:
-            return -np.logaddexp(0, -signals.scores(o, name, signal))
-
-        out = np.mean([np.exp(log_p(r)) for r in references], axis=0)
-        return log_p(observed) - np.log((1 + offline) / 2 * out + (1 - offline) / 2)
-
-    x, z = log_ratio(part), np.sort(log_ratio("holdout"))
-    below = np.searchsorted(z, x - np.log(gamma), "right").astype(np.float64)
-    if part == "holdout" and len(z) > 1:
-        return (below - (gamma <= 1)) / (len(z) - 1)
-    return below / len(z)

@@ -21,6 +21,7 @@ from efface.folder import LOG, REQUEST, SPLIT, read_log
 from efface.layouts.container import weights_file
 from efface.observations import Observations
 from efface.record import file_digest
+from efface.references import finished
 from efface.runs import Opened, Progress, foreign_start, is_foreign, opened, refuse_unknown
 from efface.splits import NEVER_TRAINED, Split
 from efface.verdict import Criteria
@@ -72,23 +73,26 @@ class Compared:
         """What the oracles show."""
         return [self.seen[name] for name in self.models if name.startswith("oracle")]
 
+    @property
+    def unlearned(self) -> list[Observations]:
+        """What other originals show that were unlearned in the same way."""
+        return [self.seen[name] for name in self.models if name.startswith("unlearned")]
+
 
 def compared(
     run: Path,
-    original: Path | None,
-    oracles: Sequence[Path],
     watch: Watch,
     device: str,
     progress: Progress,
+    *,
+    original: Path | None = None,
+    oracles: Sequence[Path] = (),
+    references: Path | None = None,
 ) -> Compared:
     """Open a run, its original and its oracles, refuse what cannot be compared, and look at each."""
-    subject = opened(run)
-    if not len(subject.split.forget):
-        raise EffaceError(
-            f"{run} was asked to forget nothing: it is an original.", remedy="Name a run that `efface unlearn` made."
-        )
+    subject = _on_trial(run)
     models = {"original": _original(subject, original), "subject": _of(subject.folder, subject)}
-    models |= {f"oracle {i + 1}": _oracle(Path(one), subject) for i, one in enumerate(oracles)}
+    models |= _others(subject, oracles, references)
     seen = {name: one.look(subject.data, subject.split, watch, device, progress) for name, one in models.items()}
     return Compared(subject, models, seen)
 
@@ -99,16 +103,20 @@ def audit(
     *,
     original: Path | None = None,
     oracles: Sequence[Path] = (),
+    references: Path | None = None,
     plain_ids: bool = False,
     progress: Progress | None = None,
 ) -> api.Result:
-    """Judge a run and write the evidence into its folder. ``settings``: criteria, watch, goal, device."""
+    """Judge a run and write the evidence into its folder. ``settings``: criteria, watch, goal, device.
+
+    ``references``: a folder that :mod:`efface.references` filled; its models are taken beside the oracles named.
+    """
     progress = progress or Progress()
     refuse_unknown(settings, {"criteria", "watch", "goal", "device"})
     criteria = config.build(Criteria, settings.get("criteria") or {}, path="criteria.")
     watch = config.build(Watch, settings.get("watch") or {}, path="watch.")
     device = str(settings.get("device", "auto"))
-    beside = compared(run, original, oracles, watch, device, progress)
+    beside = compared(run, watch, device, progress, original=original, oracles=oracles, references=references)
     subject, models, seen = beside.subject, beside.models, beside.seen
     costs = {role: models[name].cost for role, name in _COSTS.items() if name in models}
     result = api.judge_observations(
@@ -117,6 +125,7 @@ def audit(
         beside.oracles,
         criteria=criteria,
         costs=costs,
+        unlearned=beside.unlearned,
     )
     result.findings.extend(evidence.read_further(subject.folder, seen["subject"]))
     moved = changes(models["original"].load().model, models["subject"].load().model, models["subject"].meta["purged"])
@@ -139,6 +148,16 @@ def audit(
     keys = [str(key) for key in subject.data.keys[subject.split.forget]]
     evidence.write(subject.folder, record, keys, seen, log, plain_ids=plain_ids)
     return result
+
+
+def _on_trial(run: Path) -> Opened:
+    """A run that was asked to forget something."""
+    subject = opened(run)
+    if not len(subject.split.forget):
+        raise EffaceError(
+            f"{run} was asked to forget nothing: it is an original.", remedy="Name a run that `efface unlearn` made."
+        )
+    return subject
 
 
 def report(run: Path) -> Path:
@@ -231,6 +250,30 @@ def _oracle(folder: Path, subject: Opened) -> Model:
                 f"{folder} is no oracle for this request: it trained on {len(shared)} of its {part} examples.",
                 f"Such as {first(shared)}.",
                 "Retrain with the same --forget and --seed as the run on trial.",
+            )
+    return _of(folder, subject)
+
+
+def _others(subject: Opened, oracles: Sequence[Path], references: Path | None) -> dict[str, Model]:
+    """Every model that the subject is compared with, by role; one that is given twice is taken once."""
+    made = finished(Path(references)) if references else {"out": [], "in": []}
+    named = [_oracle(Path(one), subject) for one in oracles]
+    known = {one.meta["digest"] for one in named}
+    outs = [_oracle(folder, subject) for folder in made["out"]]
+    named += [one for one in outs if one.meta["digest"] not in known]
+    found = {f"oracle {i}": one for i, one in enumerate(named, 1)}
+    return found | {f"unlearned {i}": _unlearned(folder, subject) for i, folder in enumerate(made["in"], 1)}
+
+
+def _unlearned(folder: Path, subject: Opened) -> Model:
+    """Another original that the subject's own method made forget the same examples."""
+    meta, own = read_meta(folder), read_meta(subject.folder)
+    for name in ("split", "method", "recipe"):
+        if meta[name] != own[name]:
+            raise EffaceError(
+                f"{folder} is no pair's half for {subject.folder}: its {name} differs.",
+                "A pair differs from the run on trial in its seed alone.",
+                f"Plan anew: `efface references {subject.folder} --out DIR`.",
             )
     return _of(folder, subject)
 

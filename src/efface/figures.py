@@ -209,6 +209,30 @@ def stair(members: np.ndarray, nonmembers: np.ndarray, low: float) -> list[svg.P
     return points if points[-1] == (1.0, 1.0) else [*points, (1.0, 1.0)]
 
 
+# ---- example by example ----
+
+
+def residuals(signal: str, curve: Mapping[str, Sequence[float]]) -> Figure:
+    """What is still known of each forgotten example, sorted, each with its interval."""
+    value, low, high = (np.asarray(curve[name], dtype=np.float64) for name in ("residual", "low", "high"))
+    count = len(value)
+    panel = Panel.of((0.0, max(1.0, count - 1.0)), (min(0.0, float(low.min())), max(0.0, float(high.max()))))
+    panel.axes(
+        "forgotten examples, most remembered first", "residual memory", [], svg.nice(panel.y.low, panel.y.high, 4)
+    )
+    panel.area([*enumerate(high.tolist()), *reversed(list(enumerate(low.tolist())))], "spread")
+    panel.line([(0.0, 0.0), (panel.x.high, 0.0)], "chance")
+    panel.line(list(enumerate(value.tolist())), "subject")
+    above = int((low > 0).sum())
+    said = f"from {value[0]:.3g} to {value[-1]:.3g}; the interval of {above} of {count} lies above 0"
+    drawn = panel.svg(f"residuals-{slug(signal)}", f"Residual memory of each forgotten example, {signal}", said)
+    caption = (
+        "Score less what the references expect and less what never-trained examples show. Shade: 95 % of never-trained "
+        "examples would have 0 inside."
+    )
+    return Figure((Plot(signal, drawn, said.replace("-", "\u2212")),), caption)
+
+
 # ---- utility and training ----
 
 

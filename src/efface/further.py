@@ -55,7 +55,7 @@ def relearn_run(
     asked = config.build(Relearning, settings.get("relearn") or {}, {Objective: OBJECTIVES}, "relearn.")
     watch = config.build(Watch, {"gradient": False} | dict(settings.get("watch") or {}), path="watch.")
     device = str(settings.get("device", "auto"))
-    beside = compared(run, original, oracles, watch, device, progress)
+    beside = compared(run, watch, device, progress, original=original, oracles=oracles)
     looks: dict[str, Any] = {}
     for name, model in beside.models.items():
         if name == "original":
@@ -88,7 +88,8 @@ def guess_canaries(
     refuse_unknown(settings, {"watch", "device", "signal", "level", "delta"})
     watch = config.build(Watch, settings.get("watch") or {}, path="watch.")
     public = plan.read(folder)
-    beside = compared(run, original, oracles, watch, str(settings.get("device", "auto")), progress)
+    device = str(settings.get("device", "auto"))
+    beside = compared(run, watch, device, progress, original=original, oracles=oracles)
     _same_data(public, beside.subject.data, folder)
     found = guessing.findings(
         public, plan.coins(folder, public), beside.seen["original"], beside.seen["subject"], beside.oracles,

@@ -108,6 +108,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.6g}"
 
 
+def share(value: float | None) -> str:
+    """A share in percent, to a tenth."""
+    return DASH if value is None else f"{100 * value:.1f}"
+
+
 def pretty(value: Any) -> str:
     """A setting as its author would write it."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -139,6 +144,8 @@ def render(record: Record, observations: Mapping[str, Observations], log: Sequen
         relearned=curves.relearned(record.findings),
         utility=useful,
         utility_figure=figures.utility(useful),
+        at={one.name: one for one in record.findings},
+        each=_each(record.findings, signs),
         groups=_groups(record.findings),
         seeds=_seeds(record.findings),
         cost=_cost(record.cost),
@@ -161,7 +168,7 @@ def _environment() -> Environment:
     filters: dict[str, Any] = {
         "number": number, "count": count, "data": data, "span": span, "digest": digest, "short": short,
         "moment": moment, "duration": duration, "pairs_right": pairs_right, "pretty": pretty,
-        "plural": plural, "percent": percent,
+        "plural": plural, "percent": percent, "anchor": anchor, "linked": linked, "share": share,
     }  # fmt: skip
     names: dict[str, Any] = {"SYMBOLS": SYMBOLS, "PLACES": PLACES, "wanted": wanted}
     made.filters.update(filters)
@@ -189,22 +196,66 @@ class Group:
 
     name: str
     place: int
-    findings: tuple[tuple[Finding, int], ...]
+    findings: tuple[tuple[Finding, int, int], ...]
+    """Each with the number of its note and its place in ``findings.json``."""
     notes: tuple[str, ...]
 
 
 def _groups(findings: Sequence[Finding]) -> list[Group]:
     """Findings by the audit that made them, in the order they came."""
-    grouped: dict[str, list[Finding]] = {}
-    for one in findings:
-        grouped.setdefault(one.name.partition(".")[0], []).append(one)
+    grouped: dict[str, list[tuple[int, Finding]]] = {}
+    for row, one in enumerate(findings):
+        grouped.setdefault(one.name.partition(".")[0], []).append((row, one))
     made: list[Group] = []
     for place, (name, members) in enumerate(grouped.items(), 1):
-        said = ["; ".join(part for part in (one.unit, one.note) if part) for one in members]
+        said = ["; ".join(part for part in (one.unit, one.note) if part) for _, one in members]
         notes = tuple(dict.fromkeys(note for note in said if note))
         numbered = (notes.index(note) + 1 if note else 0 for note in said)
-        made.append(Group(name, place, tuple(zip(members, numbered, strict=True)), notes))
+        listed = tuple((one, note, row) for (row, one), note in zip(members, numbered, strict=True))
+        made.append(Group(name, place, listed, notes))
     return made
+
+
+def anchor(name: str) -> str:
+    """Where a finding's row is on the page."""
+    return f"f-{figures.slug(name)}"
+
+
+def linked(value: Any, one: Finding | None) -> Markup:
+    """A number as a link to the row of the finding that it is of; plain where there is none."""
+    shown = value if isinstance(value, Markup) else data(value)
+    if one is None:
+        return shown
+    return Markup('<a class="number" href="#{}">{}</a>').format(anchor(one.name), shown)
+
+
+@dataclass(frozen=True)
+class Each:
+    """One signal's evidence example by example; None where it was not measured."""
+
+    signal: str
+    beyond: Finding
+    residual: Finding | None
+    worst: Finding | None
+    risen: Finding | None
+    rise: Finding | None
+    figure: figures.Figure | None
+
+
+def _each(findings: Sequence[Finding], signs: Sequence[SignalVerdict]) -> list[Each]:
+    """Per signal; the one that tells most of the forgotten first."""
+    at = {one.name: one for one in findings}
+    found: list[Each] = []
+    for one in signs:
+        name = f"per_example.{one.signal}"
+        if f"{name}.beyond" not in at:
+            continue
+        residual, worst, risen, rise = (
+            at.get(f"{name}.{key}") for key in ("residual", "worst", "retained.risen", "retained.rise")
+        )
+        drawn = figures.residuals(one.signal, worst.details["curve"]) if worst else None
+        found.append(Each(one.signal, at[f"{name}.beyond"], residual, worst, risen, rise, drawn))
+    return sorted(found, key=lambda each: -(each.beyond.value or 0))
 
 
 @dataclass(frozen=True)

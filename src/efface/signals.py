@@ -155,8 +155,8 @@ def pair(observed: Observations, part: str, signal: str) -> tuple[np.ndarray, np
     return scores(observed, part, signal), scores(observed, other, signal)
 
 
-def calibrated(observed: Observations, references: Sequence[Observations], part: str, signal: str) -> np.ndarray:
-    """Score minus the references' mean score: what is left of an example that is easy for everybody."""
+def same_examples(observed: Observations, references: Sequence[Observations], part: str) -> None:
+    """An error unless all models were shown the same examples of ``part`` in the same order."""
     for reference in references:
         if not np.array_equal(observed.of(part, "keys"), reference.of(part, "keys")):
             raise EffaceError(
@@ -164,4 +164,9 @@ def calibrated(observed: Observations, references: Sequence[Observations], part:
                 "A score can be compared with a reference's only for the same example in the same order.",
                 "Observe all models on the same split.",
             )
+
+
+def calibrated(observed: Observations, references: Sequence[Observations], part: str, signal: str) -> np.ndarray:
+    """Score minus the references' mean score: what is left of an example that is easy for everybody."""
+    same_examples(observed, references, part)
     return scores(observed, part, signal) - np.mean([scores(r, part, signal) for r in references], axis=0)

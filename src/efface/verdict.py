@@ -26,7 +26,7 @@ from typing import Literal
 import numpy as np
 
 from efface import probes, signals, stats
-from efface.audits import Evidence
+from efface.audits import Evidence, Level
 from efface.errors import EffaceError
 from efface.observations import Observations
 
@@ -106,7 +106,7 @@ class Verdict:
 
     word: Word
     sentence: str
-    level: Literal["A0", "A1"]
+    level: Level
     delta: float
     alpha: float
     signals: tuple[SignalVerdict, ...]
@@ -345,12 +345,14 @@ def limits(
     """What this evidence is, how far it reaches, and what it does not show; one plain sentence each."""
     m, n = evidence.subject.count("forget"), evidence.subject.count("holdout")
     held = len(evidence.oracles)
-    level = (
-        f"Level A1: scores are calibrated by {held} reference model(s) that never saw the forget set; "
-        "an attacker with many more references may see more."
-        if held
-        else "Level A0, a screen: no reference model, so an attacker who trains references may see more."
-    )
+    level = "Level A0, a screen: no reference model, so an attacker who trains references may see more."
+    if held:
+        level = (
+            f"Level {evidence.level}: scores are calibrated by {held} reference model(s) that never saw the forget "
+            "set; an attacker with many more references may see more."
+        )
+    if evidence.level == "A2":
+        level += f" The method was judged on {evidence.pairs} pairs of unlearned and retrained models too."
     ceiling = math.floor(10 * stats.epsilon_ceiling(m, n)) / 10
     bound = (
         f"Ceiling: with {m} forget and {n} holdout examples even a perfect attack would show a leak of at "

@@ -13,6 +13,12 @@ from typing import Any, Literal, Protocol
 from efface.errors import EffaceError
 from efface.observations import Observations
 
+Level = Literal["A0", "A1", "A2"]
+PAIRS = 32
+"""Pairs of unlearned and retrained models from which on the evidence is of level A2."""
+SHOWN = 8
+"""How many references are put on trial themselves, for comparison; all of them serve as references."""
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -46,15 +52,24 @@ class Evidence:
     """``"subject"`` and ``"oracle"`` where known."""
     relearned: tuple[Relearned, ...] = ()
     """Copies of subject and oracles trained on, where that was asked for."""
+    unlearned: tuple[Observations, ...] = ()
+    """Originals with other seeds, unlearned as the subject was: with the oracles, the pairs of level A2."""
 
     def __post_init__(self) -> None:
         """Refuse evidence that compares what cannot be compared."""
-        models = (self.original, self.subject, *self.oracles)
+        models = (self.original, self.subject, *self.oracles, *self.unlearned)
         if len({observed.split for observed in models}) > 1:
             raise EffaceError(
                 "The observations were made on different splits.",
                 f"Their split digests: {', '.join(observed.split[:12] for observed in models)}.",
-                "Observe the original, the subject and every oracle on the same split.",
+                "Observe the original, the subject and every other model on the same split.",
+            )
+        others = [one.model for one in self.unlearned]
+        if len(set(others)) < len(others) or {self.original.model, *(o.model for o in self.oracles)} & set(others):
+            raise EffaceError(
+                "An unlearned model of a pair is the original, an oracle, or given twice.",
+                "Pairs are models that differ in their seed alone.",
+                "Give each model that was unlearned from an original of another seed once.",
             )
         digests = [oracle.model for oracle in self.oracles]
         if self.original.model in digests or len(set(digests)) < len(digests) or self.subject.model in digests:
@@ -65,16 +80,24 @@ class Evidence:
             )
 
     def models(self) -> Iterator[tuple[str, Observations, tuple[Observations, ...]]]:
-        """``(name, model, its references)``: subject, original, then each oracle with the *other* oracles."""
+        """``(name, model, its references)``: subject, original, then each oracle with the *other* oracles.
+
+        Of many oracles the first ``SHOWN`` are yielded; each with all the others.
+        """
         yield "subject", self.subject, self.oracles
         yield "original", self.original, self.oracles
-        for i, oracle in enumerate(self.oracles):
+        for i, oracle in enumerate(self.oracles[:SHOWN]):
             yield f"oracle {i + 1}", oracle, self.oracles[:i] + self.oracles[i + 1 :]
 
     @property
-    def level(self) -> Literal["A0", "A1"]:
-        """A0: original and subject only. A1: at least one reference that never saw F."""
-        return "A1" if self.oracles else "A0"
+    def pairs(self) -> int:
+        """How many pairs of an unlearned and a retrained model there are."""
+        return min(len(self.unlearned), len(self.oracles))
+
+    @property
+    def level(self) -> Level:
+        """A0: original and subject only. A1: at least one reference that never saw F. A2: ``PAIRS`` pairs."""
+        return "A2" if self.pairs >= PAIRS else "A1" if self.oracles else "A0"
 
 
 @dataclass(frozen=True)
@@ -117,17 +140,23 @@ def mean(values: Iterable[float | None]) -> float | None:
 
 # At the end, because the leaves import Finding from here.
 from efface.audits.alignment_matrix import AlignmentMatrix
+from efface.audits.ceiling import Ceiling
 from efface.audits.collateral import Collateral
 from efface.audits.membership import Membership
 from efface.audits.oracle_gap import OracleGap
+from efface.audits.per_example import PerExample
+from efface.audits.populations import Populations
 from efface.audits.relearn import Relearn
 from efface.audits.utility import Utility
 
 AUDITS: dict[str, type[Audit]] = {
     "alignment_matrix": AlignmentMatrix,
+    "ceiling": Ceiling,
     "collateral": Collateral,
     "membership": Membership,
     "oracle_gap": OracleGap,
+    "per_example": PerExample,
+    "populations": Populations,
     "relearn": Relearn,
     "utility": Utility,
 }

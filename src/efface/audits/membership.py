@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
-from efface import attacks, signals, stats
+from efface import attacks, likelihood, signals, stats
 from efface.audits import Evidence, Finding, mean
 from efface.observations import Observations
 
@@ -22,12 +22,11 @@ Measured = float | tuple[float, float, float] | None
 MEANING = "0.5: members and non-members look alike; compare with the oracle, which never saw the forget set"
 AT = "at a threshold chosen on other examples; precision as if members and non-members were equally many"
 SVC = "share of the forget set that the SVC calls member; Unlearn-Sparse and SalUn print 1 - this: MIA efficacy"
-REFERENCED = {
-    "calibrated": (signals.calibrated, "score minus the references' mean score"),
-    "lira": (attacks.lira, "one variance for all examples: orders them exactly as `calibrated` does"),
-    "rmia": (attacks.rmia, "offline RMIA, gamma 1, a 0.3, population: the holdout"),
-}
-"""Attacks that need at least one reference which never saw the forget set."""
+SHADOWED = f"fitted on shadow encoders, the references; {MEANING}"
+SHADOWS = 4
+"""Shadow encoders that an attack is fitted on, at most."""
+PROBABILITIES = (".margin", ".alignment")
+"""Signals that RMIA can read as probabilities."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,8 @@ class Membership:
             rows = Rows(evidence, part, f"membership.{'retain.' if part == 'retain' else ''}")
             for signal in signals.available(evidence.subject, part):
                 self.signal(rows, signal)
-                if part == "forget" and signal.endswith(".margin") and evidence.oracles:
-                    referenced(rows, signal)
+                if part == "forget" and evidence.oracles and _calibrates(signal):
+                    self.referenced(rows, signal)
             fitted(rows)
             found += rows.found
         return found
@@ -60,10 +59,29 @@ class Membership:
         details = self.figure(rows, signal) if signal in signals.prenamed(rows.evidence.subject) else {}
         rows.add(f"{signal}.auc", [p and stats.delong(*p) for p in pairs], MEANING, details)
         rows.rates(signal, lambda o: attacks.attack(o, rows.part, signal, attacks.sweep), signal)
+        self.low_rates(rows, signal, pairs)
+
+    def referenced(self, rows: Rows, signal: str) -> None:
+        """Attacks with references; an oracle is attacked with the other oracles, so one alone has no number."""
+        score: Callable[[Observations, References, str, str], Any]
+        for name, (score, note) in likelihood.ATTACKS.items():
+            if name == "rmia" and not signal.endswith(PROBABILITIES):
+                continue
+            pairs: list[tuple[Any, Any] | None] = []
+            for _, observed, others in rows.evidence.models():
+                able = bool(others) and all(signals.pair(o, "forget", signal) for o in (observed, *others))
+                sides = [score(observed, others, p, signal) for p in ("forget", "holdout")] if able else []
+                pairs.append((sides[0], sides[1]) if able else None)
+            rows.add(f"{signal}.{name}.auc", [p and stats.delong(*p) for p in pairs], f"{note}; {MEANING}")
+            if signal.endswith(".margin"):
+                self.low_rates(rows, f"{signal}.{name}", pairs)
+
+    def low_rates(self, rows: Rows, name: str, pairs: Sequence[tuple[Any, Any] | None]) -> None:
+        """True-positive rates at low false-positive rates, where there are enough non-members for them."""
         for rate in self.false_rates:
             at = [p and stats.tpr_at_fpr(*p, rate) for p in pairs]
             values = [r.measured if r else None for r in at]
-            rows.add(f"{signal}.tpr_at_1_in_{round(1 / rate)}", values, at[0].note if at[0] else "")
+            rows.add(f"{name}.tpr_at_1_in_{round(1 / rate)}", values, at[0].note if at[0] else "")
 
     def figure(self, rows: Rows, signal: str) -> dict[str, Any]:
         """ROC curves, histograms on shared edges, and the permutation p of the subject's AUC."""
@@ -117,25 +135,29 @@ class Rows:
 
 
 def fitted(rows: Rows) -> None:
-    """EncoderMI-V in each space; for classifiers the SVC on confidence."""
+    """EncoderMI in each space, with shadow encoders where there are references; for classifiers the SVC."""
     subject, part = rows.evidence.subject, rows.part
     for space in subject.spaces:
-        if signals.pair(subject, part, f"{space}.alignment"):
-            run = partial(attacks.encodermi_v, part=part, space=space)
-            rows.rates(f"{space}.encodermi_v", run, f"{space}.alignment", ranks=True)
+        signal = f"{space}.alignment"
+        if not signals.pair(subject, part, signal):
+            continue
+        attempts = {"encodermi_v": attacks.encodermi_v} | (
+            {"encodermi_s": attacks.encodermi_s} if part == "forget" else {}
+        )
+        for name, run in attempts.items():
+            rows.rates(f"{space}.{name}", partial(run, part=part, space=space), signal, ranks=True)
+            if part == "forget" and rows.evidence.oracles and signals.has(subject, "retain", signal):
+                values: list[Measured] = []
+                for _, observed, others in rows.evidence.models():
+                    done = run(observed, part, space, others[:SHADOWS]) if others else None
+                    values.append(done and stats.interval(done.v10, done.v01))
+                rows.add(f"{space}.{name}.shadow.auc", values, SHADOWED)
     if part == "forget" and signals.pair(subject, part, "logits.confidence"):
         done = rows.each(lambda o: attacks.mia_svc(o) if signals.pair(o, part, "logits.confidence") else None)
         rows.add("logits.mia_svc.rate", [a and a.recall for a in done], SVC)
         rows.add("logits.mia_svc.false_rate", [a and a.false_rate for a in done], "the same, of non-members")
 
 
-def referenced(rows: Rows, signal: str) -> None:
-    """Attacks with references; an oracle is attacked with the other oracles, so one alone has no number."""
-    score: Callable[[Observations, References, str, str], Any]
-    for name, (score, note) in REFERENCED.items():
-        values: list[Measured] = []
-        for _, observed, others in rows.evidence.models():
-            able = bool(others) and all(signals.pair(o, "forget", signal) for o in (observed, *others))
-            sides = [score(observed, others, p, signal) for p in ("forget", "holdout")] if able else []
-            values.append(stats.delong(sides[0], sides[1]) if able else None)
-        rows.add(f"{signal}.{name}.auc", values, f"{note}; {MEANING}")
+def _calibrates(signal: str) -> bool:
+    """Whether a signal is one that references are compared on."""
+    return signal == "gradient_norm" or signal.endswith(PROBABILITIES)

@@ -15,12 +15,14 @@ from efface.cli.judging import audit, report
 from efface.cli.listing import audits, data, inspect, methods
 from efface.cli.making import demo, pretrain, unlearn
 from efface.cli.probing import canaries, relearn
+from efface.cli.referring import references
 from efface.errors import EffaceError
 
 INTERRUPTED = 130
 VERBS: tuple[Callable[..., None], ...] = (
     pretrain,
     unlearn,
+    references,
     audit,
     report,
     relearn,

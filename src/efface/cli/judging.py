@@ -32,6 +32,9 @@ def audit(
         Path | None, typer.Option("--original", help="By default the run that it was made from.")
     ] = None,
     oracle: Annotated[list[Path] | None, typer.Option("--oracle", help="A run that never saw F; repeatable.")] = None,
+    references: Annotated[
+        Path | None, typer.Option("--references", help="A folder that `efface references` filled.")
+    ] = None,
     plain_ids: Annotated[
         bool, typer.Option("--plain-ids", help="Write bare keys into the record, not digests.")
     ] = False,
@@ -50,8 +53,9 @@ def audit(
 
     with progress(quiet) as shown:
         judged = auditing.audit(
-            run, settings, original=original, oracles=oracle or [], plain_ids=plain_ids, progress=shown
-        )
+            run, settings, original=original, oracles=oracle or [], references=references, plain_ids=plain_ids,
+            progress=shown,
+        )  # fmt: skip
     verdict = judged.verdict
     result = {"run": str(run), "verdict": verdict.word, "level": verdict.level, "sentence": verdict.sentence}
     lines = [f"{verdict.word} ({verdict.level}): {verdict.sentence}", f"Report: {run / evidence.REPORT}"]
