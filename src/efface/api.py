@@ -277,7 +277,7 @@ def judge_observations(
     with other seeds, unlearned as the subject was; with as many oracles they are pairs (level A2).
     """
     others = tuple(oracle for oracle in oracles if oracle.model != subject.model)
-    evidence = Evidence(original, subject, others, dict(costs or {}), tuple(unlearned))
+    evidence = Evidence(original, subject, others, dict(costs or {}), unlearned=tuple(unlearned))
     findings = [finding for audit in AUDITS.values() for finding in audit().findings(evidence)]
     return Result(judge(evidence, criteria or Criteria()), findings, evidence)
 
