@@ -2,6 +2,7 @@
 
 ``resnet8``, ``resnet10``, ``resnet18``  ResNets for small images (3x3 stem, no max-pool), of any width
 ``timm:NAME``, ``torchvision:NAME``      any of their models without its classifier, untrained
+``hf:KIND``                              ViT, DINOv2 and their like as transformers builds them, untrained
 
 Every one starts from random weights: nothing is downloaded. Randomness is torch's global generator, as in
 every layer's own initialization; fork and seed it around :meth:`Backbone.build`.
@@ -31,14 +32,15 @@ class Backbone:
     """Which network turns images into features."""
 
     name: str = "resnet8"
-    """``resnet8``, ``resnet10``, ``resnet18``, ``timm:NAME`` or ``torchvision:NAME``."""
+    """``resnet8``, ``resnet10``, ``resnet18``, ``timm:NAME``, ``torchvision:NAME`` or ``hf:KIND``."""
     width: int = 32
     """Channels of the first stage (the ResNets of efface only); the features have width x 2^(stages - 1)."""
     stride: int = 2
     """Stride of the 3x3 stem, 1 or 2 (the ResNets of efface only); 2 is four times cheaper."""
     options: dict[str, Any] = field(default_factory=dict)
     """``zero_init`` and the stem's ``padding`` (small ResNets), or what the model of timm or torchvision takes
-    (``img_size`` ...); for torchvision's ResNets also ``small_stem``: 3x3 with that padding, and no max-pool."""
+    (``img_size`` ...); for torchvision's ResNets also ``small_stem``: 3x3 with that padding, and no max-pool; for
+    ``hf`` the entries of its ``config.json``, and ``take``: ``pooler``, ``first`` or ``first_and_mean``."""
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.width != int(self.width):
@@ -200,7 +202,14 @@ def _torchvision(name: str, channels: int, size: tuple[int, int], options: Mappi
     return made
 
 
-LIBRARIES = {"timm": _timm, "torchvision": _torchvision}
+def _hf(name: str, channels: int, size: tuple[int, int], options: Mapping[str, Any]) -> nn.Module:
+    from efface import huggingface
+
+    with _said_clearly(f"hf:{name}", options):
+        return huggingface.build(name, channels, size, options)
+
+
+LIBRARIES = {"timm": _timm, "torchvision": _torchvision, "hf": _hf}
 
 
 def _rechanneled(conv: nn.Conv2d, channels: int) -> nn.Conv2d:

@@ -28,7 +28,7 @@ from efface.sources import load
 from efface.splits import Split, forget, partition
 from efface.train import Recipe, Run
 
-FOREIGN = {"data", "split", "objective", "recipe", "trust_pickle", "check"}
+FOREIGN = {"data", "split", "objective", "recipe", "trust_pickle", "check", "fresh_head"}
 """Settings of unlearning that only a foreign checkpoint needs: a run folder knows."""
 
 
@@ -129,8 +129,8 @@ def unlearn(
 ) -> Checkpoint:
     """Unlearn into ``out``. ``settings``: forget, forget_seed, method, seed, device, bf16.
 
-    For a foreign checkpoint also data, split, objective, recipe, trust_pickle, check; what came of it is written
-    beside ours, in ``foreign/``, in its own layout.
+    For a foreign checkpoint also data, split, objective, recipe, trust_pickle, check, fresh_head; what came of it is
+    written beside ours, in ``foreign/``, in its own layout.
     """
     progress = progress or Progress()
     if not Path(start).exists():
@@ -278,7 +278,7 @@ def _adopted(
             "Set recipe.backbone.name, such as timm:NAME, if it is one of theirs under the same names.",
         )
     recipe = recipe_of(data, objective, _merged(told, {**changed, "objective": own}))
-    adopted = adopt(file, recipe.start(seed), objective)
+    adopted = adopt(file, recipe.start(seed), objective, fresh_head=bool(settings.get("fresh_head")))
     if not stated and not file.layout.objective:
         say(f"{file.path.name}: nothing says what it was trained with; taken to be {objective} (else: --objective)")
     settled = {"mean", "std"} & changed.keys(), changed.get("backbone")
@@ -288,8 +288,7 @@ def _adopted(
     checkpoint = Checkpoint(adopted.model, recipe, seed=seed, trained=False)
     split = partition(data, **vars(config.build(Sizes, settings.get("split") or {}, path="split.")), seed=seed)
     inherited = {"data": settings["data"], "split": settings.get("split") or {}, "recipe": config.dump(recipe, CHOICES)}
-    if settings.get("trust_pickle"):
-        inherited["trust_pickle"] = True
+    inherited |= {key: True for key in ("trust_pickle", "fresh_head") if settings.get(key)}
     return data, split, checkpoint, inherited
 
 
