@@ -148,7 +148,7 @@ def test_a_version_that_writes_in_another_form_is_refused(monkeypatch: pytest.Mo
     real = net.save_pretrained
 
     def merged(folder: Any, state_dict: Any) -> None:
-        first, *rest = state_dict
+        rest = list(state_dict)[1:]
         return real(folder, state_dict={name: state_dict[name] for name in rest})
 
     monkeypatch.setattr(net, "save_pretrained", merged)

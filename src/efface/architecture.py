@@ -151,7 +151,8 @@ def _resnet(shapes: Shapes, foreign: Foreign) -> Guess | None:
     note = f"stem assumed: stride {stride}, padding {padding}, no max-pool (shapes do not show them)"
     small = next((key for key, value in BLOCKS.items() if value == blocks), None)
     if small and not deep:
-        options = {"padding": padding} if padding != 1 else {}
+        options: dict[str, Any] = {"padding": padding} if padding != 1 else {}
+        options |= {} if foreign.layout.stem_relu else {"stem_relu": False}
         backbone = Backbone(name=small, width=width, stride=stride, options=options)
         return Guess(name=said, backbone=backbone, channels=channels, notes=(note,))
     backbone = Backbone(name=f"torchvision:{name}", options={"small_stem": padding}) if name else None

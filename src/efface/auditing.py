@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from efface.verdict import Criteria
 from efface.watch import Watch
 
 OBSERVED = "observations.npz"
+CLAIM = "that it never saw the forgotten or the unseen examples is stated by the user, not checked"
+"""Of an oracle that another library trained: nothing in its file says on what."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +39,8 @@ class Model:
     weights: Path
     load: Callable[[], Checkpoint]
     observed: Path
+    claim: str = ""
+    """What is said of it that nobody checked."""
 
     @property
     def cost(self) -> Cost:
@@ -67,9 +71,13 @@ def audit(
     plain_ids: bool = False,
     progress: Progress | None = None,
 ) -> api.Result:
-    """Judge a run and write the evidence into its folder. ``settings``: criteria, watch, goal, device."""
+    """Judge a run and write the evidence into its folder. ``settings``: criteria, watch, goal, device, trust_pickle.
+
+    ``oracles``: runs that never saw the examples, which is checked; or other libraries' checkpoints of the same shape,
+    of which the user states it, and the record says so.
+    """
     progress = progress or Progress()
-    refuse_unknown(settings, {"criteria", "watch", "goal", "device"})
+    refuse_unknown(settings, {"criteria", "watch", "goal", "device", "trust_pickle"})
     criteria = config.build(Criteria, settings.get("criteria") or {}, path="criteria.")
     watch = config.build(Watch, settings.get("watch") or {}, path="watch.")
     device = str(settings.get("device", "auto"))
@@ -79,9 +87,13 @@ def audit(
             f"{run} was asked to forget nothing: it is an original.", remedy="Name a run that `efface unlearn` made."
         )
     models = {"original": _original(subject, original), "subject": _of(subject.folder, subject)}
-    models |= {f"oracle {i + 1}": _oracle(Path(one), subject) for i, one in enumerate(oracles)}
+    trust = bool(settings.get("trust_pickle"))
+    models |= {f"oracle {i + 1}": _oracle(Path(one), subject, models, trust) for i, one in enumerate(oracles)}
+    claims = [f"{name}, {one.weights}: {one.claim}" for name, one in models.items() if one.claim]
+    for claim in claims:
+        progress.say(claim)
     seen = {name: one.look(subject.data, subject.split, watch, device, progress) for name, one in models.items()}
-    costs = {role: models[name].cost for role, name in _COSTS.items() if name in models}
+    costs = {role: models[name].cost for role, name in _COSTS.items() if name in models and not models[name].claim}
     result = api.judge_observations(
         seen["original"],
         seen["subject"],
@@ -94,7 +106,10 @@ def audit(
     record = evidence.compose(
         subject.data,
         subject.split,
-        {name: evidence.checkpoint_facts(m.meta, str(m.weights), file_digest(m.weights)) for name, m in models.items()},
+        {
+            name: evidence.checkpoint_facts(m.meta, str(m.weights), file_digest(m.weights), m.claim)
+            for name, m in models.items()
+        },
         result.verdict,
         result.findings,
         Environment.here(torch.__version__, torch.get_num_threads(), str(api.device_of(device))),
@@ -105,6 +120,7 @@ def audit(
         log=log,
         lineage=_lineage(subject),
         goal=str(settings.get("goal", "")),
+        warnings=claims,
     )
     keys = [str(key) for key in subject.data.keys[subject.split.forget]]
     evidence.write(subject.folder, record, keys, seen, log, plain_ids=plain_ids)
@@ -118,7 +134,7 @@ def report(run: Path) -> Path:
     files: dict[str, Path] = {}
     for role, facts in record.checkpoints.items():
         home = Path(run) if role == "subject" else Path(facts.file).parent
-        files[role] = _observed(home, split)
+        files[role] = _beside(Path(run), facts.digest) if facts.claim else _observed(home, split)
     beside = Path(run) / f"original-{OBSERVED}"
     if beside.exists():
         files["original"] = beside
@@ -132,6 +148,11 @@ def _observed(folder: Path, split: str) -> Path:
     """Where a run folder keeps what its model shows of the split with this digest."""
     own = (folder / "meta.json").exists() and read_meta(folder)["split"] == split
     return folder / (OBSERVED if own else f"observations-{split[:8]}.npz")
+
+
+def _beside(run: Path, digest: str) -> Path:
+    """Where a run keeps what a foreign oracle shows."""
+    return run / f"oracle-{digest[:8]}-{OBSERVED}"
 
 
 def _of(folder: Path, subject: Opened) -> Model:
@@ -184,8 +205,10 @@ def _foreign(subject: Opened, file: Path) -> Model:
     )
 
 
-def _oracle(folder: Path, subject: Opened) -> Model:
+def _oracle(folder: Path, subject: Opened, others: Mapping[str, Model], trust: bool) -> Model:
     """A run that never saw the forget set, nor anything that stands for the unseen."""
+    if is_foreign(folder):
+        return _stated(folder, subject, others, trust)
     meta = read_meta(folder)
     if not meta["exact"]:
         made = (meta["method"] or {}).get("name", "training on everything")
@@ -203,6 +226,23 @@ def _oracle(folder: Path, subject: Opened) -> Model:
                 "Retrain with the same --forget and --seed as the run on trial.",
             )
     return _of(folder, subject)
+
+
+def _stated(file: Path, subject: Opened, others: Mapping[str, Model], trust: bool) -> Model:
+    """Another library's checkpoint as an oracle: of the subject's shape, looked at through the subject's views."""
+    recipe = read_meta(subject.folder)["recipe"]
+    settings = subject.request | {"recipe": recipe, "trust_pickle": trust}
+    _, _, found, _ = foreign_start(file, settings, int(subject.request["seed"]))
+    found = replace(found, exact=True)
+    same = next((name for name, one in others.items() if one.meta["digest"] == found.model.digest()), None)
+    if same:
+        raise EffaceError(
+            f"{file} is no oracle: its weights are those of the {same} itself.",
+            remedy="Name a checkpoint that was trained without the examples.",
+        )
+    return Model(
+        found.meta(), weights_file(file) or file, lambda: found, _beside(subject.folder, found.model.digest()), CLAIM
+    )
 
 
 def _split(folder: Path, subject: Opened) -> Split:

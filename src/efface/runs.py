@@ -25,7 +25,7 @@ from efface.methods import METHODS, Method
 from efface.objectives import OBJECTIVES
 from efface.probe import probe, require_better
 from efface.sources import load
-from efface.splits import Split, forget, partition
+from efface.splits import Split, around, forget, partition
 from efface.train import Recipe, Run
 
 FOREIGN = {"data", "split", "objective", "recipe", "trust_pickle", "check", "fresh_head"}
@@ -44,6 +44,16 @@ class Sizes:
     """Never trained on; only audits see them: the non-members."""
     test: float | int = 0.1
     """Never trained on; utility is measured here."""
+    trained: str | None = None
+    """Of a foreign checkpoint: what it was trained on, as a file of keys or a selector such as ``@group:train``. The
+    other parts are drawn from the rest."""
+
+    def divide(self, data: Data, seed: int) -> Split:
+        """The data divided by these sizes."""
+        drawn = {"valid": self.valid, "holdout": self.holdout, "test": self.test}
+        if self.trained is None:
+            return partition(data, train=self.train, **drawn, seed=seed)
+        return around(data, self.trained, **drawn, seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +112,7 @@ def pretrain(
     refuse_unknown(settings, known)
     common = _common(settings)
     data = _load(settings)
-    split = partition(data, **vars(config.build(Sizes, settings.get("split") or {}, path="split.")), seed=common.seed)
+    split = config.build(Sizes, settings.get("split") or {}, path="split.").divide(data, common.seed)
     recipe = recipe_of(data, str(settings.get("objective", "simclr")), settings.get("recipe") or {})
     request = {
         "verb": "pretrain",
@@ -286,7 +296,13 @@ def _adopted(
     for note in (*file.layout.notes, *guessed, *adopted.notes):
         say(f"{file.path.name}: {note}")
     checkpoint = Checkpoint(adopted.model, recipe, seed=seed, trained=False)
-    split = partition(data, **vars(config.build(Sizes, settings.get("split") or {}, path="split.")), seed=seed)
+    sizes = config.build(Sizes, settings.get("split") or {}, path="split.")
+    split = sizes.divide(data, seed)
+    if sizes.trained is None:
+        say(
+            f"{file.path.name}: nothing says what it was trained on; taken to be {len(split.train)} of {len(data)} "
+            "images, and the rest as never seen (else: --set split.trained=FILE of keys)"
+        )
     inherited = {"data": settings["data"], "split": settings.get("split") or {}, "recipe": config.dump(recipe, CHOICES)}
     inherited |= {key: True for key in ("trust_pickle", "fresh_head") if settings.get(key)}
     return data, split, checkpoint, inherited

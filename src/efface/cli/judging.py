@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from efface.cli.options import Config, Device, Json, Quiet, Set, progress, settings_of, tell
+from efface.cli.options import Config, Device, Json, Quiet, Set, Trust, progress, settings_of, tell
 
 
 def audit(
@@ -15,7 +15,11 @@ def audit(
     original: Annotated[
         Path | None, typer.Option("--original", help="By default the run that it was made from.")
     ] = None,
-    oracle: Annotated[list[Path] | None, typer.Option("--oracle", help="A run that never saw F; repeatable.")] = None,
+    oracle: Annotated[
+        list[Path] | None,
+        typer.Option("--oracle", help="A run (or, on your word, another's checkpoint) that never saw F; repeatable."),
+    ] = None,
+    trust_pickle: Trust = False,
     plain_ids: Annotated[
         bool, typer.Option("--plain-ids", help="Write bare keys into the record, not digests.")
     ] = False,
@@ -26,7 +30,7 @@ def audit(
     quiet: Quiet = False,
 ) -> None:
     """Judge whether a run forgot: findings, record, report and a verdict as the exit code (0, 3 or 4)."""
-    settings = settings_of(config, set_, device=device)
+    settings = settings_of(config, set_, device=device, trust_pickle=trust_pickle or None)
     from efface import auditing, evidence
 
     with progress(quiet) as shown:
