@@ -136,6 +136,13 @@ def adopt(foreign: Foreign, model: Model, objective: str, *, fresh_head: bool = 
     return Adopted(model, tuple(notes))
 
 
+def adopt_backbone(foreign: Foreign, model: Model) -> Model:
+    """Put the file's backbone alone into a fresh model; the head stays untrained."""
+    _finite(foreign)
+    model.backbone.load_state_dict(_fitted(model.backbone, foreign, Role.BACKBONE), strict=False)
+    return model
+
+
 def _adopt_twin(model: Model, foreign: Foreign) -> list[str]:
     model.add_twin()
     theirs, own = foreign.part(Role.TWIN), model.get_submodule("twin").state_dict()
