@@ -60,9 +60,9 @@ class SimCLR(nn.Module):
         from lightly.models.resnet import ResNetGenerator
 
         super().__init__()
-        children = list(ResNetGenerator("resnet-9", width=1 / 4).children())[:-1]
+        children = list(ResNetGenerator("resnet-9", width=1 / 8).children())[:-1]
         self.backbone = nn.Sequential(*children, nn.AdaptiveAvgPool2d(1))
-        self.projection_head = SimCLRProjectionHead(128, 128, 64)
+        self.projection_head = SimCLRProjectionHead(64, 64, 64)
 
     def forward(self, x: Tensor) -> Tensor:
         """Projections of images."""
