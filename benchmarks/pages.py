@@ -122,8 +122,8 @@ def memory_lines() -> list[str]:
 def foreign_page() -> list[str]:
     """Commands, verdicts and figures of ``results/foreign.json``."""
     result = json.loads((RESULTS / "foreign.json").read_text(encoding="utf-8"))
-    lines = ["## What lightly trained", "", "| model | steps | last loss | seconds |", "|---" * 4 + "|"]
-    lines += [f"| {k} | {v['steps']} | {v['last_loss']} | {v['seconds']} |" for k, v in result["trained"].items()]
+    lines = ["## What lightly trained", "", "| model | steps | last loss |", "|---" * 3 + "|"]
+    lines += [f"| {k} | {v['steps']} | {v['last_loss']} |" for k, v in result["trained"].items()]
     lines += ["", "## What efface saw in it", "", "```", *command(result["inspect"]), *shown(result["inspect"]), "```"]
     for name in (key for key in result if isinstance(result[key], dict) and "verdict" in result[key]):
         lines += ["", f"## {name}", "", *outcome(result[name])]

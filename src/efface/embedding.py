@@ -211,8 +211,8 @@ def compat(
     progress.say(f"Embedding {len(kept)} images twice")
     if not len(kept):
         raise EffaceError(f"Nothing of {data.name} is left to compare.", "All of it was forgotten.")
-    seen = [np.concatenate([*one.embed(data, kept)]) for one in (first, second)]
-    return compatibility(*seen, rule), int(gone.sum())
+    before, after = (np.concatenate([*one.embed(data, kept)]) for one in (first, second))
+    return compatibility(before, after, rule), int(gone.sum())
 
 
 def _shape_of(new: Path, old: Path) -> dict[str, Any]:

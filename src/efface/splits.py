@@ -172,7 +172,8 @@ def around(
             f"These are never trained on: {shown}.",
             "Set smaller split.valid, split.holdout, split.test, or give more data.",
         )
-    parts, order = {"retain": own}, _order(data, rest, seed)
+    order = _order(data, rest, seed)
+    parts: dict[str, Any] = {"retain": own}
     for name, size in sizes.items():
         parts[name], order = np.sort(order[:size]), order[size:]
     return _with_provenance(Split(**parts), selector=None, seed=seed, random=True, matched=None, warnings=[])
