@@ -154,7 +154,7 @@ def main() -> None:
         print(method, audited["exit"], results[method]["verdict"]["sentence"], flush=True)
     whole = {"machine": machine(), "settings": settings(), "trained": made, **results}
     RESULTS.mkdir(exist_ok=True)
-    text = json.dumps(whole, indent=1).replace(f"{home}/", "")
+    text = json.dumps(whole, indent=1).replace(f"{home}/", "").replace(f" {home}", "")
     (RESULTS / "foreign.json").write_text(text + "\n", encoding="utf-8")
 
 

@@ -81,7 +81,8 @@ def main() -> None:
     }
     print(json.dumps(result, indent=1))
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "memory.json").write_text(json.dumps(result, indent=1).replace(f"{home}/", "") + "\n", encoding="utf-8")
+    text = json.dumps(result, indent=1).replace(f"{home}/", "").replace(f" {home}", "")
+    (RESULTS / "memory.json").write_text(text + "\n", encoding="utf-8")
     if steps != 2 or through["exit"] or max(through["peak"], checked["peak"]) > LIMIT * weights:
         raise SystemExit("more memory, or other steps, than promised")
 

@@ -95,6 +95,7 @@ def layouts_page() -> list[str]:
         said = row["says"].replace("|", "∣") or "–"
         ran = "YES" if row["ran"] else "no"
         lines.append(f"| {row['file']} | `{row['command']}` | {row['exit']} | {said} | {ran} |")
+    lines += ["", "Exit code 0: read, or unlearned and handed back in its own precision; there is nothing to say."]
     return [*lines, "", made_by(result), *memory_lines()]
 
 

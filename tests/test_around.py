@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from efface import runs
+from efface import auditing, runs
 from efface.data import Data
 from efface.errors import EffaceError
 from efface.splits import around
@@ -61,6 +61,9 @@ def test_a_foreign_run_says_what_it_took_to_be_trained_on_unless_told(pictures: 
     assert not any("trained on" in one for one in said)
     split = runs.opened(tmp_path / "told").split
     assert sorted({*split.forget, *split.retain}) == list(range(90))
+    (tmp_path / "seen.txt").unlink()
+    watch = {"watch": {"views": 2, "gradient": False}, "device": "cpu"}
+    assert auditing.audit(tmp_path / "told", watch).verdict.level == "A0"
     runs.unlearn(path, tmp_path / "not", settings, progress=runs.Progress(say=said.append))
     assert any("nothing says what it was trained on; taken to be 126 of 180" in one for one in said), said
 

@@ -195,7 +195,8 @@ def _original(subject: Opened, named: Path | None) -> Model:
 
 def _foreign(subject: Opened, file: Path) -> Model:
     """A foreign checkpoint as the original: read again as it was when the run was made."""
-    _, _, checkpoint, _ = foreign_start(file, subject.request, int(subject.request["seed"]))
+    # The run has its split in its folder: the file of keys that it was made from need not be there any more.
+    _, _, checkpoint, _ = foreign_start(file, subject.request | {"split": {}}, int(subject.request["seed"]))
     if checkpoint.model.digest() != read_meta(subject.folder)["parent"]:
         raise EffaceError(
             f"{file} has changed since {subject.folder} was made from it.", remedy="Restore it, or unlearn again."
@@ -231,7 +232,7 @@ def _oracle(folder: Path, subject: Opened, others: Mapping[str, Model], trust: b
 def _stated(file: Path, subject: Opened, others: Mapping[str, Model], trust: bool) -> Model:
     """Another library's checkpoint as an oracle: of the subject's shape, looked at through the subject's views."""
     recipe = read_meta(subject.folder)["recipe"]
-    settings = subject.request | {"recipe": recipe, "trust_pickle": trust}
+    settings = subject.request | {"recipe": recipe, "trust_pickle": trust, "split": {}}
     _, _, found, _ = foreign_start(file, settings, int(subject.request["seed"]))
     found = replace(found, exact=True)
     same = next((name for name, one in others.items() if one.meta["digest"] == found.model.digest()), None)
