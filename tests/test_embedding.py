@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from efface import runs
 from efface.checkpoint import Checkpoint
 from efface.cli import app
 from efface.data import Data
-from efface.embedding import compat, embed, open_encoder
+from efface.embedding import _stream, compat, embed, open_encoder
 from efface.errors import EffaceError
 from tests import foreign
 from tests.adoption import classifier_folder, drawn, moco_file, trained, unlearn
@@ -187,6 +190,22 @@ def test_old_and_new_are_compared_on_what_is_kept(made: tuple[Path, Path], pictu
     assert same.keep and same.cosine is not None and same.cosine["least"] > 0.9999 and gone == 12
     few, _ = compat(path, run, CPU | {"rule": {"rows": 50, "queries": 9, "neighbors": 4}})
     assert few.images == 50
+
+
+def test_batches_are_written_and_let_go_one_after_the_other(tmp_path: Path):
+    last: list[Any] = []
+
+    def batches() -> Iterator[np.ndarray]:
+        for n in range(5):
+            gc.collect()
+            assert n < 2 or last[n - 2]() is None  # the newest may still have a name
+            made = np.full((3, 4), n, np.float32)
+            last.append(weakref.ref(made))
+            yield made
+            del made
+
+    assert _stream(tmp_path / "v.npy", batches(), 15) == 4
+    assert np.load(tmp_path / "v.npy")[:, 0].tolist() == [n // 3 for n in range(15)]
 
 
 # ---- on the command line ----
