@@ -149,10 +149,20 @@ def outcome(one: dict[str, Any]) -> list[str]:
     lines += [f"Exit code {one['audit']['exit']}, **{verdict['word']}** ({verdict['level']}):", verdict["sentence"], ""]
     lines += ["| measure | before | after | references |", "|---" * 4 + "|"]
     for name, found in verdict["findings"].items():
+        if not name.startswith(SHOWN_FINDINGS):
+            continue
         cells = " | ".join("–" if found[k] is None else f"{found[k]:.3f}" for k in ("original", "value", "oracle"))
         lines.append(f"| {name} | {cells} |")
     lines += ["", *(f"* {name}: {claim}." for name, claim in verdict["claims"].items())]
     return [*lines, *(f"* {part}: {done}." for part, done in verdict["purged"].items())]
+
+
+SHOWN_FINDINGS = (
+    *(f"membership.{space}.margin.{kind}" for space in ("backbone", "projector") for kind in ("auc", "calibrated.auc")),
+    "utility.knn",
+    "utility.linear",
+)
+"""What of the findings is on the page of the foreign run."""
 
 
 def made_by(result: dict[str, Any]) -> str:
