@@ -153,6 +153,111 @@ def ranged(row: dict[str, Any], scale: int = 1) -> str:
     return f"{scale * row['value']:.{digits}f}{sign} ({low} to {high})"
 
 
+def yes(value: bool) -> str:
+    """A mark in a table."""
+    return "yes" if value else "NO"
+
+
+def layouts_page() -> list[str]:
+    """Tables of ``results/layouts.json`` and ``results/memory.json``."""
+    result = json.loads((RESULTS / "layouts.json").read_text(encoding="utf-8"))
+    lines = ["## Read and written back, nothing unlearned", ""]
+    head = "| layout | file | tensors | identical keys | byte-equal tensors | whole file byte-equal |"
+    lines += [head, "|---" * 6 + "|"]
+    for row in result["round_trips"]:
+        marks = " | ".join(yes(row[key]) for key in ("keys", "bytes"))
+        whole = "yes" if row["file_bytes"] else "–"
+        lines.append(f"| {row['layout']} | {row['file']} | {row['tensors']} | {marks} | {whole} |")
+    lines += ["", "A torch file is written anew, so that its archive may differ where its tensors do not.", ""]
+    lines += ["## Unlearned, and loaded by its own library", ""]
+    lines += ["| checkpoint | loaded by | largest difference of features | largest feature | moved by unlearning |"]
+    lines += ["|---" * 5 + "|"]
+    for row in result["features"]:
+        shown = " | ".join(f"{row[key]:.2g}" for key in ("difference", "size", "moved"))
+        lines.append(f"| {row['name']} | `{row['loader']}` | {shown} |")
+    lines += ["", "16 random images; efface's features of the run against the library's of what was handed back.", ""]
+    lines += ["## Malicious and broken files", ""]
+    lines += ["| file | command | exit code | message | anything run |", "|---" * 5 + "|"]
+    for row in result["hostile"]:
+        said = row["says"].replace("|", "∣") or "–"
+        ran = "YES" if row["ran"] else "no"
+        lines.append(f"| {row['file']} | `{row['command']}` | {row['exit']} | {said} | {ran} |")
+    lines += ["", "Exit code 0: read, or unlearned and handed back in its own precision; there is nothing to say."]
+    return [*lines, "", made_by(result), *memory_lines()]
+
+
+def memory_lines() -> list[str]:
+    """The line of ``results/memory.json``."""
+    path = RESULTS / "memory.json"
+    if not path.exists():
+        return []
+    result = json.loads(path.read_text(encoding="utf-8"))
+    sizes = {key: result[key]["peak"] / 2**30 for key in ("unlearn", "check", "libraries")}
+    return [
+        "",
+        "## Memory",
+        "",
+        f"A ViT-L/16 of {result['parameters'] / 1e6:.0f} million parameters ({result['weights'] / 2**30:.2f} GiB in "
+        f"float32), fine-tuned for {result['steps']} steps on 32x32 images: {sizes['unlearn']:.2f} GiB at the peak, "
+        f"{result['unlearn']['times']:.2f} times the weights; with the check against random networks "
+        f"{sizes['check']:.2f} GiB, {result['check']['times']:.2f} times. Interpreter and libraries are included "
+        f"(alone: {sizes['libraries']:.2f} GiB).",
+        "",
+        made_by(result),
+    ]
+
+
+def foreign_page() -> list[str]:
+    """Commands, verdicts and figures of ``results/foreign.json``."""
+    result = json.loads((RESULTS / "foreign.json").read_text(encoding="utf-8"))
+    lines = ["## What lightly trained", "", "| model | steps | last loss |", "|---" * 3 + "|"]
+    lines += [f"| {k} | {v['steps']} | {v['last_loss']} |" for k, v in result["trained"].items()]
+    lines += ["", "## What efface saw in it", "", "```", *command(result["inspect"]), *shown(result["inspect"]), "```"]
+    for name in (key for key in result if isinstance(result[key], dict) and "verdict" in result[key]):
+        lines += ["", f"## {name}", "", *outcome(result[name])]
+    return [*lines, "", made_by(result)]
+
+
+def command(done: dict[str, Any]) -> list[str]:
+    """What was typed."""
+    words = [f"'{word}'" if " " in word or "{" in word else word for word in done["words"]]
+    return [f"$ efface {' '.join(words)}"]
+
+
+def shown(done: dict[str, Any]) -> list[str]:
+    """What was printed."""
+    return done["out"].rstrip().splitlines()
+
+
+def outcome(one: dict[str, Any]) -> list[str]:
+    """Commands, verdict and figures of one method."""
+    verdict = one["verdict"]
+    lines = ["```", *command(one["unlearn"]), *command(one["audit"]), "```", ""]
+    lines += [f"Exit code {one['audit']['exit']}, **{verdict['word']}** ({verdict['level']}):", verdict["sentence"], ""]
+    lines += ["| measure | before | after | references |", "|---" * 4 + "|"]
+    for name, found in verdict["findings"].items():
+        if not name.startswith(SHOWN_FINDINGS):
+            continue
+        cells = " | ".join("–" if found[k] is None else f"{found[k]:.3f}" for k in ("original", "value", "oracle"))
+        lines.append(f"| {name} | {cells} |")
+    lines += ["", *(f"* {name}: {claim}." for name, claim in verdict["claims"].items())]
+    return [*lines, *(f"* {part}: {done}." for part, done in verdict["purged"].items())]
+
+
+SHOWN_FINDINGS = (
+    *(f"membership.{space}.margin.{kind}" for space in ("backbone", "projector") for kind in ("auc", "calibrated.auc")),
+    "utility.knn",
+    "utility.linear",
+)
+"""What of the findings is on the page of the foreign run."""
+
+
+def made_by(result: dict[str, Any]) -> str:
+    """The command and the machine."""
+    machine = result["machine"]
+    return f"Made by `{machine['command']}`; {machine['cpu']}, torch {machine['torch']}."
+
+
 def below(path: Path, lines: list[str]) -> None:
     """Replace what follows the mark in a page that is written by hand above it."""
     text = path.read_text(encoding="utf-8")
@@ -170,6 +275,9 @@ def main() -> None:
         below(DOCS / "gradient_constraint.md", constraint_page())
     if (RESULTS / "references.json").exists():
         below(DOCS / "attacks.md", references_page())
+    for name, page in {"layouts": layouts_page, "foreign": foreign_page}.items():
+        if (RESULTS / f"{name}.json").exists():
+            below(DOCS / f"{name}.md", page())
 
 
 if __name__ == "__main__":

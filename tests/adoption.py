@@ -118,7 +118,10 @@ def solo_file(model: Model, folder: Path) -> Path:
 
 def lightly_file(model: Model, folder: Path) -> Path:
     p = parts(model)
-    children = nn.Sequential(*(p["body"].get_submodule(n) for n in ("conv1", "bn1", "layer1", "layer2", "layer3")))
+    stem, stages = ("conv1", "bn1"), ("layer1", "layer2", "layer3")
+    between = [nn.ReLU(), nn.Identity()]  # torchvision's, the max-pool taken out
+    ours = [[p["body"].get_submodule(n) for n in names] for names in (stem, stages)]
+    children = nn.Sequential(*ours[0], *between, *ours[1])
     both = Owner(backbone=children, projection_head=Owner(layers=p["head"]), criterion=nn.Identity())
     torch.save(both.state_dict(), folder / "lightly.pt")
     return folder / "lightly.pt"

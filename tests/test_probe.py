@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +29,7 @@ def part_of(labelled: bool) -> Any:
 
 def probed(model: Model, labelled: bool) -> list[Any]:
     recipe = tiny.recipe("simclr", backbone=BODY, channels=3, mean=IMAGENET[0], std=IMAGENET[1])
-    others = [recipe.start(n) for n in (11, 12, 13)]
+    others = [partial(recipe.start, n) for n in (11, 12, 13)]
     return probe(model, others, part_of(labelled), torch.Generator().manual_seed(0))
 
 
@@ -57,10 +60,24 @@ def test_random_weights_are_refused(seed: int, labelled: bool):
 
 
 def test_a_model_is_not_better_than_itself():
-    found = probe(
-        trained("moco", queue=24), [trained("moco", queue=24)], part_of(True), torch.Generator().manual_seed(0)
-    )
+    model = trained("moco", queue=24)
+    found = probe(model, [lambda: model], part_of(True), torch.Generator().manual_seed(0))
     assert len(found) == 2 and not any(one.better for one in found) and found[0].error == 0
+
+
+def test_random_networks_are_in_memory_one_at_a_time():
+    recipe = tiny.recipe("simclr", backbone=BODY, channels=3, mean=IMAGENET[0], std=IMAGENET[1])
+    alive: list[Any] = []
+
+    def made(seed: int) -> Model:
+        gc.collect()
+        assert not any(one() is not None for one in alive)
+        fresh = recipe.start(seed)
+        alive.append(weakref.ref(fresh))
+        return fresh
+
+    probe(recipe.start(0), [partial(made, n) for n in (1, 2, 3)], part_of(True), torch.Generator().manual_seed(0))
+    assert len(alive) == 6
 
 
 def test_the_margin_is_its_equation():

@@ -105,18 +105,26 @@ def projector_of(
     return tuple(layers), (widths[0] if len(widths) > 1 else None), widths[-1]
 
 
-def adopt(foreign: Foreign, model: Model, objective: str) -> Adopted:
-    """Put the file's weights into a fresh model: all of backbone and head, and what it has of the other parts."""
+def adopt(foreign: Foreign, model: Model, objective: str, *, fresh_head: bool = False) -> Adopted:
+    """Put the file's weights into a fresh model: all of backbone and head, and what it has of the other parts.
+
+    ``fresh_head``: where the file has no head, leave the model's own, untrained one.
+    """
     notes: list[str] = []
     fresh = {"backbone": _fitted(model.backbone, foreign, Role.BACKBONE)}
-    if not foreign.part(Role.HEAD):
+    bare = not foreign.part(Role.HEAD)
+    if bare and not fresh_head:
         raise EffaceError(
             f"{foreign.path} has a backbone but no head.",
             f"The objective '{objective}' needs the {_head(objective)} that it was trained with.",
-            "Bring the checkpoint of the training run, before its head was taken off.",
+            "Bring the checkpoint of the training run, before its head was taken off; or put an untrained one on: "
+            "--set fresh_head=true.",
         )
-    fresh["head"] = _fitted(model.head, foreign, Role.HEAD, objective)
-    if model.predictor is not None:
+    if bare:
+        notes.append(f"the file has no head: the {_head(objective)} starts untrained")
+    else:
+        fresh["head"] = _fitted(model.head, foreign, Role.HEAD, objective)
+    if model.predictor is not None and not bare:
         fresh["predictor"] = _fitted(model.predictor, foreign, Role.PREDICTOR, objective)
     state = {f"{part}.{name}": value for part, inside in fresh.items() for name, value in inside.items()}
     _finite(foreign)
@@ -126,6 +134,13 @@ def adopt(foreign: Foreign, model: Model, objective: str) -> Adopted:
     if model.queue is not None:
         notes += _adopt_queue(model, foreign)
     return Adopted(model, tuple(notes))
+
+
+def adopt_backbone(foreign: Foreign, model: Model) -> Model:
+    """Put the file's backbone alone into a fresh model; the head stays untrained."""
+    _finite(foreign)
+    model.backbone.load_state_dict(_fitted(model.backbone, foreign, Role.BACKBONE), strict=False)
+    return model
 
 
 def _adopt_twin(model: Model, foreign: Foreign) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from efface import huggingface
 from efface.backbones import BLOCKS, Backbone
 from efface.foreign import Foreign
 from efface.layouts import Role
@@ -67,7 +68,7 @@ def guess(foreign: Foreign) -> Guess:
     shapes = {name: tuple(value.shape) for name, value in weights.items()}
     channels = next((shape[1] for shape in shapes.values() if len(shape) == 4), 3)
     mean, std, told = normalization(foreign, channels)
-    for look in (_resnet, _transformer, _named):
+    for look in (_of_transformers, _resnet, _transformer, _named):
         found = look(shapes, foreign)
         if found is not None:
             return replace(found, mean=mean, std=std, notes=(*found.notes, *told))
@@ -83,6 +84,8 @@ def normalization(foreign: Foreign, channels: int) -> tuple[Numbers | None, Numb
         return _numbers(own["mean"]), _numbers(own["std"]), ()
     stated: Any = (meta.get("config.json") or {}).get("pretrained_cfg") or {}
     images: Any = meta.get("preprocessor_config.json") or {}
+    if images.get("do_normalize") is False:
+        images = {"image_mean": [0.0] * channels, "image_std": [1.0] * channels}
     mean, std = stated.get("mean", images.get("image_mean")), stated.get("std", images.get("image_std"))
     if mean and std:
         return tuple(map(float, mean)), tuple(map(float, std)), ("normalization as its configuration states",)
@@ -106,6 +109,27 @@ def _args(meta: Mapping[str, Any], *keys: str) -> Any:
     return value
 
 
+def _of_transformers(shapes: Shapes, foreign: Foreign) -> Guess | None:
+    """What ``config.json`` says, for the kinds that can be built by the library's own classes."""
+    kind = foreign.layout.name.removeprefix("transformers:")
+    if kind == foreign.layout.name or kind not in huggingface.KINDS:
+        return None
+    config: Any = foreign.meta["config.json"]
+    head = foreign.part(Role.HEAD).get("weight")
+    options = huggingface.options_of(config, list(shapes), None if head is None else head.shape[1])
+    channels = int(config.get("num_channels", 3))
+    fixed = "embeddings.position_embeddings" in shapes
+    side = config.get("image_size", 224)
+    size = (side, side) if isinstance(side, int) else tuple(side)
+    return Guess(
+        name=f"{kind}, as transformers builds it",
+        backbone=Backbone(name=f"hf:{kind}", options=options),
+        channels=channels,
+        size=size if fixed else None,
+        notes=(f"features: {huggingface.Take(options[huggingface.TAKE]).value}, as its own classes have them",),
+    )
+
+
 def _resnet(shapes: Shapes, foreign: Foreign) -> Guess | None:
     if "conv1.weight" not in shapes or "layer1.0.conv1.weight" not in shapes:
         return None
@@ -127,7 +151,8 @@ def _resnet(shapes: Shapes, foreign: Foreign) -> Guess | None:
     note = f"stem assumed: stride {stride}, padding {padding}, no max-pool (shapes do not show them)"
     small = next((key for key, value in BLOCKS.items() if value == blocks), None)
     if small and not deep:
-        options = {"padding": padding} if padding != 1 else {}
+        options: dict[str, Any] = {"padding": padding} if padding != 1 else {}
+        options |= {} if foreign.layout.stem_relu else {"stem_relu": False}
         backbone = Backbone(name=small, width=width, stride=stride, options=options)
         return Guess(name=said, backbone=backbone, channels=channels, notes=(note,))
     backbone = Backbone(name=f"torchvision:{name}", options={"small_stem": padding}) if name else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from efface.verdict import Criteria
 from efface.watch import Watch
 
 OBSERVED = "observations.npz"
+CLAIM = "that it never saw the forgotten or the unseen examples is stated by the user, not checked"
+"""Of an oracle that another library trained: nothing in its file says on what."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +40,8 @@ class Model:
     weights: Path
     load: Callable[[], Checkpoint]
     observed: Path
+    claim: str = ""
+    """What is said of it that nobody checked."""
 
     @property
     def cost(self) -> Cost:
@@ -88,11 +92,15 @@ def compared(
     original: Path | None = None,
     oracles: Sequence[Path] = (),
     references: Path | None = None,
+    trust: bool = False,
 ) -> Compared:
     """Open a run, its original and its oracles, refuse what cannot be compared, and look at each."""
     subject = _on_trial(run)
     models = {"original": _original(subject, original), "subject": _of(subject.folder, subject)}
-    models |= _others(subject, oracles, references)
+    models |= _others(subject, models, oracles, references, trust=trust)
+    for name, one in models.items():
+        if one.claim:
+            progress.say(f"{name}, {one.weights}: {one.claim}")
     seen = {name: one.look(subject.data, subject.split, watch, device, progress) for name, one in models.items()}
     return Compared(subject, models, seen)
 
@@ -107,18 +115,24 @@ def audit(
     plain_ids: bool = False,
     progress: Progress | None = None,
 ) -> api.Result:
-    """Judge a run and write the evidence into its folder. ``settings``: criteria, watch, goal, device.
+    """Judge a run and write the evidence into its folder. ``settings``: criteria, watch, goal, device, trust_pickle.
 
-    ``references``: a folder that :mod:`efface.references` filled; its models are taken beside the oracles named.
+    ``oracles``: runs that never saw the examples, which is checked; or other libraries' checkpoints of the same shape,
+    of which the user states it, and the record says so. ``references``: a folder that :mod:`efface.references` filled;
+    its models are taken beside them.
     """
     progress = progress or Progress()
-    refuse_unknown(settings, {"criteria", "watch", "goal", "device"})
+    refuse_unknown(settings, {"criteria", "watch", "goal", "device", "trust_pickle"})
     criteria = config.build(Criteria, settings.get("criteria") or {}, path="criteria.")
     watch = config.build(Watch, settings.get("watch") or {}, path="watch.")
     device = str(settings.get("device", "auto"))
-    beside = compared(run, watch, device, progress, original=original, oracles=oracles, references=references)
+    trust = bool(settings.get("trust_pickle"))
+    beside = compared(
+        run, watch, device, progress, original=original, oracles=oracles, references=references, trust=trust
+    )
     subject, models, seen = beside.subject, beside.models, beside.seen
-    costs = {role: models[name].cost for role, name in _COSTS.items() if name in models}
+    claims = [f"{name}, {one.weights}: {one.claim}" for name, one in models.items() if one.claim]
+    costs = {role: models[name].cost for role, name in _COSTS.items() if name in models and not models[name].claim}
     result = api.judge_observations(
         seen["original"],
         seen["subject"],
@@ -133,7 +147,10 @@ def audit(
     record = evidence.compose(
         subject.data,
         subject.split,
-        {name: evidence.checkpoint_facts(m.meta, str(m.weights), file_digest(m.weights)) for name, m in models.items()},
+        {
+            name: evidence.checkpoint_facts(m.meta, str(m.weights), file_digest(m.weights), m.claim)
+            for name, m in models.items()
+        },
         result.verdict,
         result.findings,
         Environment.here(torch.__version__, torch.get_num_threads(), str(api.device_of(device))),
@@ -144,6 +161,7 @@ def audit(
         log=log,
         lineage=_lineage(subject),
         goal=str(settings.get("goal", "")),
+        warnings=claims,
     )
     keys = [str(key) for key in subject.data.keys[subject.split.forget]]
     evidence.write(subject.folder, record, keys, seen, log, plain_ids=plain_ids)
@@ -167,7 +185,7 @@ def report(run: Path) -> Path:
     files: dict[str, Path] = {}
     for role, facts in record.checkpoints.items():
         home = Path(run) if role == "subject" else Path(facts.file).parent
-        files[role] = _observed(home, split)
+        files[role] = _beside(Path(run), facts.digest) if facts.claim else _observed(home, split)
     beside = Path(run) / f"original-{OBSERVED}"
     if beside.exists():
         files["original"] = beside
@@ -181,6 +199,11 @@ def _observed(folder: Path, split: str) -> Path:
     """Where a run folder keeps what its model shows of the split with this digest."""
     own = (folder / "meta.json").exists() and read_meta(folder)["split"] == split
     return folder / (OBSERVED if own else f"observations-{split[:8]}.npz")
+
+
+def _beside(run: Path, digest: str) -> Path:
+    """Where a run keeps what a foreign oracle shows."""
+    return run / f"oracle-{digest[:8]}-{OBSERVED}"
 
 
 def _of(folder: Path, subject: Opened) -> Model:
@@ -223,7 +246,8 @@ def _original(subject: Opened, named: Path | None) -> Model:
 
 def _foreign(subject: Opened, file: Path) -> Model:
     """A foreign checkpoint as the original: read again as it was when the run was made."""
-    _, _, checkpoint, _ = foreign_start(file, subject.request, int(subject.request["seed"]))
+    # The run has its split in its folder: the file of keys that it was made from need not be there any more.
+    _, _, checkpoint, _ = foreign_start(file, subject.request | {"split": {}}, int(subject.request["seed"]))
     if checkpoint.model.digest() != read_meta(subject.folder)["parent"]:
         raise EffaceError(
             f"{file} has changed since {subject.folder} was made from it.", remedy="Restore it, or unlearn again."
@@ -233,8 +257,10 @@ def _foreign(subject: Opened, file: Path) -> Model:
     )
 
 
-def _oracle(folder: Path, subject: Opened) -> Model:
+def _oracle(folder: Path, subject: Opened, others: Mapping[str, Model], trust: bool) -> Model:
     """A run that never saw the forget set, nor anything that stands for the unseen."""
+    if is_foreign(folder):
+        return _stated(folder, subject, others, trust)
     meta = read_meta(folder)
     if not meta["exact"]:
         made = (meta["method"] or {}).get("name", "training on everything")
@@ -254,12 +280,31 @@ def _oracle(folder: Path, subject: Opened) -> Model:
     return _of(folder, subject)
 
 
-def _others(subject: Opened, oracles: Sequence[Path], references: Path | None) -> dict[str, Model]:
+def _stated(file: Path, subject: Opened, others: Mapping[str, Model], trust: bool) -> Model:
+    """Another library's checkpoint as an oracle: of the subject's shape, looked at through the subject's views."""
+    recipe = read_meta(subject.folder)["recipe"]
+    settings = subject.request | {"recipe": recipe, "trust_pickle": trust, "split": {}}
+    _, _, found, _ = foreign_start(file, settings, int(subject.request["seed"]))
+    found = replace(found, exact=True)
+    same = next((name for name, one in others.items() if one.meta["digest"] == found.model.digest()), None)
+    if same:
+        raise EffaceError(
+            f"{file} is no oracle: its weights are those of the {same} itself.",
+            remedy="Name a checkpoint that was trained without the examples.",
+        )
+    return Model(
+        found.meta(), weights_file(file) or file, lambda: found, _beside(subject.folder, found.model.digest()), CLAIM
+    )
+
+
+def _others(
+    subject: Opened, own: Mapping[str, Model], oracles: Sequence[Path], references: Path | None, *, trust: bool
+) -> dict[str, Model]:
     """Every model that the subject is compared with, by role; one that is given twice is taken once."""
     made = finished(Path(references)) if references else {"out": [], "in": []}
-    named = [_oracle(Path(one), subject) for one in oracles]
+    named = [_oracle(Path(one), subject, own, trust) for one in oracles]
     known = {one.meta["digest"] for one in named}
-    outs = [_oracle(folder, subject) for folder in made["out"]]
+    outs = [_oracle(folder, subject, own, trust) for folder in made["out"]]
     named += [one for one in outs if one.meta["digest"] not in known]
     found = {f"oracle {i}": one for i, one in enumerate(named, 1)}
     return found | {f"unlearned {i}": _unlearned(folder, subject) for i, folder in enumerate(made["in"], 1)}

@@ -2,6 +2,7 @@
 
 ``resnet8``, ``resnet10``, ``resnet18``  ResNets for small images (3x3 stem, no max-pool), of any width
 ``timm:NAME``, ``torchvision:NAME``      any of their models without its classifier, untrained
+``hf:KIND``                              ViT, DINOv2 and their like as transformers builds them, untrained
 
 Every one starts from random weights: nothing is downloaded. Randomness is torch's global generator, as in
 every layer's own initialization; fork and seed it around :meth:`Backbone.build`.
@@ -22,7 +23,7 @@ from efface.errors import EffaceError, nearest, unknown
 
 BLOCKS = {"resnet8": (1, 1, 1), "resnet10": (1, 1, 1, 1), "resnet18": (2, 2, 2, 2)}
 """Basic blocks in each stage; every stage after the first halves the image and doubles the width."""
-SMALL_OPTIONS = ("zero_init", "padding")
+SMALL_OPTIONS = ("zero_init", "padding", "stem_relu")
 """Options of the small ResNets."""
 
 
@@ -31,14 +32,16 @@ class Backbone:
     """Which network turns images into features."""
 
     name: str = "resnet8"
-    """``resnet8``, ``resnet10``, ``resnet18``, ``timm:NAME`` or ``torchvision:NAME``."""
+    """``resnet8``, ``resnet10``, ``resnet18``, ``timm:NAME``, ``torchvision:NAME`` or ``hf:KIND``."""
     width: int = 32
     """Channels of the first stage (the ResNets of efface only); the features have width x 2^(stages - 1)."""
     stride: int = 2
     """Stride of the 3x3 stem, 1 or 2 (the ResNets of efface only); 2 is four times cheaper."""
     options: dict[str, Any] = field(default_factory=dict)
-    """``zero_init`` and the stem's ``padding`` (small ResNets), or what the model of timm or torchvision takes
-    (``img_size`` ...); for torchvision's ResNets also ``small_stem``: 3x3 with that padding, and no max-pool."""
+    """``zero_init``, the stem's ``padding`` and whether a ReLU follows it, ``stem_relu`` (small ResNets), or what the
+    model of timm or torchvision takes (``img_size`` ...); for torchvision's ResNets also ``small_stem``: 3x3 with that
+    padding, and no max-pool; for ``hf`` the entries of its ``config.json``, and ``take``: ``pooler``, ``first`` or
+    ``first_and_mean``."""
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.width != int(self.width):
@@ -71,10 +74,12 @@ class Backbone:
         if wrong:
             raise EffaceError(
                 f"{self.name} has no option '{wrong[0]}'.{nearest(wrong[0], SMALL_OPTIONS)}",
-                f"Its options are {' and '.join(SMALL_OPTIONS)}; width and stride are settings of the backbone itself.",
+                f"Its options are {', '.join(SMALL_OPTIONS)}; width and stride are settings of the backbone itself.",
             )
         zero_init, padding = bool(self.options.get("zero_init", False)), int(self.options.get("padding", 1))
-        return ResNet(BLOCKS[self.name], channels, self.width, self.stride, zero_init, padding)
+        made = ResNet(BLOCKS[self.name], channels, self.width, self.stride, zero_init, padding)
+        made.stem_relu = bool(self.options.get("stem_relu", True))
+        return made
 
 
 class ResNet(nn.Module):
@@ -100,6 +105,8 @@ class ResNet(nn.Module):
         ``padding``: of the stem; solo-learn's for CIFAR has 2.
         """
         super().__init__()
+        self.stem_relu = True
+        """Whether a ReLU follows the stem; lightly's own ResNet loses it when its children are put in a row."""
         self.conv1, self.bn1 = _stem(channels, width, stride, padding), nn.BatchNorm2d(width)
         self.layers = [f"layer{stage + 1}" for stage in range(len(blocks))]
         before = width
@@ -118,7 +125,8 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features [B, dim] of images [B, C, H, W]."""
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = self.bn1(self.conv1(x))
+        x = F.relu(x, inplace=True) if self.stem_relu else x
         for layer in self.layers:
             x = getattr(self, layer)(x)
         return x.mean((2, 3))
@@ -200,7 +208,14 @@ def _torchvision(name: str, channels: int, size: tuple[int, int], options: Mappi
     return made
 
 
-LIBRARIES = {"timm": _timm, "torchvision": _torchvision}
+def _hf(name: str, channels: int, size: tuple[int, int], options: Mapping[str, Any]) -> nn.Module:
+    from efface import huggingface
+
+    with _said_clearly(f"hf:{name}", options):
+        return huggingface.build(name, channels, size, options)
+
+
+LIBRARIES = {"timm": _timm, "torchvision": _torchvision, "hf": _hf}
 
 
 def _rechanneled(conv: nn.Conv2d, channels: int) -> nn.Conv2d:

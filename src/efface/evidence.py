@@ -43,10 +43,10 @@ BESIDE = ("checkpoint.safetensors", "meta.json", "split.json", "observations.npz
 """Files of a run folder whose digests the record holds."""
 
 
-def checkpoint_facts(meta: Mapping[str, Any], file: str = "", sha256: str = "") -> CheckpointFacts:
+def checkpoint_facts(meta: Mapping[str, Any], file: str = "", sha256: str = "", claim: str = "") -> CheckpointFacts:
     """What the record says of a checkpoint, from the meta data that :meth:`Checkpoint.save` writes."""
     kept = {key: meta[key] for key in ("digest", "parent", "method", "exact", "seed", "split", "purged")}
-    return CheckpointFacts(file=file, sha256=sha256, **kept)
+    return CheckpointFacts(file=file, sha256=sha256, claim=claim, **kept)
 
 
 def compose(
@@ -64,8 +64,12 @@ def compose(
     log: Sequence[Mapping[str, Any]] = (),
     lineage: Sequence[str] = (),
     goal: str = "",
+    warnings: Sequence[str] = (),
 ) -> Record:
-    """One unsealed record. ``checkpoints``: ``original``, ``subject``, ``oracle 1`` ..."""
+    """One unsealed record. ``checkpoints``: ``original``, ``subject``, ``oracle 1`` ...
+
+    ``warnings``: beside those of the split.
+    """
     provenance, subject = split.provenance, checkpoints["subject"]
     original = checkpoints["original"].digest
     settings = json.loads(json.dumps(dict(config or {}), default=str))
@@ -102,7 +106,7 @@ def compose(
         criteria=criteria,
         verdict=verdict,
         cost=dict(costs or {}),
-        warnings=tuple(provenance.get("warnings", ())),
+        warnings=(*provenance.get("warnings", ()), *warnings),
         log=LogFacts.of(log),
     )
 

@@ -51,10 +51,11 @@ class Probed:
         return f"{self.measure}: {self.loaded:.3f}, random weights {self.random:.3f} (± {self.error:.3f})"
 
 
-def probe(model: Model, others: Sequence[Model], part: Part, generator: torch.Generator) -> list[Probed]:
+def probe(model: Model, others: Sequence[Callable[[], Model]], part: Part, generator: torch.Generator) -> list[Probed]:
     """Compare a model's features with those of random ones, on at most 512 random images of a part.
 
-    One measure after the other, until one says that the model is better.
+    One measure after the other, until one says that the model is better. ``others``: each makes a random one when it
+    is its turn, so that only one of them is in memory.
     """
     chosen = part.ids[torch.randperm(len(part.ids), generator=generator)[:MOST]]
     batches = [part.batch(rows, generator) for rows in chosen.split(64)]
@@ -65,7 +66,7 @@ def probe(model: Model, others: Sequence[Model], part: Part, generator: torch.Ge
     measures[MARGIN] = lambda one: _margin(*(_features(one, (b.view(view) for b in batches)) for view in (0, 1)))
     found: list[Probed] = []
     for measure, score in measures.items():
-        mine, best = score(model), max(map(score, others), key=np.mean)
+        mine, best = score(model), max((score(make()) for make in others), key=np.mean)
         error = float(np.std(mine - best) / np.sqrt(len(mine)))
         found.append(Probed(measure, float(mine.mean()), float(best.mean()), error, len(mine)))
         if found[-1].better:

@@ -94,6 +94,8 @@ class CheckpointFacts(Strict):
     """SHA-256 of that file."""
     purged: dict[str, str] = Field(default_factory=dict)
     """What was done with the state that remembers training images: part to action."""
+    claim: str = ""
+    """What is said of it that nobody checked, such as that it never saw the forget set."""
 
 
 class Moved(Protocol):

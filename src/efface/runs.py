@@ -7,14 +7,15 @@ import shutil
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from efface import api, config, foreign
-from efface.adopt import adopt, described, hand_back, objective_of
-from efface.architecture import Guess, guess
+from efface.adopt import adopt, hand_back
 from efface.checkpoint import CHOICES, META, Checkpoint, EpochKeeper, read_meta
 from efface.data import Data
 from efface.errors import EffaceError, nearest
@@ -22,13 +23,14 @@ from efface.folder import EPOCH, LOG, REQUEST, SPLIT, JsonLines, write_text, wri
 from efface.foreign import Foreign
 from efface.layouts.container import weights_file
 from efface.methods import METHODS, Method
-from efface.objectives import OBJECTIVES
+from efface.model import Model
 from efface.probe import probe, require_better
+from efface.shape import recipe_of, shape_of
 from efface.sources import load
-from efface.splits import Split, forget, partition
+from efface.splits import Split, around, forget, partition
 from efface.train import Recipe, Run
 
-FOREIGN = {"data", "split", "objective", "recipe", "trust_pickle", "check"}
+FOREIGN = {"data", "split", "objective", "recipe", "trust_pickle", "check", "fresh_head"}
 """Settings of unlearning that only a foreign checkpoint needs: a run folder knows."""
 
 
@@ -46,6 +48,22 @@ class Sizes:
     """Never trained on; utility is measured here."""
     canaries: str | None = None
     """Folder that `efface canaries plan` wrote: included ones are trained on, excluded ones are in the holdout."""
+    trained: str | None = None
+    """Of a foreign checkpoint: what it was trained on, as a file of keys or a selector such as ``@group:train``. The
+    other parts are drawn from the rest."""
+
+    def divide(self, data: Data, seed: int) -> Split:
+        """The data divided by these sizes."""
+        drawn = {"valid": self.valid, "holdout": self.holdout, "test": self.test}
+        if self.trained is None:
+            return partition(data, train=self.train, **drawn, canaries=self.canaries, seed=seed)
+        if self.canaries is not None:
+            raise EffaceError(
+                "split.canaries and split.trained were both given.",
+                "Canaries are planted before training, and the foreign checkpoint was trained already.",
+                "Give one of the two.",
+            )
+        return around(data, self.trained, **drawn, seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,15 +104,6 @@ class Progress:
     say: Callable[[str], None] = lambda sentence: None
 
 
-def recipe_of(data: Data, objective: str, changed: Mapping[str, Any]) -> Recipe:
-    """The default recipe for the data and objective, with the user's changes."""
-    values = {key: value for key, value in changed.items() if key != "objective"}
-    named = changed.get("objective", objective)
-    chosen = config.choose(OBJECTIVES, named, "objective", CHOICES, "recipe.objective.")
-    base = config.dump(api.default_recipe(data, chosen), CHOICES)
-    return config.build(Recipe, _merged(base, values), CHOICES, "recipe.")
-
-
 def pretrain(
     out: Path, settings: Mapping[str, Any], *, force: bool = False, progress: Progress | None = None
 ) -> Checkpoint:
@@ -104,7 +113,7 @@ def pretrain(
     refuse_unknown(settings, known)
     common = _common(settings)
     data = load_data(settings)
-    split = partition(data, **vars(config.build(Sizes, settings.get("split") or {}, path="split.")), seed=common.seed)
+    split = config.build(Sizes, settings.get("split") or {}, path="split.").divide(data, common.seed)
     recipe = recipe_of(data, str(settings.get("objective", "simclr")), settings.get("recipe") or {})
     request = {
         "verb": "pretrain",
@@ -131,8 +140,8 @@ def unlearn(
 ) -> Checkpoint:
     """Unlearn into ``out``. ``settings``: forget, forget_seed, method, seed, device, bf16.
 
-    For a foreign checkpoint also data, split, objective, recipe, trust_pickle, check; what came of it is written
-    beside ours, in ``foreign/``, in its own layout.
+    For a foreign checkpoint also data, split, objective, recipe, trust_pickle, check, fresh_head; what came of it is
+    written beside ours, in ``foreign/``, in its own layout.
     """
     progress = progress or Progress()
     if not Path(start).exists():
@@ -141,11 +150,10 @@ def unlearn(
     known = {"forget", "forget_seed", "method", *_COMMON} | (FOREIGN if theirs else set())
     refuse_unknown(settings, known)
     common, method = _common(settings), _method(settings)
-    file = foreign.read(Path(start), trust_pickle=bool(settings.get("trust_pickle"))) if theirs else None
-    origin = _opened(Path(start)) if file is None else _adopted(file, settings, common.seed, progress.say)
+    origin = _foreign(Path(start), settings, common.seed, progress.say) if theirs else _opened(Path(start))
     data, base, checkpoint, inherited = origin
-    if file is not None and settings.get("check", True):
-        _probe(file, checkpoint, data, base, common)
+    if theirs and settings.get("check", True):
+        _probe(Path(start), checkpoint, data, base, common)
     # By default the original's seed: another --seed retrains another oracle, without the same examples.
     draw = int(settings.get("forget_seed", checkpoint.seed))
     split = forget(base, data, str(settings["forget"]), draw)
@@ -171,8 +179,8 @@ def unlearn(
                 checkpoint, data, split, method, seed=common.seed, device=common.device, bf16=common.precision(),
                 log=log, keep=keep,
             )  # fmt: skip
-        if file is not None:
-            result = _hand_back(file, result, data, split, common, folder)
+        if theirs:
+            result = _hand_back(Path(start), settings, result, data, split, common, folder)
         result.save(folder)
     return result
 
@@ -251,8 +259,18 @@ def _opened(start: Path) -> tuple[Data, Split, Checkpoint, dict[str, Any]]:
 
 def foreign_start(path: Path, settings: Mapping[str, Any], seed: int) -> tuple[Data, Split, Checkpoint, dict[str, Any]]:
     """A foreign checkpoint as it was when a run was made from it; ``settings``: that run's request."""
-    file = foreign.read(path, trust_pickle=bool(settings.get("trust_pickle")))
-    return _adopted(file, settings, seed, lambda sentence: None)
+    return _foreign(path, settings, seed, lambda sentence: None)
+
+
+def _foreign(
+    path: Path, settings: Mapping[str, Any], seed: int, say: Callable[[str], None]
+) -> tuple[Data, Split, Checkpoint, dict[str, Any]]:
+    """A foreign checkpoint adopted; the file's own tensors are let go again, and read anew to be handed back."""
+    return _adopted(_read(path, settings), settings, seed, say)
+
+
+def _read(path: Path, settings: Mapping[str, Any]) -> Foreign:
+    return foreign.read(path, trust_pickle=bool(settings.get("trust_pickle")))
 
 
 def is_foreign(start: Path) -> bool:
@@ -264,64 +282,54 @@ def _adopted(
     file: Foreign, settings: Mapping[str, Any], seed: int, say: Callable[[str], None]
 ) -> tuple[Data, Split, Checkpoint, dict[str, Any]]:
     """Foreign weights in a model of our own: its shape from the file, changed by the settings."""
-    data, seen = load_data(settings), guess(file)
-    _suits(file, seen, data)
-    changed = dict(settings.get("recipe") or {})
-    stated = settings.get("objective") or changed.get("objective")
-    objective = objective_of(file, stated.get("name") if isinstance(stated, Mapping) else stated)
-    told = described(file, seen, objective)
-    own = changed.pop("objective", None)
-    own = {"name": own} if isinstance(own, str) else dict(own or {})
-    if (changed.get("backbone") or {}).get("name"):
-        told.pop("backbone", None)  # the user's network, with nothing of the guessed one
-    elif seen.backbone is None:
-        raise EffaceError(
-            f"The network in {file.path} is none that can be guessed: {seen.name}.",
-            f"Its layout is {file.layout.name}; of its names no backbone is known here.",
-            "Set recipe.backbone.name, such as timm:NAME, if it is one of theirs under the same names.",
+    data = load_data(settings)
+    shape = shape_of(file, data, settings)
+    recipe, seen, changed = shape.recipe, shape.seen, dict(settings.get("recipe") or {})
+    adopted = adopt(file, recipe.start(seed), shape.objective, fresh_head=bool(settings.get("fresh_head")))
+    if shape.guessed:
+        say(
+            f"{file.path.name}: nothing says what it was trained with; taken to be {shape.objective} "
+            "(else: --objective)"
         )
-    recipe = recipe_of(data, objective, _merged(told, {**changed, "objective": own}))
-    adopted = adopt(file, recipe.start(seed), objective)
-    if not stated and not file.layout.objective:
-        say(f"{file.path.name}: nothing says what it was trained with; taken to be {objective} (else: --objective)")
     settled = {"mean", "std"} & changed.keys(), changed.get("backbone")
     guessed = [note for note in seen.notes if not settled[0 if note.startswith("normalization") else 1]]
     for note in (*file.layout.notes, *guessed, *adopted.notes):
         say(f"{file.path.name}: {note}")
     checkpoint = Checkpoint(adopted.model, recipe, seed=seed, trained=False)
-    split = partition(data, **vars(config.build(Sizes, settings.get("split") or {}, path="split.")), seed=seed)
+    sizes = config.build(Sizes, settings.get("split") or {}, path="split.")
+    split = sizes.divide(data, seed)
+    if sizes.trained is None:
+        say(
+            f"{file.path.name}: nothing says what it was trained on; taken to be {len(split.train)} of {len(data)} "
+            "images, and the rest as never seen (else: --set split.trained=FILE of keys)"
+        )
     inherited = {"data": settings["data"], "split": settings.get("split") or {}, "recipe": config.dump(recipe, CHOICES)}
-    if settings.get("trust_pickle"):
-        inherited["trust_pickle"] = True
+    inherited |= {key: True for key in ("trust_pickle", "fresh_head") if settings.get(key)}
     return data, split, checkpoint, inherited
 
 
-def _suits(file: Foreign, seen: Guess, data: Data) -> None:
-    """An error unless the images are what the network was made for, as far as its weights show it."""
-    channels, *size = data.shape
-    if seen.channels != channels:
-        raise EffaceError(
-            f"The network in {file.path} looks at {seen.channels} channels, and these images have {channels}.",
-            remedy=f"Set data.channels={seen.channels}, where the data has that option.",
-        )
-    if seen.size is not None and seen.size != tuple(size):
-        raise EffaceError(
-            f"The network in {file.path} looks at {seen.size[0]}x{seen.size[1]} images, and these are "
-            f"{size[0]}x{size[1]}.",
-            "A transformer has one embedding for each place of an image.",
-            f"Set data.size={seen.size[0]}, where the data has that option.",
-        )
+def _random(recipe: Recipe, seed: int, device: torch.device) -> Model:
+    return recipe.start(seed).to(device)
 
 
-def _probe(file: Foreign, start: Checkpoint, data: Data, split: Split, common: Common) -> None:
+def _probe(path: Path, start: Checkpoint, data: Data, split: Split, common: Common) -> None:
     """Refuse an encoder that sees no more than the same network with random weights."""
     device, run = api.device_of(common.device), Run(seed=common.seed)
-    others = [start.recipe.start(run.rng("random", n).initial_seed() % 2**31).to(device) for n in range(3)]
+    seeds = [run.rng("random", n).initial_seed() % 2**31 for n in range(3)]
+    others = [partial(_random, start.recipe, seed, device) for seed in seeds]
     part = api.part_of(data, split.train, start.recipe.views, "probe", device)
-    require_better(probe(start.model.to(device), others, part, run.rng("probe")), file.path, start.recipe)
+    require_better(probe(start.model.to(device), others, part, run.rng("probe")), path, start.recipe)
 
 
-def _hand_back(file: Foreign, result: Checkpoint, data: Data, split: Split, common: Common, folder: Path) -> Checkpoint:
+def _hand_back(
+    path: Path,
+    settings: Mapping[str, Any],
+    result: Checkpoint,
+    data: Data,
+    split: Split,
+    common: Common,
+    folder: Path,
+) -> Checkpoint:
     """Write the result in the foreign layout too, and note what was done with each part of it."""
     out, run = folder / "foreign", Run(seed=common.seed)
     if out.exists():
@@ -329,7 +337,7 @@ def _hand_back(file: Foreign, result: Checkpoint, data: Data, split: Split, comm
     out.mkdir()
     retain = api.part_of(data, split.retain, result.recipe.views, "retain", api.device_of(common.device))
     batches = retain.batches(256, run.rng("purge")) if len(retain) else ()
-    notes = hand_back(file, result.model, batches, run.rng("foreign"), out)
+    notes = hand_back(_read(path, settings), result.model, batches, run.rng("foreign"), out)
     return replace(result, purged=result.purged | notes)
 
 
@@ -339,11 +347,3 @@ def _store_split(folder: Path, data: Data, split: Split) -> None:
 
 def _text(request: Mapping[str, Any]) -> str:
     return yaml.safe_dump(dict(request), sort_keys=False, allow_unicode=True)
-
-
-def _merged(base: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
-    result = dict(base)
-    for key, value in changed.items():
-        inner = result.get(key)
-        result[key] = _merged(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
-    return result

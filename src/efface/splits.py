@@ -160,6 +160,33 @@ def partition(
     return _with_provenance(Split(**parts), selector=None, seed=seed, random=True, matched=None, warnings=[])
 
 
+def around(
+    data: Data, trained: str, *, valid: float = 0.1, holdout: float = 0.1, test: float = 0.1, seed: int = 0
+) -> Split:
+    """Divide the data around what a checkpoint was already trained on; ``forget`` is empty.
+
+    ``trained``: a selector of the training examples, as in :func:`forget`. The other parts are drawn from the rest;
+    their sizes are counts, or fractions of that rest.
+    """
+    own = np.sort(choose(data, np.arange(len(data)), {}, trained, seed).positions)
+    rest = np.setdiff1d(np.arange(len(data)), own)
+    sizes = {"test": _count("test", test, len(rest)), "holdout": _count("holdout", holdout, len(rest))}
+    sizes |= {"valid": _count("valid", valid, len(rest))}
+    if sum(sizes.values()) > len(rest):
+        shown = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise EffaceError(
+            f"{data.name} has {len(rest)} examples beside the {len(own)} trained ones, and {sum(sizes.values())} "
+            "are asked for.",
+            f"These are never trained on: {shown}.",
+            "Set smaller split.valid, split.holdout, split.test, or give more data.",
+        )
+    order = _order(data, rest, seed)
+    parts: dict[str, Any] = {"retain": own}
+    for name, size in sizes.items():
+        parts[name], order = np.sort(order[:size]), order[size:]
+    return _with_provenance(Split(**parts), selector=None, seed=seed, random=True, matched=None, warnings=[])
+
+
 def forget(split: Split, data: Data, selector: str, seed: int = 0, *, allow_duplicates: bool = False) -> Split:
     """Move the selected training examples from ``retain`` to ``forget``, and match the holdout to them.
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from efface.cli.options import Config, Device, Force, Json, Quiet, Set, progress, settings_of, tell
+from efface.cli.options import Config, Device, Force, Json, Quiet, Set, Trust, progress, settings_of, tell
 from efface.errors import EffaceError
 
 
@@ -31,10 +31,14 @@ def audit(
     original: Annotated[
         Path | None, typer.Option("--original", help="By default the run that it was made from.")
     ] = None,
-    oracle: Annotated[list[Path] | None, typer.Option("--oracle", help="A run that never saw F; repeatable.")] = None,
+    oracle: Annotated[
+        list[Path] | None,
+        typer.Option("--oracle", help="A run (or, on your word, another's checkpoint) that never saw F; repeatable."),
+    ] = None,
     references: Annotated[
         Path | None, typer.Option("--references", help="A folder that `efface references` filled.")
     ] = None,
+    trust_pickle: Trust = False,
     plain_ids: Annotated[
         bool, typer.Option("--plain-ids", help="Write bare keys into the record, not digests.")
     ] = False,
@@ -45,7 +49,7 @@ def audit(
     quiet: Quiet = False,
 ) -> None:
     """Judge whether a run forgot: findings, record, report and a verdict as the exit code (0, 3 or 4)."""
-    settings = settings_of(config, set_, device=device)
+    settings = settings_of(config, set_, device=device, trust_pickle=trust_pickle or None)
     if embeddings is not None:
         judge_embeddings(embeddings, control, settings, run, out, views, force=force, as_json=json_, quiet=quiet)
     run = named(run, control, views)

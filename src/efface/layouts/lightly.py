@@ -1,7 +1,8 @@
 """lightly: its examples and its ImageNet benchmarks.
 
 examples     ``backbone`` is a Sequential of a ResNet's children, so its names are positions (``backbone.4.0.conv1``);
-             twins end in ``_momentum`` or begin with ``teacher_``.
+             twins end in ``_momentum`` or begin with ``teacher_``. Of lightly's own ResNet, whose ReLUs are no
+             children, the Sequential has lost the one after the stem.
 benchmarks   ``backbone`` has torchvision's names; twins are ``key_backbone`` (MoCo) or ``teacher_backbone`` (BYOL).
              Where there is a ``student_backbone`` (DINO) or ``query_backbone``, that one is trained and plain
              ``backbone`` is its momentum copy.
@@ -62,6 +63,7 @@ def lightly(state: State, meta: Meta) -> Layout | None:
         wrapper=wrapper,
         objective=_objective(first, twin),
         gelu=any("head.last_layer." in name for name in names),
+        stem_relu=not (by_position and _small(names, body)),
         notes=notes,
     )
 
@@ -71,8 +73,13 @@ def _tower(names: State, prefix: str, role: Role, own: str) -> list[Rule]:
         return [Rule(f"{prefix}.vit", role, own), Rule(f"{prefix}.mask_token", Role.EXTRAS, f"{prefix}.mask_token")]
     if not any(re.match(rf"{prefix}\.\d+\.", name) for name in names):
         return [Rule(prefix, role, own)]
-    small = any(name.startswith(f"{prefix}.2.") for name in names)
-    return [Rule(prefix, role, own, first=SMALL if small else POSITIONS, words={"shortcut": "downsample"})]
+    first = SMALL if _small(names, prefix) else POSITIONS
+    return [Rule(prefix, role, own, first=first, words={"shortcut": "downsample"})]
+
+
+def _small(names: State, prefix: str) -> bool:
+    """Whether the first stage comes right after the normalization: no child stands for the ReLU."""
+    return any(name.startswith(f"{prefix}.2.") for name in names)
 
 
 def _heads(names: tuple[str, ...], role: Role, own: str, last: Role, last_own: str) -> list[Rule]:

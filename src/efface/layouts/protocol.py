@@ -93,6 +93,8 @@ class Layout:
     """Whether the head's activation is a GELU; no shape shows it, and others have ReLUs."""
     stem_padding: int | None = None
     """Padding of a 3x3 stem, where the file tells; no shape shows it."""
+    stem_relu: bool = True
+    """Whether an activation follows the stem's normalization; no shape shows it."""
     notes: tuple[str, ...] = ()
     """What to know about this file that its tensors do not show."""
 

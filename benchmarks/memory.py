@@ -1,0 +1,91 @@
+"""How much memory unlearning a large checkpoint takes: a ViT-L/16 of 303 million parameters, two steps.
+
+    python -m benchmarks.memory [FOLDER]
+
+The checkpoint is timm's vit_large_patch16_224 for 32x32 images with random weights, 1.2 GB in float32, as safetensors.
+Measured is the peak resident size of the whole `efface unlearn` process, interpreter and libraries included, as a
+multiple of the weights: once as it goes through, once with the check that refuses random weights. Results:
+results/memory.json.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.worlds import machine
+
+RESULTS = Path(__file__).parent / "results"
+SIDE, CLASSES, TRAIN, FORGET, BATCH = 32, 10, 36, 4, 16
+LIMIT = 6.0
+"""Times the weights."""
+MEASURE = """
+import resource, subprocess, sys
+code = subprocess.run(sys.argv[1:]).returncode
+print(f"PEAK {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss} {code}")
+"""
+
+
+def prepare(home: Path) -> int:
+    """Write checkpoint and images; the bytes of the weights."""
+    import timm
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    net = timm.create_model("vit_large_patch16_224", img_size=SIDE, num_classes=CLASSES)
+    save_file(net.state_dict(), home / "vit_large.safetensors", metadata={"format": "pt"})
+    x = np.random.default_rng(0).integers(0, 256, (120, 3, SIDE, SIDE), dtype=np.uint8)
+    np.savez(home / "pictures.npz", x=x, y=np.arange(120) % CLASSES)
+    return sum(value.numel() * value.element_size() for value in net.state_dict().values())
+
+
+def measured(*words: object) -> dict[str, Any]:
+    """One command of efface: peak resident bytes, exit code, seconds."""
+    began = time.perf_counter()
+    command = [sys.executable, "-m", "efface.cli", *map(str, words)]
+    done = subprocess.run([sys.executable, "-c", MEASURE, *command], capture_output=True, text=True, check=True)
+    _, peak, code = done.stdout.splitlines()[-1].split()
+    seconds = round(time.perf_counter() - began, 1)
+    return {"peak": int(peak) * 1024, "exit": int(code), "seconds": seconds, "said": done.stderr.splitlines()[:1]}
+
+
+def main() -> None:
+    """Measure, print, write."""
+    home = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/memory")
+    home.mkdir(parents=True, exist_ok=True)
+    weights = prepare(home)
+    split = {"train": TRAIN, "valid": 20, "holdout": 20, "test": 20}
+    words = ["unlearn", home / "vit_large.safetensors", "--data", home / "pictures.npz", "--device", "cpu", "--force"]
+    words += ["--forget", f"@random:{FORGET}", "--method", "finetune", "--set", "method.epochs=1", "--quiet"]
+    words += ["--set", f"method.batch_size={BATCH}", "--set", f"split={json.dumps(split)}"]
+    empty = measured("methods", "finetune")
+    through = measured(*words, "--set", "check=false", "--out", home / "out")
+    checked = measured(*words, "--out", home / "refused")
+    steps = json.loads((home / "out" / "meta.json").read_text(encoding="utf-8"))["cost"]["steps"]
+    result = {
+        "machine": machine(),
+        "weights": weights,
+        "parameters": weights // 4,
+        "steps": steps,
+        "libraries": empty,
+        "unlearn": through | {"times": round(through["peak"] / weights, 2)},
+        "check": checked | {"times": round(checked["peak"] / weights, 2)},
+        "limit": LIMIT,
+    }
+    print(json.dumps(result, indent=1))
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps(result, indent=1).replace(f"{home}/", "").replace(f" {home}", "")
+    (RESULTS / "memory.json").write_text(text + "\n", encoding="utf-8")
+    if steps != 2 or through["exit"] or max(through["peak"], checked["peak"]) > LIMIT * weights:
+        raise SystemExit("more memory, or other steps, than promised")
+
+
+if __name__ == "__main__":
+    main()
