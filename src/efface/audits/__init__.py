@@ -50,10 +50,10 @@ class Evidence:
     """References that never saw F; the subject itself is never among its own references."""
     costs: dict[str, Cost] = field(default_factory=dict)
     """``"subject"`` and ``"oracle"`` where known."""
-    relearned: tuple[Relearned, ...] = ()
-    """Copies of subject and oracles trained on, where that was asked for."""
     unlearned: tuple[Observations, ...] = ()
     """Originals with other seeds, unlearned as the subject was: with the oracles, the pairs of level A2."""
+    relearned: tuple[Relearned, ...] = ()
+    """Copies of subject and oracles trained on, where that was asked for."""
 
     def __post_init__(self) -> None:
         """Refuse evidence that compares what cannot be compared."""
