@@ -27,10 +27,11 @@ def margins(model: Model, batch: Batch, bank: int, tau: float) -> dict[str, Tens
     with frozen_statistics(model):
         features = model.features(torch.cat([batch.view(0), batch.view(1)]))
         outputs = model.project(features)
-    first = outputs.chunk(2)[0]
+    inner = features.tensor_split(2)
+    first, second = outputs.tensor_split(2)
     labelled = model.objective.labelled
-    outer = of_label(first, batch.labels()) if labelled else agreement(*outputs.chunk(2), bank, tau)
-    return {BACKBONE: agreement(*features.chunk(2), bank, tau), OUTPUT: outer}
+    outer = of_label(first, batch.labels()) if labelled else agreement(first, second, bank, tau)
+    return {BACKBONE: agreement(inner[0], inner[1], bank, tau), OUTPUT: outer}
 
 
 def agreement(first: Tensor, second: Tensor, bank: int, tau: float) -> Tensor:

@@ -41,6 +41,6 @@ def loss(task, spaces, weights, hold):
     for (f, r, v, r0, v0), weight in zip(spaces, weights, strict=True):
         mean = sum(v0) / len(v0)
         spread = math.sqrt(sum((s - mean) ** 2 for s in v0) / (len(v0) - 1))
-        total += weight * abs(gap(f, v)) / spread
+        total += weight * max(0.0, gap(f, v)) / spread
         total += hold * sum(max(0.0, (a - b) / spread) ** 2 for a, b in zip(r0, r, strict=True)) / len(r)
     return total
