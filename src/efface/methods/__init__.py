@@ -14,6 +14,7 @@ from efface.methods.gradient_constraint import GradientConstraint
 from efface.methods.influence import Influence
 from efface.methods.l1_sparse import L1Sparse
 from efface.methods.lethevit import LetheVit
+from efface.methods.margin_matching import MarginMatching
 from efface.methods.neggrad import NegGrad
 from efface.methods.protocol import Method
 from efface.methods.random_labels import RandomLabels
@@ -34,6 +35,7 @@ __all__ = [
     "Influence",
     "L1Sparse",
     "LetheVit",
+    "MarginMatching",
     "Method",
     "NegGrad",
     "RandomLabels",
@@ -55,6 +57,7 @@ METHODS: dict[str, type[Method]] = {
     "influence": Influence,
     "l1_sparse": L1Sparse,
     "lethevit": LetheVit,
+    "margin_matching": MarginMatching,
     "neggrad": NegGrad,
     "random_labels": RandomLabels,
     "retrain": Retrain,

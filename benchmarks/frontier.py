@@ -1,0 +1,113 @@
+"""What is left of the forgotten against what it cost the retained: every method on over-fitted encoders.
+
+    python -m benchmarks.frontier report     every setting on the reporting seeds
+    python -m benchmarks.frontier tables     results/frontier.json and the table in docs
+
+Worlds (originals, oracles) and cells are shared with :mod:`benchmarks.gradient_constraint`; ``train`` of that benchmark
+and of this one make what is missing. Resumable: a model whose folder is complete is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gradient_constraint import EPOCHS, HOME, WHOLE, at
+from benchmarks.worlds import World, machine, make, measure, spread, together
+
+RESULT = Path(__file__).parent / "results" / "frontier.json"
+REPORTING = (10, 11, 12, 13, 14)
+FAMILIES = ("simclr", "moco")
+SPACES = ("backbone.margin", "projector.margin")
+SETTINGS: dict[str, dict[str, Any]] = {
+    "margin_matching": {"name": "margin_matching"},
+    "finetune lr .1": WHOLE["finetune lr .1"],
+    "neggrad lr .1": WHOLE["neggrad lr .1"],
+    "gradient_constraint": {"name": "gradient_constraint"},
+    "alignment_calibration": {"name": "alignment_calibration"},
+    "alignment_calibration lr .06": {"name": "alignment_calibration", **at(0.06)},
+}
+"""Defaults, and for the baselines the rate that did best on other seeds."""
+ABLATION: dict[str, dict[str, Any]] = {
+    "no hold": {"name": "margin_matching", "hold": 0.0},
+    "output only": {"name": "margin_matching", "backbone": 0.0},
+    "backbone only": {"name": "margin_matching", "output": 0.0},
+    "half the steps": {"name": "margin_matching", "epochs": 20},
+}
+"""Each part of margin matching removed."""
+
+
+def worlds(families: list[str]) -> list[World]:
+    return [World(family, seed, HOME, epochs=EPOCHS[family]) for family in families for seed in REPORTING]
+
+
+def train(families: list[str], jobs: int) -> None:
+    together([(make, (world, "original")) for world in worlds(families)], jobs)
+    together([(make, (world, f"oracle-{k}")) for world in worlds(families) for k in (1, 2)], jobs)
+
+
+def report(families: list[str], settings: dict[str, dict[str, Any]], jobs: int) -> None:
+    tasks = [(make, (world, label, recipe)) for label, recipe in settings.items() for world in worlds(families)]
+    together(tasks, jobs)
+
+
+def boxed(cell: dict[str, Any], oracles: list[dict[str, Any]]) -> dict[str, bool]:
+    """Which sides of the goal box a model is within; the oracle's figures are the mean of its two."""
+    means = {s: sum(o["signals"][s]["retained"] for o in oracles) / len(oracles) for s in SPACES}
+    votes = sum(o["knn"] for o in oracles) / len(oracles)
+    return {
+        **{f"F {s}": 0.45 <= cell["signals"][s]["a1"] <= 0.55 for s in SPACES},
+        **{f"R {s}": abs(cell["signals"][s]["retained"] - means[s]) <= 0.03 for s in SPACES},
+        "kNN": cell["knn"] >= votes - 0.01,
+    }
+
+
+def rows(family: str) -> dict[str, Any]:
+    """Every model that was made: mean, spread, and in how many seeds it is within each side of the box."""
+    table: dict[str, Any] = {}
+    for label in ["original", "oracle-1", "oracle-2", *SETTINGS, *ABLATION]:
+        made = [w for w in worlds([family]) if (w.folder / label / "cell.json").exists()]
+        cells = [(measure(w, label), [measure(w, name) for name in w.oracles()]) for w in made]
+        good = [(cell, oracles) for cell, oracles in cells if "error" not in cell]
+        if not cells:
+            continue
+        row: dict[str, Any] = {"n": len(cells), "errors": [cell["error"] for cell, _ in cells if "error" in cell]}
+        row["seeds"] = [w.seed for w in made]
+        for s in SPACES:
+            row[s] = {key: spread(c["signals"][s][key] for c, _ in good) for key in ("a0", "a1", "retained")}
+            row[s]["each"] = [c["signals"][s]["a1"] for c, _ in good]
+        for key in ("knn", "average_gap", "share_of_steps"):
+            row[key] = spread(cell.get(key) for cell, _ in good)
+        sides = [boxed(*pair) for pair in good]
+        row["within"] = {side: sum(one[side] for one in sides) for side in (sides[0] if sides else ())}
+        row["box"] = sum(all(one.values()) for one in sides)
+        table[label] = row
+    return table
+
+
+def tables() -> None:
+    result = {"machine": machine(), "reporting_seeds": REPORTING, "families": {f: rows(f) for f in FAMILIES}}
+    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("train", "report", "ablate", "tables"))
+    parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=FAMILIES)
+    parser.add_argument("--only", nargs="+", help="Of the settings, these.")
+    parser.add_argument("--jobs", type=int, default=2)
+    given = parser.parse_args()
+    chosen = ABLATION if given.part == "ablate" else SETTINGS
+    chosen = {label: recipe for label, recipe in chosen.items() if not given.only or label in given.only}
+    if given.part == "train":
+        train(given.families, given.jobs)
+    elif given.part == "tables":
+        tables()
+    else:
+        report(given.families, chosen, given.jobs)
+
+
+if __name__ == "__main__":
+    main()

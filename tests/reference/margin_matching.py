@@ -1,0 +1,46 @@
+"""Margin matching in loops and float64: margins of single examples, gaps, what holds the retained."""
+
+import math
+
+
+def _cos(a, b):
+    dot = sum(x * y for x, y in zip(a, b, strict=True))
+    return dot / math.sqrt(sum(x * x for x in a)) / math.sqrt(sum(x * x for x in b))
+
+
+def agreement(first, second, bank, tau):
+    """Margin of each pair of views; the last ``bank`` pairs are the strangers."""
+    found, n = [], len(first)
+    for i in range(n):
+        crowd = 0.0
+        for view in (first[i], second[i]):
+            others = [v[j] for v in (first, second) for j in range(n - bank, n) if j != i]
+            crowd += math.log(sum(math.exp(_cos(view, other) / tau) for other in others) / len(others)) / 2
+        found.append(_cos(first[i], second[i]) - tau * crowd)
+    return found
+
+
+def of_label(logits, labels):
+    """Log odds of the label."""
+    found = []
+    for row, y in zip(logits, labels, strict=True):
+        weights = [math.exp(value) for value in row]
+        p = weights[y] / sum(weights)
+        found.append(math.log(p / (1 - p)))
+    return found
+
+
+def gap(f, v):
+    """How far the forgotten ones' mean is above the unseen ones'."""
+    return sum(f) / len(f) - sum(v) / len(v)
+
+
+def loss(task, spaces, weights, hold):
+    """The whole loss from ``(f, r, v, r0, v0)`` of every space, and the task's value."""
+    total = task
+    for (f, r, v, r0, v0), weight in zip(spaces, weights, strict=True):
+        mean = sum(v0) / len(v0)
+        spread = math.sqrt(sum((s - mean) ** 2 for s in v0) / (len(v0) - 1))
+        total += weight * max(0.0, gap(f, v)) / spread
+        total += hold * sum(max(0.0, (a - b) / spread) ** 2 for a, b in zip(r0, r, strict=True)) / len(r)
+    return total

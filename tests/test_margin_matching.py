@@ -1,0 +1,128 @@
+"""Margin matching: margins and loss against the twin; where gradients go and where they must not."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from efface.errors import EffaceError
+from efface.margins import agreement, margins, of_label
+from efface.methods import MarginMatching
+from efface.methods.margin_matching import gap
+from efface.objectives import OBJECTIVES
+from efface.train import Run, fit
+from tests import tiny
+from tests.reference import margin_matching as twin
+
+CUTS = {"forget": (0, 12), "retain": (12, 60), "valid": (60, 80)}
+
+
+def world(name):
+    """Two models of one shape, and a batch each of F, R and V."""
+    x, y = tiny.images(96, seed=1)
+    parts = tiny.parts(x, y, CUTS, tiny.blurred)
+    rng = torch.Generator().manual_seed(2)
+    batches = [parts[part].batch(torch.arange(a, a + 5), rng) for part, (a, _) in CUTS.items()]
+    teacher, model = tiny.recipe(name).start(1).eval(), tiny.recipe(name).start(0).eval()
+    return teacher, model, *batches
+
+
+def test_agreement_equals_its_twin_and_leaves_an_example_out_of_its_own_bank():
+    rng = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(7, 4, generator=rng, dtype=torch.float64) for _ in range(2))
+    found = agreement(first, second, 3, 0.3)
+    assert found.tolist() == pytest.approx(twin.agreement(first.tolist(), second.tolist(), 3, 0.3))
+    assert found.tolist() != pytest.approx(twin.agreement(first.tolist(), second.tolist(), 7, 0.3))
+
+
+def test_a_label_s_margin_equals_its_twin_and_stays_finite():
+    logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    assert of_label(logits, labels).tolist() == pytest.approx(twin.of_label(logits.tolist(), labels.tolist()))
+    assert of_label(torch.tensor([[1e4, 0.0]]), torch.tensor([0])).isfinite().all()
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_the_loss_equals_its_twin(name):
+    teacher, model, gone, kept, unseen = world(name)
+    method = MarginMatching(backbone=2.0, output=3.0, hold=0.7)
+    found = method.terms(teacher, model, gone, kept, unseen)
+    spaces = []
+    now = {k: v.detach() for k, v in margins(model, gone + kept + unseen, 5, method.tau).items()}
+    before = {k: v.detach() for k, v in margins(teacher, kept + unseen, 5, method.tau).items()}
+    for space in ("backbone", "output"):
+        f, r, v = (part.tolist() for part in now[space].split(5))
+        r0, v0 = (part.tolist() for part in before[space].split(5))
+        spaces.append((f, r, v, r0, v0))
+    expected = twin.loss(0.0, spaces, (2.0, 3.0), 0.7)
+    assert float(sum(found.values()).detach()) == pytest.approx(expected, rel=1e-4)
+    assert set(found) == {"backbone", "output", "hold"}
+
+
+def test_the_gap_has_the_value_of_unseen_and_the_gradient_of_retained_examples():
+    f, r, v = (torch.randn(4, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    value = gap(f, r, v)
+    assert float(value.detach()) == pytest.approx(twin.gap(f.tolist(), v.tolist()))
+    value.backward()
+    assert f.grad.tolist() == pytest.approx([0.25] * 4) and r.grad.tolist() == pytest.approx([-0.25] * 4)
+    assert v.grad is None, "unseen examples would be trained on"
+
+
+def test_what_lowers_everybody_s_margin_alike_has_no_gradient():
+    """Planted: with the gradient of F alone, a shift that all share would be pushed."""
+    shift = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    f, r, v = (torch.randn(4, dtype=torch.float64) + shift for _ in range(3))
+    (ours,) = torch.autograd.grad(gap(f, r, v), shift)
+    assert float(ours) == pytest.approx(0)
+    f = torch.randn(4, dtype=torch.float64) + shift
+    (hinge,) = torch.autograd.grad(f.mean() - v.detach().mean(), shift)
+    assert float(hinge) == pytest.approx(1)
+
+
+def test_retained_examples_are_held_from_below_only():
+    teacher, model, gone, kept, unseen = world("simclr")
+    same = MarginMatching().terms(teacher, teacher, gone, kept, unseen)
+    assert float(same["hold"].detach()) == pytest.approx(0, abs=1e-8)
+    down = MarginMatching().terms(teacher, model, gone, kept, unseen)
+    up = MarginMatching().terms(model, teacher, gone, kept, unseen)
+    assert float(down["hold"].detach()) > 0 and float(up["hold"].detach()) > 0
+
+
+def test_a_weight_of_zero_leaves_a_space_out_and_without_any_it_is_fine_tuning():
+    teacher, model, gone, kept, unseen = world("moco")
+    assert set(MarginMatching(backbone=0.0).terms(teacher, model, gone, kept, unseen)) == {"output", "hold"}
+    assert MarginMatching(backbone=0.0, output=0.0).terms(teacher, model, gone, kept, unseen) == {}
+
+
+def test_it_brings_the_gap_of_overfitted_examples_down_and_keeps_that_of_the_retained():
+    x, y = tiny.images(96, seed=1)
+    recipe = tiny.recipe("simclr", epochs=40, views=tiny.recipe().views)
+    parts = tiny.parts(x, y, CUTS, tiny.blurred)
+    model = recipe.start(0)
+    train = dataclasses.replace(parts["retain"], ids=torch.arange(60))
+    model = fit(model, train, recipe, Run())
+    log = []
+    method = MarginMatching(epochs=30, batch_size=24)
+    method.unlearn(model, tiny.given(method, parts, recipe), Run(log=log.append))
+    means = [[sum(row["terms"][k] for row in rows) for k in ("backbone", "output")] for rows in (log[:8], log[-8:])]
+    assert sum(means[1]) < 0.75 * sum(means[0])
+
+
+def test_too_few_unseen_examples_and_an_impossible_temperature_are_refused():
+    x, y = tiny.images(96)
+    parts = tiny.parts(x, y, CUTS | {"valid": (60, 61)})
+    method = MarginMatching()
+    with pytest.raises(EffaceError, match="`valid` has 1"):
+        method.unlearn(tiny.recipe().start(0), tiny.given(method, parts, tiny.recipe()), Run())
+    with pytest.raises(EffaceError, match="temperature"):
+        MarginMatching(tau=0)
+
+
+def test_an_original_of_few_steps_gets_up_to_a_tenth_of_them_and_a_long_one_a_twentieth():
+    x, y = tiny.images(96)
+    method, parts = MarginMatching(), tiny.parts(x, y, CUTS)
+    for epochs, expected in ((100, 10), (2000, 100)):
+        recipe = tiny.recipe(epochs=epochs, batch_size=48)
+        assert method._epochs(tiny.given(method, parts, recipe)) == expected
