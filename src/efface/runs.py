@@ -82,6 +82,8 @@ class Progress:
 
     steps: Callable[[dict[str, Any], int], None] = lambda record, total: None
     say: Callable[[str], None] = lambda sentence: None
+    status: Callable[[str], None] = lambda sentence: None
+    """What is going on at the moment; the next one takes its place."""
 
 
 def recipe_of(data: Data, objective: str, changed: Mapping[str, Any]) -> Recipe:
@@ -101,7 +103,7 @@ def pretrain(
     known = {"data", "split", "objective", "recipe", *_COMMON}
     refuse_unknown(settings, known)
     common = _common(settings)
-    data = _load(settings)
+    data = load_data(settings)
     split = partition(data, **vars(config.build(Sizes, settings.get("split") or {}, path="split.")), seed=common.seed)
     recipe = recipe_of(data, str(settings.get("objective", "simclr")), settings.get("recipe") or {})
     request = {
@@ -189,7 +191,7 @@ def opened(folder: Path) -> Opened:
     """A finished run folder, its data loaded and its split checked against them."""
     meta = read_meta(folder)
     request = config.read(Path(folder) / REQUEST)
-    data = _load(request)
+    data = load_data(request)
     split = Split.from_dict(data, json.loads((Path(folder) / SPLIT).read_text(encoding="utf-8")))
     if split.digest(data) != meta["split"]:
         raise EffaceError(
@@ -230,7 +232,8 @@ def refuse_unknown(settings: Mapping[str, Any], known: set[str]) -> None:
             )
 
 
-def _load(settings: Mapping[str, Any]) -> Data:
+def load_data(settings: Mapping[str, Any]) -> Data:
+    """The data that ``settings["data"]`` names: a source, a path, or a mapping with ``source`` and options."""
     value = settings.get("data")
     if not value:
         raise EffaceError(
@@ -261,7 +264,7 @@ def _adopted(
     file: Foreign, settings: Mapping[str, Any], seed: int, say: Callable[[str], None]
 ) -> tuple[Data, Split, Checkpoint, dict[str, Any]]:
     """Foreign weights in a model of our own: its shape from the file, changed by the settings."""
-    data, seen = _load(settings), guess(file)
+    data, seen = load_data(settings), guess(file)
     _suits(file, seen, data)
     changed = dict(settings.get("recipe") or {})
     stated = settings.get("objective") or changed.get("objective")
