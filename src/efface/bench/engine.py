@@ -279,7 +279,9 @@ def _alone(home: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise EffaceError(
-                f"Another bench is running in {home}.", "Two would make the same models.", "Wait, or choose another --out."
+                f"Another bench is running in {home}.",
+                "Two would make the same models.",
+                "Wait, or choose another --out.",
             ) from error
         yield
 

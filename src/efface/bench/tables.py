@@ -178,7 +178,7 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, one in value.items():
         if key in ("findings", "curves"):
             continue
-        if isinstance(one, Mapping) and key not in ("settings",):
+        if isinstance(one, Mapping) and key != "settings":
             flat |= _flat(one, f"{prefix}{key}.")
         else:
             flat[prefix + key] = json.dumps(one, ensure_ascii=False) if isinstance(one, (list, dict)) else one
