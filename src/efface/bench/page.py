@@ -53,20 +53,23 @@ def render(results: Mapping[str, Any]) -> str:
     """One page; the same bytes for the same results."""
     worlds = [_world(results, line) for line in results["ranking"]]
     style = resources.files("efface").joinpath("templates/report.css").read_text(encoding="utf-8")
-    made = environment()
     rows = results["rows"]
-    return made.get_template("bench.html").render(
-        results=results,
-        style=Markup(style),
-        worlds=worlds,
-        cards=_cards(results, worlds),
-        overall=overall(results["ranking"]) if len(worlds) > 1 else [],
-        failed=[row for row in rows if row["status"] != "done"],
-        done=sum(row["status"] == "done" for row in rows),
-        seeds=results["grid"]["seeds"],
-        config=json.dumps(results["grid"], indent=2, ensure_ascii=False),
-        points=charts.points,
-        signed=charts.signed,
+    return (
+        environment()
+        .get_template("bench.html")
+        .render(
+            results=results,
+            style=Markup(style),
+            worlds=worlds,
+            cards=_cards(results, worlds),
+            overall=overall(results["ranking"]) if len(worlds) > 1 else [],
+            failed=[row for row in rows if row["status"] != "done"],
+            done=sum(row["status"] == "done" for row in rows),
+            seeds=results["grid"]["seeds"],
+            config=json.dumps(results["grid"], indent=2, ensure_ascii=False),
+            points=charts.points,
+            signed=charts.signed,
+        )
     )
 
 
@@ -171,7 +174,7 @@ def overall(ranking: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for rank, line in enumerate(known, 1):
             one = seen.setdefault(line["label"], {"gap": [], "rank": [], "within": [], "removed": []})
             one["gap"].append(line["gap"]["mean"])
-            one["rank"].append(rank / len(known))
+            one["rank"].append((rank - 1) / max(1, len(known) - 1))
             one["within"].append(floor is not None and line["gap"]["mean"] <= floor)
             one["removed"].append((line["verdicts"].get("removed", 0), line["n"]))
     rows = [
