@@ -14,6 +14,7 @@ from typing import Any
 
 from efface.audits import Cost, Finding
 from efface.data import Data
+from efface.drift import Requests
 from efface.environment import Environment
 from efface.errors import EffaceError
 from efface.folder import disk_errors, write_text
@@ -62,6 +63,7 @@ def compose(
     log: Sequence[Mapping[str, Any]] = (),
     lineage: Sequence[str] = (),
     goal: str = "",
+    requests: Requests | None = None,
 ) -> Record:
     """One unsealed record. ``checkpoints``: ``original``, ``subject``, ``oracle 1`` ..."""
     provenance, subject = split.provenance, checkpoints["subject"]
@@ -102,6 +104,7 @@ def compose(
         cost=dict(costs or {}),
         warnings=tuple(provenance.get("warnings", ())),
         log=LogFacts.of(log),
+        sequence=requests,
     )
 
 

@@ -236,10 +236,12 @@ def _pick(planned: Plan, work: Work, family: str, name: str, entry: Entry) -> Pi
         found = [work.state[planned.judged(cell).digest] for cell in cells]
         good = all("error" not in one for one in found)
         scored.append({"score": [_score(one) for one in found], "gap": _gaps(found)} if good else None)
-    means = {key: tuple(one and (_mean(one[key]) if one[key] else None) for one in scored) for key in ("score", "gap")}
-    return Picked(
-        family, name, entry.label, best(scored, "score"), best(scored, "gap"), means["score"], means["gap"]
-    )  # fmt: skip
+    means = {
+        key: tuple(_mean(one[key]) if one is not None and one[key] else None for one in scored)
+        for key in ("score", "gap")
+    }
+    chosen, by_oracle = best(scored, "score"), best(scored, "gap")
+    return Picked(family, name, entry.label, chosen, by_oracle, means["score"], means["gap"])
 
 
 def _score(judged: dict[str, Any]) -> float:

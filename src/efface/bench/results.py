@@ -63,7 +63,7 @@ def _row(planned: Plan, task: Task, state: Mapping[str, Mapping[str, Any]], pick
     pick = next(
         (p for p in picks if (p.family, p.forget, p.label) == (world.family, world.forget, task.label)), None
     )  # fmt: skip
-    chosen = task.kind is Kind.CELL and pick is not None
+    chosen, by_oracle = (pick.chosen, pick.by_oracle) if task.kind is Kind.CELL and pick else (None, None)
     row: dict[str, Any] = {
         "family": world.family,
         "objective": planned.families[world.family].recipe["objective"]["name"],
@@ -74,8 +74,8 @@ def _row(planned: Plan, task: Task, state: Mapping[str, Mapping[str, Any]], pick
         "label": task.label,
         "setting": task.setting,
         "settings": task.request.get("method", {}),
-        "chosen": bool(chosen and task.setting == pick.chosen),
-        "by_oracle": bool(chosen and task.setting == pick.by_oracle),
+        "chosen": chosen is not None and task.setting == chosen,
+        "by_oracle": by_oracle is not None and task.setting == by_oracle,
         "status": ("not begun" if lost else "failed") if error else "done",
         "error": error,
         "folder": f"{task.kind.value}/{task.digest[:16]}",

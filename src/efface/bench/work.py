@@ -27,6 +27,7 @@ from efface.observations import Observations
 from efface.runs import load_data
 from efface.splits import Split, forget, partition
 from efface.train import Recipe, Tally
+from efface.types import Log
 from efface.verdict import Criteria
 from efface.watch import Watch
 
@@ -197,8 +198,11 @@ def _cost(folder: Path) -> Cost:
     return Cost(spent.steps, spent.examples, spent.seconds)
 
 
-def _log(tell: Tell, total: int) -> Callable[[dict[str, Any]], None]:
-    return lambda record: tell(int(record["step"]), total)
+def _log(tell: Tell, total: int) -> Log:
+    def log(record: dict[str, Any]) -> None:
+        tell(int(record["step"]), total)
+
+    return log
 
 
 def _there(folder: Path | None) -> Path:
