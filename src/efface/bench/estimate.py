@@ -2,8 +2,9 @@
 
 An original is timed by a few of its own optimizer steps. A method is run whole on a small share of the examples,
 for one epoch where it has epochs, and what that took is scaled up by both; looking and judging likewise. So methods
-without steps (closed forms) and methods with several phases are estimated in the same way. Not measured: stop rules
-that end earlier, and what processes at a time cost each other.
+without steps (closed forms) and methods with several phases are estimated in the same way. Times are of the processor:
+what else the machine does is not in them. Not measured: stop rules that end earlier, and what processes at a time cost
+each other.
 """
 
 from __future__ import annotations
@@ -87,8 +88,8 @@ class Estimate:
         widths = [max(len(row[column]) for row in table) for column in range(len(head))]
         text = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
         models = sum(line.models for line in self.lines_)
-        total = f"{models} models: about {clock(self.seconds)} with {self.jobs} processes on this machine as busy as it"
-        return [*text, *(f"not applicable: {one}" for one in self.unfit), f"{total} is now, {self.megabytes:.0f} MB."]
+        total = f"{models} models: about {clock(self.seconds)} with {self.jobs} processes on as many free cores"
+        return [*text, *(f"not applicable: {one}" for one in self.unfit), f"{total}, {self.megabytes:.0f} MB."]
 
 
 def clock(seconds: float) -> str:
@@ -150,7 +151,7 @@ def _training(start: Checkpoint, data: Data, split: Split, device: str) -> float
     few = split.train[: STEPS * recipe.batch_size]
     short = replace(recipe, epochs=max(1, -(-STEPS // max(1, -(-len(few) // recipe.batch_size)))))
     part = replace(split, forget=few[:0], retain=few)
-    api.pretrain(data, part, recipe=short, device=device, log=lambda record: times.append(time.perf_counter()))
+    api.pretrain(data, part, recipe=short, device=device, log=lambda record: times.append(time.process_time()))
     apart = np.diff(times)
     return float(np.median(apart)) if len(apart) else 1.0
 
@@ -162,12 +163,12 @@ def _method(setting: Mapping[str, Any], start: Checkpoint, data: Data, split: Sp
     few = replace(split, **{part: _some(getattr(split, part), share) for part in ("forget", "retain", "valid")})
     short, epochs = _one_epoch(dict(setting), max(1, start.recipe.epochs // 20))
     method = config.choose(api.METHODS, json.loads(json.dumps(short)), "method", WRITTEN)
-    began = time.perf_counter()
+    began = time.process_time()
     try:
         api.unlearn(start, data, few, method, device=device)
     except EffaceError:  # an untrained model may well diverge: then the steps that were done are all that is known
-        return epochs * (time.perf_counter() - began) / share
-    return epochs * (time.perf_counter() - began) / share
+        return epochs * (time.process_time() - began) / share
+    return epochs * (time.process_time() - began) / share
 
 
 def _some(positions: np.ndarray, share: float) -> np.ndarray:
@@ -193,13 +194,13 @@ def _looking(start: Checkpoint, data: Data, split: Split, grid: Grid) -> tuple[f
     rows = rows_of(split, watch, data)
     whole = sum(len(positions) for positions in rows.values())
     few = replace(split, **{part: _some(getattr(split, part), 0.1) for part in PARTS})
-    began = time.perf_counter()
+    began = time.process_time()
     seen = api.observe(start, data, few, watch, device=grid.device)
-    took = time.perf_counter() - began
+    took = time.process_time() - began
     counted = sum(seen.count(part) for part in rows)
     size = sum(array.nbytes for array in seen.arrays.values()) / 1e6
     scale = whole / max(1, counted)
-    began = time.perf_counter()
+    began = time.process_time()
     api.judge_observations(seen, seen, criteria=grid.criteria)
     models = 2 + grid.oracles.reporting
-    return took * scale, size * scale, (time.perf_counter() - began) * models / 2
+    return took * scale, size * scale, (time.process_time() - began) * models / 2
