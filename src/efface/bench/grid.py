@@ -109,10 +109,11 @@ class Grid:
             forget=self.forget if one.forget is None else one.forget,
             methods={**self.methods, **(one.methods or {})},
         )
-        for what, value in (("data", whole.data), ("forget", whole.forget)):
+        asked = [one for one in (whole.methods or {}).values() if one != []]
+        for what, value in (("data", whole.data), ("forget sets", whole.forget), ("methods", asked)):
             if not value:
                 raise EffaceError(
-                    f"The family '{name}' has no {what}.", "Neither has the grid.", f"Add families.{name}.{what}."
+                    f"The family '{name}' has no {what}.", "Neither has the grid.", f"Add families.{name}.{what.split()[0]}."
                 )
         return whole
 

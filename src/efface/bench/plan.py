@@ -22,6 +22,8 @@ from efface.runs import load_data, recipe_of
 from efface.splits import Split, forget, partition
 
 WRITTEN: config.Choices = {Method: METHODS}
+OF_THE_DATA = ("@class:", "@group:")
+"""Selectors that fit some data sets only; whatever else cannot be resolved is a slip of the pen."""
 
 
 class Kind(StrEnum):
@@ -225,6 +227,8 @@ def _planned(name: str, family: Family, grid: Grid) -> Planned:
         try:
             shape[called] = forget(split, data, selector, grid.seeds.reporting[0]).sizes()
         except EffaceError as error:
+            if len(family.forget or {}) == 1 or not selector.startswith(OF_THE_DATA):
+                raise EffaceError(f"forget.{called}: {error.what}", error.why, error.remedy) from error
             unfit.append(Unfit(name, called, "", str(error)))
         else:
             forgotten[called] = selector
