@@ -20,9 +20,10 @@ import yaml
 from efface.bench import engine
 from efface.bench.choice import best, score
 from efface.bench.engine import again, bench
-from efface.bench.grid import grid_of
+from efface.bench.grid import grid_of, read
 from efface.bench.plan import Kind, World, plan
 from efface.bench.work import JOURNAL, OBSERVED, outcome
+from efface.data import Data
 from efface.observations import Observations
 from tests.test_cli import efface, refused  # noqa: F401  (a fixture)
 
@@ -315,3 +316,31 @@ def _alive(home: Path) -> bool:
         except OSError:
             continue
     return False
+
+
+# ---- the examples ----
+
+EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_every_example_is_a_grid_whose_settings_exist(path, monkeypatch):
+    """With random images in place of the data: names, sizes of splits, recipes and methods must fit."""
+    monkeypatch.setattr("efface.bench.plan.load_data", stand_in)
+
+    planned = plan(read(path))
+    for one in planned.families.values():
+        assert one.entries
+        assert not [unfit for unfit in one.unfit if unfit.forget], one.unfit
+
+
+def stand_in(settings):
+    named = settings["data"]["source"] if isinstance(settings["data"], dict) else settings["data"]
+    side, channels, count = {"digits": (8, 1, 1797), "fashion-mnist": (28, 1, 70_000)}.get(named, (32, 3, 60_000))
+    classes = {"cifar100": [f"c{n}" for n in range(100)], "cifar10": [*"abcdefghi", "dog"]}.get(named)
+    if named == "fashion-mnist":
+        classes = [*"abcdefghi", "Sandal"]
+    y = np.arange(count) % len(classes or "0123456789")
+    official = None if named == "digits" else np.where(np.arange(count) < count - 10_000, "train", "test")
+    x = np.zeros((count, channels, side, side), dtype=np.uint8)
+    return Data.from_arrays(x, y, classes=classes, official=official, name=named)

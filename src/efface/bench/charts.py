@@ -56,7 +56,12 @@ def gaps(name: str, world: Mapping[str, Any]) -> Markup | None:
     if start is not None:
         at = svg.n(panel.x(points(start)))
         panel.add(f'<path class="line chance" d="M{at} {top - 4}V{svg.n(height - 40)}"/>')
-        panel.text("untouched", panel.x(points(start)), top - 9, anchor="end")
+        clear = left + 14 * LETTER  # where the words on the noise floor end
+        beside = panel.x(points(start)) - 12 * LETTER < clear
+        panel.text(
+            "untouched", max(clear, panel.x(points(start))) if beside else panel.x(points(start)), top - 9,
+            anchor="start" if beside else "end",
+        )  # fmt: skip
     for number, line in enumerate(lines):
         at, gap = top + row * number + 12, line["gap"]
         panel.text(line["label"], left - 8, at + 4, anchor="end", kind="name")

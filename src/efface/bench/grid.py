@@ -113,7 +113,9 @@ class Grid:
         for what, value in (("data", whole.data), ("forget sets", whole.forget), ("methods", asked)):
             if not value:
                 raise EffaceError(
-                    f"The family '{name}' has no {what}.", "Neither has the grid.", f"Add families.{name}.{what.split()[0]}."
+                    f"The family '{name}' has no {what}.",
+                    "Neither has the grid.",
+                    f"Add families.{name}.{what.split()[0]}.",
                 )
         return whole
 

@@ -16,6 +16,8 @@ from efface.folder import write_text
 RESULTS, CELLS, FINDINGS, RANKING = "results.json", "cells.csv", "findings.csv", "ranking.csv"
 USEFUL = ("utility.accuracy.test", "utility.knn20.test", "utility.effective_rank")
 """What a model is good for: the first of these that was measured."""
+ROUNDING = 1e-12
+"""A spread of so small a share is rounding: the values are the same."""
 WORDS = ("removed", "residue", "over-forgotten", "removed, utility lost", "inconclusive")
 Row = Mapping[str, Any]
 
@@ -75,6 +77,8 @@ def spread(values: Iterable[float | None]) -> dict[str, Any] | None:
     if not known:
         return None
     deviation = float(np.std(known, ddof=1)) if len(known) > 1 else None
+    if deviation is not None and deviation < ROUNDING * max(abs(value) for value in known):
+        deviation = 0.0
     return {"mean": float(np.mean(known)), "sd": deviation, "n": len(known)}
 
 
