@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -285,12 +284,13 @@ def test_killed_in_the_middle_and_called_again_no_cell_is_lost_and_none_is_run_t
     while not (home / JOURNAL).exists() or len(journal(home)) < 4:
         assert first.poll() is None and time.monotonic() < until, "it ended before it could be killed"
         time.sleep(0.02)
+    team = children(first.pid)
     first.send_signal(signal.SIGKILL)
     first.wait()
-    before = journal(home)
-    while _alive(home):
+    while any(Path(f"/proc/{pid}").exists() for pid in team):
         assert time.monotonic() < until, "its processes live on"
         time.sleep(0.05)
+    before = journal(home)
     second = subprocess.run(words, capture_output=True, text=True, timeout=300)
     told = json.loads(second.stdout.splitlines()[-1])
     whole = journal(home)
@@ -306,16 +306,9 @@ def test_killed_in_the_middle_and_called_again_no_cell_is_lost_and_none_is_run_t
             assert one.get("digest") == other.get("digest")
 
 
-def _alive(home: Path) -> bool:
-    """Whether a process that writes into the folder still runs; they end with their parent."""
-    found = subprocess.run(["pgrep", "-f", "multiprocessing.spawn"], capture_output=True, text=True)
-    for pid in found.stdout.split():
-        try:
-            if str(home.parent) in os.readlink(f"/proc/{pid}/cwd"):
-                return True
-        except OSError:
-            continue
-    return False
+def children(pid: int) -> list[str]:
+    """The processes that a process has started."""
+    return subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout.split()
 
 
 # ---- the examples ----
