@@ -258,6 +258,28 @@ def made_by(result: dict[str, Any]) -> str:
     return f"Made by `{machine['command']}`; {machine['cpu']}, torch {machine['torch']}."
 
 
+def bench_page() -> list[str]:
+    """The ranking in ``results/half_hour.json``."""
+    result = json.loads((RESULTS / "half_hour.json").read_text(encoding="utf-8"))
+    lines: list[str] = []
+    for world in result["ranking"]:
+        original = world["original"]
+        power = ", ".join(f"{name} {figure(one['power'])}" for name, one in original["signals"].items())
+        lines += [f"### {world['family']}, {world['forget']}", "", f"Membership AUC of the original: {power}.", ""]
+        lines += ["| | average gap | oracle-picked | utility | examples, share | verdicts |", "|---" * 6 + "|"]
+        retrained, untouched = {"label": "retrained (noise floor)"}, {"label": "original"}
+        for line in (*world["methods"], retrained | world["oracle"], untouched | original):
+            other = line.get("oracle_picked") if line.get("by_oracle") != line.get("setting") else None
+            verdicts = ", ".join(f"{count} {word}" for word, count in line["verdicts"].items()) or "failed"
+            cells = [figure(line["gap"]), figure(other and other["gap"]), figure(line["utility"])]
+            cells += [figure(line["share"]["examples"]), verdicts]
+            lines.append(f"| {line['label']} | " + " | ".join(cells) + " |")
+        lines.append("")
+    machine, seeds = result["machine"], result["grid"]["seeds"]["reporting"]
+    lines.append(f"Mean ± standard deviation over the seeds {', '.join(map(str, seeds))}.")
+    return [*lines, f"Made by `{result['command']}`; {machine['cpu']}, torch {machine['torch']}, one thread per model."]
+
+
 def below(path: Path, lines: list[str]) -> None:
     """Replace what follows the mark in a page that is written by hand above it."""
     text = path.read_text(encoding="utf-8")
@@ -278,6 +300,7 @@ def main() -> None:
     for name, page in {"layouts": layouts_page, "foreign": foreign_page}.items():
         if (RESULTS / f"{name}.json").exists():
             below(DOCS / f"{name}.md", page())
+    below(DOCS / "bench.md", bench_page())
 
 
 if __name__ == "__main__":

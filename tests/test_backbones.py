@@ -13,6 +13,8 @@ from torchvision import models
 from efface.backbones import Backbone
 from efface.config import build, documented, dump
 from efface.errors import EffaceError
+from efface.objectives import SimClr
+from efface.train import Recipe
 
 VIT = {"img_size": 28, "patch_size": 7, "embed_dim": 64, "depth": 2, "num_heads": 4}
 
@@ -166,3 +168,8 @@ def test_a_backbone_survives_the_round_trip_through_plain_values_and_every_knob_
     chosen = Backbone(name="timm:vit_tiny_patch16_224", options=VIT)
     assert build(Backbone, dump(chosen)) == chosen
     assert all(text for _, _, _, text in documented(Backbone))
+
+
+def test_a_gray_network_of_any_width_has_a_digest():
+    recipe = Recipe(objective=SimClr(), backbone=Backbone(width=4), channels=1, size=(8, 8))
+    assert recipe.start(0).digest() == recipe.start(0).digest() != recipe.start(1).digest()

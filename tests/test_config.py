@@ -88,3 +88,10 @@ def test_files_that_are_no_configuration(tmp_path):
         (tmp_path / name).write_text(text)
         with pytest.raises(EffaceError, match=name):
             config.read(tmp_path / name)
+
+
+def test_what_a_nested_mapping_leaves_out_is_the_fields_own_default():
+    (name, cls) = ("scrub", METHODS["scrub"])
+    plain, asked = cls(), config.choose(METHODS, {"name": name, "optim": {"lr": 0.5}}, "method", {Method: METHODS})
+    assert plain.optim.clip is not None, "the test needs a default that is not Optim's own"
+    assert asked.optim == dataclasses.replace(plain.optim, lr=0.5)

@@ -167,7 +167,8 @@ def test_a_second_request_starts_where_the_first_ended(base):
     first = forget(split, data, "@class:1")
     second = forget(first, data, "@class:2")
     assert set(second.train) == set(first.retain)
-    assert not set(first.forget) & {row for part in PARTS for row in getattr(second, part)}
+    assert second.earlier.tolist() == first.forget.tolist()
+    assert not set(first.forget) & {row for part in PARTS[:-1] for row in getattr(second, part)}
     assert set(second.holdout) | set(second.spare) == set(split.holdout)  # the pool is whole again
     assert any("earlier request" in warning for warning in second.provenance["warnings"])
     gone = data.keys[first.forget[0]]

@@ -16,6 +16,7 @@ from efface.audits import AUDITS, Cost, Evidence, Finding
 from efface.changes import Change, changes
 from efface.checkpoint import CHOICES, Checkpoint
 from efface.data import Data
+from efface.drift import Requests, worst
 from efface.environment import Environment
 from efface.errors import EffaceError
 from efface.evidence import checkpoint_facts, compose, write
@@ -48,6 +49,13 @@ class Result:
     """The record before it is sealed; None where only observations were judged."""
     keys: tuple[str, ...] = ()
     """The examples to forget."""
+    sequence: Requests | None = None
+    """Where this was not the first request: all of them together."""
+
+    @property
+    def exit_code(self) -> int:
+        """The verdict's; where earlier requests were audited too, the worse of the two."""
+        return worst(self.verdict.exit_code, *([self.sequence.exit_code] if self.sequence else []))
 
     def save(self, folder: str | Path, *, plain_ids: bool = False) -> Record:
         """Write findings, sealed record, its key and the report into a folder; the sealed record."""

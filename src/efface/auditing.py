@@ -3,64 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from efface import api, config, evidence
-from efface.audits import Cost
+from efface import api, config, evidence, sequence
 from efface.changes import changes
 from efface.checkpoint import WEIGHTS, Checkpoint, read_meta
-from efface.data import Data, first
+from efface.data import first
 from efface.environment import Environment
 from efface.errors import EffaceError
 from efface.folder import LOG, REQUEST, SPLIT, read_log
 from efface.layouts.container import weights_file
+from efface.looked import CLAIM, OBSERVED, Model, elsewhere, foreign
 from efface.observations import Observations
 from efface.record import file_digest
 from efface.references import finished
 from efface.runs import Opened, Progress, foreign_start, is_foreign, opened, refuse_unknown
-from efface.splits import NEVER_TRAINED, Split
+from efface.splits import EARLIER, NEVER_TRAINED, Split
 from efface.verdict import Criteria
 from efface.watch import Watch
-
-OBSERVED = "observations.npz"
-CLAIM = "that it never saw the forgotten or the unseen examples is stated by the user, not checked"
-"""Of an oracle that another library trained: nothing in its file says on what."""
-
-
-@dataclass(frozen=True, eq=False)
-class Model:
-    """One model of an audit: where its weights are, what is known of it, where its observations are kept."""
-
-    meta: dict[str, Any]
-    weights: Path
-    load: Callable[[], Checkpoint]
-    observed: Path
-    claim: str = ""
-    """What is said of it that nobody checked."""
-
-    @property
-    def cost(self) -> Cost:
-        """What it took to make."""
-        spent = self.meta["cost"]
-        return Cost(spent["steps"], spent["examples"], spent["seconds"])
-
-    def look(self, data: Data, split: Split, watch: Watch, device: str, progress: Progress) -> Observations:
-        """What it shows of a split: from its file where it was looked at in the same way before."""
-        stamp = json.loads(json.dumps(config.dump(watch)))
-        if self.observed.exists():
-            found = Observations.load(self.observed)
-            if (found.model, found.split, found.meta.get("watch")) == (self.meta["digest"], split.digest(data), stamp):
-                return found
-        progress.say(f"Looking at {self.weights.parent.name}")
-        seen = api.observe(self.load(), data, split, watch, device=device)
-        seen.meta["watch"] = stamp
-        evidence.keep_observations(self.observed, seen)
-        return seen
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +107,8 @@ def audit(
         unlearned=beside.unlearned,
     )
     result.findings.extend(evidence.read_further(subject.folder, seen["subject"]))
-    moved = changes(models["original"].load().model, models["subject"].load().model, models["subject"].meta["purged"])
+    requests = sequence.requests(subject, models, original, criteria, watch, device, progress)
+    changed = changes(models["original"].load().model, models["subject"].load().model, models["subject"].meta["purged"])
     log = read_log(subject.folder / LOG)
     record = evidence.compose(
         subject.data,
@@ -155,17 +121,18 @@ def audit(
         result.findings,
         Environment.here(torch.__version__, torch.get_num_threads(), str(api.device_of(device))),
         criteria=criteria,
-        changes=moved,
+        changes=changed,
         costs=costs,
         config=subject.request | {"audit": {"watch": config.dump(watch), "criteria": config.dump(criteria)}},
         log=log,
         lineage=_lineage(subject),
         goal=str(settings.get("goal", "")),
         warnings=claims,
+        requests=requests,
     )
     keys = [str(key) for key in subject.data.keys[subject.split.forget]]
     evidence.write(subject.folder, record, keys, seen, log, plain_ids=plain_ids)
-    return result
+    return replace(result, sequence=requests)
 
 
 def _on_trial(run: Path) -> Opened:
@@ -198,7 +165,7 @@ _COSTS = {"subject": "subject", "original": "original", "oracle": "oracle 1"}
 def _observed(folder: Path, split: str) -> Path:
     """Where a run folder keeps what its model shows of the split with this digest."""
     own = (folder / "meta.json").exists() and read_meta(folder)["split"] == split
-    return folder / (OBSERVED if own else f"observations-{split[:8]}.npz")
+    return folder / (OBSERVED if own else elsewhere(split))
 
 
 def _beside(run: Path, digest: str) -> Path:
@@ -225,7 +192,7 @@ def _original(subject: Opened, named: Path | None) -> Model:
             "Say where it is now: --original RUN.",
         )
     if is_foreign(source):
-        return _foreign(subject, source)
+        return foreign(subject.folder, subject.request, source)
     meta, split = read_meta(source), _split(source, subject)
     trained = set(subject.data.keys[split.retain if meta["exact"] else split.train].tolist())
     absent = [key for key in _keys(subject, "forget") if key not in trained]
@@ -244,19 +211,6 @@ def _original(subject: Opened, named: Path | None) -> Model:
     return _of(source, subject)
 
 
-def _foreign(subject: Opened, file: Path) -> Model:
-    """A foreign checkpoint as the original: read again as it was when the run was made."""
-    # The run has its split in its folder: the file of keys that it was made from need not be there any more.
-    _, _, checkpoint, _ = foreign_start(file, subject.request | {"split": {}}, int(subject.request["seed"]))
-    if checkpoint.model.digest() != read_meta(subject.folder)["parent"]:
-        raise EffaceError(
-            f"{file} has changed since {subject.folder} was made from it.", remedy="Restore it, or unlearn again."
-        )
-    return Model(
-        checkpoint.meta(), weights_file(file) or file, lambda: checkpoint, subject.folder / f"original-{OBSERVED}"
-    )
-
-
 def _oracle(folder: Path, subject: Opened, others: Mapping[str, Model], trust: bool) -> Model:
     """A run that never saw the forget set, nor anything that stands for the unseen."""
     if is_foreign(folder):
@@ -269,13 +223,19 @@ def _oracle(folder: Path, subject: Opened, others: Mapping[str, Model], trust: b
             remedy="Make one with `efface unlearn ORIGINAL --forget IDS --method retrain --out ORACLE`.",
         )
     trained = set(subject.data.keys[_split(folder, subject).retain].tolist())
-    for part in ("forget", *NEVER_TRAINED):
+    for part in ("forget", EARLIER, *NEVER_TRAINED):
         shared = [key for key in _keys(subject, part) if key in trained]
         if shared:
+            which = "of the examples of earlier requests" if part == EARLIER else f"of its {part} examples"
+            again = (
+                f"{subject.request['from']} and the same --forget"
+                if part == EARLIER
+                else "the same --forget and --seed"
+            )
             raise EffaceError(
-                f"{folder} is no oracle for this request: it trained on {len(shared)} of its {part} examples.",
+                f"{folder} is no oracle for this request: it trained on {len(shared)} {which}.",
                 f"Such as {first(shared)}.",
-                "Retrain with the same --forget and --seed as the run on trial.",
+                f"Retrain with {again} as the run on trial.",
             )
     return _of(folder, subject)
 

@@ -32,6 +32,18 @@ def changes(original: Model, unlearned: Model, purged: dict[str, str] | None = N
     return [_change(part, before[part], after[part], (purged or {}).get(part, "")) for part in before if part in after]
 
 
+def moved(before: Model, after: Model) -> float:
+    """L2 norm of the change of all that is trained or tracked, divided by its L2 norm before; shapes must agree.
+
+    Queues are left out: their content is other examples' embeddings, and not what the model is.
+    """
+    old, new = (
+        torch.cat([value for part, value in _parts(model).items() if part != "queue"]) for model in (before, after)
+    )
+    size = float(old.norm())
+    return float((new.to(old.device) - old).norm()) / size if size else 0.0
+
+
 def _parts(model: Model) -> dict[str, Tensor]:
     groups: dict[str, list[Tensor]] = {}
     for name, value in model.state_dict().items():

@@ -24,10 +24,14 @@ Choices = Mapping[type, Mapping[str, type]]
 """For each protocol (Objective, Method) the classes that may stand for it, by name."""
 
 
-def build(cls: type, values: Mapping[str, Any], choices: Choices | None = None, path: str = "") -> Any:
+def build(
+    cls: type, values: Mapping[str, Any], choices: Choices | None = None, path: str = "", *, base: Any = None
+) -> Any:
     """An instance of the dataclass ``cls`` from a mapping; unknown keys and wrong types are errors that name them.
 
     Where a field's type is a protocol in ``choices``, its value is a name, or a mapping with ``name`` and fields.
+    Where it is a dataclass, what its mapping leaves out stays as the field's own default has it: ``optim: {lr: 0.1}``
+    keeps a method's clipping. ``base``: an instance of ``cls`` whose values stand for what is left out.
     """
     hints, known = get_type_hints(cls), {f.name: f for f in fields(cls) if f.init}
     for key in values:
@@ -36,7 +40,11 @@ def build(cls: type, values: Mapping[str, Any], choices: Choices | None = None, 
                 f"There is no setting '{path}{key}'.{nearest(key, known)}",
                 f"Settings of {path.rstrip('.') or cls.__name__}: {', '.join(known) or 'none'}.",
             )
-    made = {key: _value(hints[key], value, choices or {}, f"{path}{key}") for key, value in values.items()}
+    rest = {} if base is None else {name: getattr(base, name) for name in known}
+    made = rest | {
+        key: _value(hints[key], value, choices or {}, f"{path}{key}", rest.get(key, _made(known[key])))
+        for key, value in values.items()
+    }
     missing = [name for name, f in known.items() if name not in made and _required(f)]
     if missing:
         raise EffaceError(f"The setting '{path}{missing[0]}' is missing.", "It has no default.")
@@ -117,11 +125,12 @@ def documented(cls: type) -> list[tuple[str, str, str, str]]:
     return [(f.name, str(f.type), _default(f), texts.get(f.name, "")) for f in fields(cls)]
 
 
-def _value(hint: Any, value: Any, choices: Choices, path: str) -> Any:
+def _value(hint: Any, value: Any, choices: Choices, path: str, before: Any = None) -> Any:
+    """``value`` as the hint has it; ``before``: what the setting is where nothing is said."""
     if hint in choices and not is_dataclass(value):
         return choose(choices[hint], value, path.rpartition(".")[2], choices, f"{path}.")
     if is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
-        return build(hint, value, choices, f"{path}.")
+        return build(hint, value, choices, f"{path}.", base=before if isinstance(before, hint) else None)
     if hint in choices or (isinstance(hint, type) and is_dataclass(hint) and isinstance(value, hint)):
         return value
     try:
@@ -137,6 +146,13 @@ def _value(hint: Any, value: Any, choices: Choices, path: str) -> Any:
 
 def _required(f: Field[Any]) -> bool:
     return f.default is MISSING and f.default_factory is MISSING
+
+
+def _made(f: Field[Any]) -> Any:
+    """The default of a field, made; None where it has none."""
+    if f.default_factory is not MISSING:
+        return f.default_factory()
+    return None if f.default is MISSING else f.default
 
 
 def _default(f: Field[Any]) -> str:

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 
 from efface.audits import Cost, Finding
 from efface.data import Data
+from efface.drift import Requests
 from efface.environment import Environment
 from efface.errors import EffaceError
 from efface.folder import disk_errors, write_text
@@ -65,6 +66,7 @@ def compose(
     lineage: Sequence[str] = (),
     goal: str = "",
     warnings: Sequence[str] = (),
+    requests: Requests | None = None,
 ) -> Record:
     """One unsealed record. ``checkpoints``: ``original``, ``subject``, ``oracle 1`` ...
 
@@ -108,6 +110,7 @@ def compose(
         cost=dict(costs or {}),
         warnings=(*provenance.get("warnings", ()), *warnings),
         log=LogFacts.of(log),
+        sequence=requests,
     )
 
 

@@ -114,7 +114,8 @@ def digest(tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         value = tensors[name].detach().cpu()
         whole.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
-        flat = value.contiguous().flatten()  # first flat, then bytes: a 1x1 kernel may keep odd strides
+        flat = value.contiguous().flatten()  # first flat, then bytes: a 1x1 kernel may keep odd strides,
+        flat = flat.as_strided(flat.shape, (1,))  # and so may a single number that was expanded
         whole.update(flat.view(torch.uint8).numpy().data)
     return whole.hexdigest()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from typing import Any
@@ -35,6 +36,12 @@ class Lines:
         """A sentence of its own."""
         print(sentence, file=sys.stderr, flush=True)
 
+    def status(self, sentence: str) -> None:
+        """What is going on: said now and then."""
+        if time.monotonic() - self.last >= 2 * self.every:
+            self.last = time.monotonic()
+            self.say(sentence)
+
     def close(self) -> None:
         """Nothing to clear."""
 
@@ -62,6 +69,13 @@ class Bar(Lines):
     def say(self, sentence: str) -> None:
         """A sentence above the bar."""
         print(f"\r\033[K{sentence}", file=sys.stderr, flush=True)
+
+    def status(self, sentence: str) -> None:
+        """What is going on, over what was."""
+        if time.monotonic() - self.last >= self.every:
+            self.last = time.monotonic()
+            room = shutil.get_terminal_size().columns - 1
+            print(f"\r\033[K{sentence[:room]}", end="", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Clear the bar."""

@@ -19,6 +19,7 @@ from pydantic import AwareDatetime, Field, ValidationError
 
 from efface import __version__
 from efface.audits import Cost, Finding
+from efface.drift import Requests
 from efface.environment import Environment
 from efface.errors import EffaceError
 from efface.folder import write_text
@@ -223,6 +224,8 @@ class Record(Strict):
     warnings: tuple[str, ...] = ()
     """What somebody should look at: duplicates of forgotten examples elsewhere, small parts ..."""
     log: LogFacts | None = None
+    sequence: Requests | None = None
+    """Where this was not the first request: all of them together, and how far the model has come."""
 
     def sealed(
         self, ids: Sequence[str], *, plain_ids: bool = False, secret: bytes | None = None

@@ -132,7 +132,7 @@ def render(record: Record, observations: Mapping[str, Observations], log: Sequen
     style = resources.files("efface").joinpath("templates/report.css").read_text(encoding="utf-8")
     seen = figures.evidence_of(observations)
     drawn = [s.signal for s in signs if seen is not None and signals.has(seen.subject, "forget", s.signal)]
-    return _environment().get_template("report.html").render(
+    return environment().get_template("report.html").render(
         record=record,
         verdict=verdict,
         words=words_of(verdict),
@@ -157,7 +157,8 @@ def render(record: Record, observations: Mapping[str, Observations], log: Sequen
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """The templates of pages, with the ways in which numbers are written."""
     made = Environment(
         loader=PackageLoader("efface", "templates"),
         autoescape=True,

@@ -102,6 +102,8 @@ class Progress:
 
     steps: Callable[[dict[str, Any], int], None] = lambda record, total: None
     say: Callable[[str], None] = lambda sentence: None
+    status: Callable[[str], None] = lambda sentence: None
+    """What is going on at the moment; the next one takes its place."""
 
 
 def pretrain(
@@ -241,7 +243,7 @@ def refuse_unknown(settings: Mapping[str, Any], known: set[str]) -> None:
 
 
 def load_data(settings: Mapping[str, Any]) -> Data:
-    """The data that ``settings["data"]`` names: a source's name or path, or its options."""
+    """The data that ``settings["data"]`` names: a source, a path, or a mapping with ``source`` and options."""
     value = settings.get("data")
     if not value:
         raise EffaceError(

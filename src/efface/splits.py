@@ -17,7 +17,8 @@ from efface.data import UNKNOWN, Data, first, shuffled
 from efface.errors import EffaceError
 from efface.selectors import Chosen, choose
 
-PARTS = ("forget", "retain", "valid", "holdout", "spare", "test")
+EARLIER = "earlier"
+PARTS = ("forget", "retain", "valid", "holdout", "spare", "test", EARLIER)
 NEVER_TRAINED = ("valid", "holdout", "spare", "test")
 MISMATCH = 0.05
 """Share of a matched holdout that may differ from F's mix (total variation) before it is worth a warning."""
@@ -47,9 +48,12 @@ class Split:
     """The other never-trained holdout examples; empty when F is a random draw."""
     test: np.ndarray = field(default_factory=_none)
     """Never trained on; utility is measured here."""
+    earlier: np.ndarray = field(default_factory=_none)
+    """Forgotten by earlier requests: in no training any more, and no non-members either."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """``selector``, ``seed``, ``random``, ``matched`` (``class``, ``group`` or None), ``sizes``,
-    ``warnings``; after a forget request also ``copies``, the first of them with their keys."""
+    ``warnings``; after a forget request also ``copies``, the first of them with their keys; after several
+    ``earlier``: ``selector``, ``random``, ``matched`` and ``count`` of each request before the last."""
 
     @property
     def train(self) -> np.ndarray:
@@ -57,8 +61,9 @@ class Split:
         return np.sort(np.concatenate([self.forget, self.retain]))
 
     def sizes(self) -> dict[str, int]:
-        """Examples per part."""
-        return {part: len(getattr(self, part)) for part in PARTS}
+        """Examples per part; ``earlier`` only where there are any."""
+        counts = {part: len(getattr(self, part)) for part in PARTS}
+        return counts if len(self.earlier) else {part: n for part, n in counts.items() if part != EARLIER}
 
     def check(self, n: int) -> None:
         """Raise unless the parts are sorted, within ``n`` examples and share none."""
@@ -84,24 +89,24 @@ class Split:
     def digest(self, data: Data) -> str:
         """SHA-256 (hexadecimal) of the keys of every part, whatever the order of the data."""
         whole = hashlib.sha256()
-        for part in PARTS:
+        for part in self.sizes():
             keys = sorted(data.keys[getattr(self, part)].tolist())
             whole.update("\0".join([part, str(len(keys)), *keys, ""]).encode())
         return whole.hexdigest()
 
     def to_dict(self, data: Data) -> dict[str, Any]:
         """The split by keys, ready for JSON."""
-        parts = {part: data.keys[getattr(self, part)].tolist() for part in PARTS}
+        parts = {part: data.keys[getattr(self, part)].tolist() for part in self.sizes()}
         return {"parts": parts, "provenance": self.provenance}
 
     @staticmethod
     def from_dict(data: Data, stored: Mapping[str, Any]) -> Split:
         """What :meth:`to_dict` gave, found again in ``data`` by key; raises where keys are missing."""
         parts: Any = stored.get("parts")
-        if not isinstance(parts, Mapping) or set(parts) != set(PARTS):
+        if not isinstance(parts, Mapping) or set(parts) | {EARLIER} != set(PARTS):
             raise EffaceError(
                 "This is not a stored split.",
-                f"It should have 'parts' called {', '.join(PARTS)}.",
+                f"It should have 'parts' called {', '.join(PARTS[:-1])}.",
                 "Make it again.",
             )
         try:
@@ -199,10 +204,11 @@ def forget(split: Split, data: Data, selector: str, seed: int = 0, *, allow_dupl
     of F that would stay in training are an error where F was listed by key (``allow_duplicates`` makes it a
     warning).
 
-    What an earlier request took out of training is in no part of the result any more.
+    What earlier requests took out of training stays out of it: it is kept apart, in ``earlier``.
     """
     elsewhere = {part: getattr(split, part) for part in NEVER_TRAINED}
-    chosen = choose(data, split.retain, {**elsewhere, "an earlier request": split.forget}, selector, seed)
+    before = np.sort(np.concatenate([split.earlier, split.forget]))
+    chosen = choose(data, split.retain, {**elsewhere, "an earlier request": before}, selector, seed)
     positions = np.sort(chosen.positions)
     pool = np.sort(np.concatenate([split.holdout, split.spare]))
     holdout, matched, warnings = _matched(data, positions, pool, chosen, seed)
@@ -212,6 +218,7 @@ def forget(split: Split, data: Data, selector: str, seed: int = 0, *, allow_dupl
         retain=np.setdiff1d(split.retain, positions),
         holdout=holdout,
         spare=np.setdiff1d(pool, holdout),
+        earlier=before,
     )
     found = duplicates(data, made)
     exact = [one for one in found if one.exact and one.part == "retain"]
@@ -222,8 +229,8 @@ def forget(split: Split, data: Data, selector: str, seed: int = 0, *, allow_dupl
             "Add these keys to the list, or let the copies stay: allow_duplicates=true.",
         )
     warnings += warnings_of(found)
-    if len(split.forget):
-        warnings.append(f"{len(split.forget)} examples of an earlier request are in no part any more.")
+    if len(before):
+        warnings.append(f"{len(before)} examples of earlier requests stay out of training.")
     made = _with_provenance(
         made,
         selector=selector,
@@ -232,9 +239,42 @@ def forget(split: Split, data: Data, selector: str, seed: int = 0, *, allow_dupl
         matched=matched,
         warnings=warnings,
         copies=[vars(one) for one in found[:LISTED]],
+        **({"earlier": _requests(split)} if len(before) else {}),
     )
     made.check(len(data))
     return made
+
+
+def cumulative(split: Split, data: Data) -> Split:
+    """Everything that was ever to be forgotten as one forget set: the last request's and all earlier ones'.
+
+    The holdout is matched to all of it; a union of random draws is a random draw. Nothing else moves, so what is
+    retained is the same. Of a first request it is the split itself.
+    """
+    if not len(split.earlier):
+        return split
+    asked = _requests(split)
+    positions = np.sort(np.concatenate([split.earlier, split.forget]))
+    pool = np.sort(np.concatenate([split.holdout, split.spare]))
+    grouped = any(one["matched"] == "group" for one in asked)
+    chosen = Chosen(positions, random=all(one["random"] for one in asked), by_group=grouped)
+    holdout, matched, warnings = _matched(data, positions, pool, chosen, split.provenance["seed"])
+    made = replace(split, forget=positions, earlier=_none(), holdout=holdout, spare=np.setdiff1d(pool, holdout))
+    return _with_provenance(
+        made,
+        selector=", then ".join(str(one["selector"]) for one in asked),
+        seed=split.provenance["seed"],
+        random=chosen.random,
+        matched=matched,
+        warnings=warnings,
+    )
+
+
+def _requests(split: Split) -> list[dict[str, Any]]:
+    """What was asked so far, oldest first: each request's selector, how it was matched, how many it was."""
+    asked = split.provenance
+    last = {key: asked.get(key) for key in ("selector", "random", "matched")} | {"count": len(split.forget)}
+    return [*asked.get("earlier", ()), *([last] if len(split.forget) else [])]
 
 
 def duplicates(data: Data, split: Split) -> list[Duplicate]:
@@ -356,4 +396,4 @@ def _shortage(data: Data, by: str, short: Mapping[Any, int]) -> str:
     )
 
 
-__all__ = ["NEVER_TRAINED", "PARTS", "Duplicate", "Split", "duplicates", "forget", "partition"]
+__all__ = ["NEVER_TRAINED", "PARTS", "Duplicate", "Split", "cumulative", "duplicates", "forget", "partition"]

@@ -7,6 +7,7 @@ by the example's key. The model is in evaluation mode, in float32, and is left b
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,8 @@ class Watch:
     """How many test examples are looked at."""
     gradient: bool = True
     """Whether the gradient norm is measured (a backward pass per example)."""
+    valid: bool = False
+    """Whether valid examples get margins too, each against the bank without itself: what choosing settings needs."""
     batch_size: int = 64
     """Examples looked at together; changes nothing but speed."""
 
@@ -82,6 +85,8 @@ def observe(
     for part, positions in rows.items():
         if len(positions) and (parts is None or part in parts):
             found = look.part(part, positions, signals=part not in ("test", "valid"))
+            if part == "valid" and watch.valid:
+                found |= look.apart(positions)
             arrays |= {f"{part}/{name}": value for name, value in found.items()}
     for module, mode in training.items():
         module.training = mode
@@ -187,6 +192,21 @@ class _Look:
             start += len(rows)
         return arrays
 
+    def apart(self, positions: np.ndarray) -> dict[str, np.ndarray]:
+        """The margins of examples that may be in the bank: each against the others in it.
+
+        One fewer to be compared with would lower its logsumexp by log(K / (K - 1)), which is put back.
+        """
+        keys, places = self.data.keys, {key: row for row, key in enumerate(self.bank_keys.tolist())}
+        found: dict[str, list[np.ndarray]] = {}
+        for rows in self.chunks(positions):
+            own = torch.tensor([places.get(key, -1) for key in keys[rows].tolist()], device=self.device)
+            seen = self.similarities(self.views_of(rows, self.watch.views), own)
+            for name, value in seen.items():
+                if name.endswith(".margin"):
+                    found.setdefault(name, []).append(value.cpu().numpy())
+        return {name: np.concatenate(values) for name, values in found.items()}
+
     def room(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """An empty float32 array, on disk where there is a scratch folder."""
         if self.scratch is None:
@@ -208,15 +228,21 @@ class _Look:
         return found
 
     @torch.no_grad()
-    def similarities(self, views: Tensor) -> dict[str, Tensor]:
-        """Pair cosines, margin and norm, from views [b, v, C, H, W]."""
+    def similarities(self, views: Tensor, own: Tensor | None = None) -> dict[str, Tensor]:
+        """Pair cosines, margin and norm, from views [b, v, C, H, W]. ``own``: each image's row in the bank, or -1."""
         count, tau = views.shape[1], self.watch.temperature
         upper = torch.triu_indices(count, count, 1, device=views.device)
         found: dict[str, Tensor] = {}
         for space, flat in self.embed(views.flatten(0, 1)).items():
             z = F.normalize(flat, dim=-1).view(len(views), count, -1)
             pairs = (z @ z.transpose(1, 2))[:, upper[0], upper[1]]
-            crowd = (z @ self.banks[space].T / tau).logsumexp(-1).mean(1)
+            close = z @ self.banks[space].T / tau
+            if own is not None:
+                members = (own >= 0).nonzero()[:, 0]
+                close[members, :, own[members]] = -torch.inf
+            crowd = close.logsumexp(-1).mean(1)
+            if own is not None:
+                crowd = crowd + (own >= 0) * math.log(close.shape[-1] / (close.shape[-1] - 1))
             found[f"{space}.pairs"] = pairs
             found[f"{space}.margin"] = pairs.mean(1) / tau - crowd
             found[f"{space}.norm"] = flat.norm(dim=-1).view(len(views), count).mean(1)

@@ -1,7 +1,7 @@
 """The command line: the only place that prints, asks or exits. Every verb is a few lines around what it runs.
 
 Exit codes: 0 done (audit: removed) · 1 a bug · 2 the input is wrong · 3 audit: residue; compat: rebuild the index ·
-4 audit: inconclusive · 130 interrupted.
+4 audit: inconclusive · 5 bench: some models failed · 130 interrupted.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import typer
 
+from efface.cli.benching import bench
 from efface.cli.embedding import compat, embed
 from efface.cli.judging import audit, report
 from efface.cli.listing import audits, data, inspect, methods
@@ -27,6 +28,7 @@ VERBS: tuple[Callable[..., None], ...] = (
     audit,
     report,
     relearn,
+    bench,
     inspect,
     compat,
     embed,

@@ -48,7 +48,10 @@ def audit(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Judge whether a run forgot: findings, record, report and a verdict as the exit code (0, 3 or 4)."""
+    """Judge whether a run forgot: findings, record, report and a verdict as the exit code (0, 3 or 4).
+
+    After several requests: the last one, and all of them together against the first original; the worse one counts.
+    """
     settings = settings_of(config, set_, device=device, trust_pickle=trust_pickle or None)
     if embeddings is not None:
         judge_embeddings(embeddings, control, settings, run, out, views, force=force, as_json=json_, quiet=quiet)
@@ -62,9 +65,14 @@ def audit(
         )  # fmt: skip
     verdict = judged.verdict
     result = {"run": str(run), "verdict": verdict.word, "level": verdict.level, "sentence": verdict.sentence}
-    lines = [f"{verdict.word} ({verdict.level}): {verdict.sentence}", f"Report: {run / evidence.REPORT}"]
-    tell(result, lines, as_json=json_, quiet=quiet)
-    raise typer.Exit(verdict.exit_code)
+    lines = [f"{verdict.word} ({verdict.level}): {verdict.sentence}"]
+    if judged.sequence is not None:
+        whole = judged.sequence.verdict
+        word, sentence = (whole.word, whole.sentence) if whole else ("inconclusive", judged.sequence.note)
+        result |= {"all_requests": {"verdict": word, "count": judged.sequence.count, "sentence": sentence}}
+        lines += [f"All {judged.sequence.count} examples of all requests: {word}: {sentence}"]
+    tell(result, [*lines, f"Report: {run / evidence.REPORT}"], as_json=json_, quiet=quiet)
+    raise typer.Exit(judged.exit_code)
 
 
 def named(run: Path | None, control: tuple[Path, Path] | None, views: int | None) -> Path:

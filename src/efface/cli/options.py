@@ -58,7 +58,7 @@ def progress(quiet: bool) -> Iterator[Progress]:
         yield Progress()
         return
     try:
-        yield Progress(steps=shown.step, say=shown.say)
+        yield Progress(steps=shown.step, say=shown.say, status=shown.status)
     finally:
         shown.close()
 

@@ -1,0 +1,212 @@
+"""Charts of the bench's page: gaps beside the noise floor, cost x gap x utility, ROC curves. numpy only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from efface import svg
+from efface.figures import Plot, slug
+
+WIDE, TALL = 620.0, 380.0
+CHEAPEST = 1e-4
+"""Where the cost axis begins, at most: a method that shows no examples is put there."""
+LETTER, LINE = 5.6, 13.0
+"""About the width of a letter and the height of a line, in pixels."""
+RATES = np.concatenate([[0.0], np.geomspace(0.002, 1, 40)])
+Line = Mapping[str, Any]
+
+
+def mean(one: Mapping[str, Any] | None) -> float | None:
+    """The mean of a spread, where there is one."""
+    return None if one is None else one["mean"]
+
+
+def points(value: float) -> float:
+    """A share in points."""
+    return 100 * value
+
+
+def gaps(name: str, world: Mapping[str, Any]) -> Markup | None:
+    """Each method's average gap, mean and spread over seeds, beside what the oracle would have picked."""
+    lines = [line for line in world["methods"] if line["gap"]]
+    if not lines:
+        return None
+    floor, start = mean(world["floor"]), mean(world["original"]["gap"])
+    ends = [points(line["gap"]["mean"] + (line["gap"]["sd"] or 0)) for line in lines]
+    ends += [points(line["oracle_picked"]["gap"]["mean"]) for line in lines if _picked(line)]
+    ends += [points(value) for value in (floor, start) if value is not None]
+    row, top, left = 22.0, 18.0, 168.0
+    height = top + row * len(lines) + 44
+    panel = svg.Panel(svg.Scale(0, 1.05 * max(ends), left, WIDE - 12), svg.Scale(0, 1, height - 40, top), WIDE, height)
+    said: list[str] = []
+    if floor is not None:
+        a, b = panel.x(0), panel.x(points(floor))
+        panel.add(
+            f'<rect class="band" x="{svg.n(a)}" y="{top - 8}" width="{svg.n(b - a)}" height="{height - top - 32}"/>'
+        )
+        panel.text("noise floor", a, top - 9, anchor="start")
+        said.append(f"noise floor {points(floor):.2f}")
+    panel.axes("average gap to retraining, points", "", svg.nice(0, 1.05 * max(ends), 6), [])
+    if start is not None:
+        at = svg.n(panel.x(points(start)))
+        panel.add(f'<path class="line chance" d="M{at} {top - 4}V{svg.n(height - 40)}"/>')
+        clear = left + 14 * LETTER  # where the words on the noise floor end
+        beside = panel.x(points(start)) - 12 * LETTER < clear
+        panel.text(
+            "untouched", max(clear, panel.x(points(start))) if beside else panel.x(points(start)), top - 9,
+            anchor="start" if beside else "end",
+        )  # fmt: skip
+    for number, line in enumerate(lines):
+        at, gap = top + row * number + 12, line["gap"]
+        panel.text(line["label"], left - 8, at + 4, anchor="end", kind="name")
+        panel.add(f'<path class="grid" d="M{left} {svg.n(at)}H{svg.n(WIDE - 12)}"/>')
+        if gap["sd"]:
+            panel.whisker(max(0.0, points(gap["mean"] - gap["sd"])), points(gap["mean"] + gap["sd"]), at)
+        if _picked(line):
+            panel.mark(points(line["oracle_picked"]["gap"]["mean"]), at, "oracle")
+        panel.mark(points(gap["mean"]), at, "subject")
+        said.append(f"{line['label']} {points(gap['mean']):.2f}")
+    return panel.svg(f"gaps-{name}", "Average gap of each method", "; ".join(said))
+
+
+def _picked(line: Line) -> bool:
+    """Whether the oracle would have picked another setting, and its gap is known."""
+    other = line["by_oracle"] is not None and line["by_oracle"] != line["setting"]
+    return bool(other and line["oracle_picked"] and line["oracle_picked"]["gap"])
+
+
+# ---- cost x gap x utility ----
+
+
+@dataclass(frozen=True)
+class Place:
+    """A method among the others: lower cost, lower gap, higher utility are better."""
+
+    label: str
+    cost: float
+    gap: float
+    utility: float
+    front: bool = False
+    """Whether no other is as good in all three and better in one."""
+
+
+def places(world: Mapping[str, Any]) -> list[Place]:
+    """The methods whose three numbers are known; cost: examples shown, as a share of retraining's."""
+    known = [
+        Place(line["label"], *(one["mean"] for one in (line["share"]["examples"], line["gap"], line["utility"])))
+        for line in world["methods"]
+        if line["gap"] and line["utility"] and line["share"]["examples"]
+    ]
+    return [Place(p.label, p.cost, p.gap, p.utility, not any(better(q, p) for q in known)) for p in known]
+
+
+def better(one: Place, other: Place) -> bool:
+    """Whether ``one`` is nowhere worse and somewhere better."""
+    a, b = (one.cost, one.gap, -one.utility), (other.cost, other.gap, -other.utility)
+    return all(x <= y for x, y in zip(a, b, strict=True)) and a != b
+
+
+def pareto(name: str, world: Mapping[str, Any]) -> Markup | None:
+    """Cost against gap; what is on the front is filled, and each says its utility against the oracle's."""
+    shown = places(world)
+    if not shown:
+        return None
+    low = 10.0 ** math.floor(
+        math.log10(
+            max(CHEAPEST, min(p.cost for p in shown if p.cost > 0) if any(p.cost > 0 for p in shown) else CHEAPEST)
+        )
+    )
+    high = max(1.2, *(1.2 * p.cost for p in shown))
+    floor, full = mean(world["floor"]), mean(world["oracle"]["utility"])
+    top = 1.1 * max(points(p.gap) for p in shown)
+    panel = svg.Panel(svg.Scale(low, high, 52, WIDE - 14, log=True), svg.Scale(0, top, TALL - 40, 12), WIDE, TALL)
+    panel.axes(
+        "examples shown, as a share of retraining's", "average gap, points", svg.decades(low, high), svg.nice(0, top, 6)
+    )
+    if floor is not None and floor > 0:
+        at = panel.y(min(points(floor), top))
+        panel.add(
+            f'<rect class="band" x="52" y="{svg.n(at)}" width="{svg.n(WIDE - 66)}" height="{svg.n(panel.y(0) - at)}"/>'
+        )
+    taken: list[tuple[float, float, float, float]] = [
+        (panel.x(p.cost) - 6, panel.y(points(p.gap)) - 6, panel.x(p.cost) + 6, panel.y(points(p.gap)) + 6)
+        for p in shown
+    ]
+    for place in sorted(shown, key=lambda p: (not p.front, p.gap)):
+        x, y = panel.x(place.cost), panel.y(points(place.gap))
+        panel.add(svg.marker(x, y, "subject" if place.front else "original"))
+        told = "" if full is None else f" ({signed(points(place.utility - full))})"
+        _label(panel, taken, f"{place.label}{told}", x, y, "name" if place.front else "")
+    said = "; ".join(f"{p.label}: cost {p.cost:.3g}, gap {points(p.gap):.2f}, utility {p.utility:.3f}" for p in shown)
+    return panel.svg(f"pareto-{name}", "Cost, gap and utility", said)
+
+
+def signed(value: float) -> str:
+    """Points with their sign, a true minus."""
+    return f"{value:+.1f}".replace("-", "\u2212")
+
+
+def _label(
+    panel: svg.Panel, taken: list[tuple[float, float, float, float]], text: str, x: float, y: float, kind: str
+) -> None:
+    """Words beside a mark, where they cover no other mark and no other words; left out where there is no room."""
+    width = LETTER * len(text) + 4
+    for reach in (0.0, 1.0, 2.0, 3.0):
+        for side in (1, -1):
+            for up in (0.0, -1.0, 1.0):
+                left = x + 9 if side > 0 else x - 9 - width
+                middle = y + up * LINE * (reach or 0.7)
+                box = (left, middle - LINE / 2, left + width, middle + LINE / 2)
+                inside = box[0] >= panel.x.start and box[2] <= WIDE and box[1] >= 0 and box[3] <= panel.y.start
+                if inside and not any(_meet(box, other) for other in taken):
+                    taken.append(box)
+                    panel.text(
+                        text,
+                        left if side > 0 else left + width,
+                        middle + 4,
+                        anchor="start" if side > 0 else "end",
+                        kind=kind,
+                    )
+                    return
+
+
+def _meet(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+# ---- ROC ----
+
+
+def averaged(curves: Iterable[Mapping[str, Sequence[float]]]) -> list[svg.Point]:
+    """The mean true-positive rate of several ROC curves at the same false-positive rates."""
+    rates = [np.interp(RATES, curve["fpr"], curve["tpr"]) for curve in curves]
+    return [(float(x), float(y)) for x, y in zip(RATES, np.mean(rates, axis=0), strict=True)] if rates else []
+
+
+def roc(
+    name: str,
+    signal: str,
+    mine: Sequence[Mapping[str, Any]],
+    originals: Sequence[Mapping[str, Any]],
+    oracles: Sequence[Mapping[str, Any]],
+) -> Plot | None:
+    """A method's ROC curves, one for each seed, over the original's and the oracles' mean curves."""
+    seen = [row for row in mine if signal in row.get("curves", {})]
+    if not seen:
+        return None
+    panel = svg.Panel.of((0.0, 1.0), (0.0, 1.0), height=240)
+    panel.axes("false-positive rate", "true-positive rate", [0, 0.25, 0.5, 0.75, 1], [0, 0.25, 0.5, 0.75, 1])
+    panel.line([(0.0, 0.0), (1.0, 1.0)], "chance")
+    for kind, rows in (("original", originals), ("oracle", oracles)):
+        panel.line(averaged(row["curves"][signal] for row in rows if signal in row.get("curves", {})), kind)
+    for row in seen:
+        panel.line(averaged([row["curves"][signal]]), "subject each")
+    aucs = [row["signals"][signal]["auc"] for row in seen]
+    said = "AUC " + ", ".join(f"{auc:.3f}" for auc in aucs)
+    return Plot(signal, panel.svg(f"roc-{name}-{slug(signal)}", f"ROC of {signal}", said), said)

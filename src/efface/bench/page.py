@@ -1,0 +1,192 @@
+"""The bench's page: results as one self-contained HTML file. No script, no network; numpy only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from markupsafe import Markup
+
+from efface.bench import charts
+from efface.bench.tables import spread
+from efface.figures import Plot, slug
+from efface.report import environment
+
+PAGE = "bench.html"
+
+
+@dataclass(frozen=True)
+class World:
+    """One family and forget set as the page shows it."""
+
+    id: str
+    title: str
+    line: Mapping[str, Any]
+    """Its part of the ranking."""
+    sizes: Mapping[str, int]
+    counts: Sequence[int] | None
+    """Forgotten and never-trained examples that the attack was judged on."""
+    gaps: Markup | None
+    pareto: Markup | None
+    signals: Sequence[str]
+    settings: Sequence[Mapping[str, Any]]
+    """Every setting that was compared, with what it was chosen by."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """One method over all worlds."""
+
+    label: str
+    method: str
+    idea: str
+    worlds: Sequence[tuple[World, Mapping[str, Any], Mapping[str, Any], Sequence[Plot]]]
+    """Where it was run: the world, its line of the ranking, its setting in short, its ROC curves."""
+    unfit: Sequence[tuple[str, str]]
+    """Where it does not apply, and why."""
+
+
+def render(results: Mapping[str, Any]) -> str:
+    """One page; the same bytes for the same results."""
+    worlds = [_world(results, line) for line in results["ranking"]]
+    style = resources.files("efface").joinpath("templates/report.css").read_text(encoding="utf-8")
+    rows = results["rows"]
+    return (
+        environment()
+        .get_template("bench.html")
+        .render(
+            results=results,
+            style=Markup(style),
+            worlds=worlds,
+            cards=_cards(results, worlds),
+            overall=overall(results["ranking"]) if len(worlds) > 1 else [],
+            failed=[row for row in rows if row["status"] != "done"],
+            done=sum(row["status"] == "done" for row in rows),
+            seeds=results["grid"]["seeds"],
+            config=json.dumps(results["grid"], indent=2, ensure_ascii=False),
+            points=charts.points,
+            signed=charts.signed,
+        )
+    )
+
+
+def _world(results: Mapping[str, Any], line: Mapping[str, Any]) -> World:
+    name = slug(f"{line['family']}-{line['forget']}")
+    facts = results["families"][line["family"]]
+    shown = [
+        row
+        for row in results["rows"]
+        if (row["family"], row["forget"], row["kind"], row["status"])
+        == (line["family"], line["forget"], "original", "done")
+    ]
+    return World(
+        name,
+        f"{line['family']}, {line['forget']}",
+        line,
+        facts["sizes"][line["forget"]],
+        shown[0]["counts"] if shown else None,
+        charts.gaps(name, line),
+        charts.pareto(name, line),
+        list(line["original"]["signals"]),
+        _settings(results, line),
+    )
+
+
+def _settings(results: Mapping[str, Any], line: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each setting of the methods that had several, with its mean score and gap on the selection seeds."""
+    listed: list[dict[str, Any]] = []
+    for pick in results["picks"]:
+        if (pick["family"], pick["forget"]) != (line["family"], line["forget"]):
+            continue
+        every = results["families"][line["family"]]["methods"][pick["label"]]["settings"]
+        for number, (said, value, gap) in enumerate(zip(told(every), pick["scores"], pick["gaps"], strict=True)):
+            if len(every) > 1:
+                chosen, oracle = number == pick["chosen"], number == pick["by_oracle"]
+                listed.append(
+                    {"label": pick["label"], "number": number + 1, "told": said, "score": value, "gap": gap,
+                     "chosen": chosen, "by_oracle": oracle}
+                )  # fmt: skip
+    return listed
+
+
+def told(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What sets each of several settings apart from the others; ``the defaults`` of one alone is not known here."""
+    flat = [_flat(one) for one in settings]
+    varied = [key for key in flat[0] if len({json.dumps(one.get(key)) for one in flat}) > 1] if flat else []
+    return [", ".join(f"{key} {one.get(key)}" for key in varied) for one in flat]
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, one in value.items():
+        flat |= _flat(one, f"{prefix}{key}.") if isinstance(one, Mapping) else {prefix + key: one}
+    return flat
+
+
+def _cards(results: Mapping[str, Any], worlds: Sequence[World]) -> list[Card]:
+    """A card for each method of the grid, in the order in which they first come."""
+    labels = list(dict.fromkeys(line["label"] for world in worlds for line in world.line["methods"]))
+    labels += [one["label"] for one in results["unfit"] if one["label"] and one["label"] not in labels]
+    made: list[Card] = []
+    for label in dict.fromkeys(labels):
+        facts = [family["methods"][label] for family in results["families"].values() if label in family["methods"]]
+        unfit = [(one["family"], one["reason"]) for one in results["unfit"] if one["label"] == label]
+        runs = [
+            (world, line, _setting(results, world, line), _rocs(results, world, line))
+            for world in worlds
+            for line in world.line["methods"]
+            if line["label"] == label
+        ]
+        made.append(Card(label, facts[0]["method"] if facts else label, facts[0]["idea"] if facts else "", runs, unfit))
+    return made
+
+
+def _setting(results: Mapping[str, Any], world: World, line: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The chosen setting: what sets it apart, and every field of it."""
+    every = results["families"][world.line["family"]]["methods"][line["label"]]["settings"]
+    if line["setting"] is None:
+        return {"told": "none finished", "fields": {}}
+    return {"told": told(every)[line["setting"]] or "one setting", "fields": _flat(every[line["setting"]])}
+
+
+def _rocs(results: Mapping[str, Any], world: World, line: Mapping[str, Any]) -> list[Plot]:
+    """ROC curves of the chosen setting on the reporting seeds."""
+    here = [
+        row
+        for row in results["rows"]
+        if (row["family"], row["forget"], row["role"]) == (world.line["family"], world.line["forget"], "reporting")
+    ]
+    by_kind = {kind: [row for row in here if row["kind"] == kind] for kind in ("original", "oracle")}
+    mine = [row for row in here if row["label"] == line["label"] and row["chosen"]]
+    name = f"{world.id}-{slug(line['label'])}"
+    drawn = [charts.roc(name, signal, mine, by_kind["original"], by_kind["oracle"]) for signal in world.signals]
+    return [plot for plot in drawn if plot is not None]
+
+
+def overall(ranking: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each method over all worlds: mean gap, mean rank, how often it was in the noise; best mean rank first."""
+    seen: dict[str, dict[str, list[Any]]] = {}
+    for world in ranking:
+        floor, known = charts.mean(world["floor"]), [line for line in world["methods"] if line["gap"]]
+        for rank, line in enumerate(known, 1):
+            one = seen.setdefault(line["label"], {"gap": [], "rank": [], "within": [], "removed": []})
+            one["gap"].append(line["gap"]["mean"])
+            one["rank"].append((rank - 1) / max(1, len(known) - 1))
+            one["within"].append(floor is not None and line["gap"]["mean"] <= floor)
+            one["removed"].append((line["verdicts"].get("removed", 0), line["n"]))
+    rows = [
+        {
+            "label": label,
+            "worlds": len(one["gap"]),
+            "gap": spread(one["gap"]),
+            "rank": sum(one["rank"]) / len(one["rank"]),
+            "within": sum(one["within"]),
+            "removed": sum(count for count, _ in one["removed"]),
+            "of": sum(of for _, of in one["removed"]),
+        }
+        for label, one in seen.items()
+    ]
+    return sorted(rows, key=lambda row: (row["rank"], row["label"]))

@@ -1,0 +1,90 @@
+"""Results: what all tasks left, as one JSON-able mapping: what was asked, a row for each model, what was picked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from efface import __version__, config
+from efface.bench.plan import WRITTEN, Kind, Plan, Planned, Task
+from efface.bench.tables import headline, ranked
+
+FORMAT = 1
+ROUND = 4
+"""Digits of the ROC curves."""
+
+
+def gathered(
+    planned: Plan,
+    tasks: Iterable[Task],
+    state: Mapping[str, Mapping[str, Any]],
+    picks: Sequence[Any],
+    machine: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Everything that the tables and the page are made of."""
+    rows = [_row(planned, task, state, picks) for task in tasks if task.kind not in (Kind.ORIGINAL, Kind.JUDGED)]
+    results: dict[str, Any] = {
+        "format": FORMAT,
+        "efface": __version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "name": planned.grid.name,
+        "machine": dict(machine),
+        "grid": config.dump(planned.grid, WRITTEN),
+        "families": {name: _family(one) for name, one in planned.families.items()},
+        "unfit": [asdict(one) for family in planned.families.values() for one in family.unfit],
+        "picks": [asdict(pick) for pick in picks],
+        "rows": rows,
+    }
+    return results | {"ranking": ranked(results)}
+
+
+def _family(one: Planned) -> dict[str, Any]:
+    return {
+        "recipe": one.recipe,
+        "data": one.data,
+        "forget": one.forget,
+        "sizes": one.shape,
+        "methods": {
+            entry.label: {"method": entry.method, "idea": entry.idea, "settings": list(entry.settings)}
+            for entry in one.entries
+        },
+    }
+
+
+def _row(planned: Plan, task: Task, state: Mapping[str, Mapping[str, Any]], picks: Sequence[Any]) -> dict[str, Any]:
+    """One model: who it is, how it was made, how it ended, what was found."""
+    world, seeds = task.world, planned.grid.seeds
+    judged = planned.judged(task)
+    own, found = state[task.digest], state[judged.digest]
+    error = own.get("error") or found.get("error", "")
+    lost = own.get("blocked") if "error" in own else found.get("blocked")
+    pick = next(
+        (p for p in picks if (p.family, p.forget, p.label) == (world.family, world.forget, task.label)), None
+    )  # fmt: skip
+    chosen, by_oracle = (pick.chosen, pick.by_oracle) if task.kind is Kind.CELL and pick else (None, None)
+    row: dict[str, Any] = {
+        "family": world.family,
+        "objective": planned.families[world.family].recipe["objective"]["name"],
+        "forget": world.forget,
+        "seed": world.seed,
+        "role": "selection" if world.seed in seeds.selection else "reporting",
+        "kind": {Kind.LOOK: "original", Kind.ORACLE: "oracle", Kind.CELL: "method"}[task.kind],
+        "label": task.label,
+        "setting": task.setting,
+        "settings": task.request.get("method", {}),
+        "chosen": chosen is not None and task.setting == chosen,
+        "by_oracle": by_oracle is not None and task.setting == by_oracle,
+        "status": ("not begun" if lost else "failed") if error else "done",
+        "error": error,
+        "folder": f"{task.kind.value}/{task.digest[:16]}",
+        "judged": f"{judged.kind.value}/{judged.digest[:16]}",
+    }
+    if error:
+        return row
+    curves = {
+        signal: {axis: [round(value, ROUND) for value in values] for axis, values in curve.items()}
+        for signal, curve in found["curves"].items()
+    }
+    return row | headline(found) | {"findings": found["findings"], "curves": curves}

@@ -1,0 +1,211 @@
+"""Tables: rows of numbers from judgments, the ranking, and the files CSV and JSON. numpy only."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from efface.folder import write_text
+
+RESULTS, CELLS, FINDINGS, RANKING = "results.json", "cells.csv", "findings.csv", "ranking.csv"
+USEFUL = ("utility.accuracy.test", "utility.knn20.test", "utility.effective_rank")
+"""What a model is good for: the first of these that was measured."""
+ROUNDING = 1e-12
+"""A spread of so small a share is rounding: the values are the same."""
+WORDS = ("removed", "residue", "over-forgotten", "removed, utility lost", "inconclusive")
+Row = Mapping[str, Any]
+
+
+def headline(judged: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of one model that tables and page show, from its judgment."""
+    by_name = {one["name"]: one for one in judged["findings"]}
+    verdict, cost = judged["verdict"], judged["cost"]
+    gap = by_name.get("oracle_gap.average", {})
+    useful = next((name for name in USEFUL if name in by_name), None)
+    measured = by_name.get(useful, {}) if useful else {}
+    share = {what: by_name.get(f"oracle_gap.cost.{what}", {}).get("value") for what in ("steps", "examples", "seconds")}
+    return {
+        "verdict": verdict["word"],
+        "level": verdict["level"],
+        "gap": gap.get("value"),
+        "gap_original": gap.get("original"),
+        "gap_floor": gap.get("oracle"),
+        "utility_of": useful,
+        "utility": measured.get("value"),
+        "utility_original": measured.get("original"),
+        "utility_oracle": measured.get("oracle"),
+        "signals": {one["signal"]: _signal(one, by_name) for one in verdict["signals"]},
+        "counts": next((one["n"] for one in judged["findings"] if one["name"].startswith("membership.")), None),
+        "leak": judged["choice"]["leak"],
+        "drop": judged["choice"]["drop"],
+        "utility_valid": judged["choice"]["utility"],
+        "steps": cost["steps"],
+        "examples": cost["examples"],
+        "seconds": cost["seconds"],
+        "share": share,
+    }
+
+
+def _signal(one: Mapping[str, Any], by_name: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """One pre-named signal: what the verdict saw, the raw AUC, and what became of the retained."""
+    raw = by_name.get(f"membership.{one['signal']}.auc", {})
+    kept = by_name.get(f"collateral.{one['signal']}.auc", {})
+    return {
+        "auc": one["value"],
+        "low": one["low"],
+        "high": one["high"],
+        "word": one["word"],
+        "power": one["power"][0],
+        "powered": one["powered"],
+        "raw": raw.get("value"),
+        "raw_oracle": raw.get("oracle"),
+        "retained": kept.get("value"),
+        "retained_original": kept.get("original"),
+        "retained_oracle": kept.get("oracle"),
+    }
+
+
+def spread(values: Iterable[float | None]) -> dict[str, Any] | None:
+    """Mean, standard deviation (None of one) and n of what was measured; None of nothing."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    deviation = float(np.std(known, ddof=1)) if len(known) > 1 else None
+    if deviation is not None and deviation < ROUNDING * max(abs(value) for value in known):
+        deviation = 0.0
+    return {"mean": float(np.mean(known)), "sd": deviation, "n": len(known)}
+
+
+def ranked(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """For each family and forget set its reference models, then its methods by the mean average gap on reporting
+    seeds; methods without one come last.
+    """
+    made: list[dict[str, Any]] = []
+    for family, facts in results["families"].items():
+        for forget in facts["forget"]:
+            rows = [
+                row
+                for row in results["rows"]
+                if (row["family"], row["forget"], row["role"]) == (family, forget, "reporting")
+            ]
+            picks = [p for p in results["picks"] if (p["family"], p["forget"]) == (family, forget)]
+            lines = [_line(rows, pick, facts["methods"][pick["label"]]) for pick in picks]
+            lines.sort(key=lambda line: (line["gap"] is None, line["gap"] and line["gap"]["mean"], line["label"]))
+            oracles = [row for row in rows if row["kind"] == "oracle"]
+            made.append(
+                {
+                    "family": family,
+                    "forget": forget,
+                    "floor": spread(row.get("gap") for row in oracles),
+                    "original": _summary([row for row in rows if row["kind"] == "original"]),
+                    "oracle": _summary(oracles),
+                    "powered": _powered(rows),
+                    "methods": lines,
+                }
+            )
+    return made
+
+
+def _line(rows: Sequence[Row], pick: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
+    """One method: the setting that was chosen without the oracle, and beside it the one that the oracle picks."""
+    mine = [row for row in rows if row["kind"] == "method" and row["label"] == pick["label"]]
+    chosen = [row for row in mine if row["chosen"]]
+    line = {"label": pick["label"], "method": entry["method"], "compared": len(entry["settings"])}
+    line |= {"setting": pick["chosen"], "by_oracle": pick["by_oracle"]}
+    picked = _summary([row for row in mine if row["by_oracle"]]) if pick["by_oracle"] is not None else None
+    return line | _summary(chosen) | {"oracle_picked": picked}
+
+
+def _summary(rows: Sequence[Row]) -> dict[str, Any]:
+    """Mean and spread over seeds of what can be averaged, and how often each verdict was given."""
+    good = [row for row in rows if row["status"] == "done"]
+    names = list(dict.fromkeys(name for row in good for name in row["signals"]))
+    keys = ("auc", "raw", "retained", "retained_oracle", "power")
+    return {
+        "n": len(rows),
+        "errors": [{"seed": row["seed"], "error": row["error"]} for row in rows if row["status"] != "done"],
+        "verdicts": {word: count for word in WORDS if (count := sum(row["verdict"] == word for row in good))},
+        "levels": sorted({row["level"] for row in good}),
+        "gap": spread(row["gap"] for row in good),
+        "utility_of": next((row["utility_of"] for row in good), None),
+        "utility": spread(row["utility"] for row in good),
+        "seconds": spread(row["seconds"] for row in good),
+        "steps": spread(row["steps"] for row in good),
+        "share": {what: spread(row["share"][what] for row in good) for what in ("steps", "examples", "seconds")},
+        "signals": {
+            name: {key: spread(row["signals"][name][key] for row in good if name in row["signals"]) for key in keys}
+            for name in names
+        },
+    }
+
+
+def _powered(rows: Sequence[Row]) -> dict[str, tuple[int, int]]:
+    """For each signal in how many of how many worlds it could see the forget set in the original."""
+    seen: dict[str, tuple[int, int]] = {}
+    for row in rows:
+        if row["kind"] == "original" and row["status"] == "done":
+            for name, one in row["signals"].items():
+                hits, of = seen.get(name, (0, 0))
+                seen[name] = (hits + bool(one["powered"]), of + 1)
+    return seen
+
+
+# ---- files ----
+
+
+def write_tables(home: Path, results: Mapping[str, Any]) -> None:
+    """``results.json`` with everything, ``cells.csv``, ``findings.csv`` and ``ranking.csv``."""
+    write_text(home / RESULTS, json.dumps(results, ensure_ascii=False) + "\n")
+    write_text(home / CELLS, _csv([_flat(row) for row in results["rows"]]))
+    write_text(home / FINDINGS, _csv(_findings(results["rows"])))
+    lines = [
+        {"family": world["family"], "forget": world["forget"], **_flat(line)}
+        for world in results["ranking"]
+        for line in (
+            {"label": "original", **world["original"]},
+            {"label": "oracle", **world["oracle"]},
+            *world["methods"],
+        )
+    ]
+    write_text(home / RANKING, _csv(lines))
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted columns; lists and settings as JSON."""
+    flat: dict[str, Any] = {}
+    for key, one in value.items():
+        if key in ("findings", "curves"):
+            continue
+        if isinstance(one, Mapping) and key != "settings":
+            flat |= _flat(one, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = json.dumps(one, ensure_ascii=False) if isinstance(one, (list, dict)) else one
+    return flat
+
+
+def _findings(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    who = ("family", "forget", "seed", "role", "kind", "label", "setting")
+    return [
+        {key: row[key] for key in who}
+        | {key: one[key] for key in ("name", "value", "original", "oracle", "better", "unit")}
+        | {"low": (one["interval"] or (None, None))[0], "high": (one["interval"] or (None, None))[1]}
+        | {"n": " ".join(str(number) for number in one["n"])}
+        for row in rows
+        for one in row.get("findings", ())
+    ]
+
+
+def _csv(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Lines as CSV, with every column that any of them has, in the order of their first appearance."""
+    columns = list(dict.fromkeys(key for line in lines for key in line))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
