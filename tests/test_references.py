@@ -55,6 +55,15 @@ def filled(home):
     return made
 
 
+@pytest.fixture(scope="module")
+def by_hand(home, filled):
+    """The first reference, made with `efface unlearn`."""
+    seed = Checkpoint.load(home / "refs" / filled.tasks[0].name).seed
+    words = ["--forget", "@random:0.2", "--method", "retrain", "--seed", seed, "--out", home / "by-hand", "--quiet"]
+    assert call("unlearn", home / "original", *words) == 0
+    return home / "by-hand"
+
+
 def test_a_plan_names_each_task_by_what_goes_into_it(home, tmp_path):
     one, more = (references.plan(home / "run", tmp_path / "a", n, pairs=p) for n, p in ((3, 1), (2, 4)))
     names = {task.name for task in one.tasks}
@@ -66,16 +75,12 @@ def test_a_plan_names_each_task_by_what_goes_into_it(home, tmp_path):
     assert len({(task.kind, task.seed) for task in one.tasks}) == 5
 
 
-def test_what_was_made_is_what_it_says(home, filled):
+def test_what_was_made_is_what_it_says(home, filled, by_hand):
     start, split = read_meta(home / "original"), json.loads((home / "run" / "split.json").read_text())
     out = Checkpoint.load(home / "refs" / filled.tasks[0].name)
     assert out.exact and out.parent == start["digest"] and out.seed == start["seed"] + references.FIRST_SEED
     assert (out.meta()["recipe"], out.split) == (start["recipe"], read_meta(home / "run")["split"])
-    assert call(
-        "unlearn", home / "original", "--forget", "@random:0.2", "--method", "retrain", "--seed", out.seed,
-        "--out", home / "by-hand", "--quiet",
-    ) == 0  # fmt: skip
-    assert read_meta(home / "by-hand")["digest"] == out.model.digest()  # the same oracle, bit for bit
+    assert read_meta(by_hand)["digest"] == out.model.digest()  # the same oracle, bit for bit
     (inside,) = [task for task in filled.tasks if task.kind == "in"]
     made, original = (read_meta(home / "refs" / name) for name in (inside.name, inside.needs[0]))
     assert made["method"] == read_meta(home / "run")["method"] and not made["exact"]
@@ -181,17 +186,17 @@ def test_what_is_no_pair_is_refused(home, filled, tmp_path):
         auditing.audit(home / "run", WATCH, references=tmp_path / "refs")
 
 
-def test_what_cannot_be_planned_is_said(home, filled, tmp_path):
+def test_what_cannot_be_planned_is_said(home, filled, by_hand, tmp_path):
     with pytest.raises(EffaceError, match=r"asked to forget nothing|is not at"):
         references.plan(home / "original", tmp_path)
     with pytest.raises(EffaceError, match="are no plan"):
         references.plan(home / "run", tmp_path, count=0)
     with pytest.raises(EffaceError, match="has no pairs: its method retrains"):
-        references.plan(home / "by-hand", tmp_path, pairs=2)
+        references.plan(by_hand, tmp_path, pairs=2)
     with pytest.raises(EffaceError, match="holds no plan"):
         references.Plan.load(tmp_path)
     with pytest.raises(EffaceError, match="another run"):
-        references.prepare(home / "by-hand", references.plan(home / "by-hand", home / "refs", count=1))
+        references.prepare(by_hand, references.plan(by_hand, home / "refs", count=1))
     with pytest.raises(EffaceError, match="no task called"):
         references.perform(home / "refs", "out-1")
     assert call("references") == 2

@@ -18,8 +18,8 @@ from efface.data import Data
 from efface.errors import EffaceError
 from efface.methods import METHODS, Method
 from efface.record import digest_of
-from efface.runs import load_data, recipe_of
-from efface.splits import Split, forget, partition
+from efface.runs import Sizes, load_data, recipe_of
+from efface.splits import Split, forget
 
 WRITTEN: config.Choices = {Method: METHODS}
 OF_THE_DATA = ("@class:", "@group:")
@@ -201,14 +201,14 @@ def plan(grid: Grid) -> Plan:
 def divided(one: Planned, seed: int) -> tuple[Data, Split]:
     """The data of a family and its division, with nothing to forget yet."""
     data = load_data({"data": one.data})
-    return data, partition(data, **one.sizes, seed=seed)
+    return data, Sizes(**one.sizes).divide(data, seed)
 
 
 def _planned(name: str, family: Family, grid: Grid) -> Planned:
     try:
         data = load_data({"data": family.data})
-        sizes = config.dump(family.split)
-        split = partition(data, **sizes, seed=grid.seeds.reporting[0])
+        chosen = family.split or grid.split
+        sizes, split = config.dump(chosen), chosen.divide(data, grid.seeds.reporting[0])
         recipe = recipe_of(data, "simclr", family.recipe)
     except EffaceError as error:
         raise EffaceError(f"The family '{name}' cannot be made: {error.what}", error.why, error.remedy) from error

@@ -24,8 +24,8 @@ from efface.data import Data
 from efface.errors import EffaceError
 from efface.folder import EPOCH, writing
 from efface.observations import Observations
-from efface.runs import load_data
-from efface.splits import Split, forget, partition
+from efface.runs import Sizes, load_data
+from efface.splits import Split, forget
 from efface.train import Recipe, Tally
 from efface.types import Log
 from efface.verdict import Criteria
@@ -179,7 +179,7 @@ def _data(named: str) -> Data:
 def _divided(asked: str) -> tuple[Data, Split]:
     source, sizes, seed = json.loads(asked)
     data = _data(json.dumps(source))
-    return data, partition(data, **sizes, seed=seed)
+    return data, Sizes(**sizes).divide(data, seed)
 
 
 @lru_cache(maxsize=16)
