@@ -280,6 +280,40 @@ def bench_page() -> list[str]:
     return [*lines, f"Made by `{result['command']}`; {machine['cpu']}, torch {machine['torch']}, one thread per model."]
 
 
+def frontier_page() -> list[str]:
+    """Tables of ``results/frontier.json``."""
+    result = json.loads((RESULTS / "frontier.json").read_text(encoding="utf-8"))
+    seeds, lines = len(result["reporting_seeds"]), []
+    for family, rows in result["families"].items():
+        lines += [
+            f"### {family}",
+            "",
+            "| | n | A1 of F, backbone | A1 of F, projector | R, backbone | R, projector | kNN | average gap | steps "
+            "| F within | R within | kNN within | all |",
+            "|---" * 13 + "|",
+        ]
+        for label, row in rows.items():
+            spaces = [row[f"{space}.margin"] for space in ("backbone", "projector")]
+            cells = [figure(one["a1"]) for one in spaces] + [figure(one["retained"]) for one in spaces]
+            share = row["share_of_steps"]
+            cells += [figure(row["knn"]), figure(row["average_gap"])]
+            cells.append("–" if share is None or label == "original" else f"{100 * share['mean']:.0f} %")
+            within = row["within"]
+            for side in ("F", "R"):
+                cells.append(" / ".join(str(within.get(f"{side} {s}.margin", 0)) for s in ("backbone", "projector")))
+            cells += [str(within.get("kNN", 0)), f"{row['box']} of {row['n']}"]
+            lines.append(f"| {label} | {row['n']} | " + " | ".join(cells) + " |")
+        lines.append("")
+    machine = result["machine"]
+    lines.append(
+        f"Reporting seeds {', '.join(map(str, result['reporting_seeds']))} (n = {seeds} where nothing is missing)."
+    )
+    return [
+        *lines,
+        f"Made by `{machine['command']}`; {machine['cpu']}, torch {machine['torch']}, one thread per model.",
+    ]
+
+
 def below(path: Path, lines: list[str]) -> None:
     """Replace what follows the mark in a page that is written by hand above it."""
     text = path.read_text(encoding="utf-8")
@@ -297,7 +331,7 @@ def main() -> None:
         below(DOCS / "gradient_constraint.md", constraint_page())
     if (RESULTS / "references.json").exists():
         below(DOCS / "attacks.md", references_page())
-    for name, page in {"layouts": layouts_page, "foreign": foreign_page}.items():
+    for name, page in {"layouts": layouts_page, "foreign": foreign_page, "frontier": frontier_page}.items():
         if (RESULTS / f"{name}.json").exists():
             below(DOCS / f"{name}.md", page())
     below(DOCS / "bench.md", bench_page())
