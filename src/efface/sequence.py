@@ -14,7 +14,7 @@ from efface.drift import Requests, Step, bare, step
 from efface.folder import REQUEST, SPLIT
 from efface.looked import Model, elsewhere, foreign
 from efface.observations import Observations
-from efface.runs import Opened, Progress
+from efface.runs import Opened, Progress, is_foreign
 from efface.splits import EARLIER, Split, cumulative
 from efface.verdict import Criteria
 from efface.watch import Watch
