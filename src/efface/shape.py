@@ -41,7 +41,7 @@ def shape_of(file: Foreign, data: Data, settings: Mapping[str, Any]) -> Shape:
     objective = objective_of(file, stated.get("name") if isinstance(stated, Mapping) else stated)
     told = described(file, seen, objective)
     own = changed.pop("objective", None)
-    own = {"name": own} if isinstance(own, str) else dict(own or {})
+    own: dict[str, Any] = {"name": own} if isinstance(own, str) else dict(own or {})
     if (changed.get("backbone") or {}).get("name"):
         told.pop("backbone", None)  # the user's network, with nothing of the guessed one
     elif seen.backbone is None:
@@ -50,6 +50,8 @@ def shape_of(file: Foreign, data: Data, settings: Mapping[str, Any]) -> Shape:
             f"Its layout is {file.layout.name}; of its names no backbone is known here.",
             "Set recipe.backbone.name, such as timm:NAME, if it is one of theirs under the same names.",
         )
+    if (own.get("text") or {}).get("name"):
+        told["objective"].pop("text", None)  # the same of the text tower
     recipe = recipe_of(data, objective, _merged(told, {**changed, "objective": own}))
     return Shape(recipe, objective, seen, not stated and not file.layout.objective)
 
@@ -71,6 +73,7 @@ def recipe_of(data: Data, objective: str, changed: Mapping[str, Any]) -> Recipe:
     """The default recipe for the data and objective, with the user's changes."""
     values = {key: value for key, value in changed.items() if key != "objective"}
     named = changed.get("objective", objective)
+    named = {"name": objective, **named} if isinstance(named, Mapping) else named
     chosen = config.choose(OBJECTIVES, named, "objective", CHOICES, "recipe.objective.")
     base = config.dump(api.default_recipe(data, chosen), CHOICES)
     return config.build(Recipe, _merged(base, values), CHOICES, "recipe.")
