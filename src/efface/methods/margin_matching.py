@@ -9,9 +9,10 @@ deviation of V's under the checkpoint as received, θ₀. Unseen examples V say 
 direction: what lowers everybody's margin alike has no gradient, so the model cannot forget F by forgetting all, and V
 is looked at but never trained on. Where F no longer stands out the push ends.
 
-Source      ours. Known flaw: the gap is that of a batch, so its noise keeps pushing a little where the true gap is 0.
-            Its forerunner is a hinge on the same gap, with the gradient of mean_F alone: that one lowers the
-            retained examples' margins with the forgotten ones', and V's, so that the gap stays and the push goes on.
+Source      ours; measured in docs/frontier.md. Its forerunner is a hinge on the same gap, with the gradient of mean_F
+            alone: that one lowers the retained examples' margins and V's with the forgotten ones', so that the gap
+            stays and the push goes on.
+Departures  none. A choice with a flaw: the gap is a batch's, so its noise pushes a little where the true gap is 0.
 Tests kill  a gradient into V; a push that all examples share; a bank that has the example itself; an example of R held
             from above.
 """
