@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from efface.observations import Observations
 from efface.record import Record
 from efface.splits import Split, partition
 from efface.splits import forget as select
-from efface.train import Keep, Optim, Recipe, Run, fit, silent
+from efface.train import Keep, Optim, Recipe, Rule, Run, fit, silent
 from efface.types import Given, Log, Needs, Part
 from efface.verdict import Criteria, Verdict, judge
 from efface.views import Views
@@ -83,7 +83,8 @@ def split(data: Data, forget: str | None = None, *, seed: int = 0, **sizes: floa
 def default_recipe(data: Data, objective: str | Objective, **changed: Any) -> Recipe:
     """A recipe that fits the data: its channels, size and classes; augmentation by kind of objective.
 
-    Classifiers see shifted and flipped images, encoders crops, flips and color jitter. ``changed``: recipe fields.
+    Classifiers see shifted and flipped images, encoders crops, flips and color jitter, image-text models crops alone:
+    a caption may speak of colors and sides. ``changed``: recipe fields.
     """
     chosen = objective_class(objective)() if isinstance(objective, str) else objective
     channels, height, width = data.shape
@@ -92,14 +93,20 @@ def default_recipe(data: Data, objective: str | Objective, **changed: Any) -> Re
             f"The objective '{_name(chosen)}' needs labels, and {data.name} has none.",
             remedy="Use a label-free objective: simclr, moco, byol.",
         )
-    views = Views(crop=None, shift=max(1, height // 8), brightness=0, contrast=0, saturation=0, hue=0, grayscale=0)
+    still = replace(Views.none(), jitter_prob=Views().jitter_prob)
+    views, optim = Views(), Optim(lr=0.06, warmup=0.05)
+    if chosen.labelled:
+        views, optim = replace(still, flip=True, shift=max(1, height // 8)), Optim(lr=0.1, warmup=0.05)
+    if chosen.captioned:
+        require_captions(data, range(len(data)), f"The objective '{_name(chosen)}'")
+        views, optim = replace(still, crop=(0.8, 1.0)), Optim(rule=Rule.ADAMW, lr=1e-3, warmup=0.05)
     given = {
         "objective": chosen,
         "channels": channels,
         "size": (height, width),
         "classes": len(data.classes),
-        "views": views if chosen.labelled else Views(),
-        "optim": Optim(lr=0.1 if chosen.labelled else 0.06, warmup=0.05),
+        "views": views,
+        "optim": optim,
     }
     return Recipe(**(given | changed))
 
@@ -158,6 +165,8 @@ def pretrain(
         )
     if recipe.objective.labelled:
         require_labels(data, train, f"The objective '{_name(recipe.objective)}'")
+    if recipe.objective.captioned:
+        require_captions(data, train, f"The objective '{_name(recipe.objective)}'")
     run = Run(seed=seed, device=where, log=log, bf16=bf16, keep=keep)
     part = part_of(data, train, recipe.views, "train", where)
     model = fit(recipe.start(seed).to(where), part, recipe, run)
@@ -225,6 +234,8 @@ def give(method: Method, start: Checkpoint, data: Data, split: Split, device: to
             )
         if start.recipe.objective.labelled or Needs.LABELS in method.needs:
             require_labels(data, positions, f"{name} on a '{_name(start.recipe.objective)}' checkpoint")
+        if start.recipe.objective.captioned:
+            require_captions(data, positions, f"{name} on a '{_name(start.recipe.objective)}' checkpoint")
         parts[part] = part_of(data, positions, start.recipe.views, part, device)
     return Given(method.needs, parts, start.recipe if start.trained else None)
 
@@ -253,6 +264,17 @@ def require_labels(data: Data, positions: Any, who: str) -> None:
         raise EffaceError(
             f"{who} needs labels, and {'the data has none' if data.y is None else 'some examples have none'}.",
             remedy="Give labels, or use a label-free objective: simclr, moco, byol.",
+        )
+
+
+def require_captions(data: Data, positions: Iterable[int], who: str) -> None:
+    """An error unless every example at ``positions`` has a caption."""
+    absent = [row for row in positions if data.text is None or not data.text[row].strip()]
+    if absent:
+        raise EffaceError(
+            f"{who} needs captions, and {'the data has none' if data.text is None else f'{len(absent)} have none'}.",
+            f"Such as '{data.keys[absent[0]]}'.",
+            "Give a manifest with a column 'caption', or use a label-free objective: simclr, moco, byol.",
         )
 
 

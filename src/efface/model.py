@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from efface.attention import attention
+from efface.errors import EffaceError
 
 if TYPE_CHECKING:
     from efface.objectives.protocol import Objective
+    from efface.text import TextTower
+    from efface.types import Batch
 
 
 class Tower(nn.Module):
@@ -31,6 +35,8 @@ class Model(nn.Module):
     ``predictor``  BYOL's predictor, or ``None``.
     ``twin``       the momentum copy of backbone and head (MoCo, BYOL), or ``None``; never receives a gradient.
     ``queue``      MoCo's normalized keys of past training images, [K, d], or ``None``.
+    ``text``       the text tower of an image-text model, captions to embeddings, or ``None``.
+    ``scale``      its logarithm of 1 / temperature, one number, or ``None``.
 
     Twin and queue are a module and a buffer, so copies, checkpoints, digests and purges see them.
     Images come in [0, 1]; the model normalizes them itself with ``mean`` and ``std`` per channel.
@@ -39,12 +45,15 @@ class Model(nn.Module):
     mean: Tensor
     std: Tensor
     queue: Tensor | None
+    scale: nn.Parameter | None
 
     def __init__(self, backbone: nn.Module, head: nn.Module, objective: Objective, mean: Tensor, std: Tensor) -> None:
         super().__init__()
         self.backbone, self.head, self.objective = backbone, head, objective
         self.predictor: nn.Module | None = None
         self.twin: Tower | None = None
+        self.text: TextTower | None = None
+        self.register_parameter("scale", None)
         self.register_buffer("queue", None)
         self.register_buffer("mean", mean.view(1, -1, 1, 1))
         self.register_buffer("std", std.view(1, -1, 1, 1))
@@ -78,6 +87,21 @@ class Model(nn.Module):
         """The head alone, on features [B, dim]."""
         with torch.autocast(features.device.type, torch.bfloat16, enabled=self.bf16):
             return (tower or self).head(features).float()
+
+    def read(self, captions: Sequence[str]) -> Tensor:
+        """The text tower's un-normalized embeddings of B captions, [B, d] float32."""
+        if self.text is None:
+            raise EffaceError("This model has no text tower.", remedy="Train one with the objective clip.")
+        with torch.autocast(self.mean.device.type, torch.bfloat16, enabled=self.bf16):
+            return self.text(captions).float()
+
+    def outputs(self, batch: Batch) -> Tensor:
+        """All that it says of each example's first view, [B, d]; of image-text models the caption's beside it, [B, 2d].
+
+        Two such models are compared by the objective's ``distance``.
+        """
+        z = self(batch.view(0))
+        return z if self.text is None else torch.cat([z, self.read(batch.captions())], -1)
 
     def attention(self, x: Tensor) -> Tensor:
         """How much each patch of images in [0, 1] is looked at in the last block, [B, rows, columns] >= 0.

@@ -108,6 +108,7 @@ class Batch:
         self.y = y
         """Integer labels, [B], or ``None``."""
         self.text = text
+        """Captions, B of them, or ``None``."""
         self._make, self._views = view, dict[int, Tensor]()
 
     def __len__(self) -> int:
@@ -122,6 +123,15 @@ class Batch:
     def labels(self) -> Tensor:
         """``y``, or an error that says labels are needed."""
         return _known(self.y)
+
+    def captions(self) -> Sequence[str]:
+        """``text``, or an error that says captions are needed."""
+        if self.text is None:
+            raise EffaceError(
+                "This objective needs a caption for every image, and the data has none.",
+                remedy="Give a manifest with a column 'caption', or use a label-free objective (simclr, moco, byol).",
+            )
+        return self.text
 
     def __add__(self, other: Batch) -> Batch:
         """Both batches as one: the rows of ``self`` first."""
@@ -145,9 +155,17 @@ class Batch:
             None if self.text is None else self.text[some],
         )
 
-    def but(self, *, view: Callable[[int], Tensor] | None = None, y: Tensor | None = None) -> Batch:
-        """The same examples with other views or other labels (a wrong target)."""
-        return Batch(self.clean, view or self.view, self.ids, self.y if y is None else y, self.text)
+    def but(
+        self,
+        *,
+        view: Callable[[int], Tensor] | None = None,
+        y: Tensor | None = None,
+        text: Sequence[str] | None = None,
+    ) -> Batch:
+        """The same examples with other views, labels or captions (a wrong target)."""
+        return Batch(
+            self.clean, view or self.view, self.ids, self.y if y is None else y, self.text if text is None else text
+        )
 
     def beside(self, other: Batch, number: int = 1) -> Batch:
         """The same examples, each paired with the example of ``other`` in its row: its view ``number``, its text."""

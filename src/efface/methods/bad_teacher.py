@@ -52,8 +52,8 @@ class BadTeacher:
 
         def terms(batch: Batch) -> Step:
             gone = next(forget)
-            wanted = torch.cat([good(batch.view(0)), bad(gone.view(0))])
-            apart = model.objective.distance(wanted, model((batch + gone).view(0)))
+            wanted = torch.cat([good.outputs(batch), bad.outputs(gone)])
+            apart = model.objective.distance(wanted, model.outputs(batch + gone))
             stay, astray = apart[: len(batch)].mean(), self.weight * apart[len(batch) :].mean()
             return Step({"stay": stay, "astray": astray}, also=len(gone))
 

@@ -42,7 +42,7 @@ def task(model: Model) -> Terms:
 
 def disagreement(teacher: Model, model: Model, batch: Batch) -> Tensor:
     """How far the model is from its teacher on the first view of each example, [B] >= 0."""
-    return model.objective.distance(teacher(batch.view(0)), model(batch.view(0)))
+    return model.objective.distance(teacher.outputs(batch), model.outputs(batch))
 
 
 def mislead(model: Model, forget: Iterator[Batch], weight: float, few: int, rng: torch.Generator) -> Terms:

@@ -90,7 +90,7 @@ class Ssd:
 
         def of(batch: Batch) -> Tensor:
             if self.loss_free:
-                return model(batch.view(0)).square().sum(-1)
+                return model.outputs(batch).square().sum(-1)
             return model.objective.loss(model, batch).per_example
 
         batches = given.forget.batches(self.forget_batch_size, run.rng("forget"))

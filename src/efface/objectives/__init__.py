@@ -6,6 +6,7 @@ Adding one: a file here with a frozen dataclass, one line in ``OBJECTIVES``, a s
 from efface.errors import unknown
 from efface.objectives.barlow import Barlow
 from efface.objectives.byol import Byol
+from efface.objectives.clip import Clip
 from efface.objectives.cross_entropy import CrossEntropy
 from efface.objectives.moco import Moco
 from efface.objectives.protocol import Objective
@@ -17,6 +18,7 @@ __all__ = [
     "OBJECTIVES",
     "Barlow",
     "Byol",
+    "Clip",
     "CrossEntropy",
     "Moco",
     "Objective",
@@ -29,6 +31,7 @@ __all__ = [
 OBJECTIVES: dict[str, type[Objective]] = {
     "barlow": Barlow,
     "byol": Byol,
+    "clip": Clip,
     "cross_entropy": CrossEntropy,
     "moco": Moco,
     "simclr": SimClr,

@@ -75,6 +75,7 @@ class Barlow:
 
     labelled: ClassVar[bool] = False
     paired: ClassVar[bool] = False
+    captioned: ClassVar[bool] = False
     weight: float = 5e-3
     """Weight of the correlations across dimensions."""
     dim: int = 128

@@ -30,6 +30,7 @@ class Byol:
 
     labelled: ClassVar[bool] = False
     paired: ClassVar[bool] = True
+    captioned: ClassVar[bool] = False
     momentum: float = 0.99
     """m of the twin's moving average, in [0, 1)."""
     dim: int = 128

@@ -28,6 +28,7 @@ class CrossEntropy:
 
     labelled: ClassVar[bool] = True
     paired: ClassVar[bool] = False
+    captioned: ClassVar[bool] = False
     temperature: float = 1.0
     """Temperature T of the distance between two classifiers; the loss itself has none."""
 

@@ -32,6 +32,7 @@ class Moco:
 
     labelled: ClassVar[bool] = False
     paired: ClassVar[bool] = True
+    captioned: ClassVar[bool] = False
     temperature: float = 0.2
     """τ; lower memorizes individual images more."""
     momentum: float = 0.99

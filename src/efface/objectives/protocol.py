@@ -22,6 +22,8 @@ class Objective(Protocol):
     """Whether the loss reads labels: a classifier."""
     paired: ClassVar[bool]
     """Whether the loss compares pairs, so that :meth:`contrast` has its parts."""
+    captioned: ClassVar[bool]
+    """Whether the loss reads captions: an image-text model, with a text tower."""
 
     def equip(self, backbone: nn.Module, dim: int, classes: int, mean: Tensor, std: Tensor) -> Model:
         """Put the objective's head, twin, predictor or queue on a backbone of ``dim`` features."""
@@ -52,11 +54,11 @@ class Objective(Protocol):
         ...
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
-        """How far two models disagree about each example, [B] >= 0: ``a`` and ``b`` are their outputs, [B, d]."""
+        """How far two models disagree about each example, [B] >= 0: ``a``, ``b`` are their :meth:`Model.outputs`."""
         ...
 
     def scramble(self, batch: Batch, rng: torch.Generator) -> Batch:
-        """The batch with a wrong target: another label, or another image's view."""
+        """The batch with a wrong target: another label, another image's view, another caption."""
         ...
 
     def purge(self, model: Model, retain: Iterable[Batch]) -> dict[str, str]:
@@ -68,7 +70,7 @@ def unpaired(what: str) -> EffaceError:
     """The error of an objective whose loss has no parts that attract and repel single pairs."""
     return EffaceError(
         f"{what} compares no pairs of views one by one, so its loss has no parts that attract and repel.",
-        remedy="Use simclr, moco, byol or simsiam, or a method that works on any checkpoint.",
+        remedy="Use simclr, moco, byol, simsiam or clip, or a method that works on any checkpoint.",
     )
 
 
@@ -82,10 +84,16 @@ def foreign_view(batch: Batch, rng: torch.Generator) -> Batch:
 
     The images are swapped along one random cycle, so that none keeps its own view (unless it is alone).
     """
-    cycle = torch.randperm(len(batch), generator=rng)
+    other = swapped(len(batch), rng)
+    return batch.but(view=lambda number: batch.view(number)[other] if number == 1 else batch.view(number))
+
+
+def swapped(count: int, rng: torch.Generator) -> Tensor:
+    """For each of ``count`` rows another one, int64 [count], along one random cycle (a row alone keeps itself)."""
+    cycle = torch.randperm(count, generator=rng)
     other = torch.empty_like(cycle)
     other[cycle] = cycle.roll(1)
-    return batch.but(view=lambda number: batch.view(number)[other] if number == 1 else batch.view(number))
+    return other
 
 
 class Layer(StrEnum):

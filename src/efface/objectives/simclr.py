@@ -41,6 +41,7 @@ class SimClr:
 
     labelled: ClassVar[bool] = False
     paired: ClassVar[bool] = True
+    captioned: ClassVar[bool] = False
     temperature: float = 0.5
     """τ; lower memorizes individual images more."""
     dim: int = 128

@@ -30,6 +30,7 @@ class SimSiam:
 
     labelled: ClassVar[bool] = False
     paired: ClassVar[bool] = True
+    captioned: ClassVar[bool] = False
     dim: int = 128
     """Width of the projector's and the predictor's output."""
     hidden: int | None = None

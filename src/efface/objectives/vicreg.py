@@ -70,6 +70,7 @@ class VicReg:
 
     labelled: ClassVar[bool] = False
     paired: ClassVar[bool] = False
+    captioned: ClassVar[bool] = False
     weight: float = 25.0
     """Weight of the views' agreement."""
     spread: float = 25.0

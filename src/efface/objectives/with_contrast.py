@@ -41,6 +41,7 @@ class WithContrast:
 
     labelled: ClassVar[bool]
     paired: ClassVar[bool]
+    captioned: ClassVar[bool]
     objective: Objective
     """What the checkpoint was trained with."""
     weight: float = 1.0
@@ -58,6 +59,7 @@ class WithContrast:
             raise EffaceError(f"The temperature of the contrastive term cannot be {self.tau}.", "It must be above 0.")
         object.__setattr__(self, "labelled", self.objective.labelled)
         object.__setattr__(self, "paired", self.objective.paired)
+        object.__setattr__(self, "captioned", self.objective.captioned)
 
     def equip(self, backbone: nn.Module, dim: int, classes: int, mean: Tensor, std: Tensor) -> Model:
         """The inner objective's model, trained with this loss."""
