@@ -13,9 +13,13 @@ Arrays are named ``"<part>/<name>"``. Parts: ``forget``, ``retain``, ``holdout``
 ``<space>.margin``          [n]            mean pair cosine / tau - mean logsumexp of cosines to the bank
 ``<space>.norm``            [n]            mean L2 norm of the un-normalized embedding over views
 ``gradient_norm``           [n]            L2 norm of d loss / d input (white-box)
+``image``, ``text``         [n, d]         image-text models: embeddings of the un-augmented image, of its caption
+``pair.similarity``         [n]            mean over the views of the cosine of image and caption
+``pair.margin``             [n]            that over tau, minus logsumexp of the image's cosines to a bank's captions
 ==========================  =============  ==============================================================
 
-Spaces: ``backbone`` always, ``projector`` where the model has one. Every part of every model is observed on the
+Spaces: ``backbone`` always, ``projector`` where the model has one (of image-text models the space that images share
+with captions). ``prompts/text`` [classes, d] are the embeddings of the classes' names. Every part of every model is observed on the
 same views (seeded per key), so differences between models are never differences between views.
 """
 

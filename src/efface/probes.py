@@ -105,6 +105,40 @@ def accuracy(observed: Observations, part: str) -> Hits | None:
     return (int(right.sum()), int(seen.sum())) if seen.any() else None
 
 
+def recall(observed: Observations, part: str, k: int, *, of_text: bool = False) -> np.ndarray | None:
+    """Whether each image of ``part`` finds its own caption among the part's first ``k`` (``of_text``: each caption its
+    image), in [0, 1], ``[n]``: of equally similar ones each is as likely to come first. None without captions.
+    """
+    if not (observed.has(part, "image") and observed.has(part, "text")):
+        return None
+    queries, gallery = (unit(observed.of(part, name)) for name in ("image", "text"))
+    if of_text:
+        queries, gallery = gallery, queries
+    found = np.empty(len(queries))
+    for start in range(0, len(queries), 1024):
+        close = queries[start : start + 1024] @ gallery.T
+        own = close[np.arange(len(close)), np.arange(start, start + len(close))][:, None]
+        above, equal = (close > own).sum(axis=1), (close == own).sum(axis=1)
+        found[start : start + len(close)] = np.clip((k - above) / equal, 0, 1)
+    return found
+
+
+def recall_both(observed: Observations, part: str, k: int) -> float | None:
+    """Mean of :func:`recall` over both directions."""
+    ways = [recall(observed, part, k, of_text=way) for way in (False, True)]
+    return None if ways[0] is None else float(np.mean(ways))
+
+
+def zero_shot(observed: Observations, part: str) -> Hits | None:
+    """``(right, of)`` of the class whose name fits the image best; None without captions or labels."""
+    if not (observed.has("prompts", "text") and observed.has(part, "image")):
+        return None
+    known = labels(observed, part)
+    seen = known >= 0
+    close = unit(observed.of(part, "image")[seen]) @ unit(observed.of("prompts", "text")).T
+    return (int((close.argmax(axis=1) == known[seen]).sum()), int(seen.sum())) if seen.any() else None
+
+
 @dataclass(frozen=True)
 class Probed:
     """``right`` of ``of`` by the probe with inverse penalty ``c``; ``note`` if its fit stopped early."""

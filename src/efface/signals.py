@@ -4,6 +4,8 @@
 ``<space>.alignment``       mean cosine over the pairs of augmented views (EncoderMI, Liu et al. 2021)
 ``<space>.margin``          that over tau, minus logsumexp of the cosines to a public bank
 ``<space>.norm``            mean norm of the embedding
+``pair.similarity``         mean cosine of the views and the caption: image-text models
+``pair.margin``             that over tau, minus logsumexp of the cosines to a bank of other captions
 ``gradient_norm``           minus the norm of the loss's gradient at the input: members lie flatter
 ``logits.confidence``       p_y
 ``logits.cross_entropy``    log p_y
@@ -73,6 +75,8 @@ FROM_LOGITS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "margin": _of_label("margin"),
     "modified_entropy": lambda logits, labels: -modified_entropy(logits, labels),
 }
+PAIR = ("pair.similarity", "pair.margin")
+"""Signals of an image with its caption."""
 STORED_AS = {"alignment": "pairs", "margin": "margin", "norm": "norm"}
 
 
@@ -108,6 +112,8 @@ def scores(observed: Observations, part: str, signal: str) -> np.ndarray:
         return FROM_LOGITS[kind](observed.of(part, "logits")[seen], labels(observed, part)[seen])
     if signal == "gradient_norm":
         return -np.asarray(observed.of(part, signal), dtype=np.float64)[rows(observed, part, signal)]
+    if signal in PAIR:
+        return np.asarray(observed.of(part, signal), dtype=np.float64)
     if space in observed.spaces and kind in STORED_AS:
         stored = np.asarray(observed.of(part, f"{space}.{STORED_AS[kind]}"), dtype=np.float64)
         return stored.mean(axis=1) if kind == "alignment" else stored
@@ -117,7 +123,7 @@ def scores(observed: Observations, part: str, signal: str) -> np.ndarray:
 def every(spaces: Sequence[str]) -> tuple[str, ...]:
     """The names of all signals of a model with these embedding spaces."""
     embedded = tuple(f"{space}.{kind}" for space in spaces for kind in STORED_AS)
-    return (*embedded, "gradient_norm", *(f"logits.{kind}" for kind in FROM_LOGITS))
+    return (*embedded, *PAIR, "gradient_norm", *(f"logits.{kind}" for kind in FROM_LOGITS))
 
 
 def has(observed: Observations, part: str, signal: str) -> bool:
@@ -134,9 +140,14 @@ def available(observed: Observations, part: str = "forget") -> tuple[str, ...]:
 
 
 def prenamed(observed: Observations) -> tuple[str, ...]:
-    """The signals a verdict is decided on, fixed before looking: the margins."""
+    """The signals a verdict is decided on, fixed before looking: the margins of backbone, projector and classifier;
+    of an image-text model those of the backbone and of the pair, which is what it was trained on.
+    """
+    there = available(observed)
     wanted = ("backbone.margin", "projector.margin", "logits.margin")
-    return tuple(signal for signal in wanted if signal in available(observed))
+    if "pair.margin" in there:
+        wanted = ("backbone.margin", "pair.margin")
+    return tuple(signal for signal in wanted if signal in there)
 
 
 def nonmembers(observed: Observations, part: str) -> str:

@@ -1,8 +1,9 @@
 """The verdict: power first, then two one-sided tests, then the utility gate. It can answer "inconclusive".
 
 The signals are named before looking: the margin of the backbone, of the projector where there is one, and of
-the classifier. The number tested is AUC(forget vs holdout): at A1 of the score minus the references' mean
-score, at A0 of the raw score, in both cases against 0.5 ± delta.
+the classifier; of an image-text model those of the backbone and of image and caption. The number tested is
+AUC(forget vs holdout): at A1 of the score minus the references' mean score, at A0 of the raw score, in both
+cases against 0.5 ± delta.
 
 0. Power: on the original, the lower end of the 1 - alpha interval lies above 0.5 + delta (Holm over signals)
    for at least one signal; otherwise this attack is blind to these examples and the answer is
@@ -135,7 +136,7 @@ def judge(evidence: Evidence, criteria: Criteria = Criteria()) -> Verdict:
     if not names:
         raise EffaceError(
             "The observations hold no margin of the forget set and the holdout.",
-            "A verdict needs `backbone.margin`, `projector.margin` or logits with labels, on both parts.",
+            "A verdict needs `backbone.margin`, `projector.margin`, `pair.margin` or logits with labels, on both parts.",
             "Observe the models again, with a holdout (split: holdout > 0).",
         )
     judged = weigh(evidence, names, criteria)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ class Watch:
     """How many retained, spare and valid examples are looked at (a fixed random sample); forget and holdout: all."""
     test_cap: int = 5000
     """How many test examples are looked at."""
+    prompt: str = "{}"
+    """What the name of a class is put into, for zero-shot accuracy of image-text models."""
     gradient: bool = True
     """Whether the gradient norm is measured (a backward pass per example)."""
     valid: bool = False
@@ -53,6 +55,8 @@ class Watch:
     def __post_init__(self) -> None:
         if self.views < 2:
             raise EffaceError(f"{self.views} views cannot be compared.", "Alignment is about pairs.", "Set views >= 2.")
+        if "{}" not in self.prompt:
+            raise EffaceError(f"The prompt '{self.prompt}' has no place for a name.", remedy="Write {} for the name.")
 
 
 def observe(
@@ -75,6 +79,8 @@ def observe(
             f"An audit needs a bank of unseen examples, and `valid` has {len(split.valid)}.",
             remedy="Set split.valid to at least 8 examples (better 500) when pretraining.",
         )
+    if model.objective.captioned and data.text is None:
+        raise EffaceError(f"An image-text model is looked at through captions, and {data.name} has none.")
     training, bf16 = {m: m.training for m in model.modules()}, model.bf16
     model.eval()
     model.bf16 = False
@@ -88,6 +94,9 @@ def observe(
             if part == "valid" and watch.valid:
                 found |= look.apart(positions)
             arrays |= {f"{part}/{name}": value for name, value in found.items()}
+    if look.captioned and data.classes:
+        names = [watch.prompt.replace("{}", name) for name in data.classes]
+        arrays["prompts/text"] = look.read(names).cpu().numpy()
     for module, mode in training.items():
         module.training = mode
     model.bf16 = bf16
@@ -132,23 +141,36 @@ class _Look:
 
     def __init__(self, model: Model, data: Data, views: Views, watch: Watch, scratch: Path | None) -> None:
         self.model, self.data, self.views, self.watch, self.scratch = model, data, views, watch, scratch
-        self.classifier = model.objective.labelled
+        self.classifier, self.captioned = model.objective.labelled, model.objective.captioned
         self.spaces = ["backbone"] if self.classifier else ["backbone", OUTERMOST]
         self.device = model.mean.device
         self.banks: Mapping[str, Tensor] = {}
         self.bank_keys: np.ndarray = np.array([])
+        self.captions = torch.empty(0)
 
     @torch.no_grad()
     def open_bank(self, positions: np.ndarray) -> None:
-        """Embed one random view of each bank example in each space, normalized, [K, d]."""
+        """Embed one random view of each bank example in each space, and its caption, normalized, [K, d]."""
         self.bank_keys = self.data.keys[positions]
         seen = [self.embed(self.views_of(rows, 1)[:, 0]) for rows in self.chunks(positions)]
         self.banks = {space: torch.cat([F.normalize(z[space], dim=-1) for z in seen]) for space in self.spaces}
+        if self.captioned:
+            self.captions = F.normalize(self.read(self.texts(positions)), dim=-1)
 
     def chunks(self, positions: np.ndarray) -> Iterator[np.ndarray]:
         """Positions in batches."""
         for start in range(0, len(positions), self.watch.batch_size):
             yield positions[start : start + self.watch.batch_size]
+
+    def texts(self, rows: np.ndarray) -> list[str]:
+        """Captions of image-text data."""
+        return [self.data.text[row] for row in rows] if self.data.text is not None else []
+
+    @torch.no_grad()
+    def read(self, captions: Sequence[str]) -> Tensor:
+        """The text tower's embeddings, [b, d]."""
+        size = self.watch.batch_size
+        return torch.cat([self.model.read(captions[at : at + size]) for at in range(0, len(captions), size)])
 
     def images(self, rows: np.ndarray) -> Tensor:
         """Un-augmented images in [0, 1], [b, C, H, W]."""
@@ -215,14 +237,19 @@ class _Look:
 
     @torch.no_grad()
     def clean(self, rows: np.ndarray) -> dict[str, Tensor]:
-        """Features (and logits) of the un-augmented images."""
+        """Features of the un-augmented images, and their logits, or their and their captions' embeddings."""
         features = self.model.features(self.images(rows))
-        return {"features": features} | ({"logits": self.model.project(features)} if self.classifier else {})
+        found = {"features": features}
+        if self.classifier:
+            found["logits"] = self.model.project(features)
+        if self.captioned:
+            found |= {"image": self.model.project(features), "text": self.read(self.texts(rows))}
+        return found
 
     def signals(self, rows: np.ndarray) -> dict[str, Tensor]:
         """Per-example membership signals of every space."""
         views = self.views_of(rows, self.watch.views)
-        found = self.similarities(views)
+        found = self.similarities(views) | (self.agreement(rows, views) if self.captioned else {})
         if self.watch.gradient:
             found["gradient_norm"] = self.steepness(rows, views)
         return found
@@ -248,19 +275,30 @@ class _Look:
             found[f"{space}.norm"] = flat.norm(dim=-1).view(len(views), count).mean(1)
         return found
 
+    @torch.no_grad()
+    def agreement(self, rows: np.ndarray, views: Tensor) -> dict[str, Tensor]:
+        """Cosine of image and caption, and its margin over the bank's captions, means over the views, [b]."""
+        v = F.normalize(self.read(self.texts(rows)), dim=-1)
+        u = F.normalize(self.embed(views.flatten(0, 1))[OUTERMOST], dim=-1).view(len(rows), -1, v.shape[1])
+        own, tau = (u * v[:, None]).sum(-1), self.watch.temperature
+        crowd = (u @ self.captions.T / tau).logsumexp(-1)
+        return {"pair.similarity": own.mean(1), "pair.margin": (own / tau - crowd).mean(1)}
+
     def steepness(self, rows: np.ndarray, views: Tensor) -> Tensor:
-        """‖∂ℓ/∂x‖₂, [b]: cross-entropy of the un-augmented image, or -log p(second view against the bank)."""
+        """‖∂ℓ/∂x‖₂, [b]: cross-entropy of the un-augmented image, or -log p(second view, or caption, among a bank)."""
         if self.classifier and self.data.y is not None:
             y = torch.from_numpy(np.maximum(self.data.y[rows], 0)).to(self.device)
             return input_norms(lambda x: F.cross_entropy(self.model(x), y, reduction="none"), self.images(rows))
         space, tau = self.spaces[-1], self.watch.temperature
+        bank = self.captions if self.captioned else self.banks[space]
         with torch.no_grad():
-            positive = F.normalize(self.embed(views[:, 1])[space], dim=-1)
+            partner = self.read(self.texts(rows)) if self.captioned else self.embed(views[:, 1])[space]
+            positive = F.normalize(partner, dim=-1)
 
         def loss(x: Tensor) -> Tensor:
             z = F.normalize(self.embed(x)[space], dim=-1)
             own = (z * positive).sum(-1, keepdim=True) / tau
-            return torch.cat([own, z @ self.banks[space].T / tau], -1).logsumexp(-1) - own[:, 0]
+            return torch.cat([own, z @ bank.T / tau], -1).logsumexp(-1) - own[:, 0]
 
         return input_norms(loss, views[:, 0])
 

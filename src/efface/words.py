@@ -76,6 +76,7 @@ SYMBOLS: dict[str, str] = {word: words.symbol for word, words in WORDS.items()}
 PLACES = {
     "backbone.margin": "the encoder’s output",
     "projector.margin": "the projection head’s output",
+    "pair.margin": "how an image fits its caption",
     "logits.margin": "the classifier’s answer",
 }
 """Signals as the places where an attacker looks."""

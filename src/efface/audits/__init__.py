@@ -147,6 +147,7 @@ from efface.audits.oracle_gap import OracleGap
 from efface.audits.per_example import PerExample
 from efface.audits.populations import Populations
 from efface.audits.relearn import Relearn
+from efface.audits.retrieval import Retrieval
 from efface.audits.utility import Utility
 
 AUDITS: dict[str, type[Audit]] = {
@@ -158,5 +159,6 @@ AUDITS: dict[str, type[Audit]] = {
     "per_example": PerExample,
     "populations": Populations,
     "relearn": Relearn,
+    "retrieval": Retrieval,
     "utility": Utility,
 }

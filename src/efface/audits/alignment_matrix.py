@@ -3,7 +3,7 @@
     AM[i, j] = E_{t, t'} cos(z(t x_i), z(t' x_j))     AGM = AM_before - AM_after     FS = mean_i AGM[i, i]
  z: embedding. t, t': random views; on the diagonal two different ones. FS > 0: views of a forgotten example
 agree less than before. For a data owner who holds only embeddings from before and after: two arrays, no
-model.
+model. Of image-text models also AM[i, j] = cos(u_i, v_j) of the un-augmented image i and caption j.
 
 Source      after Alignment Calibration (Wang et al. 2024).
 Departures  the estimators are ours: views drawn once, the diagonal over t != t'.
@@ -37,6 +37,17 @@ def alignment_matrix(embeddings: np.ndarray) -> np.ndarray:
     return matrix
 
 
+def cross_matrix(images: np.ndarray, captions: np.ndarray) -> np.ndarray:
+    """AM ``[n, n]`` of images (rows) and captions (columns) from their embeddings ``[n, d]`` each."""
+    if images.ndim != 2 or images.shape != captions.shape:
+        raise EffaceError(
+            f"Images of shape {images.shape} and captions of shape {captions.shape} have no alignment.",
+            "Expected [examples, dimensions] of both.",
+        )
+    u, v = (probes.unit(z).astype(np.float64) for z in (images, captions))
+    return u @ v.T
+
+
 def forget_score(before: np.ndarray, after: np.ndarray) -> float:
     """FS of two arrays of embeddings ``[n, views, d]`` of the same examples: mean of the diagonal of AM
     before - after.
@@ -52,8 +63,8 @@ class AlignmentMatrix:
     """Examples in the heat map."""
 
     def findings(self, evidence: Evidence) -> list[Finding]:
-        """``alignment_matrix.<space>.forget_score`` for every space."""
-        found: list[Finding] = []
+        """``alignment_matrix.<space>.forget_score`` for every space, and ``pair`` where there are captions."""
+        found: list[Finding] = self._pairs(evidence)
         for space in evidence.subject.spaces:
             name = f"{space}.pairs"
             if not (evidence.subject.has("forget", name) and evidence.original.has("forget", name)):
@@ -82,6 +93,32 @@ class AlignmentMatrix:
                 )
             )
         return found
+
+    def _pairs(self, evidence: Evidence) -> list[Finding]:
+        """The change of images against captions; in the details the matrices before and after of some."""
+        if not all(evidence.subject.has("forget", name) for name in ("image", "text")):
+            return []
+        each = [cross_matrix(o.of("forget", "image"), o.of("forget", "text")) for _, o, _ in evidence.models()]
+        after, before, *oracles = each
+        drop = np.diag(before) - np.diag(after)
+        rows = np.sort(signals.shuffled(evidence.subject.of("forget", "keys"))[: self.shown])
+        found = Finding(
+            "alignment_matrix.pair.forget_score",
+            float(drop.mean()),
+            stats.bootstrap(lambda v: float(v.mean()), drop, draws=500),
+            "closer",
+            0.0,
+            mean(float((np.diag(before) - np.diag(o)).mean()) for o in oracles),
+            (len(drop),),
+            note="how much less a forgotten image agrees with its caption than in the original",
+            details={
+                "keys": [str(k) for k in evidence.subject.of("forget", "keys")[rows]],
+                "before": before[np.ix_(rows, rows)].round(4).tolist(),
+                "after": after[np.ix_(rows, rows)].round(4).tolist(),
+                "change": (before - after)[np.ix_(rows, rows)].round(4).tolist(),
+            },
+        )
+        return [found]
 
     def _map(self, before: Observations, after: Observations, drop: np.ndarray) -> dict[str, object]:
         """Change of the cosine between un-augmented images; on the diagonal, of the agreement of views."""

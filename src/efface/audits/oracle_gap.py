@@ -81,6 +81,9 @@ class OracleGap:
                 hits = voted[0] if voted else None
             if hits is not None:
                 found[name] = hits[0] / hits[1]
+            recalled = probes.recall_both(observed, part, 1)
+            if recalled is not None:
+                found[f"recall1.{part}"] = recalled
         for part in ("forget", "retain"):
             for signal in signals.available(observed, part):
                 pair = signals.pair(observed, part, signal) if signal.endswith(".margin") else None
