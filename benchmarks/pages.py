@@ -280,6 +280,43 @@ def bench_page() -> list[str]:
     return [*lines, f"Made by `{result['command']}`; {machine['cpu']}, torch {machine['torch']}, one thread per model."]
 
 
+EMOJI = {
+    "pair.margin.a1": "F, pair A1",
+    "pair.margin.a0": "F, pair A0",
+    "backbone.margin.a1": "F, backbone A1",
+    "pair.margin.retained": "R, pair",
+    "recall1.forget": "recall@1 F",
+    "recall1.retain": "recall@1 R",
+    "recall1.test": "recall@1 test",
+    "zero_shot": "zero-shot",
+    "knn": "kNN",
+    "forget_score": "FS",
+    "average_gap": "average gap",
+    "examples": "examples",
+}
+"""Columns of the emoji tables."""
+
+
+def emoji_page() -> list[str]:
+    """Tables of ``results/emoji.json``."""
+    result = json.loads((RESULTS / "emoji.json").read_text(encoding="utf-8"))
+    tables = {f"{kind}, reporting seeds": rows for kind, rows in result["reporting"].items()}
+    tables |= {f"{kind}, selection seed": rows for kind, rows in result["selection"].items()}
+    lines = []
+    for title, rows in tables.items():
+        seeds = result["selection_seeds" if "selection" in title else "reporting_seeds"]
+        lines += [f"### {title} {', '.join(map(str, seeds))}", ""]
+        lines += ["| | n | " + " | ".join(EMOJI.values()) + " | verdicts |", "|---" * (len(EMOJI) + 3) + "|"]
+        for label, row in rows.items():
+            cells = [figure(row.get(key)) for key in EMOJI]
+            counted = {word: row["verdicts"].count(word) for word in dict.fromkeys(row["verdicts"])}
+            said = ", ".join(f"{word} {count}" for word, count in counted.items()) or "; ".join(row["errors"]) or "–"
+            lines.append(f"| {label} | {row['n']} | " + " | ".join(cells) + f" | {said} |")
+        lines.append("")
+    machine = result["machine"]
+    return [*lines, f"Made by `{machine['command']}`; {machine['cpu']}, torch {machine['torch']}, one thread."]
+
+
 def below(path: Path, lines: list[str]) -> None:
     """Replace what follows the mark in a page that is written by hand above it."""
     text = path.read_text(encoding="utf-8")
@@ -301,6 +338,8 @@ def main() -> None:
         if (RESULTS / f"{name}.json").exists():
             below(DOCS / f"{name}.md", page())
     below(DOCS / "bench.md", bench_page())
+    if (RESULTS / "emoji.json").exists():
+        below(DOCS / "emoji.md", emoji_page())
 
 
 if __name__ == "__main__":

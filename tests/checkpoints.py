@@ -182,14 +182,14 @@ def open_clip(folder: Path) -> Case:
     net = library.CLIP(embed_dim=OUT, vision_cfg=vision, text_cfg=text)
     content = {"epoch": 2, "name": "run", "state_dict": parallel(net.state_dict()), "optimizer": sgd(net)}
     torch.save(content, folder / "epoch_2.pt")
-    extras = {k for k in net.state_dict() if not k.startswith("visual.")}
+    text = {k for k in net.state_dict() if not k.startswith("visual.") and k != "logit_scale"}
     return Case(
         folder / "epoch_2.pt",
         "open_clip",
         own(net.visual, ("proj",)),
         {"proj": net.visual.proj},
         {},
-        {"extras": extras},
+        {"text": text, "scale": {"logit_scale"}},
     )
 
 

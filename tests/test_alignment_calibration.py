@@ -13,6 +13,7 @@ from efface.objectives import OBJECTIVES
 from efface.train import Run
 from tests import tiny
 from tests.reference import alignment_calibration as twin
+from tests.reference import clip as clip_twin
 
 PAIRED = [name for name in sorted(OBJECTIVES) if OBJECTIVES[name].paired]
 CUTS = {"forget": (0, 12), "retain": (12, 60)}
@@ -35,6 +36,9 @@ def made(name, method, kept=8, gone=4):
 
 def parts_and_embeddings(name, model, batch, forget):
     z = [model(batch.view(number)).tolist() for number in (0, 1)]
+    if name == "clip":
+        parts = clip_twin.parts(z[0], model.read(batch.text).tolist(), model.scale.exp().item())
+        return parts, z[0], model.read(forget.text).tolist()
     if name == "simclr":
         return twin.simclr_parts(*z, 0.2), z[0], model(forget.view(2)).tolist()
     t = [model(batch.view(number), model.twin).tolist() for number in (0, 1)]
@@ -82,6 +86,17 @@ def test_each_coefficient_weighs_its_own_term(name):
     torch.testing.assert_close(terms["negative"], 3 * base["negative"] * 12 / 20)
     torch.testing.assert_close(terms["preserve"], base["preserve"] * 12 / 20)
     torch.testing.assert_close(terms["positive"], base["positive"])
+
+
+def test_with_captions_both_towers_learn_from_every_term_and_partners_are_captions():
+    """Both directions: a forgotten image among captions, and the caption it was given among images."""
+    model, batch, forget, step = made("clip", AlignmentCalibration())
+    assert batch.text[8:] != forget.text and not set(batch.text[8:]) & set(forget.text)
+    towers = {"image": [*model.backbone.parameters()], "text": [*model.text.parameters()]}
+    for term in ("task", "negative", "positive", "preserve"):
+        for tower, parameters in towers.items():
+            found = torch.autograd.grad(step.terms[term], parameters, allow_unused=True, retain_graph=True)
+            assert any(g is not None and g.abs().sum() > 0 for g in found), (term, tower)
 
 
 def test_mocos_third_view_teaches_the_anchor_only():

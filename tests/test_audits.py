@@ -42,13 +42,20 @@ def evidence(classifier_world):
     )
 
 
-def test_audits_are_named_after_their_files_and_their_findings_after_them(evidence):
+@pytest.fixture(scope="module")
+def paired():
+    w = World(7, captioned=True)
+    subject = w.model("unlearned", {"retain": 1.0, "forget": 0.2})
+    return Evidence(w.original(), subject, (w.oracle(1), w.oracle(2)))
+
+
+def test_audits_are_named_after_their_files_and_their_findings_after_them(evidence, paired):
     stems = {path.stem for path in Path(efface.audits.__file__).parent.glob("*.py")} - {"__init__"}
     assert set(AUDITS) == stems
     looks = {"subject": ((0, evidence.subject), (9, evidence.original))}
     trained_on = dataclasses.replace(evidence, relearned=(Relearned("retain", looks),))
     for name, audit in AUDITS.items():
-        found = audit().findings(trained_on)
+        found = audit().findings(paired if name == "retrieval" else trained_on)
         assert found and all(finding.name.startswith(f"{name}.") for finding in found)
 
 

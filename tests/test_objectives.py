@@ -17,6 +17,7 @@ from tests import tiny
 from tests.reference import alignment_calibration as calibration_twin
 from tests.reference import barlow as barlow_twin
 from tests.reference import byol as byol_twin
+from tests.reference import clip as clip_twin
 from tests.reference import cross_entropy as cross_entropy_twin
 from tests.reference import moco as moco_twin
 from tests.reference import simclr as simclr_twin
@@ -162,7 +163,7 @@ def test_the_gradient_of_an_anchored_part_is_its_share_of_the_batch_gradient(nam
     torch.testing.assert_close(gradient, expected * len(a))
 
 
-@pytest.mark.parametrize("name", ["barlow", "vicreg", "cross_entropy", "moco"])
+@pytest.mark.parametrize("name", ["barlow", "vicreg", "clip", "cross_entropy", "moco"])
 def test_an_anchored_loss_at_the_batch_s_own_view_is_the_loss(name):
     model, batch = model_of(name), batch_of()
     with torch.no_grad():
@@ -279,17 +280,20 @@ def test_the_parts_of_a_contrast_add_up_to_the_loss(name):
 def test_the_parts_of_a_contrast_equal_their_twins(name):
     model, batch, others, parts = contrast_of(name)
     twin, views = model.twin or model, [batch.view(0), batch.view(1)]
+    captions = [model.read(batch.text).tolist(), model.scale.exp().item()] if name == "clip" else []
     z, t = [[model(view, tower).tolist() for view in views] for tower in (model, twin)]
     expected = {
+        "clip": lambda: clip_twin.parts(z[0], *captions),
         "simclr": lambda: calibration_twin.simclr_parts(*z, 0.2),
         "moco": lambda: calibration_twin.moco_parts(z[0], t[1], model.queue.tolist(), 0.2),
         "byol": lambda: calibration_twin.byol_parts([model.predictor(model(view)).tolist() for view in views], t),
         "simsiam": lambda: calibration_twin.simsiam_parts([model.predictor(model(v)).tolist() for v in views], t),
     }[name]()
     close(torch.stack([parts.attract, parts.repel], 1), expected)
-    close(parts.partners, [simclr_twin.unit(row) for row in model(others.view(1), twin).tolist()])
+    further = model.read(others.text) if name == "clip" else model(others.view(1), twin)
+    close(parts.partners, [simclr_twin.unit(row) for row in further.tolist()])
     torch.testing.assert_close(parts.anchor.norm(dim=1), torch.ones(12))
-    assert parts.partners.requires_grad == (name == "simclr")
+    assert parts.partners.requires_grad == (name in ("clip", "simclr"))
 
 
 @pytest.mark.parametrize("name", PAIRED)

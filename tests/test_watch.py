@@ -16,15 +16,18 @@ from efface.observations import Observations
 from efface.splits import Split
 from efface.watch import Watch, _Look, _sample, observe, rows_of
 from tests import tiny
+from tests.reference import clip as clip_twin
 
 WATCH = Watch(views=3, bank=8, batch_size=7)
 
 
 def world(name="simclr", n=72, order=None):
     x, y = tiny.images(n)
-    keys = np.array([f"k{i:03d}" for i in range(n)])
+    keys, text = np.array([f"k{i:03d}" for i in range(n)]), tiny.captions(y)
     order = np.arange(n) if order is None else order
-    data = Data.from_arrays(x[order], y[order], keys[order], classes=("a", "b", "c"), name="tiny")
+    data = Data.from_arrays(
+        x[order], y[order], keys[order], classes=("a", "b", "c"), text=[text[i] for i in order], name="tiny"
+    )
     at = np.argsort(order)
     cuts = {"forget": (0, 10), "retain": (10, 40), "valid": (40, 50), "holdout": (50, 62), "test": (62, 72)}
     split = Split(**{part: np.sort(at[a:b]) for part, (a, b) in cuts.items()}, provenance={"random": True})
@@ -88,6 +91,38 @@ def test_signals_equal_a_slow_twin():
         assert seen.of("forget", "projector.margin")[i] == pytest.approx(margin, abs=2e-3)
         norm = sum(math.sqrt(sum(v * v for v in view)) for view in example) / 3
         assert seen.of("forget", "projector.norm")[i] == pytest.approx(norm, rel=1e-4)
+
+
+def test_signals_of_a_pair_equal_a_slow_twin():
+    model, data, split, views = world("clip")
+    seen = observe(model, data, split, views, WATCH)
+    look = _Look(model.eval(), data, views, WATCH, None)
+    banked = _sample(data, split.valid, 8)
+    with torch.no_grad():
+        z = [[model(view[None])[0].tolist() for view in example] for example in look.views_of(split.forget, 3)]
+        own, bank = (model.read([data.text[row] for row in rows]).tolist() for rows in (split.forget, banked))
+        prompts = model.read(["a", "b", "c"]).numpy()
+    for i, example in enumerate(z):
+        similarity, margin = clip_twin.similarity_and_margin(example, own[i], bank, 0.1)
+        assert seen.of("forget", "pair.similarity")[i] == pytest.approx(similarity, abs=1e-4)
+        assert seen.of("forget", "pair.margin")[i] == pytest.approx(margin, abs=2e-3)
+    np.testing.assert_allclose(seen.of("forget", "text"), own, atol=1e-5)
+    np.testing.assert_allclose(seen.of("prompts", "text"), prompts, atol=1e-5)
+    assert seen.has("test", "image") and seen.has("valid", "text") and not seen.has("test", "pair.margin")
+
+
+def test_what_stands_around_a_name_is_a_setting_and_must_have_a_place_for_it():
+    model, data, split, views = world("clip")
+    first, second = (observe(model, data, split, views, dataclasses.replace(WATCH, prompt=p)) for p in ("{}", "an {}"))
+    assert np.abs(first.of("prompts", "text") - second.of("prompts", "text")).max() > 1e-3
+    with pytest.raises(EffaceError, match="no place for a name"):
+        Watch(prompt="a picture")
+
+
+def test_an_image_text_model_is_looked_at_through_captions():
+    model, data, split, views = world("clip")
+    with pytest.raises(EffaceError, match="through captions"):
+        observe(model, dataclasses.replace(data, text=None), split, views, WATCH)
 
 
 def test_an_over_fitted_model_flattens_its_members():

@@ -10,7 +10,8 @@ from torch import nn
 
 from efface.backbones import Backbone
 from efface.model import Model
-from efface.objectives import Barlow, Byol, CrossEntropy, Moco, SimClr, SimSiam, VicReg
+from efface.objectives import Barlow, Byol, Clip, CrossEntropy, Moco, SimClr, SimSiam, VicReg
+from efface.text import Text
 from efface.train import Optim, Recipe
 from efface.types import Augment, Given, Part
 from efface.views import Views
@@ -19,6 +20,7 @@ CLASSES, SIDE = 3, 8
 SMALL: dict[str, Any] = {
     "barlow": Barlow(dim=8, weight=0.1),
     "byol": Byol(dim=8),
+    "clip": Clip(temperature=0.2, dim=8, text=Text(width=8, depth=1, heads=2, context=4, buckets=32)),
     "cross_entropy": CrossEntropy(),
     "moco": Moco(queue=48, dim=8),
     "simclr": SimClr(temperature=0.2, dim=8),
@@ -41,6 +43,11 @@ def images(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     for row in range(n):
         x[row, 0, 2 * y[row] + 1] += 80
     return x.clip(0, 255).astype(np.uint8), y.astype(np.int64)
+
+
+def captions(y: np.ndarray) -> tuple[str, ...]:
+    """A caption for each image: its class and a word of its own."""
+    return tuple(f"{('low', 'middle', 'high')[label]} stripe, number {row}" for row, label in enumerate(y))
 
 
 def still(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -72,7 +79,8 @@ def recipe(name: str = "simclr", **changed: Any) -> Recipe:
 def parts(x: np.ndarray, y: np.ndarray, cuts: dict[str, tuple[int, int]], augment: Augment = still) -> dict[str, Part]:
     """A part for each (first, last) range of rows."""
     pixels, labels = torch.from_numpy(x), torch.from_numpy(y)
-    return {name: Part(pixels, torch.arange(a, b), augment, labels, name=name) for name, (a, b) in cuts.items()}
+    text = captions(y)
+    return {name: Part(pixels, torch.arange(a, b), augment, labels, text, name=name) for name, (a, b) in cuts.items()}
 
 
 def given(method: Any, parts: dict[str, Part], recipe: Recipe | None = None) -> Given:

@@ -19,11 +19,13 @@ class World:
     ``hardness`` is what hides membership at A0 and cancels at A1.
     """
 
-    def __init__(self, seed=0, *, hardness=1.0, classes=5, dim=12, labelled=True, classifier=False, **sizes):
+    def __init__(
+        self, seed=0, *, hardness=1.0, classes=5, dim=12, labelled=True, classifier=False, captioned=False, **sizes
+    ):
         self.rng = np.random.default_rng(seed)
         self.sizes = {"forget": 200, "retain": 300, "holdout": 300, "test": 200, "valid": 100} | sizes
         self.labelled, self.classifier, self.dim, self.classes = labelled, classifier, dim, classes
-        self.hard, self.y, self.x = {}, {}, {}
+        self.captioned, self.hard, self.y, self.x = captioned, {}, {}, {}
         self.centers = 2.0 * np.random.default_rng(seed + 1).normal(size=(classes, dim))
         for part, n in self.sizes.items():
             self.hard[part] = hardness * self.rng.normal(size=n)
@@ -38,6 +40,8 @@ class World:
             if n == 0:
                 continue
             arrays |= self.part(part, n, gain.get(part, 0.0), noise, collapsed, projector, blur)
+        if self.captioned:
+            arrays["prompts/text"] = self.centers.astype(np.float32)
         spaces = ["backbone", "projector"] if projector else ["backbone"]
         return Observations(name, split, arrays, {"spaces": spaces})
 
@@ -61,6 +65,14 @@ class World:
             if part not in ("test", "valid"):
                 spread = scale * (0.05 * rng.normal(size=(n, PAIRS)) + 0.05 * score[:, None])
                 made[f"{space}.pairs"] = np.clip(0.7 + spread, -1, 1).astype(np.float32)
+        if self.captioned:
+            near = gain + 0.3 * rng.normal(size=n)
+            made["text"] = self.x[part].astype(np.float32)
+            image = near[:, None] * self.x[part] + 2 * rng.normal(size=(n, self.dim))
+            made["image"] = (np.ones_like(x) if collapsed else image).astype(np.float32)
+            if part not in ("test", "valid"):
+                made["pair.margin"] = (scale * (self.hard[part] + gain + noise * rng.normal(size=n))).astype(np.float32)
+                made["pair.similarity"] = (0.1 * made["pair.margin"]).astype(np.float32)
         if part not in ("test", "valid"):
             made["gradient_norm"] = np.exp(-0.3 * scale * score).astype(np.float32)
         return {f"{part}/{name}": value for name, value in made.items()}

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from efface import config
-from efface.architecture import Guess
+from efface.architecture import Guess, text_tower
 from efface.errors import EffaceError
 from efface.foreign import Foreign, copies
 from efface.layouts import Place, Role
@@ -62,6 +62,8 @@ def described(foreign: Foreign, seen: Guess, objective: str) -> dict[str, Any]:
     activation = Layer.GELU if foreign.layout.gelu else Layer.RELU
     shape = projector_of(foreign.part(Role.HEAD), activation)
     known = set(config.dump(objective_class(objective)()))
+    if "text" in known:
+        found["objective"] |= text_tower(foreign)
     if shape is None or "layers" not in known:
         return found
     layers, hidden, out = shape
@@ -126,7 +128,12 @@ def adopt(foreign: Foreign, model: Model, objective: str, *, fresh_head: bool = 
         fresh["head"] = _fitted(model.head, foreign, Role.HEAD, objective)
     if model.predictor is not None and not bare:
         fresh["predictor"] = _fitted(model.predictor, foreign, Role.PREDICTOR, objective)
-    state = {f"{part}.{name}": value for part, inside in fresh.items() for name, value in inside.items()}
+    if model.text is not None:
+        fresh["text.network"] = _fitted(model.text.network, foreign, Role.TEXT, objective)
+        fresh[""] = _scale(model, foreign)
+    state = {
+        f"{part}.{name}".removeprefix("."): value for part, inside in fresh.items() for name, value in inside.items()
+    }
     _finite(foreign)
     model.load_state_dict(state, strict=False)
     if model.twin is not None:
@@ -141,6 +148,13 @@ def adopt_backbone(foreign: Foreign, model: Model) -> Model:
     _finite(foreign)
     model.backbone.load_state_dict(_fitted(model.backbone, foreign, Role.BACKBONE), strict=False)
     return model
+
+
+def _scale(model: Model, foreign: Foreign) -> Tensors:
+    theirs = foreign.part(Role.SCALE).get("logit_scale")
+    if theirs is None or theirs.numel() != 1 or model.scale is None:
+        raise EffaceError(f"{foreign.path} has no single logit scale.", "CLIP's loss has one for all pairs.")
+    return {"scale": theirs.reshape(()).to(model.scale.dtype)}
 
 
 def _adopt_twin(model: Model, foreign: Foreign) -> list[str]:
@@ -218,6 +232,8 @@ def _misfit(foreign: Foreign, role: Role, objective: str, table: str) -> EffaceE
 def _head(objective: str) -> str:
     if objective == "cross_entropy":
         return "single linear layer over the classes of the data"
+    if objective == "clip":
+        return "projection without bias, and open_clip's text tower,"
     return "projector of linear layers, BatchNorm and activations"
 
 
@@ -268,6 +284,8 @@ class _Back:
             **{f"backbone.{name}": value for name, value in model.backbone.state_dict().items()},
             **{f"head.{name}": value for name, value in model.head.state_dict().items()},
         }
+        if model.text is not None:
+            online |= {f"text.{name}": value for name, value in model.text.network.state_dict().items()}
         self.online: Tensors = online
         self.twin = online if model.twin is None else dict(model.twin.state_dict())
         self.predictor: Tensors = {} if model.predictor is None else dict(model.predictor.state_dict())
@@ -284,13 +302,17 @@ class _Back:
     def decide(self, place: Place, old: Tensor, retain: Iterable[Batch]) -> Tensor | None:
         """The new tensor of a place that holds ``old``; ``None``: it stays as it is."""
         name = place.name
-        trained = {Role.BACKBONE: self.online, Role.HEAD: self.online, Role.TWIN: self.twin}.get(place.role, {})
+        online = dict.fromkeys((Role.BACKBONE, Role.HEAD, Role.TEXT), self.online)
+        trained = (online | {Role.TWIN: self.twin}).get(place.role, {})
         own = name if place.role is Role.TWIN else f"{place.role}.{name}"
         source = self.predictor.get(name) if place.role is Role.PREDICTOR else trained.get(own)
         if source is not None and source.shape == old.shape:
             copied = place.role is Role.TWIN and self.model.twin is None
             self.note(place, "copied from the unlearned network" if copied else "unlearned")
             return source
+        if place.role is Role.SCALE and self.model.scale is not None:
+            self.note(place, "unlearned")
+            return self.model.scale.reshape(old.shape)
         if place.role is Role.QUEUE:
             return self._queue(place, old, retain)
         if place.role is Role.BUFFERS:

@@ -32,6 +32,8 @@ RESNETS: dict[tuple[tuple[int, ...], int, int], str] = {
 VITS = {192: "tiny", 384: "small", 768: "base", 1024: "large"}
 """Width to name of the Vision Transformers whose heads are 64 wide."""
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+OPEN_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+"""What CLIP subtracts and divides by."""
 CIFAR = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
@@ -68,7 +70,7 @@ def guess(foreign: Foreign) -> Guess:
     shapes = {name: tuple(value.shape) for name, value in weights.items()}
     channels = next((shape[1] for shape in shapes.values() if len(shape) == 4), 3)
     mean, std, told = normalization(foreign, channels)
-    for look in (_of_transformers, _resnet, _transformer, _named):
+    for look in (_of_transformers, _open_clip, _resnet, _transformer, _named):
         found = look(shapes, foreign)
         if found is not None:
             return replace(found, mean=mean, std=std, notes=(*found.notes, *told))
@@ -83,6 +85,7 @@ def normalization(foreign: Foreign, channels: int) -> tuple[Numbers | None, Numb
     if foreign.layout.name == "efface":
         return _numbers(own["mean"]), _numbers(own["std"]), ()
     stated: Any = (meta.get("config.json") or {}).get("pretrained_cfg") or {}
+    stated = stated or (meta.get("open_clip_config.json") or {}).get("preprocess_cfg") or {}
     images: Any = meta.get("preprocessor_config.json") or {}
     if images.get("do_normalize") is False:
         images = {"image_mean": [0.0] * channels, "image_std": [1.0] * channels}
@@ -92,6 +95,8 @@ def normalization(foreign: Foreign, channels: int) -> tuple[Numbers | None, Numb
     dataset = str(_args(meta, "data", "dataset") or _args(meta, "dataset") or "").lower()
     if foreign.layout.name == "solo" and dataset in CIFAR:
         return (*CIFAR[dataset], (f"normalization as solo-learn has it for {dataset}",))
+    if foreign.layout.name == "open_clip":
+        return (*OPEN_CLIP, ("normalization assumed: CLIP's mean and standard deviation",))
     if channels == 3:
         return (*IMAGENET, ("normalization assumed: ImageNet's mean and standard deviation",))
     return None, None, ("normalization unknown: set recipe.mean and recipe.std",)
@@ -128,6 +133,53 @@ def _of_transformers(shapes: Shapes, foreign: Foreign) -> Guess | None:
         size=size if fixed else None,
         notes=(f"features: {huggingface.Take(options[huggingface.TAKE]).value}, as its own classes have them",),
     )
+
+
+def _open_clip(shapes: Shapes, foreign: Foreign) -> Guess | None:
+    """A Vision Transformer of open_clip: from its configuration, or else from its shapes."""
+    if foreign.layout.name != "open_clip" or "class_embedding" not in shapes or "conv1.weight" not in shapes:
+        return None
+    width, channels, patch, _ = shapes["conv1.weight"]
+    side = math.isqrt(shapes["positional_embedding"][0] - 1) * patch
+    stated = stated_towers(foreign)
+    options: dict[str, Any] = dict(stated.get("vision_cfg") or {})
+    depth, hidden = _depth(shapes), shapes["transformer.resblocks.0.mlp.c_fc.weight"][0]
+    told = "its configuration"
+    if not options:
+        told = "shapes alone: heads 64 wide and GELU are assumed (quick_gelu: true for OpenAI's own weights)"
+        options = {"width": width, "layers": depth, "patch_size": patch, "mlp_ratio": hidden / width}
+    options |= {"image_size": side, **({"quick_gelu": True} if stated.get("quick_gelu") else {})}
+    return Guess(
+        name=f"open_clip's Vision Transformer, {depth} blocks of {width}, patches of {patch}x{patch}, images of {side}",
+        backbone=Backbone(name="open_clip:custom", options=options),
+        channels=channels,
+        size=(side, side),
+        notes=(f"image and text tower from {told}",),
+    )
+
+
+def text_tower(foreign: Foreign) -> dict[str, Any]:
+    """Settings of the text tower of open_clip's files, with the width of the space that both towers share."""
+    weights = {name: tuple(value.shape) for name, value in foreign.part(Role.TEXT).items()}
+    if not {"token_embedding.weight", "positional_embedding", "text_projection"} <= weights.keys():
+        return {}
+    stated = stated_towers(foreign)
+    options: dict[str, Any] = dict(stated.get("text_cfg") or {})
+    if not options:
+        words, width = weights["token_embedding.weight"]
+        options = {"width": width, "vocab_size": words, "layers": _depth(weights), "heads": max(1, width // 64)}
+        options |= {"context_length": weights["positional_embedding"][0]}
+    options |= {"quick_gelu": True} if stated.get("quick_gelu") else {}
+    return {"dim": weights["text_projection"][1], "text": {"name": "open_clip:custom", "options": options}}
+
+
+def stated_towers(foreign: Foreign) -> dict[str, Any]:
+    """``model_cfg`` of ``open_clip_config.json``; empty where there is none."""
+    return (foreign.meta.get("open_clip_config.json") or {}).get("model_cfg") or {}
+
+
+def _depth(shapes: Shapes) -> int:
+    return 1 + max(int(m[1]) for name in shapes if (m := re.match(r"transformer\.resblocks\.(\d+)\.", name)))
 
 
 def _resnet(shapes: Shapes, foreign: Foreign) -> Guess | None:

@@ -3,6 +3,7 @@
 ``resnet8``, ``resnet10``, ``resnet18``  ResNets for small images (3x3 stem, no max-pool), of any width
 ``timm:NAME``, ``torchvision:NAME``      any of their models without its classifier, untrained
 ``hf:KIND``                              ViT, DINOv2 and their like as transformers builds them, untrained
+``open_clip:NAME``                       the image tower of any of its models without its projection (extra ``clip``)
 
 Every one starts from random weights: nothing is downloaded. Randomness is torch's global generator, as in
 every layer's own initialization; fork and seed it around :meth:`Backbone.build`.
@@ -32,7 +33,7 @@ class Backbone:
     """Which network turns images into features."""
 
     name: str = "resnet8"
-    """``resnet8``, ``resnet10``, ``resnet18``, ``timm:NAME``, ``torchvision:NAME`` or ``hf:KIND``."""
+    """``resnet8``, ``resnet10``, ``resnet18``, ``timm:NAME``, ``torchvision:NAME``, ``open_clip:NAME``, ``hf:KIND``."""
     width: int = 32
     """Channels of the first stage (the ResNets of efface only); the features have width x 2^(stages - 1)."""
     stride: int = 2
@@ -68,7 +69,7 @@ class Backbone:
         if self.name not in BLOCKS:
             raise EffaceError(
                 f"There is no backbone called '{self.name}'.{nearest(self.name, BLOCKS)}",
-                f"Known: {', '.join(BLOCKS)}, timm:NAME, torchvision:NAME (such as timm:resnet18).",
+                f"Known: {', '.join(BLOCKS)}, timm:NAME, torchvision:NAME, open_clip:NAME (such as timm:resnet18).",
             )
         wrong = [name for name in self.options if name not in SMALL_OPTIONS]
         if wrong:
@@ -215,7 +216,13 @@ def _hf(name: str, channels: int, size: tuple[int, int], options: Mapping[str, A
         return huggingface.build(name, channels, size, options)
 
 
-LIBRARIES = {"timm": _timm, "torchvision": _torchvision, "hf": _hf}
+def _open_clip(name: str, channels: int, size: tuple[int, int], options: Mapping[str, Any]) -> nn.Module:
+    from efface.openclip import visual  # the extra, slow to import
+
+    return visual(name, channels, size, options)
+
+
+LIBRARIES = {"timm": _timm, "torchvision": _torchvision, "open_clip": _open_clip, "hf": _hf}
 
 
 def _rechanneled(conv: nn.Conv2d, channels: int) -> nn.Conv2d:

@@ -19,8 +19,8 @@ Arrays are named ``"<part>/<name>"``. Parts: ``forget``, ``retain``, ``holdout``
 ==========================  =============  ==============================================================
 
 Spaces: ``backbone`` always, ``projector`` where the model has one (of image-text models the space that images share
-with captions). ``prompts/text`` [classes, d] are the embeddings of the classes' names. Every part of every model is observed on the
-same views (seeded per key), so differences between models are never differences between views.
+with captions). ``prompts/text`` [classes, d]: embeddings of the classes' names. Every part of every model is observed
+on the same views (seeded per key), so differences between models are never differences between views.
 """
 
 from __future__ import annotations

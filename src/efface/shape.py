@@ -50,6 +50,8 @@ def shape_of(file: Foreign, data: Data, settings: Mapping[str, Any]) -> Shape:
             f"Its layout is {file.layout.name}; of its names no backbone is known here.",
             "Set recipe.backbone.name, such as timm:NAME, if it is one of theirs under the same names.",
         )
+    if (own.get("text") or {}).get("name"):
+        told["objective"].pop("text", None)  # the same of the text tower
     recipe = recipe_of(data, objective, _merged(told, {**changed, "objective": own}))
     return Shape(recipe, objective, seen, not stated and not file.layout.objective)
 

@@ -12,7 +12,8 @@ cases against 0.5 ± delta.
    ``over-forgotten``: below 0.5 - delta, likewise: standing out downwards is standing out.
 2. ``removed``: on every signal, also those without power, the whole 1 - 2 alpha interval lies within ± delta
    (all of them must, so nothing is corrected).
-3. ``removed, utility lost``: removed, but the features are no longer good for what the original's were.
+3. ``removed, utility lost``: removed, but the features are no longer good for what the original's were, or images
+   and captions of the test part no longer find each other as they did.
 4. Control: the retained examples are still trained on. Where the attack sees them in what the subject is compared with
    (the mean oracle, or at A0 the original: their raw AUC against never-trained ones clearly above 0.5 + delta) but not
    in the subject (not even above 0.5), it was blinded, by noise, a new head or forgetting everybody: no ``removed``.
@@ -43,6 +44,8 @@ NEIGHBORS = 20
 """Neighbors that vote in the utility gate."""
 COLLAPSED = 0.1
 """An effective rank near 1 with less than this share of the original's (above 1) left is a collapse."""
+RECALLED = 10
+"""Nearest captions (images) among which an image's (caption's) own one counts as found, in the utility gate."""
 RANK_LEFT = 0.25
 """Without labels, the share of the original's effective rank (above 1) that must be left."""
 CKA_LEFT = 0.2
@@ -58,7 +61,7 @@ class Criteria:
     alpha: float = 0.05
     """Probability of error allowed to each claim."""
     max_utility_drop: float = 0.05
-    """Largest loss of kNN accuracy on test, as a share (0.05: five points)."""
+    """Largest loss of kNN accuracy on test, and of recall@10 of image-text models, as a share (0.05: five points)."""
     signals: tuple[str, ...] | None = None
     """Signals to decide on; None: the margin of backbone, projector and classifier, where observed."""
 
@@ -136,7 +139,7 @@ def judge(evidence: Evidence, criteria: Criteria = Criteria()) -> Verdict:
     if not names:
         raise EffaceError(
             "The observations hold no margin of the forget set and the holdout.",
-            "A verdict needs `backbone.margin`, `projector.margin`, `pair.margin` or logits with labels, on both parts.",
+            "A verdict needs the margin of backbone, projector or pair, or logits with labels, on both parts.",
             "Observe the models again, with a holdout (split: holdout > 0).",
         )
     judged = weigh(evidence, names, criteria)
@@ -254,15 +257,26 @@ def usefulness(evidence: Evidence, names: tuple[str, ...], criteria: Criteria) -
     flat = rank < 1.5 and left < COLLAPSED
     if flat or probes.collapsed(now) or any(constant(subject, name) for name in names):
         lost = f"the embedding is collapsed ({shown})"
+    found, told = retrieved(original, subject, seen, criteria)
+    lost = lost or found
     labelled = next((p for p in ("test", "valid") if probes.knn(subject, p, (NEIGHBORS,))), None)
     if labelled is None:
         cka = probes.linear_cka(now, before)
-        note = f"no labels: judged by collapse alone ({shown}; linear CKA to the original {cka:.2f})"
+        note = f"no labels: judged by collapse alone ({shown}; linear CKA to the original {cka:.2f}){told}"
         return Utility(None, lost or (note if left < RANK_LEFT or cka < CKA_LEFT else ""), note)
     accuracies = [right / of for o in (original, subject) for right, of in probes.knn(o, labelled) or []]
     drop = accuracies[0] - accuracies[1]
-    note = f"kNN accuracy on {labelled} {accuracies[1]:.3f}, the original's {accuracies[0]:.3f}"
+    note = f"kNN accuracy on {labelled} {accuracies[1]:.3f}, the original's {accuracies[0]:.3f}{told}"
     return Utility(drop, lost or (note if drop > criteria.max_utility_drop else ""), note)
+
+
+def retrieved(original: Observations, subject: Observations, part: str, criteria: Criteria) -> tuple[str, str]:
+    """Whether images and captions of a part find each other less than before: why, or empty; and what to say of it."""
+    before, now = (probes.recall_both(o, part, RECALLED) for o in (original, subject))
+    if before is None or now is None:
+        return "", ""
+    note = f"recall@{RECALLED} of pairs on {part} {now:.3f}, the original's {before:.3f}"
+    return (note if before - now > criteria.max_utility_drop else ""), f"; {note}"
 
 
 def constant(observed: Observations, signal: str) -> bool:

@@ -28,7 +28,9 @@ from efface.cli.options import (
 def pretrain(
     out: Out,
     data: DataOption = None,
-    objective: Annotated[str | None, typer.Option("--objective", help="simclr, moco, byol, cross_entropy.")] = None,
+    objective: Annotated[
+        str | None, typer.Option("--objective", help="simclr, moco, byol, clip, cross_entropy.")
+    ] = None,
     config: Config = None,
     set_: Set = None,
     seed: Seed = None,

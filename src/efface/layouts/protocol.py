@@ -35,6 +35,8 @@ class Role(StrEnum):
     TWIN = "twin"
     QUEUE = "queue"
     PROTOTYPES = "prototypes"
+    TEXT = "text"
+    SCALE = "scale"
     BUFFERS = "buffers"
     EXTRAS = "extras"
 

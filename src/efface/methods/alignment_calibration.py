@@ -5,6 +5,7 @@
     L_NCE = ( Σ_R ℓ_i + Σ_F [ -α · sim(a_i, b_i)/τ + γ · log Σ_k e^{sim(a_i, k)/τ} ] ) / ( n_R + α n_F )
     L(θ) = L_NCE + β · |F| / (|R| + |F|) · mean_F sim(a_i, c_i)                   c_i: a third view of x_i itself
 
+With captions (CLIP) a_i is an image, b_i its caption (for x_i ∈ F another one of F), c_i its own; log Σ runs both ways.
 R ∪ F is shuffled as a whole; n_R, n_F count a batch. α pulls different forgotten images together (negative
 calibration), β drives two views of one apart (positive calibration), γ keeps them spread out among the others.
 
@@ -14,7 +15,7 @@ Departures  α, β and γ are apart (in the paper γ = α). The sums are the obj
             MoCo, the positive among the k, and b_i of x_j among those of x_i. Where F has one example, no x' exists
             and its α term is left out. An epoch is as many steps as a pass over R takes. MoCo's keys, c_i among them,
             come from the twin: only a_i learns from them. BYOL and SimSiam are not the paper's; they push nothing, so
-            γ is idle there.
+            γ is idle there. The form with captions is ours: both towers learn from every term.
 Tests kill  NaN for a batch without forget examples; a view of x_i as its own partner; β without |F| / (|R| + |F|);
             one coefficient for three; keys of forget examples in the queue.
 """
