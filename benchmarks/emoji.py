@@ -40,7 +40,6 @@ HERE = Path(__file__).parent
 HOME, RESULT = HERE / "runs" / "emoji", HERE / "results" / "emoji.json"
 PICTURE = HERE.parent / "docs" / "emoji_alignment.svg"
 FORGET = {"random": "@random:0.1", "flags": "@group:country-flag"}
-ORACLES = {"random": 2, "flags": 1}
 SELECTION, REPORTING = (0,), (10, 11, 12)
 SIZES = {"train": 1000, "valid": 300, "holdout": 1200, "test": 400}
 WATCH = Watch(gradient=False, views=3, bank=300, cap=400, test_cap=400)
@@ -223,13 +222,13 @@ def main() -> None:
     if asked.stage == "tables":
         tables()
         return
-    kinds = FORGET if asked.stage != "select" else ("random",)
-    for seed in SELECTION if asked.stage == "select" else REPORTING:
-        for kind in kinds:
-            oracles = 1 if asked.stage == "select" else ORACLES[kind]
-            for label in ("original", *(f"oracle-{k + 1}" for k in range(oracles))):
+    seeds, kinds = (SELECTION, ("random",)) if asked.stage == "select" else (REPORTING, tuple(FORGET))
+    labels = {"select": tuple(GRID), "report": CHOSEN}.get(asked.stage, ())
+    for kind in kinds:
+        for seed in seeds:
+            for label in ("original", "oracle-1"):
                 make(asked.manifest, kind, seed, label)
-            for label in {"select": tuple(GRID), "report": CHOSEN}.get(asked.stage, ()):
+            for label in labels:
                 make(asked.manifest, kind, seed, label, GRID[label])
 
 

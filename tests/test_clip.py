@@ -170,7 +170,7 @@ def test_words_are_hashed_the_same_everywhere_and_read_without_case():
     tokens = words(["Flag, of ÅLAND", "flag , of åland", "", "旗 flag"])
     assert tokens.dtype == torch.int64 and tokens.shape == (4, 5)
     assert torch.equal(tokens[0], tokens[1])
-    assert tokens[0].tolist() == [START, 734, 976, 446, 943]
+    assert tokens[0].tolist() == [START, 691, 210, 456, 544]
     assert tokens[2].tolist() == [START, PAD, PAD, PAD, PAD]
     assert (tokens[3] != PAD).sum() == 3
     assert words(["a b c d e f"]).shape == (1, 5), "a long caption is cut"

@@ -74,7 +74,7 @@ def test_the_audit_finds_retained_pairs_and_loses_those_that_were_forgotten(evid
     found = by_name(Retrieval().findings(evidence))
     for way in ("image_to_text", "text_to_image"):
         kept, gone = (found[f"retrieval.{part}.{way}.recall_at_1"] for part in ("retain", "forget"))
-        assert kept.value > gone.value + 0.1 and kept.better == "higher" and gone.better == "closer"
+        assert kept.value > 2 * gone.value and kept.better == "higher" and gone.better == "closer"
         assert gone.original > gone.value and abs(gone.value - gone.oracle) < 0.15
         assert "by chance 0.005" in gone.note
     for part in ("test", "retain", "forget"):
