@@ -73,6 +73,7 @@ def recipe_of(data: Data, objective: str, changed: Mapping[str, Any]) -> Recipe:
     """The default recipe for the data and objective, with the user's changes."""
     values = {key: value for key, value in changed.items() if key != "objective"}
     named = changed.get("objective", objective)
+    named = {"name": objective, **named} if isinstance(named, Mapping) else named
     chosen = config.choose(OBJECTIVES, named, "objective", CHOICES, "recipe.objective.")
     base = config.dump(api.default_recipe(data, chosen), CHOICES)
     return config.build(Recipe, _merged(base, values), CHOICES, "recipe.")
