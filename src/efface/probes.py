@@ -126,7 +126,8 @@ def recall(observed: Observations, part: str, k: int, *, of_text: bool = False) 
 def recall_both(observed: Observations, part: str, k: int) -> float | None:
     """Mean of :func:`recall` over both directions."""
     ways = [recall(observed, part, k, of_text=way) for way in (False, True)]
-    return None if ways[0] is None else float(np.mean(ways))
+    found = [way for way in ways if way is not None]
+    return float(np.mean(found)) if found else None
 
 
 def zero_shot(observed: Observations, part: str) -> Hits | None:

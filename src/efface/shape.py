@@ -41,7 +41,7 @@ def shape_of(file: Foreign, data: Data, settings: Mapping[str, Any]) -> Shape:
     objective = objective_of(file, stated.get("name") if isinstance(stated, Mapping) else stated)
     told = described(file, seen, objective)
     own = changed.pop("objective", None)
-    own = {"name": own} if isinstance(own, str) else dict(own or {})
+    own: dict[str, Any] = {"name": own} if isinstance(own, str) else dict(own or {})
     if (changed.get("backbone") or {}).get("name"):
         told.pop("backbone", None)  # the user's network, with nothing of the guessed one
     elif seen.backbone is None:

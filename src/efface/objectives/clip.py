@@ -116,7 +116,7 @@ class Clip:
     def scramble(self, batch: Batch, rng: torch.Generator) -> Batch:
         """Another image's caption."""
         captions = batch.captions()
-        return batch.but(text=[captions[row] for row in swapped(len(batch), rng).tolist()])
+        return batch.but(text=[captions[int(row)] for row in swapped(len(batch), rng)])
 
     def purge(self, model: Model, retain: Iterable[Batch]) -> dict[str, str]:
         """There is neither twin nor queue, and the tokenizer knows no caption."""
