@@ -269,12 +269,18 @@ def require_labels(data: Data, positions: Any, who: str) -> None:
 
 def require_captions(data: Data, positions: Iterable[int], who: str) -> None:
     """An error unless every example at ``positions`` has a caption."""
-    absent = [row for row in positions if data.text is None or not data.text[row].strip()]
+    if data.text is None:
+        raise EffaceError(
+            f"{who} needs captions, and the data has none.",
+            f"{data.name} has no column 'caption'; a manifest's captions are read from there and nowhere else.",
+            "Give the column of the captions that name, or use a label-free objective: simclr, moco, byol.",
+        )
+    absent = [row for row in positions if not data.text[row].strip()]
     if absent:
         raise EffaceError(
-            f"{who} needs captions, and {'the data has none' if data.text is None else f'{len(absent)} have none'}.",
+            f"{who} needs captions, and {len(absent)} have none.",
             f"Such as '{data.keys[absent[0]]}'.",
-            "Give a manifest with a column 'caption', or use a label-free objective: simclr, moco, byol.",
+            "Write a caption for each, or leave them out of the manifest.",
         )
 
 
