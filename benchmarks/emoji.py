@@ -172,7 +172,6 @@ def measure(kind: str, seed: int, label: str) -> dict[str, Any]:
         evidence = Evidence(before, subject, oracles, costs)
         found["average_gap"] = OracleGap().findings(evidence)[0].value
         found["examples"] = cell["cost"]["examples"] / spent["examples"]
-        found["seconds"] = cell["cost"]["seconds"] / spent["seconds"]
         found["verdict"] = judge(evidence).word
     return cell | {"found": found}
 

@@ -180,7 +180,7 @@ def test_towers_by_name_learn(name, options):
 
 
 def test_a_pretrained_recipe_starts_the_same_twice(pictures):
-    data = runs._load({"data": str(pictures)})
+    data = runs.load_data({"data": str(pictures)})
     split = api.split(data, forget="@random:12", **SPLIT)
     recipe = api.default_recipe(
         data,
