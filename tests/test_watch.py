@@ -111,6 +111,22 @@ def test_signals_of_a_pair_equal_a_slow_twin():
     assert seen.has("test", "image") and seen.has("valid", "text") and not seen.has("test", "pair.margin")
 
 
+def test_a_valid_pair_is_compared_with_every_other_caption_of_the_bank():
+    model, data, split, views = world("clip")
+    seen = observe(model, data, split, views, dataclasses.replace(WATCH, valid=True))
+    look = _Look(model.eval(), data, views, WATCH, None)
+    banked = _sample(data, split.valid, 8)
+    with torch.no_grad():
+        z = [[model(view[None])[0].tolist() for view in example] for example in look.views_of(split.valid, 3)]
+        own = model.read([data.text[row] for row in split.valid]).tolist()
+    margins = seen.of("valid", "pair.margin")
+    for i, (row, example) in enumerate(zip(split.valid, z, strict=True)):
+        bank = model.read([data.text[other] for other in banked if other != row]).tolist()
+        _, margin = clip_twin.similarity_and_margin(example, own[i], bank, 0.1)
+        back = math.log(8 / 7) if row in banked else 0
+        assert margins[i] == pytest.approx(margin - back, abs=2e-3)
+
+
 def test_what_stands_around_a_name_is_a_setting_and_must_have_a_place_for_it():
     model, data, split, views = world("clip")
     first, second = (observe(model, data, split, views, dataclasses.replace(WATCH, prompt=p)) for p in ("{}", "an {}"))

@@ -136,6 +136,18 @@ def _sample(data: Data, positions: np.ndarray, count: int) -> np.ndarray:
     return np.sort(positions[np.argsort(rank, kind="stable")[:count]])
 
 
+def crowding(close: Tensor, own: Tensor | None = None) -> Tensor:
+    """logsumexp over the bank of similarities [b, v, K], mean over the views, [b].
+
+    ``own``: each example's row in the bank, or -1; it is left out, and log(K / (K - 1)) put back.
+    """
+    if own is None:
+        return close.logsumexp(-1).mean(1)
+    members, size = (own >= 0).nonzero()[:, 0], close.shape[-1]
+    close[members, :, own[members]] = -torch.inf
+    return close.logsumexp(-1).mean(1) + (own >= 0) * math.log(size / (size - 1))
+
+
 class _Look:
     """One model looked through: its bank, its spaces, its arrays."""
 
@@ -223,7 +235,8 @@ class _Look:
         found: dict[str, list[np.ndarray]] = {}
         for rows in self.chunks(positions):
             own = torch.tensor([places.get(key, -1) for key in keys[rows].tolist()], device=self.device)
-            seen = self.similarities(self.views_of(rows, self.watch.views), own)
+            views = self.views_of(rows, self.watch.views)
+            seen = self.similarities(views, own) | (self.agreement(rows, views, own) if self.captioned else {})
             for name, value in seen.items():
                 if name.endswith(".margin"):
                     found.setdefault(name, []).append(value.cpu().numpy())
@@ -263,26 +276,23 @@ class _Look:
         for space, flat in self.embed(views.flatten(0, 1)).items():
             z = F.normalize(flat, dim=-1).view(len(views), count, -1)
             pairs = (z @ z.transpose(1, 2))[:, upper[0], upper[1]]
-            close = z @ self.banks[space].T / tau
-            if own is not None:
-                members = (own >= 0).nonzero()[:, 0]
-                close[members, :, own[members]] = -torch.inf
-            crowd = close.logsumexp(-1).mean(1)
-            if own is not None:
-                crowd = crowd + (own >= 0) * math.log(close.shape[-1] / (close.shape[-1] - 1))
+            crowd = crowding(z @ self.banks[space].T / tau, own)
             found[f"{space}.pairs"] = pairs
             found[f"{space}.margin"] = pairs.mean(1) / tau - crowd
             found[f"{space}.norm"] = flat.norm(dim=-1).view(len(views), count).mean(1)
         return found
 
     @torch.no_grad()
-    def agreement(self, rows: np.ndarray, views: Tensor) -> dict[str, Tensor]:
-        """Cosine of image and caption, and its margin over the bank's captions, means over the views, [b]."""
+    def agreement(self, rows: np.ndarray, views: Tensor, place: Tensor | None = None) -> dict[str, Tensor]:
+        """Cosine of image and caption, and its margin over the bank's captions, means over the views, [b].
+
+        ``place``: each example's row in the bank, or -1.
+        """
         v = F.normalize(self.read(self.texts(rows)), dim=-1)
         u = F.normalize(self.embed(views.flatten(0, 1))[OUTERMOST], dim=-1).view(len(rows), -1, v.shape[1])
         own, tau = (u * v[:, None]).sum(-1), self.watch.temperature
-        crowd = (u @ self.captions.T / tau).logsumexp(-1)
-        return {"pair.similarity": own.mean(1), "pair.margin": (own / tau - crowd).mean(1)}
+        crowd = crowding(u @ self.captions.T / tau, place)
+        return {"pair.similarity": own.mean(1), "pair.margin": own.mean(1) / tau - crowd}
 
     def steepness(self, rows: np.ndarray, views: Tensor) -> Tensor:
         """‖∂ℓ/∂x‖₂, [b]: cross-entropy of the un-augmented image, or -log p(second view, or caption, among a bank)."""
