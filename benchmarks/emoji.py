@@ -247,11 +247,9 @@ def main() -> None:
     seeds, kinds = (SELECTION, ("random",)) if asked.stage == "select" else (REPORTING, tuple(FORGET))
     labels = tuple(GRID) if asked.stage == "select" else chosen() if asked.stage == "report" else ()
     for kind in kinds:
-        for seed in seeds:
-            for label in ("original", "oracle-1"):
-                make(asked.manifest, kind, seed, label)
-            for label in labels:
-                make(asked.manifest, kind, seed, label, GRID[label])
+        for label in ("original", "oracle-1", *labels):
+            for seed in seeds:
+                make(asked.manifest, kind, seed, label, GRID.get(label))
 
 
 if __name__ == "__main__":
