@@ -79,6 +79,8 @@ GRID: dict[str, dict[str, Any]] = {
     "alignment_calibration, 20, 6 epochs": {"name": "alignment_calibration", "beta": 20.0, "epochs": 6, **adam()},
     "salun, .5, 6 epochs": {"name": "salun", "weight": 0.5, "epochs": 6, **adam()},
 }
+DRAWN = ("neggrad", "alignment_calibration", "ssd", "salun")
+"""Methods in the picture."""
 KEPT = 2 / 3
 """Share of the original's recall@1 on retained pairs that a setting must leave to be chosen."""
 
@@ -152,13 +154,14 @@ def measure(kind: str, seed: int, label: str) -> dict[str, Any]:
     names = [name for name in there(kind, seed) if name.startswith("oracle") and name != label]
     oracles = tuple(seen(kind, seed, name) for name in names)
     found: dict[str, Any] = {}
+    parts = ("forget", "holdout")
     for signal in signals.prenamed(subject):
-        parts = ("forget", "holdout")
         found[f"{signal}.a0"] = stats.auc(*(signals.scores(subject, part, signal) for part in parts))
         if oracles:
             found[f"{signal}.a1"] = stats.auc(*(signals.calibrated(subject, oracles, part, signal) for part in parts))
         pair = signals.pair(subject, "retain", signal)
         found[f"{signal}.retained"] = stats.auc(*pair) if pair else None
+    found["pair.similarity.a0"] = stats.auc(*(signals.scores(subject, p, "pair.similarity") for p in parts))
     for part in ("forget", "retain", "test"):
         found[f"recall1.{part}"] = probes.recall_both(subject, part, 1)
     shot, votes = probes.zero_shot(subject, "test"), probes.knn(subject, "test")
@@ -193,7 +196,8 @@ def chosen() -> tuple[str, ...]:
 def rows(kind: str, seeds: tuple[int, ...]) -> dict[str, Any]:
     """Mean and spread over the seeds of every model that was made for each of them."""
     table: dict[str, Any] = {}
-    for label in dict.fromkeys(label for seed in seeds for label in there(kind, seed)):
+    made = {label for seed in seeds for label in there(kind, seed)}
+    for label in (label for label in ("original", "oracle-1", *GRID) if label in made):
         cells = [measure(kind, seed, label) for seed in seeds if label in there(kind, seed)]
         good = [cell["found"] for cell in cells if "found" in cell]
         figures = [key for key in good[0] if key != "verdict"] if good else []
@@ -207,16 +211,18 @@ def rows(kind: str, seeds: tuple[int, ...]) -> dict[str, Any]:
     return table
 
 
-def picture(kind: str, seed: int, labels: tuple[str, ...], shown: int = 24, cell: int = 8) -> str:
+def picture(kind: str, seed: int, labels: tuple[str, ...], shown: int = 20, cell: int = 7) -> str:
     """Alignment matrices, images in rows and captions in columns, of the same forgotten pairs, one beside the other."""
     side, gap, parts = shown * cell, 16, []
     for number, label in enumerate(labels):
         observed, left = seen(kind, seed, label), number * (side + gap)
         some = np.sort(signals.shuffled(observed.of("forget", "keys"))[:shown])
         matrix = cross_matrix(observed.of("forget", "image")[some], observed.of("forget", "text")[some])
-        parts.append(f'<text x="{left}" y="12" font-size="11">{label}</text>')
+        parts.append(f'<text x="{left}" y="12" font-size="10">{label.partition(",")[0]}</text>')
         for (i, j), value in np.ndenumerate(matrix):
-            shade = f"{np.clip(value, 0, 1):.2f}"
+            shade = f"{min(value, 1):.2f}"
+            if value < 0.01:
+                continue
             place = f'x="{left + j * cell}" y="{18 + i * cell}"'
             parts.append(f'<rect {place} width="{cell}" height="{cell}" fill-opacity="{shade}"/>')
     size = f'width="{len(labels) * (side + gap) - gap}" height="{side + 18}"'
@@ -230,8 +236,8 @@ def tables() -> None:
     result["selection"] = {"random": rows("random", SELECTION)}
     result["reporting"] = {kind: rows(kind, REPORTING) for kind in FORGET}
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    calibrated = next(label for label in chosen() if label.startswith("alignment_calibration"))
-    PICTURE.write_text(picture("random", REPORTING[0], ("original", calibrated, "oracle-1")), encoding="utf-8")
+    drawn = [label for label in chosen() if GRID[label]["name"] in DRAWN]
+    PICTURE.write_text(picture("random", REPORTING[0], ("original", *drawn, "oracle-1")), encoding="utf-8")
     print(f"written: {RESULT.name}, {PICTURE.name}")
 
 
@@ -247,11 +253,9 @@ def main() -> None:
     seeds, kinds = (SELECTION, ("random",)) if asked.stage == "select" else (REPORTING, tuple(FORGET))
     labels = tuple(GRID) if asked.stage == "select" else chosen() if asked.stage == "report" else ()
     for kind in kinds:
-        for seed in seeds:
-            for label in ("original", "oracle-1"):
-                make(asked.manifest, kind, seed, label)
-            for label in labels:
-                make(asked.manifest, kind, seed, label, GRID[label])
+        for label in ("original", "oracle-1", *labels):
+            for seed in seeds:
+                make(asked.manifest, kind, seed, label, GRID.get(label))
 
 
 if __name__ == "__main__":

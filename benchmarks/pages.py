@@ -317,6 +317,7 @@ def frontier_page() -> list[str]:
 EMOJI = {
     "pair.margin.a1": "F, pair A1",
     "pair.margin.a0": "F, pair A0",
+    "pair.similarity.a0": "F, cosine A0",
     "backbone.margin.a1": "F, backbone A1",
     "pair.margin.retained": "R, pair",
     "recall1.forget": "recall@1 F",
