@@ -9,7 +9,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from efface.blackbox import judging
+from efface.blackbox import agreement, judging
 from efface.blackbox.arrays import Embedded, Pair, paired, read, shaped
 from efface.blackbox.heatmap import heatmap
 from efface.blackbox.page import audit
@@ -41,13 +41,13 @@ def test_numbers_are_those_of_the_slow_twin():
     p = pair(6, before=0.5, views=4, d=5)
     before, after = p.before.z.tolist(), p.after.z.tolist()
     am = twin.alignment_matrix(before)
-    assert judging.agreement(p.before.z) == pytest.approx([am[i][i] for i in range(6)], abs=1e-6)
+    assert agreement.agreement(p.before.z) == pytest.approx([am[i][i] for i in range(6)], abs=1e-6)
     off = [am[i][j] for i in range(6) for j in range(6) if i != j]
-    assert judging.between(p.before.z) == pytest.approx(np.mean(off), abs=1e-6)
+    assert agreement.between(p.before.z) == pytest.approx(np.mean(off), abs=1e-6)
     found = by_name(judging.conclude(p))
     assert found["blackbox.forget_score"].value == pytest.approx(twin.forget_score(before, after), abs=1e-6)
     orders = np.array(list(permutations(range(6))))
-    seen, drawn = judging.pairing(p.before.z, p.after.z, orders)
+    seen, drawn = agreement.pairing(p.before.z, p.after.z, orders)
     assert seen == pytest.approx(twin.paired_change(before, after, range(6)), abs=1e-6)
     assert drawn[100] == pytest.approx(twin.paired_change(before, after, orders[100].tolist()), abs=1e-6)
     assert (drawn >= seen - 1e-12).mean() == pytest.approx(twin.exact_p(before, after))
@@ -56,21 +56,21 @@ def test_numbers_are_those_of_the_slow_twin():
 def test_the_sampled_p_is_near_the_exact_one_and_never_zero():
     p = pair(5, before=0.12, views=2, d=4)
     exact = twin.exact_p(p.before.z.tolist(), p.after.z.tolist())
-    assert judging.pairing_p(p.before.z, p.after.z)[1] == pytest.approx(exact, abs=0.05)
+    assert agreement.pairing_p(p.before.z, p.after.z)[1] == pytest.approx(exact, abs=0.05)
     strong = pair(60, before=1.2)
-    assert judging.pairing_p(strong.before.z, strong.after.z)[1] == 1 / (judging.DRAWS + 1)
+    assert agreement.pairing_p(strong.before.z, strong.after.z)[1] == 1 / (agreement.DRAWS + 1)
 
 
 def test_random_pairings_of_unrelated_models_are_not_rejected_too_often():
     rng = np.random.default_rng(3)
-    ps = [judging.pairing_p(*(rng.normal(size=(12, 2, 6)) for _ in range(2)), seed=s)[1] for s in range(60)]
+    ps = [agreement.pairing_p(*(rng.normal(size=(12, 2, 6)) for _ in range(2)), seed=s)[1] for s in range(60)]
     assert np.mean(np.array(ps) <= 0.1) < 0.25
 
 
 def test_a_view_is_never_compared_with_itself():
     rng = np.random.default_rng(0)
     z = rng.normal(size=(200, 2, 64)).astype(np.float32)
-    assert abs(judging.agreement(z).mean()) < 0.05
+    assert abs(agreement.agreement(z).mean()) < 0.05
 
 
 def test_without_control_there_is_no_removed():

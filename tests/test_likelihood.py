@@ -122,6 +122,15 @@ def test_rmia_where_its_ratio_is_the_likelihood_ratio():
     assert (fair.min(), fair.max(), fair.mean()) == pytest.approx((0, 1, 0.5))
 
 
+def test_rmia_calibrates_by_default_where_probabilities_are_small():
+    x, _, out, _ = gaussians(6, count=64, level=-20.0)
+    log_p, log_out = -np.logaddexp(0, -x), -np.logaddexp(0, -out)
+    assert auc(likelihood.relative(log_p, log_out)) == pytest.approx(truth(1.0), abs=0.01)
+    raw = auc(x)
+    assert auc(likelihood.relative(log_p, log_out, a=0.3)) == pytest.approx(raw, abs=0.01)
+    assert raw < truth(1.0) - 0.1
+
+
 def test_curves_are_scikit_learns():
     x, inside, out, _ = gaussians(7, count=8, n=500)
     score = np.round(likelihood.online(x, inside, out), 1)  # with ties

@@ -141,6 +141,15 @@ def test_one_process_a_task(home, tmp_path):
         references.perform(tmp_path / "locked", plan.tasks[0].name)
 
 
+def test_where_there_is_no_lock_it_is_said_and_nothing_is_made(home, tmp_path, monkeypatch):
+    plan = references.plan(home / "run", tmp_path / "elsewhere", count=1)
+    references.prepare(home / "run", plan)
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with pytest.raises(EffaceError, match=f"cannot be made on this system \\({sys.platform}\\)"):
+        references.perform(tmp_path / "elsewhere", plan.tasks[0].name)
+    assert not plan.done(plan.tasks[0]) and not (tmp_path / "elsewhere" / f"{plan.tasks[0].name}.lock").exists()
+
+
 def test_dry_run_says_cost_and_disk_and_writes_nothing(home, tmp_path, capfd):
     words = ["--count", 3, "--pairs", 2, "--jobs", 2, "--dry-run", "--json"]
     assert call("references", home / "run", "--out", tmp_path / "none", *words) == 0

@@ -12,10 +12,10 @@ nothing.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -257,6 +257,14 @@ def _make(made: Plan, task: Task, starts: Sequence[Path], device: str, progress:
 @contextmanager
 def _alone(home: Path, name: str) -> Iterator[None]:
     """Keep a second process from the same task; a killed one leaves nothing that hinders."""
+    try:
+        import fcntl
+    except ImportError:
+        raise EffaceError(
+            f"References cannot be made on this system ({sys.platform}).",
+            "Two processes are kept from the same task by a lock that only Unix has.",
+            "Make them on Linux or macOS and copy the folders: they can be audited here.",
+        ) from None
     with open(home / f"{name}.lock", "w", encoding="ascii") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

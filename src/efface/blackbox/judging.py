@@ -17,33 +17,32 @@ level A0; without one there is none, except that embeddings which did not change
 
 Source      after Alignment Calibration (Wang et al. 2024) and EncoderMI (Liu et al. 2021).
 Departures  estimators, tests and what they may claim are ours.
-Tests kill  a view compared with itself; the true pairing left out of p; damage to everybody taken for forgetting.
+Tests kill  damage to everybody taken for forgetting.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from efface import stats
 from efface.audits import Evidence, Finding
-from efface.audits.alignment_matrix import alignment_matrix
-from efface.blackbox.arrays import Embedded, Pair
+from efface.blackbox.agreement import (
+    DRAWS,
+    PAIRED,
+    SIGNAL,
+    agreement,
+    between,
+    interval,
+    observed,
+    pairing_p,
+    unchanged,
+)
+from efface.blackbox.arrays import Pair
 from efface.errors import EffaceError
-from efface.observations import Observations
 from efface.probes import effective_rank
 from efface.verdict import EXIT_CODES, Criteria, Verdict, Word, judge
-
-SPACE = "embeddings"
-SIGNAL = f"{SPACE}.alignment"
-DRAWS, PAIRED = 999, 5000
-"""Permutations, and the items (a fixed random sample) that the pairing test is made on at most."""
-SAMPLED = 500
-"""Items whose pairs are looked at to see whether anything changed."""
-STILL = 1e-5
-"""Largest change of a cosine that is rounding of 32-bit numbers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,45 +64,6 @@ class Judged:
         return EXIT_CODES[self.word]
 
 
-def agreement(z: np.ndarray) -> np.ndarray:
-    """The diagonal of AM: mean cosine of two different views of each item, float64 ``[n]`` from ``[n, views, d]``."""
-    z = _unit(z)
-    views, center = z.shape[1], z.sum(axis=1)
-    return ((center**2).sum(axis=1) - (z**2).sum(axis=(1, 2))) / (views * (views - 1))
-
-
-def between(z: np.ndarray) -> float:
-    """Mean of AM off the diagonal: of two views of different items."""
-    center = _unit(z).mean(axis=1)
-    n, whole = len(center), center.sum(axis=0)
-    return float((whole @ whole - (center**2).sum()) / (n * (n - 1)))
-
-
-def pairing(before: np.ndarray, after: np.ndarray, orders: np.ndarray) -> tuple[float, np.ndarray]:
-    """``(T, T of each order)``: mean change of cosine between the first half of item i's views and the second half of
-    item ``order[i]``'s; ``orders`` ``[draws, n]``. T is that of the true pairing.
-    """
-    halves: list[tuple[np.ndarray, np.ndarray]] = []
-    for z in (before, after):
-        u, cut = _unit(z), z.shape[1] // 2
-        halves.append((u[:, :cut].mean(axis=1), u[:, cut:].mean(axis=1)))
-    (a, b), (c, d) = halves
-    change = a @ b.T - c @ d.T
-    rows = np.arange(len(a))
-    return float(change[rows, rows].mean()), np.array([change[rows, order].mean() for order in orders])
-
-
-def pairing_p(before: np.ndarray, after: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """``(T less the mean over random pairings, one-sided p)``: views of one item lost more than views of two."""
-    rng = np.random.default_rng(seed)
-    if len(before) > PAIRED:
-        kept = np.sort(rng.permutation(len(before))[:PAIRED])
-        before, after = before[kept], after[kept]
-    orders = np.stack([rng.permutation(len(before)) for _ in range(DRAWS)])
-    seen, drawn = pairing(before, after, orders)
-    return seen - float(drawn.mean()), float(1 + (drawn >= seen - 1e-12).sum()) / (DRAWS + 1)
-
-
 def conclude(forget: Pair, control: Pair | None = None, criteria: Criteria | None = None) -> Judged:
     """Findings, and what follows from them. ``control``: items of the same source that were never trained on."""
     if len(forget) < 2 or (control is not None and len(control) < 2):
@@ -120,10 +80,10 @@ def conclude(forget: Pair, control: Pair | None = None, criteria: Criteria | Non
     n = (len(drop),)
     found = [
         Finding(
-            "blackbox.forget_score", float(drop.mean()), _interval(drop), "higher", 0.0, n=n,
+            "blackbox.forget_score", float(drop.mean()), interval(drop), "higher", 0.0, n=n,
             note="FS: how much less two views of an item agree than before; 0: as before",
         ),
-        Finding("blackbox.own_pairs", float(after.mean()), _interval(after), None, float(before.mean()), n=n,
+        Finding("blackbox.own_pairs", float(after.mean()), interval(after), None, float(before.mean()), n=n,
                 note="mean cosine of two views of the same item"),
         Finding("blackbox.other_pairs", between(forget.after.z), None, None, between(forget.before.z), n=n,
                 note="mean cosine of views of two different items"),
@@ -179,12 +139,12 @@ def _beside(found: list[Finding], forget: Pair, control: Pair, drop: np.ndarray,
     error, freedom = stats.welch(drop, other)
     reach = float(stats.stdtrit(freedom, 0.975)) * error
     gap = float(drop.mean() - other.mean())
-    original, subject = (_observed(forget, control, when) for when in ("before", "after"))
+    original, subject = (observed(forget, control, when) for when in ("before", "after"))
     evidence = Evidence(original, subject)
     verdict = judge(evidence, Criteria(criteria.delta, criteria.alpha, criteria.max_utility_drop, (SIGNAL,)))
     one = verdict.signals[0]
     found += [
-        Finding("blackbox.control_score", float(other.mean()), _interval(other), "closer", 0.0, n=(n[1],),
+        Finding("blackbox.control_score", float(other.mean()), interval(other), "closer", 0.0, n=(n[1],),
                 note="the same score of the never-trained items: what changed for everybody"),
         Finding(
             "blackbox.forget_minus_control", gap, (gap - reach, gap + reach), "higher", 0.0, n=n,
@@ -208,35 +168,3 @@ def _limits(forget: Pair) -> tuple[str, ...]:
         "Only these embeddings were looked at: not the weights, not other outputs, not copies of data or model. Who "
         "answers may also have changed the answers and not the model.",
     )
-
-
-def _observed(forget: Pair, control: Pair, when: str) -> Observations:
-    """The alignment of both parts as observations, so that the one set of verdict rules applies."""
-    arrays: dict[str, np.ndarray] = {}
-    for part, pair in (("forget", forget), ("holdout", control)):
-        seen: Embedded = getattr(pair, when)
-        z = _unit(seen.z).astype(np.float32)
-        upper = np.triu_indices(z.shape[1], 1)
-        arrays[f"{part}/keys"] = seen.keys
-        arrays[f"{part}/features"] = seen.z.mean(axis=1)
-        arrays[f"{part}/{SPACE}.pairs"] = np.matmul(z, z.transpose(0, 2, 1))[:, upper[0], upper[1]]
-    return Observations(when, "owner", arrays, {"spaces": [SPACE]})
-
-
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the mean (Student)."""
-    reach = float(stats.stdtrit(len(values) - 1, 0.975)) * float(values.std(ddof=1)) / math.sqrt(len(values))
-    return float(values.mean()) - reach, float(values.mean()) + reach
-
-
-def unchanged(pair: Pair) -> bool:
-    """Whether no cosine changed but for rounding: of every item's views, and between a sample of the items."""
-    some = slice(0, None, max(1, len(pair) // SAMPLED))
-    maps = [alignment_matrix(seen.z[some]) for seen in (pair.before, pair.after)]
-    own = agreement(pair.before.z) - agreement(pair.after.z)
-    return max(float(np.abs(own).max()), float(np.abs(maps[0] - maps[1]).max())) < STILL
-
-
-def _unit(z: np.ndarray) -> np.ndarray:
-    z = z.astype(np.float64)
-    return z / np.linalg.norm(z, axis=-1, keepdims=True)

@@ -16,9 +16,10 @@ from markupsafe import Markup
 
 from efface import __version__, figures, svg
 from efface.audits.alignment_matrix import alignment_matrix
+from efface.blackbox.agreement import SIGNAL
 from efface.blackbox.arrays import Pair, paired, read
 from efface.blackbox.heatmap import heatmap
-from efface.blackbox.judging import SIGNAL, Judged, conclude
+from efface.blackbox.judging import Judged, conclude
 from efface.errors import EffaceError
 from efface.folder import REQUEST, write_text, writing
 from efface.record import file_digest
