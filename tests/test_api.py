@@ -126,7 +126,7 @@ def test_a_batch_larger_than_the_data_is_refused(world):
 
 def test_default_recipes_fit_the_data(world):
     data = world[0]
-    for name in tiny.SMALL:
+    for name in set(tiny.SMALL) - {"clip"}:  # noise has no captions
         recipe = api.default_recipe(data, name)
         assert (recipe.channels, recipe.size, recipe.classes) == (1, (8, 8), 3)
     assert api.default_recipe(data, "cross_entropy").views.crop is None
