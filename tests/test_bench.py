@@ -17,14 +17,15 @@ import numpy as np
 import pytest
 import yaml
 
-from efface.bench import engine
+from efface.bench import course
 from efface.bench.choice import best, score
-from efface.bench.engine import again, bench
+from efface.bench.course import again, bench
 from efface.bench.grid import grid_of, read
 from efface.bench.plan import Kind, World, plan
 from efface.bench.work import JOURNAL, OBSERVED, outcome
 from efface.data import Data
 from efface.observations import Observations
+from efface.runs import Progress
 from tests.test_cli import efface, refused  # noqa: F401  (a fixture)
 
 GRID = {
@@ -177,8 +178,32 @@ def test_retry_makes_again_what_failed_and_nothing_else(copied):
 def test_two_benches_in_one_folder_are_refused(copied):
     from efface.errors import EffaceError
 
-    with engine._alone(copied), pytest.raises(EffaceError, match="Another bench is running"):
+    with course._alone(copied), pytest.raises(EffaceError, match="Another bench is running"):
         bench(grid_of(GRID), copied)
+
+
+# ---- progress ----
+
+
+def test_the_time_left_counts_each_kind_by_itself_and_the_cells_to_come(tmp_path):
+    grid = grid_of({**GRID, "jobs": 1})
+    planned = plan(grid)
+    work = course.Work(tmp_path, grid, Progress())
+    worlds = list(planned.worlds((0, 10)))
+    cells = [planned.cell(world, "neggrad", 0) for world in worlds]
+    tasks = [planned.original(world) for world in worlds] + cells
+    work.tasks = {task.digest: task for task in tasks}
+    assert (work.count(), work.left()) == ("0/4", "?")
+    work.seconds[Kind.ORIGINAL] = [600.0]
+    work.state[tasks[0].digest] = {}
+    assert (work.count(), work.left()) == ("1/4", "over 10:00"), "the cells are not taken for originals"
+    work.state[tasks[1].digest] = {}
+    work.seconds[Kind.CELL] = [50.0, 70.0]
+    assert work.left() == "2:00"
+    work.ahead, work.seconds[Kind.JUDGED] = 3, [5.0]
+    assert (work.count(), work.left()) == ("2/10", "over 5:15")
+    work.grid = replace(grid, jobs=3)
+    assert work.left() == "over 1:45"
 
 
 # ---- the choice ----

@@ -8,5 +8,5 @@
 ``estimate``  what it would cost, before it is paid
 ``tables``    results as rows, CSV and JSON           (numpy only)
 ``charts``, ``page``  the page: ranking, cost x gap x utility, a card for each method        (numpy only)
-``engine``    all of it in order
+``course``    all of it in order
 """

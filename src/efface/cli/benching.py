@@ -45,7 +45,7 @@ def bench(
             told = estimate(asked, home, shown)
         tell(told.as_dict(), told.lines(), as_json=json_, quiet=quiet)
         return
-    from efface.bench.engine import bench as run
+    from efface.bench.course import bench as run
     from efface.bench.page import PAGE
     from efface.bench.tables import RESULTS
 

@@ -1,4 +1,4 @@
-"""Engine: a grid from its plan to its page. What is complete is kept, what was cut is taken up, nothing runs twice."""
+"""Course: a grid from its plan to its page. What is complete is kept, what was cut is taken up, nothing runs twice."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -77,6 +78,8 @@ class Work:
     begun: dict[str, float] = field(default_factory=dict)
     made: int = 0
     kept: int = 0
+    ahead: int = 0
+    """Cells that will be asked for once settings are chosen, at least; each is judged too."""
 
     def do(self, tasks: Iterable[Task]) -> None:
         """Do the tasks, those first that others need."""
@@ -141,8 +144,8 @@ class Work:
         return {str(task): error for task, error in lost if task.subject is None or task.subject.digest not in gone}
 
     def count(self) -> str:
-        """``12/40``, of the tasks that are known so far."""
-        return f"{len(self.state)}/{len(self.tasks)}"
+        """``12/40``, of the tasks that are known so far and those that are to come at least."""
+        return f"{len(self.state)}/{len(self.tasks) + 2 * self.ahead}"
 
     def watch(self, busy: list[tuple[Any, tuple[int, int]]]) -> None:
         """Show what is going on and how long it will take."""
@@ -155,13 +158,18 @@ class Work:
         self.progress.status(f"{self.count()}{lost}, {self.left()} left | {' | '.join(shown)}")
 
     def left(self) -> str:
-        """The time that the known tasks will take, by how long their kind has taken."""
-        every = [value for values in self.seconds.values() for value in values]
-        if not every:
+        """The time to come, by how long each kind has taken; ``over`` while that of a kind is not known yet.
+
+        Kinds differ by orders of magnitude, so one says nothing about another.
+        """
+        open_ = Counter(task.kind for digest, task in self.tasks.items() if digest not in self.state)
+        open_ += Counter({Kind.CELL: self.ahead, Kind.JUDGED: self.ahead})
+        whole = sum(many * _mean(self.seconds[kind]) for kind, many in open_.items() if kind in self.seconds)
+        if not whole:
             return "?"
-        open_ = [task for digest, task in self.tasks.items() if digest not in self.state]
-        whole = sum(_mean(self.seconds.get(task.kind) or every) for task in open_) / self.grid.jobs
-        return f"{int(whole) // 60}:{int(whole) % 60:02d}"
+        unknown = self.ahead or any(kind not in self.seconds for kind in open_)
+        seconds = int(whole / self.grid.jobs)
+        return f"{'over ' if unknown else ''}{seconds // 60}:{seconds % 60:02d}"
 
 
 def bench(grid: Grid, home: Path, *, retry: bool = False, progress: Progress | None = None) -> Benched:
@@ -180,7 +188,9 @@ def bench(grid: Grid, home: Path, *, retry: bool = False, progress: Progress | N
         first = [*_bases(planned, (*grid.seeds.selection, *grid.seeds.reporting)), *_compared(planned)]
         if retry:
             _clear(home, first)
+        work.ahead = len(grid.seeds.reporting) * sum(1 for _ in _entries(planned))
         work.do(first)
+        work.ahead = 0
         picks = [_pick(planned, work, *where) for where in _entries(planned)]
         second = [task for pick in picks for task in _reported(planned, pick)]
         if retry:
