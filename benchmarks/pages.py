@@ -269,9 +269,13 @@ def bench_page() -> list[str]:
         lines += ["| | average gap | oracle-picked | utility | examples, share | verdicts |", "|---" * 6 + "|"]
         retrained, untouched = {"label": "retrained (noise floor)"}, {"label": "original"}
         for line in (*world["methods"], retrained | world["oracle"], untouched | original):
-            other = line.get("oracle_picked") if line.get("by_oracle") != line.get("setting") else None
+            other, same = line.get("oracle_picked"), line.get("by_oracle") == line.get("setting")
             verdicts = ", ".join(f"{count} {word}" for word, count in line["verdicts"].items()) or "failed"
-            cells = [figure(line["gap"]), figure(other and other["gap"]), figure(line["utility"])]
+            cells = [
+                figure(line["gap"]),
+                "the same" if other and same else figure(other and other["gap"]),
+                figure(line["utility"]),
+            ]
             cells += [figure(line["share"]["examples"]), verdicts]
             lines.append(f"| {line['label']} | " + " | ".join(cells) + " |")
         lines.append("")

@@ -21,11 +21,13 @@ from efface.bench import course
 from efface.bench.choice import best, score
 from efface.bench.course import again, bench
 from efface.bench.grid import grid_of, read
-from efface.bench.plan import Kind, World, plan
+from efface.bench.plan import Kind, World, divided, plan
 from efface.bench.work import JOURNAL, OBSERVED, outcome
 from efface.data import Data
 from efface.observations import Observations
 from efface.runs import Progress
+from efface.splits import forget
+from tests import tiny
 from tests.test_cli import efface, refused  # noqa: F401  (a fixture)
 
 GRID = {
@@ -143,6 +145,23 @@ def test_a_failed_cell_is_recorded_and_the_others_finish(done):
 def test_what_does_not_apply_is_said(done):
     (unfit,) = done.results["unfit"]
     assert (unfit["label"], "transformer" in unfit["reason"]) == ("lethevit", True)
+
+
+def test_a_group_is_a_forget_set_and_a_group_that_is_none_is_said(tmp_path):
+    x, y = tiny.images(300)
+    group = np.array(["anna", "ben", "cem"])[np.arange(300) % 3]
+    np.savez(tmp_path / "people.npz", x=x, y=y, group=group)
+    forgotten = {"anna": "@group:anna", "eve": "@group:eve", "a few": "@random:0.05"}
+    planned = plan(grid_of({**GRID, "data": str(tmp_path / "people.npz"), "forget": forgotten}))
+    one = planned.families["classifier"]
+    assert list(one.forget) == ["anna", "a few"]
+    assert one.shape["a few"]["forget"] == 3
+    (lost,) = [unfit for unfit in one.unfit if unfit.forget]
+    assert (lost.forget, lost.reason) == ("eve", "There is no group called 'eve'. Known: anna, ben, cem.")
+    data, split = divided(one, 10)
+    gone = forget(split, data, one.forget["anna"], 10)
+    assert set(data.group[gone.forget]) == set(data.group[gone.holdout]) == {"anna"}
+    assert len(gone.forget) == one.shape["anna"]["forget"] > 10
 
 
 # ---- again ----
