@@ -220,3 +220,25 @@ ATTACKS: dict[str, tuple[Callable[[Observations, Sequence[Observations], str, st
     "rmia": (rmia, f"offline RMIA, gamma 1, a {WEIGHT:g}, population: the holdout"),
 }
 """What needs at least one reference that never saw F, and what to say of it."""
+PROBABILITIES = (".margin", ".alignment")
+"""Signals that RMIA can read as probabilities."""
+
+
+def on(signal: str) -> dict[str, tuple[Callable[..., np.ndarray], str]]:
+    """The attacks that fit a signal: all on margins and alignments, on the gradient's norm those that need no
+    probabilities, none on the others.
+    """
+    if signal.endswith(PROBABILITIES):
+        return dict(ATTACKS)
+    return {name: how for name, how in ATTACKS.items() if name != "rmia"} if signal == "gradient_norm" else {}
+
+
+def sides(
+    observed: Observations, references: Sequence[Observations], signal: str, score: Callable[..., np.ndarray]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """``score`` of the forgotten and of the holdout; None without references, or where one of the models lacks the
+    signal.
+    """
+    if not references or not all(signals.pair(o, "forget", signal) for o in (observed, *references)):
+        return None
+    return score(observed, references, "forget", signal), score(observed, references, "holdout", signal)

@@ -326,6 +326,16 @@ def histogram(groups: dict[str, np.ndarray], bins: int = 40) -> dict[str, Any]:
     return {"edges": [float(edge) for edge in edges], "counts": counts}
 
 
+def drawn(pairs: dict[str, tuple[np.ndarray, np.ndarray]], points: int, bins: int) -> dict[str, Any]:
+    """Of each model's ``(members, nonmembers)``: ``points`` of its ROC curve, and histograms on shared edges."""
+    groups = {f"{name} members": pair[0] for name, pair in pairs.items()}
+    groups |= {f"{name} non-members": pair[1] for name, pair in pairs.items()}
+    return {
+        "roc": {name: curve(*pair, points) for name, pair in pairs.items()},
+        "histogram": histogram(groups, bins),
+    }
+
+
 def js_divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     """Jensen-Shannon divergence in nats of each row of ``p``, ``q`` ``[n, classes]`` -> ``[n]``: 0 to log 2,
     finite on one-hot rows, summed (not averaged) over the classes.

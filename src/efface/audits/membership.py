@@ -16,7 +16,6 @@ from efface.audits import Evidence, Finding, mean
 from efface.observations import Observations
 
 T = TypeVar("T")
-References = tuple[Observations, ...]
 Measured = float | tuple[float, float, float] | None
 """A number, one with its interval, or nothing where a model has no such signal."""
 MEANING = "0.5: members and non-members look alike; compare with the oracle, which never saw the forget set"
@@ -25,8 +24,6 @@ SVC = "share of the forget set that the SVC calls member; Unlearn-Sparse and Sal
 SHADOWED = f"fitted on shadow encoders, the references; {MEANING}"
 SHADOWS = 4
 """Shadow encoders that an attack is fitted on, at most."""
-PROBABILITIES = (".margin", ".alignment")
-"""Signals that RMIA can read as probabilities."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class Membership:
             rows = Rows(evidence, part, f"membership.{'retain.' if part == 'retain' else ''}")
             for signal in signals.available(evidence.subject, part):
                 self.signal(rows, signal)
-                if part == "forget" and evidence.oracles and _calibrates(signal):
+                if part == "forget" and evidence.oracles:
                     self.referenced(rows, signal)
             fitted(rows)
             found += rows.found
@@ -63,15 +60,10 @@ class Membership:
 
     def referenced(self, rows: Rows, signal: str) -> None:
         """Attacks with references; an oracle is attacked with the other oracles, so one alone has no number."""
-        score: Callable[[Observations, References, str, str], Any]
-        for name, (score, note) in likelihood.ATTACKS.items():
-            if name == "rmia" and not signal.endswith(PROBABILITIES):
-                continue
-            pairs: list[tuple[Any, Any] | None] = []
-            for _, observed, others in rows.evidence.models():
-                able = bool(others) and all(signals.pair(o, "forget", signal) for o in (observed, *others))
-                sides = [score(observed, others, p, signal) for p in ("forget", "holdout")] if able else []
-                pairs.append((sides[0], sides[1]) if able else None)
+        for name, (score, note) in likelihood.on(signal).items():
+            pairs = [
+                likelihood.sides(observed, others, signal, score) for _, observed, others in rows.evidence.models()
+            ]
             rows.add(f"{signal}.{name}.auc", [p and stats.delong(*p) for p in pairs], f"{note}; {MEANING}")
             if signal.endswith(".margin"):
                 self.low_rates(rows, f"{signal}.{name}", pairs)
@@ -87,13 +79,7 @@ class Membership:
         """ROC curves, histograms on shared edges, and the permutation p of the subject's AUC."""
         named = ((name, signals.pair(o, rows.part, signal)) for name, o, _ in rows.evidence.models())
         pairs = {name: pair for name, pair in named if pair}
-        groups = {f"{name} members": pair[0] for name, pair in pairs.items()}
-        groups |= {f"{name} non-members": pair[1] for name, pair in pairs.items()}
-        return {
-            "roc": {name: stats.curve(*pair, self.points) for name, pair in pairs.items()},
-            "histogram": stats.histogram(groups, self.bins),
-            "permutation_p": stats.permutation(*pairs["subject"]),
-        }
+        return stats.drawn(pairs, self.points, self.bins) | {"permutation_p": stats.permutation(*pairs["subject"])}
 
 
 @dataclass(frozen=True)
@@ -156,8 +142,3 @@ def fitted(rows: Rows) -> None:
         done = rows.each(lambda o: attacks.mia_svc(o) if signals.pair(o, part, "logits.confidence") else None)
         rows.add("logits.mia_svc.rate", [a and a.recall for a in done], SVC)
         rows.add("logits.mia_svc.false_rate", [a and a.false_rate for a in done], "the same, of non-members")
-
-
-def _calibrates(signal: str) -> bool:
-    """Whether a signal is one that references are compared on."""
-    return signal == "gradient_norm" or signal.endswith(PROBABILITIES)
