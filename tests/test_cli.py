@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from efface import cli
-from efface.folder import EPOCH, partial
+from efface.folder import EPOCH, failed, partial
 from efface.record import Record
 
 TINY = [
@@ -172,7 +172,7 @@ def test_help_does_not_import_torch():
 def test_pretrain_refuses(efface, tmp_path, monkeypatch, words, said):
     monkeypatch.chdir(tmp_path)
     refused(efface("pretrain", "--out", tmp_path / "o", *words), said)
-    assert not (tmp_path / "o").exists()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -310,7 +310,7 @@ def test_a_loss_that_diverges_names_its_term(efface, made, tmp_path):
     words = ["--forget", "@random:12", "--method", "gradient_ascent", "--set", "method.epochs=200"]
     words += ["--set", "method.optim={lr: 1.0e+20}", "--out", tmp_path / "o"]
     refused(efface("unlearn", made / "original", *words), "away", "no longer a finite number")
-    assert not (tmp_path / "o").exists()
+    assert not (tmp_path / "o").exists() and (failed(tmp_path / "o") / "log.jsonl").exists()
 
 
 def test_interrupted_and_called_again_it_ends_with_the_same_weights(tmp_path):

@@ -7,8 +7,19 @@ import json
 
 import pytest
 
-from efface.errors import EffaceError
-from efface.folder import EPOCH, REQUEST, JsonLines, disk_errors, partial, read_log, write_text, writing
+from efface.errors import Diverged, EffaceError
+from efface.folder import (
+    EPOCH,
+    LOG,
+    REQUEST,
+    JsonLines,
+    disk_errors,
+    failed,
+    partial,
+    read_log,
+    write_text,
+    writing,
+)
 
 
 def test_a_folder_appears_only_when_it_is_complete(tmp_path):
@@ -31,13 +42,70 @@ def test_a_cut_attempt_is_taken_up_by_the_same_request_only(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         cut()
-    with pytest.raises(EffaceError, match="another request"), writing(out, "a: 2"):
+    with pytest.raises(EffaceError, match="another request") as refused, writing(out, "a: 2"):
         pass
+    assert "a: 1 there, 2 here" in refused.value.why
+    assert "--force" in refused.value.remedy and "--out" in refused.value.remedy
     with writing(out, "a: 1") as half:
         assert (half / EPOCH).read_text() == "state"
     with writing(out, "a: 2", force=True) as half:
         assert not (half / EPOCH).exists()
     assert (out / REQUEST).read_text() == "a: 2"
+
+
+def ends(out, request, name, text, error):
+    """A request that writes one file and then ends badly."""
+    with writing(out, request) as half:
+        (half / name).write_text(text)
+        raise error
+
+
+@pytest.mark.parametrize("error", [EffaceError("no"), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
+def test_what_ends_before_its_first_step_leaves_nothing(tmp_path, error):
+    with pytest.raises((EffaceError, KeyboardInterrupt)):
+        ends(tmp_path / "run", "a: 1", "split.json", "{}", error)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("left", [LOG, EPOCH])
+def test_what_ends_later_can_be_gone_on_from(tmp_path, left):
+    with pytest.raises(EffaceError, match="no"):
+        ends(tmp_path / "run", "a: 1", left, "x", EffaceError("no"))
+    assert (partial(tmp_path / "run") / left).exists()
+
+
+def test_what_diverged_keeps_its_log_and_leaves_the_place_to_a_changed_request(tmp_path):
+    out = tmp_path / "run"
+    for step in (5, 6):
+        with pytest.raises(Diverged):
+            ends(out, f"lr: {step}", LOG, str(step), Diverged({"task": float("nan")}, step))
+        assert not partial(out).exists()
+        assert (failed(out) / LOG).read_text() == str(step)
+    with writing(out, "lr: 0.1"):
+        pass
+    assert out.exists()
+
+
+def test_another_request_is_told_by_what_differs(tmp_path):
+    out, (theirs, ours) = tmp_path / "run", [f"a: {{b: {n}, c: 1}}\nd: {n}\n" for n in (1, 2)]
+    half = partial(out)
+    half.mkdir()
+    with pytest.raises(EffaceError, match="does not say which"), writing(out, ours):
+        pass
+    (half / REQUEST).write_text(theirs)
+    with (
+        pytest.raises(EffaceError, match=r"a\.b: 1 there, 2 here; d: 1 there, 2 here\.") as refused,
+        writing(out, ours),
+    ):
+        pass
+    assert "a.c" not in str(refused.value)
+    (half / REQUEST).write_text("a: [")
+    with pytest.raises(EffaceError, match="does not say which"), writing(out, ours):
+        pass
+    (half / REQUEST).write_text("{}")
+    many = "\n".join(f"s{n}: {n}" for n in range(7))
+    with pytest.raises(EffaceError, match="s4: not set there, 4 here; and 2 more"), writing(out, many):
+        pass
 
 
 def test_what_exists_is_not_overwritten_and_force_replaces_only_runs(tmp_path):

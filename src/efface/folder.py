@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from efface.errors import EffaceError
+import yaml
+
+from efface.errors import Diverged, EffaceError
 
 REQUEST, LOG, SPLIT, EPOCH = "config.yaml", "log.jsonl", "split.json", "epoch.pt"
 
@@ -21,12 +23,19 @@ def partial(out: Path) -> Path:
     return out.with_name(out.name + ".partial")
 
 
+def failed(out: Path) -> Path:
+    """Where the log of a training that diverged is kept."""
+    return out.with_name(out.name + ".failed")
+
+
 @contextmanager
 def writing(out: Path, request: str, *, force: bool = False) -> Iterator[Path]:
     """A folder to write into, which becomes ``out`` when the block ends well.
 
     ``request``: the resolved configuration as text; it is kept in the folder. If an earlier attempt at the *same*
-    request was cut, its half-written folder is given back, so that training can go on from its last epoch.
+    request was cut, its half-written folder is given back, so that training can go on from its last epoch. A request
+    that is refused before its first step leaves no folder; of one that diverged, what there was goes to ``OUT.failed``,
+    because the same request would diverge again and a changed one needs the place.
     """
     out = Path(out)
     if out.exists() and not force:
@@ -39,23 +48,62 @@ def writing(out: Path, request: str, *, force: bool = False) -> Iterator[Path]:
     with disk_errors(out):
         if half.exists() and not _same(half / REQUEST, request):
             if not force:
-                raise EffaceError(
-                    f"{half} is the unfinished folder of another request.",
-                    "It may still be running, or was cut.",
-                    "Finish that request first, delete the folder, or add --force.",
-                )
+                raise _another(half, out, request)
             shutil.rmtree(half)
         half.mkdir(parents=True, exist_ok=True)
         (half / REQUEST).write_text(request, encoding="utf-8")
-        yield half
+        try:
+            yield half
+        except BaseException as error:
+            _leave(half, out, error)
+            raise
         (half / EPOCH).unlink(missing_ok=True)
         if out.exists():
             shutil.rmtree(out)
         os.replace(half, out)
 
 
+def _leave(half: Path, out: Path, error: BaseException) -> None:
+    """After an error: keep what can be gone on from, and nothing else."""
+    if not (half / LOG).exists() and not (half / EPOCH).exists():
+        shutil.rmtree(half)
+    elif isinstance(error, Diverged):
+        shutil.rmtree(failed(out), ignore_errors=True)
+        os.replace(half, failed(out))
+
+
 def _same(path: Path, text: str) -> bool:
     return path.exists() and path.read_text(encoding="utf-8") == text
+
+
+def _another(half: Path, out: Path, request: str) -> EffaceError:
+    """The error for a half-written folder that belongs to another request: what differs, and the ways out."""
+    try:
+        told = _difference((half / REQUEST).read_text(encoding="utf-8"), request)
+    except (FileNotFoundError, yaml.YAMLError):
+        told = "It does not say which."  # killed while that was written
+    return EffaceError(
+        f"{half} is the unfinished folder of another request for {out}.",
+        f"{told} It may still be running, or was cut.",
+        "Choose another --out, or add --force to start anew in its place; to finish it, repeat its own command.",
+    )
+
+
+def _difference(stored: str, request: str) -> str:
+    """The first settings in which two requests differ, with both values."""
+    theirs, ours = (dict(_settings(yaml.safe_load(text))) for text in (stored, request))
+    names = [name for name in ours | theirs if theirs.get(name) != ours.get(name)]
+    said = [f"{name}: {theirs.get(name, 'not set')} there, {ours.get(name, 'not set')} here" for name in names[:5]]
+    return f"{'; '.join(said)}{f'; and {len(names) - 5} more' if len(names) > 5 else ''}."
+
+
+def _settings(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The single values of a nested mapping, by dotted name."""
+    if not isinstance(value, dict):
+        yield name, value
+        return
+    for key, inner in value.items():
+        yield from _settings(inner, f"{name}.{key}" if name else str(key))
 
 
 @contextmanager
