@@ -185,7 +185,7 @@ def test_every_verdict_word_has_its_own_text_and_symbol():
 
 def test_undecided_and_blind_are_told_apart(pages: dict[str, str]):
     assert WORDS["inconclusive"].headline in pages["small"] and BLIND.headline not in pages["small"]
-    assert BLIND.headline in pages["blind"] and "so this adds nothing" in pages["blind"]
+    assert BLIND.headline in pages["blind"] and "So this adds nothing" in pages["blind"]
 
 
 def test_hostile_names_are_text(pages: dict[str, str]):
@@ -275,6 +275,39 @@ def test_a_changed_record_changes_the_page():
     ):
         assert said in after and said not in before
     assert record.digest() in before
+
+
+def test_a_ceiling_is_rounded_down_and_in_one_way_only():
+    case = records.residue()
+    at = {one.name: one for one in case.record.findings}
+    bound = at["ceiling.epsilon"].value
+    assert bound is not None
+    shown, near = f"{int(10 * bound) / 10:g}", f"{bound:.3f}"
+    text = squeezed(Page(page(case)).words)
+    assert f"no leak above ε = {shown} could" in text and f"at most ε = {shown}" in text
+    assert any(f"at most epsilon = {shown}." in limit for limit in case.record.verdict.limits)
+    assert near not in text and near != shown
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        (1.25, 0.5, "of 1.250 before, 0.500 is left"),
+        (0.5625, 0.75, "before 0.562, now 0.750 (between 0.125 and 2.000): more than before."),
+        (-0.5, -0.25, "before \u22120.500, now \u22120.250 (between 0.125 and 2.000): more than before."),
+        (0.5, -0.25, "before 0.500, now \u22120.250 (between 0.125 and 2.000)."),
+    ],
+)
+def test_the_most_remembered_is_told_as_it_is(before: float, now: float, said: str):
+    record = records.oracles().record
+    first = {"item": "x", "residual": now, "low": 0.125, "high": 2.0, "p": 0.5, "original": before}
+    found = [
+        replace(one, value=now, original=before, details=one.details | {"worst": [first]})
+        if one.name.endswith(".worst")
+        else one
+        for one in record.findings
+    ]
+    assert said in squeezed(Page(render(record.model_copy(update={"findings": tuple(found)}), {}, [])).words)
 
 
 def test_lines_differ_without_color():

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from efface import stats
 from efface.canaries import plan
 from efface.data import first
 from efface.errors import EffaceError
@@ -36,7 +37,7 @@ class Made:
         home = Path(self.folder)
         return [
             f"{self.coins} coins, {self.included} of them included; {self.guesses} will be guessed. "
-            f"Perfect guesses would prove ε >= {self.ceiling:.2f}.",
+            f"Perfect guesses would prove ε >= {stats.rounded_down(self.ceiling, 2):g}.",
             f"Everybody may see {home / plan.PUBLIC}. Whoever guesses must not see {plan.COINS}, {plan.INCLUDED}, "
             f"{plan.EXCLUDED}.",
             f"Train:  efface pretrain ... --set split.canaries={home}   (elsewhere: leave out {home / plan.EXCLUDED})",

@@ -18,7 +18,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from efface import curves, figures, signals
+from efface import curves, figures, signals, stats
 from efface.audits import Cost, Finding
 from efface.observations import Observations
 from efface.record import Record
@@ -62,6 +62,13 @@ def data(value: float | None, digits: int = 3) -> Markup:
     if value is None:
         return Markup('<span class="absent">{}</span>').format(DASH)
     return Markup('<data value="{}">{}</data>').format(repr(value), number(value, digits))
+
+
+def ceiling(value: float | None) -> Markup:
+    """The largest leak that could be shown, rounded down as the verdict's limits have it."""
+    if value is None:
+        return data(value)
+    return Markup('<data value="{}">{:g}</data>').format(repr(value), stats.rounded_down(value))
 
 
 def span(interval: Sequence[float] | None) -> Markup:
@@ -168,7 +175,7 @@ def environment() -> Environment:
     )
     filters: dict[str, Any] = {
         "number": number, "count": count, "data": data, "span": span, "digest": digest, "short": short,
-        "moment": moment, "duration": duration, "pairs_right": pairs_right, "pretty": pretty,
+        "ceiling": ceiling, "moment": moment, "duration": duration, "pairs_right": pairs_right, "pretty": pretty,
         "plural": plural, "percent": percent, "anchor": anchor, "linked": linked, "share": share,
     }  # fmt: skip
     names: dict[str, Any] = {"SYMBOLS": SYMBOLS, "PLACES": PLACES, "wanted": wanted}

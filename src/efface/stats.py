@@ -312,6 +312,11 @@ def epsilon_ceiling(members: int, nonmembers: int, level: float = 0.95) -> float
     return math.log(clopper_pearson(members, members, level)[0] / clopper_pearson(0, nonmembers, level)[1])
 
 
+def rounded_down(value: float, digits: int = 1) -> float:
+    """A ceiling as it is said: never more than could be shown."""
+    return math.floor(value * 10**digits) / 10**digits
+
+
 def histogram(groups: dict[str, np.ndarray], bins: int = 40) -> dict[str, Any]:
     """JSON-able counts of several groups on shared edges that include the smallest and the largest score of
     all.

@@ -21,7 +21,6 @@ cases against 0.5 ± delta.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -329,7 +328,10 @@ def sentence(
         strength = "; ".join(
             f"{o.signal}: AUC {o.power[0]:.3f}, interval {o.power[1]:.3f} to {o.power[2]:.3f}" for o in judged
         )
-        return f"This attack cannot see these examples even before unlearning ({strength}): no {scope}."
+        return (
+            f"This attack cannot see these examples even before unlearning: on no signal is its AUC clearly above "
+            f"{0.5 + criteria.delta:g}, which is 0.5 and the δ that counts as nothing ({strength}). No {scope}."
+        )
     open_ = [one for one in judged if one.word == "inconclusive"]
     dark = [one for one in judged if one.blinded]
     if dark and not open_:
@@ -368,7 +370,7 @@ def limits(
         )
     if evidence.level == "A2":
         level += f" The method was judged on {evidence.pairs} pairs of unlearned and retrained models too."
-    ceiling = math.floor(10 * stats.epsilon_ceiling(m, n)) / 10
+    ceiling = stats.rounded_down(stats.epsilon_ceiling(m, n))
     bound = (
         f"Ceiling: with {m} forget and {n} holdout examples even a perfect attack would show a leak of at "
         f"most epsilon = {ceiling:g}."
@@ -377,7 +379,8 @@ def limits(
     )
     said = [level, bound]
     blind = [one.signal for one in judged if not one.powered]
-    said += [f"{signal} has no power: it cannot see these examples even in the original." for signal in blind]
+    low = f"its AUC in the original is not clearly above {0.5 + criteria.delta:g} (0.5 + δ)"
+    said += [f"{signal} has no power, so what it sees now says nothing: {low}." for signal in blind]
     if not any(one.powered for one in judged):
         outside = [one.signal for one in judged if one.word in ("residue", "over-forgotten")]
         if outside:
@@ -389,7 +392,7 @@ def limits(
     if utility.lost and word != "removed, utility lost":
         said.append(f"Utility is lost: {utility.lost}.")
     said.append(
-        f"Decided on {', '.join(one.signal for one in judged)} alone, averaged over the forget set: single "
-        "examples, other attacks, other copies of the data or of the model are not covered."
+        f"The verdict is decided on {', '.join(one.signal for one in judged)} alone, averaged over the forget set: it "
+        "does not cover single examples, other attacks, other copies of the data or of the model."
     )
     return tuple(said)

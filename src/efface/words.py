@@ -59,8 +59,8 @@ WORDS: dict[Word, Words] = {
 BLIND = Words(
     "question",
     "The attack is blind to these examples.",
-    "It could not tell them from never-trained examples even before anything was unlearned. That it sees "
-    "nothing now therefore says nothing.",
+    "Even before anything was unlearned it could not tell them from never-trained examples by clearly more than what "
+    "counts as nothing to tell. That it sees nothing now therefore says nothing.",
     "This is neither a pass nor a failure. Audit again with retrained models to compare with, or retrain "
     "without the examples.",
 )

@@ -52,8 +52,10 @@ class Populations:
             made.finding("ulira.auc", populations.ulira, "closer", note, details={"worst": self._worst(made)}),
             made.finding("ulira.tpr_at_1_in_100", _rate, "lower", "over all models and examples; 0.01 by guessing"),
         ]
-        ceiling = populations.largest_epsilon(len(high), self.delta)
-        note = f"1 is best; with {len(high)} pairs no finite epsilon exceeds {ceiling:.2f}; delta {self.delta:g}"
+        ceiling = stats.rounded_down(populations.largest_epsilon(len(high), self.delta))
+        note = (
+            f"1 is best; with {len(high)} pairs no finite epsilon above {ceiling:g} can be shown; delta {self.delta:g}"
+        )
         score = partial(populations.forgetting_score, delta=self.delta)
         found.append(made.finding("forgetting_score", score, "higher", note))
         note = f"mean over the examples; disjoint populations of so many would give {{:.2f}}; {self.bins} bins"

@@ -102,7 +102,7 @@ def findings(
         Finding(
             f"{name}.epsilon", after.epsilon, None, "lower", before.epsilon, n=(m, r),
             note=f"lower bound on ε of training and unlearning together, confidence {100 * level:g} %: {said}; "
-            f"perfect guesses would give {top:.2f}",
+            f"perfect guesses would give {stats.rounded_down(top, 2):g}",
             details={"right": after.right, "guesses": r, "coins": m, "ceiling": top, "level": level, "delta": delta},
         ),
         Finding(
