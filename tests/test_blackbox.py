@@ -12,8 +12,9 @@ import pytest
 from efface.blackbox import agreement, judging
 from efface.blackbox.arrays import Embedded, Pair, paired, read, shaped
 from efface.blackbox.heatmap import heatmap
-from efface.blackbox.page import audit
+from efface.blackbox.page import audit, maps
 from efface.errors import EffaceError
+from efface.report import number
 from efface.verdict import Criteria
 from tests.reference import blackbox as twin
 
@@ -240,7 +241,9 @@ def test_the_page_is_self_contained_and_says_the_numbers(tmp_path):
     page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
     assert "<script" not in page and 'src="' not in page and "http://" not in page.replace("http://www.w3.org", "")
     assert page.count('<svg class="plot"') >= 7 and "Behind the line" in page
+    assert "Drawn, and averaged under each map: 40 of 60 items and 40 of 60 never-trained items;" in page
     about = json.loads((tmp_path / "out/audit.json").read_text(encoding="utf-8"))
+    assert about["created"] not in page and f"{about['created'][:10]} {about['created'][11:16]} UTC" in page
     assert about["word"] == judged.word and len(about["files"]) == 4
     stored = json.loads((tmp_path / "out/findings.json").read_text(encoding="utf-8"))
     assert {one["name"]: one["value"] for one in stored} == {f.name: f.value for f in judged.findings}
@@ -248,11 +251,24 @@ def test_the_page_is_self_contained_and_says_the_numbers(tmp_path):
         audit([b, a], None, tmp_path / "out")
 
 
+def test_under_the_maps_stand_the_findings_by_their_names_where_every_item_is_drawn():
+    parts = {"forget": pair(30, before=-0.8), "control": pair(30, center=5)}
+    judged = judging.conclude(parts["forget"], parts["control"])
+    at = {one.name.removeprefix("blackbox."): one for one in judged.findings}
+    drawn = maps(parts)
+    before, after, change = (plot.note for plot in drawn.plots)
+    assert before.startswith(f"own pairs {number(at['own_pairs'].original)}, never-trained ")
+    assert after.startswith(f"own pairs {number(at['own_pairs'].value)}, never-trained ")
+    score, control = number(at["forget_score"].value), number(at["control_score"].value)
+    assert change == f"forget score {score}, control score {control}" and "\u2212" in score
+    assert "Drawn, and averaged" not in drawn.caption and "-0" not in judged.sentence
+
+
 def test_a_heat_map_tells_its_signs_and_its_diagonal():
     values = np.array([[1.0, -1.0], [0.0, 1.0]])
     drawn = str(heatmap("x", "t", values, 1.0, divide=1))
     assert drawn.count('heat warm" fill-opacity="1"') == 1 and drawn.count('heat cold" fill-opacity="1"') == 1
-    assert "diagonal 1.000 on average, elsewhere -0.500" in drawn
+    assert "diagonal 1.000 on average, elsewhere \u22120.500" in drawn
     assert "heat" not in str(heatmap("x", "t", np.zeros((2, 2)), 0.0)).replace("heatmap", "")
 
 

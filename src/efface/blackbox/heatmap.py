@@ -6,6 +6,7 @@ import numpy as np
 from markupsafe import Markup
 
 from efface import svg
+from efface.report import number
 
 SHADES = 10
 """Steps between nothing and full."""
@@ -37,7 +38,8 @@ def heatmap(name: str, title: str, values: np.ndarray, most: float, divide: int 
         )
     drawn.append(f'<path class="axis" d="M{svg.n(left)} {svg.n(TOP)}h{svg.n(SIDE)}v{svg.n(SIDE)}h{svg.n(-SIDE)}z"/>')
     off = values[~np.eye(n, dtype=bool)]
-    said = f"{n} by {n}; diagonal {np.diag(values).mean():.3f} on average, elsewhere {off.mean():.3f}"
+    said = f"{n} by {n}; diagonal {number(float(np.diag(values).mean()))} on average, "
+    said += f"elsewhere {number(float(off.mean()))}"
     return svg.wrap(name, title, said, "".join(drawn), svg.WIDTH, SIDE + 2 * TOP)
 
 

@@ -42,6 +42,7 @@ from efface.blackbox.agreement import (
 from efface.blackbox.arrays import Pair
 from efface.errors import EffaceError
 from efface.probes import effective_rank
+from efface.report import number
 from efface.verdict import EXIT_CODES, Criteria, Verdict, Word, judge
 
 
@@ -119,13 +120,14 @@ def _alone(found: list[Finding], drop: np.ndarray, shift: float, p: float, forge
             else f"no loss that is particular to views of one item (permutation p = {p:.3g})"
         )
         text = (
-            f"The model treats these items otherwise than before: forget score {score:.4f} ({scope}), {own}. "
+            f"The model treats these items otherwise than before: forget score {number(score, 4)} ({scope}), {own}. "
             "Whether they were forgotten cannot be said: a model that was damaged or replaced does the same to items "
             "that it never saw, and there are none here to compare with."
         )
-    return Judged(
-        word, text, found, (*_limits(forget), _WANTED, f"Views of two items moved by {shift:.4f}."), None, None
+    others = (
+        f"Views of two different items agree {number(abs(shift), 4)} {'less' if shift > 0 else 'more'} than before."
     )
+    return Judged(word, text, found, (*_limits(forget), _WANTED, others), None, None)
 
 
 _WANTED = "To get an answer, add items of the same source that were certainly never trained on: --control."
@@ -157,7 +159,8 @@ def _beside(found: list[Finding], forget: Pair, control: Pair, drop: np.ndarray,
             "interval; 0.5: nothing to tell",
         ),
     ]  # fmt: skip
-    text = f"{verdict.sentence} Forget score {drop.mean():.4f}, the never-trained items' {other.mean():.4f}."
+    text = f"{verdict.sentence} Forget score {number(float(drop.mean()), 4)}, "
+    text += f"the never-trained items' {number(float(other.mean()), 4)}."
     return Judged(verdict.word, text, found, (*_limits(forget), *verdict.limits), verdict, evidence)
 
 

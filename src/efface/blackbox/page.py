@@ -23,9 +23,9 @@ from efface.blackbox.judging import Judged, conclude
 from efface.errors import EffaceError
 from efface.folder import REQUEST, write_text, writing
 from efface.record import file_digest
-from efface.report import REPORT, count, data, span
+from efface.report import REPORT, count, data, moment, number, span
 from efface.verdict import Criteria
-from efface.words import SYMBOLS, WORDS
+from efface.words import SYMBOLS, words_of
 
 FINDINGS, AUDIT = "findings.json", "audit.json"
 SHOWN = 40
@@ -94,13 +94,14 @@ def render(judged: Judged, parts: Mapping[str, Pair], about: Mapping[str, Any]) 
         loader=PackageLoader("efface", "templates"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    made.filters.update({"count": count, "data": data, "span": span})
+    made.filters.update({"count": count, "data": data, "span": span, "moment": moment})
     made.globals.update({"SYMBOLS": SYMBOLS})
     style = resources.files("efface").joinpath("templates/report.css").read_text(encoding="utf-8")
     one, evidence = judged.verdict, judged.evidence
     return made.get_template("embeddings.html").render(
         judged=judged,
         about=about,
+        created=datetime.fromisoformat(about["created"]),
         headline=_headline(judged),
         style=Markup(style),
         maps=maps(parts),
@@ -113,7 +114,7 @@ def render(judged: Judged, parts: Mapping[str, Pair], about: Mapping[str, Any]) 
 def _headline(judged: Judged) -> str:
     """The answer in a few words."""
     if judged.verdict is not None:
-        return WORDS[judged.word].headline
+        return words_of(judged.verdict).headline
     return "Nothing was changed." if judged.word == "residue" else "These embeddings alone do not decide."
 
 
@@ -128,27 +129,37 @@ def maps(parts: Mapping[str, Pair]) -> figures.Figure:
     ]
     change = matrices[0] - matrices[1]
     most = float(np.abs(change).max())
+    own = ("own pairs", "never-trained")
     drawn = (
-        ("before", "Before", matrices[0], 1.0),
-        ("after", "After", matrices[1], 1.0),
-        ("change", "Change (before less after)", change, most),
+        ("before", "Before", matrices[0], 1.0, own),
+        ("after", "After", matrices[1], 1.0, own),
+        ("change", "Change (before less after)", change, most, ("forget score", "control score")),
     )
     plots = tuple(
-        figures.Plot(title, heatmap(f"am-{n}", title, m, top, cut), _note(m, cut)) for n, title, m, top in drawn
+        figures.Plot(title, heatmap(f"am-{n}", title, m, top, cut), _note(m, cut, told))
+        for n, title, m, top, told in drawn
     )
     line = " Behind the line: never-trained items." if "control" in parts else ""
     caption = (
-        "Each cell: how similar the views of two items are, on average (on the diagonal: two views of one item). "
-        f"Full shade is 1, in the last map {most:.3f}.{line}"
+        "Each cell: how similar the views of two items are, on average; on the diagonal the own pairs, two views of "
+        f"one item. Full shade is 1, in the last map {number(most)}.{line}{_drawn(parts, rows)}"
     )
     key = tuple((svg.sample(kind), text) for kind, text in (("heat-warm", "above 0"), ("heat-cold", "below 0")))
     return figures.Figure(plots, caption, key)
 
 
-def _note(matrix: np.ndarray, cut: int) -> str:
+def _drawn(parts: Mapping[str, Pair], rows: Mapping[str, np.ndarray]) -> str:
+    """How many of the items are in the maps, where not all are: the findings are means over all of them."""
+    kinds = {"forget": "items", "control": "never-trained items"}
+    some = [f"{len(rows[n])} of {count(len(pair))} {kinds[n]}" for n, pair in parts.items() if len(rows[n]) < len(pair)]
+    return f" Drawn, and averaged under each map: {' and '.join(some)}; the findings below are of all." if some else ""
+
+
+def _note(matrix: np.ndarray, cut: int, told: tuple[str, str]) -> str:
+    """Means of the diagonal, by the names that the findings have: of the items, and of the never-trained ones."""
     own = np.diag(matrix)
-    said = f"diagonal {own[:cut].mean():.3f}"
-    return said + (f", of the never-trained {own[cut:].mean():.3f}" if len(own) > cut else "")
+    said = f"{told[0]} {number(float(own[:cut].mean()))}"
+    return said + (f", {told[1]} {number(float(own[cut:].mean()))}" if len(own) > cut else "")
 
 
 __all__ = ["AUDIT", "FINDINGS", "REQUEST", "audit", "render"]
