@@ -24,6 +24,7 @@ from efface.bench.grid import grid_of, read
 from efface.bench.plan import Kind, World, divided, plan
 from efface.bench.work import JOURNAL, OBSERVED, outcome
 from efface.data import Data
+from efface.errors import EffaceError
 from efface.observations import Observations
 from efface.runs import Progress
 from efface.splits import forget
@@ -384,3 +385,18 @@ def stand_in(settings):
     official = None if named == "digits" else np.where(np.arange(count) < count - 10_000, "train", "test")
     x = np.zeros((count, channels, side, side), dtype=np.uint8)
     return Data.from_arrays(x, y, classes=classes, official=official, name=named)
+
+
+def test_where_there_is_no_lock_it_is_said_and_nothing_is_made(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with (
+        pytest.raises(EffaceError, match=f"cannot be run on this system \\({sys.platform}\\)"),
+        course._alone(tmp_path / "b"),
+    ):
+        pass
+    assert not (tmp_path / "b").exists()
+
+
+def test_the_bench_is_imported_where_there_is_no_lock():
+    code = "import sys; sys.modules['fcntl'] = None; import efface.bench.course"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 
-from efface import cli
+from efface import auditing, cli, further
 from efface.canaries import plan
 from efface.record import Record, file_digest
 
@@ -53,6 +54,7 @@ def test_relearn_only_reads_the_runs(made, capfd, on):
     words = ["--oracle", made / "oracle", "--on", on, "--steps", 4, "--every", 2, *LOOK, "--json", "--quiet"]
     assert call("relearn", made / "tuned", *words) == 0
     said = last_line(capfd)
+    assert said["claims"] == []
     assert f"relearn.{on}.projector.margin.steps" in said
     assert weights == {run: file_digest(made / run / "checkpoint.safetensors") for run in weights}
     content = json.loads((made / "tuned" / f"findings-relearn-{on}.json").read_text())
@@ -74,6 +76,26 @@ def test_canaries_are_guessed_and_the_audit_takes_everything_over(made, capfd):
     assert "Trained on after unlearning" in page and "canaries" in page
     assert call("audit", made / "oracle", *LOOK, "--quiet") in (0, 3, 4)
     assert not any(one.name.startswith("canaries") for one in Record.load(made / "oracle").findings)
+
+
+def test_what_guessing_was_compared_with_on_the_users_word_is_kept_and_pickles_are_asked_for(made, monkeypatch):
+    asked = []
+
+    def compared(*words, **more):
+        asked.append(more.pop("trust"))
+        beside = auditing.compared(*words, **more)
+        models = {
+            name: replace(one, claim="unseen" if name == "oracle 1" else "") for name, one in beside.models.items()
+        }
+        return replace(beside, models=models)
+
+    monkeypatch.setattr(further, "compared", compared)
+    words = ["--plan", made / "plan", "--oracle", made / "oracle", *LOOK, "--quiet"]
+    for trust in ([], ["--trust-pickle"]):
+        assert call("canaries", "guess", made / "tuned", *words, *trust) == 0
+    assert asked == [False, True]
+    content = json.loads((made / "tuned" / "findings-canaries.json").read_text())
+    assert [claim.endswith(": unseen") for claim in content["claims"]] == [True]
 
 
 def test_findings_about_other_weights_are_left_out(made, capfd):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from efface import auditing
+from efface import auditing, further
 from efface.errors import EffaceError
 from efface.record import Record
 from tests.adoption import moco_file, trained, unlearn
@@ -88,3 +88,18 @@ def test_a_pickle_is_opened_on_request_only(run: tuple[Path, Path], tmp_path: Pa
         audit(out, oracle)
     assert audit(out, oracle, trust_pickle=True).verdict.level == "A1"
     assert "trust_pickle" not in (out / "config.yaml").read_text()
+
+
+def test_relearning_beside_one_takes_the_same_word_and_the_record_says_so(run: tuple[Path, Path], tmp_path: Path):
+    path, out = run
+    oracle = another(path, tmp_path / "a")
+    torch.save(torch.load(oracle, weights_only=True) | {"best": tmp_path}, oracle)
+    settings = WATCH | {"relearn": {"steps": 1, "every": 1}}
+    with pytest.raises(EffaceError, match="pathlib"):
+        further.relearn_run(out, settings, oracles=[oracle])
+    kept = further.relearn_run(out, settings | {"trust_pickle": True}, oracles=[oracle])
+    assert kept.as_dict()["claims"] == [f"oracle 1, {oracle}: {auditing.CLAIM}"]
+    audit(out)
+    record = Record.load(out)
+    assert "oracle 1" not in record.checkpoints
+    assert f"findings-relearn-retain.json: oracle 1, {oracle}: {auditing.CLAIM}" in record.warnings

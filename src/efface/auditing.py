@@ -11,16 +11,18 @@ from typing import Any
 import torch
 
 from efface import api, config, evidence, sequence
+from efface.audits import Cost
 from efface.changes import changes
 from efface.checkpoint import WEIGHTS, Checkpoint, read_meta
 from efface.data import first
+from efface.drift import Requests
 from efface.environment import Environment
 from efface.errors import EffaceError
 from efface.folder import LOG, REQUEST, SPLIT, read_log
 from efface.layouts.container import weights_file
 from efface.looked import CLAIM, OBSERVED, Model, elsewhere, foreign
 from efface.observations import Observations
-from efface.record import file_digest
+from efface.record import Record, file_digest
 from efface.references import finished
 from efface.runs import Opened, Progress, foreign_start, is_foreign, opened, refuse_unknown
 from efface.splits import EARLIER, NEVER_TRAINED, Split
@@ -47,6 +49,40 @@ class Compared:
         """What other originals show that were unlearned in the same way."""
         return [self.seen[name] for name in self.models if name.startswith("unlearned")]
 
+    @property
+    def claims(self) -> list[str]:
+        """What is said of the models that nobody checked."""
+        return [f"{name}, {one.weights}: {one.claim}" for name, one in self.models.items() if one.claim]
+
+    @property
+    def costs(self) -> dict[str, Cost]:
+        """What the models took to make that were made here."""
+        there = {role: self.models[name] for role, name in _COSTS.items() if name in self.models}
+        return {role: one.cost for role, one in there.items() if not one.claim}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How an audit is to be done."""
+
+    criteria: Criteria
+    watch: Watch
+    device: str
+    goal: str
+    trust: bool
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Asked:
+        """From the settings of the verb; unknown ones are refused."""
+        refuse_unknown(settings, {"criteria", "watch", "goal", "device", "trust_pickle"})
+        return cls(
+            config.build(Criteria, settings.get("criteria") or {}, path="criteria."),
+            config.build(Watch, settings.get("watch") or {}, path="watch."),
+            str(settings.get("device", "auto")),
+            str(settings.get("goal", "")),
+            bool(settings.get("trust_pickle")),
+        )
+
 
 def compared(
     run: Path,
@@ -63,11 +99,13 @@ def compared(
     subject = _on_trial(run)
     models = {"original": _original(subject, original), "subject": _of(subject.folder, subject)}
     models |= _others(subject, models, oracles, references, trust=trust)
+    seen: dict[str, Observations] = {}
+    beside = Compared(subject, models, seen)
+    for claim in beside.claims:
+        progress.say(claim)
     for name, one in models.items():
-        if one.claim:
-            progress.say(f"{name}, {one.weights}: {one.claim}")
-    seen = {name: one.look(subject.data, subject.split, watch, device, progress) for name, one in models.items()}
-    return Compared(subject, models, seen)
+        seen[name] = one.look(subject.data, subject.split, watch, device, progress)
+    return beside
 
 
 def audit(
@@ -86,31 +124,41 @@ def audit(
     of which the user states it, and the record says so. ``references``: a folder that :mod:`efface.references` filled;
     its models are taken beside them.
     """
-    progress = progress or Progress()
-    refuse_unknown(settings, {"criteria", "watch", "goal", "device", "trust_pickle"})
-    criteria = config.build(Criteria, settings.get("criteria") or {}, path="criteria.")
-    watch = config.build(Watch, settings.get("watch") or {}, path="watch.")
-    device = str(settings.get("device", "auto"))
-    trust = bool(settings.get("trust_pickle"))
+    progress, asked = progress or Progress(), Asked.of(settings)
     beside = compared(
-        run, watch, device, progress, original=original, oracles=oracles, references=references, trust=trust
-    )
+        run, asked.watch, asked.device, progress,
+        original=original, oracles=oracles, references=references, trust=asked.trust,
+    )  # fmt: skip
     subject, models, seen = beside.subject, beside.models, beside.seen
-    claims = [f"{name}, {one.weights}: {one.claim}" for name, one in models.items() if one.claim]
-    costs = {role: models[name].cost for role, name in _COSTS.items() if name in models and not models[name].claim}
     result = api.judge_observations(
         seen["original"],
         seen["subject"],
         beside.oracles,
-        criteria=criteria,
-        costs=costs,
+        criteria=asked.criteria,
+        costs=beside.costs,
         unlearned=beside.unlearned,
     )
-    result.findings.extend(evidence.read_further(subject.folder, seen["subject"]))
-    requests = sequence.requests(subject, models, original, criteria, watch, device, progress)
-    changed = changes(models["original"].load().model, models["subject"].load().model, models["subject"].meta["purged"])
+    kept = evidence.read_further(subject.folder, seen["subject"])
+    result.findings.extend(kept.findings)
+    requests = sequence.requests(subject, models, original, asked.criteria, asked.watch, asked.device, progress)
     log = read_log(subject.folder / LOG)
-    record = evidence.compose(
+    record = _record(beside, asked, result, log, (*beside.claims, *kept.claims), requests)
+    keys = [str(key) for key in subject.data.keys[subject.split.forget]]
+    evidence.write(subject.folder, record, keys, seen, log, plain_ids=plain_ids)
+    return replace(result, sequence=requests)
+
+
+def _record(
+    beside: Compared,
+    asked: Asked,
+    result: api.Result,
+    log: Sequence[Mapping[str, Any]],
+    claims: Sequence[str],
+    requests: Requests | None,
+) -> Record:
+    """The record of an audit, unsealed."""
+    subject, models = beside.subject, beside.models
+    return evidence.compose(
         subject.data,
         subject.split,
         {
@@ -119,20 +167,20 @@ def audit(
         },
         result.verdict,
         result.findings,
-        Environment.here(torch.__version__, torch.get_num_threads(), str(api.device_of(device))),
-        criteria=criteria,
-        changes=changed,
-        costs=costs,
-        config=subject.request | {"audit": {"watch": config.dump(watch), "criteria": config.dump(criteria)}},
+        Environment.here(torch.__version__, torch.get_num_threads(), str(api.device_of(asked.device))),
+        criteria=asked.criteria,
+        changes=changes(
+            models["original"].load().model, models["subject"].load().model, models["subject"].meta["purged"]
+        ),
+        costs=beside.costs,
+        config=subject.request
+        | {"audit": {"watch": config.dump(asked.watch), "criteria": config.dump(asked.criteria)}},
         log=log,
         lineage=_lineage(subject),
-        goal=str(settings.get("goal", "")),
+        goal=asked.goal,
         warnings=claims,
         requests=requests,
     )
-    keys = [str(key) for key in subject.data.keys[subject.split.forget]]
-    evidence.write(subject.folder, record, keys, seen, log, plain_ids=plain_ids)
-    return replace(result, sequence=requests)
 
 
 def _on_trial(run: Path) -> Opened:

@@ -19,7 +19,8 @@ from hashlib import blake2b
 
 import numpy as np
 
-from efface.data import Data
+from efface.data import Data, first
+from efface.errors import EffaceError
 
 COARSE, FINE = 8, 16
 CANDIDATE, NEAR = 0.98, 0.99
@@ -52,6 +53,17 @@ def copies(data: Data, chosen: np.ndarray, elsewhere: Mapping[str, np.ndarray]) 
     known = {one.key for one in exact}
     near = [one for one in _near(data, chosen, elsewhere) if one.key not in known]
     return exact + sorted(near, key=lambda one: (-one.likeness, one.key))
+
+
+def refuse_copies(found: list[Duplicate]) -> None:
+    """An error if exact copies of what is to be forgotten would stay in training."""
+    exact = [one for one in found if one.exact and one.part == "retain"]
+    if exact:
+        raise EffaceError(
+            f"{len(exact)} examples that would stay in training are identical to ones to be forgotten.",
+            f"A model that keeps training on a copy has not forgotten: {first([one.key for one in exact])}.",
+            "Add these keys to the list, or let the copies stay: allow_duplicates=true.",
+        )
 
 
 def warnings_of(found: list[Duplicate]) -> list[str]:

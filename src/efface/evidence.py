@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,22 +82,8 @@ def compose(
             method=subject.method or {"name": "none"},
             goal=goal,
         ),
-        data=DataFacts(
-            name=data.name,
-            digest=data.digest(),
-            size=len(data),
-            shape=data.shape,
-            classes=data.classes,
-            skipped=data.skipped,
-        ),
-        split=SplitFacts(
-            digest=split.digest(data),
-            sizes=split.sizes(),
-            random=provenance.get("random"),
-            matched=provenance.get("matched"),
-            seed=provenance.get("seed"),
-            warnings=tuple(provenance.get("warnings", ())),
-        ),
+        data=_data_facts(data),
+        split=_split_facts(data, split),
         checkpoints=dict(checkpoints),
         lineage=tuple(lineage) or tuple(dict.fromkeys((original, subject.digest))),
         config=settings,
@@ -111,6 +97,29 @@ def compose(
         warnings=(*provenance.get("warnings", ()), *warnings),
         log=LogFacts.of(log),
         sequence=requests,
+    )
+
+
+def _data_facts(data: Data) -> DataFacts:
+    return DataFacts(
+        name=data.name,
+        digest=data.digest(),
+        size=len(data),
+        shape=data.shape,
+        classes=data.classes,
+        skipped=data.skipped,
+    )
+
+
+def _split_facts(data: Data, split: Split) -> SplitFacts:
+    provenance = split.provenance
+    return SplitFacts(
+        digest=split.digest(data),
+        sizes=split.sizes(),
+        random=provenance.get("random"),
+        matched=provenance.get("matched"),
+        seed=provenance.get("seed"),
+        warnings=tuple(provenance.get("warnings", ())),
     )
 
 
@@ -143,22 +152,43 @@ def further(name: str) -> str:
     return f"findings-{name}.json"
 
 
-def keep_further(folder: Path, name: str, subject: Observations, found: Sequence[Finding]) -> Path:
-    """Keep findings about a run beside it, for the next audit to take into the record; the file's path."""
+@dataclass(frozen=True)
+class Further:
+    """What other verbs kept about a run."""
+
+    findings: list[Finding]
+    claims: list[str]
+    """What is said of the models they compared it with that nobody checked."""
+
+
+def keep_further(
+    folder: Path, name: str, subject: Observations, found: Sequence[Finding], claims: Sequence[str] = ()
+) -> Path:
+    """Keep findings about a run beside it, for the next audit to take into the record; the file's path.
+
+    ``claims``: what is said of the models that it was compared with and nobody checked.
+    """
     path = Path(folder) / further(name)
-    content = {"model": subject.model, "split": subject.split, "findings": [asdict(one) for one in found]}
+    content = {
+        "model": subject.model,
+        "split": subject.split,
+        "claims": list(claims),
+        "findings": [asdict(one) for one in found],
+    }
     write_text(path, json.dumps(content, indent=1) + "\n")
     return path
 
 
-def read_further(folder: Path, subject: Observations) -> list[Finding]:
-    """Findings that other verbs kept about this very model and split; those about another are left out."""
-    found: list[Finding] = []
+def read_further(folder: Path, subject: Observations) -> Further:
+    """What other verbs kept about this very model and split; what is about another is left out."""
+    found = Further([], [])
     for path in sorted(Path(folder).glob(further("*"))):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if (content["model"], content["split"]) == (subject.model, subject.split):
-                found += TypeAdapter(list[Finding]).validate_python(content["findings"])
+                found.findings.extend(TypeAdapter(list[Finding]).validate_python(content["findings"]))
+                claims = TypeAdapter(list[str]).validate_python(content.get("claims", []))
+                found.claims.extend(f"{path.name}: {claim}" for claim in claims)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise EffaceError(
                 f"{path} cannot be read as findings.", str(error), "Delete it, or make it again."

@@ -25,11 +25,13 @@ class Kept:
 
     findings: list[Finding]
     file: Path
+    claims: list[str]
+    """What is said of the oracles that nobody checked; the next audit's record repeats it."""
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form."""
         return {one.name: {"value": one.value, "original": one.original, "oracle": one.oracle, "note": one.note}
-                for one in self.findings} | {"file": str(self.file)}  # fmt: skip
+                for one in self.findings} | {"file": str(self.file), "claims": self.claims}  # fmt: skip
 
     def lines(self) -> list[str]:
         """One line for each finding."""
@@ -48,14 +50,16 @@ def relearn_run(
 ) -> Kept:
     """Train copies of a run and of its oracles on, and keep how soon the forgotten comes back.
 
-    ``settings``: relearn (fields of :class:`Relearning`), watch, seed, device. The runs themselves are only read.
+    ``settings``: relearn (fields of :class:`Relearning`), watch, seed, device, trust_pickle. The runs themselves
+    are only read.
     """
     progress = progress or Progress()
-    refuse_unknown(settings, {"relearn", "watch", "seed", "device"})
+    refuse_unknown(settings, {"relearn", "watch", "seed", "device", "trust_pickle"})
     asked = config.build(Relearning, settings.get("relearn") or {}, {Objective: OBJECTIVES}, "relearn.")
     watch = config.build(Watch, {"gradient": False} | dict(settings.get("watch") or {}), path="watch.")
     device = str(settings.get("device", "auto"))
-    beside = compared(run, watch, device, progress, original=original, oracles=oracles)
+    trust = bool(settings.get("trust_pickle"))
+    beside = compared(run, watch, device, progress, original=original, oracles=oracles, trust=trust)
     looks: dict[str, Any] = {}
     for name, model in beside.models.items():
         if name == "original":
@@ -67,8 +71,7 @@ def relearn_run(
         )  # fmt: skip
     judged = replace(_evidence(beside), relearned=(Relearned(asked.on.value, looks),))
     found = AUDITS["relearn"]().findings(judged)
-    path = evidence.keep_further(beside.subject.folder, f"relearn-{asked.on.value}", beside.seen["subject"], found)
-    return Kept(found, path)
+    return _keep(beside, f"relearn-{asked.on.value}", found)
 
 
 def guess_canaries(
@@ -82,20 +85,26 @@ def guess_canaries(
 ) -> Kept:
     """Guess which canaries of a plan were included, open the coins, and keep the bound.
 
-    ``settings``: watch, device, signal, level, delta.
+    ``settings``: watch, device, signal, level, delta, trust_pickle.
     """
     progress = progress or Progress()
-    refuse_unknown(settings, {"watch", "device", "signal", "level", "delta"})
+    refuse_unknown(settings, {"watch", "device", "signal", "level", "delta", "trust_pickle"})
     watch = config.build(Watch, settings.get("watch") or {}, path="watch.")
     public = plan.read(folder)
     device = str(settings.get("device", "auto"))
-    beside = compared(run, watch, device, progress, original=original, oracles=oracles)
+    trust = bool(settings.get("trust_pickle"))
+    beside = compared(run, watch, device, progress, original=original, oracles=oracles, trust=trust)
     _same_data(public, beside.subject.data, folder)
     found = guessing.findings(
         public, plan.coins(folder, public), beside.seen["original"], beside.seen["subject"], beside.oracles,
         signal=settings.get("signal"), level=float(settings.get("level", 0.95)), delta=float(settings.get("delta", 0)),
     )  # fmt: skip
-    return Kept(found, evidence.keep_further(beside.subject.folder, "canaries", beside.seen["subject"], found))
+    return _keep(beside, "canaries", found)
+
+
+def _keep(beside: Compared, name: str, found: list[Finding]) -> Kept:
+    path = evidence.keep_further(beside.subject.folder, name, beside.seen["subject"], found, beside.claims)
+    return Kept(found, path, beside.claims)
 
 
 def _evidence(beside: Compared) -> Evidence:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from efface.canaries.plan import places
-from efface.copies import Duplicate, copies, warnings_of
-from efface.data import UNKNOWN, Data, first, shuffled
+from efface.copies import Duplicate, copies, refuse_copies, warnings_of
+from efface.data import UNKNOWN, Data, shuffled
 from efface.errors import EffaceError
 from efface.selectors import Chosen, choose
 
@@ -221,13 +221,8 @@ def forget(split: Split, data: Data, selector: str, seed: int = 0, *, allow_dupl
         earlier=before,
     )
     found = duplicates(data, made)
-    exact = [one for one in found if one.exact and one.part == "retain"]
-    if exact and chosen.listed and not allow_duplicates:
-        raise EffaceError(
-            f"{len(exact)} examples that would stay in training are identical to ones to be forgotten.",
-            f"A model that keeps training on a copy has not forgotten: {first([one.key for one in exact])}.",
-            "Add these keys to the list, or let the copies stay: allow_duplicates=true.",
-        )
+    if chosen.listed and not allow_duplicates:
+        refuse_copies(found)
     warnings += warnings_of(found)
     if len(before):
         warnings.append(f"{len(before)} examples of earlier requests stay out of training.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,37 +82,50 @@ def observe(
         )
     if model.objective.captioned and data.text is None:
         raise EffaceError(f"An image-text model is looked at through captions, and {data.name} has none.")
+    rows = rows_of(split, watch, data)
+    arrays: dict[str, np.ndarray] = {}
+    with _evaluated(model):
+        look = _Look(model, data, views, watch, scratch)
+        look.open_bank(_sample(data, rows["valid"], watch.bank))
+        for part, positions in rows.items():
+            if len(positions) and (parts is None or part in parts):
+                found = look.part(part, positions, signals=part not in ("test", "valid"))
+                if part == "valid" and watch.valid:
+                    found |= look.apart(positions)
+                arrays |= {f"{part}/{name}": value for name, value in found.items()}
+        if look.captioned and data.classes:
+            names = [watch.prompt.replace("{}", name) for name in data.classes]
+            arrays["prompts/text"] = look.read(names).cpu().numpy()
+    return Observations(model.digest(), split.digest(data), arrays, _meta(look, split, rows))
+
+
+@contextmanager
+def _evaluated(model: Model) -> Iterator[None]:
+    """The model in evaluation mode and in float32; afterwards each module is in the mode it was in."""
     training, bf16 = {m: m.training for m in model.modules()}, model.bf16
     model.eval()
     model.bf16 = False
-    look = _Look(model, data, views, watch, scratch)
-    rows = rows_of(split, watch, data)
-    look.open_bank(_sample(data, rows["valid"], watch.bank))
-    arrays: dict[str, np.ndarray] = {}
-    for part, positions in rows.items():
-        if len(positions) and (parts is None or part in parts):
-            found = look.part(part, positions, signals=part not in ("test", "valid"))
-            if part == "valid" and watch.valid:
-                found |= look.apart(positions)
-            arrays |= {f"{part}/{name}": value for name, value in found.items()}
-    if look.captioned and data.classes:
-        names = [watch.prompt.replace("{}", name) for name in data.classes]
-        arrays["prompts/text"] = look.read(names).cpu().numpy()
-    for module, mode in training.items():
-        module.training = mode
-    model.bf16 = bf16
-    meta: dict[str, Any] = {
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+        model.bf16 = bf16
+
+
+def _meta(look: _Look, split: Split, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """What the arrays were made with."""
+    return {
         "spaces": look.spaces,
         "classifier": look.classifier,
-        "classes": list(data.classes),
-        "views": watch.views,
-        "temperature": watch.temperature,
+        "classes": list(look.data.classes),
+        "views": look.watch.views,
+        "temperature": look.watch.temperature,
         "bank": len(look.bank_keys),
         "random": bool(split.provenance.get("random", True)),
         "sizes": {part: len(positions) for part, positions in rows.items()},
         "whole": {part: len(getattr(split, part)) for part in rows},
     }
-    return Observations(model.digest(), split.digest(data), arrays, meta)
 
 
 def rows_of(split: Split, watch: Watch, data: Data) -> dict[str, np.ndarray]:

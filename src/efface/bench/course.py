@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -285,6 +285,14 @@ def _clear(home: Path, tasks: Iterable[Task]) -> None:
 @contextmanager
 def _alone(home: Path) -> Iterator[None]:
     """Refuse to run beside another bench in the same folder; the lock ends with the process, however it ends."""
+    try:
+        import fcntl
+    except ImportError:
+        raise EffaceError(
+            f"A bench cannot be run on this system ({sys.platform}).",
+            "Two processes are kept from the same folder by a lock that only Unix has.",
+            "Run it on Linux or macOS, and copy the folder.",
+        ) from None
     home.mkdir(parents=True, exist_ok=True)
     with (home / LOCK).open("w", encoding="utf-8") as file:
         try:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from efface.cli.options import Config, Device, Force, Json, Quiet, Set, Trust, progress, settings_of, tell
 from efface.errors import EffaceError
+
+if TYPE_CHECKING:
+    from efface.api import Result
 
 
 def audit(
@@ -63,16 +66,27 @@ def audit(
             run, settings, original=original, oracles=oracle or [], references=references, plain_ids=plain_ids,
             progress=shown,
         )  # fmt: skip
+    result, lines = _told(run, judged)
+    tell(result, [*lines, f"Report: {run / evidence.REPORT}"], as_json=json_, quiet=quiet)
+    raise typer.Exit(judged.exit_code)
+
+
+def _told(run: Path, judged: Result) -> tuple[dict[str, Any], list[str]]:
+    """The verdict, and where earlier requests were audited too theirs: for machines, and in sentences."""
     verdict = judged.verdict
-    result = {"run": str(run), "verdict": verdict.word, "level": verdict.level, "sentence": verdict.sentence}
+    result: dict[str, Any] = {
+        "run": str(run),
+        "verdict": verdict.word,
+        "level": verdict.level,
+        "sentence": verdict.sentence,
+    }
     lines = [f"{verdict.word} ({verdict.level}): {verdict.sentence}"]
     if judged.sequence is not None:
         whole = judged.sequence.verdict
         word, sentence = (whole.word, whole.sentence) if whole else ("inconclusive", judged.sequence.note)
         result |= {"all_requests": {"verdict": word, "count": judged.sequence.count, "sentence": sentence}}
         lines += [f"All {judged.sequence.count} examples of all requests: {word}: {sentence}"]
-    tell(result, [*lines, f"Report: {run / evidence.REPORT}"], as_json=json_, quiet=quiet)
-    raise typer.Exit(judged.exit_code)
+    return result, lines
 
 
 def named(run: Path | None, control: tuple[Path, Path] | None, views: int | None) -> Path:

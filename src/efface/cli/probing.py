@@ -7,10 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from efface.cli.options import Config, DataOption, Device, Json, Quiet, Seed, Set, progress, settings_of, tell
+from efface.cli.options import Config, DataOption, Device, Json, Quiet, Seed, Set, Trust, progress, settings_of, tell
 
 Original = Annotated[Path | None, typer.Option("--original", help="By default the run that it was made from.")]
-Oracles = Annotated[list[Path] | None, typer.Option("--oracle", help="A run that never saw F; repeatable.")]
+Oracles = Annotated[
+    list[Path] | None,
+    typer.Option("--oracle", help="A run (or, on your word, another's checkpoint) that never saw F; repeatable."),
+]
 
 
 def relearn(
@@ -20,6 +23,7 @@ def relearn(
     on: Annotated[str | None, typer.Option("--on", help="retain (default) or forget.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps (default 100).")] = None,
     every: Annotated[int | None, typer.Option("--every", help="Steps between two looks (default 10).")] = None,
+    trust_pickle: Trust = False,
     config: Config = None,
     set_: Set = None,
     seed: Seed = None,
@@ -28,7 +32,7 @@ def relearn(
     quiet: Quiet = False,
 ) -> None:
     """Train a copy on and see how soon the forgotten comes back, in the run and in the oracles."""
-    settings = settings_of(config, set_, seed=seed, device=device)
+    settings = settings_of(config, set_, seed=seed, device=device, trust_pickle=trust_pickle or None)
     named = {key: value for key, value in {"on": on, "steps": steps, "every": every}.items() if value is not None}
     settings["relearn"] = {**(settings.get("relearn") or {}), **named}
     from efface import further
@@ -73,6 +77,7 @@ def guess(
     original: Original = None,
     oracle: Oracles = None,
     signal: Annotated[str | None, typer.Option("--signal", help="Score to guess by; by default the outermost.")] = None,
+    trust_pickle: Trust = False,
     config: Config = None,
     set_: Set = None,
     device: Device = None,
@@ -80,7 +85,9 @@ def guess(
     quiet: Quiet = False,
 ) -> None:
     """Guess the coins from what the run shows, open them, and bound ε from below."""
-    settings: dict[str, Any] = settings_of(config, set_, device=device, signal=signal)
+    settings: dict[str, Any] = settings_of(
+        config, set_, device=device, signal=signal, trust_pickle=trust_pickle or None
+    )
     from efface import further
 
     with progress(quiet) as shown:
