@@ -24,6 +24,7 @@ from efface.bench.grid import grid_of, read
 from efface.bench.plan import Kind, World, divided, plan
 from efface.bench.work import JOURNAL, OBSERVED, outcome
 from efface.data import Data
+from efface.errors import EffaceError
 from efface.observations import Observations
 from efface.runs import Progress
 from efface.splits import forget
@@ -195,7 +196,6 @@ def test_retry_makes_again_what_failed_and_nothing_else(copied):
 
 
 def test_two_benches_in_one_folder_are_refused(copied):
-    from efface.errors import EffaceError
 
     with course._alone(copied), pytest.raises(EffaceError, match="Another bench is running"):
         bench(grid_of(GRID), copied)
