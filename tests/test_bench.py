@@ -241,7 +241,7 @@ def test_a_piece_of_a_grid_is_the_same_models():
     world = World("classifier", "sevens", 0)
     assert of_piece.cell(world, "finetune", 1).digest == of_whole.cell(world, "finetune", 1).digest
     assert of_piece.original(world).digest == of_whole.original(world).digest
-    with pytest.raises(EffaceError, match="no forget set called 'seven'. Did you mean 'sevens'"):
+    with pytest.raises(EffaceError, match=r"no forget set called 'seven'\. Did you mean 'sevens'"):
         whole.only(forget=["seven"])
 
 
