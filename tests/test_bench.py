@@ -196,7 +196,6 @@ def test_retry_makes_again_what_failed_and_nothing_else(copied):
 
 
 def test_two_benches_in_one_folder_are_refused(copied):
-    from efface.errors import EffaceError
 
     with course._alone(copied), pytest.raises(EffaceError, match="Another bench is running"):
         bench(grid_of(GRID), copied)
@@ -231,6 +230,19 @@ def test_the_time_left_counts_each_kind_by_itself_and_the_cells_to_come(tmp_path
 
 def scratch(seen: Observations, **changed: np.ndarray) -> Observations:
     return Observations(seen.model, seen.split, {**seen.arrays, **changed}, seen.meta)
+
+
+def test_a_piece_of_a_grid_is_the_same_models():
+    """One forget set of two plans the very tasks that the whole plans for it, so that pieces can follow each other."""
+    whole = grid_of({**GRID, "forget": {"a tenth": "@random:0.1", "sevens": "@class:7"}})
+    piece = whole.only(forget=["sevens"])
+    assert all(list(one.forget or {}) == ["sevens"] for one in piece.families.values())
+    of_whole, of_piece = plan(whole), plan(piece)
+    world = World("classifier", "sevens", 0)
+    assert of_piece.cell(world, "finetune", 1).digest == of_whole.cell(world, "finetune", 1).digest
+    assert of_piece.original(world).digest == of_whole.original(world).digest
+    with pytest.raises(EffaceError, match=r"no forget set called 'seven'\. Did you mean 'sevens'"):
+        whole.only(forget=["seven"])
 
 
 def test_the_choice_never_reads_the_oracle(copied):

@@ -119,12 +119,22 @@ class Grid:
                 )
         return whole
 
-    def only(self, names: Iterable[str]) -> Grid:
-        """The grid with some of its families."""
+    def only(self, families: Iterable[str] = (), forget: Iterable[str] = ()) -> Grid:
+        """The grid with some of its families and forget sets; nothing named: all. A family left without one goes."""
+        names, sets = list(families) or list(self.families), set(forget)
         for name in names:
             if name not in self.families:
                 raise unknown("family", name, self.families)
-        return replace(self, families={name: self.families[name] for name in names})
+        offered = {name: self.family(name).forget or {} for name in names}
+        for one in sets:
+            if not any(one in offer for offer in offered.values()):
+                raise unknown("forget set", one, sorted({key for offer in offered.values() for key in offer}))
+        kept = {
+            name: {key: value for key, value in offer.items() if not sets or key in sets}
+            for name, offer in offered.items()
+        }
+        chosen = {name: replace(self.families[name], forget=kept[name]) for name in names if kept[name]}
+        return replace(self, families=chosen)
 
 
 def settings(entry: Any, label: str) -> tuple[Settings, ...]:

@@ -18,6 +18,7 @@ def bench(
         Path | None, typer.Option("--out", help="Folder of the results; by default runs/NAME. The same goes on.")
     ] = None,
     family: Annotated[list[str] | None, typer.Option("--family", help="Only this family; repeatable.")] = None,
+    forget: Annotated[list[str] | None, typer.Option("--forget", help="Only this forget set; repeatable.")] = None,
     jobs: Annotated[int | None, typer.Option("--jobs", help="Processes at a time, one thread each.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done, how long it would take, and how large.")
@@ -36,7 +37,7 @@ def bench(
 
     settings = settings_of(grid, set_, name=None, jobs=jobs, device=device)
     asked = grid_of(settings, grid.stem)
-    asked = asked.only(family) if family else asked
+    asked = asked.only(family or (), forget or ())
     home = out or Path("runs") / (asked.name.replace(" ", "-") or grid.stem)
     if dry_run:
         from efface.bench.estimate import estimate
