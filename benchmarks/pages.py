@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks import checks, claims
+from benchmarks.bench_pages import bench_page, evidence, figure
 from efface import catalog
 from efface.methods import METHODS
 
@@ -23,15 +25,19 @@ def method_page(name: str) -> str:
     fields = [f"| `{f['name']}` | `{f['default']}` | {f['doc'].replace('|', '∣')} |" for f in result["fields"]]
     table = ["| field | default | |", "|---|---|---|", *fields] if fields else ["It has no fields."]
     needs = ", ".join(result["needs"]) or "nothing"
-    return "\n".join([f"# {name}", "", "```", result["text"], "```", "", f"Needs: {needs}.", "", *table, ""])
+    head = [f"# {name}", "", "```", result["text"], "```", "", f"Needs: {needs}.", "", *table, ""]
+    return "\n".join([*head, *evidence(name)])
 
 
-def figure(value: dict[str, Any] | None, digits: int = 3) -> str:
-    """Mean ± standard deviation."""
-    if value is None:
-        return "–"
-    sd = "" if value["sd"] is None else f" ± {value['sd']:.{digits}f}"
-    return f"{value['mean']:.{digits}f}{sd}"
+def index_page() -> str:
+    """All methods, by what each needs."""
+    lines = ["# Methods", "", "[Which method when](../which_method.md), from what was measured.", ""]
+    lines += ["| method | idea | needs |", "|---|---|---|"]
+    for name in METHODS:
+        result, _ = catalog.methods(name)
+        idea = result["text"].split("\n\n")[0].replace("\n", " ")
+        lines.append(f"| [{name}]({name}.md) | {idea} | {', '.join(result['needs']) or 'nothing'} |")
+    return "\n".join([*lines, ""])
 
 
 def constraint_table(rows: dict[str, Any]) -> list[str]:
@@ -258,32 +264,6 @@ def made_by(result: dict[str, Any]) -> str:
     return f"Made by `{machine['command']}`; {machine['cpu']}, torch {machine['torch']}."
 
 
-def bench_page() -> list[str]:
-    """The ranking in ``results/half_hour.json``."""
-    result = json.loads((RESULTS / "half_hour.json").read_text(encoding="utf-8"))
-    lines: list[str] = []
-    for world in result["ranking"]:
-        original = world["original"]
-        power = ", ".join(f"{name} {figure(one['power'])}" for name, one in original["signals"].items())
-        lines += [f"### {world['family']}, {world['forget']}", "", f"Membership AUC of the original: {power}.", ""]
-        lines += ["| | average gap | oracle-picked | utility | examples, share | verdicts |", "|---" * 6 + "|"]
-        retrained, untouched = {"label": "retrained (noise floor)"}, {"label": "original"}
-        for line in (*world["methods"], retrained | world["oracle"], untouched | original):
-            other, same = line.get("oracle_picked"), line.get("by_oracle") == line.get("setting")
-            verdicts = ", ".join(f"{count} {word}" for word, count in line["verdicts"].items()) or "failed"
-            cells = [
-                figure(line["gap"]),
-                "the same" if other and same else figure(other and other["gap"]),
-                figure(line["utility"]),
-            ]
-            cells += [figure(line["share"]["examples"]), verdicts]
-            lines.append(f"| {line['label']} | " + " | ".join(cells) + " |")
-        lines.append("")
-    machine, seeds = result["machine"], result["grid"]["seeds"]["reporting"]
-    lines.append(f"Mean ± standard deviation over the seeds {', '.join(map(str, seeds))}.")
-    return [*lines, f"Made by `{result['command']}`; {machine['cpu']}, torch {machine['torch']}, one thread per model."]
-
-
 def frontier_page() -> list[str]:
     """Tables of ``results/frontier.json``."""
     result = json.loads((RESULTS / "frontier.json").read_text(encoding="utf-8"))
@@ -369,6 +349,7 @@ def main() -> None:
         old.unlink()
     for name in METHODS:
         (DOCS / "methods" / f"{name}.md").write_text(method_page(name), encoding="utf-8")
+    (DOCS / "methods" / "README.md").write_text(index_page(), encoding="utf-8")
     if (RESULTS / "gradient_constraint.json").exists():
         below(DOCS / "gradient_constraint.md", constraint_page())
     if (RESULTS / "references.json").exists():
@@ -377,6 +358,9 @@ def main() -> None:
         if (RESULTS / f"{name}.json").exists():
             below(DOCS / f"{name}.md", page())
     below(DOCS / "bench.md", bench_page())
+    below(DOCS / "claims.md", claims.page())
+    if checks.RESULT.exists():
+        below(DOCS / "checks.md", checks.page())
     if (RESULTS / "emoji.json").exists():
         below(DOCS / "emoji.md", emoji_page())
 

@@ -1,0 +1,195 @@
+"""The tables of ``docs/bench.md``: for every grid whose results are there, what it gave."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+GRIDS = ("half-hour", "fashion-resnet", "fashion-vit", "fashion-contrastive")
+RESULTS = Path(__file__).parent / "results"
+
+
+def results_of(name: str) -> dict[str, Any] | None:
+    """What :mod:`benchmarks.benches` kept of a grid; None where it was not run."""
+    file = RESULTS / f"{name.replace('-', '_')}.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
+def figure(value: dict[str, Any] | None, digits: int = 3) -> str:
+    """Mean ± standard deviation."""
+    if value is None:
+        return "–"
+    sd = "" if value["sd"] is None else f" ± {value['sd']:.{digits}f}"
+    return f"{value['mean']:.{digits}f}{sd}"
+
+
+def cells_of(result: dict[str, Any], world: dict[str, Any], **wanted: Any) -> list[dict[str, Any]]:
+    """The reported models of a world with these values."""
+    wanted |= {"family": world["family"], "forget": world["forget"], "role": "reporting"}
+    return [one for one in result["cells"] if all(one[key] == value for key, value in wanted.items())]
+
+
+def by_seed(cells: Iterable[dict[str, Any]], key: str = "gap") -> dict[int, float]:
+    """What was measured, by the seed of the world; the mean where a world has several (retrained models)."""
+    values: dict[int, list[float]] = {}
+    for one in cells:
+        if one[key] is not None:
+            values.setdefault(one["seed"], []).append(one[key])
+    return {seed: sum(found) / len(found) for seed, found in values.items()}
+
+
+def below(mine: dict[int, float], theirs: dict[int, float]) -> str:
+    """In how many of the seeds that both have the first is the smaller."""
+    both = mine.keys() & theirs.keys()
+    return f"{sum(mine[seed] < theirs[seed] for seed in both)} of {len(both)}" if both else "–"
+
+
+def counted(verdicts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {word}" for word, count in verdicts.items()) or "failed"
+
+
+def said(values: Iterable[Any]) -> str:
+    return ", ".join(map(str, values))
+
+
+def made(piece: dict[str, Any]) -> str:
+    """Command and wall time of one piece."""
+    pauses = f", pauses left out: {piece['pauses']}" if piece["pauses"] else ""
+    return (
+        f"`{piece['command']}`: {piece['tasks']} tasks in {piece['seconds'] / 60:.0f} minutes{pauses}, on a machine "
+        f"that did other things as well; {piece['created'][:10]}."
+    )
+
+
+def power(world: dict[str, Any]) -> str:
+    """What the audit saw in the originals, and in how many of them it had power."""
+    seen = world["powered"]
+    signals = [
+        f"`{name}` {figure(one['power'])} (power in {seen[name][0]} of {seen[name][1]})"
+        for name, one in world["original"]["signals"].items()
+    ]
+    most, of = max(seen.values(), key=lambda hits: hits[0])
+    word = (
+        "The audit had power in every world."
+        if most == of
+        else f"The audit had power on some signal in {most} of {of} worlds: elsewhere nothing can be called removed."
+        if most
+        else "The audit had power in no world: its verdicts say nothing here."
+    )
+    return f"Membership AUC of F in the original, calibrated: {', '.join(signals)}. {word}"
+
+
+def spread_of(result: dict[str, Any], world: dict[str, Any]) -> str:
+    """How far the methods are apart, against the noise floor and against doing nothing."""
+    floor, original = world["floor"]["mean"], world["original"]["gap"]
+    gaps = {line["label"]: line["gap"]["mean"] for line in world["methods"] if line["gap"]}
+    least, most = min(gaps, key=lambda name: gaps[name]), max(gaps, key=lambda name: gaps[name])
+    plain = by_seed(cells_of(result, world, kind="original"))
+    better, close = [], []
+    for name in gaps:
+        mine = by_seed(cells_of(result, world, label=name, chosen=True))
+        if all(mine.get(seed, 1.0) < value for seed, value in plain.items()):
+            better.append(name)
+        if abs(gaps[name] - original["mean"]) < floor:
+            close.append(name)
+    return (
+        f"Noise floor {figure(world['floor'], 4)} (n = {world['floor']['n']}); the original {figure(original, 4)}, "
+        f"{original['mean'] / floor:.1f} floors. Methods lie between {gaps[least]:.4f} ({least}, "
+        f"{gaps[least] / floor:.1f} floors) and {gaps[most]:.4f} ({most}). Nearer to retraining than the original on "
+        f"every seed: {said(better) or 'none'}. Within one floor of the original, so hardly to be told from doing "
+        f"nothing: {said(close) or 'none'}."
+    )
+
+
+def world_lines(result: dict[str, Any], world: dict[str, Any]) -> list[str]:
+    """One world: what it is, how well it can tell, and its table."""
+    sizes = result["sizes"][world["family"]][world["forget"]]
+    signals = list(world["original"]["signals"])
+    lines = [
+        f"{said(f'{count} {part}' for part, count in sizes.items() if count)}. {power(world)}",
+        "",
+        spread_of(result, world),
+        "",
+        "| | n | average gap | below the original | oracle-picked | "
+        + " | ".join(f"F, {name}" for name in signals)
+        + " | utility | examples, share | verdicts |",
+        "|---" * (8 + len(signals)) + "|",
+    ]
+    plain = by_seed(cells_of(result, world, kind="original"))
+    retrained, untouched = {"label": "retrained (noise floor)"}, {"label": "original"}
+    for line in (*world["methods"], retrained | world["oracle"], untouched | world["original"]):
+        other, same = line.get("oracle_picked"), line.get("by_oracle") == line.get("setting")
+        mine = by_seed(cells_of(result, world, label=line["label"], chosen=True))
+        cells = [
+            str(line["gap"]["n"] if line["gap"] else 0),
+            figure(line["gap"], 4),
+            below(mine, plain) if "method" in line else "",
+            "the same" if other and same else figure(other and other["gap"], 4),
+            *(figure(line["signals"].get(name, {}).get("auc")) for name in signals),
+            figure(line["utility"]),
+            figure(line["share"]["examples"]),
+            counted(line["verdicts"]),
+        ]
+        lines.append(f"| {line['label']} | " + " | ".join(cells) + " |")
+    total = Counter[str]()
+    for line in world["methods"]:
+        total.update(line["verdicts"])
+    return [*lines, "", f"All methods together: {counted(dict(total.most_common()))}."]
+
+
+def bench_page() -> list[str]:
+    """Every grid that has results."""
+    lines: list[str] = []
+    for name in GRIDS:
+        result = results_of(name)
+        lines += [f"## What `{name}.yaml` gave", ""]
+        if result is None:
+            lines += ["Not measured yet.", ""]
+            continue
+        seeds, machine = result["grid"]["seeds"], result["machine"]
+        for piece in result["pieces"]:
+            lines += [f"* {made(piece)}"]
+        lines += [
+            "",
+            f"Mean ± standard deviation over the seeds {said(seeds['reporting'])}; settings chosen on seed "
+            f"{said(seeds['selection'])}. {machine['cpu']}, torch {machine['torch']}, one thread per model.",
+            "",
+        ]
+        for world in result["ranking"]:
+            lines += [f"### {name}: {world['family']}, {world['forget']}", "", *world_lines(result, world), ""]
+        idle = [f"{one['label'] or one['forget']} ({one['family']}): {one['reason']}" for one in result["unfit"]]
+        lines += ["Not applicable:", "", *(f"* {one}" for one in idle), ""] if idle else []
+    return lines
+
+
+def evidence(method: str) -> list[str]:
+    """What the grids say of one method, for its page."""
+    rows = []
+    for name in GRIDS:
+        result = results_of(name)
+        for world in result["ranking"] if result else ():
+            for place, line in enumerate(world["methods"], 1):
+                if line["method"] != method or not line["gap"]:
+                    continue
+                aucs = " / ".join(f"{one['auc']['mean']:.3f}" for one in line["signals"].values())
+                cells = [
+                    f"{name}: {world['family']}, {world['forget']}",
+                    line["label"],
+                    f"{place} of {len(world['methods'])}",
+                    figure(line["gap"], 4),
+                    f"{world['floor']['mean']:.4f} / {world['original']['gap']['mean']:.4f}",
+                    aucs,
+                    f"{line['utility']['mean']:.3f} / {world['oracle']['utility']['mean']:.3f}",
+                    counted(line["verdicts"]),
+                ]
+                rows.append(f"| {' | '.join(cells)} |")
+    if not rows:
+        return []
+    head = "| world | entry | place | average gap | floor / original | F, A1 | utility / retrained | verdicts |"
+    more = (
+        "[How this is read](../bench.md); [what papers claim](../claims.md); [which method when](../which_method.md)."
+    )
+    return ["## What the benches gave", "", head, "|---" * 8 + "|", *rows, "", more, ""]
