@@ -48,6 +48,19 @@ SWEEP: dict[str, dict[str, Any]] = {
         for lr in (0.003, 0.01, 0.03)
     },
 }
+SECOND: dict[str, dict[str, Any]] = {
+    f"one pass, omega 8, weight {weight:g}, task {task:g}, lr {lr:g} to 0": {
+        **ONE_PASS,
+        "omega": 8,
+        "weight": weight,
+        "task_weight": task,
+        "optim": {"lr": lr, "schedule": "cosine"},
+    }
+    for weight, task, lr in ((1, 1, 0.03), (1, 1, 0.1), (1, 3, 0.1), (3, 3, 0.03), (3, 10, 0.03))
+}
+"""A second search, laid out after the first had forgotten the class at the others' expense: twice the retained batches,
+still fewer than a pass over R, more weight on the task, and a rate that falls."""
+SWEEP |= SECOND
 OTHERS: dict[str, dict[str, Any]] = {"retrain": {"name": "retrain"}, "neggrad": {"name": "neggrad"}}
 """The oracle, and for comparison a baseline with its defaults: nothing was tuned for it."""
 ORIGINAL = "original"
