@@ -57,7 +57,7 @@ def said(values: Iterable[Any]) -> str:
 
 def made(piece: dict[str, Any]) -> str:
     """Command and wall time of one piece."""
-    pauses = f", pauses left out: {piece['pauses']}" if piece["pauses"] else ""
+    pauses = f" (besides {piece['pauses']} that waited long for the machine)" if piece["pauses"] else ""
     return (
         f"`{piece['command']}`: {piece['tasks']} tasks in {piece['seconds'] / 60:.0f} minutes{pauses}, on a machine "
         f"that did other things as well; {piece['created'][:10]}."
