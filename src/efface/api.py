@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from efface import config
@@ -21,11 +23,13 @@ from efface.environment import Environment
 from efface.errors import EffaceError
 from efface.evidence import checkpoint_facts, compose, write
 from efface.methods import METHODS, Method, method_class
+from efface.model import Model
 from efface.objectives import OBJECTIVES, Objective, objective_class
 from efface.observations import Observations
 from efface.record import Record
-from efface.splits import Split, partition
+from efface.splits import Split, partition, unseen_like_forgotten
 from efface.splits import forget as select
+from efface.stopping import Enough, Lookout, Stop
 from efface.train import Keep, Optim, Recipe, Rule, Run, fit, silent
 from efface.types import Given, Log, Needs, Part
 from efface.verdict import Criteria, Verdict, judge
@@ -184,21 +188,27 @@ def unlearn(
     bf16: bool = False,
     log: Log = silent,
     keep: Keep | None = None,
+    stop: Stop | None = None,
     **settings: Any,
 ) -> Checkpoint:
     """Apply an unlearning method to a copy of ``start`` and purge what its state remembers of training images.
 
     ``method``: a name from ``METHODS`` (with ``settings`` as its fields) or an instance. ``seed``: by default the
-    original's; for ``retrain`` it is the seed of the fresh start.
+    original's; for ``retrain`` it is the seed of the fresh start. ``stop``: look at unseen examples on the way, end in
+    time and give back the best state; what came of it is the result's ``stopped``. A method that itself reads
+    ``valid`` is then given one half of it, and the looks the other.
     """
     chosen = method
     if isinstance(chosen, str):
         chosen = config.choose(METHODS, {"name": chosen, **settings}, "method", {Method: METHODS})
     where = device_of(device)
-    given = give(chosen, start, data, split, where)
     seed = start.seed if seed is None else seed
     run = Run(seed=seed, device=where, log=log, bf16=bf16, keep=keep)
-    model = chosen.unlearn(copy.deepcopy(start.model).to(where), given, run)
+    model, stopped = copy.deepcopy(start.model).to(where), None
+    if stop is None:
+        model = chosen.unlearn(model, give(chosen, start, data, split, where), run)
+    else:
+        model, stopped = _until(stop, chosen, model, start, data, split, run)
     purged: dict[str, str] = {}
     if not chosen.exact:
         retain = part_of(data, split.retain, start.recipe.views, "retain", where)
@@ -214,7 +224,33 @@ def unlearn(
         tally=run.tally,
         purged=purged,
         trained=start.trained,
+        stopped=stopped,
     )
+
+
+def _until(
+    stop: Stop, method: Method, model: Model, start: Checkpoint, data: Data, split: Split, run: Run
+) -> tuple[Model, dict[str, Any]]:
+    """Unlearn with looks at unseen examples; the best state, and how it came to that."""
+    if method.exact:
+        raise EffaceError(
+            "Retraining starts from nothing: there is no point at which to stop it early.",
+            remedy="Leave --stop out, or choose a method that starts from the checkpoint.",
+        )
+    unseen = unseen_like_forgotten(split, data)
+    if Needs.VALID in method.needs:
+        order = torch.randperm(len(split.valid), generator=run.rng("halves")).numpy()
+        own = np.sort(split.valid[order[: len(order) // 2]])
+        split, unseen = replace(split, valid=own), np.setdiff1d(unseen, own)
+    shown = {"forget": split.forget, "retain": split.retain, "valid": unseen}
+    parts = {name: part_of(data, rows, start.recipe.views, name, run.device) for name, rows in shown.items()}
+    lookout = Lookout(stop, model, parts, run)
+    run.watchers.append(lookout)
+    given = give(method, start, data, split, run.device)
+    with contextlib.suppress(Enough):
+        model = method.unlearn(model, given, run)
+    model, stopped = lookout.conclude(model)
+    return model, stopped.as_dict()
 
 
 def give(method: Method, start: Checkpoint, data: Data, split: Split, device: torch.device) -> Given:

@@ -48,6 +48,8 @@ class Checkpoint:
     """What was done with the state that remembers training images: part to action."""
     trained: bool = True
     """Whether the recipe is how it was trained, and not only the shape that foreign weights were put into."""
+    stopped: dict[str, Any] | None = None
+    """When and why it was stopped, if unseen examples were looked at: see :mod:`efface.stopping`."""
 
     def save(self, folder: Path) -> None:
         """Write weights and meta data into an existing folder."""
@@ -73,6 +75,7 @@ class Checkpoint:
             "cost": vars(self.tally),
             "purged": self.purged,
             "trained": self.trained,
+            "stopped": self.stopped,
         }
 
     @staticmethod
@@ -89,7 +92,7 @@ class Checkpoint:
                 "Restore the folder from where it came, or make it again.",
             )
         kept = {key: meta[key] for key in ("seed", "parent", "method", "exact", "split", "purged", "trained")}
-        return Checkpoint(model, recipe, tally=Tally(**meta["cost"]), **kept)
+        return Checkpoint(model, recipe, tally=Tally(**meta["cost"]), stopped=meta.get("stopped"), **kept)
 
 
 def read_meta(folder: Path) -> dict[str, Any]:

@@ -192,6 +192,18 @@ def around(
     return _with_provenance(Split(**parts), selector=None, seed=seed, random=True, matched=None, warnings=[])
 
 
+def unseen_like_forgotten(split: Split, data: Data) -> np.ndarray:
+    """Positions of the ``valid`` examples of F's kind: all for a random F, else those of its classes or groups.
+
+    All of them too where fewer than two are of F's kind, or nothing is known of their kind.
+    """
+    kinds = {"class": data.y, "group": data.group}.get(str(split.provenance.get("matched")))
+    if kinds is None:
+        return split.valid
+    same = split.valid[np.isin(kinds[split.valid], np.unique(kinds[split.forget]))]
+    return same if len(same) >= 2 else split.valid
+
+
 def forget(split: Split, data: Data, selector: str, seed: int = 0, *, allow_duplicates: bool = False) -> Split:
     """Move the selected training examples from ``retain`` to ``forget``, and match the holdout to them.
 

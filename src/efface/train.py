@@ -176,6 +176,14 @@ class Keep(Protocol):
         ...
 
 
+class Watcher(Protocol):
+    """Looks at a model between two steps, and may end the training by an exception of its own."""
+
+    def after(self, model: Model, optimizer: Optimizer) -> None:
+        """Called after each step of :func:`descend`."""
+        ...
+
+
 @dataclass
 class Tally:
     """What a run has cost so far."""
@@ -203,6 +211,8 @@ class Run:
     """Networks under bfloat16 autocast."""
     keep: Keep | None = None
     tally: Tally = field(default_factory=Tally)
+    watchers: list[Watcher] = field(default_factory=list)
+    """Who looks on: see :mod:`efface.stopping`."""
 
     def rng(self, name: str, *numbers: int) -> torch.Generator:
         """A generator of its own for every purpose, on the CPU: the same for the same seed, name and numbers."""
@@ -292,6 +302,8 @@ def descend(
         torch.manual_seed(run.rng("dropout", run.tally.steps).initial_seed())
         for batch in batches:
             step(model, batch, terms, optimizer, run, phase=phase, only=only)
+            for watcher in run.watchers:
+                watcher.after(model, optimizer)
 
 
 def fit(model: Model, part: Part, recipe: Recipe, run: Run) -> Model:

@@ -1,0 +1,288 @@
+"""Calibrated stopping: unseen examples V say when the forgotten F no longer stand out, and when it went too far.
+
+At each look, in the backbone's features and in the output (:mod:`efface.margins`, averaged over views):
+
+    a_s = AUC of F's margins against V's,   r_s = AUC of R's margins against V's     (1/2: cannot be told apart)
+    distance = max over s of max( |a_s - 1/2|, r_s(θ₀) - r_s )                       (0: F like V, R as before)
+
+and an interval of each a_s at the level 1 - α_k / S, α_k = α / (k (k + 1)), k the number of the look, S that of the
+spaces. The α_k of all looks sum to less than α: in at most α of all runs does any of the intervals ever miss its AUC,
+however often one looks. A method takes no further step once
+
+    matched   every interval lies within 1/2 ± δ: shown, not only not refuted
+    over      an interval lies below 1/2: F stands out by what was done to it
+    crossed   no a_s that stood out is above 1/2 any more: more steps could only go too far
+
+and what is given back is the state of the look with the smallest distance, θ₀'s own not among them. R is in the
+distance because a model that forgets everybody also makes F and V alike. Where no interval at θ₀ lies above 1/2 the
+looks see nothing, cannot say when to stop, and say that (*blind*): the method then runs to its end.
+
+Source      ours; α-spending by looks as in group-sequential trials (Lan and DeMets 1983), its sum by k (k + 1).
+Departures  none. What it does not know: how hard F is. F's margins may differ from V's without any training.
+Tests kill  a level that is the same at each look; a state given back that is not the best; views that change between
+            looks; the audit's holdout; a collapsed model that is called matched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from efface import stats
+from efface.errors import EffaceError
+from efface.margins import BACKBONE, OUTPUT, agreement, of_label
+from efface.model import Model, frozen_statistics
+from efface.train import Optimizer, Run
+from efface.types import Part
+
+SPACES = (BACKBONE, OUTPUT)
+CHUNK = 256
+
+
+class Reason(StrEnum):
+    """Why no further step was taken."""
+
+    MATCHED = "matched"
+    OVER = "over"
+    CROSSED = "crossed"
+    BUDGET = "budget"
+    ENDED = "ended"
+    """The method came to its own end."""
+    BLIND = "blind"
+    """The looks saw nothing at the start."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stop:
+    """How often unseen examples are looked at, and what is called enough."""
+
+    looks: int = 16
+    """Looks over the steps of an optimizer, evenly."""
+    views: int = 4
+    """Views of each example, the same ones at every look; even."""
+    cap: int = 500
+    """Most examples of F, of R and of V that are looked at."""
+    delta: float = 0.05
+    """How far from 1/2 an AUC may be to count as nothing."""
+    alpha: float = 0.05
+    """Share of runs in which any interval may miss."""
+    spare: float = 0.03
+    """How far the AUC of the retained may fall for the goal to count as reached."""
+    tau: float = 0.1
+    """Temperature of the margins in spaces of embeddings."""
+    steps: int | None = None
+    """Most optimizer steps, whatever the looks say."""
+
+    def __post_init__(self) -> None:
+        if self.looks < 1 or self.views < 2 or self.views % 2 or self.cap < 2:
+            raise EffaceError(
+                f"Stopping cannot look {self.looks} times at {self.views} views of {self.cap} examples.",
+                "At least 1 look, 2 examples and 2 views; views are compared in pairs.",
+            )
+        if not (0 < self.delta < 0.5 and 0 < self.alpha < 1 and self.tau > 0):
+            raise EffaceError(
+                f"Stopping cannot use delta {self.delta}, alpha {self.alpha}, tau {self.tau}.",
+                "delta lies between 0 and 0.5, alpha between 0 and 1, tau is above 0.",
+            )
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one look saw."""
+
+    step: int
+    """Optimizer steps taken before it."""
+    forget: dict[str, tuple[float, float, float]]
+    """By space: AUC of F against V and its interval at this look's level."""
+    retain: dict[str, float]
+    """By space: AUC of R against V."""
+    distance: float
+    """From F like V and R as before; lower is better, 0 is both."""
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """How a run with looks ended."""
+
+    reason: Reason
+    reached: bool
+    """Whether no interval of the state given back shows a difference, its AUCs lie within δ, and R within `spare`."""
+    step: int
+    """Optimizer steps of the state that was given back."""
+    taken: int
+    """Optimizer steps that were taken in all."""
+    unseen: int
+    """Examples of V that were looked at."""
+    delta: float
+    looks: tuple[Look, ...]
+    """The first is of θ₀."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return asdict(self) | {"reason": str(self.reason), "looks": [asdict(look) for look in self.looks]}
+
+
+class Enough(Exception):
+    """Raised between two steps: the method shall take no further one."""
+
+
+class Lookout:
+    """Looks at a model while a method trains it, keeps the best state, and ends the method in time."""
+
+    def __init__(self, stop: Stop, start: Model, parts: Mapping[str, Part], run: Run) -> None:
+        """``parts``: forget, retain, valid, of which at most ``cap`` examples each are looked at."""
+        few = [name for name, part in parts.items() if len(part) < 2]
+        if few:
+            raise EffaceError(
+                f"Stopping looks at forget, retain and valid examples; too few of: {', '.join(few)}.",
+                "It compares the forgotten with unseen examples, at least 2 of each.",
+                "Set split.valid when pretraining (better 500), or unlearn without --stop.",
+            )
+        self.stop, self.run = stop, run
+        self.parts = {name: _some(part, stop.cap, run.rng("stop", i)) for i, (name, part) in enumerate(parts.items())}
+        self.looks: list[Look] = []
+        self.best: tuple[Look, Model, dict[str, Tensor]] | None = None
+        self.reason = Reason.ENDED
+        self.look(start)
+        self.blind = all(low <= 0.5 for _, low, _ in self.looks[0].forget.values())
+
+    def after(self, model: Model, optimizer: Optimizer) -> None:
+        """Called after each step: look if it is time, and raise :class:`Enough` if it is enough."""
+        spent = self.stop.steps is not None and self.run.tally.steps >= self.stop.steps
+        due = optimizer.taken % max(1, optimizer.steps // self.stop.looks) == 0 or optimizer.taken == optimizer.steps
+        if not self.blind and (due or spent):
+            self.reason = self.verdict(self.look(model)) or Reason.ENDED
+            if self.reason is not Reason.ENDED:
+                raise Enough
+        if spent:
+            self.reason = Reason.BUDGET
+            raise Enough
+
+    def look(self, model: Model) -> Look:
+        """Compare F and R with V, remember the state if it is the best so far, log it."""
+        with self.run.timed():
+            seen = scores(model, self.parts, self.stop, self.run)
+        level = 1 - spent_at(len(self.looks), self.stop.alpha) / len(SPACES)
+        forget = {s: stats.delong(seen["forget"][s], seen["valid"][s], level) for s in SPACES}
+        retain = {s: stats.auc(seen["retain"][s], seen["valid"][s]) for s in SPACES}
+        before = self.looks[0].retain if self.looks else retain
+        distance = max(max(abs(forget[s][0] - 0.5), before[s] - retain[s]) for s in SPACES)
+        found = Look(self.run.tally.steps, forget, retain, distance)
+        if self.looks and (self.best is None or distance < self.best[0].distance):
+            state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+            self.best = (found, model, state)
+        self.looks.append(found)
+        terms = {f"forget_{s}": forget[s][0] for s in SPACES} | {f"retain_{s}": retain[s] for s in SPACES}
+        shown = sum(map(len, self.parts.values())) * self.stop.views
+        self.run.note("look", terms, examples=shown, distance=distance)
+        return found
+
+    def verdict(self, look: Look) -> Reason | None:
+        """Why it is enough, or None."""
+        stood_out = [s for s in SPACES if self.looks[0].forget[s][0] > 0.5]
+        spared = self.looks[0].retain
+        if any(high < 0.5 for _, _, high in look.forget.values()):
+            return Reason.OVER
+        within = all(low > 0.5 - self.stop.delta and high < 0.5 + self.stop.delta for _, low, high in look.forget.values())
+        if within and all(spared[s] - look.retain[s] <= self.stop.spare for s in SPACES):
+            return Reason.MATCHED
+        return Reason.CROSSED if all(look.forget[s][0] <= 0.5 for s in stood_out) else None
+
+    def conclude(self, model: Model) -> tuple[Model, Stopped]:
+        """The best state that was seen, and how it came to that; ``model``: what the method gave back, or started."""
+        taken = self.run.tally.steps
+        if self.blind:
+            reason = Reason.BLIND if self.reason is Reason.ENDED else self.reason
+            return model, self._stopped(reason, False, taken)
+        if self.reason is Reason.ENDED and (self.looks[-1].step != taken or self.best is None):
+            self.look(model)
+        if self.best is None:
+            raise EffaceError(
+                f"The budget of {self.stop.steps} steps ended before the first look.", remedy="Allow more steps."
+            )
+        found, model, state = self.best
+        model.load_state_dict(state)
+        still = all(low <= 0.5 <= high and abs(a - 0.5) <= self.stop.delta for a, low, high in found.forget.values())
+        spared = all(self.looks[0].retain[s] - found.retain[s] <= self.stop.spare for s in SPACES)
+        return model, self._stopped(self.reason, still and spared, found.step)
+
+    def _stopped(self, reason: Reason, reached: bool, step: int) -> Stopped:
+        unseen, looks = len(self.parts["valid"]), tuple(self.looks)
+        return Stopped(reason, reached, step, self.run.tally.steps, unseen, self.stop.delta, looks)
+
+
+def spent_at(number: int, alpha: float) -> float:
+    """α of look ``number``: what all looks may spend together is α, and the one at the start spends α / 2."""
+    return alpha / ((number + 1) * (number + 2))
+
+
+@torch.no_grad()
+def scores(model: Model, parts: Mapping[str, Part], stop: Stop, run: Run) -> dict[str, dict[str, np.ndarray]]:
+    """Margins of each part's examples, by part and space, [n]; higher is more member-like. V is the bank."""
+    names = [*(name for name in parts if name != "valid"), "valid"]
+    inner, outer = list[list[Tensor]](), list[list[Tensor]]()
+    with frozen_statistics(model):
+        for number in range(stop.views):
+            seen = [_embed(model, parts[name], number, run, name) for name in names]
+            inner.append([features for features, _ in seen])
+            outer.append([outputs for _, outputs in seen])
+    lengths, bank = [len(parts[name]) for name in names], len(parts["valid"])
+    labels = torch.cat([parts[name].labels() for name in names]) if model.objective.labelled else None
+    found = dict[str, dict[str, np.ndarray]]((name, {}) for name in names)
+    for space, views in ((BACKBONE, inner), (OUTPUT, outer)):
+        whole = [torch.cat(view) for view in views]
+        if space == OUTPUT and labels is not None:
+            values = [of_label(view, labels.to(view.device)) for view in whole]
+        else:
+            values = [agreement(a, b, bank, stop.tau) for a, b in zip(whole[::2], whole[1::2], strict=True)]
+        mean = torch.stack(values).mean(0).double().cpu()
+        for name, of_part in zip(names, mean.split(lengths), strict=True):
+            found[name][space] = of_part.numpy()
+    return found
+
+
+def _embed(model: Model, part: Part, number: int, run: Run, name: str) -> tuple[Tensor, Tensor]:
+    """Features and outputs of one view of each example, the same view at every look."""
+    rng, features, outputs = run.rng(f"stop {name}"), list[Tensor](), list[Tensor]()
+    for rows in part.ids.split(CHUNK):
+        seen = model.features(part.batch(rows, rng).view(number))
+        features.append(seen.float())
+        outputs.append(model.project(seen).float())
+    return torch.cat(features), torch.cat(outputs)
+
+
+def _some(part: Part, cap: int, rng: torch.Generator) -> Part:
+    """At most ``cap`` of a part's examples, drawn once."""
+    chosen = torch.randperm(len(part.ids), generator=rng)[:cap].sort().values
+    return replace(part, ids=part.ids[chosen])
+
+
+def sentence(stopped: Mapping[str, Any]) -> str:
+    """What a record's ``stopped`` says, in plain words."""
+    looks: Sequence[Mapping[str, Any]] = stopped["looks"]
+    if stopped["reason"] == Reason.BLIND:
+        return (
+            f"The {stopped['unseen']} unseen examples could not tell when to stop: before unlearning, the forgotten "
+            "examples did not stand out from them. The method ran to its end."
+        )
+    why = {
+        Reason.MATCHED: f"the forgotten examples were shown to be within {stopped['delta']:g} of the unseen ones",
+        Reason.OVER: "the forgotten examples began to stand out below the unseen ones",
+        Reason.CROSSED: "the forgotten examples stood out no more; more steps could only have gone too far",
+        Reason.BUDGET: "its budget of steps was used up",
+        Reason.ENDED: "the method came to its own end",
+    }[Reason(stopped["reason"])]
+    distance = min((look["distance"] for look in looks[1:]), default=math.nan)
+    met = "reached" if stopped["reached"] else "not reached"
+    return (
+        f"Unlearning stopped after {stopped['taken']} steps: {why}. Given back is the state after {stopped['step']} "
+        f"steps, the nearest of {len(looks) - 1} looks to the goal (distance {distance:.3f}, at the start "
+        f"{looks[0]['distance']:.3f}). By these looks the goal was {met}; only the audit, on other examples, can say."
+    )
