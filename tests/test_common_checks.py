@@ -10,9 +10,10 @@ import math
 import pytest
 import torch
 
-from efface import api, config
+from efface import config
 from efface.checkpoint import Checkpoint
 from efface.errors import Diverged, EffaceError
+from efface.giving import require_fit
 from efface.methods import METHODS, Method
 from efface.objectives import OBJECTIVES, Moco
 from efface.train import Optim, Run
@@ -113,7 +114,7 @@ def test_a_checkpoint_of_the_wrong_kind_is_refused_with_the_methods_that_fit(met
     with pytest.raises(
         EffaceError, match=f"{method} works on .*, and this .* '{objective}'.*on any checkpoint: .*finetune"
     ):
-        api.require_fit(method, METHODS[method].needs, Checkpoint(recipe.start(0), recipe))
+        require_fit(method, METHODS[method].needs, Checkpoint(recipe.start(0), recipe))
 
 
 @pytest.mark.parametrize("method", sorted(m for m in METHODS if Needs.ATTENTION in METHODS[m].needs))
@@ -122,10 +123,10 @@ def test_a_backbone_without_attention_is_refused_and_a_transformer_is_not(method
         recipe = tiny.recipe(HOME[method], backbone=backbone)
         start, needs = Checkpoint(recipe.start(0), recipe), METHODS[method].needs
         if backbone is tiny.VIT:
-            api.require_fit(method, needs, start)
+            require_fit(method, needs, start)
         else:
             with pytest.raises(EffaceError, match=f"{method} needs a transformer.*ResNet"):
-                api.require_fit(method, needs, start)
+                require_fit(method, needs, start)
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from efface import auditing, cli, runs
+from efface import auditing, cli, giving, runs
 from efface.changes import moved
 from efface.checkpoint import Checkpoint
 from efface.data import Data
@@ -168,13 +168,14 @@ def test_the_second_run_never_trains_on_the_first_request(chain, monkeypatch):
     assert set(parts(chain / "two")["earlier"]) == gone
     seen: set[int] = set()
     opened = runs.opened(chain / "one")
-    serve = runs.api.part_of
+    serve = giving.part_of
 
     def watched(data, positions, *more):
         seen.update(int(p) for p in positions)
         return serve(data, positions, *more)
 
-    monkeypatch.setattr(runs.api, "part_of", watched)
+    for served in (giving, runs.api):
+        monkeypatch.setattr(served, "part_of", watched)
     for method in ("scrub", "retrain"):
         settings = {"forget": "@class:5", "method": method}
         runs.unlearn(chain / "one", chain / f"watched-{method}", settings)

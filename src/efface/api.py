@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from efface import config
-from efface.attention import reader
+from efface import auto, config
 from efface.audits import AUDITS, Cost, Evidence, Finding
 from efface.changes import Change, changes
 from efface.checkpoint import CHOICES, Checkpoint
@@ -22,23 +19,21 @@ from efface.drift import Requests, worst
 from efface.environment import Environment
 from efface.errors import EffaceError
 from efface.evidence import checkpoint_facts, compose, write
-from efface.methods import METHODS, Method, method_class
-from efface.model import Model
-from efface.objectives import OBJECTIVES, Objective, objective_class
+from efface.giving import give, name_of, part_of, require_captions, require_labels
+from efface.methods import METHODS, Method
+from efface.objectives import Objective, objective_class
 from efface.observations import Observations
 from efface.record import Record
-from efface.splits import Split, partition, unseen_like_forgotten
+from efface.splits import Split, partition
 from efface.splits import forget as select
-from efface.stopping import Enough, Lookout, Stop
+from efface.stopping import Stop
 from efface.train import Keep, Optim, Recipe, Rule, Run, fit, silent
-from efface.types import Given, Log, Needs, Part
+from efface.types import Log
+from efface.until import until
 from efface.verdict import Criteria, Verdict, judge
 from efface.views import Views
 from efface.watch import Watch
 from efface.watch import observe as look
-
-MAY_SEE = ("forget", "retain", "valid")
-"""The parts that a method can ever be given: never the audit's holdout, spare or test."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +89,7 @@ def default_recipe(data: Data, objective: str | Objective, **changed: Any) -> Re
     channels, height, width = data.shape
     if chosen.labelled and data.y is None:
         raise EffaceError(
-            f"The objective '{_name(chosen)}' needs labels, and {data.name} has none.",
+            f"The objective '{name_of(chosen)}' needs labels, and {data.name} has none.",
             remedy="Use a label-free objective: simclr, moco, byol.",
         )
     still = replace(Views.none(), jitter_prob=Views().jitter_prob)
@@ -102,7 +97,7 @@ def default_recipe(data: Data, objective: str | Objective, **changed: Any) -> Re
     if chosen.labelled:
         views, optim = replace(still, flip=True, shift=max(1, height // 8)), Optim(lr=0.1, warmup=0.05)
     if chosen.captioned:
-        require_captions(data, range(len(data)), f"The objective '{_name(chosen)}'")
+        require_captions(data, range(len(data)), f"The objective '{name_of(chosen)}'")
         views, optim = replace(still, crop=(0.8, 1.0)), Optim(rule=Rule.ADAMW, lr=1e-3, warmup=0.05)
     given = {
         "objective": chosen,
@@ -131,19 +126,6 @@ def device_of(name: str | torch.device = "auto") -> torch.device:
     return device
 
 
-def part_of(data: Data, positions: Any, views: Views, name: str, device: torch.device) -> Part:
-    """The examples at ``positions``, ready to be served in batches."""
-    return Part(
-        x=torch.from_numpy(data.x),
-        ids=torch.as_tensor(positions, dtype=torch.int64),
-        augment=views,
-        y=None if data.y is None else torch.from_numpy(data.y),
-        text=data.text,
-        name=name,
-        device=device,
-    )
-
-
 def pretrain(
     data: Data,
     split: Split,
@@ -168,9 +150,9 @@ def pretrain(
             remedy=f"Set recipe.batch_size to at most {len(train)}.",
         )
     if recipe.objective.labelled:
-        require_labels(data, train, f"The objective '{_name(recipe.objective)}'")
+        require_labels(data, train, f"The objective '{name_of(recipe.objective)}'")
     if recipe.objective.captioned:
-        require_captions(data, train, f"The objective '{_name(recipe.objective)}'")
+        require_captions(data, train, f"The objective '{name_of(recipe.objective)}'")
     run = Run(seed=seed, device=where, log=log, bf16=bf16, keep=keep)
     part = part_of(data, train, recipe.views, "train", where)
     model = fit(recipe.start(seed).to(where), part, recipe, run)
@@ -188,27 +170,42 @@ def unlearn(
     bf16: bool = False,
     log: Log = silent,
     keep: Keep | None = None,
-    stop: Stop | None = None,
+    stop: Stop | Mapping[str, Any] | None = None,
+    budget: str | float | None = None,
     **settings: Any,
 ) -> Checkpoint:
     """Apply an unlearning method to a copy of ``start`` and purge what its state remembers of training images.
 
-    ``method``: a name from ``METHODS`` (with ``settings`` as its fields) or an instance. ``seed``: by default the
+    ``method``: a name from ``METHODS`` (with ``settings`` as its fields), an instance, or ``auto``: choose one by
+    unseen examples (:mod:`efface.auto`); what was tried is the result's ``search``. ``seed``: by default the
     original's; for ``retrain`` it is the seed of the fresh start. ``stop``: look at unseen examples on the way, end in
     time and give back the best state; what came of it is the result's ``stopped``. A method that itself reads
-    ``valid`` is then given one half of it, and the looks the other.
+    ``valid`` is then given one half of it, and the looks the other. ``budget``: most optimizer steps, as ``"5%"`` of
+    retraining's or a number; it implies ``stop``.
     """
-    chosen = method
-    if isinstance(chosen, str):
-        chosen = config.choose(METHODS, {"name": chosen, **settings}, "method", {Method: METHODS})
     where = device_of(device)
     seed = start.seed if seed is None else seed
     run = Run(seed=seed, device=where, log=log, bf16=bf16, keep=keep)
-    model, stopped = copy.deepcopy(start.model).to(where), None
-    if stop is None:
-        model = chosen.unlearn(model, give(chosen, start, data, split, where), run)
+    end = config.build(Stop, stop, path="stop.") if isinstance(stop, Mapping) else stop
+    stopped, search = None, None
+    if method == auto.AUTO:
+        if settings:
+            raise auto.settings_given(settings)
+        found = auto.search(start, data, split, auto.steps_of(budget, start, split), end or Stop(), run)
+        model, chosen, stopped, search = found.model, found.method, found.stopped, found.search
+        run.tally.add(found.tally)
+        end = end or Stop()
     else:
-        model, stopped = _until(stop, chosen, model, start, data, split, run)
+        chosen = method
+        if isinstance(chosen, str):
+            chosen = config.choose(METHODS, {"name": chosen, **settings}, "method", {Method: METHODS})
+        if budget is not None:
+            end = replace(end or Stop(), steps=auto.steps_of(budget, start, split))
+        if end is None:
+            model = copy.deepcopy(start.model).to(where)
+            model = chosen.unlearn(model, give(chosen, start, data, split, where), run)
+        else:
+            model, stopped = until(end, chosen, start, data, split, run)
     purged: dict[str, str] = {}
     if not chosen.exact:
         retain = part_of(data, split.retain, start.recipe.views, "retain", where)
@@ -218,106 +215,15 @@ def unlearn(
         start.recipe,
         seed=seed,
         parent=start.model.digest(),
-        method=config.dump(chosen, {Method: METHODS}),
+        method=config.dump(chosen, {Method: METHODS}) | ({"stop": config.dump(end)} if end else {}),
         exact=chosen.exact,
         split=split.digest(data),
         tally=run.tally,
         purged=purged,
         trained=start.trained,
         stopped=stopped,
+        search=search,
     )
-
-
-def _until(
-    stop: Stop, method: Method, model: Model, start: Checkpoint, data: Data, split: Split, run: Run
-) -> tuple[Model, dict[str, Any]]:
-    """Unlearn with looks at unseen examples; the best state, and how it came to that."""
-    if method.exact:
-        raise EffaceError(
-            "Retraining starts from nothing: there is no point at which to stop it early.",
-            remedy="Leave --stop out, or choose a method that starts from the checkpoint.",
-        )
-    unseen = unseen_like_forgotten(split, data)
-    if Needs.VALID in method.needs:
-        order = torch.randperm(len(split.valid), generator=run.rng("halves")).numpy()
-        own = np.sort(split.valid[order[: len(order) // 2]])
-        split, unseen = replace(split, valid=own), np.setdiff1d(unseen, own)
-    shown = {"forget": split.forget, "retain": split.retain, "valid": unseen}
-    parts = {name: part_of(data, rows, start.recipe.views, name, run.device) for name, rows in shown.items()}
-    lookout = Lookout(stop, model, parts, run)
-    run.watchers.append(lookout)
-    given = give(method, start, data, split, run.device)
-    with contextlib.suppress(Enough):
-        model = method.unlearn(model, given, run)
-    model, stopped = lookout.conclude(model)
-    return model, stopped.as_dict()
-
-
-def give(method: Method, start: Checkpoint, data: Data, split: Split, device: torch.device) -> Given:
-    """Only the parts that the method declares, each with something in it."""
-    name = next(key for key, cls in METHODS.items() if cls is type(method))
-    require_fit(name, method.needs, start)
-    parts: dict[str, Part] = {}
-    for part in MAY_SEE:
-        if Needs[part.upper()] not in method.needs:
-            continue
-        positions = getattr(split, part)
-        if not len(positions):
-            free = [key for key, cls in METHODS.items() if Needs[part.upper()] not in cls.needs]
-            raise EffaceError(
-                f"{name} needs the {part} examples, but this request has none ({part}: 0 of {len(data)}).",
-                f"Methods that work without: {', '.join(free) or 'none'}.",
-            )
-        if start.recipe.objective.labelled or Needs.LABELS in method.needs:
-            require_labels(data, positions, f"{name} on a '{_name(start.recipe.objective)}' checkpoint")
-        if start.recipe.objective.captioned:
-            require_captions(data, positions, f"{name} on a '{_name(start.recipe.objective)}' checkpoint")
-        parts[part] = part_of(data, positions, start.recipe.views, part, device)
-    return Given(method.needs, parts, start.recipe if start.trained else None)
-
-
-def require_fit(name: str, needs: Needs, start: Checkpoint) -> None:
-    """An error unless the checkpoint is of the kind that the method works on."""
-    objective = start.recipe.objective
-    paired = ", ".join(key for key, cls in OBJECTIVES.items() if cls.paired)
-    wrong = {
-        "classifiers": Needs.LABELS in needs and not objective.labelled,
-        f"encoders that were trained by comparing pairs ({paired})": Needs.PAIRS in needs and not objective.paired,
-    }
-    for kind in (kind for kind, unfit in wrong.items() if unfit):
-        fit = [key for key, cls in METHODS.items() if not (Needs.LABELS | Needs.PAIRS | Needs.ATTENTION) & cls.needs]
-        raise EffaceError(
-            f"{name} works on {kind}, and this checkpoint was trained with '{_name(objective)}'.",
-            f"Methods that work on any checkpoint: {', '.join(fit)}.",
-        )
-    if Needs.ATTENTION in needs:
-        reader(start.model.backbone, name)
-
-
-def require_labels(data: Data, positions: Any, who: str) -> None:
-    """An error unless every example at ``positions`` has a label."""
-    if data.y is None or (data.y[positions] < 0).any():
-        raise EffaceError(
-            f"{who} needs labels, and {'the data has none' if data.y is None else 'some examples have none'}.",
-            remedy="Give labels, or use a label-free objective: simclr, moco, byol.",
-        )
-
-
-def require_captions(data: Data, positions: Iterable[int], who: str) -> None:
-    """An error unless every example at ``positions`` has a caption."""
-    if data.text is None:
-        raise EffaceError(
-            f"{who} needs captions, and the data has none.",
-            f"{data.name} has no column 'caption'; a manifest's captions are read from there and nowhere else.",
-            "Give the column of the captions that name, or use a label-free objective: simclr, moco, byol.",
-        )
-    absent = [row for row in positions if not data.text[row].strip()]
-    if absent:
-        raise EffaceError(
-            f"{who} needs captions, and {len(absent)} have none.",
-            f"Such as '{data.keys[absent[0]]}'.",
-            "Write a caption for each, or leave them out of the manifest.",
-        )
 
 
 def observe(
@@ -396,8 +302,4 @@ def cost_of(checkpoint: Checkpoint) -> Cost:
     return Cost(tally.steps, tally.examples, tally.seconds)
 
 
-def _name(objective: Objective) -> str:
-    return str(config.dump(objective, CHOICES)["name"])
-
-
-__all__ = ["METHODS", "Result", "audit", "method_class", "observe", "pretrain", "unlearn"]
+__all__ = ["METHODS", "Result", "audit", "observe", "pretrain", "unlearn"]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from efface import config
 from efface.errors import EffaceError
+from efface.looks import Search, Stopped, as_dict, from_dict
 from efface.model import Model
 from efface.objectives import OBJECTIVES, Objective
 from efface.train import Optimizer, Recipe, Tally
@@ -48,8 +49,10 @@ class Checkpoint:
     """What was done with the state that remembers training images: part to action."""
     trained: bool = True
     """Whether the recipe is how it was trained, and not only the shape that foreign weights were put into."""
-    stopped: dict[str, Any] | None = None
+    stopped: Stopped | None = None
     """When and why it was stopped, if unseen examples were looked at: see :mod:`efface.stopping`."""
+    search: Search | None = None
+    """What was tried, if the method was chosen by unseen examples: see :mod:`efface.auto`."""
 
     def save(self, folder: Path) -> None:
         """Write weights and meta data into an existing folder."""
@@ -75,7 +78,8 @@ class Checkpoint:
             "cost": vars(self.tally),
             "purged": self.purged,
             "trained": self.trained,
-            "stopped": self.stopped,
+            "stopped": self.stopped and as_dict(self.stopped),
+            "search": self.search and as_dict(self.search),
         }
 
     @staticmethod
@@ -92,7 +96,8 @@ class Checkpoint:
                 "Restore the folder from where it came, or make it again.",
             )
         kept = {key: meta[key] for key in ("seed", "parent", "method", "exact", "split", "purged", "trained")}
-        return Checkpoint(model, recipe, tally=Tally(**meta["cost"]), stopped=meta.get("stopped"), **kept)
+        kept |= {key: from_dict(kind, meta.get(key)) for key, kind in (("stopped", Stopped), ("search", Search))}
+        return Checkpoint(model, recipe, tally=Tally(**meta["cost"]), **kept)
 
 
 def read_meta(folder: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from efface.environment import Environment
 from efface.errors import EffaceError
 from efface.folder import disk_errors, write_text
 from efface.items import KEY, read_key
+from efface.looks import Search, Stopped, from_dict
 from efface.observations import Observations
 from efface.record import (
     RECORD,
@@ -47,6 +48,7 @@ BESIDE = ("checkpoint.safetensors", "meta.json", "split.json", "observations.npz
 def checkpoint_facts(meta: Mapping[str, Any], file: str = "", sha256: str = "", claim: str = "") -> CheckpointFacts:
     """What the record says of a checkpoint, from the meta data that :meth:`Checkpoint.save` writes."""
     kept = {key: meta[key] for key in ("digest", "parent", "method", "exact", "seed", "split", "purged")}
+    kept |= {"stopped": from_dict(Stopped, meta.get("stopped")), "search": from_dict(Search, meta.get("search"))}
     return CheckpointFacts(file=file, sha256=sha256, claim=claim, **kept)
 
 

@@ -24,6 +24,7 @@ from efface.environment import Environment
 from efface.errors import EffaceError
 from efface.folder import write_text
 from efface.items import KEY, KEYED, Items, Redaction, Strict, keyed, new_secret, read_key, write_key
+from efface.looks import Search, Stopped
 from efface.verdict import Criteria, Verdict
 
 SCHEMA_VERSION = 1
@@ -97,6 +98,10 @@ class CheckpointFacts(Strict):
     """What was done with the state that remembers training images: part to action."""
     claim: str = ""
     """What is said of it that nobody checked, such as that it never saw the forget set."""
+    stopped: Stopped | None = None
+    """When and why its method was stopped; None where nobody looked on."""
+    search: Search | None = None
+    """What was tried, where its method was chosen by unseen examples."""
 
 
 class Moved(Protocol):

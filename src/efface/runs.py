@@ -14,13 +14,14 @@ from typing import Any
 import torch
 import yaml
 
-from efface import api, config, foreign
+from efface import api, auto, config, foreign
 from efface.adopt import adopt, hand_back
 from efface.checkpoint import CHOICES, META, Checkpoint, EpochKeeper, read_meta
 from efface.data import Data
 from efface.errors import EffaceError, nearest
 from efface.folder import EPOCH, LOG, REQUEST, SPLIT, JsonLines, write_text, writing
 from efface.foreign import Foreign
+from efface.giving import part_of
 from efface.layouts.container import weights_file
 from efface.methods import METHODS, Method
 from efface.model import Model
@@ -28,6 +29,7 @@ from efface.probe import probe, require_better
 from efface.shape import recipe_of, shape_of
 from efface.sources import load
 from efface.splits import Split, around, forget, partition
+from efface.stopping import Stop
 from efface.train import Recipe, Run
 
 FOREIGN = {"data", "split", "objective", "recipe", "trust_pickle", "check", "fresh_head"}
@@ -140,7 +142,7 @@ def pretrain(
 def unlearn(
     start: Path, out: Path, settings: Mapping[str, Any], *, force: bool = False, progress: Progress | None = None
 ) -> Checkpoint:
-    """Unlearn into ``out``. ``settings``: forget, forget_seed, method, seed, device, bf16.
+    """Unlearn into ``out``. ``settings``: forget, forget_seed, method, stop, budget, seed, device, bf16.
 
     For a foreign checkpoint also data, split, objective, recipe, trust_pickle, check, fresh_head; what came of it is
     written beside ours, in ``foreign/``, in its own layout.
@@ -149,9 +151,9 @@ def unlearn(
     if not Path(start).exists():
         raise EffaceError(f"There is no checkpoint at {start}.", remedy="Check the path, or run `efface pretrain`.")
     theirs = is_foreign(Path(start))
-    known = {"forget", "forget_seed", "method", *_COMMON} | (FOREIGN if theirs else set())
+    known = {"forget", "forget_seed", "method", "stop", "budget", *_COMMON} | (FOREIGN if theirs else set())
     refuse_unknown(settings, known)
-    common, method = _common(settings), _method(settings)
+    common, method, ending = _common(settings), _method(settings), _ending(settings)
     origin = _foreign(Path(start), settings, common.seed, progress.say) if theirs else _opened(Path(start))
     data, base, checkpoint, inherited = origin
     if theirs and settings.get("check", True):
@@ -165,7 +167,8 @@ def unlearn(
         "parent": checkpoint.model.digest(),
         "forget": str(settings["forget"]),
         "forget_seed": draw,
-        "method": config.dump(method, {Method: METHODS}),
+        "method": {"name": auto.AUTO} if method is None else config.dump(method, {Method: METHODS}),
+        **{key: config.dump(value) if isinstance(value, Stop) else value for key, value in ending.items()},
         **inherited,
         **vars(common),
     }
@@ -173,13 +176,13 @@ def unlearn(
         progress.say(str(warning))
     with writing(out, _text(request), force=force) as folder:
         _store_split(folder, data, split)
-        keep = EpochKeeper(folder / EPOCH) if method.exact else None
-        recipe = checkpoint.recipe
-        total = recipe.epochs * -(-len(split.retain) // recipe.batch_size) if method.exact else 0
+        exact = method is not None and method.exact
+        keep = EpochKeeper(folder / EPOCH) if exact else None
+        total = auto.retraining(checkpoint, split) if exact else 0
         with logging(folder, progress, total) as log:
             result = api.unlearn(
-                checkpoint, data, split, method, seed=common.seed, device=common.device, bf16=common.precision(),
-                log=log, keep=keep,
+                checkpoint, data, split, method or auto.AUTO, seed=common.seed, device=common.device,
+                bf16=common.precision(), log=log, keep=keep, **ending,
             )  # fmt: skip
         if theirs:
             result = _hand_back(Path(start), settings, result, data, split, common, folder)
@@ -187,14 +190,31 @@ def unlearn(
     return result
 
 
-def _method(settings: Mapping[str, Any]) -> Method:
-    """The method asked for; an error if it, or what to forget, was left out."""
-    method = config.choose(METHODS, settings.get("method") or "", "method", {Method: METHODS}, "method.")
+def _method(settings: Mapping[str, Any]) -> Method | None:
+    """The method asked for, None for ``auto``; an error if it, or what to forget, was left out."""
+    asked = settings.get("method") or ""
+    named = dict(asked) if isinstance(asked, Mapping) else {"name": asked}
+    if named == {"name": auto.AUTO}:
+        method = None
+    elif named.get("name") == auto.AUTO:
+        raise auto.settings_given(named.keys() - {"name"})
+    else:
+        method = config.choose(METHODS, asked, "method", {Method: METHODS}, "method.")
     if not settings.get("forget"):
         raise EffaceError(
             "Nothing was said about which examples to forget.", remedy="Add --forget IDS, as in --forget @random:0.1."
         )
     return method
+
+
+def _ending(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """When to stop, where something was said of it: ``stop`` and ``budget`` as :func:`efface.api.unlearn` has them."""
+    found: dict[str, Any] = {}
+    if settings.get("stop") is not None:
+        found["stop"] = config.build(Stop, settings["stop"], path="stop.")
+    if settings.get("budget") is not None:
+        found["budget"] = settings["budget"]
+    return found
 
 
 def opened(folder: Path) -> Opened:
@@ -319,7 +339,7 @@ def _probe(path: Path, start: Checkpoint, data: Data, split: Split, common: Comm
     device, run = api.device_of(common.device), Run(seed=common.seed)
     seeds = [run.rng("random", n).initial_seed() % 2**31 for n in range(3)]
     others = [partial(_random, start.recipe, seed, device) for seed in seeds]
-    part = api.part_of(data, split.train, start.recipe.views, "probe", device)
+    part = part_of(data, split.train, start.recipe.views, "probe", device)
     require_better(probe(start.model.to(device), others, part, run.rng("probe")), path, start.recipe)
 
 
@@ -337,7 +357,7 @@ def _hand_back(
     if out.exists():
         shutil.rmtree(out)  # of an attempt that was cut
     out.mkdir()
-    retain = api.part_of(data, split.retain, result.recipe.views, "retain", api.device_of(common.device))
+    retain = part_of(data, split.retain, result.recipe.views, "retain", api.device_of(common.device))
     batches = retain.batches(256, run.rng("purge")) if len(retain) else ()
     notes = hand_back(_read(path, settings), result.model, batches, run.rng("foreign"), out)
     return replace(result, purged=result.purged | notes)

@@ -25,11 +25,8 @@ Tests kill  a level that is the same at each look; a state given back that is no
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from enum import StrEnum
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -37,6 +34,7 @@ from torch import Tensor
 
 from efface import stats
 from efface.errors import EffaceError
+from efface.looks import Look, Reason, Stopped
 from efface.margins import BACKBONE, OUTPUT, agreement, of_label
 from efface.model import Model, frozen_statistics
 from efface.train import Optimizer, Run
@@ -44,19 +42,6 @@ from efface.types import Part
 
 SPACES = (BACKBONE, OUTPUT)
 CHUNK = 256
-
-
-class Reason(StrEnum):
-    """Why no further step was taken."""
-
-    MATCHED = "matched"
-    OVER = "over"
-    CROSSED = "crossed"
-    BUDGET = "budget"
-    ENDED = "ended"
-    """The method came to its own end."""
-    BLIND = "blind"
-    """The looks saw nothing at the start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,42 +76,6 @@ class Stop:
                 f"Stopping cannot use delta {self.delta}, alpha {self.alpha}, tau {self.tau}.",
                 "delta lies between 0 and 0.5, alpha between 0 and 1, tau is above 0.",
             )
-
-
-@dataclass(frozen=True)
-class Look:
-    """What one look saw."""
-
-    step: int
-    """Optimizer steps taken before it."""
-    forget: dict[str, tuple[float, float, float]]
-    """By space: AUC of F against V and its interval at this look's level."""
-    retain: dict[str, float]
-    """By space: AUC of R against V."""
-    distance: float
-    """From F like V and R as before; lower is better, 0 is both."""
-
-
-@dataclass(frozen=True)
-class Stopped:
-    """How a run with looks ended."""
-
-    reason: Reason
-    reached: bool
-    """Whether no interval of the state given back shows a difference, its AUCs lie within δ, and R within `spare`."""
-    step: int
-    """Optimizer steps of the state that was given back."""
-    taken: int
-    """Optimizer steps that were taken in all."""
-    unseen: int
-    """Examples of V that were looked at."""
-    delta: float
-    looks: tuple[Look, ...]
-    """The first is of θ₀."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able."""
-        return asdict(self) | {"reason": str(self.reason), "looks": [asdict(look) for look in self.looks]}
 
 
 class Enough(Exception):
@@ -190,7 +139,9 @@ class Lookout:
         spared = self.looks[0].retain
         if any(high < 0.5 for _, _, high in look.forget.values()):
             return Reason.OVER
-        within = all(low > 0.5 - self.stop.delta and high < 0.5 + self.stop.delta for _, low, high in look.forget.values())
+        within = all(
+            low > 0.5 - self.stop.delta and high < 0.5 + self.stop.delta for _, low, high in look.forget.values()
+        )
         if within and all(spared[s] - look.retain[s] <= self.stop.spare for s in SPACES):
             return Reason.MATCHED
         return Reason.CROSSED if all(look.forget[s][0] <= 0.5 for s in stood_out) else None
@@ -262,27 +213,3 @@ def _some(part: Part, cap: int, rng: torch.Generator) -> Part:
     """At most ``cap`` of a part's examples, drawn once."""
     chosen = torch.randperm(len(part.ids), generator=rng)[:cap].sort().values
     return replace(part, ids=part.ids[chosen])
-
-
-def sentence(stopped: Mapping[str, Any]) -> str:
-    """What a record's ``stopped`` says, in plain words."""
-    looks: Sequence[Mapping[str, Any]] = stopped["looks"]
-    if stopped["reason"] == Reason.BLIND:
-        return (
-            f"The {stopped['unseen']} unseen examples could not tell when to stop: before unlearning, the forgotten "
-            "examples did not stand out from them. The method ran to its end."
-        )
-    why = {
-        Reason.MATCHED: f"the forgotten examples were shown to be within {stopped['delta']:g} of the unseen ones",
-        Reason.OVER: "the forgotten examples began to stand out below the unseen ones",
-        Reason.CROSSED: "the forgotten examples stood out no more; more steps could only have gone too far",
-        Reason.BUDGET: "its budget of steps was used up",
-        Reason.ENDED: "the method came to its own end",
-    }[Reason(stopped["reason"])]
-    distance = min((look["distance"] for look in looks[1:]), default=math.nan)
-    met = "reached" if stopped["reached"] else "not reached"
-    return (
-        f"Unlearning stopped after {stopped['taken']} steps: {why}. Given back is the state after {stopped['step']} "
-        f"steps, the nearest of {len(looks) - 1} looks to the goal (distance {distance:.3f}, at the start "
-        f"{looks[0]['distance']:.3f}). By these looks the goal was {met}; only the audit, on other examples, can say."
-    )

@@ -195,6 +195,12 @@ class Tally:
     seconds: float = 0.0
     """Wall time inside the steps."""
 
+    def add(self, more: Tally) -> None:
+        """Count what another run cost too."""
+        self.steps += more.steps
+        self.examples += more.examples
+        self.seconds += more.seconds
+
 
 def silent(record: dict[str, Any]) -> None:
     """A log that keeps nothing."""

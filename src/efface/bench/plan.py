@@ -11,11 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from efface import __version__, api, config
+from efface import __version__, config
 from efface.bench.grid import Family, Grid, settings
 from efface.checkpoint import CHOICES, Checkpoint
 from efface.data import Data
 from efface.errors import EffaceError
+from efface.giving import require_fit
 from efface.methods import METHODS, Method
 from efface.record import digest_of
 from efface.runs import Sizes, load_data, recipe_of
@@ -256,7 +257,7 @@ def _unfit(entry: Entry, start: Checkpoint) -> str:
     if cls.exact:
         return "It is the oracle: retrained models are in every table."
     try:
-        api.require_fit(entry.method, cls.needs, start)
+        require_fit(entry.method, cls.needs, start)
     except EffaceError as error:
         return error.what
     return ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,6 +23,9 @@ from efface.cli.options import (
     settings_of,
     tell,
 )
+
+if TYPE_CHECKING:
+    from efface.checkpoint import Checkpoint
 
 
 def pretrain(
@@ -55,7 +58,15 @@ def unlearn(
     forget: Annotated[
         str | None, typer.Option("--forget", help="File of keys, @class:5, @group:x, @random:0.1, @keys:a,b.")
     ] = None,
-    method: Annotated[str | None, typer.Option("--method", help="`efface methods` lists them.")] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="`efface methods` lists them; auto: chosen by unseen examples.")
+    ] = None,
+    stop: Annotated[
+        bool, typer.Option("--stop", help="Look at unseen examples on the way, end in time, give back the best state.")
+    ] = False,
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="Most optimizer steps: 5% of retraining's, or a number; with --stop.")
+    ] = None,
     data: DataOption = None,
     objective: Annotated[str | None, typer.Option("--objective", help="Of a foreign checkpoint.")] = None,
     trust_pickle: Trust = False,
@@ -69,15 +80,30 @@ def unlearn(
 ) -> None:
     """Make a checkpoint forget examples: a new run folder beside the original, which stays as it is."""
     settings = settings_of(
-        config, set_, forget=forget, method=method, data=data, objective=objective, seed=seed, device=device,
-        trust_pickle=trust_pickle or None,
+        config, set_, forget=forget, method=method, stop={} if stop else None, budget=budget, data=data,
+        objective=objective, seed=seed, device=device, trust_pickle=trust_pickle or None,
     )  # fmt: skip
     from efface import runs
 
     with progress(quiet) as shown:
         made = runs.unlearn(start, out, settings, force=force, progress=shown)
-    result = {"run": str(out), "digest": made.model.digest(), "parent": made.parent, **vars(made.tally)}
-    tell(result, [f"{out}: {made.tally.steps} steps, {made.tally.seconds:.0f} s"], as_json=json_, quiet=quiet)
+    meta = made.meta()
+    result = {"run": str(out), "digest": meta["digest"], "parent": made.parent, **vars(made.tally)}
+    result |= {key: meta[key] for key in ("method", "stopped", "search") if meta[key] is not None}
+    tell(result, _unlearned(out, made), as_json=json_, quiet=quiet)
+
+
+def _unlearned(out: Path, made: Checkpoint) -> list[str]:
+    """What was done, and how it came to an end where unseen examples were looked at."""
+    from efface import looks
+
+    lines = [f"{out}: {made.tally.steps} steps, {made.tally.seconds:.0f} s"]
+    if made.search:
+        lines += [looks.line_of(number, trial) for number, trial in enumerate(made.search.trials, 1)]
+        lines.append(looks.searched(made.search))
+    if made.stopped:
+        lines.append(looks.sentence(made.stopped))
+    return lines
 
 
 def demo(

@@ -40,6 +40,8 @@ def settings_of(config: Path | None, assignments: list[str] | None, **given: Any
         named["data"] = {**values["data"], "source": named["data"]}
     if isinstance(values.get("method"), dict) and values["method"].get("name") == named.get("method"):
         named.pop("method")
+    if isinstance(values.get("stop"), dict):
+        named.pop("stop", None)
     values = values | named
     if isinstance(values.get("data"), str):
         values["data"] = {"source": values["data"]}

@@ -1,0 +1,182 @@
+"""Auto: choose a method and its strength by unseen examples alone, within a budget of optimizer steps.
+
+Candidates are tried in the order of what they gave in docs/frontier.md and docs/bench.md, each from the checkpoint as
+received, each with looks at unseen examples (:mod:`efface.stopping`) and with as many passes as the rest of the budget
+allows. The first that reaches the goal is taken. One that went too far is tried once more at half its learning rate,
+one that came to its end short of the goal at twice. If nothing reaches it, the nearest is given back, and said to be
+no more than that. No trial sees the oracle or the audit's holdout; all looks are at one half of ``valid``, which no
+trial is given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from efface import config
+from efface.checkpoint import Checkpoint
+from efface.data import Data
+from efface.errors import EffaceError
+from efface.giving import require_fit
+from efface.looks import Reason, Search, Stopped, Trial, nearest
+from efface.methods import METHODS, Method
+from efface.model import Model
+from efface.splits import Split
+from efface.stopping import Stop
+from efface.train import Diverged, Run, Tally
+from efface.types import Log
+from efface.until import until
+
+AUTO = "auto"
+SHARE, LARGER, FEW = 0.05, 0.2, 320
+"""The budget as a share of retraining's steps; where that is few steps, up to the larger share."""
+USUAL = 160
+"""Steps that any candidate may take by default, however few retraining takes."""
+LEAST = 8
+"""Steps that a trial is worth starting for."""
+CANDIDATES: tuple[str, ...] = (
+    "margin_matching", "gradient_constraint", "alignment_calibration", "salun", "finetune",
+)  # fmt: skip
+"""In the order in which they are tried; what does not fit the checkpoint is passed over."""
+TOO_FAR = (Reason.OVER, Reason.CROSSED)
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a search gives back."""
+
+    model: Model
+    method: Method
+    stopped: Stopped
+    search: Search
+    tally: Tally
+    """What all trials cost."""
+
+
+def retraining(start: Checkpoint, split: Split) -> int:
+    """Optimizer steps that retraining by the checkpoint's recipe takes."""
+    return start.recipe.epochs * math.ceil(len(split.retain) / start.recipe.batch_size)
+
+
+def steps_of(budget: str | float | None, start: Checkpoint, split: Split) -> int:
+    """A budget as optimizer steps: ``"5%"`` of retraining's, or a whole number; None: the default share."""
+    text, whole = str(budget).strip(), retraining(start, split)
+    if (budget is None or text.endswith("%")) and not start.trained:
+        raise EffaceError(
+            "A share of retraining's steps cannot be known: nothing says how this checkpoint was trained.",
+            remedy="Give the budget as a number of steps, as in --budget 200.",
+        )
+    if budget is None:
+        return max(1, round(max(whole * SHARE, min(whole * LARGER, FEW))))
+    try:
+        steps = whole * float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        steps = math.nan
+    if not (math.isfinite(steps) and steps >= 1 and (text.endswith("%") or steps == int(steps))):
+        raise EffaceError(
+            f"The budget '{budget}' is no number of steps.",
+            f"It is a share of retraining's {whole} steps, or a whole number of steps, and at least one step.",
+            "Write it like 5% or 200.",
+        )
+    return int(steps)
+
+
+def settings_given(names: Iterable[str]) -> EffaceError:
+    """The error for settings beside ``auto``."""
+    return EffaceError(
+        f"'{AUTO}' chooses the settings itself, and some were given: {', '.join(sorted(names))}.",
+        remedy="Leave them out, or name the method they are of.",
+    )
+
+
+def search(
+    start: Checkpoint,
+    data: Data,
+    split: Split,
+    budget: int,
+    stop: Stop,
+    run: Run,
+    candidates: tuple[str, ...] = CANDIDATES,
+) -> Found:
+    """Try one candidate after the other until one reaches the goal or the budget is used up."""
+    trials = list[Trial]()
+    best: tuple[Model, Method] | None = None
+    spent = Tally()
+    for method in _candidates(start, candidates):
+        strength: float | None = 1.0
+        while strength is not None and budget - spent.steps >= LEAST:
+            left = budget - spent.steps
+            asked = _shortened(_at(method, strength), left, start, split)
+            attempt = Run(seed=run.seed, device=run.device, log=_numbered(run.log, len(trials) + 1), bf16=run.bf16)
+            try:
+                model, stopped = until(replace(stop, steps=left), asked, start, data, split, attempt, halve=True)
+            except Diverged:
+                spent.add(attempt.tally)
+                strength = strength / 2 if strength == 1 else None
+                continue
+            spent.add(attempt.tally)
+            trials.append(Trial(config.dump(asked, {Method: METHODS}), stopped))
+            if nearest(trials) == len(trials) - 1:
+                best = model, asked
+            if stopped.reached or stopped.reason is Reason.BLIND:
+                break
+            strength = _next(strength, stopped)
+        if trials and (trials[-1].stopped.reached or trials[-1].stopped.reason is Reason.BLIND):
+            break
+    if best is None:
+        raise EffaceError(
+            f"Nothing could be tried within {budget} steps.",
+            f"A trial is worth starting for {LEAST} steps or more, and every trial that was started diverged."
+            if spent.steps else f"A trial is worth starting for {LEAST} steps or more.",
+            "Allow a larger --budget.",
+        )  # fmt: skip
+    chosen = nearest(trials)
+    found = Search(budget, spent.steps, chosen, tuple(trials))
+    return Found(best[0], best[1], trials[chosen].stopped, found, spent)
+
+
+def _candidates(start: Checkpoint, names: tuple[str, ...]) -> Iterator[Method]:
+    """Those that fit the checkpoint, at their defaults."""
+    for name in names:
+        try:
+            require_fit(name, METHODS[name].needs, start)
+        except EffaceError:
+            continue
+        yield METHODS[name]()
+
+
+def _next(strength: float, stopped: Stopped) -> float | None:
+    """The strength to try next: half after too far, twice after too little, and no third try."""
+    if strength != 1:
+        return None
+    return 0.5 if stopped.reason in TOO_FAR else 2.0
+
+
+def _at(method: Method, strength: float) -> Method:
+    """The method with its learning rate times ``strength``."""
+    fields = config.dump(method, {Method: METHODS})
+    return _method(fields | {"optim": fields["optim"] | {"lr": fields["optim"]["lr"] * strength}})
+
+
+def _shortened(method: Method, left: int, start: Checkpoint, split: Split) -> Method:
+    """The method with no more passes than the steps that are left, so that its schedule comes to its end."""
+    per_pass = math.ceil(len(split.retain) / start.recipe.batch_size)
+    usual = max(1, start.recipe.epochs // 20) if start.trained else 10
+    if left >= max(usual * per_pass, USUAL):
+        return method
+    return _method(config.dump(method, {Method: METHODS}) | {"epochs": max(1, left // per_pass)})
+
+
+def _method(fields: Mapping[str, Any]) -> Method:
+    return config.choose(METHODS, fields, "method", {Method: METHODS})
+
+
+def _numbered(log: Log, number: int) -> Log:
+    """A log whose lines say which trial they are of."""
+
+    def line(record: Mapping[str, Any]) -> None:
+        log({**record, "trial": number})
+
+    return line

@@ -1,0 +1,172 @@
+"""What looks at unseen examples found while a method ran, and what a search among methods tried. No torch.
+
+Made by :mod:`efface.stopping` and :mod:`efface.auto`, kept with the checkpoint, told by the record and the report.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
+
+T = TypeVar("T")
+
+
+class Reason(StrEnum):
+    """Why no further step was taken."""
+
+    MATCHED = "matched"
+    OVER = "over"
+    CROSSED = "crossed"
+    BUDGET = "budget"
+    ENDED = "ended"
+    """The method came to its own end."""
+    BLIND = "blind"
+    """The looks saw nothing at the start."""
+    DIVERGED = "diverged"
+    """The loss was no longer finite; the state given back is from before."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one look saw."""
+
+    step: int
+    """Optimizer steps taken before it."""
+    forget: Mapping[str, tuple[float, float, float]]
+    """By space: AUC of F against V and its interval at this look's level."""
+    retain: Mapping[str, float]
+    """By space: AUC of R against V."""
+    distance: float
+    """From F like V and R as before; lower is better, 0 is both."""
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """How a run with looks ended."""
+
+    reason: Reason
+    reached: bool
+    """Whether no interval of the state given back shows a difference, its AUCs lie within δ, and R within `spare`."""
+    step: int
+    """Optimizer steps of the state that was given back."""
+    taken: int
+    """Optimizer steps that were taken in all."""
+    unseen: int
+    """Examples of V that were looked at."""
+    delta: float
+    looks: tuple[Look, ...]
+    """The first is of the checkpoint as received."""
+
+    @property
+    def distance(self) -> float:
+        """Of the state given back; of the start where nothing else was looked at."""
+        return min((look.distance for look in self.looks[1:]), default=self.looks[0].distance)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One method that a search tried."""
+
+    method: Mapping[str, Any]
+    """Name and settings."""
+    stopped: Stopped
+
+
+@dataclass(frozen=True)
+class Search:
+    """What was tried within a budget, and which trial was taken."""
+
+    budget: int
+    """Optimizer steps that all trials together might take."""
+    taken: int
+    """Optimizer steps that they took."""
+    chosen: int
+    """Position of the trial that was given back."""
+    trials: tuple[Trial, ...]
+
+    @property
+    def met(self) -> bool:
+        """Whether the trial given back reached the goal, by the looks."""
+        return self.trials[self.chosen].stopped.reached
+
+
+def as_dict(found: Stopped | Search) -> dict[str, Any]:
+    """JSON-able."""
+    return TypeAdapter(type(found)).dump_python(found, mode="json")
+
+
+def from_dict(kind: type[T], value: Mapping[str, Any] | None) -> T | None:
+    """What :func:`as_dict` made; None stays None."""
+    return None if value is None else TypeAdapter(kind).validate_python(value)
+
+
+def sentence(stopped: Stopped) -> str:
+    """How a run ended, in plain words."""
+    if stopped.reason is Reason.BLIND or len(stopped.looks) < 2:
+        return (
+            f"The {stopped.unseen} unseen examples could not tell when to stop: before unlearning, the forgotten "
+            f"examples did not stand out from them. The method took its {stopped.taken} steps unguided."
+        )
+    why = {
+        Reason.MATCHED: f"the forgotten examples were shown to be within {stopped.delta:g} of the unseen ones",
+        Reason.OVER: "the forgotten examples began to stand out below the unseen ones",
+        Reason.CROSSED: "the forgotten examples stood out no more, and more steps could only have gone too far",
+        Reason.BUDGET: "its budget of steps was used up",
+        Reason.ENDED: "the method came to its own end",
+        Reason.DIVERGED: "the loss was no longer finite",
+    }[stopped.reason]
+    met = "reached" if stopped.reached else "not reached"
+    return (
+        f"Unlearning stopped after {stopped.taken} steps: {why}. Given back is the state after {stopped.step} steps, "
+        f"the nearest of {len(stopped.looks) - 1} looks to the goal (distance {stopped.distance:.3f}, at the start "
+        f"{stopped.looks[0].distance:.3f}). By these looks the goal was {met}; only the audit, on other examples, can "
+        "say whether it was."
+    )
+
+
+def line_of(number: int, trial: Trial) -> str:
+    """One trial of a search."""
+    stopped = trial.stopped
+    lr = (trial.method.get("optim") or {}).get("lr")
+    strength = "" if lr is None else f" at lr {lr:g}"
+    word = "met the bar" if stopped.reached else "did not"
+    return (
+        f"trial {number}: {trial.method['name']}{strength}: {stopped.taken} steps, {stopped.reason}, distance "
+        f"{stopped.distance:.3f}, {word}"
+    )
+
+
+def searched(search: Search) -> str:
+    """How a search ended, in plain words."""
+    best, count = search.trials[search.chosen], len(search.trials)
+    tried = "one trial" if count == 1 else f"{count} trials"
+    spent = f"{search.taken} of at most {search.budget} steps"
+    name = best.method["name"]
+    if search.met:
+        return f"{name} met the bar on unseen examples ({tried}, {spent})."
+    if all(trial.stopped.reason is Reason.BLIND for trial in search.trials):
+        return (
+            f"Nothing could be chosen by unseen examples: the forgotten ones did not stand out from them before "
+            f"unlearning. {name}, the first of the list, ran unguided ({spent})."
+        )
+    return (
+        f"Nothing met the bar on unseen examples within {spent} ({tried}). Given back is the nearest, {name}, at a "
+        f"distance of {best.stopped.distance:.3f} (at the start {best.stopped.looks[0].distance:.3f})."
+    )
+
+
+def nearest(trials: Sequence[Trial]) -> int:
+    """Position of the best trial: one that reached the goal before any other, then the smallest distance."""
+    if not trials:
+        raise ValueError("no trials")
+
+    def merit(position: int) -> tuple[bool, float]:
+        stopped = trials[position].stopped
+        return not stopped.reached, stopped.distance if len(stopped.looks) > 1 else math.inf
+
+    return min(range(len(trials)), key=merit)
