@@ -120,10 +120,10 @@ def search(
             trials.append(Trial(config.dump(asked, {Method: METHODS}), stopped))
             if nearest(trials) == len(trials) - 1:
                 best = model, asked
-            if stopped.reached or stopped.reason is Reason.BLIND:
+            if stopped.reached or stopped.blind:
                 break
             strength = _next(strength, stopped)
-        if trials and (trials[-1].stopped.reached or trials[-1].stopped.reason is Reason.BLIND):
+        if trials and (trials[-1].stopped.reached or trials[-1].stopped.blind):
             break
     if best is None:
         raise EffaceError(

@@ -1,4 +1,4 @@
-"""Figures of relearning: what the attack sees of the forgotten while copies are trained on."""
+"""Figures over the steps: looks at unseen examples while a method ran, and what relearning brings back."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from efface import svg
 from efface.audits import Finding
 from efface.figures import Figure, Plot, slug
+from efface.looks import Look, Stopped
 from efface.svg import Panel
 
 WHAT = {"retain": "the retained examples", "forget": "the forgotten examples"}
@@ -45,3 +46,36 @@ def _plot(one: Finding) -> Plot:
     said = "; ".join(f"{name} {curve['auc'][0]:.3f} to {curve['auc'][-1]:.3f}" for name, curve in curves.items())
     title = f"{signal}, trained on {WHAT.get(on, on)}"
     return Plot(title, panel.svg(f"relearn-{slug(one.name)}", title, said), said)
+
+
+def looked(stopped: Stopped | None) -> Figure | None:
+    """One panel per space: AUC of F and of R against unseen examples at each look; None where there were none."""
+    if stopped is None or stopped.blind:
+        return None
+    plots = tuple(_seen(space, stopped.looks, stopped.step, stopped.delta) for space in stopped.looks[0].forget)
+    caption = (
+        "AUC of the margins against unseen examples (valid) at each look; 0.5: cannot be told apart. Shade: the "
+        f"interval, wider at each look so that looking often fools nobody. Fine lines: 0.5 ± {stopped.delta:g}. The "
+        "circle is the state that was given back. The audit looks at other examples."
+    )
+    return Figure(plots, caption, ((svg.sample("forget"), "forget"), (svg.sample("retain"), "retained")))
+
+
+def _seen(space: str, looks: Sequence[Look], chosen: int, delta: float) -> Plot:
+    steps, forget = [float(look.step) for look in looks], [look.forget[space] for look in looks]
+    retain = [look.retain[space] for look in looks]
+    every = [value for three in forget for value in three] + retain
+    low, high = min(0.45, *every) - 0.02, max(0.55, *every) + 0.02
+    panel = Panel.of((steps[0], max(steps[-1], steps[0] + 1)), (low, high))
+    panel.axes("step", "AUC", svg.nice(steps[0], steps[-1], 4), svg.nice(low, high, 4))
+    up, down = ([(x, three[i]) for x, three in zip(steps, forget, strict=True)] for i in (2, 1))
+    panel.area(up + down[::-1], "spread")
+    for level in (0.5 - delta, 0.5 + delta):
+        panel.line([(steps[0], level), (steps[-1], level)], "chance")
+    panel.line(list(zip(steps, retain, strict=True)), "retain")
+    panel.line([(x, three[0]) for x, three in zip(steps, forget, strict=True)], "forget")
+    given = [three[0] for look, three in zip(looks[1:], forget[1:], strict=True) if look.step == chosen]
+    if given:
+        panel.mark(float(chosen), panel.y(given[-1]), "subject")
+    said = f"forget {forget[0][0]:.3f} to {forget[-1][0]:.3f}, retained {retain[0]:.3f} to {retain[-1]:.3f}"
+    return Plot(space, panel.svg(f"looks-{slug(space)}", f"{space}: looks at unseen examples", said), said)

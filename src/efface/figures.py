@@ -19,6 +19,8 @@ from efface.verdict import SignalVerdict
 BINS, POINTS = 28, 160
 LOWEST_RATE = 1e-3
 """Where the logarithmic ROC begins, unless there are fewer examples than that."""
+LOOK = "look"
+"""Phase of the log's lines that are looks at unseen examples: see :mod:`efface.looks`."""
 MODELS = {"original": "Before", "subject": "After", "oracle": "Retrained"}
 PARTS = {"forget": "forget", "holdout": "never trained on", "retain": "retained"}
 
@@ -267,6 +269,8 @@ def training(log: Sequence[Mapping[str, Any]]) -> Figure | None:
     for i, line in enumerate(log):
         step = float(line.get("step", i + 1))
         phase = str(line.get("phase", "train"))
+        if phase == LOOK:
+            continue  # no losses: they have a figure of their own
         for term, value in line.get("terms", {}).items():
             series.setdefault(f"{phase}: {term}", []).append((step, float(value)))
         if line.get("lr") is not None:

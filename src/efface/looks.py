@@ -63,6 +63,11 @@ class Stopped:
     """The first is of the checkpoint as received."""
 
     @property
+    def blind(self) -> bool:
+        """Whether the looks saw nothing at the start, so that no others were taken."""
+        return len(self.looks) < 2
+
+    @property
     def distance(self) -> float:
         """Of the state given back; of the start where nothing else was looked at."""
         return min((look.distance for look in self.looks[1:]), default=self.looks[0].distance)
@@ -107,7 +112,7 @@ def from_dict(kind: type[T], value: Mapping[str, Any] | None) -> T | None:
 
 def sentence(stopped: Stopped) -> str:
     """How a run ended, in plain words."""
-    if stopped.reason is Reason.BLIND or len(stopped.looks) < 2:
+    if stopped.blind:
         return (
             f"The {stopped.unseen} unseen examples could not tell when to stop: before unlearning, the forgotten "
             f"examples did not stand out from them. The method took its {stopped.taken} steps unguided."
@@ -134,11 +139,11 @@ def line_of(number: int, trial: Trial) -> str:
     stopped = trial.stopped
     lr = (trial.method.get("optim") or {}).get("lr")
     strength = "" if lr is None else f" at lr {lr:g}"
-    word = "met the bar" if stopped.reached else "did not"
-    return (
-        f"trial {number}: {trial.method['name']}{strength}: {stopped.taken} steps, {stopped.reason}, distance "
-        f"{stopped.distance:.3f}, {word}"
-    )
+    begun = f"trial {number}: {trial.method['name']}{strength}: {stopped.taken} steps"
+    if stopped.blind:
+        return f"{begun}, unguided"
+    met = "met the bar" if stopped.reached else "did not meet the bar"
+    return f"{begun}, {stopped.reason}, distance {stopped.distance:.3f}, {met}"
 
 
 def searched(search: Search) -> str:
@@ -149,7 +154,7 @@ def searched(search: Search) -> str:
     name = best.method["name"]
     if search.met:
         return f"{name} met the bar on unseen examples ({tried}, {spent})."
-    if all(trial.stopped.reason is Reason.BLIND for trial in search.trials):
+    if best.stopped.blind:
         return (
             f"Nothing could be chosen by unseen examples: the forgotten ones did not stand out from them before "
             f"unlearning. {name}, the first of the list, ran unguided ({spent})."
@@ -167,6 +172,6 @@ def nearest(trials: Sequence[Trial]) -> int:
 
     def merit(position: int) -> tuple[bool, float]:
         stopped = trials[position].stopped
-        return not stopped.reached, stopped.distance if len(stopped.looks) > 1 else math.inf
+        return not stopped.reached, math.inf if stopped.blind else stopped.distance
 
     return min(range(len(trials)), key=merit)

@@ -20,8 +20,9 @@ from markupsafe import Markup
 
 from efface import curves, figures, signals, stats
 from efface.audits import Cost, Finding
+from efface.looks import searched, sentence
 from efface.observations import Observations
-from efface.record import Record
+from efface.record import CheckpointFacts, Record
 from efface.verdict import SignalVerdict
 from efface.words import PLACES, SYMBOLS, words_of
 
@@ -134,7 +135,7 @@ def render(record: Record, observations: Mapping[str, Observations], log: Sequen
     ``observations``: ``original``, ``subject``, ``oracle 1`` ...; without the first two no scores are drawn.
     ``log``: records with ``step``, ``phase``, ``lr`` and ``terms``.
     """
-    verdict, signs = record.verdict, record.verdict.signals
+    verdict, signs, subject = record.verdict, record.verdict.signals, record.checkpoints.get("subject")
     useful = [f for f in record.findings if f.name.startswith("utility.")]
     style = resources.files("efface").joinpath("templates/report.css").read_text(encoding="utf-8")
     seen = figures.evidence_of(observations)
@@ -149,6 +150,8 @@ def render(record: Record, observations: Mapping[str, Observations], log: Sequen
         observed=_observed(observations),
         training=figures.training(log),
         relearned=curves.relearned(record.findings),
+        looked=curves.looked(subject.stopped) if subject else None,
+        ending=_ending(subject),
         utility=useful,
         utility_figure=figures.utility(useful),
         at={one.name: one for one in record.findings},
@@ -289,6 +292,14 @@ def _seeds(findings: Sequence[Finding]) -> list[Seeds]:
             name, details = one.name.removeprefix("oracle_gap."), one.details
             rows.append(Seeds(name, details["subject"], details.get("original"), tuple(seen), middle, spread))
     return rows
+
+
+def _ending(subject: CheckpointFacts | None) -> list[str]:
+    """How the method was chosen and came to its end, in sentences; none where nobody looked on."""
+    if subject is None:
+        return []
+    chosen = [searched(subject.search)] if subject.search else []
+    return chosen + ([sentence(subject.stopped)] if subject.stopped else [])
 
 
 def _cost(cost: Mapping[str, Cost]) -> list[tuple[str, Cost, float | None]]:

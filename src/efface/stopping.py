@@ -5,9 +5,9 @@ At each look, in the backbone's features and in the output (:mod:`efface.margins
     a_s = AUC of F's margins against V's,   r_s = AUC of R's margins against V's     (1/2: cannot be told apart)
     distance = max over s of max( |a_s - 1/2|, r_s(θ₀) - r_s )                       (0: F like V, R as before)
 
-and an interval of each a_s at the level 1 - α_k / S, α_k = α / (k (k + 1)), k the number of the look, S that of the
-spaces. The α_k of all looks sum to less than α: in at most α of all runs does any of the intervals ever miss its AUC,
-however often one looks. A method takes no further step once
+and an interval of each a_s at the level 1 - α_k / S, α_k = α / ((k + 1) (k + 2)), k = 0, 1, ... the number of the look,
+S that of the spaces. The α_k sum to α: in at most α of all runs does any of the intervals ever miss its AUC, however
+often one looks. A method takes no further step once
 
     matched   every interval lies within 1/2 ± δ: shown, not only not refuted
     over      an interval lies below 1/2: F stands out by what was done to it
@@ -17,7 +17,7 @@ and what is given back is the state of the look with the smallest distance, θ�
 distance because a model that forgets everybody also makes F and V alike. Where no interval at θ₀ lies above 1/2 the
 looks see nothing, cannot say when to stop, and say that (*blind*): the method then runs to its end.
 
-Source      ours; α-spending by looks as in group-sequential trials (Lan and DeMets 1983), its sum by k (k + 1).
+Source      ours; α-spending by looks as in group-sequential trials (Lan and DeMets 1983).
 Departures  none. What it does not know: how hard F is. F's margins may differ from V's without any training.
 Tests kill  a level that is the same at each look; a state given back that is not the best; views that change between
             looks; the audit's holdout; a collapsed model that is called matched.
