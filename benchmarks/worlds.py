@@ -122,6 +122,7 @@ def make(world: World, name: str, recipe: dict[str, Any] | None = None) -> str:
     else:
         efface.observe(made, data, split, WATCH, device="cpu").save(folder / "observations.npz")
         cell["cost"] = vars(made.tally)
+        cell |= {key: value for key, value in made.meta().items() if key in ("method", "stopped", "search") and value}
         if recipe is None:
             made.save(folder)
     (folder / "cell.json").write_text(json.dumps(cell, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,276 @@
+"""Calibrated stopping: looks against their twin, when it is enough, which state is given back, what nobody may see."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from efface import api, cli, looks, stats, stopping, until
+from efface.checkpoint import Checkpoint
+from efface.data import Data
+from efface.errors import Diverged, EffaceError
+from efface.looks import Reason, Stopped
+from efface.splits import Split, forget, partition, unseen_like_forgotten
+from efface.stopping import Enough, Lookout, Stop
+from efface.train import Run
+from tests import tiny
+from tests.reference import stopping as twin
+
+CUTS = {"forget": (0, 12), "retain": (12, 40), "valid": (40, 60)}
+SPACES = stopping.SPACES
+
+
+def parts(augment=tiny.blurred):
+    return tiny.parts(*tiny.images(60, seed=1), CUTS, augment)
+
+
+@pytest.mark.parametrize("name", ["simclr", "moco", "clip"])
+def test_scores_equal_their_twin_in_both_spaces(name):
+    model, served, run = tiny.recipe(name).start(0).eval(), parts(), Run(seed=3)
+    found = stopping.scores(model, served, Stop(views=4, tau=0.3), run)
+    order = ("forget", "retain", "valid")
+    with torch.no_grad():
+        inner, outer = [], []
+        for number in range(4):
+            seen = [
+                model.features(served[part].batch(served[part].ids, run.rng(f"stop {part}")).view(number))
+                for part in order
+            ]
+            inner.append(torch.cat(seen).double().tolist())
+            outer.append(torch.cat([model.project(rows) for rows in seen]).double().tolist())
+    for space, views in zip(SPACES, (inner, outer), strict=True):
+        together = [value for part in order for value in found[part][space]]
+        assert together == pytest.approx(twin.scores(views, 20, 0.3), rel=1e-4, abs=1e-5)
+        assert together != pytest.approx(twin.scores(views, 60, 0.3), rel=1e-4, abs=1e-5)
+
+
+def test_every_look_is_at_the_same_views():
+    model, served, run = tiny.recipe().start(0), parts(), Run(seed=3)
+    first, second = (stopping.scores(model, served, Stop(), run) for _ in range(2))
+    assert all((first[part][space] == second[part][space]).all() for part in served for space in SPACES)
+    other = stopping.scores(model, served, Stop(), Run(seed=4))
+    assert (first["forget"]["output"] != other["forget"]["output"]).any()
+
+
+# ---- looking often ----
+
+
+def test_all_looks_together_spend_no_more_than_alpha():
+    spent = [stopping.spent_at(number, 0.05) for number in range(10_000)]
+    assert sum(spent) < 0.05 and sum(spent) == pytest.approx(0.05, rel=1e-3) and spent[0] == 0.025
+    assert all(a > b for a, b in pairwise(spent))
+
+
+def test_looking_often_fools_nobody():
+    """Planted: the same level at each look. Nothing is there to be seen, and there are 16 looks of fresh noise."""
+    rng = np.random.default_rng(0)
+
+    def missed(levels: list[float]) -> float:
+        wrong = 0
+        for _ in range(150):
+            found = [stats.delong(rng.normal(size=50), rng.normal(size=60), level) for level in levels]
+            wrong += any(not low <= 0.5 <= high for _, low, high in found)
+        return wrong / 150
+
+    assert missed([1 - stopping.spent_at(number, 0.05) for number in range(16)]) <= 0.09
+    assert missed([0.95] * 16) > 0.3
+
+
+# ---- what looks lead to ----
+
+
+def scripted(monkeypatch, forgotten, retained, *, stop=None):
+    """A lookout whose k-th look sees AUCs of about these; each look's state is its number in one weight."""
+    n, numbers = 400, iter(range(len(forgotten)))
+    grid = (np.arange(n) + 0.5) / n
+
+    def scores(*_):
+        number = next(numbers)
+        scores = {"valid": grid, "forget": grid + (forgotten[number] - 0.5), "retain": grid + (retained[number] - 0.5)}
+        return {part: dict.fromkeys(SPACES, values) for part, values in scores.items()}
+
+    monkeypatch.setattr(stopping, "scores", scores)
+    model, run = tiny.linear_softmax(), Run()
+    lookout = Lookout(stop or Stop(), model, parts(), run)
+    optimizer = dataclasses.make_dataclass("Steps", [("taken", int), ("steps", int)])
+    for number in range(1, len(forgotten)):
+        run.tally.steps += 10
+        next(model.parameters()).data.fill_(number)
+        try:
+            lookout.after(model, optimizer(number, stop.looks if stop else 16))
+        except Enough:
+            break
+    model, stopped = lookout.conclude(model)
+    return float(next(model.parameters()).detach().ravel()[0]), stopped, lookout
+
+
+def test_the_nearest_state_is_given_back_and_not_the_last(monkeypatch):
+    state, stopped, _ = scripted(monkeypatch, [0.7, 0.6, 0.52, 0.58, 0.60], [0.7] * 5, stop=Stop(looks=4, delta=0.01))
+    assert (state, stopped.step, stopped.taken, stopped.reason) == (2, 20, 40, Reason.ENDED)
+    assert stopped.distance == min(look.distance for look in stopped.looks[1:])
+
+
+def test_it_ends_when_the_forgotten_are_shown_to_be_like_the_unseen(monkeypatch):
+    state, stopped, _ = scripted(monkeypatch, [0.7, 0.6, 0.505, 0.9], [0.7] * 4, stop=Stop(delta=0.1))
+    assert (state, stopped.reason, stopped.reached) == (2, Reason.MATCHED, True)
+
+
+def test_it_ends_when_they_stand_out_no_more_and_goes_no_further(monkeypatch):
+    state, stopped, _ = scripted(monkeypatch, [0.7, 0.55, 0.49, 0.3], [0.7] * 4)
+    assert (stopped.reason, stopped.taken, state) == (Reason.CROSSED, 20, 2)
+
+
+def test_it_ends_when_they_stand_out_below_and_gives_back_the_state_before(monkeypatch):
+    state, stopped, _ = scripted(monkeypatch, [0.7, 0.55, 0.2, 0.1], [0.7] * 4)
+    assert (stopped.reason, stopped.taken, state) == (Reason.OVER, 20, 1)
+
+
+def test_a_model_that_forgot_everybody_has_not_reached_the_goal(monkeypatch):
+    """Planted: a distance that leaves the retained out would call the collapsed state the best."""
+    state, stopped, _ = scripted(monkeypatch, [0.75, 0.6, 0.5], [0.75, 0.74, 0.5])
+    assert state == 1 and not stopped.reached
+    assert stopped.looks[2].distance == pytest.approx(0.25, abs=0.02)
+    assert stopped.looks[1].distance < 0.15
+    assert "not reached" in looks.sentence(stopped)
+
+
+def test_where_nothing_stands_out_at_the_start_it_does_not_pretend_to_guide(monkeypatch):
+    state, stopped, _ = scripted(monkeypatch, [0.5, 0.2, 0.1], [0.7] * 3)
+    assert (state, stopped.reason, stopped.reached, len(stopped.looks)) == (2, Reason.BLIND, False, 1)
+    assert "could not tell when to stop" in looks.sentence(stopped)
+
+
+def test_distance_equals_its_twin(monkeypatch):
+    found = scripted(monkeypatch, [0.7, 0.62, 0.56], [0.72, 0.71, 0.60])[1]
+    for look in found.looks:
+        a, r, r0 = ([values[s] for s in SPACES] for values in (look.forget, look.retain, found.looks[0].retain))
+        assert look.distance == pytest.approx(twin.distance([one[0] for one in a], r, r0))
+
+
+def test_a_budget_ends_it(monkeypatch):
+    _, stopped, _ = scripted(monkeypatch, [0.7, 0.65, 0.6, 0.55], [0.7] * 4, stop=Stop(looks=100, steps=20))
+    assert (stopped.reason, stopped.taken) == (Reason.BUDGET, 20)
+
+
+# ---- on real models ----
+
+
+@pytest.fixture(scope="module")
+def world():
+    """An over-fitted tiny encoder, its data and a split with a fifth to forget."""
+    data = Data.from_arrays(*tiny.images(240, seed=2))
+    split = forget(partition(data, train=80, valid=60, holdout=60, test=40, seed=0), data, "@random:0.3", 0)
+    recipe = tiny.recipe(epochs=60, batch_size=40)
+    return api.pretrain(data, split, recipe=recipe, device="cpu"), data, split
+
+
+def test_the_looks_and_the_method_see_different_halves_and_nobody_the_holdout(world, monkeypatch):
+    start, data, split = world
+    seen, kept = {}, until.Lookout
+
+    def lookout(stop, model, parts, run):
+        seen["looks"] = set(parts["valid"].ids.tolist())
+        return kept(stop, model, parts, run)
+
+    def give(method, start, data, split, device):
+        seen["method"] = set(split.valid.tolist())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(until, "Lookout", lookout)
+    monkeypatch.setattr(until, "give", give)
+    for method, shared in (("margin_matching", False), ("finetune", True)):
+        with pytest.raises(KeyboardInterrupt):
+            api.unlearn(start, data, split, method, device="cpu", stop=Stop())
+        assert (seen["looks"] & seen["method"] != set()) == shared
+        assert seen["looks"] | seen["method"] == set(split.valid.tolist())
+        assert not seen["looks"] & {*split.holdout.tolist(), *split.test.tolist(), *split.train.tolist()}
+
+
+def test_the_unseen_are_of_the_forgotten_kind():
+    data = Data.from_arrays(*tiny.images(240, seed=2))
+    split = forget(partition(data, train=80, valid=60, holdout=60, test=40, seed=0), data, "@class:1", 0)
+    assert set(data.y[unseen_like_forgotten(split, data)]) == {1}
+
+
+def test_what_came_of_it_is_kept_with_the_checkpoint(world, tmp_path):
+    start, data, split = world
+    lines: list[dict] = []
+    made = api.unlearn(
+        start, data, split, "gradient_ascent", device="cpu", stop={"looks": 4, "cap": 30}, epochs=2, log=lines.append
+    )
+    assert isinstance(made.stopped, Stopped) and made.method is not None
+    assert made.method["stop"]["looks"] == 4  # so that a pair of models is unlearned with the same looks
+    made.save(tmp_path)
+    assert Checkpoint.load(tmp_path).stopped == made.stopped
+    assert sum(line["phase"] == "look" for line in lines) == len(made.stopped.looks)
+    assert "stop" not in api.unlearn(start, data, split, "finetune", device="cpu", epochs=1).method
+
+
+def test_a_method_without_steps_is_looked_at_once_more(world):
+    start, data, split = world
+    made = api.unlearn(start, data, split, "ssd", device="cpu", stop=Stop())
+    assert made.stopped is not None and made.stopped.reason in (Reason.ENDED, Reason.BLIND)
+
+
+def test_retraining_cannot_be_stopped_early(world):
+    start, data, split = world
+    with pytest.raises(EffaceError, match="Retraining starts from nothing"):
+        api.unlearn(start, data, split, "retrain", device="cpu", stop=Stop())
+
+
+def test_a_loss_that_diverges_gives_back_the_best_state_before_it_or_is_an_error(world, monkeypatch):
+    start, data, split = world
+    with pytest.raises(Diverged):
+        api.unlearn(
+            start, data, split, "gradient_ascent", device="cpu", stop=Stop(looks=1), epochs=50, optim={"lr": 1e6}
+        )
+
+
+def test_too_few_unseen_examples_are_an_error(world):
+    start, data, split = world
+    poor = Split(**{**{f.name: getattr(split, f.name) for f in dataclasses.fields(split)}, "valid": split.valid[:1]})
+    with pytest.raises(EffaceError, match="too few of: valid"):
+        api.unlearn(start, data, poor, "finetune", device="cpu", stop=Stop())
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"looks": 0}, "look 0 times"),
+        ({"views": 3}, "3 views"),
+        ({"delta": 0.6}, "delta 0.6"),
+        ({"alpha": 0}, "alpha 0"),
+    ],
+)
+def test_settings_that_cannot_be(settings, said):
+    with pytest.raises(EffaceError, match=said):
+        Stop(**settings)
+
+
+def test_from_the_command_line_to_the_report(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small = ["split.train=60", "split.valid=60", "split.holdout=60", "split.test=30", "recipe.epochs=30"]
+    small += [
+        "recipe.batch_size=30",
+        "recipe.backbone.name=resnet8",
+        "recipe.backbone.width=4",
+        "recipe.objective.dim=8",
+    ]
+    words = ["pretrain", "--data", "digits", "--out", "o", "--quiet"]
+    assert cli.main([*words, *(word for setting in small for word in ("--set", setting))]) == 0
+    asked = ["unlearn", "o", "--forget", "@random:0.4", "--method", "neggrad", "--stop", "--out", "u", "--json"]
+    assert cli.main([*asked, "--set", "stop.looks=4", "--set", "method.epochs=2", "--quiet"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["stopped"]["unseen"] == 60 and told["method"]["stop"]["looks"] == 4
+    assert cli.main(["audit", "u", "--quiet", "--set", "views=2"]) in (0, 3, 4)
+    assert cli.main(["report", "u", "--quiet"]) == 0
+    page = (tmp_path / "u" / "report.html").read_text(encoding="utf-8")
+    meta = json.loads((tmp_path / "u" / "meta.json").read_text(encoding="utf-8"))
+    assert looks.sentence(looks.from_dict(Stopped, meta["stopped"])) in page
+    record = json.loads((tmp_path / "u" / "record.json").read_text(encoding="utf-8"))
+    assert record["checkpoints"]["subject"]["stopped"] == meta["stopped"]
