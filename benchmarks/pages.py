@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import checks, claims
+from benchmarks import checks, claims, stopping_page
 from benchmarks.bench_pages import bench_page, evidence, figure
 from efface import catalog
 from efface.methods import METHODS
@@ -363,6 +363,8 @@ def main() -> None:
         below(DOCS / "checks.md", checks.page())
     if (RESULTS / "emoji.json").exists():
         below(DOCS / "emoji.md", emoji_page())
+    if stopping_page.RESULT.exists():
+        below(DOCS / "stopping.md", stopping_page.page())
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def test_nothing_met_the_bar_is_said_and_the_nearest_given_back(monkeypatch, wor
 def test_one_that_reached_the_goal_goes_before_a_nearer_one_that_did_not():
     trials = [
         looks.Trial({"name": str(i)}, one)
-        for i, one in enumerate([ended(Reason.ENDED, 0.01), ended(Reason.CROSSED, 0.04, True)])
+        for i, one in enumerate([ended(Reason.ENDED, 0.01), ended(Reason.OVER, 0.04, True)])
     ]
     assert looks.nearest(trials) == 1
 

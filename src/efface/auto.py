@@ -40,7 +40,6 @@ CANDIDATES: tuple[str, ...] = (
     "margin_matching", "gradient_constraint", "alignment_calibration", "salun", "finetune",
 )  # fmt: skip
 """In the order in which they are tried; what does not fit the checkpoint is passed over."""
-TOO_FAR = (Reason.OVER, Reason.CROSSED)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +150,7 @@ def _next(strength: float, stopped: Stopped) -> float | None:
     """The strength to try next: half after too far, twice after too little, and no third try."""
     if strength != 1:
         return None
-    return 0.5 if stopped.reason in TOO_FAR else 2.0
+    return 0.5 if stopped.reason is Reason.OVER else 2.0
 
 
 def _at(method: Method, strength: float) -> Method:

@@ -21,7 +21,6 @@ class Reason(StrEnum):
 
     MATCHED = "matched"
     OVER = "over"
-    CROSSED = "crossed"
     BUDGET = "budget"
     ENDED = "ended"
     """The method came to its own end."""
@@ -120,7 +119,6 @@ def sentence(stopped: Stopped) -> str:
     why = {
         Reason.MATCHED: f"the forgotten examples were shown to be within {stopped.delta:g} of the unseen ones",
         Reason.OVER: "the forgotten examples began to stand out below the unseen ones",
-        Reason.CROSSED: "the forgotten examples stood out no more, and more steps could only have gone too far",
         Reason.BUDGET: "its budget of steps was used up",
         Reason.ENDED: "the method came to its own end",
         Reason.DIVERGED: "the loss was no longer finite",

@@ -5,17 +5,17 @@ At each look, in the backbone's features and in the output (:mod:`efface.margins
     a_s = AUC of F's margins against V's,   r_s = AUC of R's margins against V's     (1/2: cannot be told apart)
     distance = max over s of max( |a_s - 1/2|, r_s(θ₀) - r_s )                       (0: F like V, R as before)
 
-and an interval of each a_s at the level 1 - α_k / S, α_k = α / ((k + 1) (k + 2)), k = 0, 1, ... the number of the look,
-S that of the spaces. The α_k sum to α: in at most α of all runs does any of the intervals ever miss its AUC, however
-often one looks. A method takes no further step once
+and an interval of each a_s at the level 1 - α_k / S, α_k = α / (k (k + 1)), k = 1, 2, ... the number of the look, S that
+of the spaces. The α_k sum to α: in at most α of all runs does any of the intervals ever miss its AUC, however often one
+looks. A method takes no further step once
 
-    matched   every interval lies within 1/2 ± δ: shown, not only not refuted
-    over      an interval lies below 1/2: F stands out by what was done to it
-    crossed   no a_s that stood out is above 1/2 any more: more steps could only go too far
+    matched   every interval lies within 1/2 ± δ, R as before: shown, not only not refuted
+    over      an a_s lies below 1/2 - δ, or its interval below 1/2: F stands out by what was done to it
 
-and what is given back is the state of the look with the smallest distance, θ₀'s own not among them. R is in the
-distance because a model that forgets everybody also makes F and V alike. Where no interval at θ₀ lies above 1/2 the
-looks see nothing, cannot say when to stop, and say that (*blind*): the method then runs to its end.
+and what is given back is the state of the look with the smallest distance, θ₀'s own not among them. That F merely stands
+out no more ends nothing: in the middle of a schedule everybody's margins are low, and come back. R is in the distance
+because a model that forgets everybody also makes F and V alike. Where no 1 - α interval at θ₀ lies above 1/2 the looks
+see nothing, cannot say when to stop, and say that (*blind*): the method then runs to its end.
 
 Source      ours; α-spending by looks as in group-sequential trials (Lan and DeMets 1983).
 Departures  none. What it does not know: how hard F is. F's margins may differ from V's without any training.
@@ -118,7 +118,8 @@ class Lookout:
         """Compare F and R with V, remember the state if it is the best so far, log it."""
         with self.run.timed():
             seen = scores(model, self.parts, self.stop, self.run)
-        level = 1 - spent_at(len(self.looks), self.stop.alpha) / len(SPACES)
+        spent = spent_at(len(self.looks), self.stop.alpha) if self.looks else self.stop.alpha * len(SPACES)
+        level = 1 - spent / len(SPACES)
         forget = {s: stats.delong(seen["forget"][s], seen["valid"][s], level) for s in SPACES}
         retain = {s: stats.auc(seen["retain"][s], seen["valid"][s]) for s in SPACES}
         before = self.looks[0].retain if self.looks else retain
@@ -135,16 +136,11 @@ class Lookout:
 
     def verdict(self, look: Look) -> Reason | None:
         """Why it is enough, or None."""
-        stood_out = [s for s in SPACES if self.looks[0].forget[s][0] > 0.5]
-        spared = self.looks[0].retain
-        if any(high < 0.5 for _, _, high in look.forget.values()):
+        delta, spared = self.stop.delta, self.looks[0].retain
+        if any(high < 0.5 or a < 0.5 - delta for a, _, high in look.forget.values()):
             return Reason.OVER
-        within = all(
-            low > 0.5 - self.stop.delta and high < 0.5 + self.stop.delta for _, low, high in look.forget.values()
-        )
-        if within and all(spared[s] - look.retain[s] <= self.stop.spare for s in SPACES):
-            return Reason.MATCHED
-        return Reason.CROSSED if all(look.forget[s][0] <= 0.5 for s in stood_out) else None
+        within = all(low > 0.5 - delta and high < 0.5 + delta for _, low, high in look.forget.values())
+        return Reason.MATCHED if within and all(spared[s] - look.retain[s] <= self.stop.spare for s in SPACES) else None
 
     def conclude(self, model: Model) -> tuple[Model, Stopped]:
         """The best state that was seen, and how it came to that; ``model``: what the method gave back, or started."""
@@ -170,8 +166,8 @@ class Lookout:
 
 
 def spent_at(number: int, alpha: float) -> float:
-    """α of look ``number``: what all looks may spend together is α, and the one at the start spends α / 2."""
-    return alpha / ((number + 1) * (number + 2))
+    """α of look ``number``, from 1: all looks together spend α."""
+    return alpha / (number * (number + 1))
 
 
 @torch.no_grad()
