@@ -5,17 +5,17 @@ At each look, in the backbone's features and in the output (:mod:`efface.margins
     a_s = AUC of F's margins against V's,   r_s = AUC of R's margins against V's     (1/2: cannot be told apart)
     distance = max over s of max( |a_s - 1/2|, r_s(θ₀) - r_s )                       (0: F like V, R as before)
 
-and an interval of each a_s at the level 1 - α_k / S, α_k = α / (k (k + 1)), k = 1, 2, ... the number of the look, S that
-of the spaces. The α_k sum to α: in at most α of all runs does any of the intervals ever miss its AUC, however often one
-looks. A method takes no further step once
+and an interval of each a_s at the level 1 - α_k / S, α_k = α / (k (k + 1)), k = 1, 2, ... the number of the look, S
+that of the spaces. The α_k sum to α: in at most α of all runs does any of the intervals ever miss its AUC, however often
+one looks. A method takes no further step once
 
     matched   every interval lies within 1/2 ± δ, R as before: shown, not only not refuted
     over      an a_s lies below 1/2 - δ, or its interval below 1/2: F stands out by what was done to it
 
-and what is given back is the state of the look with the smallest distance, θ₀'s own not among them. That F merely stands
-out no more ends nothing: in the middle of a schedule everybody's margins are low, and come back. R is in the distance
-because a model that forgets everybody also makes F and V alike. Where no 1 - α interval at θ₀ lies above 1/2 the looks
-see nothing, cannot say when to stop, and say that (*blind*): the method then runs to its end.
+and what is given back is the state of the look with the smallest distance, θ₀'s own not among them. That F merely
+stands out no more ends nothing: in the middle of a schedule everybody's margins are low, and come back. R is in the
+distance because a model that forgets everybody also makes F and V alike. Where no 1 - α interval at θ₀ lies above 1/2
+the looks see nothing, cannot say when to stop, and say that (*blind*): the method then runs to its end.
 
 Source      ours; α-spending by looks as in group-sequential trials (Lan and DeMets 1983).
 Departures  none. What it does not know: how hard F is. F's margins may differ from V's without any training.
