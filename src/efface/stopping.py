@@ -6,8 +6,8 @@ At each look, in the backbone's features and in the output (:mod:`efface.margins
     distance = max over s of max( |a_s - 1/2|, r_s(θ₀) - r_s )                       (0: F like V, R as before)
 
 and an interval of each a_s at the level 1 - α_k / S, α_k = α / (k (k + 1)), k = 1, 2, ... the number of the look, S
-that of the spaces. The α_k sum to α: in at most α of all runs does any of the intervals ever miss its AUC, however often
-one looks. A method takes no further step once
+that of the spaces. The α_k sum to α: in at most α of all runs does any of the intervals ever miss its AUC, however
+often one looks. A method takes no further step once
 
     matched   every interval lies within 1/2 ± δ, R as before: shown, not only not refuted
     over      an a_s lies below 1/2 - δ, or its interval below 1/2: F stands out by what was done to it
