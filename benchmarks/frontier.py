@@ -53,9 +53,14 @@ def report(families: list[str], settings: dict[str, dict[str, Any]], jobs: int) 
     together(tasks, jobs)
 
 
+def retained(oracles: list[dict[str, Any]], signal: str) -> float:
+    """Membership AUC of R in the oracles, their mean."""
+    return sum(o["signals"][signal]["retained"] for o in oracles) / len(oracles)
+
+
 def boxed(cell: dict[str, Any], oracles: list[dict[str, Any]]) -> dict[str, bool]:
     """Which sides of the goal box a model is within; the oracle's figures are the mean of its two."""
-    means = {s: sum(o["signals"][s]["retained"] for o in oracles) / len(oracles) for s in SPACES}
+    means = {s: retained(oracles, s) for s in SPACES}
     votes = sum(o["knn"] for o in oracles) / len(oracles)
     return {
         **{f"F {s}": 0.45 <= cell["signals"][s]["a1"] <= 0.55 for s in SPACES},
@@ -78,6 +83,7 @@ def rows(family: str) -> dict[str, Any]:
         for s in SPACES:
             row[s] = {key: spread(c["signals"][s][key] for c, _ in good) for key in ("a0", "a1", "retained")}
             row[s]["each"] = [c["signals"][s]["a1"] for c, _ in good]
+            row[s]["fall"] = [retained(oracles, s) - c["signals"][s]["retained"] for c, oracles in good]
         for key in ("knn", "average_gap", "share_of_steps"):
             row[key] = spread(cell.get(key) for cell, _ in good)
         sides = [boxed(*pair) for pair in good]

@@ -1,0 +1,75 @@
+"""The plane of docs/frontier.md: what is left of F against what the retained lost, one dot per model.
+
+python -m benchmarks.frontier_figure        docs/frontier.svg, from results/frontier.json
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.frontier import RESULT, SPACES
+from efface import svg
+from efface.svg import Panel
+
+PICTURE = Path(__file__).parent.parent / "docs" / "frontier.svg"
+STYLE = (
+    "text{font:11px sans-serif;fill:#222}.name{font-weight:600}.letter{font-weight:700}.grid{stroke:#ddd}"
+    ".axis,.tick{stroke:#222}.area{fill:#0b57a41f;stroke:#0b57a4;stroke-dasharray:3 2}"
+    ".dot{fill:#777}.ours{fill:#0b57a4}.oracle{fill:none;stroke:#222;stroke-width:1.3}.original{fill:none;stroke:#222}"
+    "@media(prefers-color-scheme:dark){text{fill:#eee}.grid{stroke:#444}.axis,.tick,.oracle,.original{stroke:#eee}"
+    ".ours{fill:#7db6f2}.area{stroke:#7db6f2}.dot{fill:#aaa}}"
+)
+OURS = ("margin_matching", "half the steps", "no hold", "output only", "backbone only")
+WIDE, HIGH, LINE = 310.0, 232.0, 15.0
+
+
+def kind(label: str) -> str:
+    """How a model's dots are drawn."""
+    if label == "original" or label.startswith("oracle"):
+        return label.split("-")[0]
+    return "ours" if label in OURS else "dot"
+
+
+def panel(family: str, space: str, rows: dict[str, Any], letters: dict[str, str]) -> Panel:
+    """One family in one space: dots for seeds, a letter at the mean."""
+    every = [(x, y) for row in rows.values() for x, y in zip(row[space]["each"], row[space]["fall"], strict=True)]
+    xs, ys = zip(*every, strict=True)
+    drawn = Panel.of((min(xs) - 0.02, max(xs) + 0.02), (min(ys) - 0.01, max(ys) + 0.02), height=HIGH - 22)
+    x, y = drawn.x, drawn.y
+    box = [(0.45, -0.03), (0.55, -0.03), (0.55, 0.03), (0.45, 0.03)]
+    drawn.area([(a, max(b, y.low)) for a, b in box], "box")
+    drawn.axes("A1 of F: 0.5 is the goal", "R fell by", svg.nice(x.low, x.high), svg.nice(y.low, y.high, 4))
+    for label, row in rows.items():
+        points = list(zip(row[space]["each"], row[space]["fall"], strict=True))
+        for a, b in points:
+            drawn.add(f'<circle class="{kind(label)}" cx="{svg.n(x(a))}" cy="{svg.n(y(b))}" r="2.2"/>')
+        a, b = (sum(values) / len(points) for values in zip(*points, strict=True))
+        drawn.text(letters[label], x(a) + 5, y(b) - 4, kind="letter")
+    drawn.text(f"{family}, {space.split('.')[0]}", (x.start + x.end) / 2, 2, kind="name")
+    return drawn
+
+
+def main() -> None:
+    """Four panels and the letters' meaning."""
+    families = json.loads(RESULT.read_text(encoding="utf-8"))["families"]
+    labels = list(dict.fromkeys(label for rows in families.values() for label in rows))
+    letters = {label: "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[i] for i, label in enumerate(labels)}
+    parts = []
+    for i, (family, rows) in enumerate(families.items()):
+        for j, space in enumerate(SPACES):
+            made = panel(family, space, rows, letters)
+            parts.append(f'<g transform="translate({j * WIDE:.0f} {14 + i * HIGH:.0f})">{"".join(made.drawn)}</g>')
+    top, half = 14 + len(families) * HIGH + 12, -(-len(labels) // 2)
+    for i, label in enumerate(labels):
+        at = f'x="{12 + (i // half) * WIDE:.0f}" y="{top + (i % half) * LINE:.0f}"'
+        parts.append(f'<text {at}><tspan class="letter">{letters[label]}</tspan> {label}</text>')
+    size = top + half * LINE
+    said = "AUC of the forgotten against how far the retained fell below retrained models, by method and seed."
+    whole = svg.wrap("frontier", "Frontier", said, f"<style>{STYLE}</style>{''.join(parts)}", 2 * WIDE, size)
+    PICTURE.write_text(str(whole) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
