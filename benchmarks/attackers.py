@@ -47,7 +47,7 @@ from efface.verdict import judge
 HERE = Path(__file__).parent
 GRID, BENCH = HERE.parent / "examples" / "half-hour.yaml", HERE / "results" / "half_hour.json"
 HOME, RESULT = HERE / "runs" / "attackers", HERE / "results" / "attackers.json"
-METHODS = ("salun", "random_labels", "margin_matching", "finetune", "gradient_constraint", "ssd")
+METHODS = ("salun", "margin_matching", "finetune", "gradient_constraint", "ssd")
 UNTOUCHED, RETRAINED = "original", "retrained"
 FEW = 8
 """References at A1."""
