@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks import attackers_page
 from efface import catalog
 from efface.methods import METHODS
 
@@ -379,6 +380,9 @@ def main() -> None:
     below(DOCS / "bench.md", bench_page())
     if (RESULTS / "emoji.json").exists():
         below(DOCS / "emoji.md", emoji_page())
+    if (RESULTS / "attackers.json").exists():
+        result = json.loads((RESULTS / "attackers.json").read_text(encoding="utf-8"))
+        below(DOCS / "attackers.md", attackers_page.page(result))
 
 
 if __name__ == "__main__":
