@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import checks, claims, stopping_page
+from benchmarks import attackers_page, checks, claims, stopping_page
 from benchmarks.bench_pages import bench_page, evidence, figure
 from efface import catalog
 from efface.methods import METHODS
@@ -365,6 +365,9 @@ def main() -> None:
         below(DOCS / "emoji.md", emoji_page())
     if stopping_page.RESULT.exists():
         below(DOCS / "stopping.md", stopping_page.page())
+    if (RESULTS / "attackers.json").exists():
+        result = json.loads((RESULTS / "attackers.json").read_text(encoding="utf-8"))
+        below(DOCS / "attackers.md", attackers_page.page(result))
 
 
 if __name__ == "__main__":

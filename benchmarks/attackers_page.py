@@ -1,0 +1,152 @@
+"""The tables of ``results/attackers.json``: one for each signal, one of the verdicts, and what changes.
+
+make docs
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+TOLD = 0.05
+"""An AUC of U-LiRA beyond 1/2 by this is told apart, as for the verdict (δ)."""
+NAMES = {"original": "untouched"}
+"""What rows are called where it is not their label."""
+
+
+def page(result: dict[str, Any]) -> list[str]:
+    """All of it, as Markdown lines."""
+    rows, count, sizes = result["rows"], result["pairs"], result["world"]["examples"]
+    ceilings = result["ceilings"]
+    few = next(iter(rows.values()))["A1"]["references"]
+    names = list(next(iter(rows.values()))["A0"]["signals"])
+    lines = [
+        f"One world of `{result['world']['grid']}`, seed {result['world']['seed']}: F {sizes['forget']}, H "
+        f"{sizes['holdout']}, R {sizes['retain']} examples. A0: the model alone. A1: {few} retrained references. A2: "
+        f"{count} originals of other seeds, each unlearned as the row says, against {count} retrained models.",
+        "",
+        "### The verdicts",
+        "",
+        f"| | A0 | A1, {few} references | {count} references | A2: unlearned from retrained | kNN lost |",
+        "|---" * 6 + "|",
+    ]
+    for label, row in rows.items():
+        lost = row["A0"]["utility_drop"]
+        cells = [row[level]["word"] for level in ("A0", "A1", "all references")]
+        cells += [told(row["A2"], names) if "A2" in row else "–", "–" if lost is None else f"{lost:.3f}"]
+        lines.append(f"| {NAMES.get(label, label)} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "A2 by U-LiRA's AUC with the verdict's δ: *told* if the 95 % interval lies above 0.55 on a margin, *not told* if "
+        "it lies within 0.45 to 0.55 on all, else *open*. In brackets the margins by which it is told.",
+    ]
+    for name in names:
+        lines += ["", f"### `{name}`", "", *signal_table(rows, name, few, count)]
+    lines += [
+        "",
+        f"*zero*: one half of the retrained models against the other, both ways, so {count // 2} on each side; *half*: the "
+        f"row's own with as few. Ceilings: ε of all F together {ceilings['ceiling.epsilon']:.2f}; of one example with "
+        f"{count} pairs {ceilings['example epsilon']:.2f}; KLoM {ceilings['klom']:.2f} nats. Intervals: 95 %, over examples "
+        "at A0 and A1, by jackknife over pairs at A2. *sure*: share of F with an attack that makes no mistake on so many "
+        "pairs. *beyond*: share of F that stands out example by example against all references; 5 % by chance.",
+        "",
+        "### What changes",
+        "",
+        *changes(rows, names),
+    ]
+    machine = result["machine"]
+    made = f"`{result['made by']}` and `{machine['command']}`"
+    return [*lines, "", f"Made by {made}; {machine['cpu']}, torch {machine['torch']}, one thread per model."]
+
+
+def signal_table(rows: dict[str, Any], name: str, few: int, count: int) -> list[str]:
+    """AUCs of every attack on one margin, then what the pairs say."""
+    head = ["A0", f"A1 calibrated, {few}", f"LiRA, {few}", f"Bayes, {few}", f"RMIA, {few}", f"calibrated, {count}"]
+    lines = ["| | " + " | ".join([*head, "beyond"]) + " |", "|---" * (len(head) + 2) + "|"]
+    for label, row in rows.items():
+        found, best = row["A1"]["findings"], row["all references"]["findings"]
+        keys = [f"membership.{name}.{attack}.auc" for attack in ("calibrated", "lira", "bayes", "rmia")]
+        cells = [ranged(row["A0"]["findings"].get(f"membership.{name}.auc"))]
+        cells += [ranged(found.get(keys[0])), *(plain(found.get(key)) for key in keys[1:])]
+        cells += [ranged(best.get(keys[0])), share(best.get(f"per_example.{name}.beyond"))]
+        lines.append(f"| {NAMES.get(label, label)} | " + " | ".join(cells) + " |")
+    head = ["U-LiRA, AUC on F", "accuracy on F", "AUC on R", "forgetting score", "KLoM of F, nats", "sure"]
+    lines += ["", "| | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
+    start, zero = f"populations.{name}.", None
+    for label, row in rows.items():
+        if "A2" not in row:
+            continue
+        seen = row["A2"]
+        zero = seen
+        cells = [ranged(seen[start + key]) for key in ("ulira.auc", "ulira.accuracy", "ulira.retain.auc")]
+        cells += [halved(seen[start + key]) for key in ("forgetting_score", "klom.forget")]
+        lines.append(f"| {NAMES.get(label, label)} | " + " | ".join(cells) + f" | {share(seen[start + 'sure'])} |")
+    if zero:
+        keys = ("ulira.auc", "ulira.accuracy", "ulira.retain.auc", "forgetting_score", "klom.forget")
+        lines.append("| zero | " + " | ".join(zero_of(zero[start + key]) for key in keys) + " | – |")
+    return lines
+
+
+def told(row: dict[str, Any], names: list[str]) -> str:
+    """What U-LiRA says of a method, over its margins."""
+    intervals = {name: row[f"populations.{name}.ulira.auc"]["interval"] for name in names}
+    above = [name for name, found in intervals.items() if found and found[0] > 0.5 + TOLD]
+    if above:
+        return f"told ({', '.join(name.split('.')[0] for name in above)})"
+    within = all(found and 0.5 - TOLD < found[0] and found[1] < 0.5 + TOLD for found in intervals.values())
+    return "not told" if within else "open"
+
+
+def changes(rows: dict[str, Any], names: list[str]) -> list[str]:
+    """The order of the methods at each level, and whose word is another."""
+    methods = [label for label in rows if "A2" in rows[label] and label != "original"]
+
+    def far(label: str, level: str) -> float:
+        row = rows[label]
+        if level == "A2":
+            return max(row["A2"][f"populations.{name}.ulira.auc"]["value"] for name in names)
+        return max(abs(row[level]["signals"][name]["value"] - 0.5) for name in names)
+
+    lines = ["Methods from what shows least to what shows most, by the larger of the two margins:", ""]
+    for level, what in (
+        ("A0", "|AUC - 0.5| of the raw score"),
+        ("A1", "|AUC - 0.5| of the calibrated score"),
+        ("A2", "U-LiRA's AUC"),
+    ):
+        order = sorted(methods, key=lambda label: far(label, level))
+        said = ", ".join(f"{label} {far(label, level):.3f}" for label in order)
+        lines.append(f"* {level}, {what}: {said}.")
+    lines.append("")
+    for label in methods:
+        words = [rows[label][level]["word"] for level in ("A0", "A1", "all references")]
+        last = told(rows[label]["A2"], names)
+        kept = "the same word at A0 and A1" if len(set(words)) == 1 else "another word with references"
+        lines.append(f"* {label}: {' → '.join(words)}, then {last}: {kept}.")
+    return lines
+
+
+def ranged(row: dict[str, Any] | None) -> str:
+    """A value with its interval."""
+    if row is None or row["value"] is None:
+        return "–"
+    between = row["interval"]
+    return plain(row) + ("" if between is None else f" ({between[0]:.3f} to {between[1]:.3f})")
+
+
+def plain(row: dict[str, Any] | None) -> str:
+    """A value."""
+    return "–" if row is None or row["value"] is None else f"{row['value']:.3f}"
+
+
+def halved(row: dict[str, Any]) -> str:
+    """A value with its interval, and the same with half the models."""
+    return ranged(row) + (f"; half {row['half']:.3f}" if "half" in row else "")
+
+
+def zero_of(row: dict[str, Any]) -> str:
+    """The zero line."""
+    return "–" if row["oracle"] is None else f"{row['oracle']:.3f}"
+
+
+def share(row: dict[str, Any] | None) -> str:
+    """A share in percent."""
+    return "–" if row is None or row["value"] is None else f"{100 * row['value']:.1f} %"
