@@ -224,11 +224,8 @@ def compared(evidence: Evidence) -> dict[str, Any]:
     found = {f.name: shown(f) for f in Populations(least=count).findings(evidence) if f.value is not None}
     for name in signals.prenamed(evidence.subject):
         made = Compared(evidence, name, f"populations.{name}.")
-        for more in (
-            made.finding("ulira.accuracy", accuracy, "closer", ""),
-            made.finding("ulira.retain.auc", populations.ulira, "closer", "", "retain"),
-        ):
-            found[more.name] = shown(more)
+        more = made.finding("ulira.accuracy", accuracy, "closer", "")
+        found[more.name] = shown(more)
         epsilon = populations.epsilons(*made.of("forget"))
         found[f"populations.{name}.sure"] = {"value": float(np.isinf(epsilon).mean()), "n": [len(epsilon)]}
     return found

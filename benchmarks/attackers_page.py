@@ -36,18 +36,18 @@ def page(result: dict[str, Any]) -> list[str]:
         lines.append(f"| {NAMES.get(label, label)} | " + " | ".join(cells) + " |")
     lines += [
         "",
-        "A2 by U-LiRA's AUC with the verdict's δ: *told* if the 95 % interval lies above 0.55 on a margin, *not told* if "
-        "it lies within 0.45 to 0.55 on all, else *open*. In brackets the margins by which it is told.",
+        "A2 by U-LiRA's AUC with the verdict's δ: *told* if the 95 % interval lies above 0.55 on a margin, *not told* "
+        "if it lies within 0.45 to 0.55 on all, else *open*. In brackets the margins by which it is told.",
     ]
     for name in names:
         lines += ["", f"### `{name}`", "", *signal_table(rows, name, few, count)]
     lines += [
         "",
-        f"*zero*: one half of the retrained models against the other, both ways, so {count // 2} on each side; *half*: the "
-        f"row's own with as few. Ceilings: ε of all F together {ceilings['ceiling.epsilon']:.2f}; of one example with "
-        f"{count} pairs {ceilings['example epsilon']:.2f}; KLoM {ceilings['klom']:.2f} nats. Intervals: 95 %, over examples "
-        "at A0 and A1, by jackknife over pairs at A2. *sure*: share of F with an attack that makes no mistake on so many "
-        "pairs. *beyond*: share of F that stands out example by example against all references; 5 % by chance.",
+        f"*zero*: one half of the retrained models against the other, both ways, so {count // 2} on each side; *half*: "
+        f"the row's own with as few. Ceilings: ε of all F together {ceilings['ceiling.epsilon']:.2f}; of one "
+        f"example with {count} pairs {ceilings['example epsilon']:.2f}; KLoM {ceilings['klom']:.2f} nats. Intervals: 95 %, over "
+        "examples at A0 and A1, by jackknife over pairs at A2. *sure*: share of F with an attack that makes no mistake "
+        "on so many pairs. *beyond*: share of F that stands out example by example against all references; 5 % by chance.",
         "",
         "### What changes",
         "",
@@ -92,7 +92,7 @@ def told(row: dict[str, Any], names: list[str]) -> str:
     above = [name for name, found in intervals.items() if found and found[0] > 0.5 + TOLD]
     if above:
         return f"told ({', '.join(name.split('.')[0] for name in above)})"
-    within = all(found and 0.5 - TOLD < found[0] and found[1] < 0.5 + TOLD for found in intervals.values())
+    within = all(found and found[0] > 0.5 - TOLD and found[1] < 0.5 + TOLD for found in intervals.values())
     return "not told" if within else "open"
 
 

@@ -171,6 +171,8 @@ def test_the_audit_tells_a_method_that_forgets_from_one_that_does_not():
     auc = good[name + "ulira.auc"]
     assert auc.interval[0] < 0.5 < auc.interval[1] and abs(auc.oracle - 0.5) < 0.06 and auc.n == (32, 30)
     assert bad[name + "ulira.auc"].interval[0] > 0.7
+    for part in ("retain", "holdout"):  # here only the forgotten differ
+        assert abs(bad[name + f"ulira.{part}.auc"].value - 0.5) < 0.1 < bad[name + "ulira.auc"].value - 0.5
     assert bad[name + "forgetting_score"].value < good[name + "forgetting_score"].value / 2
     assert "no finite epsilon above 3.4 can be shown" in good[name + "forgetting_score"].note
     assert bad[name + "klom.forget"].value > 2 * good[name + "klom.forget"].value

@@ -52,6 +52,10 @@ class Populations:
             made.finding("ulira.auc", populations.ulira, "closer", note, details={"worst": self._worst(made)}),
             made.finding("ulira.tpr_at_1_in_100", _rate, "lower", "over all models and examples; 0.01 by guessing"),
         ]
+        for part in ("retain", "holdout"):
+            if made.has(part):
+                told = "0.5: none can be told by these examples; what is told here as well is not about the forgotten"
+                found.append(made.finding(f"ulira.{part}.auc", populations.ulira, "closer", told, part))
         ceiling = stats.rounded_down(populations.largest_epsilon(len(high), self.delta))
         note = (
             f"1 is best; with {len(high)} pairs no finite epsilon above {ceiling:g} can be shown; delta {self.delta:g}"
