@@ -44,10 +44,12 @@ def page(result: dict[str, Any]) -> list[str]:
     lines += [
         "",
         f"*zero*: one half of the retrained models against the other, both ways, so {count // 2} on each side; *half*: "
-        f"the row's own with as few. Ceilings: ε of all F together {ceilings['ceiling.epsilon']:.2f}; of one "
-        f"example with {count} pairs {ceilings['example epsilon']:.2f}; KLoM {ceilings['klom']:.2f} nats. Intervals: 95 %, over "
-        "examples at A0 and A1, by jackknife over pairs at A2. *sure*: share of F with an attack that makes no mistake "
-        "on so many pairs. *beyond*: share of F that stands out example by example against all references; 5 % by chance.",
+        "the row's own with as few. "
+        f"Ceilings: ε of all F together {ceilings['ceiling.epsilon']:.2f}; of one example with {count} pairs "
+        f"{ceilings['example epsilon']:.2f}; KLoM {ceilings['klom']:.2f} nats. "
+        "Intervals: 95 %, over examples at A0 and A1, by jackknife over pairs at A2. "
+        "*sure*: share of F with an attack that makes no mistake on so many pairs. "
+        "*beyond*: share of F that stands out example by example against all references; 5 % by chance.",
         "",
         "### What changes",
         "",
