@@ -2,6 +2,7 @@
 
     python -m benchmarks.attackers make --pairs 24     models of one world of examples/half-hour.yaml, pair by pair
     python -m benchmarks.attackers measure             results/attackers.json
+    python -m benchmarks.attackers counts              the same file: how many references are enough
     make docs                                          docs/attackers.md
 
     U-LiRA's accuracy   (share of unlearned models with Λ > 0 + share of retrained ones with Λ <= 0) / 2
@@ -27,7 +28,7 @@ import numpy as np
 import torch
 
 from benchmarks.worlds import machine
-from efface import api, config, populations, signals, watch
+from efface import api, config, populations, signals, stats, watch
 from efface.audits import Evidence, Finding
 from efface.audits.ceiling import Ceiling
 from efface.audits.membership import Membership
@@ -49,6 +50,7 @@ GRID, BENCH = HERE.parent / "examples" / "half-hour.yaml", HERE / "results" / "h
 HOME, RESULT = HERE / "runs" / "attackers", HERE / "results" / "attackers.json"
 METHODS = ("salun", "margin_matching", "finetune", "gradient_constraint", "ssd")
 UNTOUCHED, RETRAINED = "original", "retrained"
+COUNTS, DRAWS = (1, 2, 4, 8, 16), 50
 FEW = 8
 """References at A1."""
 FULL = ("forget", "holdout", "retain", "spare", "valid", "test")
@@ -263,14 +265,39 @@ def measure(setup: Setup) -> None:
     print(f"written: {RESULT.relative_to(HERE.parent)}: {len(numbers)} pairs")
 
 
+def counts(setup: Setup) -> None:
+    """AUC of the calibrated score by the number of references: mean and spread over draws of them."""
+    rng, numbers = np.random.default_rng(0), setup.pairs()
+    references = [setup.seen(RETRAINED, number) for number in numbers]
+    found: dict[str, Any] = {}
+    for label in (UNTOUCHED, RETRAINED):
+        subject = setup.seen(label, None)
+        for name in signals.prenamed(subject):
+            row = found.setdefault(name, {}).setdefault(label, {})
+            for count in COUNTS:
+                chosen = [rng.choice(len(references), count, replace=False) for _ in range(DRAWS)]
+                aucs = [calibrated(subject, [references[i] for i in draw], name) for draw in chosen]
+                row[str(count)] = {"mean": float(np.mean(aucs)), "sd": float(np.std(aucs, ddof=1))}
+    result = json.loads(RESULT.read_text(encoding="utf-8"))
+    result["counts"] = {"draws": DRAWS, "signals": found}
+    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def calibrated(subject: Observations, references: list[Observations], name: str) -> float:
+    """AUC of F against H, each score less the references' mean."""
+    return stats.auc(*(signals.calibrated(subject, references, part, name) for part in ("forget", "holdout")))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("make", "measure"))
+    parser.add_argument("stage", choices=("make", "measure", "counts"))
     parser.add_argument("--pairs", type=int, default=32)
     asked = parser.parse_args()
     setup = Setup(HOME)
     if asked.stage == "make":
         make(setup, asked.pairs)
+    elif asked.stage == "counts":
+        counts(setup)
     else:
         measure(setup)
 

@@ -51,6 +51,7 @@ def page(result: dict[str, Any]) -> list[str]:
         "*sure*: share of F with an attack that makes no mistake on so many pairs. "
         "*beyond*: share of F that stands out example by example against all references; 5 % by chance.",
         "",
+        *numbers(result.get("counts")),
         "### What changes",
         "",
         *changes(rows, names),
@@ -58,6 +59,20 @@ def page(result: dict[str, Any]) -> list[str]:
     machine = result["machine"]
     made = f"`{result['made by']}` and `{machine['command']}`"
     return [*lines, "", f"Made by {made}; {machine['cpu']}, torch {machine['torch']}, one thread per model."]
+
+
+def numbers(counts: dict[str, Any] | None) -> list[str]:
+    """How the calibrated attack grows with its references."""
+    if counts is None:
+        return []
+    columns = list(next(iter(next(iter(counts["signals"].values())).values())))
+    lines = ["### How many references", "", "| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name, rows in counts["signals"].items():
+        for label, row in rows.items():
+            cells = [f"{row[count]['mean']:.3f} ± {row[count]['sd']:.3f}" for count in columns]
+            lines.append(f"| {NAMES.get(label, label)}, `{name}` | " + " | ".join(cells) + " |")
+    said = f"Calibrated AUC of F, mean ± standard deviation over {counts['draws']} draws from the retrained models."
+    return [*lines, "", said, ""]
 
 
 def signal_table(rows: dict[str, Any], name: str, few: int, count: int) -> list[str]:
