@@ -44,7 +44,7 @@ REGIMES: dict[str, dict[str, Any]] = {
         "recipe": {
             "objective": {"name": "simclr", "temperature": 0.1, "dim": 64},
             "backbone": {"name": "resnet8", "width": 16, "stride": 2},
-            "epochs": 250,
+            "epochs": 180,
             "batch_size": 100,
             "views": _VIEWS,
         },
