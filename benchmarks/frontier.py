@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,11 @@ def boxed(cell: dict[str, Any], oracles: list[dict[str, Any]]) -> dict[str, bool
     }
 
 
-def rows(family: str) -> dict[str, Any]:
+def rows(among: Sequence[World], labels: Iterable[str]) -> dict[str, Any]:
     """Every model that was made: mean, spread, and in how many seeds it is within each side of the box."""
     table: dict[str, Any] = {}
-    for label in ["original", "oracle-1", "oracle-2", *SETTINGS, *ABLATION]:
-        made = [w for w in worlds([family]) if (w.folder / label / "cell.json").exists()]
+    for label in ["original", "oracle-1", "oracle-2", *labels]:
+        made = [w for w in among if (w.folder / label / "cell.json").exists()]
         cells = [(measure(w, label), [measure(w, name) for name in w.oracles()]) for w in made]
         good = [(cell, oracles) for cell, oracles in cells if "error" not in cell]
         if not cells:
@@ -94,7 +95,8 @@ def rows(family: str) -> dict[str, Any]:
 
 
 def tables() -> None:
-    result = {"machine": machine(), "reporting_seeds": REPORTING, "families": {f: rows(f) for f in FAMILIES}}
+    families = {family: rows(worlds([family]), [*SETTINGS, *ABLATION]) for family in FAMILIES}
+    result = {"machine": machine(), "reporting_seeds": REPORTING, "families": families}
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

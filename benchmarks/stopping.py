@@ -5,7 +5,8 @@
     make docs                                         docs/stopping.md
 
 Worlds (originals, oracles) are those of :mod:`benchmarks.gradient_constraint`. Resumable: a model whose folder is
-complete is not made again, and world after world is finished, so that a run that was cut leaves whole ones.
+complete is not made again, and world after world is finished, so that a run that was cut leaves whole ones. ``tables``
+keeps the figures of worlds whose folders are gone.
 """
 
 from __future__ import annotations
@@ -110,12 +111,20 @@ def regret(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def kept(world: World, label: str, before: dict[str, Any]) -> dict[str, Any] | None:
+    """The figures of a model made now, or where its world was not made again, those kept from before."""
+    if (world.folder / "original" / "cell.json").exists():
+        return cells(world, label)
+    return before.get(label, {}).get(f"{world.family} {world.seed}")
+
+
 def tables() -> None:
     """Per family and over all of them, on the worlds where every setting was made."""
+    before = json.loads(RESULT.read_text(encoding="utf-8"))["worlds"] if RESULT.exists() else {}
     rows: dict[str, dict[str, Any]] = {label: {} for label in SETTINGS}
     for world in worlds():
         for label in SETTINGS:
-            if (found := cells(world, label)) is not None:
+            if (found := kept(world, label, before)) is not None:
                 rows[label][f"{world.family} {world.seed}"] = found
     rows = {label: found for label, found in rows.items() if found}
     families: dict[str, Any] = {}

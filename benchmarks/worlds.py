@@ -12,7 +12,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -28,11 +28,13 @@ from efface.audits import Cost, Evidence
 from efface.audits.oracle_gap import OracleGap
 from efface.backbones import Backbone
 from efface.checkpoint import Checkpoint
+from efface.data import Data
 from efface.environment import Environment
 from efface.errors import EffaceError
 from efface.objectives import OBJECTIVES
 from efface.observations import Observations
 from efface.probes import accuracy, knn
+from efface.splits import Split, unseen_like_forgotten
 from efface.train import Optim, Recipe
 from efface.views import Views
 from efface.watch import Watch
@@ -42,11 +44,37 @@ CROPS = {"flip": True, "brightness": 0.4, "contrast": 0.4, "saturation": 0, "hue
 
 
 @cache
-def divided(train: int, forget: str, seed: int) -> tuple[Any, Any]:
+def divided(train: int, forget: str, seed: int) -> tuple[Data, Split]:
     """The data and a split of it, once a process."""
     data = efface.load("fashion-mnist", limit=12_000)
+    if forget.startswith("@group:"):
+        data = replace(data, group=brightness(data.x))
     sizes = {"train": train, "valid": 1000, "holdout": 2000, "test": 2000}
     return data, efface.split(data, forget=forget, seed=seed, **sizes)
+
+
+def brightness(x: np.ndarray) -> np.ndarray:
+    """Groups of images that a model can tell: five of equal size, ``light-0`` the darkest to ``light-4``."""
+    mean = x.reshape(len(x), -1).mean(1)
+    return np.array([f"light-{rank}" for rank in np.searchsorted(np.quantile(mean, (0.2, 0.4, 0.6, 0.8)), mean)])
+
+
+def unseen(split: Split, data: Data, kind: str) -> Split:
+    """The split with another V: ``whole``, of F's ``kind``, ``fifty`` of it, ``half the classes`` (the even ones)."""
+    whole = replace(split, provenance=split.provenance | {"matched": None})
+    rows = {
+        "whole": lambda: split.valid,
+        "kind": lambda: unseen_like_forgotten(split, data),
+        "fifty": lambda: np.sort(np.random.default_rng(0).permutation(split.valid)[:50]),
+        "half the classes": lambda: split.valid[labels(data)[split.valid] % 2 == 0],
+    }
+    return replace(whole, valid=rows[kind]())
+
+
+def labels(data: Data) -> np.ndarray:
+    """Those of all examples."""
+    assert data.y is not None
+    return data.y
 
 
 @dataclass(frozen=True)
@@ -63,9 +91,10 @@ class World:
     @property
     def folder(self) -> Path:
         """Where its models are kept."""
-        return self.home / f"{self.family}-{self.train}x{self.epochs}" / f"seed-{self.seed}"
+        asked = "" if self.forget == "@random:0.2" else f"-{self.forget.strip('@').replace(':', '-')}"
+        return self.home / f"{self.family}-{self.train}x{self.epochs}{asked}" / f"seed-{self.seed}"
 
-    def data(self) -> tuple[Any, Any]:
+    def data(self) -> tuple[Data, Split]:
         """Fashion-MNIST and the split: another seed trains on and forgets other images."""
         return divided(self.train, self.forget, self.seed)
 
@@ -98,7 +127,10 @@ class World:
 
 
 def make(world: World, name: str, recipe: dict[str, Any] | None = None) -> str:
-    """Make a model and look at it: ``original``, ``oracle-K``, or with ``recipe`` (method and fields) an unlearned."""
+    """Make a model and look at it: ``original``, ``oracle-K``, or with ``recipe`` an unlearned one.
+
+    ``recipe``: the method's name and fields; ``unseen``: another V than the split's own, see :func:`unseen`.
+    """
     folder = world.folder / name
     if (folder / "cell.json").exists():
         return name
@@ -116,7 +148,8 @@ def make(world: World, name: str, recipe: dict[str, Any] | None = None) -> str:
             )
         else:
             fields = dict(recipe)
-            made = efface.unlearn(world.model("original"), data, split, str(fields.pop("name")), device="cpu", **fields)
+            shown = unseen(split, data, fields.pop("unseen")) if "unseen" in fields else split
+            made = efface.unlearn(world.model("original"), data, shown, str(fields.pop("name")), device="cpu", **fields)
     except EffaceError as error:  # a method that diverges is a result: it is recorded as one
         cell["error"] = str(error)
     else:

@@ -22,6 +22,7 @@ from efface import curves, figures, signals, stats
 from efface.audits import Cost, Finding
 from efface.looks import searched, sentence
 from efface.observations import Observations
+from efface.plane import plane
 from efface.record import CheckpointFacts, Record
 from efface.verdict import SignalVerdict
 from efface.words import PLACES, SYMBOLS, words_of
@@ -147,6 +148,7 @@ def render(record: Record, observations: Mapping[str, Observations], log: Sequen
         style=Markup(style),
         intervals=figures.intervals(signs, verdict.delta, verdict.alpha) if signs else None,
         scores=[(s, figures.histograms(seen, s), figures.roc(seen, s)) for s in drawn] if seen else [],
+        plane=plane(seen, drawn, verdict.delta) if seen else None,
         observed=_observed(observations),
         training=figures.training(log),
         relearned=curves.relearned(record.findings),

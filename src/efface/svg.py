@@ -171,6 +171,13 @@ def sample(kind: str) -> Markup:
     )
 
 
+def dot(kind: str) -> Markup:
+    """A marker as it is drawn, for a key."""
+    return Markup('<svg class="keymark" width="12" height="12" aria-hidden="true">{}</svg>').format(
+        Markup(marker(6, 6, kind))
+    )
+
+
 def n(pixels: float) -> str:
     """Pixels to a tenth: finer cannot be seen, and is not the same on every machine."""
     text = f"{round(pixels, 1) + 0.0:.1f}"
