@@ -49,9 +49,9 @@ def test_who_forgets_everybody_stands_higher_and_who_forgets_nobody_to_the_right
 
     exact, everybody, nobody = at(0.0, 1.0), at(0.0, 0.0), at(1.0, 1.0)
     assert everybody[1] > exact[1] + 0.1
-    assert abs(everybody[0] - exact[0]) < 0.03
+    assert abs(everybody[0] - exact[0]) < 0.1
     assert nobody[0] > exact[0] + 0.1
-    assert abs(nobody[1] - exact[1]) < 0.03
+    assert abs(nobody[1] - exact[1]) < 0.1
 
 
 def test_one_retrained_model_has_no_place_of_its_own_and_several_have():
