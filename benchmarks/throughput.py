@@ -3,20 +3,23 @@
     OMP_PROC_BIND=true python -m benchmarks.throughput [--rounds 5] [--batches 4] [--only audit]
 
 Both train the same network on the same images with the same batch on the same machine, in turns in one process; the
-stock pipeline is lightly's transform in a DataLoader with two workers and lightly's loss. Quote the ratio. Every part
-has a process of its own: threads that another part left behind made the audit's verdict eight times slower.
+stock pipeline is lightly's transform in a DataLoader with two workers and lightly's loss, in float32 as its examples
+have it. Quote the ratio. Batches that its workers prepared during the other's turn are not counted, and the other's
+turn begins when they are idle. Every part has a process of its own: threads that another part left behind made the
+audit's verdict eight times slower.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import numpy as np
@@ -38,6 +41,11 @@ from efface.views import Views
 
 HERE = Path(__file__).parent
 BATCH = 256
+WORKERS = 2
+QUEUED = 2 * WORKERS + 1
+"""Batches that lightly's workers prepare ahead, while the other side has its turn."""
+IDLE = 4.0
+"""Seconds in which they have prepared them."""
 IMAGES = 20 * BATCH
 """So that every batch is full."""
 
@@ -61,7 +69,7 @@ def stock(model: Model, recipe: Recipe, x: np.ndarray) -> Iterator[int]:
     """Train with the stock pipeline; yields the images of each step."""
     loss, optimizer = NTXentLoss(temperature=0.5), recipe.optim.build(model, 10_000)
     while True:
-        for views in DataLoader(Stock(x), BATCH, shuffle=True, num_workers=2, drop_last=True):
+        for views in DataLoader(Stock(x), BATCH, shuffle=True, num_workers=WORKERS, drop_last=True):
             a, b = (view[:, : recipe.channels] for view in views)
             loss(model(_raw(a)), model(_raw(b))).backward()
             optimizer.update()
@@ -95,8 +103,16 @@ def summary(values: list[float]) -> dict[str, Any]:
     return {"median": statistics.median(values), "least": min(values), "most": max(values), "n": len(values)}
 
 
-def pretraining(x: np.ndarray, rounds: int, batches: int, bf16: bool) -> dict[str, Any]:
-    """Images/s of both in turns, and of the augmentation alone."""
+def settled(name: str, steps: Iterator[int]) -> None:
+    """Before a turn: the other side's workers have filled their queues, and what waits in one's own is not counted."""
+    if name.startswith("efface"):
+        sleep(IDLE)
+    for _ in range(1 if name.startswith("efface") else QUEUED):
+        next(steps)
+
+
+def pretraining(x: np.ndarray, rounds: int, batches: int) -> dict[str, Any]:
+    """Images/s of both in turns, each in float32 and where it is faster in bfloat16, and of the augmentation alone."""
     channels, height, width = x.shape[1:]
     recipe = api.default_recipe(
         efface.Data.from_arrays(x[:16], name="speed"),
@@ -106,32 +122,40 @@ def pretraining(x: np.ndarray, rounds: int, batches: int, bf16: bool) -> dict[st
         optim=Optim(lr=0.06),
         views=Views(),
     )
-    sides = {}
+    pays, sides = api.bf16_pays(torch.device("cpu")), dict[str, Iterator[int]]()
     for name, pipeline in (("efface", ours), ("lightly", stock)):
-        model = recipe.start(0).train()
-        model.bf16 = bf16
-        sides[name] = pipeline(model, recipe, x)
-        speed(sides[name], 3)
-    rates: dict[str, list[float]] = {"efface": [], "lightly": []}
+        for precision in ("float32", "bfloat16") if pays else ("float32",):
+            model = recipe.start(0).train()
+            model.bf16 = precision == "bfloat16"
+            sides[f"{name} {precision}"] = pipeline(model, recipe, x)
+    rates: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, steps in sides.items():
+            settled(name, steps)
             rates[name].append(speed(steps, batches))
-    clean = torch.from_numpy(x[:BATCH]).float() / 255
-    generator, shares = torch.Generator().manual_seed(0), []
-    for _ in range(rounds):
-        began = perf_counter()
-        for _ in range(batches):
-            recipe.views(clean, generator)
-            recipe.views(clean, generator)
-        per_batch = (perf_counter() - began) / batches
-        shares.append(per_batch * statistics.median(rates["efface"]) / BATCH)
+    middle = {name: statistics.median(values) for name, values in rates.items()}
+    default = f"efface {'bfloat16' if pays else 'float32'}"
     return {
         "images": f"{channels}x{height}x{width}",
-        "bf16": bf16,
+        "default": default,
         **{name: summary(values) for name, values in rates.items()},
-        "ratio": statistics.median(rates["efface"]) / statistics.median(rates["lightly"]),
-        "augmentation_share_of_step": summary(shares),
+        "ratio": middle[default] / middle["lightly float32"],
+        "ratio in float32": middle["efface float32"] / middle["lightly float32"],
+        **({"ratio in bfloat16": middle["efface bfloat16"] / middle["lightly bfloat16"]} if pays else {}),
+        "augmentation_share_of_step": summary(augmenting(x, recipe, rounds, batches, middle[default])),
     }
+
+
+def augmenting(x: np.ndarray, recipe: Recipe, rounds: int, batches: int, rate: float) -> list[float]:
+    """Time of two views of a batch as a share of a step's, the step being as fast as ``rate`` images/s."""
+    clean = torch.from_numpy(x[:BATCH]).float() / 255
+    generator, shares = torch.Generator().manual_seed(0), list[float]()
+    for _ in range(rounds):
+        began = perf_counter()
+        for _ in range(2 * batches):
+            recipe.views(clean, generator)
+        shares.append((perf_counter() - began) / batches * rate / BATCH)
+    return shares
 
 
 def timed(job: Callable[[], Any], rounds: int) -> dict[str, Any]:
@@ -171,10 +195,9 @@ def parts(asked: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     return {
         "help": lambda: timed(lambda: subprocess.run(helped, stdout=subprocess.DEVNULL, check=True), asked.rounds),
         "threshold_sweep_20000": lambda: timed(lambda: sweep(scores[:10_000] + 1, scores[10_000:]), asked.rounds),
-        "pretraining gray": lambda: pretraining(gray(), asked.rounds, asked.batches, False),
-        "pretraining color": lambda: pretraining(color, asked.rounds, asked.batches, False),
+        "pretraining gray": lambda: pretraining(gray(), asked.rounds, asked.batches),
+        "pretraining color": lambda: pretraining(color, asked.rounds, asked.batches),
         "audit": lambda: auditing(asked.rounds),
-        "pretraining gray bf16": lambda: pretraining(gray(), asked.rounds, asked.batches, True),
     }
 
 
@@ -191,10 +214,13 @@ def main() -> None:
     if not asked.only:
         for name in measures:
             alone = [sys.executable, "-m", "benchmarks.throughput", *sys.argv[1:], "--only", name]
-            subprocess.run(alone, check=True)
+            # Under OMP_PROC_BIND this process sits on one core, and its children would inherit that.
+            subprocess.run(alone, check=True, preexec_fn=lambda: os.sched_setaffinity(0, range(os.cpu_count() or 1)))
         return
     for name in asked.only:
-        result |= {"machine": machine(), "threads": torch.get_num_threads(), name: measures[name]()}
+        machine_of = machine() | {"command": "python -m benchmarks.throughput"}
+        kept = {key: value for key, value in result.items() if key in measures}
+        result = {"machine": machine_of, "threads": torch.get_num_threads(), **kept, name: measures[name]()}
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         print(name, json.dumps(result[name], indent=1), flush=True)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from efface import api
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +20,11 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     x, y = drawn()
     np.savez(path, x=x, y=y)
     return path
+
+
+@pytest.fixture(autouse=True, scope="session")
+def same_precision_everywhere() -> Iterator[None]:
+    """The default precision depends on the machine; figures that tests look at shall not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "bf16_pays", lambda device: False)
+        yield

@@ -11,6 +11,7 @@ import torch
 
 import efface
 from efface import api
+from efface.api import bf16_pays
 from efface.checkpoint import Checkpoint
 from efface.errors import EffaceError
 from efface.methods import METHODS, Finetune, Retrain
@@ -131,3 +132,14 @@ def test_default_recipes_fit_the_data(world):
         assert (recipe.channels, recipe.size, recipe.classes) == (1, (8, 8), 3)
     assert api.default_recipe(data, "cross_entropy").views.crop is None
     assert api.default_recipe(data, "simclr").views.crop is not None
+
+
+@pytest.mark.parametrize(
+    ("device", "can", "pays"),
+    [("cpu", {"avx512_bf16": True}, True), ("cpu", {"amx_bf16": True, "avx512_bf16": False}, True),
+     ("cpu", {"avx512_f": True, "avx512_bf16": False}, False), ("cpu", {}, False), ("meta", {"amx_bf16": True}, False),
+     ("cuda", {}, True)],
+)  # fmt: skip
+def test_bfloat16_is_the_default_only_where_the_machine_multiplies_it(monkeypatch, device, can, pays):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can, raising=False)
+    assert bf16_pays(torch.device(device)) is pays

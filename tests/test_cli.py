@@ -72,6 +72,16 @@ def refused(answer, *said):
 # ---- the main job ----
 
 
+def test_a_run_says_which_precision_it_had(efface, made, tmp_path):
+    assert "bf16: false" in (made / "original" / "config.yaml").read_text()
+    words = ["pretrain", "--data", "digits", "--objective", "simclr", "--out", tmp_path / "b", *TINY]
+    assert efface(*words, "--set", "bf16=true")[0] == 0
+    assert "bf16: true" in (tmp_path / "b" / "config.yaml").read_text()
+    weights = [load_file(at / "checkpoint.safetensors") for at in (made / "original", tmp_path / "b")]
+    assert weights[0].keys() == weights[1].keys()
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
 def test_audit_and_report_write_everything_and_the_exit_code_is_the_verdict(efface, made):
     oracles = ["--oracle", made / "oracle", "--oracle", made / "second"]
     code, out, _ = efface("audit", made / "tuned", *oracles, "--json", "--set", "watch.views=4")

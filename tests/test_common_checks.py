@@ -65,11 +65,12 @@ def recipe_for(method, objective, **changed):
     return tiny.recipe(objective, **attentive, **changed)
 
 
-def unlearned(method, objective, parts=None, seed=3, log=lambda record: None):
+def unlearned(method, objective, parts=None, seed=3, log=lambda record: None, *, bf16=False):
     recipe = recipe_for(method, objective, epochs=1)
     model = recipe.start(11)
+    model.bf16 = bf16
     given = tiny.given(method, parts or data(), recipe)
-    return method.unlearn(model, given, Run(seed=seed, log=log))
+    return method.unlearn(model, given, Run(seed=seed, log=log, bf16=bf16))
 
 
 def trace(method, objective, parts=None):
@@ -176,6 +177,21 @@ def test_the_log_has_every_term_by_name_and_each_is_finite(method, objective):
         assert record["terms"] or "lr" not in record
         assert all(math.isfinite(value) for value in record["terms"].values())
         assert record["total"] == pytest.approx(sum(record["terms"].values()))
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_under_bfloat16_autocast_it_does_much_the_same_and_the_weights_stay_float32(method):
+    objective, records, once = HOME[method], [], small(method)
+    if hasattr(once, "epochs"):  # one pass: a stop rule may end a second one or not
+        once = dataclasses.replace(once, epochs=1)
+    model = unlearned(once, objective, log=records.append, bf16=True)
+    full = unlearned(once, objective).state_dict()
+    assert all(math.isfinite(value) for record in records for value in record["terms"].values())
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():
+            assert value.dtype == torch.float32
+            apart, scale = (value - full[name]).norm(), full[name].norm()
+            assert apart <= 0.25 * scale + 0.05, name
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))

@@ -126,6 +126,14 @@ def device_of(name: str | torch.device = "auto") -> torch.device:
     return device
 
 
+def bf16_pays(device: torch.device) -> bool:
+    """Whether bfloat16 autocast is faster than float32: on GPUs, and on CPUs that can multiply bfloat16."""
+    if device.type == "cpu":
+        can = getattr(torch.cpu, "get_capabilities", dict)()
+        return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
+    return device.type == "cuda"
+
+
 def pretrain(
     data: Data,
     split: Split,

@@ -116,7 +116,7 @@ def run(
     if data not in REGIMES:
         raise unknown("demo", data, REGIMES)
     progress, began = progress or runs.Progress(), monotonic()
-    common: dict[str, Any] = {"seed": seed, "device": device}
+    common: dict[str, Any] = {"seed": seed, "device": device, "bf16": False}  # the same table on every CPU
     _open(out, {"data": data, "regime": REGIMES[data], **common}, force)
     original = out / "original"
     _made(original, progress, lambda: runs.pretrain(original, REGIMES[data] | common, progress=progress))

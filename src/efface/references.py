@@ -234,7 +234,7 @@ def _make(made: Plan, task: Task, starts: Sequence[Path], device: str, progress:
     request = {"verb": "references", "kind": task.kind, "seed": task.seed, "data": made.data, "split": made.split}
     if task.kind == "in":
         request |= {"method": made.method}
-    bf16 = api.device_of(device).type == "cuda"
+    bf16 = api.bf16_pays(api.device_of(device))
     given: dict[str, Any] = {"seed": task.seed, "device": device, "bf16": bf16}
     with writing(made.home / task.name, yaml.safe_dump(request, sort_keys=False)) as folder:
         write_text(folder / SPLIT, json.dumps(split.to_dict(data)))

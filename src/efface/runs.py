@@ -77,11 +77,7 @@ class Common:
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda``, ``mps``."""
     bf16: bool | None = None
-    """bfloat16 autocast; by default only on a GPU."""
-
-    def precision(self) -> bool:
-        """Whether to run networks in bfloat16."""
-        return self.bf16 if self.bf16 is not None else api.device_of(self.device).type == "cuda"
+    """bfloat16 autocast; by default where it is faster: on a GPU, and on a CPU that can multiply bfloat16."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +128,7 @@ def pretrain(
         with logging(folder, progress, total) as log:
             keep = EpochKeeper(folder / EPOCH)
             checkpoint = api.pretrain(
-                data, split, recipe=recipe, seed=common.seed, device=common.device, bf16=common.precision(),
+                data, split, recipe=recipe, seed=common.seed, device=common.device, bf16=bool(common.bf16),
                 log=log, keep=keep,
             )  # fmt: skip
         checkpoint.save(folder)
@@ -182,7 +178,7 @@ def unlearn(
         with logging(folder, progress, total) as log:
             result = api.unlearn(
                 checkpoint, data, split, method or auto.AUTO, seed=common.seed, device=common.device,
-                bf16=common.precision(), log=log, keep=keep, **ending,
+                bf16=bool(common.bf16), log=log, keep=keep, **ending,
             )  # fmt: skip
         if theirs:
             result = _hand_back(Path(start), settings, result, data, split, common, folder)
@@ -250,7 +246,9 @@ _COMMON = tuple(Common.__dataclass_fields__)
 
 
 def _common(settings: Mapping[str, Any]) -> Common:
-    return config.build(Common, {key: settings[key] for key in _COMMON if key in settings})
+    """With the precision that was chosen, so that the run says which it was."""
+    asked = config.build(Common, {key: settings[key] for key in _COMMON if key in settings})
+    return asked if asked.bf16 is not None else replace(asked, bf16=api.bf16_pays(api.device_of(asked.device)))
 
 
 def refuse_unknown(settings: Mapping[str, Any], known: set[str]) -> None:
