@@ -6,7 +6,7 @@
 
 Worlds (originals, oracles) are those of :mod:`benchmarks.gradient_constraint`. Resumable: a model whose folder is
 complete is not made again, and world after world is finished, so that a run that was cut leaves whole ones. ``tables``
-keeps the figures of worlds whose folders are gone.
+keeps the figures of worlds whose folders are gone. --missing makes only worlds that the results do not have whole.
 """
 
 from __future__ import annotations
@@ -111,11 +111,12 @@ def regret(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def kept(world: World, label: str, before: dict[str, Any]) -> dict[str, Any] | None:
-    """The figures of a model made now, or where its world was not made again, those kept from before."""
-    if (world.folder / "original" / "cell.json").exists():
-        return cells(world, label)
-    return before.get(label, {}).get(f"{world.family} {world.seed}")
+def found_in(world: World, before: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """By setting, the figures of a world as it is now, or those kept from before where they are of more settings."""
+    now = {label: found for label in SETTINGS if (found := cells(world, label)) is not None}
+    name = f"{world.family} {world.seed}"
+    old = {label: before[label][name] for label in SETTINGS if name in before.get(label, {})}
+    return old if len(old) > len(now) else now
 
 
 def tables() -> None:
@@ -123,9 +124,8 @@ def tables() -> None:
     before = json.loads(RESULT.read_text(encoding="utf-8"))["worlds"] if RESULT.exists() else {}
     rows: dict[str, dict[str, Any]] = {label: {} for label in SETTINGS}
     for world in worlds():
-        for label in SETTINGS:
-            if (found := kept(world, label, before)) is not None:
-                rows[label][f"{world.family} {world.seed}"] = found
+        for label, found in found_in(world, before).items():
+            rows[label][f"{world.family} {world.seed}"] = found
     rows = {label: found for label, found in rows.items() if found}
     families: dict[str, Any] = {}
     for family in [*SEEDS, "all"]:
