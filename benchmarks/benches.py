@@ -92,7 +92,7 @@ def reduced(folder: Path) -> dict[str, Any]:
         "name": results["name"],
         "efface": results["efface"],
         "machine": results["machine"],
-        "grid": {key: asked[key] for key in ALIKE},
+        "grid": {key: asked[key] for key in ALIKE} | ({"bf16": True} if asked.get("bf16") else {}),
         "pieces": [piece],
         "recipes": {name: family["recipe"] for name, family in results["families"].items()},
         "sizes": {name: family["sizes"] for name, family in results["families"].items()},

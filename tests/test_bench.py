@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 import yaml
 
+from efface import api
 from efface.bench import course
 from efface.bench.choice import best, score
 from efface.bench.course import again, bench
 from efface.bench.grid import grid_of, read
 from efface.bench.plan import Kind, World, divided, plan
-from efface.bench.work import JOURNAL, OBSERVED, outcome
+from efface.bench.work import JOURNAL, OBSERVED, Job, outcome, perform
 from efface.data import Data
 from efface.errors import EffaceError
 from efface.observations import Observations
@@ -243,6 +244,29 @@ def test_a_piece_of_a_grid_is_the_same_models():
     assert of_piece.original(world).digest == of_whole.original(world).digest
     with pytest.raises(EffaceError, match=r"no forget set called 'seven'\. Did you mean 'sevens'"):
         whole.only(forget=["seven"])
+
+
+def test_another_precision_makes_other_models_and_all_of_a_world_have_it(monkeypatch, tmp_path):
+    usual, fast = plan(grid_of(GRID)), plan(grid_of({**GRID, "bf16": True}))
+    world, home = World("classifier", "some", 10), tmp_path / "bench"
+    seen: list[tuple[str, bool]] = []
+    for name in ("pretrain", "unlearn"):
+        real = getattr(api, name)
+
+        def spied(*args, _real=real, _name=name, bf16=False, **kwargs):
+            seen.append((_name, bf16))
+            return _real(*args, bf16=bf16, **kwargs)
+
+        monkeypatch.setattr(api, name, spied)
+    for planned, asked in ((usual, False), (fast, True)):
+        tasks = [planned.original(world), planned.oracles(world)[0], planned.cell(world, "finetune", 0)]
+        for task in tasks:
+            original = task.original.folder(home) if task.original else None
+            made = perform(Job(task.kind, task.folder(home), task.request, original), lambda step, total: None)
+            assert "error" not in made, made
+        assert seen == [("pretrain", asked), ("unlearn", asked), ("unlearn", asked)]
+        seen.clear()
+    assert len(list(home.glob("*/*/outcome.json"))) == 6
 
 
 def test_the_choice_never_reads_the_oracle(copied):

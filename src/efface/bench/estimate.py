@@ -124,7 +124,7 @@ def _family(one: Planned, grid: Grid, progress: Progress) -> list[Line]:
     selection, reporting = len(grid.seeds.selection), len(grid.seeds.reporting)
     size = sum(value.numel() * value.element_size() for value in start.model.state_dict().values()) / 1e6
     progress.say(f"Measuring {one.name}")
-    training = _training(start, data, base, grid.device)
+    training = _training(start, data, base, grid)
     steps = -(-len(base.train) // recipe.batch_size)
     lines = [Line(one.name, "", "original", selection + reporting, training * steps * recipe.epochs, size)]
     kept = size if grid.keep_weights else 0.0
@@ -140,23 +140,24 @@ def _family(one: Planned, grid: Grid, progress: Progress) -> list[Line]:
             progress.status(f"Measuring {one.name}, {name}, {entry.label}")
             compared = len(entry.settings) * selection if len(entry.settings) > 1 else 0
             models = compared + reporting * min(2, len(entry.settings))
-            took = float(np.mean([_method(setting, start, data, split, grid.device) for setting in entry.settings]))
+            took = float(np.mean([_method(setting, start, data, split, grid) for setting in entry.settings]))
             lines.append(Line(one.name, name, entry.label, models, took + look + judging, disk + kept))
     return lines
 
 
-def _training(start: Checkpoint, data: Data, split: Split, device: str) -> float:
+def _training(start: Checkpoint, data: Data, split: Split, grid: Grid) -> float:
     """Seconds of one optimizer step of the recipe."""
     recipe, times = start.recipe, list[float]()
     few = split.train[: STEPS * recipe.batch_size]
     short = replace(recipe, epochs=max(1, -(-STEPS // max(1, -(-len(few) // recipe.batch_size)))))
     part = replace(split, forget=few[:0], retain=few)
-    api.pretrain(data, part, recipe=short, device=device, log=lambda record: times.append(time.process_time()))
+    where: dict[str, Any] = {"device": grid.device, "bf16": grid.bf16}
+    api.pretrain(data, part, recipe=short, log=lambda record: times.append(time.process_time()), **where)
     apart = np.diff(times)
     return float(np.median(apart)) if len(apart) else 1.0
 
 
-def _method(setting: Mapping[str, Any], start: Checkpoint, data: Data, split: Split, device: str) -> float:
+def _method(setting: Mapping[str, Any], start: Checkpoint, data: Data, split: Split, grid: Grid) -> float:
     """Seconds of a method with this setting on the whole split, from a share of the examples and one epoch."""
     size = start.recipe.batch_size
     share = min(1.0, BATCHES * size / max(1, len(split.retain)))
@@ -165,7 +166,7 @@ def _method(setting: Mapping[str, Any], start: Checkpoint, data: Data, split: Sp
     method = config.choose(api.METHODS, json.loads(json.dumps(short)), "method", WRITTEN)
     began = time.process_time()
     try:
-        api.unlearn(start, data, few, method, device=device)
+        api.unlearn(start, data, few, method, device=grid.device, bf16=grid.bf16)
     except EffaceError:  # an untrained model may well diverge: then the steps that were done are all that is known
         return epochs * (time.process_time() - began) / share
     return epochs * (time.process_time() - began) / share

@@ -86,6 +86,8 @@ class Grid:
     """What the verdicts count as removed."""
     device: str = "cpu"
     """Where to compute; each process has one thread."""
+    bf16: bool = False
+    """bfloat16 autocast of every training, where the machine is faster with it: ask for it on all or none."""
     jobs: int = 2
     """Processes at a time."""
     keep_weights: bool = False

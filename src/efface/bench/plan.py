@@ -149,6 +149,7 @@ class Plan:
         """The model that the world starts from: the same for all its forget sets."""
         one = self.families[world.family]
         request = {"data": one.data, "split": one.sizes, "recipe": one.recipe, "seed": world.seed}
+        request |= {"bf16": True} if self.grid.bf16 else {}
         return Task(Kind.ORIGINAL, request, World(world.family, "", world.seed), "original")
 
     def look(self, world: World) -> Task:

@@ -86,8 +86,9 @@ def _original(job: Job, half: Path, tell: Tell) -> dict[str, Any]:
     total = recipe.epochs * -(-len(split.train) // recipe.batch_size)
     keep = EpochKeeper(half / EPOCH)
     made = api.pretrain(
-        data, split, recipe=recipe, seed=asked["seed"], device=job.device, log=_log(tell, total), keep=keep
-    )
+        data, split, recipe=recipe, seed=asked["seed"], device=job.device, bf16=_bf16(asked),
+        log=_log(tell, total), keep=keep,
+    )  # fmt: skip
     made.save(half)
     return {"cost": vars(made.tally)}
 
@@ -103,7 +104,8 @@ def _oracle(job: Job, half: Path, tell: Tell) -> dict[str, Any]:
     total = start.recipe.epochs * -(-len(split.retain) // start.recipe.batch_size)
     keep, seed = EpochKeeper(half / EPOCH), job.request["seed"]
     made = api.unlearn(
-        start, data, split, "retrain", seed=seed, device=job.device, log=_log(tell, total), keep=keep
+        start, data, split, "retrain", seed=seed, device=job.device, bf16=_bf16(job.request["original"]),
+        log=_log(tell, total), keep=keep,
     )  # fmt: skip
     return _kept(job, made, half)
 
@@ -111,8 +113,14 @@ def _oracle(job: Job, half: Path, tell: Tell) -> dict[str, Any]:
 def _cell(job: Job, half: Path, tell: Tell) -> dict[str, Any]:
     start, (data, split) = Checkpoint.load(_there(job.original)), _chosen(job.request)
     method = config.choose(api.METHODS, job.request["method"], "method", WRITTEN)
-    made = api.unlearn(start, data, split, method, device=job.device, log=_log(tell, 0))
+    bf16 = _bf16(job.request["original"])
+    made = api.unlearn(start, data, split, method, device=job.device, bf16=bf16, log=_log(tell, 0))
     return _kept(job, made, half)
+
+
+def _bf16(original: dict[str, Any]) -> bool:
+    """As the original was trained."""
+    return bool(original.get("bf16", False))
 
 
 def _judged(job: Job, half: Path, tell: Tell) -> dict[str, Any]:
