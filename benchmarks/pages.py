@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import attackers_page, checks, claims, stopping_page
+from benchmarks import attackers_page, checks, claims, speed_page, stopping_page
 from benchmarks.bench_pages import bench_page, evidence, figure
 from efface import catalog
 from efface.methods import METHODS
@@ -265,37 +265,48 @@ def made_by(result: dict[str, Any]) -> str:
 
 
 def frontier_page() -> list[str]:
-    """Tables of ``results/frontier.json``."""
+    """Tables of ``results/frontier.json`` and ``results/unseen.json``."""
     result = json.loads((RESULTS / "frontier.json").read_text(encoding="utf-8"))
-    seeds, lines = len(result["reporting_seeds"]), []
+    lines: list[str] = []
     for family, rows in result["families"].items():
-        lines += [
-            f"### {family}",
-            "",
-            "| | n | A1 of F, backbone | A1 of F, projector | R, backbone | R, projector | kNN | average gap | steps "
-            "| F within | R within | kNN within | all |",
-            "|---" * 13 + "|",
-        ]
-        for label, row in rows.items():
-            spaces = [row[f"{space}.margin"] for space in ("backbone", "projector")]
-            cells = [figure(one["a1"]) for one in spaces] + [figure(one["retained"]) for one in spaces]
-            share = row["share_of_steps"]
-            cells += [figure(row["knn"]), figure(row["average_gap"])]
-            cells.append("–" if share is None or label == "original" else f"{100 * share['mean']:.0f} %")
-            within = row["within"]
-            for side in ("F", "R"):
-                cells.append(" / ".join(str(within.get(f"{side} {s}.margin", 0)) for s in ("backbone", "projector")))
-            cells += [str(within.get("kNN", 0)), f"{row['box']} of {row['n']}"]
-            lines.append(f"| {label} | {row['n']} | " + " | ".join(cells) + " |")
-        lines.append("")
-    machine = result["machine"]
-    lines.append(
-        f"Reporting seeds {', '.join(map(str, result['reporting_seeds']))} (n = {seeds} where nothing is missing)."
-    )
-    return [
-        *lines,
-        f"Made by `{machine['command']}`; {machine['cpu']}, torch {machine['torch']}, one thread per model.",
+        lines += [f"### {family}", "", *plane_table(rows), ""]
+    seeds = ", ".join(map(str, result["reporting_seeds"]))
+    lines.append(f"Reporting seeds {seeds} (n = {len(result['reporting_seeds'])} where nothing is missing).")
+    lines.append(f"{made_by(result).removesuffix('.')}, one thread per model.")
+    if (RESULTS / "unseen.json").exists():
+        lines += ["", *unseen_lines()]
+    return lines
+
+
+def unseen_lines() -> list[str]:
+    """The same columns where V is small or of another mix, where F is of one kind, and on more images."""
+    result = json.loads((RESULTS / "unseen.json").read_text(encoding="utf-8"))
+    lines: list[str] = []
+    for name, case in result["cases"].items():
+        about = f"F {case['forget']} of {case['train']} images, {case['epochs']} epochs"
+        lines += [f"### {name}: {about}", "", *plane_table(case["rows"]), ""]
+    return [*lines, f"{made_by(result).removesuffix('.')}, one thread per model."]
+
+
+def plane_table(rows: dict[str, Any]) -> list[str]:
+    """One line for each model: what is left of F, what R lost, utility, and how often it is within the goal."""
+    lines = [
+        "| | n | A1 of F, backbone | A1 of F, projector | R, backbone | R, projector | kNN | average gap | steps "
+        "| F within | R within | kNN within | all |",
+        "|---" * 13 + "|",
     ]
+    for label, row in rows.items():
+        spaces = [row[f"{space}.margin"] for space in ("backbone", "projector")]
+        cells = [figure(one["a1"]) for one in spaces] + [figure(one["retained"]) for one in spaces]
+        share = row["share_of_steps"]
+        cells += [figure(row["knn"]), figure(row["average_gap"])]
+        cells.append("–" if share is None or label == "original" else f"{100 * share['mean']:.0f} %")
+        within = row["within"]
+        for side in ("F", "R"):
+            cells.append(" / ".join(str(within.get(f"{side} {s}.margin", 0)) for s in ("backbone", "projector")))
+        cells += [str(within.get("kNN", 0)), f"{row['box']} of {row['n']}"]
+        lines.append(f"| {label} | {row['n']} | " + " | ".join(cells) + " |")
+    return lines
 
 
 EMOJI = {
@@ -363,6 +374,8 @@ def main() -> None:
         below(DOCS / "checks.md", checks.page())
     if (RESULTS / "emoji.json").exists():
         below(DOCS / "emoji.md", emoji_page())
+    if speed_page.RESULT.exists():
+        below(DOCS / "speed.md", speed_page.page())
     if stopping_page.RESULT.exists():
         below(DOCS / "stopping.md", stopping_page.page())
     if (RESULTS / "attackers.json").exists():
