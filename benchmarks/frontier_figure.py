@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.frontier import RESULT, SPACES
+from benchmarks.frontier import ABLATION, RESULT, SPACES
 from efface import svg
 from efface.svg import Panel
 
@@ -21,7 +21,7 @@ STYLE = (
     "@media(prefers-color-scheme:dark){text{fill:#eee}.grid{stroke:#444}.axis,.tick,.oracle,.original{stroke:#eee}"
     ".ours{fill:#7db6f2}.area{stroke:#7db6f2}.dot{fill:#aaa}}"
 )
-OURS = ("margin_matching", "half the steps", "no hold", "output only", "backbone only")
+OURS = ("margin_matching", "half the steps")
 WIDE, HIGH, LINE = 310.0, 232.0, 15.0
 
 
@@ -53,7 +53,9 @@ def panel(family: str, space: str, rows: dict[str, Any], letters: dict[str, str]
 
 def main() -> None:
     """Four panels and the letters' meaning."""
-    families = json.loads(RESULT.read_text(encoding="utf-8"))["families"]
+    found = json.loads(RESULT.read_text(encoding="utf-8"))["families"]
+    left = set(ABLATION) - set(OURS)
+    families = {name: {k: row for k, row in rows.items() if k not in left} for name, rows in found.items()}
     labels = list(dict.fromkeys(label for rows in families.values() for label in rows))
     letters = {label: "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[i] for i, label in enumerate(labels)}
     parts = []
