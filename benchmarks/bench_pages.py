@@ -55,13 +55,20 @@ def said(values: Iterable[Any]) -> str:
     return ", ".join(map(str, values))
 
 
-def made(piece: dict[str, Any]) -> str:
-    """Command and wall time of one piece."""
-    pauses = f" (besides {piece['pauses']} that waited long for the machine)" if piece["pauses"] else ""
-    return (
-        f"`{piece['command']}`: {piece['tasks']} tasks in {piece['seconds'] / 60:.0f} minutes{pauses}, on a machine "
-        f"that did other things as well; {piece['created'][:10]}."
-    )
+def made(pieces: Iterable[dict[str, Any]]) -> list[str]:
+    """Command and wall time of each piece; pieces that share a folder have one journal, and so one time."""
+    runs: dict[tuple[Any, ...], list[str]] = {}
+    for one in pieces:
+        key = one["tasks"], one["seconds"], one["pauses"], one["created"][:10]
+        runs.setdefault(key, []).append(f"`{one['command']}`")
+    lines = []
+    for (tasks, seconds, waits, day), commands in runs.items():
+        pauses = f" (besides {waits} that waited long for the machine)" if waits else ""
+        lines.append(
+            f"* {' and '.join(commands)}: {tasks} tasks in {seconds / 60:.0f} minutes{pauses}, on a machine that did "
+            f"other things as well; {day}."
+        )
+    return lines
 
 
 def power(world: dict[str, Any]) -> str:
@@ -150,9 +157,8 @@ def bench_page() -> list[str]:
             lines += ["Not measured yet.", ""]
             continue
         seeds, machine = result["grid"]["seeds"], result["machine"]
-        for piece in result["pieces"]:
-            lines += [f"* {made(piece)}"]
         lines += [
+            *made(result["pieces"]),
             "",
             f"Mean ± standard deviation over the seeds {said(seeds['reporting'])}; settings chosen on seed "
             f"{said(seeds['selection'])}. {machine['cpu']}, torch {machine['torch']}, one thread per model.",

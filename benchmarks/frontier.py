@@ -31,8 +31,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "gradient_constraint": {"name": "gradient_constraint"},
     "alignment_calibration": {"name": "alignment_calibration"},
     "alignment_calibration lr .06": {"name": "alignment_calibration", **at(0.06)},
+    "l1_sparse lr .1": {"name": "l1_sparse", **at(0.1)},
+    **{
+        name: {"name": name}
+        for name in ("coun", "gradient_ascent", "scrub", "random_labels", "salun", "bad_teacher", "ssd", "influence")
+    },
 }
-"""Defaults, and for the baselines the rate that did best on other seeds."""
+"""Defaults, and where a rate was looked for on other seeds the one that did best."""
 TWICE = ("finetune lr .1", "gradient_constraint", "alignment_calibration", "alignment_calibration lr .06")
 """Baselines that are also given as many steps as margin matching takes by default: a tenth of the oracle's."""
 ABLATION: dict[str, dict[str, Any]] = {
@@ -76,11 +81,11 @@ def retained(oracles: list[dict[str, Any]], signal: str) -> float:
 def boxed(cell: dict[str, Any], oracles: list[dict[str, Any]]) -> dict[str, bool]:
     """Which sides of the goal box a model is within; the oracle's figures are the mean of its two."""
     means = {s: retained(oracles, s) for s in SPACES}
-    votes = sum(o["knn"] for o in oracles) / len(oracles)
+    useful = {key: sum(o[key] for o in oracles) / len(oracles) - 0.01 for key in ("knn", "probe")}
     return {
         **{f"F {s}": 0.45 <= cell["signals"][s]["a1"] <= 0.55 for s in SPACES},
         **{f"R {s}": abs(cell["signals"][s]["retained"] - means[s]) <= 0.03 for s in SPACES},
-        "kNN": cell["knn"] >= votes - 0.01,
+        **{key: cell[key] >= least for key, least in useful.items()},
     }
 
 
@@ -99,8 +104,9 @@ def rows(among: Sequence[World], labels: Iterable[str]) -> dict[str, Any]:
             row[s] = {key: spread(c["signals"][s][key] for c, _ in good) for key in ("a0", "a1", "retained")}
             row[s]["each"] = [c["signals"][s]["a1"] for c, _ in good]
             row[s]["fall"] = [retained(oracles, s) - c["signals"][s]["retained"] for c, oracles in good]
-        for key in ("knn", "average_gap", "share_of_steps"):
+        for key in ("knn", "probe", "average_gap", "share_of_steps"):
             row[key] = spread(cell.get(key) for cell, _ in good)
+        row["gap of each"] = [cell["average_gap"] for cell, _ in good]
         sides = [boxed(*pair) for pair in good]
         row["within"] = {side: sum(one[side] for one in sides) for side in (sides[0] if sides else ())}
         row["box"] = sum(all(one.values()) for one in sides)

@@ -291,20 +291,21 @@ def unseen_lines() -> list[str]:
 def plane_table(rows: dict[str, Any]) -> list[str]:
     """One line for each model: what is left of F, what R lost, utility, and how often it is within the goal."""
     lines = [
-        "| | n | A1 of F, backbone | A1 of F, projector | R, backbone | R, projector | kNN | average gap | steps "
-        "| F within | R within | kNN within | all |",
-        "|---" * 13 + "|",
+        "| | n | A1 of F, backbone | A1 of F, projector | R, backbone | R, projector | kNN | probe | average gap "
+        "| steps | F within | R within | kNN / probe within | all |",
+        "|---" * 14 + "|",
     ]
     for label, row in rows.items():
         spaces = [row[f"{space}.margin"] for space in ("backbone", "projector")]
         cells = [figure(one["a1"]) for one in spaces] + [figure(one["retained"]) for one in spaces]
         share = row["share_of_steps"]
-        cells += [figure(row["knn"]), figure(row["average_gap"])]
+        cells += [figure(row["knn"]), figure(row["probe"]), figure(row["average_gap"])]
         cells.append("–" if share is None or label == "original" else f"{100 * share['mean']:.0f} %")
         within = row["within"]
         for side in ("F", "R"):
             cells.append(" / ".join(str(within.get(f"{side} {s}.margin", 0)) for s in ("backbone", "projector")))
-        cells += [str(within.get("kNN", 0)), f"{row['box']} of {row['n']}"]
+        cells.append(" / ".join(str(within.get(key, 0)) for key in ("knn", "probe")))
+        cells.append(f"{row['box']} of {row['n']}")
         lines.append(f"| {label} | {row['n']} | " + " | ".join(cells) + " |")
     return lines
 

@@ -6,7 +6,7 @@
 
 Worlds (originals, oracles) are those of :mod:`benchmarks.gradient_constraint`. Resumable: a model whose folder is
 complete is not made again, and world after world is finished, so that a run that was cut leaves whole ones. ``tables``
-keeps the figures of worlds whose folders are gone. --missing makes only worlds that the results do not have whole.
+keeps the figures of worlds whose folders are gone.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from efface.environment import Environment
 from efface.errors import EffaceError
 from efface.objectives import OBJECTIVES
 from efface.observations import Observations
-from efface.probes import accuracy, knn
+from efface.probes import accuracy, knn, linear_probe
 from efface.splits import Split, unseen_like_forgotten
 from efface.train import Optim, Recipe
 from efface.views import Views
@@ -162,6 +162,7 @@ def make(world: World, name: str, recipe: dict[str, Any] | None = None) -> str:
     return name
 
 
+@cache
 def measure(world: World, name: str) -> dict[str, Any]:
     """The figures of one model: membership of F (A0, A1) and of R, utility, average gap, steps."""
     cell = json.loads((world.folder / name / "cell.json").read_text(encoding="utf-8"))
@@ -181,7 +182,7 @@ def measure(world: World, name: str) -> dict[str, Any]:
             "a1": None if calibrated is None else stats.auc(*calibrated),
             "retained": stats.auc(*pairs["retain"]),
         }
-    votes = knn(subject, "test", (20,))
+    votes, probe = knn(subject, "test", (20,)), linear_probe(subject)
     top = accuracy(subject, "test")
     costs = {"subject": Cost(**cell["cost"])}
     if oracles:
@@ -193,6 +194,7 @@ def measure(world: World, name: str) -> dict[str, Any]:
     return cell | {
         "signals": found,
         "knn": votes[0][0] / votes[0][1] if votes else None,
+        "probe": probe.right / probe.of if probe else None,
         "accuracy": top[0] / top[1] if top else None,
     }
 
