@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,7 @@ class Difference:
         return f"{self.mean:+.4f} ({self.low:+.4f} to {self.high:+.4f})"
 
 
-def paired(first: dict[int, float], second: dict[int, float]) -> Difference | None:
+def paired(first: Mapping[Any, float], second: Mapping[Any, float]) -> Difference | None:
     """By seed; None where fewer than two seeds have both."""
     values = np.array([first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())])
     if len(values) < 2:
@@ -70,8 +70,9 @@ def welch(first: Row | None, second: Row | None) -> Difference | None:
 
 def between(first: Row, second: Row) -> Difference | None:
     """Two lines of one table: paired where both kept each seed's gap."""
-    each = [dict(zip(row.get("seeds", ()), row.get("gap of each", ()), strict=True)) for row in (first, second)]
-    return paired(*each) or welch(first.get("average_gap"), second.get("average_gap"))
+    return paired(first.get("gap of each", {}), second.get("gap of each", {})) or welch(
+        first.get("average_gap"), second.get("average_gap")
+    )
 
 
 def kept(name: str) -> Row | None:

@@ -106,7 +106,9 @@ def rows(among: Sequence[World], labels: Iterable[str]) -> dict[str, Any]:
             row[s]["fall"] = [retained(oracles, s) - c["signals"][s]["retained"] for c, oracles in good]
         for key in ("knn", "probe", "average_gap", "share_of_steps"):
             row[key] = spread(cell.get(key) for cell, _ in good)
-        row["gap of each"] = [cell["average_gap"] for cell, _ in good]
+        row["gap of each"] = {
+            w.seed: cell["average_gap"] for w, (cell, _) in zip(made, cells, strict=True) if "error" not in cell
+        }
         sides = [boxed(*pair) for pair in good]
         row["within"] = {side: sum(one[side] for one in sides) for side in (sides[0] if sides else ())}
         row["box"] = sum(all(one.values()) for one in sides)
