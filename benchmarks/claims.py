@@ -70,7 +70,8 @@ def welch(first: Row | None, second: Row | None) -> Difference | None:
 
 def between(first: Row, second: Row) -> Difference | None:
     """Two lines of one table: paired where both kept each seed's gap."""
-    return paired(first.get("gap of each", {}), second.get("gap of each", {})) or welch(
+    each = [row.get("gap of each", {}) for row in (first, second)]
+    return paired(*each) or welch(first.get("average_gap"), second.get("average_gap"))
         first.get("average_gap"), second.get("average_gap")
     )
 
