@@ -72,8 +72,6 @@ def between(first: Row, second: Row) -> Difference | None:
     """Two lines of one table: paired where both kept each seed's gap."""
     each = [row.get("gap of each", {}) for row in (first, second)]
     return paired(*each) or welch(first.get("average_gap"), second.get("average_gap"))
-        first.get("average_gap"), second.get("average_gap")
-    )
 
 
 def kept(name: str) -> Row | None:
