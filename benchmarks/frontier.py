@@ -3,6 +3,7 @@
     python -m benchmarks.frontier train      originals and oracles of the reporting seeds
     python -m benchmarks.frontier report     every setting on them
     python -m benchmarks.frontier ablate     margin matching without each of its parts
+    python -m benchmarks.frontier choose     what its defaults were chosen from, on other seeds
     python -m benchmarks.frontier tables     results/frontier.json
 
 Worlds (originals, oracles) and cells are shared with :mod:`benchmarks.gradient_constraint`. Resumable: a model whose
@@ -21,7 +22,7 @@ from benchmarks.gradient_constraint import EPOCHS, HOME, WHOLE, at
 from benchmarks.worlds import World, machine, make, measure, spread, together
 
 RESULT = Path(__file__).parent / "results" / "frontier.json"
-REPORTING = (10, 11, 12, 13, 14)
+SELECTION, REPORTING = (0, 1, 2, 3, 4), (10, 11, 12, 13, 14)
 FAMILIES = ("simclr", "moco")
 SPACES = ("backbone.margin", "projector.margin")
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -44,26 +45,37 @@ ABLATION: dict[str, dict[str, Any]] = {
     "no hold": {"name": "margin_matching", "hold": 0.0},
     "output only": {"name": "margin_matching", "backbone": 0.0},
     "backbone only": {"name": "margin_matching", "output": 0.0},
+    "no memory": {"name": "margin_matching", "memory": 0.0},
     "half the steps": {"name": "margin_matching", "epochs": 20},
 }
 """Each part of margin matching removed."""
+CHOICE: dict[str, dict[str, Any]] = {
+    "margin_matching": {"name": "margin_matching"},
+    "no memory": ABLATION["no memory"],
+    "output 6": {"name": "margin_matching", "output": 6.0},
+    "backbone 3, output 6": {"name": "margin_matching", "backbone": 3.0, "output": 6.0},
+}
+"""What was compared on the selection seeds when the gap's memory was added."""
 
 
-def worlds(families: list[str]) -> list[World]:
-    return [World(family, seed, HOME, epochs=EPOCHS[family]) for family in families for seed in REPORTING]
+def worlds(families: list[str], seeds: Sequence[int] = REPORTING) -> list[World]:
+    return [World(family, seed, HOME, epochs=EPOCHS[family]) for family in families for seed in seeds]
 
 
-def train(families: list[str], jobs: int) -> None:
-    together([(make, (world, "original")) for world in worlds(families)], jobs)
-    together([(make, (world, f"oracle-{k}")) for world in worlds(families) for k in (1, 2)], jobs)
+def train(families: list[str], seeds: Sequence[int], jobs: int) -> None:
+    among = worlds(families, seeds)
+    together([(make, (world, "original")) for world in among], jobs)
+    together([(make, (world, f"oracle-{k}")) for world in among for k in (1, 2)], jobs)
 
 
-def report(families: list[str], only: list[str] | None, jobs: int, *, ablation: bool) -> None:
+def report(part: str, families: list[str], only: list[str] | None, jobs: int) -> None:
     tasks = []
     for family in families:
-        settings = ABLATION if ablation else settings_of(family)
+        settings, seeds = {"ablate": (ABLATION, REPORTING), "choose": (CHOICE, SELECTION)}.get(
+            part, (settings_of(family), REPORTING)
+        )
         chosen = {label: recipe for label, recipe in settings.items() if not only or label in only}
-        tasks += [(make, (w, label, recipe)) for label, recipe in chosen.items() for w in worlds([family])]
+        tasks += [(make, (w, label, recipe)) for label, recipe in chosen.items() for w in worlds([family], seeds)]
     together(tasks, jobs)
 
 
@@ -118,23 +130,30 @@ def rows(among: Sequence[World], labels: Iterable[str]) -> dict[str, Any]:
 
 def tables() -> None:
     families = {family: rows(worlds([family]), [*settings_of(family), *ABLATION]) for family in FAMILIES}
-    result = {"machine": machine(), "reporting_seeds": REPORTING, "families": families}
+    selection = {family: rows(worlds([family], SELECTION), CHOICE) for family in FAMILIES}
+    result = {
+        "machine": machine(),
+        "reporting_seeds": REPORTING,
+        "selection_seeds": SELECTION,
+        "families": families,
+        "selection": selection,
+    }
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("train", "report", "ablate", "tables"))
+    parser.add_argument("part", choices=("train", "report", "ablate", "choose", "tables"))
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=FAMILIES)
     parser.add_argument("--only", nargs="+", help="Of the settings, these.")
     parser.add_argument("--jobs", type=int, default=2)
     given = parser.parse_args()
     if given.part == "train":
-        train(given.families, given.jobs)
+        train(given.families, SELECTION + REPORTING, given.jobs)
     elif given.part == "tables":
         tables()
     else:
-        report(given.families, given.only, given.jobs, ablation=given.part == "ablate")
+        report(given.part, given.families, given.only, given.jobs)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 from efface.errors import EffaceError
 from efface.margins import agreement, margins, of_label
 from efface.methods import MarginMatching
-from efface.methods.margin_matching import gap
+from efface.methods.margin_matching import Running, gap
 from efface.objectives import OBJECTIVES
 from efface.train import Run, fit
 from tests import tiny
@@ -27,6 +27,11 @@ def world(name):
     batches = [parts[part].batch(torch.arange(a, a + 5), rng) for part, (a, _) in CUTS.items()]
     teacher, model = tiny.recipe(name).start(1).eval(), tiny.recipe(name).start(0).eval()
     return teacher, model, *batches
+
+
+def once():
+    """Gaps without a past."""
+    return {space: Running(0.9) for space in ("backbone", "output")}
 
 
 def test_agreement_equals_its_twin_and_leaves_an_example_out_of_its_own_bank():
@@ -48,7 +53,7 @@ def test_a_label_s_margin_equals_its_twin_and_stays_finite():
 def test_the_loss_equals_its_twin(name):
     teacher, model, gone, kept, unseen = world(name)
     method = MarginMatching(backbone=2.0, output=3.0, hold=0.7)
-    found = method.terms(teacher, model, gone, kept, unseen)
+    found = method.terms(teacher, model, gone, kept, unseen, once())
     spaces = []
     now = {k: v.detach() for k, v in margins(model, gone + kept + unseen, 5, method.tau).items()}
     before = {k: v.detach() for k, v in margins(teacher, kept + unseen, 5, method.tau).items()}
@@ -70,6 +75,27 @@ def test_the_gap_has_the_value_of_unseen_and_the_gradient_of_retained_examples()
     assert v.grad is None, "unseen examples would be trained on"
 
 
+def test_a_gap_s_running_mean_equals_its_twin_and_says_alone_whether_there_is_a_push():
+    values, running = [0.5, -0.2, -0.9, 0.3, -0.4, 0.8], Running(0.7)
+    for step, value in enumerate(values):
+        now = torch.tensor(value, dtype=torch.float64, requires_grad=True)
+        found = running.hinge(2 * now)
+        mean = twin.running([2 * one for one in values[: step + 1]], 0.7)
+        (slope,) = torch.autograd.grad(found, now)
+        assert float(found.detach()) == pytest.approx(max(0.0, mean))
+        assert float(slope) == (2.0 if mean > 0 else 0.0)
+
+
+def test_one_batch_s_noise_does_not_push_and_without_memory_it_would():
+    """Planted: a true gap of -0.1 that is measured with a standard deviation of 0.14."""
+    noise = torch.randn(300, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    pushes = {}
+    for memory in (0.0, 0.9):
+        running = Running(memory)
+        pushes[memory] = sum(float(running.hinge(-0.1 + 0.14 * one)) > 0 for one in noise[:100])
+    assert pushes[0.0] > 15 and pushes[0.9] < 5
+
+
 def test_what_lowers_everybody_s_margin_alike_has_no_gradient():
     """Planted: with the gradient of F alone, a shift that all share would be pushed."""
     shift = torch.zeros((), dtype=torch.float64, requires_grad=True)
@@ -83,17 +109,17 @@ def test_what_lowers_everybody_s_margin_alike_has_no_gradient():
 
 def test_retained_examples_are_held_from_below_only():
     teacher, model, gone, kept, unseen = world("simclr")
-    same = MarginMatching().terms(teacher, teacher, gone, kept, unseen)
+    same = MarginMatching().terms(teacher, teacher, gone, kept, unseen, once())
     assert float(same["hold"].detach()) == pytest.approx(0, abs=1e-8)
-    down = MarginMatching().terms(teacher, model, gone, kept, unseen)
-    up = MarginMatching().terms(model, teacher, gone, kept, unseen)
+    down = MarginMatching().terms(teacher, model, gone, kept, unseen, once())
+    up = MarginMatching().terms(model, teacher, gone, kept, unseen, once())
     assert float(down["hold"].detach()) > 0 and float(up["hold"].detach()) > 0
 
 
 def test_a_weight_of_zero_leaves_a_space_out_and_without_any_it_is_fine_tuning():
     teacher, model, gone, kept, unseen = world("moco")
-    assert set(MarginMatching(backbone=0.0).terms(teacher, model, gone, kept, unseen)) == {"output", "hold"}
-    assert MarginMatching(backbone=0.0, output=0.0).terms(teacher, model, gone, kept, unseen) == {}
+    assert set(MarginMatching(backbone=0.0).terms(teacher, model, gone, kept, unseen, once())) == {"output", "hold"}
+    assert MarginMatching(backbone=0.0, output=0.0).terms(teacher, model, gone, kept, unseen, once()) == {}
 
 
 def test_it_brings_the_gap_of_overfitted_examples_down_and_keeps_that_of_the_retained():
@@ -118,6 +144,8 @@ def test_too_few_unseen_examples_and_an_impossible_temperature_are_refused():
         method.unlearn(tiny.recipe().start(0), tiny.given(method, parts, tiny.recipe()), Run())
     with pytest.raises(EffaceError, match="temperature"):
         MarginMatching(tau=0)
+    with pytest.raises(EffaceError, match="share"):
+        MarginMatching(memory=1.0)
 
 
 def test_an_original_of_few_steps_gets_up_to_a_tenth_of_them_and_a_long_one_a_twentieth():

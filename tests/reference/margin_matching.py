@@ -35,6 +35,12 @@ def gap(f, v):
     return sum(f) / len(f) - sum(v) / len(v)
 
 
+def running(values, memory):
+    """Exponential mean after the last of the values: weights memory ** age, scaled to sum to 1."""
+    weights = [memory**age for age in range(len(values) - 1, -1, -1)]
+    return sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
+
+
 def loss(task, spaces, weights, hold):
     """The whole loss from ``(f, r, v, r0, v0)`` of every space, and the task's value."""
     total = task
