@@ -36,7 +36,7 @@ def panel(family: str, space: str, rows: dict[str, Any], letters: dict[str, str]
     """One family in one space: dots for seeds, a letter at the mean."""
     every = [(x, y) for row in rows.values() for x, y in zip(row[space]["each"], row[space]["fall"], strict=True)]
     xs, ys = zip(*every, strict=True)
-    drawn = Panel.of((min(xs) - 0.02, max(xs) + 0.02), (min(ys) - 0.01, max(ys) + 0.02), height=HIGH - 22)
+    drawn = Panel.of((min(xs) - 0.02, max(xs) + 0.02), (min(ys) - 0.01, max(ys) + 0.02), left=54, height=HIGH - 22)
     x, y = drawn.x, drawn.y
     box = [(0.45, -0.03), (0.55, -0.03), (0.55, 0.03), (0.45, 0.03)]
     drawn.area([(a, max(b, y.low)) for a, b in box], "box")

@@ -21,9 +21,8 @@ from benchmarks.worlds import World, machine, make, measure, spread, together
 
 RESULT = Path(__file__).parent / "results" / "stopping.json"
 SEEDS = {
-    "simclr": (10, 11, 12, 13, 14, 0, 1, 2),
-    "moco": (10, 11, 12, 13, 14, 0, 1, 2),
-    "byol": (10, 11, 12, 0, 1, 2),
+    "simclr": (10, 11, 12, 13, 14, 0, 1, 2, 3, 4),
+    "moco": (10, 11, 12, 13, 14, 0, 1, 2, 3, 4),
 }
 LIMIT = 0.05
 """How far an AUC may lie from 1/2."""

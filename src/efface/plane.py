@@ -54,7 +54,7 @@ def _plot(evidence: Evidence, signal: str, delta: float) -> Plot | None:
         return None
     xs, ys = zip(*(at for _, at in found), strict=True)
     low, high = min(0.5 - 1.5 * delta, *xs) - 0.02, max(0.5 + 1.5 * delta, *xs) + 0.02
-    panel = Panel.of((low, high), (min(-1.5 * WITHIN, *ys) - 0.01, max(1.5 * WITHIN, *ys) + 0.01))
+    panel = Panel.of((low, high), (min(-1.5 * WITHIN, *ys) - 0.01, max(1.5 * WITHIN, *ys) + 0.01), left=54)
     corners = [(0.5 - delta, -WITHIN), (0.5 + delta, -WITHIN), (0.5 + delta, WITHIN), (0.5 - delta, WITHIN)]
     panel.axes(
         "AUC of the forgotten: 0.5 is guessing",
