@@ -18,6 +18,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.gradient_constraint import EPOCHS, HOME, WHOLE, at
 from benchmarks.worlds import World, machine, make, measure, spread, together
 
@@ -128,6 +130,23 @@ def rows(among: Sequence[World], labels: Iterable[str]) -> dict[str, Any]:
     return table
 
 
+def luck(among: Sequence[World], label: str) -> dict[str, Any]:
+    """How much of where a method ends is how hard F is without training: the oracles' raw AUC of F, by space."""
+    made = [w for w in among if (w.folder / label / "cell.json").exists()]
+    found: dict[str, Any] = {}
+    for s in SPACES:
+        hard = [sum(measure(w, o)["signals"][s]["a0"] for o in w.oracles()) / len(w.oracles()) for w in made]
+        raw, left = ([measure(w, label)["signals"][s][key] for w in made] for key in ("a0", "a1"))
+        found[s] = {
+            "worlds": len(made),
+            "oracles, raw": spread(hard),
+            "raw": spread(raw),
+            "a1": spread(left),
+            "correlation": float(np.corrcoef(hard, left)[0, 1]) if len(made) > 2 else None,
+        }
+    return found
+
+
 def tables() -> None:
     families = {family: rows(worlds([family]), [*settings_of(family), *ABLATION]) for family in FAMILIES}
     selection = {family: rows(worlds([family], SELECTION), CHOICE) for family in FAMILIES}
@@ -137,6 +156,7 @@ def tables() -> None:
         "selection_seeds": SELECTION,
         "families": families,
         "selection": selection,
+        "luck": {f: luck(worlds([f], SELECTION + REPORTING), "margin_matching") for f in FAMILIES},
     }
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 

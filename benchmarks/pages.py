@@ -273,8 +273,28 @@ def frontier_page() -> list[str]:
     seeds = ", ".join(map(str, result["reporting_seeds"]))
     lines.append(f"Reporting seeds {seeds} (n = {len(result['reporting_seeds'])} where nothing is missing).")
     lines.append(f"{made_by(result).removesuffix('.')}, one thread per model.")
+    lines += ["", *luck_lines(result["luck"])]
+    for family, rows in result["selection"].items():
+        lines += ["", f"### {family}, selection seeds {', '.join(map(str, result['selection_seeds']))}", ""]
+        lines += plane_table(rows)
     if (RESULTS / "unseen.json").exists():
         lines += ["", *unseen_lines()]
+    return lines
+
+
+def luck_lines(luck: dict[str, Any]) -> list[str]:
+    """Where margin matching ends, against how hard F is for models that never saw it."""
+    lines = [
+        "### What `margin_matching` cannot know: how hard F is",
+        "",
+        "| | worlds | raw AUC of F in the oracles | in margin_matching | its A1 | correlation of A1 with the first |",
+        "|---" * 6 + "|",
+    ]
+    for family, spaces in luck.items():
+        for space, row in spaces.items():
+            cells = [str(row["worlds"]), *(figure(row[key]) for key in ("oracles, raw", "raw", "a1"))]
+            cells.append(f"{row['correlation']:.2f}")
+            lines.append(f"| {family}, {space.split('.')[0]} | {' | '.join(cells)} |")
     return lines
 
 
