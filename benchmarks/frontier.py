@@ -103,6 +103,12 @@ def boxed(cell: dict[str, Any], oracles: list[dict[str, Any]]) -> dict[str, bool
     }
 
 
+def distance(cell: dict[str, Any], oracles: list[dict[str, Any]]) -> float:
+    """The larger of how far F's A1 is from 1/2 and how far R's AUC fell below the oracles', over both spaces."""
+    found = {s: cell["signals"][s] for s in SPACES}
+    return max(max(abs(one["a1"] - 0.5), retained(oracles, s) - one["retained"]) for s, one in found.items())
+
+
 def rows(among: Sequence[World], labels: Iterable[str]) -> dict[str, Any]:
     """Every model that was made: mean, spread, and in how many seeds it is within each side of the box."""
     table: dict[str, Any] = {}
@@ -120,9 +126,10 @@ def rows(among: Sequence[World], labels: Iterable[str]) -> dict[str, Any]:
             row[s]["fall"] = [retained(oracles, s) - c["signals"][s]["retained"] for c, oracles in good]
         for key in ("knn", "probe", "average_gap", "share_of_steps"):
             row[key] = spread(cell.get(key) for cell, _ in good)
-        row["gap of each"] = {
-            w.seed: cell["average_gap"] for w, (cell, _) in zip(made, cells, strict=True) if "error" not in cell
-        }
+        known = {w.seed: pair for w, pair in zip(made, cells, strict=True) if "error" not in pair[0]}
+        row["gap of each"] = {seed: cell["average_gap"] for seed, (cell, _) in known.items()}
+        row["distance of each"] = {seed: distance(*pair) for seed, pair in known.items()}
+        row["distance"] = spread(row["distance of each"].values())
         sides = [boxed(*pair) for pair in good]
         row["within"] = {side: sum(one[side] for one in sides) for side in (sides[0] if sides else ())}
         row["box"] = sum(all(one.values()) for one in sides)

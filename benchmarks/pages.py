@@ -11,6 +11,8 @@ from typing import Any
 
 from benchmarks import attackers_page, checks, claims, speed_page, stopping_page
 from benchmarks.bench_pages import bench_page, evidence, figure
+from benchmarks.claims import paired
+from benchmarks.frontier import ABLATION
 from efface import catalog
 from efface.methods import METHODS
 
@@ -273,12 +275,29 @@ def frontier_page() -> list[str]:
     seeds = ", ".join(map(str, result["reporting_seeds"]))
     lines.append(f"Reporting seeds {seeds} (n = {len(result['reporting_seeds'])} where nothing is missing).")
     lines.append(f"{made_by(result).removesuffix('.')}, one thread per model.")
-    lines += ["", *luck_lines(result["luck"])]
+    lines += ["", *beside_lines(result["families"]), "", *luck_lines(result["luck"])]
     for family, rows in result["selection"].items():
         lines += ["", f"### {family}, selection seeds {', '.join(map(str, result['selection_seeds']))}", ""]
         lines += plane_table(rows)
     if (RESULTS / "unseen.json").exists():
         lines += ["", *unseen_lines()]
+    return lines
+
+
+def beside_lines(families: dict[str, Any]) -> list[str]:
+    """Margin matching less each other method, paired by seed: below 0 it is nearer to retraining."""
+    mine = "margin_matching"
+    lines = [f"### `{mine}` less each of the others, paired by seed", ""]
+    lines += ["| | family | steps | distance (95 %) | nearer in | average gap (95 %) | nearer in |", "|---" * 7 + "|"]
+    for family, rows in families.items():
+        for label, row in rows.items():
+            if label in (mine, *ABLATION) or label.startswith(("original", "oracle")):
+                continue
+            cells = [label, family, f"{100 * row['share_of_steps']['mean']:.0f} %"]
+            for key in ("distance of each", "gap of each"):
+                found = paired(rows[mine][key], row[key])
+                cells += [str(found), found.seeds] if found else ["–", "–"]
+            lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
@@ -312,14 +331,14 @@ def plane_table(rows: dict[str, Any]) -> list[str]:
     """One line for each model: what is left of F, what R lost, utility, and how often it is within the goal."""
     lines = [
         "| | n | A1 of F, backbone | A1 of F, projector | R, backbone | R, projector | kNN | probe | average gap "
-        "| steps | F within | R within | kNN / probe within | all |",
-        "|---" * 14 + "|",
+        "| distance | steps | F within | R within | kNN / probe within | all |",
+        "|---" * 15 + "|",
     ]
     for label, row in rows.items():
         spaces = [row[f"{space}.margin"] for space in ("backbone", "projector")]
         cells = [figure(one["a1"]) for one in spaces] + [figure(one["retained"]) for one in spaces]
         share = row["share_of_steps"]
-        cells += [figure(row["knn"]), figure(row["probe"]), figure(row["average_gap"])]
+        cells += [figure(row[key]) for key in ("knn", "probe", "average_gap", "distance")]
         cells.append("–" if share is None or label == "original" else f"{100 * share['mean']:.0f} %")
         within = row["within"]
         for side in ("F", "R"):
