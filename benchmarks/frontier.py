@@ -112,8 +112,9 @@ def distance(cell: dict[str, Any], oracles: list[dict[str, Any]]) -> float:
 def rows(among: Sequence[World], labels: Iterable[str]) -> dict[str, Any]:
     """Every model that was made: mean, spread, and in how many seeds it is within each side of the box."""
     table: dict[str, Any] = {}
+    whole = [w for w in among if len(w.oracles()) > 1]
     for label in ["original", "oracle-1", "oracle-2", *labels]:
-        made = [w for w in among if (w.folder / label / "cell.json").exists()]
+        made = [w for w in whole if (w.folder / label / "cell.json").exists()]
         cells = [(measure(w, label), [measure(w, name) for name in w.oracles()]) for w in made]
         good = [(cell, oracles) for cell, oracles in cells if "error" not in cell]
         if not cells:
