@@ -8,7 +8,8 @@ s: the margin in the backbone's features and in the output (:mod:`efface.margins
 deviation of V's under the checkpoint as received, θ₀. Unseen examples V say how far, retained ones R say in which
 direction: what lowers everybody's margin alike has no gradient, so the model cannot forget F by forgetting all, and V
 is looked at but never trained on. Where F no longer stands out the push ends; a batch's own gap is noise long before
-(0.14 for 100 of F and 100 of V), and would push on for another such noise's width: hence the mean over steps.
+(0.14 for 100 of F and 100 of V), and would push on for another such noise's width: hence the mean over steps. V must be
+drawn as F was, and be some hundreds: with 50 it stops short, and of a whole class or group V says little.
 
 Source      ours; measured in docs/frontier.md. Its forerunner is a hinge on the same gap, with the gradient of mean_F
             alone: that one lowers the retained examples' margins and V's with the forgotten ones', so that the gap
