@@ -60,6 +60,13 @@ def test_the_first_that_reaches_the_goal_is_taken_and_no_other_is_tried(monkeypa
     )
 
 
+def test_where_the_forgotten_are_of_a_kind_alignment_calibration_comes_first(monkeypatch, world):
+    start, data, split = world
+    kind = dataclasses.replace(split, provenance=split.provenance | {"matched": "class"})
+    _, tried = played(monkeypatch, (start, data, kind), 400, [ended(Reason.MATCHED, 0.02, True)])
+    assert [name for name, *_ in tried] == ["AlignmentCalibration"]
+
+
 def test_too_far_is_tried_again_at_half_the_rate_and_too_little_at_twice(monkeypatch, world):
     answers = [
         ended(Reason.OVER, 0.1),
@@ -69,7 +76,7 @@ def test_too_far_is_tried_again_at_half_the_rate_and_too_little_at_twice(monkeyp
     ]
     found, tried = played(monkeypatch, world, 400, answers)
     names, rates = [name for name, *_ in tried], [rate for _, rate, *_ in tried]
-    assert names == ["MarginMatching"] * 2 + ["GradientConstraint"] * 2
+    assert names == ["MarginMatching"] * 2 + ["AlignmentCalibration"] * 2
     assert rates[1] == rates[0] / 2 and rates[3] == rates[2] * 2
     assert found.search.chosen == 3
 

@@ -37,9 +37,11 @@ USUAL = 160
 LEAST = 8
 """Steps that a trial is worth starting for."""
 CANDIDATES: tuple[str, ...] = (
-    "margin_matching", "gradient_constraint", "alignment_calibration", "salun", "finetune",
+    "margin_matching", "alignment_calibration", "gradient_constraint", "salun", "finetune",
 )  # fmt: skip
 """In the order in which they are tried; what does not fit the checkpoint is passed over."""
+OF_A_KIND: tuple[str, ...] = ("alignment_calibration", *(one for one in CANDIDATES if one != "alignment_calibration"))
+"""The order where F is a class or a group: unseen examples, being of all kinds, say little to margin matching then."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,9 +99,9 @@ def search(
     budget: int,
     stop: Stop,
     run: Run,
-    candidates: tuple[str, ...] = CANDIDATES,
 ) -> Found:
     """Try one candidate after the other until one reaches the goal or the budget is used up."""
+    candidates = OF_A_KIND if split.provenance.get("matched") else CANDIDATES
     trials = list[Trial]()
     best: tuple[Model, Method] | None = None
     spent = Tally()
