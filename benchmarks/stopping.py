@@ -16,14 +16,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gradient_constraint import EPOCHS, HOME, at
+from benchmarks import frontier
+from benchmarks.frontier import FAMILIES, REPORTING, SELECTION
+from benchmarks.gradient_constraint import at
 from benchmarks.worlds import World, machine, make, measure, spread, together
 
 RESULT = Path(__file__).parent / "results" / "stopping.json"
-SEEDS = {
-    "simclr": (10, 11, 12, 13, 14, 0, 1, 2, 3, 4),
-    "moco": (10, 11, 12, 13, 14, 0, 1, 2, 3, 4),
-}
 LIMIT = 0.05
 """How far an AUC may lie from 1/2."""
 FIXED: dict[str, dict[str, Any]] = {
@@ -38,9 +36,7 @@ SETTINGS = FIXED | STOPPED | {"auto": {"name": "auto"}}
 
 def worlds() -> list[World]:
     """Seed by seed, so that the families grow together."""
-    longest = max(map(len, SEEDS.values()))
-    order = [(family, i) for i in range(longest) for family in SEEDS]
-    return [World(f, SEEDS[f][i], HOME, epochs=EPOCHS[f]) for f, i in order if i < len(SEEDS[f])]
+    return [world for seed in REPORTING + SELECTION for world in frontier.worlds(list(FAMILIES), [seed])]
 
 
 def cells(world: World, label: str) -> dict[str, Any] | None:
@@ -52,15 +48,14 @@ def cells(world: World, label: str) -> dict[str, Any] | None:
         return None
     oracles = [measure(world, name) for name in world.oracles()]
     a1 = {s: row["a1"] for s, row in cell["signals"].items()}
-    before = {s: sum(o["signals"][s]["retained"] for o in oracles) / len(oracles) for s in a1}
-    fall = {s: before[s] - row["retained"] for s, row in cell["signals"].items()}
+    fall = {s: frontier.retained(oracles, s) - row["retained"] for s, row in cell["signals"].items()}
     stopped = cell.get("stopped")
     return {
         "a1": a1,
         "fall": fall,
         "over": min(a1.values()) < 0.5 - LIMIT,
         "residue": max(a1.values()) > 0.5 + LIMIT,
-        "distance": max(*(abs(v - 0.5) for v in a1.values()), *fall.values()),
+        "distance": frontier.distance(cell, oracles),
         "knn": cell["knn"],
         "average_gap": cell["average_gap"],
         "steps": cell["cost"]["steps"],
@@ -127,7 +122,7 @@ def tables() -> None:
             rows[label][f"{world.family} {world.seed}"] = found
     rows = {label: found for label, found in rows.items() if found}
     families: dict[str, Any] = {}
-    for family in [*SEEDS, "all"]:
+    for family in [*FAMILIES, "all"]:
         of = {
             label: [one for key, one in found.items() if family in ("all", key.split()[0])]
             for label, found in rows.items()

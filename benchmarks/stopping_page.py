@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from benchmarks.bench_pages import figure
 from benchmarks.stopping import RESULT
 
 
@@ -48,14 +49,6 @@ def regret(found: dict[str, Any] | None) -> list[str]:
         f"{figure(to_fixed)}; minus the best in each world: {figure(to_each)}. Below 0: `auto` was nearer.",
         "",
     ]
-
-
-def figure(value: dict[str, Any] | None, digits: int = 3) -> str:
-    """Mean ± standard deviation."""
-    if value is None:
-        return "–"
-    spread = "" if value["sd"] is None else f" ± {value['sd']:.{digits}f}"
-    return f"{value['mean']:.{digits}f}{spread}"
 
 
 def made_by(machine: dict[str, Any]) -> str:

@@ -226,12 +226,17 @@ def spread(values: Iterable[float | None]) -> dict[str, Any] | None:
     }
 
 
+def named(argument: str) -> str:
+    """A path elsewhere on this machine by its name alone, all else as it is."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
+
+
 def machine() -> dict[str, Any]:
     """What the figures were measured with."""
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     here = Environment.here(torch.__version__, torch.get_num_threads())
     return {
-        "command": " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        "command": " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *map(named, sys.argv[1:])]),
         "efface": efface.__version__,
         "cpu": here.cpu,
         **versions,
