@@ -1,6 +1,6 @@
 """The plane of docs/frontier.md: what is left of F against what the retained lost, one dot per model.
 
-python -m benchmarks.frontier_figure        docs/frontier.svg, from results/frontier.json
+python -m benchmarks.frontier_figure        docs/frontier.svg and frontier_classifiers.svg, from results/frontier.json
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.frontier import ABLATION, RESULT, SPACES
+from benchmarks.frontier import ABLATION, RESULT
+from benchmarks.worlds import CLASSIFIERS
 from efface import svg
 from efface.svg import Panel
 
-PICTURE = Path(__file__).parent.parent / "docs" / "frontier.svg"
+DOCS = Path(__file__).parent.parent / "docs"
+PICTURE, OF_CLASSIFIERS = DOCS / "frontier.svg", DOCS / "frontier_classifiers.svg"
 STYLE = (
     "text{font:11px sans-serif;fill:#222}.name{font-weight:600}.letter{font-weight:700}.grid{stroke:#ddd}"
     ".axis,.tick{stroke:#222}.area{fill:#0b57a41f;stroke:#0b57a4;stroke-dasharray:3 2}"
@@ -51,16 +53,20 @@ def panel(family: str, space: str, rows: dict[str, Any], letters: dict[str, str]
     return drawn
 
 
-def main() -> None:
-    """Four panels and the letters' meaning."""
-    found = json.loads(RESULT.read_text(encoding="utf-8"))["families"]
+def spaces_of(rows: dict[str, Any]) -> list[str]:
+    """Backbone and output, as a family's rows have them."""
+    return [key for key in next(iter(rows.values())) if key.endswith(".margin")]
+
+
+def draw(families: dict[str, Any], path: Path) -> None:
+    """Two panels for each family, and the letters' meaning."""
     left = set(ABLATION) - set(OURS)
-    families = {name: {k: row for k, row in rows.items() if k not in left} for name, rows in found.items()}
+    families = {name: {k: row for k, row in rows.items() if k not in left} for name, rows in families.items()}
     labels = list(dict.fromkeys(label for rows in families.values() for label in rows))
     letters = {label: "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[i] for i, label in enumerate(labels)}
     parts = []
     for i, (family, rows) in enumerate(families.items()):
-        for j, space in enumerate(SPACES):
+        for j, space in enumerate(spaces_of(rows)):
             made = panel(family, space, rows, letters)
             parts.append(f'<g transform="translate({j * WIDE:.0f} {14 + i * HIGH:.0f})">{"".join(made.drawn)}</g>')
     top, half = 14 + len(families) * HIGH + 12, -(-len(labels) // 2)
@@ -70,7 +76,14 @@ def main() -> None:
     size = top + half * LINE
     said = "AUC of the forgotten against how far the retained fell below retrained models, by method and seed."
     whole = svg.wrap("frontier", "Frontier", said, f"<style>{STYLE}</style>{''.join(parts)}", 2 * WIDE, size)
-    PICTURE.write_text(str(whole) + "\n", encoding="utf-8")
+    path.write_text(str(whole) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Encoders, and classifiers."""
+    found = json.loads(RESULT.read_text(encoding="utf-8"))["families"]
+    draw({name: rows for name, rows in found.items() if name not in CLASSIFIERS}, PICTURE)
+    draw({name: rows for name, rows in found.items() if name in CLASSIFIERS}, OF_CLASSIFIERS)
 
 
 if __name__ == "__main__":

@@ -329,21 +329,23 @@ def unseen_lines() -> list[str]:
 
 def plane_table(rows: dict[str, Any]) -> list[str]:
     """One line for each model: what is left of F, what R lost, utility, and how often it is within the goal."""
-    lines = [
-        "| | n | A1 of F, backbone | A1 of F, projector | R, backbone | R, projector | kNN | probe | average gap "
-        "| distance | steps | F within | R within | kNN / probe within | all |",
-        "|---" * 15 + "|",
-    ]
+    first = next(iter(rows.values()))
+    spaces = [key for key in first if key.endswith(".margin")]
+    names = [space.removesuffix(".margin") for space in spaces]
+    useful = [key for key in ("knn", "probe", "accuracy") if first[key] is not None]
+    shown = [{"knn": "kNN"}.get(key, key) for key in useful]
+    heads = ["n", *(f"A1 of F, {name}" for name in names), *(f"R, {name}" for name in names), *shown, "average gap"]
+    heads += ["distance", "steps", "F within", "R within", f"{' / '.join(shown)} within", "all"]
+    lines = [f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for label, row in rows.items():
-        spaces = [row[f"{space}.margin"] for space in ("backbone", "projector")]
-        cells = [figure(one["a1"]) for one in spaces] + [figure(one["retained"]) for one in spaces]
+        cells = [figure(row[space][key]) for key in ("a1", "retained") for space in spaces]
         share = row["share_of_steps"]
-        cells += [figure(row[key]) for key in ("knn", "probe", "average_gap", "distance")]
+        cells += [figure(row[key]) for key in (*useful, "average_gap", "distance")]
         cells.append("–" if share is None or label == "original" else f"{100 * share['mean']:.0f} %")
         within = row["within"]
         for side in ("F", "R"):
-            cells.append(" / ".join(str(within.get(f"{side} {s}.margin", 0)) for s in ("backbone", "projector")))
-        cells.append(" / ".join(str(within.get(key, 0)) for key in ("knn", "probe")))
+            cells.append(" / ".join(str(within.get(f"{side} {space}", 0)) for space in spaces))
+        cells.append(" / ".join(str(within.get(key, 0)) for key in useful))
         cells.append(f"{row['box']} of {row['n']}")
         lines.append(f"| {label} | {row['n']} | " + " | ".join(cells) + " |")
     return lines

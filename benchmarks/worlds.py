@@ -35,11 +35,17 @@ from efface.objectives import OBJECTIVES
 from efface.observations import Observations
 from efface.probes import accuracy, knn, linear_probe
 from efface.splits import Split, unseen_like_forgotten
-from efface.train import Optim, Recipe
+from efface.train import Optim, Recipe, Rule
 from efface.views import Views
 from efface.watch import Watch
 
 WATCH = Watch(gradient=False, cap=1000, test_cap=2000)
+CLASSIFIERS = ("cross_entropy", "vit")
+VIT = Backbone(
+    name="timm:vit_tiny_patch16_224",
+    options={"img_size": 28, "patch_size": 7, "embed_dim": 64, "depth": 4, "num_heads": 4},
+)
+ADAMW = Optim(rule=Rule.ADAMW, lr=1e-3, weight_decay=0.05, warmup=0.05)
 CROPS = {"flip": True, "brightness": 0.4, "contrast": 0.4, "saturation": 0, "hue": 0, "grayscale": 0}
 
 
@@ -89,6 +95,11 @@ class World:
     epochs: int = 400
 
     @property
+    def spaces(self) -> tuple[str, str]:
+        """The two signals of the verdict: the margin in the backbone and in what the model was trained by."""
+        return "backbone.margin", "logits.margin" if self.family in CLASSIFIERS else "projector.margin"
+
+    @property
     def folder(self) -> Path:
         """Where its models are kept."""
         asked = "" if self.forget == "@random:0.2" else f"-{self.forget.strip('@').replace(':', '-')}"
@@ -101,15 +112,16 @@ class World:
     def recipe(self, data: Any) -> Recipe:
         """How the family is trained: few images, many epochs, so that single ones are remembered."""
         classes = {"simclr": {"temperature": 0.1}, "moco": {"temperature": 0.1, "queue": 1024}}
-        objective = OBJECTIVES[self.family](**classes.get(self.family, {}))
-        labelled = objective.labelled
+        labelled = self.family in CLASSIFIERS
+        objective = OBJECTIVES["cross_entropy" if labelled else self.family](**classes.get(self.family, {}))
+        vit = self.family == "vit"
         return api.default_recipe(
             data,
             objective,
-            backbone=Backbone(name="resnet8", width=16, stride=2),
+            backbone=VIT if vit else Backbone(name="resnet8", width=16, stride=2),
             epochs=self.epochs,
             batch_size=100,
-            optim=Optim(lr=0.1 if labelled else 0.06, warmup=0.05),
+            optim=ADAMW if vit else Optim(lr=0.1 if labelled else 0.06, warmup=0.05),
             **({} if labelled else {"views": Views(crop=(0.5, 1.0), **CROPS)}),
         )
 
