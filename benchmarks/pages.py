@@ -284,10 +284,10 @@ def frontier_page() -> list[str]:
     return lines
 
 
-def beside_lines(families: dict[str, Any]) -> list[str]:
+def beside_lines(families: dict[str, Any], level: str = "###") -> list[str]:
     """Margin matching less each other method, paired by seed: below 0 it is nearer to retraining."""
     mine = "margin_matching"
-    lines = [f"### `{mine}` less each of the others, paired by seed", ""]
+    lines = [f"{level} `{mine}` less each of the others, paired by seed", ""]
     lines += ["| | family | steps | distance (95 %) | nearer in | average gap (95 %) | nearer in |", "|---" * 7 + "|"]
     for family, rows in families.items():
         for label, row in rows.items():
@@ -324,6 +324,8 @@ def unseen_lines() -> list[str]:
     for name, case in result["cases"].items():
         about = f"F {case['forget']} of {case['train']} images, {case['epochs']} epochs"
         lines += [f"### {name}: {about}", "", *plane_table(case["rows"]), ""]
+        if not name.startswith("V") and "margin_matching" in case["rows"]:
+            lines += [*beside_lines({name.split(", ")[1]: case["rows"]}, level="####"), ""]
     return [*lines, f"{made_by(result).removesuffix('.')}, one thread per model."]
 
 

@@ -25,8 +25,8 @@ MATCHING: dict[str, Any] = {"name": "margin_matching"}
 FOREIGN = {name: SETTINGS[name] for name in ("alignment_calibration", "finetune lr .1")}
 """What it is compared with where F is of one kind."""
 BEST = (*FOREIGN, "alignment_calibration lr .06", "gradient_constraint", "neggrad lr .1", "coun", "random_labels")
-LARGER = {name: SETTINGS[name] for name in BEST}
-"""And on more images, where all take as many steps."""
+LARGER = {name: SETTINGS[name] for name in BEST} | {"batches of 100": MATCHING | {"forget_batch_size": 100}}
+"""And on more images, where all take as many steps; with F beyond 100 the batch of F matters."""
 
 
 @dataclass(frozen=True)

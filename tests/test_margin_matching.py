@@ -136,6 +136,25 @@ def test_it_brings_the_gap_of_overfitted_examples_down_and_keeps_that_of_the_ret
     assert sum(means[1]) < 0.75 * sum(means[0])
 
 
+def test_a_step_has_as_many_of_v_and_r_as_of_f_and_enough_of_them_beside_a_small_f(monkeypatch):
+    x, y = tiny.images(240, seed=1)
+    seen = []
+    whole = MarginMatching.terms
+
+    def terms(self, teacher, model, gone, kept, unseen, gaps):
+        seen.append((len(gone), len(kept), len(unseen)))
+        return whole(self, teacher, model, gone, kept, unseen, gaps)
+
+    monkeypatch.setattr(MarginMatching, "terms", terms)
+    monkeypatch.setattr("efface.methods.margin_matching.BESIDE", 12)
+    for size, expected in ((8, (8, 12, 12)), (20, (20, 20, 20))):
+        method = MarginMatching(epochs=1, batch_size=100, forget_batch_size=size)
+        parts = tiny.parts(x, y, {"forget": (0, 40), "retain": (40, 140), "valid": (140, 240)})
+        method.unlearn(tiny.recipe().start(0), tiny.given(method, parts, tiny.recipe()), Run())
+        assert seen.pop() == expected
+        seen.clear()
+
+
 def test_too_few_unseen_examples_and_an_impossible_temperature_are_refused():
     x, y = tiny.images(96)
     parts = tiny.parts(x, y, CUTS | {"valid": (60, 61)})

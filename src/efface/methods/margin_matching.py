@@ -6,17 +6,18 @@
 
 s: the margin in the backbone's features and in the output (:mod:`efface.margins`), V being the bank; σ_s: standard
 deviation of V's under the checkpoint as received, θ₀. Unseen examples V say how far, retained ones R say in which
-direction: what lowers everybody's margin alike has no gradient, so the model cannot forget F by forgetting all, and V
-is looked at but never trained on. Where F no longer stands out the push ends; a batch's own gap is noise long before
-(0.14 for 100 of F and 100 of V), and would push on for another such noise's width: hence the mean over steps. V must be
-drawn as F was, and be some hundreds: with 50 it stops short, and of a whole class or group V says little.
+direction: what lowers everybody's margin alike has no gradient, so the model cannot forget F by forgetting all. V's own
+margins have no gradient; V's embeddings have, as the crowd that F is drawn into. Where F no longer stands out the push
+ends; a batch's own gap is noise long before (0.14 for 100 of F and 100 of V), and would push on for another such
+noise's width: hence the mean over steps, and large batches of F. V must be drawn as F was, and be some hundreds: with
+50 it stops short, and of a whole class or group V says little.
 
 Source      ours; measured in docs/frontier.md. Its forerunner is a hinge on the same gap, with the gradient of mean_F
             alone: that one lowers the retained examples' margins and V's with the forgotten ones', so that the gap
             stays and the push goes on.
 Departures  none.
-Tests kill  a gradient into V; a push that all examples share; a bank that has the example itself; an example of R held
-            from above; a push by one batch's noise.
+Tests kill  a gradient into V's margins; a push that all examples share; a bank that has the example itself; an example
+            of R held from above; a push by one batch's noise; fewer of V and R than make a yardstick beside a small F.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ from efface.train import Optim, Rule, Run, descend, frozen_copy
 from efface.types import Batch, Given, Needs, Step
 
 FEW, MANY = 160, 2000
+"""Steps, see `_epochs`."""
+BESIDE = 100
+"""Least examples of V and R a step, where F has fewer: a yardstick."""
 
 
 @dataclass
@@ -74,8 +78,8 @@ class MarginMatching:
     """Passes over R; by default a twentieth of the original's, and of an original of few steps up to a tenth."""
     batch_size: int | None = None
     """Retained examples per step; by default the original's."""
-    forget_batch_size: int = 100
-    """Examples of F per step, and as many of V and of R beside them."""
+    forget_batch_size: int = 200
+    """Examples of F per step, and as many of V and of R beside them, but at least 100 each: a gap's noise."""
     optim: Optim = field(default_factory=lambda: Optim(rule=Rule.ADAMW, lr=1e-3, clip=5.0))
     """Optimizer."""
 
@@ -93,10 +97,12 @@ class MarginMatching:
                 remedy="Set split.valid to at least 2 examples (better 500) when pretraining.",
             )
         epochs, size, teacher = self._epochs(given), given.batch_size(self.batch_size), frozen_copy(model)
-        optimizer, few = self.optim.build(model, epochs * given.retain.steps(size)), self.forget_batch_size
-        parts = {"forget": given.forget, "valid": given.valid, "beside": given.retain}
+        optimizer = self.optim.build(model, epochs * given.retain.steps(size))
         gaps = {space: Running(self.memory) for space in (BACKBONE, OUTPUT)}
-        forget, valid, beside = (part.cycle(min(few, len(part)), run.rng(name)) for name, part in parts.items())
+        few = min(self.forget_batch_size, len(given.forget))
+        forget = given.forget.cycle(few, run.rng("forget"))
+        others = {"valid": given.valid, "beside": given.retain}
+        valid, beside = (one.cycle(min(max(few, BESIDE), len(one)), run.rng(name)) for name, one in others.items())
 
         def terms(batch: Batch) -> Step:
             outcome = model.objective.loss(model, batch)
