@@ -54,7 +54,12 @@ LABELS: dict[str, dict[str, Any]] = {
     "contrastive_unlearning": {"name": "contrastive_unlearning"},
 }
 """For classifiers beside the others: what asks for labels, and gentler settings."""
-ATTENTION: dict[str, dict[str, Any]] = {"lethevit": {"name": "lethevit"}}
+ADAMW = {"rule": "adamw", "lr": 1e-3, "weight_decay": 0.05}
+TRANSFORMER: dict[str, dict[str, Any]] = {
+    "lethevit": {"name": "lethevit"},
+    **{f"{n} AdamW": {"name": n, "optim": ADAMW} for n in ("finetune", "neggrad", "random_labels")},
+}
+"""For the transformer: its own method, and the optimizer it was trained with, where SGD at a rate for ResNets harms."""
 TWICE = ("finetune lr .1", "gradient_constraint", "alignment_calibration", "alignment_calibration lr .06")
 """Baselines that are also given as many steps as margin matching takes by default: a tenth of the oracle's."""
 ABLATION: dict[str, dict[str, Any]] = {
@@ -98,8 +103,9 @@ def report(part: str, families: list[str], only: list[str] | None, jobs: int) ->
 def settings_of(family: str) -> dict[str, dict[str, Any]]:
     """Every setting of a family that is no part of the ablation."""
     tenth, labelled = {"epochs": EPOCHS[family] // 10}, family in CLASSIFIERS
-    found = SETTINGS | (LABELS if labelled else {}) | (ATTENTION if family == "vit" else {})
-    found |= {f"{label}, 10 %": SETTINGS[label] | tenth for label in TWICE}
+    found = SETTINGS | (LABELS if labelled else {}) | (TRANSFORMER if family == "vit" else {})
+    twice = (*TWICE, "random_labels") if labelled else TWICE
+    found |= {f"{label}, 10 %": SETTINGS[label] | tenth for label in twice}
     return {label: recipe for label, recipe in found.items() if not (labelled and label.startswith(ENCODERS))}
 
 

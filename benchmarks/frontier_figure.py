@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from string import ascii_letters
 from typing import Any
 
 from benchmarks.frontier import ABLATION, RESULT
@@ -63,7 +64,7 @@ def draw(families: dict[str, Any], path: Path) -> None:
     left = set(ABLATION) - set(OURS)
     families = {name: {k: row for k, row in rows.items() if k not in left} for name, rows in families.items()}
     labels = list(dict.fromkeys(label for rows in families.values() for label in rows))
-    letters = {label: "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[i] for i, label in enumerate(labels)}
+    letters = {label: ascii_letters[i] for i, label in enumerate(labels)}
     parts = []
     for i, (family, rows) in enumerate(families.items()):
         for j, space in enumerate(spaces_of(rows)):
