@@ -60,7 +60,10 @@ TRANSFORMER: dict[str, dict[str, Any]] = {
     **{f"{n} AdamW": {"name": n, "optim": ADAMW} for n in ("finetune", "neggrad", "random_labels")},
 }
 """For the transformer: its own method, and the optimizer it was trained with, where SGD at a rate for ResNets harms."""
-TWICE = ("finetune lr .1", "gradient_constraint", "alignment_calibration", "alignment_calibration lr .06")
+TWICE = (
+    *("finetune lr .1", "gradient_constraint", "alignment_calibration", "alignment_calibration lr .06"),
+    *("neggrad lr .1", "coun", "random_labels"),
+)
 """Baselines that are also given as many steps as margin matching takes by default: a tenth of the oracle's."""
 ABLATION: dict[str, dict[str, Any]] = {
     "no hold": {"name": "margin_matching", "hold": 0.0},
@@ -104,8 +107,7 @@ def settings_of(family: str) -> dict[str, dict[str, Any]]:
     """Every setting of a family that is no part of the ablation."""
     tenth, labelled = {"epochs": EPOCHS[family] // 10}, family in CLASSIFIERS
     found = SETTINGS | (LABELS if labelled else {}) | (TRANSFORMER if family == "vit" else {})
-    twice = (*TWICE, "random_labels") if labelled else TWICE
-    found |= {f"{label}, 10 %": SETTINGS[label] | tenth for label in twice}
+    found |= {f"{label}, 10 %": SETTINGS[label] | tenth for label in TWICE}
     return {label: recipe for label, recipe in found.items() if not (labelled and label.startswith(ENCODERS))}
 
 
