@@ -48,8 +48,9 @@ def panel(family: str, space: str, rows: dict[str, Any], letters: dict[str, str]
         points = list(zip(row[space]["each"], row[space]["fall"], strict=True))
         for a, b in points:
             drawn.add(f'<circle class="{kind(label)}" cx="{svg.n(x(a))}" cy="{svg.n(y(b))}" r="2.2"/>')
-        a, b = (sum(values) / len(points) for values in zip(*points, strict=True))
-        drawn.text(letters[label], x(a) + 5, y(b) - 4, kind="letter")
+        if points:
+            a, b = (sum(values) / len(points) for values in zip(*points, strict=True))
+            drawn.text(letters[label], x(a) + 5, y(b) - 4, kind="letter")
     drawn.text(f"{family}, {space.split('.')[0]}", (x.start + x.end) / 2, 2, kind="name")
     return drawn
 

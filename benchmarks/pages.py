@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks import attackers_page, checks, claims, speed_page, stopping_page
 from benchmarks.bench_pages import bench_page, evidence, figure
 from benchmarks.claims import paired
-from benchmarks.frontier import ABLATION
+from benchmarks.frontier import ABLATION, FAMILIES, TWICE
 from efface import catalog
 from efface.methods import METHODS
 
@@ -275,7 +275,10 @@ def frontier_page() -> list[str]:
     seeds = ", ".join(map(str, result["reporting_seeds"]))
     lines.append(f"Reporting seeds {seeds} (n = {len(result['reporting_seeds'])} where nothing is missing).")
     lines.append(f"{made_by(result).removesuffix('.')}, one thread per model.")
-    lines += ["", *beside_lines(result["families"]), "", *luck_lines(result["luck"])]
+    unseen = RESULTS / "unseen.json"
+    cases = json.loads(unseen.read_text(encoding="utf-8"))["cases"] if unseen.exists() else {}
+    lines += ["", *equal_lines(result["families"], cases), "", *beside_lines(result["families"])]
+    lines += ["", *luck_lines(result["luck"])]
     for family, rows in result["selection"].items():
         lines += ["", f"### {family}, selection seeds {', '.join(map(str, result['selection_seeds']))}", ""]
         lines += plane_table(rows)
@@ -293,12 +296,41 @@ def beside_lines(families: dict[str, Any], level: str = "###") -> list[str]:
         for label, row in rows.items():
             if label in (mine, *ABLATION) or label.startswith(("original", "oracle")):
                 continue
-            cells = [label, family, f"{100 * row['share_of_steps']['mean']:.0f} %"]
+            cells = [label, family, steps(row)]
             for key in ("distance of each", "gap of each"):
                 found = paired(rows[mine][key], row[key])
                 cells += [str(found), found.seeds] if found else ["–", "–"]
             lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def steps(row: dict[str, Any]) -> str:
+    """Optimizer steps as a share of the oracle's."""
+    share = row["share_of_steps"]
+    return f"{100 * share['mean']:.0f} %" if share else "–"
+
+
+def equal_lines(families: dict[str, Any], cases: dict[str, Any]) -> list[str]:
+    """Margin matching less each published method at as many steps, over all worlds of encoders with a random F."""
+    mine = "margin_matching"
+    places = {f"{f} 500": (families[f], ", 10 %") for f in FAMILIES}
+    places |= {f"{f} 2000": (cases[f"2000, {f}"]["rows"], "") for f in FAMILIES if f"2000, {f}" in cases}
+    lines = [
+        "### At equal steps: `margin_matching` less each published method, over SimCLR and MoCo, 500 and 2 000 images"
+    ]
+    lines += ["", "| | worlds | distance (95 %) | nearer in | average gap (95 %) | nearer in |", "|---" * 6 + "|"]
+    for label in TWICE:
+        theirs = {name: rows[label + added] for name, (rows, added) in places.items() if label + added in rows}
+        ours = {name: places[name][0][mine] for name in theirs}
+        gap, far = (paired(flat(ours, key), flat(theirs, key)) for key in ("gap of each", "distance of each"))
+        cells = [cell for one in (far, gap) for cell in ((str(one), one.seeds) if one else ("–", "–"))]
+        lines.append(f"| {label} | {len(flat(theirs, 'gap of each'))} | {' | '.join(cells)} |")
+    return lines
+
+
+def flat(rows: dict[str, Any], key: str) -> dict[str, float]:
+    """One figure of several worlds' rows, by world and seed."""
+    return {f"{name} {seed}": value for name, row in rows.items() for seed, value in row[key].items()}
 
 
 def luck_lines(luck: dict[str, Any]) -> list[str]:
@@ -312,7 +344,7 @@ def luck_lines(luck: dict[str, Any]) -> list[str]:
     for family, spaces in luck.items():
         for space, row in spaces.items():
             cells = [str(row["worlds"]), *(figure(row[key]) for key in ("oracles, raw", "raw", "a1"))]
-            cells.append(f"{row['correlation']:.2f}")
+            cells.append("–" if row["correlation"] is None else f"{row['correlation']:.2f}")
             lines.append(f"| {family}, {space.split('.')[0]} | {' | '.join(cells)} |")
     return lines
 
@@ -341,9 +373,8 @@ def plane_table(rows: dict[str, Any]) -> list[str]:
     lines = [f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for label, row in rows.items():
         cells = [figure(row[space][key]) for key in ("a1", "retained") for space in spaces]
-        share = row["share_of_steps"]
         cells += [figure(row[key]) for key in (*useful, "average_gap", "distance")]
-        cells.append("–" if share is None or label == "original" else f"{100 * share['mean']:.0f} %")
+        cells.append("–" if label == "original" else steps(row))
         within = row["within"]
         for side in ("F", "R"):
             cells.append(" / ".join(str(within.get(f"{side} {space}", 0)) for space in spaces))
