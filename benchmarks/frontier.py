@@ -107,7 +107,8 @@ def settings_of(family: str) -> dict[str, dict[str, Any]]:
     """Every setting of a family that is no part of the ablation."""
     tenth, labelled = {"epochs": EPOCHS[family] // 10}, family in CLASSIFIERS
     found = SETTINGS | (LABELS if labelled else {}) | (TRANSFORMER if family == "vit" else {})
-    found |= {f"{label}, 10 %": SETTINGS[label] | tenth for label in TWICE}
+    found |= {f"{label}, 10 %": SETTINGS[label] | tenth for label in TWICE if label != "coun"}
+    found["coun, 10 %"] = {"name": "coun", "base": {"name": "finetune", **tenth}}
     return {label: recipe for label, recipe in found.items() if not (labelled and label.startswith(ENCODERS))}
 
 
