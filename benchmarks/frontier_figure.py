@@ -1,22 +1,23 @@
 """The plane of docs/frontier.md: what is left of F against what the retained lost, one dot per model.
 
-python -m benchmarks.frontier_figure        docs/frontier.svg and frontier_classifiers.svg, from results/frontier.json
+python -m benchmarks.frontier_figure    docs/frontier*.svg, from results/frontier.json and results/unseen.json
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from string import ascii_letters
+from string import ascii_lowercase, ascii_uppercase
 from typing import Any
 
-from benchmarks.frontier import ABLATION, RESULT
+from benchmarks.frontier import ABLATION, FAMILIES, RESULT
+from benchmarks.unseen import RESULT as UNSEEN
 from benchmarks.worlds import CLASSIFIERS
 from efface import svg
 from efface.svg import Panel
 
 DOCS = Path(__file__).parent.parent / "docs"
-PICTURE, OF_CLASSIFIERS = DOCS / "frontier.svg", DOCS / "frontier_classifiers.svg"
+PICTURE, OF_CLASSIFIERS, LARGER = (DOCS / f"frontier{name}.svg" for name in ("", "_classifiers", "_2000"))
 STYLE = (
     "text{font:11px sans-serif;fill:#222}.name{font-weight:600}.letter{font-weight:700}.grid{stroke:#ddd}"
     ".axis,.tick{stroke:#222}.area{fill:#0b57a41f;stroke:#0b57a4;stroke-dasharray:3 2}"
@@ -24,7 +25,7 @@ STYLE = (
     "@media(prefers-color-scheme:dark){text{fill:#eee}.grid{stroke:#444}.axis,.tick,.oracle,.original{stroke:#eee}"
     ".ours{fill:#7db6f2}.area{stroke:#7db6f2}.dot{fill:#aaa}}"
 )
-OURS = ("margin_matching", "half the steps")
+OURS = ("margin_matching", "half the steps", "margin_matching, logits", "batches of 100")
 WIDE, HIGH, LINE = 310.0, 232.0, 15.0
 
 
@@ -39,7 +40,9 @@ def panel(family: str, space: str, rows: dict[str, Any], letters: dict[str, str]
     """One family in one space: dots for seeds, a letter at the mean."""
     every = [(x, y) for row in rows.values() for x, y in zip(row[space]["each"], row[space]["fall"], strict=True)]
     xs, ys = zip(*every, strict=True)
-    drawn = Panel.of((min(xs) - 0.02, max(xs) + 0.02), (min(ys) - 0.01, max(ys) + 0.02), left=54, height=HIGH - 22)
+    drawn = Panel.of(
+        (min(*xs, 0.45) - 0.02, max(*xs, 0.55) + 0.02), (min(ys) - 0.01, max(ys) + 0.02), left=54, height=HIGH - 22
+    )
     x, y = drawn.x, drawn.y
     box = [(0.45, -0.03), (0.55, -0.03), (0.55, 0.03), (0.45, 0.03)]
     drawn.area([(a, max(b, y.low)) for a, b in box], "box")
@@ -65,7 +68,7 @@ def draw(families: dict[str, Any], path: Path) -> None:
     left = set(ABLATION) - set(OURS)
     families = {name: {k: row for k, row in rows.items() if k not in left} for name, rows in families.items()}
     labels = list(dict.fromkeys(label for rows in families.values() for label in rows))
-    letters = {label: ascii_letters[i] for i, label in enumerate(labels)}
+    letters = {label: (ascii_uppercase + ascii_lowercase)[i] for i, label in enumerate(labels)}
     parts = []
     for i, (family, rows) in enumerate(families.items()):
         for j, space in enumerate(spaces_of(rows)):
@@ -82,10 +85,12 @@ def draw(families: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    """Encoders, and classifiers."""
+    """Encoders, classifiers, and encoders of more images."""
     found = json.loads(RESULT.read_text(encoding="utf-8"))["families"]
     draw({name: rows for name, rows in found.items() if name not in CLASSIFIERS}, PICTURE)
     draw({name: rows for name, rows in found.items() if name in CLASSIFIERS}, OF_CLASSIFIERS)
+    cases = json.loads(UNSEEN.read_text(encoding="utf-8"))["cases"]
+    draw({name: cases[f"2000, {name}"]["rows"] for name in FAMILIES}, LARGER)
 
 
 if __name__ == "__main__":
