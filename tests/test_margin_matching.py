@@ -147,9 +147,9 @@ def test_a_step_has_as_many_of_v_and_r_as_of_f_and_enough_of_them_beside_a_small
 
     monkeypatch.setattr(MarginMatching, "terms", terms)
     monkeypatch.setattr("efface.methods.margin_matching.BESIDE", 12)
-    for size, expected in ((8, (8, 12, 12)), (20, (20, 20, 20))):
+    for forgotten, size, expected in ((8, 200, (8, 12, 12)), (40, 20, (20, 20, 20)), (40, 8, (8, 8, 8))):
         method = MarginMatching(epochs=1, batch_size=100, forget_batch_size=size)
-        parts = tiny.parts(x, y, {"forget": (0, 40), "retain": (40, 140), "valid": (140, 240)})
+        parts = tiny.parts(x, y, {"forget": (0, forgotten), "retain": (40, 140), "valid": (140, 240)})
         method.unlearn(tiny.recipe().start(0), tiny.given(method, parts, tiny.recipe()), Run())
         assert seen.pop() == expected
         seen.clear()

@@ -38,7 +38,7 @@ from efface.types import Batch, Given, Needs, Step
 FEW, MANY = 160, 2000
 """Steps, see `_epochs`."""
 BESIDE = 100
-"""Least examples of V and R a step, where F has fewer: a yardstick."""
+"""Examples of V and of R a step where F has fewer: a yardstick."""
 
 
 @dataclass
@@ -79,7 +79,7 @@ class MarginMatching:
     batch_size: int | None = None
     """Retained examples per step; by default the original's."""
     forget_batch_size: int = 200
-    """Examples of F per step, and as many of V and of R beside them, but at least 100 each: a gap's noise."""
+    """Most examples of F per step, and of V and of R beside them: as many as of F, up to 100 where F has fewer."""
     optim: Optim = field(default_factory=lambda: Optim(rule=Rule.ADAMW, lr=1e-3, clip=5.0))
     """Optimizer."""
 
@@ -100,9 +100,10 @@ class MarginMatching:
         optimizer = self.optim.build(model, epochs * given.retain.steps(size))
         gaps = {space: Running(self.memory) for space in (BACKBONE, OUTPUT)}
         few = min(self.forget_batch_size, len(given.forget))
+        many = min(self.forget_batch_size, max(few, BESIDE))
         forget = given.forget.cycle(few, run.rng("forget"))
         others = {"valid": given.valid, "beside": given.retain}
-        valid, beside = (one.cycle(min(max(few, BESIDE), len(one)), run.rng(name)) for name, one in others.items())
+        valid, beside = (one.cycle(min(many, len(one)), run.rng(name)) for name, one in others.items())
 
         def terms(batch: Batch) -> Step:
             outcome = model.objective.loss(model, batch)
