@@ -69,6 +69,9 @@ CASES = {
     "2000, later": Case(
         ("simclr", "moco"), train=2000, epochs=250, seeds=LATER, settings={"margin_matching": MATCHING} | RIVALS
     ),
+    "10000": Case(
+        ("simclr", "moco"), train=10_000, epochs=250, seeds=LATER[:1], settings={"margin_matching": MATCHING} | RIVALS
+    ),
     "tenth": Case(("simclr", "moco"), "@random:0.1", 2000, 250, settings={"margin_matching": MATCHING} | FOREIGN),
 }
 

@@ -52,7 +52,7 @@ CROPS = {"flip": True, "brightness": 0.4, "contrast": 0.4, "saturation": 0, "hue
 @cache
 def divided(train: int, forget: str, seed: int) -> tuple[Data, Split]:
     """The data and a split of it, once a process."""
-    data = efface.load("fashion-mnist", limit=12_000)
+    data = efface.load("fashion-mnist", limit=max(12_000, train + 6_000))
     if forget.startswith("@group:"):
         data = replace(data, group=brightness(data.x))
     sizes = {"train": train, "valid": 1000, "holdout": 2000, "test": 2000}
