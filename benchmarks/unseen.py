@@ -70,7 +70,7 @@ CASES = {
         ("simclr", "moco"), train=2000, epochs=250, seeds=LATER, settings={"margin_matching": MATCHING} | RIVALS
     ),
     "10000": Case(
-        ("simclr", "moco"), train=10_000, epochs=250, seeds=LATER[:1], settings={"margin_matching": MATCHING} | RIVALS
+        ("simclr", "moco"), train=10_000, epochs=100, seeds=LATER[:1], settings={"margin_matching": MATCHING} | RIVALS
     ),
     "tenth": Case(("simclr", "moco"), "@random:0.1", 2000, 250, settings={"margin_matching": MATCHING} | FOREIGN),
 }
