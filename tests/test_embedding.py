@@ -126,6 +126,10 @@ def test_earlier_requests_and_exact_copies_stay_out_too(made: tuple[Path, Path],
     written = embed(tmp_path / "again", tmp_path / "v.npz", CPU | {"data": {"source": str(more)}})
     assert (written.rows, written.forgotten, written.copies) == (163, 17, 1)
     assert "the same again" not in np.load(tmp_path / "v.npz")["keys"]
+    request = tmp_path / "again" / "config.yaml"
+    request.write_text(request.read_text().replace(str(run), str(tmp_path / "gone")))
+    assert str(tmp_path / "gone") in request.read_text()
+    assert open_encoder(tmp_path / "again", Data.from_arrays(x, y), CPU).forgotten == both
 
 
 def test_further_rows_can_be_left_out(made: tuple[Path, Path], pictures: Path, tmp_path: Path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from efface.data import first
 from efface.drift import Requests
 from efface.environment import Environment
 from efface.errors import EffaceError
-from efface.folder import LOG, REQUEST, SPLIT, read_log
+from efface.folder import LOG, REQUEST, read_log, read_request, read_split
 from efface.layouts.container import weights_file
 from efface.looked import CLAIM, OBSERVED, Model, elsewhere, foreign
 from efface.observations import Observations
@@ -241,7 +240,7 @@ def _original(subject: Opened, named: Path | None) -> Model:
         )
     if is_foreign(source):
         return foreign(subject.folder, subject.request, source)
-    meta, split = read_meta(source), _split(source, subject)
+    meta, split = read_meta(source), Split.from_dict(subject.data, read_split(source))
     trained = set(subject.data.keys[split.retain if meta["exact"] else split.train].tolist())
     absent = [key for key in _keys(subject, "forget") if key not in trained]
     if absent:
@@ -270,7 +269,7 @@ def _oracle(folder: Path, subject: Opened, others: Mapping[str, Model], trust: b
             f"{folder} is no oracle: it was made by {made}, from weights that had seen the examples.",
             remedy="Make one with `efface unlearn ORIGINAL --forget IDS --method retrain --out ORACLE`.",
         )
-    trained = set(subject.data.keys[_split(folder, subject).retain].tolist())
+    trained = set(subject.data.keys[Split.from_dict(subject.data, read_split(folder)).retain].tolist())
     for part in ("forget", EARLIER, *NEVER_TRAINED):
         shared = [key for key in _keys(subject, part) if key in trained]
         if shared:
@@ -331,16 +330,6 @@ def _unlearned(folder: Path, subject: Opened) -> Model:
     return _of(folder, subject)
 
 
-def _split(folder: Path, subject: Opened) -> Split:
-    try:
-        stored = json.loads((folder / SPLIT).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise EffaceError(
-            f"{folder / SPLIT} cannot be read.", str(error), "Restore it, or make the run again."
-        ) from error
-    return Split.from_dict(subject.data, stored)
-
-
 def _keys(subject: Opened, part: str) -> list[str]:
     return subject.data.keys[getattr(subject.split, part)].tolist()
 
@@ -354,5 +343,5 @@ def _lineage(subject: Opened) -> tuple[str, ...]:
         source = Path(str(request.get("from", "")))
         if not (source / REQUEST).exists():
             break
-        meta, request = read_meta(source), config.read(source / REQUEST)
+        meta, request = read_meta(source), read_request(source)
     return tuple(reversed(found))

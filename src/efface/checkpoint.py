@@ -17,6 +17,7 @@ from torch import Tensor
 
 from efface import config
 from efface.errors import EffaceError
+from efface.folder import read_json
 from efface.looks import Search, Stopped, as_dict, from_dict
 from efface.model import Model
 from efface.objectives import OBJECTIVES, Objective
@@ -104,15 +105,14 @@ def read_meta(folder: Path) -> dict[str, Any]:
     """The ``meta.json`` of a run folder."""
     if not Path(folder).exists():
         raise EffaceError(f"There is no checkpoint at {folder}.", remedy="Check the path, or run `efface pretrain`.")
-    try:
-        meta = json.loads((Path(folder) / META).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not (Path(folder) / META).exists():
         raise EffaceError(
             f"{folder} is not a run folder: it has no {META}.", remedy="Name the folder that --out was given."
-        ) from None
-    except (OSError, ValueError) as error:
-        raise EffaceError(f"{Path(folder) / META} cannot be read.", str(error)) from error
-    if meta.get("format", 0) > FORMAT:
+        )
+    meta = read_json(Path(folder) / META, "checkpoint's description")
+    if not isinstance(meta.get("format"), int):
+        raise EffaceError(f"{Path(folder) / META} is not a checkpoint's description.", "It has no format.")
+    if meta["format"] > FORMAT:
         raise EffaceError(f"{folder} was written by a newer efface (format {meta['format']}).", remedy="Upgrade.")
     return meta
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import os
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -26,11 +25,12 @@ from efface.checkpoint import META, Checkpoint, read_meta
 from efface.compatibility import Compatibility, Rule, compatibility
 from efface.data import Data, shuffled
 from efface.errors import EffaceError
-from efface.folder import REQUEST, SPLIT, disk_errors
+from efface.folder import REQUEST, SPLIT, disk_errors, read_request, read_split
 from efface.model import Model
 from efface.runs import Progress
 from efface.selectors import choose
 from efface.shape import foreign_model
+from efface.splits import EARLIER
 
 SETTINGS = {"data", "recipe", "objective", "trust_pickle", "space", "device", "batch_size"}
 FORMATS = (".npz", ".npy")
@@ -130,8 +130,9 @@ def forgotten_by(run: Path) -> frozenset[str]:
     found: set[str] = set()
     here: Path | None = Path(run)
     while here is not None and (here / SPLIT).is_file():
-        found |= set(json.loads((here / SPLIT).read_text(encoding="utf-8"))["parts"]["forget"])
-        request = config.read(here / REQUEST) if (here / REQUEST).is_file() else {}
+        parts = read_split(here)["parts"]
+        found |= {*parts["forget"], *parts.get(EARLIER, ())}
+        request = read_request(here) if (here / REQUEST).is_file() else {}
         here = Path(request["from"]) if request.get("from") else None
     return frozenset(found)
 
@@ -219,7 +220,7 @@ def _shape_of(new: Path, old: Path) -> dict[str, Any]:
     """The recipe of a run that was made from the foreign checkpoint ``old``: its shape is the same."""
     if not (new / REQUEST).is_file():
         return {}
-    source = config.read(new / REQUEST).get("from")
+    source = read_request(new).get("from")
     return {"recipe": read_meta(new)["recipe"]} if source and Path(source) == old.resolve() else {}
 
 
@@ -228,7 +229,7 @@ def _data(path: Path, settings: Mapping[str, Any]) -> Data:
     if settings.get("data"):
         return runs.load_data(settings)
     if (Path(path) / REQUEST).is_file():
-        return runs.load_data(config.read(Path(path) / REQUEST))
+        return runs.load_data(read_request(Path(path)))
     return runs.load_data(settings)  # says that nothing was said about the data
 
 

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 import yaml
 
+from efface import config
 from efface.errors import Diverged, EffaceError
 
 REQUEST, LOG, SPLIT, EPOCH = "config.yaml", "log.jsonl", "split.json", "epoch.pt"
@@ -131,6 +132,44 @@ def write_text(path: Path, text: str) -> None:
         os.replace(fresh, path)
 
 
+def read_json(path: Path, what: str, *, missing: str = "", remedy: str = "Restore it, or make it again.") -> Any:
+    """The JSON object in a file that efface wrote. ``what`` it is, and ``missing``: what to do where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise EffaceError(f"There is no {what} at {path}.", remedy=missing or remedy) from None
+    except (OSError, ValueError) as error:
+        raise EffaceError(
+            f"{path} cannot be read as a {what}.", f"It is damaged or something else: {error}", remedy
+        ) from error
+    if not isinstance(content, dict):
+        raise EffaceError(f"{path} is not a {what}.", f"It holds a {type(content).__name__}.", remedy)
+    return content
+
+
+def read_request(folder: Path) -> dict[str, Any]:
+    """What a run was asked for, its ``config.yaml``; an error where it is not whole."""
+    path = Path(folder) / REQUEST
+    found = config.read(path)
+    lacking = [name for name in ("verb", "data", "seed") if name not in found]
+    if lacking:
+        raise EffaceError(
+            f"{path} is no run's request.",
+            f"It lacks {', '.join(lacking)}: it is damaged or something else.",
+            "Restore it, or make the run again.",
+        )
+    return found
+
+
+def read_split(folder: Path) -> dict[str, Any]:
+    """The ``split.json`` of a run folder or of a plan of references, by keys."""
+    path = Path(folder) / SPLIT
+    stored = read_json(path, "split")
+    if not isinstance(stored.get("parts"), dict) or "forget" not in stored["parts"]:
+        raise EffaceError(f"{path} is not a split.", "It has no parts.", "Restore it, or make it again.")
+    return stored
+
+
 class JsonLines:
     """``log.jsonl``: one line per optimizer step. Lines of steps that a resumed run repeats are dropped first."""
 
@@ -153,13 +192,16 @@ class JsonLines:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of a ``log.jsonl``; a last line that was cut by a kill is left out."""
+    """The records of a ``log.jsonl`` up to the first line that is none: the last one, if a kill cut it."""
     if not path.exists():
         return []
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except ValueError:
-            break  # only the line being written when the process was killed can be incomplete
+            break
+        if not isinstance(record, dict):
+            break
+        records.append(record)
     return records

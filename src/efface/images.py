@@ -156,7 +156,7 @@ def _cached(place: Path) -> tuple[np.ndarray, list[dict[str, str]]] | None:
         # Copy-on-write: torch wants a writable array, and nothing ever reaches the file.
         x = np.load(place / PIXELS, mmap_mode="c", allow_pickle=False)
         return (x, index["skipped"]) if list(x.shape) == index["shape"] else None
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
 
 

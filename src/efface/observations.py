@@ -85,7 +85,7 @@ class Observations:
     def load(path: Path) -> Observations:
         """Read what :meth:`save` wrote; pickled content is refused."""
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
                 header = json.loads(str(file["__header__"]))
                 arrays = {name: file[name] for name in file.files if name != "__header__"}
         except FileNotFoundError:

@@ -22,7 +22,7 @@ from efface.audits import Cost, Finding
 from efface.drift import Requests
 from efface.environment import Environment
 from efface.errors import EffaceError
-from efface.folder import write_text
+from efface.folder import read_json, write_text
 from efface.items import KEY, KEYED, Items, Redaction, Strict, keyed, new_secret, read_key, write_key
 from efface.looks import Search, Stopped
 from efface.verdict import Criteria, Verdict
@@ -299,7 +299,9 @@ class Record(Strict):
         """Read ``record.json`` (or the folder it is in); damage and newer versions are errors that say so."""
         path = Path(path)
         path = path / RECORD if path.is_dir() else path
-        content = _json(path)
+        content = read_json(
+            path, "record", missing="Run `efface audit` first.", remedy="Audit once more, or restore it."
+        )
         version = content.get("schema_version")
         if not isinstance(version, int) or isinstance(version, bool) or version < 1:
             raise EffaceError(
@@ -369,18 +371,6 @@ def _keyed(secret: bytes, digest: str) -> str:
 
 def _where(error: Any) -> str:
     return f"{'.'.join(map(str, error['loc']))}: {error['msg']}"
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise EffaceError(f"There is no record at {path}.", remedy="Run `efface audit` first.") from None
-    except (OSError, ValueError) as error:
-        raise EffaceError(f"{path} cannot be read as a record.", f"It is damaged or something else: {error}") from error
-    if not isinstance(content, dict):
-        raise EffaceError(f"{path} is not a record.", f"It holds a {type(content).__name__}.")
-    return content
 
 
 def _refuse_nonfinite(value: Any, path: str) -> None:

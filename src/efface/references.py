@@ -33,7 +33,7 @@ from efface import api, config
 from efface.checkpoint import CHOICES, META, Checkpoint, EpochKeeper, read_meta
 from efface.data import Data
 from efface.errors import EffaceError, unknown
-from efface.folder import EPOCH, REQUEST, SPLIT, write_text, writing
+from efface.folder import EPOCH, REQUEST, SPLIT, read_json, read_request, read_split, write_text, writing
 from efface.runs import Progress, load_data, logging, opened
 from efface.splits import Split
 from efface.train import Recipe
@@ -98,7 +98,7 @@ class Plan:
         """Write ``plan.json`` and ``tasks.jsonl``; refused where the folder holds another plan."""
         text = json.dumps(self.shared(), indent=1) + "\n"
         path = self.home / PLAN
-        if path.exists() and json.loads(path.read_text(encoding="utf-8")) != json.loads(text):
+        if path.exists() and read_json(path, "plan of references") != json.loads(text):
             raise EffaceError(
                 f"{self.home} holds the references of another run.",
                 "Its recipe, split, method or original differs.",
@@ -223,7 +223,7 @@ def _data(text: str) -> Data:
 
 def _make(made: Plan, task: Task, starts: Sequence[Path], device: str, progress: Progress) -> None:
     data = _data(json.dumps({"data": made.data}))
-    split = Split.from_dict(data, json.loads((made.home / SPLIT).read_text(encoding="utf-8")))
+    split = Split.from_dict(data, read_split(made.home))
     if split.digest(data) != made.split:
         raise EffaceError(
             f"The split in {made.home} is not the one of its plan.",
@@ -318,7 +318,7 @@ def finished(home: Path) -> dict[Kind, list[Path]]:
         raise EffaceError(f"There is no folder {home}.", remedy="Make it with `efface references RUN --out DIR`.")
     for folder in home.iterdir():
         if (folder / META).exists() and (folder / REQUEST).exists() and folder.suffix != ".partial":
-            request = config.read(folder / REQUEST)
+            request = read_request(folder)
             if request.get("verb") == "references":
                 found[request["kind"]].append((int(request["seed"]), folder))
     if not found["out"]:

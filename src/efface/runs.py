@@ -19,7 +19,7 @@ from efface.adopt import adopt, hand_back
 from efface.checkpoint import CHOICES, META, Checkpoint, EpochKeeper, read_meta
 from efface.data import Data
 from efface.errors import EffaceError, nearest
-from efface.folder import EPOCH, LOG, REQUEST, SPLIT, JsonLines, write_text, writing
+from efface.folder import EPOCH, LOG, SPLIT, JsonLines, read_request, read_split, write_text, writing
 from efface.foreign import Foreign
 from efface.giving import part_of
 from efface.layouts.container import weights_file
@@ -216,9 +216,9 @@ def _ending(settings: Mapping[str, Any]) -> dict[str, Any]:
 def opened(folder: Path) -> Opened:
     """A finished run folder, its data loaded and its split checked against them."""
     meta = read_meta(folder)
-    request = config.read(Path(folder) / REQUEST)
+    request = read_request(folder)
     data = load_data(request)
-    split = Split.from_dict(data, json.loads((Path(folder) / SPLIT).read_text(encoding="utf-8")))
+    split = Split.from_dict(data, read_split(folder))
     if split.digest(data) != meta["split"]:
         raise EffaceError(
             f"The split stored in {folder} is not the one its checkpoint was made with.",

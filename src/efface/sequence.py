@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from efface import api, config
+from efface import api
 from efface.changes import moved
 from efface.checkpoint import WEIGHTS, Checkpoint, read_meta
 from efface.drift import Requests, Step, bare, step
-from efface.folder import REQUEST, SPLIT
+from efface.folder import REQUEST, read_request, read_split
 from efface.looked import Model, elsewhere, foreign
 from efface.observations import Observations
 from efface.runs import Opened, Progress, is_foreign
@@ -76,7 +75,7 @@ def _chain(subject: Opened, split: Split, named: Path | None) -> tuple[list[tupl
     digest, folder, request = split.digest(subject.data), subject.folder, subject.request
     found: list[tuple[Model, int]] = []
     while True:
-        stored = json.loads((folder / SPLIT).read_text(encoding="utf-8"))["parts"]
+        stored = read_split(folder)["parts"]
         forgotten = len(stored["forget"]) + len(stored.get(EARLIER, ()))
         run = Model(read_meta(folder), folder / WEIGHTS, _loader(folder), folder / elsewhere(digest))
         found.append((run, forgotten))
@@ -92,7 +91,7 @@ def _chain(subject: Opened, split: Split, named: Path | None) -> tuple[list[tupl
                 f"Not judged: {folder} was made from {source}, which is not there any more, and only the first "
                 "original shows whether all of it is forgotten."
             )
-        folder, request = source, config.read(source / REQUEST)
+        folder, request = source, read_request(source)
 
 
 def _loader(folder: Path) -> Callable[[], Checkpoint]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -22,7 +21,7 @@ from efface.bench.grid import Grid
 from efface.bench.page import PAGE, render
 from efface.bench.plan import Entry, Kind, Plan, Task, World, plan
 from efface.bench.results import gathered
-from efface.bench.tables import RESULTS, write_tables
+from efface.bench.tables import write_tables
 from efface.bench.work import Job, outcome, perform
 from efface.environment import Environment
 from efface.errors import EffaceError
@@ -201,12 +200,6 @@ def bench(grid: Grid, home: Path, *, retry: bool = False, progress: Progress | N
         write_tables(home, results)
         write_text(home / PAGE, render(results))
     return Benched(home, work.made, work.kept, work.failed(), results)
-
-
-def again(home: Path) -> Path:
-    """Write the page once more from ``results.json``."""
-    write_text(home / PAGE, render(json.loads((home / RESULTS).read_text(encoding="utf-8"))))
-    return home / PAGE
 
 
 def _bases(planned: Plan, seeds: tuple[int, ...]) -> Iterator[Task]:

@@ -22,7 +22,7 @@ from efface.bench.plan import WRITTEN, Kind
 from efface.checkpoint import CHOICES, Checkpoint, EpochKeeper
 from efface.data import Data
 from efface.errors import EffaceError
-from efface.folder import EPOCH, writing
+from efface.folder import EPOCH, read_json, writing
 from efface.observations import Observations
 from efface.runs import Sizes, load_data
 from efface.splits import Split, forget
@@ -54,7 +54,11 @@ class Job:
 def outcome(folder: Path) -> dict[str, Any] | None:
     """What a finished task left; None where it is not finished. ``error``: why it failed, or absent."""
     path = folder / OUTCOME
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return (
+        read_json(path, "result of a task", remedy=f"Remove {folder}, to have it made again.")
+        if path.exists()
+        else None
+    )
 
 
 def perform(job: Job, tell: Tell) -> dict[str, Any]:

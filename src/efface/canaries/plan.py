@@ -15,16 +15,16 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from efface.canaries.bound import ceiling
 from efface.data import first
 from efface.errors import EffaceError
-from efface.folder import disk_errors, write_text
+from efface.folder import disk_errors, read_json, write_text
 
 PUBLIC, COINS, INCLUDED, EXCLUDED = "canaries.json", "coins.json", "included.txt", "excluded.txt"
+PLANNED = "Make it with `efface canaries plan`."
 FORMAT = 1
 LEAST = 10
 """Coins below which no bound is worth the trouble: ten perfect guesses give ε = 1.05."""
@@ -103,7 +103,7 @@ def write(folder: Path, coins: Coins, guesses: int | None = None, data: str = ""
 
 def read(folder: Path) -> Plan:
     """The public part of a plan."""
-    content = _json(Path(folder) / PUBLIC)
+    content = read_json(Path(folder) / PUBLIC, "plan of canaries", missing=PLANNED)
     try:
         return Plan(tuple(content["keys"]), int(content["guesses"]), content["commitment"], content["data"])
     except (KeyError, TypeError, ValueError) as error:
@@ -116,7 +116,7 @@ def coins(folder: Path, plan: Plan | None = None) -> Coins:
     """The secret part; raises where it is not the one that the plan committed to."""
     path = Path(folder) / COINS
     plan = plan or read(folder)
-    content = _json(path)
+    content = read_json(path, "set of coins", missing=PLANNED)
     found = content.get("included")
     whole = hashlib.sha256(path.read_bytes()).hexdigest()
     if whole != plan.commitment or not isinstance(found, dict) or tuple(found) != plan.keys:
@@ -157,15 +157,3 @@ def _private(path: Path, text: str) -> None:
         open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as f,
     ):
         f.write(text)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise EffaceError(f"There is no {path}.", remedy="Make it with `efface canaries plan`.") from None
-    except (OSError, ValueError) as error:
-        raise EffaceError(f"{path} cannot be read.", f"It is damaged or something else: {error}") from error
-    if not isinstance(content, dict):
-        raise EffaceError(f"{path} is no plan of canaries.", f"It holds a {type(content).__name__}.")
-    return content
