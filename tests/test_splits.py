@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from efface.data import Data
 from efface.errors import EffaceError
-from efface.splits import ENOUGH, PARTS, Split, forget, partition
+from efface.holdout import ENOUGH
+from efface.splits import PARTS, Split, forget, partition
 from tests.pictures import made, raises
 
 
