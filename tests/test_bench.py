@@ -189,6 +189,17 @@ def test_another_method_runs_alone(copied):
     assert Counter(name.split("/")[0] for name in fresh) == {"cells": 1, "judged": 1}
 
 
+def test_a_result_that_was_cut_is_named_and_made_again_where_it_is_removed(copied):
+    name = next(name for name in journal(copied) if name.startswith("judged/"))
+    path = copied / name / "outcome.json"
+    path.write_text(path.read_text()[:20])
+    with pytest.raises(EffaceError, match=r"outcome\.json cannot be read") as refused:
+        bench(grid_of(GRID), copied)
+    assert str(path.parent) in refused.value.remedy
+    shutil.rmtree(path.parent)
+    assert bench(grid_of(GRID), copied).made == 1
+
+
 def test_retry_makes_again_what_failed_and_nothing_else(copied):
     before = journal(copied)
     bench(grid_of(GRID), copied, retry=True)

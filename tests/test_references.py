@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from itertools import product
 
 import numpy as np
 import pytest
@@ -204,6 +205,11 @@ def test_what_cannot_be_planned_is_said(home, filled, by_hand, tmp_path):
         references.plan(by_hand, tmp_path, pairs=2)
     with pytest.raises(EffaceError, match="holds no plan"):
         references.Plan.load(tmp_path)
+    for name, text in product(("plan.json", "tasks.jsonl"), ("[1, 2]", '{"a": 1}', '{"format"', "3")):
+        shutil.copytree(home / "refs", tmp_path / "spoilt", dirs_exist_ok=True)
+        (tmp_path / "spoilt" / name).write_text(text)
+        with pytest.raises(EffaceError, match="cannot be read"):
+            references.Plan.load(tmp_path / "spoilt")
     with pytest.raises(EffaceError, match="another run"):
         references.prepare(by_hand, references.plan(by_hand, home / "refs", count=1))
     with pytest.raises(EffaceError, match="no task called"):

@@ -113,15 +113,17 @@ class Plan:
         try:
             shared = json.loads((home / PLAN).read_text(encoding="utf-8"))
             lines = [json.loads(line) for line in (home / TASKS).read_text(encoding="utf-8").splitlines()]
+            shared.pop("format")
+            tasks = tuple(Task(**line | {"needs": tuple(line["needs"])}) for line in lines)
+            return Plan(home, tasks=tasks, **shared)
         except FileNotFoundError:
             raise EffaceError(
                 f"{home} holds no plan of references.", remedy="Make one with `efface references RUN --out DIR`."
             ) from None
-        except (OSError, ValueError) as error:
-            raise EffaceError(f"The plan in {home} cannot be read.", str(error), "Plan again.") from error
-        shared.pop("format")
-        tasks = tuple(Task(**line | {"needs": tuple(line["needs"])}) for line in lines)
-        return Plan(home, tasks=tasks, **shared)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise EffaceError(
+                f"The plan in {home} cannot be read.", f"It is damaged or something else: {error}", "Plan again."
+            ) from error
 
 
 def plan(run: Path, home: Path, count: int = 8, pairs: int = 0) -> Plan:

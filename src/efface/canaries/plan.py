@@ -24,7 +24,8 @@ from efface.errors import EffaceError
 from efface.folder import disk_errors, read_json, write_text
 
 PUBLIC, COINS, INCLUDED, EXCLUDED = "canaries.json", "coins.json", "included.txt", "excluded.txt"
-PLANNED = "Make it with `efface canaries plan`."
+PLANNED = "Make it with `efface canaries plan`, before training."
+RESTORE = "Restore it: a plan that is drawn after training proves nothing."
 FORMAT = 1
 LEAST = 10
 """Coins below which no bound is worth the trouble: ten perfect guesses give ε = 1.05."""
@@ -103,7 +104,7 @@ def write(folder: Path, coins: Coins, guesses: int | None = None, data: str = ""
 
 def read(folder: Path) -> Plan:
     """The public part of a plan."""
-    content = read_json(Path(folder) / PUBLIC, "plan of canaries", missing=PLANNED)
+    content = read_json(Path(folder) / PUBLIC, "plan of canaries", missing=PLANNED, remedy=RESTORE)
     try:
         return Plan(tuple(content["keys"]), int(content["guesses"]), content["commitment"], content["data"])
     except (KeyError, TypeError, ValueError) as error:
@@ -116,7 +117,7 @@ def coins(folder: Path, plan: Plan | None = None) -> Coins:
     """The secret part; raises where it is not the one that the plan committed to."""
     path = Path(folder) / COINS
     plan = plan or read(folder)
-    content = read_json(path, "set of coins", missing=PLANNED)
+    content = read_json(path, "set of coins", missing=PLANNED, remedy=RESTORE)
     found = content.get("included")
     whole = hashlib.sha256(path.read_bytes()).hexdigest()
     if whole != plan.commitment or not isinstance(found, dict) or tuple(found) != plan.keys:
