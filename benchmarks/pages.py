@@ -278,13 +278,29 @@ def frontier_page() -> list[str]:
     unseen = RESULTS / "unseen.json"
     cases = json.loads(unseen.read_text(encoding="utf-8"))["cases"] if unseen.exists() else {}
     lines += ["", *equal_lines(result["families"], cases), "", *beside_lines(result["families"])]
-    lines += ["", *luck_lines(result["luck"])]
+    lines += ["", *step_cost_lines(), "", *luck_lines(result["luck"])]
     for family, rows in result["selection"].items():
         lines += ["", f"### {family}, selection seeds {', '.join(map(str, result['selection_seeds']))}", ""]
         lines += plane_table(rows)
     if (RESULTS / "unseen.json").exists():
         lines += ["", *unseen_lines()]
     return lines
+
+
+def step_cost_lines() -> list[str]:
+    """Time of one step in plain training steps, by family and batch."""
+    result = json.loads((RESULTS / "step_cost.json").read_text(encoding="utf-8"))
+    families = result["families"]
+    columns = [(family, size) for family, sizes in families.items() for size in sizes]
+    lines = [f"### Time of one step, in steps of `{result['plain']}` with the same batch of R", ""]
+    lines += [f"| | {' | '.join(f'{family}, {size}' for family, size in columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for label in next(iter(families["simclr"].values())):
+        found = [families[family][size][label] for family, size in columns]
+        if label != result["plain"]:
+            cells = [f"{one['median']:.1f} ({one['least']:.1f} to {one['most']:.1f})" for one in found]
+            lines.append(f"| {label} | {' | '.join(cells)} |")
+    n = families["simclr"]["100"][result["plain"]]["n"]
+    return [*lines, "", f"Median (least to most) of {n} rounds in turns. {made_by(result)}"]
 
 
 def beside_lines(families: dict[str, Any], level: str = "###") -> list[str]:
