@@ -23,6 +23,7 @@ from efface.giving import give, name_of, part_of, require_captions, require_labe
 from efface.methods import METHODS, Method
 from efface.objectives import Objective, objective_class
 from efface.observations import Observations
+from efface.plugins import bring, origin
 from efface.record import Record
 from efface.splits import Split, partition
 from efface.splits import forget as select
@@ -34,6 +35,8 @@ from efface.verdict import Criteria, Verdict, judge
 from efface.views import Views
 from efface.watch import Watch
 from efface.watch import observe as look
+
+bring(METHODS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,6 +227,7 @@ def unlearn(
         seed=seed,
         parent=start.model.digest(),
         method=config.dump(chosen, {Method: METHODS}) | ({"stop": config.dump(end)} if end else {}),
+        origin=origin(type(chosen)),
         exact=chosen.exact,
         split=split.digest(data),
         tally=run.tally,

@@ -16,15 +16,21 @@ Listing = tuple[dict[str, Any], list[str]]
 
 def methods(name: str | None = None) -> Listing:
     """All methods with what each needs, or one method's page: equation, source, departures, fields."""
-    from efface.methods import METHODS
+    from efface.api import METHODS
+    from efface.plugins import origin
 
     needs = {key: cls.needs.names() for key, cls in METHODS.items()}
+    brought = {key: {"origin": origin(cls)} if origin(cls) else {} for key, cls in METHODS.items()}
     if name is None:
-        rows = {key: {"needs": needs[key], "idea": _idea(cls)} for key, cls in sorted(METHODS.items())}
-        lines = [f"{key:22}{', '.join(row['needs']):26}{row['idea']}" for key, row in rows.items()]
+        rows = {key: {"needs": needs[key], "idea": _idea(METHODS[key])} | brought[key] for key in sorted(METHODS)}
+        lines = [
+            f"{key:22}{', '.join(row['needs']):26}{row['idea']}{''.join(f' [{one}]' for one in brought[key].values())}"
+            for key, row in rows.items()
+        ]
         return rows, [f"{'method':22}{'needs':26}idea", *lines]
     cls = _pick("method", name, METHODS)
-    return _page(name, cls, {"needs": needs[name]}, [f"Needs  {', '.join(needs[name])}"])
+    head = [f"Needs  {', '.join(needs[name])}", *(f"From   {one}" for one in brought[name].values())]
+    return _page(name, cls, {"needs": needs[name]} | brought[name], head)
 
 
 def audits(name: str | None = None) -> Listing:

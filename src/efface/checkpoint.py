@@ -40,6 +40,8 @@ class Checkpoint:
     """Digest of the checkpoint it was made from; ``None`` for an original."""
     method: dict[str, Any] | None = None
     """Name and hyper-parameters of the unlearning method; ``None`` for an original."""
+    origin: str = ""
+    """The package that the method came from; empty for those of efface: see :mod:`efface.plugins`."""
     exact: bool = False
     """Whether it never saw the forget set: an oracle."""
     split: str = ""
@@ -74,6 +76,7 @@ class Checkpoint:
             "seed": self.seed,
             "parent": self.parent,
             "method": self.method,
+            "origin": self.origin,
             "exact": self.exact,
             "split": self.split,
             "cost": vars(self.tally),
@@ -97,6 +100,7 @@ class Checkpoint:
                 "Restore the folder from where it came, or make it again.",
             )
         kept = {key: meta[key] for key in ("seed", "parent", "method", "exact", "split", "purged", "trained")}
+        kept["origin"] = meta.get("origin", "")
         kept |= {key: from_dict(kind, meta.get(key)) for key, kind in (("stopped", Stopped), ("search", Search))}
         return Checkpoint(model, recipe, tally=Tally(**meta["cost"]), **kept)
 

@@ -37,7 +37,7 @@ def part_of(data: Data, positions: Any, views: Views, name: str, device: torch.d
 
 def give(method: Method, start: Checkpoint, data: Data, split: Split, device: torch.device) -> Given:
     """Only the parts that the method declares, each with something in it."""
-    name = next(key for key, cls in METHODS.items() if cls is type(method))
+    name = name_of_method(method)
     require_fit(name, method.needs, start)
     parts: dict[str, Part] = {}
     for part in MAY_SEE:
@@ -56,6 +56,19 @@ def give(method: Method, start: Checkpoint, data: Data, split: Split, device: to
             require_captions(data, positions, f"{name} on a '{name_of(start.recipe.objective)}' checkpoint")
         parts[part] = part_of(data, positions, start.recipe.views, part, device)
     return Given(method.needs, parts, start.recipe if start.trained else None)
+
+
+def name_of_method(method: Method) -> str:
+    """What it is called in ``METHODS``, and so in records; an error for one that is not there."""
+    for name, cls in METHODS.items():
+        if cls is type(method):
+            return name
+    mine = type(method).__name__
+    raise EffaceError(
+        f"{mine} has no name: it is not among the methods.",
+        "A record says what was done by the method's name.",
+        f"Set efface.methods.METHODS['a_name'] = {mine}, or declare an entry point in a package (CONTRIBUTING.md).",
+    )
 
 
 def require_fit(name: str, needs: Needs, start: Checkpoint) -> None:

@@ -85,6 +85,8 @@ class CheckpointFacts(Strict):
     """Digest of the checkpoint it was made from."""
     method: dict[str, Any] | None = None
     """What made it; None for an original."""
+    origin: str = ""
+    """The package that brought the method; empty for those of efface."""
     exact: bool = False
     """Whether it never saw the forget set."""
     seed: int | None = None

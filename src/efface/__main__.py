@@ -1,0 +1,5 @@
+"""``python -m efface``: the same as ``efface``."""
+
+from efface.cli import main
+
+main()
