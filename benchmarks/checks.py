@@ -1,10 +1,10 @@
 """The common checks as a matrix: method x objective x check, from what pytest wrote about a real run.
 
-    python -m pytest -p no:xdist tests/test_common_checks.py --junitxml=checks.xml
+    PYTEST_ADDOPTS=--junitxml=checks.xml make test
     python -m benchmarks.checks checks.xml          results/checks.json
     make docs                                       docs/checks.md
 
-A run in several processes (``-k``) gives several files; all are named.
+All tests run, these are looked at. Several files (of runs with ``-k``) may be named.
 """
 
 from __future__ import annotations
@@ -127,13 +127,14 @@ def main() -> None:
     """Write ``results/checks.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+", help="what pytest wrote with --junitxml")
+    parser.add_argument("--processes", type=int, default=2, help="in which the tests ran")
     parser.add_argument("--note", default="", help="what else is to be known of the times")
     given = parser.parse_args()
     suites = [suite for file in given.files for suite in ElementTree.parse(file).iter("testsuite")]
     result = {
-        "command": "python -m pytest -p no:xdist tests/test_common_checks.py --junitxml=checks.xml",
+        "command": "PYTEST_ADDOPTS=--junitxml=checks.xml make test",
         "date": min(str(suite.get("timestamp"))[:10] for suite in suites),
-        "processes": len(given.files),
+        "processes": given.processes,
         "note": given.note,
         "machine": machine(),
         "tests": read(given.files),
