@@ -110,6 +110,7 @@ def test_an_installed_method_is_one_more_method_and_the_record_says_whose(tmp_pa
         ("shrink = shrinking:NOTHING", "is no method"),
         ("shrink = shrinking:Needs", "is no method"),
         ("finetune = shrinking:Shrink", "a method called 'finetune' already"),
+        ("auto = shrinking:Shrink", "a method called 'auto' already"),
         ("Shrink = shrinking:Shrink", "lower-case"),
     ],
 )

@@ -15,6 +15,7 @@ from dataclasses import is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from efface.auto import AUTO
 from efface.errors import EffaceError
 
 GROUP = "efface.methods"
@@ -27,7 +28,7 @@ def bring(methods: MutableMapping[str, Any]) -> None:
     """Add what installed packages declare in ``GROUP``; one that is broken or takes a known name is an error."""
     for point in sorted(set(entry_points(group=GROUP)), key=lambda one: one.name):
         cls, origin = _load(point), _distribution(point)
-        if methods.get(point.name, cls) is not cls:
+        if point.name == AUTO or methods.get(point.name, cls) is not cls:
             raise _refused(point, f"There is a method called '{point.name}' already.")
         methods[point.name] = cls
         _ORIGINS[cls] = origin
