@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -31,7 +32,6 @@ from typing import ClassVar
 
 import torch
 
-from efface.methods.protocol import Method
 from efface.types import Needs
 
 
@@ -126,6 +126,11 @@ def test_a_package_may_be_imported_before_efface(tmp_path):
     code = "import shrinking, efface.api; assert efface.api.METHODS['shrink'] is shrinking.Shrink"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_package_run_as_a_module_does_nothing_in_the_processes_of_a_bench():
+    for module in ("efface", "efface.cli"):
+        runpy.run_module(module, run_name="__mp_main__")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,4 +2,5 @@
 
 from efface.cli import main
 
-main()
+if __name__ == "__main__":  # the processes of a bench import this module again
+    main()
