@@ -23,7 +23,7 @@ import torch
 
 import efface
 from benchmarks.gradient_constraint import HOME
-from benchmarks.worlds import World, machine
+from benchmarks.worlds import World, machine, summary
 from efface.checkpoint import Checkpoint
 
 RESULT = Path(__file__).parent / "results" / "step_cost.json"
@@ -68,10 +68,7 @@ def measured(family: str, rounds: int) -> dict[str, Any]:
             for label, one in seconds.items():
                 ratios[label].append(one / seconds[PLAIN])
             print(family, size, {label: round(values[-1], 2) for label, values in ratios.items()}, flush=True)
-        found[str(size)] = {
-            label: {"median": statistics.median(values), "least": min(values), "most": max(values), "n": rounds}
-            for label, values in ratios.items()
-        }
+        found[str(size)] = {label: summary(values) for label, values in ratios.items()}
     return found
 
 

@@ -30,7 +30,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 import efface
-from benchmarks.worlds import machine
+from benchmarks.worlds import machine, summary
 from efface import api
 from efface.backbones import Backbone
 from efface.methods.protocol import task
@@ -96,11 +96,6 @@ def speed(steps: Iterator[int], count: int) -> float:
     began = perf_counter()
     images = sum(next(steps) for _ in range(count))
     return images / (perf_counter() - began)
-
-
-def summary(values: list[float]) -> dict[str, Any]:
-    """Median, spread and n."""
-    return {"median": statistics.median(values), "least": min(values), "most": max(values), "n": len(values)}
 
 
 def settled(name: str, steps: Iterator[int]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -236,6 +237,11 @@ def spread(values: Iterable[float | None]) -> dict[str, Any] | None:
         "sd": float(np.std(known, ddof=1)) if len(known) > 1 else None,
         "n": len(known),
     }
+
+
+def summary(values: list[float]) -> dict[str, Any]:
+    """Median, least, most and n."""
+    return {"median": statistics.median(values), "least": min(values), "most": max(values), "n": len(values)}
 
 
 def named(argument: str) -> str:
