@@ -17,7 +17,7 @@ from efface.data import first
 from efface.drift import Requests
 from efface.environment import Environment
 from efface.errors import EffaceError
-from efface.folder import LOG, REQUEST, read_log, read_request, read_split
+from efface.folder import LOG, REQUEST, read_log, read_request
 from efface.layouts.container import weights_file
 from efface.looked import CLAIM, OBSERVED, Model, elsewhere, foreign
 from efface.observations import Observations
@@ -240,7 +240,7 @@ def _original(subject: Opened, named: Path | None) -> Model:
         )
     if is_foreign(source):
         return foreign(subject.folder, subject.request, source)
-    meta, split = read_meta(source), Split.from_dict(subject.data, read_split(source))
+    meta, split = read_meta(source), Split.load(source, subject.data)
     trained = set(subject.data.keys[split.retain if meta["exact"] else split.train].tolist())
     absent = [key for key in _keys(subject, "forget") if key not in trained]
     if absent:
@@ -269,7 +269,7 @@ def _oracle(folder: Path, subject: Opened, others: Mapping[str, Model], trust: b
             f"{folder} is no oracle: it was made by {made}, from weights that had seen the examples.",
             remedy="Make one with `efface unlearn ORIGINAL --forget IDS --method retrain --out ORACLE`.",
         )
-    trained = set(subject.data.keys[Split.from_dict(subject.data, read_split(folder)).retain].tolist())
+    trained = set(subject.data.keys[Split.load(folder, subject.data).retain].tolist())
     for part in ("forget", EARLIER, *NEVER_TRAINED):
         shared = [key for key in _keys(subject, part) if key in trained]
         if shared:

@@ -20,17 +20,19 @@ def methods(name: str | None = None) -> Listing:
     from efface.plugins import origin
 
     needs = {key: cls.needs.names() for key, cls in METHODS.items()}
-    brought = {key: {"origin": origin(cls)} if origin(cls) else {} for key, cls in METHODS.items()}
+    brought = {key: {"origin": whose} for key, cls in METHODS.items() if (whose := origin(cls))}
     if name is None:
-        rows = {key: {"needs": needs[key], "idea": _idea(METHODS[key])} | brought[key] for key in sorted(METHODS)}
-        lines = [
-            f"{key:22}{', '.join(row['needs']):26}{row['idea']}{''.join(f' [{one}]' for one in brought[key].values())}"
-            for key, row in rows.items()
-        ]
-        return rows, [f"{'method':22}{'needs':26}idea", *lines]
+        rows, lines = dict[str, Any](), [f"{'method':22}{'needs':26}idea"]
+        for key, cls in sorted(METHODS.items()):
+            rows[key] = {"needs": needs[key], "idea": _idea(cls)} | brought.get(key, {})
+            whose = f" [{brought[key]['origin']}]" if key in brought else ""
+            lines.append(f"{key:22}{', '.join(needs[key]):26}{rows[key]['idea']}{whose}")
+        return rows, lines
     cls = _pick("method", name, METHODS)
-    head = [f"Needs  {', '.join(needs[name])}", *(f"From   {one}" for one in brought[name].values())]
-    return _page(name, cls, {"needs": needs[name]} | brought[name], head)
+    head = [f"Needs  {', '.join(needs[name])}"]
+    if name in brought:
+        head.append(f"From   {brought[name]['origin']}")
+    return _page(name, cls, {"needs": needs[name]} | brought.get(name, {}), head)
 
 
 def audits(name: str | None = None) -> Listing:

@@ -99,8 +99,7 @@ class Checkpoint:
                 f"Digest expected: {meta['digest'][:16]}; found: {model.digest()[:16]}.",
                 "Restore the folder from where it came, or make it again.",
             )
-        kept = {key: meta[key] for key in ("seed", "parent", "method", "exact", "split", "purged", "trained")}
-        kept["origin"] = meta.get("origin", "")
+        kept = {key: meta[key] for key in ("seed", "parent", "method", "origin", "exact", "split", "purged", "trained")}
         kept |= {key: from_dict(kind, meta.get(key)) for key, kind in (("stopped", Stopped), ("search", Search))}
         return Checkpoint(model, recipe, tally=Tally(**meta["cost"]), **kept)
 
@@ -118,7 +117,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
         raise EffaceError(f"{Path(folder) / META} is not a checkpoint's description.", "It has no format.")
     if meta["format"] > FORMAT:
         raise EffaceError(f"{folder} was written by a newer efface (format {meta['format']}).", remedy="Upgrade.")
-    return meta
+    return {"origin": ""} | meta  # runs of before other packages could bring a method
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

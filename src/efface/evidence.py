@@ -47,8 +47,7 @@ BESIDE = ("checkpoint.safetensors", "meta.json", "split.json", "observations.npz
 
 def checkpoint_facts(meta: Mapping[str, Any], file: str = "", sha256: str = "", claim: str = "") -> CheckpointFacts:
     """What the record says of a checkpoint, from the meta data that :meth:`Checkpoint.save` writes."""
-    kept = {key: meta[key] for key in ("digest", "parent", "method", "exact", "seed", "split", "purged")}
-    kept["origin"] = meta.get("origin", "")
+    kept = {key: meta[key] for key in ("digest", "parent", "method", "origin", "exact", "seed", "split", "purged")}
     kept |= {"stopped": from_dict(Stopped, meta.get("stopped")), "search": from_dict(Search, meta.get("search"))}
     return CheckpointFacts(file=file, sha256=sha256, claim=claim, **kept)
 

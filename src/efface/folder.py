@@ -132,7 +132,9 @@ def write_text(path: Path, text: str) -> None:
         os.replace(fresh, path)
 
 
-def read_json(path: Path, what: str, *, missing: str = "", remedy: str = "Restore it, or make it again.") -> Any:
+def read_json(
+    path: Path, what: str, *, missing: str = "", remedy: str = "Restore it, or make it again."
+) -> dict[str, Any]:
     """The JSON object in a file that efface wrote. ``what`` it is, and ``missing``: what to do where there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

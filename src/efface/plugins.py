@@ -27,11 +27,11 @@ _ORIGINS: dict[type, str] = {}
 def bring(methods: MutableMapping[str, Any]) -> None:
     """Add what installed packages declare in ``GROUP``; one that is broken or takes a known name is an error."""
     for point in sorted(set(entry_points(group=GROUP)), key=lambda one: one.name):
-        cls, origin = _load(point), _distribution(point)
+        cls = _load(point)
         if point.name == AUTO or methods.get(point.name, cls) is not cls:
             raise _refused(point, f"There is a method called '{point.name}' already.")
         methods[point.name] = cls
-        _ORIGINS[cls] = origin
+        _ORIGINS[cls] = _distribution(point)
 
 
 def origin(cls: type) -> str:

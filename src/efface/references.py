@@ -33,7 +33,7 @@ from efface import api, config
 from efface.checkpoint import CHOICES, META, Checkpoint, EpochKeeper, read_meta
 from efface.data import Data
 from efface.errors import EffaceError, unknown
-from efface.folder import EPOCH, REQUEST, SPLIT, read_json, read_request, read_split, write_text, writing
+from efface.folder import EPOCH, REQUEST, SPLIT, read_json, read_request, write_text, writing
 from efface.runs import Progress, load_data, logging, opened
 from efface.splits import Split
 from efface.train import Recipe
@@ -225,7 +225,7 @@ def _data(text: str) -> Data:
 
 def _make(made: Plan, task: Task, starts: Sequence[Path], device: str, progress: Progress) -> None:
     data = _data(json.dumps({"data": made.data}))
-    split = Split.from_dict(data, read_split(made.home))
+    split = Split.load(made.home, data)
     if split.digest(data) != made.split:
         raise EffaceError(
             f"The split in {made.home} is not the one of its plan.",
@@ -239,7 +239,7 @@ def _make(made: Plan, task: Task, starts: Sequence[Path], device: str, progress:
     bf16 = api.bf16_pays(api.device_of(device))
     given: dict[str, Any] = {"seed": task.seed, "device": device, "bf16": bf16}
     with writing(made.home / task.name, yaml.safe_dump(request, sort_keys=False)) as folder:
-        write_text(folder / SPLIT, json.dumps(split.to_dict(data)))
+        split.save(folder, data)
         part = split.train if task.kind == "original" else split.retain
         total = 0 if task.kind == "in" else recipe.epochs * -(-len(part) // recipe.batch_size)
         with logging(folder, progress, total) as log:

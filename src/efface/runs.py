@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from efface.adopt import adopt, hand_back
 from efface.checkpoint import CHOICES, META, Checkpoint, EpochKeeper, read_meta
 from efface.data import Data
 from efface.errors import EffaceError, nearest
-from efface.folder import EPOCH, LOG, SPLIT, JsonLines, read_request, read_split, write_text, writing
+from efface.folder import EPOCH, LOG, JsonLines, read_request, writing
 from efface.foreign import Foreign
 from efface.giving import part_of
 from efface.layouts.container import weights_file
@@ -123,7 +122,7 @@ def pretrain(
         **vars(common),
     }
     with writing(out, _text(request), force=force) as folder:
-        _store_split(folder, data, split)
+        split.save(folder, data)
         total = recipe.epochs * -(-len(split.train) // recipe.batch_size)
         with logging(folder, progress, total) as log:
             keep = EpochKeeper(folder / EPOCH)
@@ -171,7 +170,7 @@ def unlearn(
     for warning in split.provenance.get("warnings", []):
         progress.say(str(warning))
     with writing(out, _text(request), force=force) as folder:
-        _store_split(folder, data, split)
+        split.save(folder, data)
         exact = method is not None and method.exact
         keep = EpochKeeper(folder / EPOCH) if exact else None
         total = auto.retraining(checkpoint, split) if exact else 0
@@ -218,7 +217,7 @@ def opened(folder: Path) -> Opened:
     meta = read_meta(folder)
     request = read_request(folder)
     data = load_data(request)
-    split = Split.from_dict(data, read_split(folder))
+    split = Split.load(folder, data)
     if split.digest(data) != meta["split"]:
         raise EffaceError(
             f"The split stored in {folder} is not the one its checkpoint was made with.",
@@ -359,10 +358,6 @@ def _hand_back(
     batches = retain.batches(256, run.rng("purge")) if len(retain) else ()
     notes = hand_back(_read(path, settings), result.model, batches, run.rng("foreign"), out)
     return replace(result, purged=result.purged | notes)
-
-
-def _store_split(folder: Path, data: Data, split: Split) -> None:
-    write_text(folder / SPLIT, json.dumps(split.to_dict(data)))
 
 
 def _text(request: Mapping[str, Any]) -> str:

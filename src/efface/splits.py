@@ -4,6 +4,7 @@ only."""
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from efface.canaries.plan import places
 from efface.copies import Duplicate, copies, refuse_copies, warnings_of
 from efface.data import Data, shuffled
 from efface.errors import EffaceError
+from efface.folder import SPLIT, read_split, write_text
 from efface.holdout import matched_holdout
 from efface.selectors import Chosen, choose
 
@@ -117,6 +119,15 @@ class Split:
         split = Split(**found, provenance=dict(stored.get("provenance", {})))
         split.check(len(data))
         return split
+
+    def save(self, folder: Path, data: Data) -> None:
+        """Write it into a run folder, by keys."""
+        write_text(folder / SPLIT, json.dumps(self.to_dict(data)))
+
+    @staticmethod
+    def load(folder: Path, data: Data) -> Split:
+        """What :meth:`save` wrote; raises where it is damaged or does not fit the data."""
+        return Split.from_dict(data, read_split(folder))
 
 
 def partition(

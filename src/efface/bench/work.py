@@ -54,11 +54,9 @@ class Job:
 def outcome(folder: Path) -> dict[str, Any] | None:
     """What a finished task left; None where it is not finished. ``error``: why it failed, or absent."""
     path = folder / OUTCOME
-    return (
-        read_json(path, "result of a task", remedy=f"Remove {folder}, to have it made again.")
-        if path.exists()
-        else None
-    )
+    if not path.exists():
+        return None
+    return read_json(path, "result of a task", remedy=f"Remove {folder}, to have it made again.")
 
 
 def perform(job: Job, tell: Tell) -> dict[str, Any]:

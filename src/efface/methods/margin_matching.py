@@ -99,11 +99,9 @@ class MarginMatching:
         epochs, size, teacher = self._epochs(given), given.batch_size(self.batch_size), frozen_copy(model)
         optimizer = self.optim.build(model, epochs * given.retain.steps(size))
         gaps = {space: Running(self.memory) for space in (BACKBONE, OUTPUT)}
-        few = min(self.forget_batch_size, len(given.forget))
-        many = min(self.forget_batch_size, max(few, BESIDE))
-        forget = given.forget.cycle(few, run.rng("forget"))
-        others = {"valid": given.valid, "beside": given.retain}
-        valid, beside = (one.cycle(min(many, len(one)), run.rng(name)) for name, one in others.items())
+        many = min(self.forget_batch_size, max(len(given.forget), BESIDE))
+        forget = given.forget.cycle(self.forget_batch_size, run.rng("forget"))
+        valid, beside = given.valid.cycle(many, run.rng("valid")), given.retain.cycle(many, run.rng("beside"))
 
         def terms(batch: Batch) -> Step:
             outcome = model.objective.loss(model, batch)
