@@ -14,13 +14,13 @@ test: $(VENV)/.ready    ## all tests, one thread a process
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 check: $(VENV)/.ready   ## style, types, who may import whom
-	$(BIN)/ruff format --check src tests benchmarks
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks research docs
+	$(BIN)/ruff check src tests benchmarks research docs
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 
 docs: $(VENV)/.ready    ## the generated pages
-	$(BIN)/python -m benchmarks.pages
+	$(BIN)/python -m docs.generate.pages
 
 clean:
 	rm -rf $(VENV) runs

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.worlds import machine
+from benchmarks.machine import machine
 
 RESULTS = Path(__file__).parent / "results"
 SIDE, CLASSES, TRAIN, FORGET, BATCH = 32, 10, 36, 4, 16
@@ -49,7 +49,7 @@ def prepare(home: Path) -> int:
 def measured(*words: object) -> dict[str, Any]:
     """One command of efface: peak resident bytes, exit code, seconds."""
     began = time.perf_counter()
-    command = [sys.executable, "-m", "efface.cli", *map(str, words)]
+    command = [sys.executable, "-m", "efface", *map(str, words)]
     done = subprocess.run([sys.executable, "-c", MEASURE, *command], capture_output=True, text=True, check=True)
     _, peak, code = done.stdout.splitlines()[-1].split()
     seconds = round(time.perf_counter() - began, 1)

@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image, ImageEnhance
 from sklearn.datasets import load_sample_images
 
-from efface.copies import FINE, NEAR, edges
-from efface.sources import load
-from efface.splits import forget, partition
+from efface.data.duplicates import FINE, NEAR, edges
+from efface.data.sources import load
+from efface.data.split import partition, select_forget_set
 
 RNG = np.random.default_rng(0)
 
@@ -62,7 +62,7 @@ def look_alikes() -> None:
     times = []
     for seed in range(5):
         start = time.perf_counter()
-        forget(split, data, "@random:1000", seed)
+        select_forget_set(split, data, "@random:1000", seed)
         times.append(time.perf_counter() - start)
     spread = f"{min(times):.2f} to {max(times):.2f}, n 5"
     print(f"forget(@random:1000) among 70 000: {np.median(times):.2f} s ({spread})")

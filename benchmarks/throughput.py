@@ -30,14 +30,18 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 import efface
-from benchmarks.worlds import machine, summary
+from benchmarks.machine import machine, summary
 from efface import api
-from efface.backbones import Backbone
-from efface.methods.protocol import task
-from efface.model import Model
 from efface.stats import sweep
-from efface.train import Optim, Recipe, Run, step
-from efface.views import Views
+from efface.training import batch as training_batch
+from efface.training import defaults, loop
+from efface.training.augment import Views
+from efface.training.loop import Run, train_step
+from efface.training.model import Model
+from efface.training.networks.backbones import Backbone
+from efface.training.optim import Optim
+from efface.training.recipe import Recipe
+from efface.unlearning.protocol import task_loss
 
 HERE = Path(__file__).parent
 BATCH = 256
@@ -84,10 +88,10 @@ def _raw(x: torch.Tensor) -> torch.Tensor:
 def ours(model: Model, recipe: Recipe, x: np.ndarray) -> Iterator[int]:
     """Train as efface does."""
     data = efface.Data.from_arrays(x, name="speed")
-    part = api.part_of(data, np.arange(len(x)), recipe.views, "train", torch.device("cpu"))
+    part = training_batch.make_subset(data, np.arange(len(x)), recipe.views, "train", torch.device("cpu"))
     run, optimizer = Run(bf16=model.bf16), recipe.optim.build(model, 10_000)
     for batch in part.cycle(BATCH, run.rng("speed")):
-        step(model, batch, task(model), optimizer, run)
+        train_step(model, batch, task_loss(model), optimizer, run)
         yield len(batch)
 
 
@@ -109,7 +113,7 @@ def settled(name: str, steps: Iterator[int]) -> None:
 def pretraining(x: np.ndarray, rounds: int, batches: int) -> dict[str, Any]:
     """Images/s of both in turns, each in float32 and where it is faster in bfloat16, and of the augmentation alone."""
     channels, height, width = x.shape[1:]
-    recipe = api.default_recipe(
+    recipe = defaults.default_recipe(
         efface.Data.from_arrays(x[:16], name="speed"),
         "simclr",
         backbone=Backbone(name="resnet8", width=32, stride=2),
@@ -117,7 +121,7 @@ def pretraining(x: np.ndarray, rounds: int, batches: int) -> dict[str, Any]:
         optim=Optim(lr=0.06),
         views=Views(),
     )
-    pays, sides = api.bf16_pays(torch.device("cpu")), dict[str, Iterator[int]]()
+    pays, sides = loop.prefers_bfloat16(torch.device("cpu")), dict[str, Iterator[int]]()
     for name, pipeline in (("efface", ours), ("lightly", stock)):
         for precision in ("float32", "bfloat16") if pays else ("float32",):
             model = recipe.start(0).train()
@@ -168,7 +172,7 @@ def auditing(rounds: int) -> dict[str, Any]:
     """Observe 1 000 + 1 000 + 1 000 examples of one model, and judge two (A0)."""
     data = efface.load("fashion-mnist", limit=6000)
     split = efface.split(data, forget="@random:1000", train=2000, valid=500, holdout=1000, test=1000)
-    recipe = api.default_recipe(data, "simclr", backbone=Backbone(name="resnet8", width=32, stride=2), epochs=1)
+    recipe = defaults.default_recipe(data, "simclr", backbone=Backbone(name="resnet8", width=32, stride=2), epochs=1)
     original = efface.pretrain(data, split, recipe=recipe, device="cpu")
     after = efface.unlearn(original, data, split, "finetune", epochs=1, device="cpu")
     before, seen = (efface.observe(one, data, split, device="cpu") for one in (original, after))
@@ -181,7 +185,7 @@ def auditing(rounds: int) -> dict[str, Any]:
 def parts(asked: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     """Every measurement by its name."""
     scores = np.random.default_rng(0).normal(size=20_000)
-    helped = [sys.executable, "-m", "efface.cli", "--help"]
+    helped = [sys.executable, "-m", "efface", "--help"]
     color = np.random.default_rng(0).integers(0, 256, (IMAGES, 3, 32, 32), dtype=np.uint8)
 
     def gray() -> np.ndarray:

@@ -13,14 +13,17 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from efface import api, runs
-from efface.architecture import IMAGENET
-from efface.backbones import Backbone
-from efface.checkpoint import Checkpoint
-from efface.data import Data
-from efface.model import Model
-from efface.objectives.protocol import Layer
-from efface.views import Views
+from efface import api
+from efface.data.dataset import Data
+from efface.interop.architecture import IMAGENET
+from efface.runs import foreign as runs_foreign
+from efface.runs import train
+from efface.training import optim
+from efface.training.augment import Views
+from efface.training.checkpoint import Checkpoint
+from efface.training.model import Model
+from efface.training.networks.backbones import Backbone
+from efface.training.objectives.shared import ProjectorLayer
 from tests import foreign, tiny
 from tests.foreign import Owner
 
@@ -46,7 +49,7 @@ def trained_by(name: str, epochs: int, **options: Any) -> Model:
     chosen = type(tiny.SMALL[name])(**({"dim": 8, "hidden": 12} if name != "cross_entropy" else {}) | options)
     recipe = tiny.recipe(
         name, objective=chosen, backbone=BODY, channels=3, epochs=epochs, batch_size=15, mean=IMAGENET[0],
-        std=IMAGENET[1], optim=tiny.Optim(lr=0.05), views=MILD,
+        std=IMAGENET[1], optim=optim.Optim(lr=0.05), views=MILD,
     )  # fmt: skip
     data = Data.from_arrays(*drawn())
     return api.pretrain(data, api.split(data, **SPLIT), recipe=recipe, device="cpu").model.eval()
@@ -67,16 +70,16 @@ def trained(name: str, **options: Any) -> Model:
     recipe = tiny.recipe(name, objective=chosen, backbone=BODY, channels=3, mean=IMAGENET[0], std=IMAGENET[1])
     model = recipe.start(3).eval()
     model.backbone.load_state_dict(backbone().backbone.state_dict())
-    if model.twin is not None:
-        model.add_twin()
+    if model.momentum_encoder is not None:
+        model.add_momentum_encoder()
         with torch.no_grad():
-            for value in model.get_submodule("twin").parameters():
+            for value in model.get_submodule("momentum_encoder").parameters():
                 value += 0.01
     return model
 
 
 def parts(model: Model) -> dict[str, nn.Module]:
-    twin = model.twin
+    twin = model.momentum_encoder
     found = {"body": model.backbone, "head": model.head, "predictor": model.predictor}
     found |= {"twin": twin.backbone, "twin_head": twin.head} if twin is not None else {}
     return {name: module for name, module in found.items() if module is not None}
@@ -187,10 +190,19 @@ def efface_file(model: Model, folder: Path) -> Path:
     return folder / "ours.safetensors"
 
 
-BIASED = (Layer.LINEAR, Layer.NORM, Layer.RELU, Layer.LINEAR)
-LIGHTLY = (Layer.PLAIN, Layer.NORM, Layer.RELU, Layer.PLAIN, Layer.NORM)
-THREE = (Layer.PLAIN, Layer.NORM, Layer.RELU, Layer.PLAIN, Layer.NORM, Layer.RELU, Layer.LINEAR, Layer.BARE)
-DEEP = (Layer.PLAIN, Layer.NORM, Layer.RELU, Layer.PLAIN, Layer.BARE)
+BIASED = (ProjectorLayer.LINEAR, ProjectorLayer.NORM, ProjectorLayer.RELU, ProjectorLayer.LINEAR)
+LIGHTLY = (ProjectorLayer.PLAIN, ProjectorLayer.NORM, ProjectorLayer.RELU, ProjectorLayer.PLAIN, ProjectorLayer.NORM)
+THREE = (
+    ProjectorLayer.PLAIN,
+    ProjectorLayer.NORM,
+    ProjectorLayer.RELU,
+    ProjectorLayer.PLAIN,
+    ProjectorLayer.NORM,
+    ProjectorLayer.RELU,
+    ProjectorLayer.LINEAR,
+    ProjectorLayer.BARE,
+)
+DEEP = (ProjectorLayer.PLAIN, ProjectorLayer.NORM, ProjectorLayer.RELU, ProjectorLayer.PLAIN, ProjectorLayer.BARE)
 CASES: dict[str, tuple[Callable[[Model, Path], Path], str, dict[str, Any], str | None]] = {
     "moco": (moco_file, "moco", {"queue": 24}, None),
     "moco as simclr": (moco_file, "moco", {"queue": 24}, "simclr"),
@@ -202,7 +214,7 @@ CASES: dict[str, tuple[Callable[[Model, Path], Path], str, dict[str, Any], str |
     "barlow": (barlow_file, "barlow", {"layers": THREE[:-1]}, None),
     "vicreg": (vicreg_file, "vicreg", {"layers": BIASED}, None),
     "swav as simclr": (swav_file, "simclr", {"layers": DEEP}, None),
-    "moco v1": (moco_file, "moco", {"queue": 24, "layers": (Layer.LINEAR,), "hidden": None}, None),
+    "moco v1": (moco_file, "moco", {"queue": 24, "layers": (ProjectorLayer.LINEAR,), "hidden": None}, None),
     "float16": (half_file, "simclr", {}, None),
     "classifier": (classifier_folder, "cross_entropy", {}, None),
     "efface": (efface_file, "moco", {"queue": 24}, "moco"),
@@ -216,12 +228,12 @@ UNSHOWN: dict[str, dict[str, Any]] = {"efface": {"backbone": {"stride": 1}}}
 def unlearn(path: Path, pictures: Path, out: Path, objective: str | None = None, **changed: Any) -> Checkpoint:
     settings: dict[str, Any] = {"data": str(pictures), "split": SPLIT, "forget": "@random:12", "method": QUICK}
     settings |= {"device": "cpu"} | ({"objective": objective} if objective else {}) | changed
-    return runs.unlearn(path, out, settings)
+    return train.unlearn_run(path, out, settings)
 
 
 def adopted(path: Path, pictures: Path, objective: str | None = None, **recipe: Any) -> Checkpoint:
     settings = {"data": {"source": str(pictures)}, "split": SPLIT, "recipe": recipe}
-    return runs.foreign_start(path, settings | ({"objective": objective} if objective else {}), 0)[2]
+    return runs_foreign.foreign_start(path, settings | ({"objective": objective} if objective else {}), 0)[2]
 
 
 def scrambled(path: Path) -> Path:

@@ -116,7 +116,7 @@ def efface_file(folder: Path) -> Case:
 
     model = tiny.recipe("moco", channels=3).start(0)
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "ours.safetensors")
-    twins = own(model.get_submodule("twin"))
+    twins = own(model.get_submodule("momentum_encoder"))
     others = {"queue": {"queue"}, "buffers": {"mean", "std"}}
     return Case(folder / "ours.safetensors", "efface", own(model.backbone), own(model.head), twins, others)
 

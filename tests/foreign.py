@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from efface.backbones import Backbone
-from efface.objectives.protocol import projector
+from efface.training.networks.backbones import Backbone
+from efface.training.objectives.shared import build_projector
 
 DIM, HIDDEN, OUT, KEYS = 32, 16, 8, 24
 State = dict[str, Tensor]
@@ -47,7 +47,7 @@ def vit(**changed: Any) -> nn.Module:
 
 
 def mlp(dim: int = DIM, *, norm: bool = False) -> nn.Module:
-    return projector(dim, HIDDEN, OUT, norm=norm)
+    return build_projector(dim, HIDDEN, OUT, norm=norm)
 
 
 class Owner(nn.Module):

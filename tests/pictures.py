@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efface.data import Data
+from efface.data.dataset import Data
+from efface.data.sources import load
 from efface.errors import EffaceError
-from efface.sources import load
 
 ZOO = ("cat/b.png", "cat/a.png", "ant/x/c.png", "ant/d.bmp", "ant/e.png", "cat/f.png")
 

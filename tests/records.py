@@ -10,21 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from efface.audits import AUDITS, Cost, Evidence, Finding
-from efface.audits.oracle_gap import OracleGap
-from efface.audits.utility import Utility
-from efface.observations import Observations
-from efface.record import (
-    CheckpointFacts,
-    DataFacts,
-    Environment,
-    LogFacts,
-    PartChange,
-    Record,
-    Request,
-    SplitFacts,
-)
-from efface.verdict import Criteria, judge
+from efface.auditing.audits import AUDITS
+from efface.auditing.audits.oracle_gap import OracleGap
+from efface.auditing.audits.utility import Utility
+from efface.auditing.evidence import Cost, Evidence, Finding
+from efface.auditing.observations import Observations
+from efface.auditing.verdict import Criteria, judge
+from efface.reporting.environment import Environment
+from efface.reporting.record import CheckpointFacts, DataFacts, LogFacts, PartChange, Record, Request, SplitFacts
 from tests.worlds import World, with_arrays
 
 WHEN = datetime(2026, 3, 14, 9, 26, 53, tzinfo=UTC)

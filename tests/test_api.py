@@ -10,14 +10,14 @@ import pytest
 import torch
 
 import efface
-from efface import api
-from efface.api import bf16_pays
-from efface.checkpoint import Checkpoint
 from efface.errors import EffaceError
-from efface.methods import METHODS, Finetune, Retrain
-from efface.record import Record
-from efface.train import Optim
-from efface.types import Needs
+from efface.reporting.record import Record
+from efface.training import defaults
+from efface.training.checkpoint import Checkpoint
+from efface.training.loop import prefers_bfloat16
+from efface.training.optim import Optim
+from efface.unlearning.methods import METHODS, Finetune, Retrain
+from efface.unlearning.protocol import Needs
 from tests import tiny
 
 WATCH = efface.Watch(views=4, gradient=False)
@@ -128,10 +128,10 @@ def test_a_batch_larger_than_the_data_is_refused(world):
 def test_default_recipes_fit_the_data(world):
     data = world[0]
     for name in set(tiny.SMALL) - {"clip"}:  # noise has no captions
-        recipe = api.default_recipe(data, name)
+        recipe = defaults.default_recipe(data, name)
         assert (recipe.channels, recipe.size, recipe.classes) == (1, (8, 8), 3)
-    assert api.default_recipe(data, "cross_entropy").views.crop is None
-    assert api.default_recipe(data, "simclr").views.crop is not None
+    assert defaults.default_recipe(data, "cross_entropy").views.crop is None
+    assert defaults.default_recipe(data, "simclr").views.crop is not None
 
 
 @pytest.mark.parametrize(
@@ -142,4 +142,4 @@ def test_default_recipes_fit_the_data(world):
 )  # fmt: skip
 def test_bfloat16_is_the_default_only_where_the_machine_multiplies_it(monkeypatch, device, can, pays):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can, raising=False)
-    assert bf16_pays(torch.device(device)) is pays
+    assert prefers_bfloat16(torch.device(device)) is pays

@@ -8,13 +8,13 @@ import pytest
 import yaml
 
 from efface import config
-from efface.checkpoint import CHOICES
+from efface.auditing.observers.observe import ObservationSettings
 from efface.errors import EffaceError
-from efface.methods import METHODS, Method
-from efface.objectives import OBJECTIVES
-from efface.train import Optim, Recipe, Rule
-from efface.views import Views
-from efface.watch import Watch
+from efface.training.augment import Views
+from efface.training.objectives import CHOICES, OBJECTIVES
+from efface.training.optim import Optim, OptimizerType
+from efface.training.recipe import Recipe
+from efface.unlearning.methods import METHODS, Method
 from tests import tiny
 
 
@@ -26,15 +26,15 @@ def test_a_recipe_survives_yaml(name):
 
 
 @pytest.mark.parametrize(
-    "cls", [*METHODS.values(), *OBJECTIVES.values(), Optim, Views, Watch], ids=lambda c: c.__name__
+    "cls", [*METHODS.values(), *OBJECTIVES.values(), Optim, Views, ObservationSettings], ids=lambda c: c.__name__
 )
 def test_every_knob_has_its_own_docstring(cls):
-    assert all(text for *_, text in config.documented(cls))
-    assert [name for name, *_ in config.documented(cls)] == [f.name for f in dataclasses.fields(cls)]
+    assert all(text for *_, text in config.describe_fields(cls))
+    assert [name for name, *_ in config.describe_fields(cls)] == [f.name for f in dataclasses.fields(cls)]
 
 
 def test_keys_are_the_names_of_files():
-    for table, package in ((METHODS, "methods"), (OBJECTIVES, "objectives")):
+    for table, package in ((METHODS, "unlearning.methods"), (OBJECTIVES, "training.objectives")):
         for key, cls in table.items():
             assert cls.__module__ == f"efface.{package}.{key}"
 
@@ -64,7 +64,7 @@ def test_overrides_reach_into_groups_and_keep_the_rest():
     assert made["method"] == {"name": "scrub", "alpha": 0.25, "optim": {"lr": "1e-3"}}
     assert made["recipe"]["views"]["crop"] is None
     assert values == {"method": "scrub", "seed": 1}
-    method = config.choose(METHODS, made["method"], "method")
+    method = config.parse_choice(METHODS, made["method"], "method")
     assert (method.alpha, method.optim.lr, method.gamma) == (0.25, 1e-3, 1.0)
 
 
@@ -77,10 +77,10 @@ def test_what_is_no_assignment_is_refused(text):
 def test_the_nested_protocol_is_chosen_by_name():
     recipe = config.build(Recipe, {"objective": {"name": "moco", "queue": 7}, "optim": {"rule": "adamw"}}, CHOICES)
     assert recipe.objective.queue == 7
-    assert recipe.optim.rule is Rule.ADAMW
+    assert recipe.optim.rule is OptimizerType.ADAMW
     with pytest.raises(EffaceError, match="Did you mean 'moco'"):
         config.build(Recipe, {"objective": "mocho"}, CHOICES)
-    assert config.dump(config.choose(METHODS, "scrub", "method"), {Method: METHODS})["name"] == "scrub"
+    assert config.dump(config.parse_choice(METHODS, "scrub", "method"), {Method: METHODS})["name"] == "scrub"
 
 
 def test_files_that_are_no_configuration(tmp_path):
@@ -92,6 +92,9 @@ def test_files_that_are_no_configuration(tmp_path):
 
 def test_what_a_nested_mapping_leaves_out_is_the_fields_own_default():
     (name, cls) = ("scrub", METHODS["scrub"])
-    plain, asked = cls(), config.choose(METHODS, {"name": name, "optim": {"lr": 0.5}}, "method", {Method: METHODS})
+    plain, asked = (
+        cls(),
+        config.parse_choice(METHODS, {"name": name, "optim": {"lr": 0.5}}, "method", {Method: METHODS}),
+    )
     assert plain.optim.clip is not None, "the test needs a default that is not Optim's own"
     assert asked.optim == dataclasses.replace(plain.optim, lr=0.5)

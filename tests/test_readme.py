@@ -11,10 +11,11 @@ import pytest
 import typer
 
 from efface import api, cli
-from efface.backbones import Backbone
-from efface.methods import METHODS
-from efface.record import Record
-from efface.verdict import EXIT_CODES
+from efface.auditing.verdict import EXIT_CODES
+from efface.reporting.record import Record
+from efface.training import defaults
+from efface.training.networks.backbones import Backbone
+from efface.unlearning.methods import METHODS
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
@@ -34,7 +35,7 @@ def test_every_command_is_understood(line):
 
 def test_the_python_example_runs(tmp_path, monkeypatch):
     (block,) = [text for language, text in BLOCKS if language == "python"]
-    short = partial(api.default_recipe, epochs=1, batch_size=64, backbone=Backbone(width=8))
+    short = partial(defaults.default_recipe, epochs=1, batch_size=64, backbone=Backbone(width=8))
     monkeypatch.setattr(api, "default_recipe", short)
     monkeypatch.chdir(tmp_path)
     exec(block, {})

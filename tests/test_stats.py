@@ -152,7 +152,7 @@ def test_tails_invert_the_interval(seed, members, null):
     rng = np.random.default_rng(seed)
     v = stats.placements(rng.normal(0.4, 1, members).round(1), rng.normal(0, 1, 40).round(1))
     _, low, high = stats.interval(*v, level=0.90)
-    above, below = stats.tails(*v, null)
+    above, below = stats.one_sided_p_values(*v, null)
     if abs(low - null) > 1e-9:
         assert (above < 0.05) == (low > null)
     if abs(high - null) > 1e-9:

@@ -8,19 +8,21 @@ import numpy as np
 import torch
 from torch import nn
 
-from efface.backbones import Backbone
-from efface.model import Model
-from efface.objectives import Barlow, Byol, Clip, CrossEntropy, Moco, SimClr, SimSiam, VicReg
-from efface.text import Text
-from efface.train import Optim, Recipe
-from efface.types import Augment, Given, Part
-from efface.views import Views
+from efface.training.augment import Views
+from efface.training.batch import Augment, Subset
+from efface.training.model import Model
+from efface.training.networks.backbones import Backbone
+from efface.training.networks.text import TextEncoder
+from efface.training.objectives import Barlow, Byol, Clip, CrossEntropy, Moco, SimClr, SimSiam, VicReg
+from efface.training.optim import Optim
+from efface.training.recipe import Recipe
+from efface.unlearning.protocol import MethodInputs
 
 CLASSES, SIDE = 3, 8
 SMALL: dict[str, Any] = {
     "barlow": Barlow(dim=8, weight=0.1),
     "byol": Byol(dim=8),
-    "clip": Clip(temperature=0.2, dim=8, text=Text(width=8, depth=1, heads=2, context=4, buckets=32)),
+    "clip": Clip(temperature=0.2, dim=8, text=TextEncoder(width=8, depth=1, heads=2, context=4, buckets=32)),
     "cross_entropy": CrossEntropy(),
     "moco": Moco(queue=48, dim=8),
     "simclr": SimClr(temperature=0.2, dim=8),
@@ -76,16 +78,18 @@ def recipe(name: str = "simclr", **changed: Any) -> Recipe:
     return Recipe(**(fields | changed))
 
 
-def parts(x: np.ndarray, y: np.ndarray, cuts: dict[str, tuple[int, int]], augment: Augment = still) -> dict[str, Part]:
+def parts(
+    x: np.ndarray, y: np.ndarray, cuts: dict[str, tuple[int, int]], augment: Augment = still
+) -> dict[str, Subset]:
     """A part for each (first, last) range of rows."""
     pixels, labels = torch.from_numpy(x), torch.from_numpy(y)
     text = captions(y)
-    return {name: Part(pixels, torch.arange(a, b), augment, labels, text, name=name) for name, (a, b) in cuts.items()}
+    return {name: Subset(pixels, torch.arange(a, b), augment, labels, text, name=name) for name, (a, b) in cuts.items()}
 
 
-def given(method: Any, parts: dict[str, Part], recipe: Recipe | None = None) -> Given:
+def given(method: Any, parts: dict[str, Subset], recipe: Recipe | None = None) -> MethodInputs:
     """What the method declares of the parts, and the recipe."""
-    return Given(method.needs, parts, recipe)
+    return MethodInputs(method.needs, parts, recipe)
 
 
 def linear_softmax(seed: int = 0) -> Model:

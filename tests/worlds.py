@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from efface import signals
-from efface.observations import Observations
+from efface.auditing import signals
+from efface.auditing.observations import Observations
 
 PAIRS = 45
 
@@ -96,7 +96,7 @@ def with_arrays(observed: Observations, **changed) -> Observations:
 
 def pair(observed: Observations, part: str, signal: str) -> tuple[np.ndarray, np.ndarray]:
     """Scores of ``part`` and of its non-members, which must be there."""
-    found = signals.pair(observed, part, signal)
+    found = signals.score_pair(observed, part, signal)
     assert found is not None
     return found
 

@@ -9,42 +9,46 @@ Public names are imported on first use, so that ``import efface`` (and ``efface 
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from efface._lazy import lazy_exports
+from efface._version import __version__
 
 if TYPE_CHECKING:
-    from efface import methods, objectives
     from efface.api import audit, observe, pretrain, split, unlearn
-    from efface.checkpoint import Checkpoint
-    from efface.data import Data
+    from efface.auditing.observations import Observations
+    from efface.auditing.observers.observe import ObservationSettings
+    from efface.auditing.verdict import Criteria
+    from efface.data.dataset import Data
+    from efface.data.sources import load
+    from efface.data.split import Split
     from efface.errors import EffaceError
-    from efface.observations import Observations
-    from efface.sources import load
-    from efface.splits import Split
-    from efface.train import Optim, Recipe
-    from efface.verdict import Criteria
-    from efface.views import Views
-    from efface.watch import Watch
+    from efface.training import objectives
+    from efface.training.augment import Views
+    from efface.training.checkpoint import Checkpoint
+    from efface.training.optim import Optim
+    from efface.training.recipe import Recipe
+    from efface.unlearning import methods
 
-_HOME = {
-    "Checkpoint": "checkpoint",
-    "Criteria": "verdict",
-    "Data": "data",
+_HOMES = {
+    "Checkpoint": "training.checkpoint",
+    "Criteria": "auditing.verdict",
+    "Data": "data.dataset",
     "EffaceError": "errors",
-    "Observations": "observations",
-    "Optim": "train",
-    "Recipe": "train",
-    "Split": "splits",
-    "Views": "views",
-    "Watch": "watch",
+    "ObservationSettings": "auditing.observers.observe",
+    "Observations": "auditing.observations",
+    "Optim": "training.optim",
+    "Recipe": "training.recipe",
+    "Split": "data.split",
+    "Views": "training.augment",
     "audit": "api",
-    "load": "sources",
+    "load": "data.sources",
     "observe": "api",
     "pretrain": "api",
     "split": "api",
     "unlearn": "api",
+    "methods": "unlearning.methods",
+    "objectives": "training.objectives",
 }
 
 __all__ = [
@@ -52,12 +56,12 @@ __all__ = [
     "Criteria",
     "Data",
     "EffaceError",
+    "ObservationSettings",
     "Observations",
     "Optim",
     "Recipe",
     "Split",
     "Views",
-    "Watch",
     "__version__",
     "audit",
     "load",
@@ -70,11 +74,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in ("methods", "objectives"):
-        return import_module(f"efface.{name}")
-    if name not in _HOME:
-        raise AttributeError(f"module 'efface' has no attribute '{name}'")
-    value = getattr(import_module(f"efface.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_exports(__name__, _HOMES)

@@ -10,54 +10,57 @@ from typing import Any
 
 import torch
 
-from efface import auto, config
-from efface.audits import AUDITS, Cost, Evidence, Finding
-from efface.changes import Change, changes
-from efface.checkpoint import CHOICES, Checkpoint
-from efface.data import Data
-from efface.drift import Requests, worst
-from efface.environment import Environment
+from efface import config
+from efface.auditing.audits import AUDITS
+from efface.auditing.evidence import Cost, Evidence, Finding
+from efface.auditing.observations import Observations
+from efface.auditing.observers.observe import ObservationSettings
+from efface.auditing.observers.observe import observe_model as look
+from efface.auditing.observers.weight_changes import WeightChange, measure_changes
+from efface.auditing.sequential import RequestSequence, worst_exit_code
+from efface.auditing.verdict import Criteria, Verdict, judge
+from efface.data.dataset import Data, require_captions, require_labels
+from efface.data.split import Split, partition
+from efface.data.split import select_forget_set as select
 from efface.errors import EffaceError
-from efface.evidence import checkpoint_facts, compose, write
-from efface.giving import give, name_of, part_of, require_captions, require_labels
-from efface.methods import METHODS, Method
-from efface.objectives import Objective, objective_class
-from efface.observations import Observations
-from efface.plugins import bring, origin
-from efface.record import Record
-from efface.splits import Split, partition
-from efface.splits import forget as select
-from efface.stopping import Stop
-from efface.train import Keep, Optim, Recipe, Rule, Run, fit, silent
-from efface.types import Log
-from efface.until import until
-from efface.verdict import Criteria, Verdict, judge
-from efface.views import Views
-from efface.watch import Watch
-from efface.watch import observe as look
+from efface.reporting.bundle import checkpoint_facts, compose_record, write_evidence
+from efface.reporting.environment import Environment
+from efface.reporting.record import Record
+from efface.training.batch import Log, make_subset
+from efface.training.checkpoint import Checkpoint
+from efface.training.defaults import default_recipe, get_objective_name
+from efface.training.loop import ResumeStore, Run, discard_record, fit, resolve_device
+from efface.training.objectives import CHOICES, Objective
+from efface.training.recipe import Recipe
+from efface.unlearning import plugins
+from efface.unlearning import search as unlearning_search
+from efface.unlearning.early_stopping import StoppingRule, unlearn_with_early_stopping
+from efface.unlearning.inputs import build_inputs
+from efface.unlearning.methods import METHODS, Method
+from efface.unlearning.plugins import get_plugin_origin, load_plugins
 
-bring(METHODS)
+load_plugins(METHODS)
 
 
 @dataclass(frozen=True, eq=False)
-class Result:
+class AuditResult:
     """An audit: what was found of one model, and the verdict."""
 
     verdict: Verdict
     findings: list[Finding]
     evidence: Evidence
-    changes: list[Change] = field(default_factory=list)
+    changes: list[WeightChange] = field(default_factory=list)
     record: Record | None = None
     """The record before it is sealed; None where only observations were judged."""
     keys: tuple[str, ...] = ()
     """The examples to forget."""
-    sequence: Requests | None = None
+    sequence: RequestSequence | None = None
     """Where this was not the first request: all of them together."""
 
     @property
     def exit_code(self) -> int:
         """The verdict's; where earlier requests were audited too, the worse of the two."""
-        return worst(self.verdict.exit_code, *([self.sequence.exit_code] if self.sequence else []))
+        return worst_exit_code(self.verdict.exit_code, *([self.sequence.exit_code] if self.sequence else []))
 
     def save(self, folder: str | Path, *, plain_ids: bool = False) -> Record:
         """Write findings, sealed record, its key and the report into a folder; the sealed record."""
@@ -69,7 +72,7 @@ class Result:
         seen = self.evidence
         models = {"original": seen.original, "subject": seen.subject}
         models |= {f"oracle {i}": oracle for i, oracle in enumerate(seen.oracles, 1)}
-        return write(Path(folder), self.record, self.keys, models, plain_ids=plain_ids)
+        return write_evidence(Path(folder), self.record, self.keys, models, plain_ids=plain_ids)
 
 
 def split(data: Data, forget: str | None = None, *, seed: int = 0, **sizes: float | str | None) -> Split:
@@ -82,61 +85,6 @@ def split(data: Data, forget: str | None = None, *, seed: int = 0, **sizes: floa
     return divided if forget is None else select(divided, data, forget, seed)
 
 
-def default_recipe(data: Data, objective: str | Objective, **changed: Any) -> Recipe:
-    """A recipe that fits the data: its channels, size and classes; augmentation by kind of objective.
-
-    Classifiers see shifted and flipped images, encoders crops, flips and color jitter, image-text models crops alone:
-    a caption may speak of colors and sides. ``changed``: recipe fields.
-    """
-    chosen = objective_class(objective)() if isinstance(objective, str) else objective
-    channels, height, width = data.shape
-    if chosen.labelled and data.y is None:
-        raise EffaceError(
-            f"The objective '{name_of(chosen)}' needs labels, and {data.name} has none.",
-            remedy="Use a label-free objective: simclr, moco, byol.",
-        )
-    still = replace(Views.none(), jitter_prob=Views().jitter_prob)
-    views, optim = Views(), Optim(lr=0.06, warmup=0.05)
-    if chosen.labelled:
-        views, optim = replace(still, flip=True, shift=max(1, height // 8)), Optim(lr=0.1, warmup=0.05)
-    if chosen.captioned:
-        require_captions(data, range(len(data)), f"The objective '{name_of(chosen)}'")
-        views, optim = replace(still, crop=(0.8, 1.0)), Optim(rule=Rule.ADAMW, lr=1e-3, warmup=0.05)
-    given = {
-        "objective": chosen,
-        "channels": channels,
-        "size": (height, width),
-        "classes": len(data.classes),
-        "views": views,
-        "optim": optim,
-    }
-    return Recipe(**(given | changed))
-
-
-def device_of(name: str | torch.device = "auto") -> torch.device:
-    """``auto``: the GPU where there is one, else the CPU."""
-    if isinstance(name, torch.device):
-        return name
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise EffaceError(
-            f"The device '{name}' cannot be used.", str(error).split("\n")[0], "Try --device cpu."
-        ) from error
-    return device
-
-
-def bf16_pays(device: torch.device) -> bool:
-    """Whether bfloat16 autocast is faster than float32: on GPUs, and on CPUs that can multiply bfloat16."""
-    if device.type == "cpu":
-        can = getattr(torch.cpu, "get_capabilities", dict)()
-        return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
-    return device.type == "cuda"
-
-
 def pretrain(
     data: Data,
     split: Split,
@@ -146,28 +94,28 @@ def pretrain(
     seed: int = 0,
     device: str | torch.device = "auto",
     bf16: bool = False,
-    log: Log = silent,
-    keep: Keep | None = None,
+    log: Log = discard_record,
+    resume_store: ResumeStore | None = None,
 ) -> Checkpoint:
     """Train an original checkpoint on forget and retain together.
 
-    ``bf16``: bfloat16 autocast. ``keep``: saves each epoch, so that a cut run goes on bit-identically.
+    ``bf16``: bfloat16 autocast. ``resume_store``: saves each epoch, so that a cut run goes on bit-identically.
     """
     recipe = recipe or default_recipe(data, objective)
-    where, train = device_of(device), split.train
+    where, train = resolve_device(device), split.train
     if recipe.batch_size > len(train):
         raise EffaceError(
             f"A batch of {recipe.batch_size} is larger than the {len(train)} training examples.",
             remedy=f"Set recipe.batch_size to at most {len(train)}.",
         )
-    if recipe.objective.labelled:
-        require_labels(data, train, f"The objective '{name_of(recipe.objective)}'")
-    if recipe.objective.captioned:
-        require_captions(data, train, f"The objective '{name_of(recipe.objective)}'")
-    run = Run(seed=seed, device=where, log=log, bf16=bf16, keep=keep)
-    part = part_of(data, train, recipe.views, "train", where)
+    if recipe.objective.needs_labels:
+        require_labels(data, train, f"The objective '{get_objective_name(recipe.objective)}'")
+    if recipe.objective.needs_captions:
+        require_captions(data, train, f"The objective '{get_objective_name(recipe.objective)}'")
+    run = Run(seed=seed, device=where, log=log, bf16=bf16, resume_store=resume_store)
+    part = make_subset(data, train, recipe.views, "train", where)
     model = fit(recipe.start(seed).to(where), part, recipe, run)
-    return Checkpoint(model, recipe, seed=seed, split=split.digest(data), tally=run.tally)
+    return Checkpoint(model, recipe, seed=seed, split=split.digest(data), training_cost=run.training_cost)
 
 
 def unlearn(
@@ -179,9 +127,9 @@ def unlearn(
     seed: int | None = None,
     device: str | torch.device = "auto",
     bf16: bool = False,
-    log: Log = silent,
-    keep: Keep | None = None,
-    stop: Stop | Mapping[str, Any] | None = None,
+    log: Log = discard_record,
+    resume_store: ResumeStore | None = None,
+    stop: StoppingRule | Mapping[str, Any] | None = None,
     budget: str | float | None = None,
     **settings: Any,
 ) -> Checkpoint:
@@ -194,32 +142,34 @@ def unlearn(
     ``valid`` is then given one half of it, and the looks the other. ``budget``: most optimizer steps, as ``"5%"`` of
     retraining's or a number; it implies ``stop``.
     """
-    where = device_of(device)
+    where = resolve_device(device)
     seed = start.seed if seed is None else seed
-    run = Run(seed=seed, device=where, log=log, bf16=bf16, keep=keep)
-    end = config.build(Stop, stop, path="stop.") if isinstance(stop, Mapping) else stop
+    run = Run(seed=seed, device=where, log=log, bf16=bf16, resume_store=resume_store)
+    end = config.build(StoppingRule, stop, path="stop.") if isinstance(stop, Mapping) else stop
     stopped, search = None, None
-    if method == auto.AUTO:
+    if method == plugins.AUTO:
         if settings:
-            raise auto.settings_given(settings)
-        found = auto.search(start, data, split, auto.steps_of(budget, start, split), end or Stop(), run)
+            raise unlearning_search.auto_settings_error(settings)
+        found = unlearning_search.search_methods(
+            start, data, split, unlearning_search.resolve_budget(budget, start, split), end or StoppingRule(), run
+        )
         model, chosen, stopped, search = found.model, found.method, found.stopped, found.search
-        run.tally.add(found.tally)
-        end = end or Stop()
+        run.training_cost.add(found.training_cost)
+        end = end or StoppingRule()
     else:
         chosen = method
         if isinstance(chosen, str):
-            chosen = config.choose(METHODS, {"name": chosen, **settings}, "method", {Method: METHODS})
+            chosen = config.parse_choice(METHODS, {"name": chosen, **settings}, "method", {Method: METHODS})
         if budget is not None:
-            end = replace(end or Stop(), steps=auto.steps_of(budget, start, split))
+            end = replace(end or StoppingRule(), steps=unlearning_search.resolve_budget(budget, start, split))
         if end is None:
             model = copy.deepcopy(start.model).to(where)
-            model = chosen.unlearn(model, give(chosen, start, data, split, where), run)
+            model = chosen.unlearn(model, build_inputs(chosen, start, data, split, where), run)
         else:
-            model, stopped = until(end, chosen, start, data, split, run)
+            model, stopped = unlearn_with_early_stopping(end, chosen, start, data, split, run)
     purged: dict[str, str] = {}
     if not chosen.exact:
-        retain = part_of(data, split.retain, start.recipe.views, "retain", where)
+        retain = make_subset(data, split.retain, start.recipe.views, "retain", where)
         purged = model.objective.purge(model, retain.batches(256, run.rng("purge")) if len(retain) else ())
     return Checkpoint(
         model,
@@ -227,10 +177,10 @@ def unlearn(
         seed=seed,
         parent=start.model.digest(),
         method=config.dump(chosen, {Method: METHODS}) | ({"stop": config.dump(end)} if end else {}),
-        origin=origin(type(chosen)),
+        origin=get_plugin_origin(type(chosen)),
         exact=chosen.exact,
         split=split.digest(data),
-        tally=run.tally,
+        training_cost=run.training_cost,
         purged=purged,
         trained=start.trained,
         stopped=stopped,
@@ -242,14 +192,14 @@ def observe(
     checkpoint: Checkpoint,
     data: Data,
     split: Split,
-    watch: Watch | None = None,
+    watch: ObservationSettings | None = None,
     *,
     device: str | torch.device = "auto",
     scratch: Path | None = None,
 ) -> Observations:
     """What a checkpoint shows of the split, as arrays; see :mod:`efface.observations`."""
-    model = checkpoint.model.to(device_of(device))
-    return look(model, data, split, checkpoint.recipe.views, watch or Watch(), scratch=scratch)
+    model = checkpoint.model.to(resolve_device(device))
+    return look(model, data, split, checkpoint.recipe.views, watch or ObservationSettings(), scratch=scratch)
 
 
 def judge_observations(
@@ -260,7 +210,7 @@ def judge_observations(
     criteria: Criteria | None = None,
     costs: Mapping[str, Cost] | None = None,
     unlearned: Sequence[Observations] = (),
-) -> Result:
+) -> AuditResult:
     """Every audit's findings and the verdict, from arrays alone: milliseconds to seconds, no weights needed.
 
     Oracles with the subject's own digest are left out: a score minus itself says nothing. ``unlearned``: originals
@@ -269,7 +219,7 @@ def judge_observations(
     others = tuple(oracle for oracle in oracles if oracle.model != subject.model)
     evidence = Evidence(original, subject, others, dict(costs or {}), unlearned=tuple(unlearned))
     findings = [finding for audit in AUDITS.values() for finding in audit().findings(evidence)]
-    return Result(judge(evidence, criteria or Criteria()), findings, evidence)
+    return AuditResult(judge(evidence, criteria or Criteria()), findings, evidence)
 
 
 def audit(
@@ -280,38 +230,38 @@ def audit(
     unlearned: Checkpoint,
     oracles: Sequence[Checkpoint] = (),
     criteria: Criteria | None = None,
-    watch: Watch | None = None,
+    watch: ObservationSettings | None = None,
     device: str | torch.device = "auto",
-) -> Result:
+) -> AuditResult:
     """Observe and judge one unlearned checkpoint against its original and, where there are any, oracles."""
     seen = [observe(checkpoint, data, split, watch, device=device) for checkpoint in (original, unlearned, *oracles)]
-    costs = {"subject": cost_of(unlearned), "original": cost_of(original)}
+    costs = {"subject": get_training_cost(unlearned), "original": get_training_cost(original)}
     if oracles:
-        costs["oracle"] = cost_of(oracles[0])
+        costs["oracle"] = get_training_cost(oracles[0])
     result = judge_observations(seen[0], seen[1], seen[2:], criteria=criteria, costs=costs)
-    moved = changes(original.model, unlearned.model, unlearned.purged)
+    moved = measure_changes(original.model, unlearned.model, unlearned.purged)
     models = {"original": original, "subject": unlearned}
     models |= {f"oracle {i + 1}": oracle for i, oracle in enumerate(oracles)}
-    record = compose(
+    record = compose_record(
         data,
         split,
         {name: checkpoint_facts(model.meta()) for name, model in models.items()},
         result.verdict,
         result.findings,
-        Environment.here(torch.__version__, torch.get_num_threads(), str(device_of(device))),
+        Environment.current(torch.__version__, torch.get_num_threads(), str(resolve_device(device))),
         criteria=criteria or Criteria(),
         changes=moved,
         costs=costs,
-        config={"recipe": config.dump(original.recipe, CHOICES), "watch": config.dump(watch or Watch())},
+        config={"recipe": config.dump(original.recipe, CHOICES), "watch": config.dump(watch or ObservationSettings())},
     )
     keys = tuple(str(key) for key in data.keys[split.forget])
     return replace(result, changes=moved, record=record, keys=keys)
 
 
-def cost_of(checkpoint: Checkpoint) -> Cost:
+def get_training_cost(checkpoint: Checkpoint) -> Cost:
     """The cost of making a checkpoint."""
-    tally = checkpoint.tally
+    tally = checkpoint.training_cost
     return Cost(tally.steps, tally.examples, tally.seconds)
 
 
-__all__ = ["METHODS", "Result", "audit", "observe", "pretrain", "unlearn"]
+__all__ = ["METHODS", "AuditResult", "audit", "observe", "pretrain", "unlearn"]

@@ -18,7 +18,7 @@ from typing import Any, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from efface.errors import EffaceError, nearest
+from efface.errors import EffaceError, suggest_name
 
 Choices = Mapping[type, Mapping[str, type]]
 """For each protocol (Objective, Method) the classes that may stand for it, by name."""
@@ -37,7 +37,7 @@ def build(
     for key in values:
         if key not in known:
             raise EffaceError(
-                f"There is no setting '{path}{key}'.{nearest(key, known)}",
+                f"There is no setting '{path}{key}'.{suggest_name(key, known)}",
                 f"Settings of {path.rstrip('.') or cls.__name__}: {', '.join(known) or 'none'}.",
             )
     rest = {} if base is None else {name: getattr(base, name) for name in known}
@@ -51,13 +51,15 @@ def build(
     return cls(**made)
 
 
-def choose(options: Mapping[str, type], value: Any, kind: str, choices: Choices | None = None, path: str = "") -> Any:
+def parse_choice(
+    options: Mapping[str, type], value: Any, kind: str, choices: Choices | None = None, path: str = ""
+) -> Any:
     """An instance of the class that ``value`` names: ``"scrub"``, or ``{"name": "scrub", "alpha": 0.1}``."""
     values = {"name": value} if isinstance(value, str) else dict(value)
     name = str(values.pop("name", ""))
     if name not in options:
         raise EffaceError(
-            f"There is no {kind} called '{name}'.{nearest(name, options)}", f"Known: {', '.join(sorted(options))}."
+            f"There is no {kind} called '{name}'.{suggest_name(name, options)}", f"Known: {', '.join(sorted(options))}."
         )
     return build(options[name], values, choices, path)
 
@@ -112,7 +114,7 @@ def override(values: Mapping[str, Any], settings: Iterable[str]) -> dict[str, An
     return result
 
 
-def documented(cls: type) -> list[tuple[str, str, str, str]]:
+def describe_fields(cls: type) -> list[tuple[str, str, str, str]]:
     """Each field of a dataclass as (name, type, default, the docstring under it)."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     texts: dict[str, str] = {}
@@ -128,7 +130,7 @@ def documented(cls: type) -> list[tuple[str, str, str, str]]:
 def _value(hint: Any, value: Any, choices: Choices, path: str, before: Any = None) -> Any:
     """``value`` as the hint has it; ``before``: what the setting is where nothing is said."""
     if hint in choices and not is_dataclass(value):
-        return choose(choices[hint], value, path.rpartition(".")[2], choices, f"{path}.")
+        return parse_choice(choices[hint], value, path.rpartition(".")[2], choices, f"{path}.")
     if is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
         return build(hint, value, choices, f"{path}.", base=before if isinstance(before, hint) else None)
     if hint in choices or (isinstance(hint, type) and is_dataclass(hint) and isinstance(value, hint)):

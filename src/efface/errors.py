@@ -22,7 +22,7 @@ class EffaceError(Exception):
         return " ".join(part for part in (self.what, self.why, self.remedy) if part)
 
 
-class Diverged(EffaceError):
+class DivergenceError(EffaceError):
     """A loss stopped being a finite number. ``terms`` holds the value of every named term."""
 
     def __init__(self, terms: dict[str, float], step: int, remedy: str = "") -> None:
@@ -36,16 +36,16 @@ class Diverged(EffaceError):
         self.terms, self.step = terms, step
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def suggest_name(name: str, known: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` for the known name closest to ``name``, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> EffaceError:
+def unknown_name_error(kind: str, name: str, known: Iterable[str]) -> EffaceError:
     """The error for a ``kind`` (``"method"``, ``"data set"`` ...) whose ``name`` nobody knows."""
     known = sorted(known)
     return EffaceError(
-        f"There is no {kind} called '{name}'.{nearest(name, known)}",
+        f"There is no {kind} called '{name}'.{suggest_name(name, known)}",
         f"Known: {', '.join(known)}.",
     )

@@ -27,11 +27,11 @@ from scipy.special import betainc, betaincinv, expit, logit, ndtr, ndtri, stdtr,
 
 from efface.errors import EffaceError
 
-FEW = 10
+MIN_SAMPLES = 10
 """Below this many members (or non-members) a variance estimated from them is not trusted."""
 
 
-def finite(scores: np.ndarray, name: str = "scores") -> np.ndarray:
+def check_finite(scores: np.ndarray, name: str = "scores") -> np.ndarray:
     """``scores`` as float64 ``[n]``; an :class:`EffaceError` if there are none, or any is NaN or infinite."""
     values = np.asarray(scores, dtype=np.float64)
     if values.ndim != 1 or values.size == 0:
@@ -50,7 +50,7 @@ def placements(members: np.ndarray, nonmembers: np.ndarray) -> tuple[np.ndarray,
     """DeLong's components: for each member the share of non-members below it ``[m]``, and for each non-member
     the share of members above it ``[n]``; ties count half. Both means are the AUC.
     """
-    pos, neg = finite(members, "member scores"), finite(nonmembers, "non-member scores")
+    pos, neg = check_finite(members, "member scores"), check_finite(nonmembers, "non-member scores")
     below, above = np.sort(neg), np.sort(pos)
     v10 = (np.searchsorted(below, pos, "left") + np.searchsorted(below, pos, "right")) / (2 * neg.size)
     v01 = 1 - (np.searchsorted(above, neg, "left") + np.searchsorted(above, neg, "right")) / (2 * pos.size)
@@ -59,14 +59,14 @@ def placements(members: np.ndarray, nonmembers: np.ndarray) -> tuple[np.ndarray,
 
 def auc(members: np.ndarray, nonmembers: np.ndarray) -> float:
     """P(member > non-member) + P(equal)/2 by mid-ranks, from integer counts."""
-    pos, neg = finite(members, "member scores"), finite(nonmembers, "non-member scores")
+    pos, neg = check_finite(members, "member scores"), check_finite(nonmembers, "non-member scores")
     below = np.sort(neg)
     twice = np.searchsorted(below, pos, "left").sum() + np.searchsorted(below, pos, "right").sum()
     return float(twice) / (2 * pos.size * neg.size)
 
 
 @dataclass(frozen=True)
-class Spread:
+class AucEstimate:
     """An AUC, its standard error and degrees of freedom; ``pairs`` where only the exact fallback holds."""
 
     auc: float
@@ -75,14 +75,14 @@ class Spread:
     pairs: int | None
 
 
-def spread(v10: np.ndarray, v01: np.ndarray) -> Spread:
+def estimate_auc(v10: np.ndarray, v01: np.ndarray) -> AucEstimate:
     """The :class:`Spread` of the AUC whose DeLong components are ``v10`` ``[m]`` and ``v01`` ``[n]``."""
     value, m, n = float(np.clip(v10.mean(), 0, 1)), len(v10), len(v01)
-    if min(m, n) < FEW or value in (0.0, 1.0):
-        return Spread(value, math.inf, 1.0, min(m, n))
+    if min(m, n) < MIN_SAMPLES or value in (0.0, 1.0):
+        return AucEstimate(value, math.inf, 1.0, min(m, n))
     error, freedom = welch(v10, v01)
     # The components are sums of multiples of 1/2m and 1/2n: anything this small is rounding around zero.
-    return Spread(value, error, freedom, min(m, n) if error < 1e-9 else None)
+    return AucEstimate(value, error, freedom, min(m, n) if error < 1e-9 else None)
 
 
 def welch(v10: np.ndarray, v01: np.ndarray) -> tuple[float, float]:
@@ -95,7 +95,7 @@ def welch(v10: np.ndarray, v01: np.ndarray) -> tuple[float, float]:
 
 def interval(v10: np.ndarray, v01: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
     """``(auc, low, high)`` of the AUC with these DeLong components, two-sided at ``level``."""
-    s = spread(v10, v01)
+    s = estimate_auc(v10, v01)
     if s.pairs is not None:
         return s.auc, *clopper_pearson(s.auc * s.pairs, s.pairs, level)
     reach = float(stdtrit(s.freedom, (1 + level) / 2)) * s.error / (s.auc * (1 - s.auc))
@@ -108,9 +108,9 @@ def delong(members: np.ndarray, nonmembers: np.ndarray, level: float = 0.95) -> 
     return interval(*placements(members, nonmembers), level)
 
 
-def tails(v10: np.ndarray, v01: np.ndarray, null: float) -> tuple[float, float]:
+def one_sided_p_values(v10: np.ndarray, v01: np.ndarray, null: float) -> tuple[float, float]:
     """One-sided p ``(of AUC <= null, of AUC >= null)``; inverting them gives :func:`interval` exactly."""
-    s = spread(v10, v01)
+    s = estimate_auc(v10, v01)
     if s.pairs is not None:
         hits, misses = s.auc * s.pairs, (1 - s.auc) * s.pairs
         above = 1.0 if hits == 0 else float(betainc(hits, misses + 1, null))
@@ -126,7 +126,7 @@ def tost(members: np.ndarray, nonmembers: np.ndarray, delta: float, center: floa
     p < alpha exactly where the 1 - 2 alpha interval lies inside.
     """
     v10, v01 = placements(members, nonmembers)
-    return max(tails(v10, v01, center - delta)[0], tails(v10, v01, center + delta)[1])
+    return max(one_sided_p_values(v10, v01, center - delta)[0], one_sided_p_values(v10, v01, center + delta)[1])
 
 
 def delong_difference(
@@ -144,7 +144,7 @@ def delong_difference(
     d10 = v10 - np.mean([r[0] for r in rest], axis=0)
     d01 = v01 - np.mean([r[1] for r in rest], axis=0)
     value = float(d10.mean())
-    if min(len(d10), len(d01)) < FEW:
+    if min(len(d10), len(d01)) < MIN_SAMPLES:
         return value, -1.0, 1.0  # a difference of two AUCs, and too few examples to say more
     error, freedom = welch(d10, d01)
     # No example moved: n like it can still hide the rule-of-three share of examples that would have.
@@ -163,7 +163,7 @@ def roc(members: np.ndarray, nonmembers: np.ndarray) -> tuple[np.ndarray, np.nda
     It starts at (0, 0) with threshold inf. A score >= threshold is called a member. Exact: shares of integer
     counts from one sort.
     """
-    fp, tp, thresholds = sweep(finite(members, "member scores"), finite(nonmembers, "non-member scores"))
+    fp, tp, thresholds = sweep(check_finite(members, "member scores"), check_finite(nonmembers, "non-member scores"))
     return fp / len(nonmembers), tp / len(members), thresholds
 
 
@@ -178,7 +178,7 @@ def sweep(pos: np.ndarray, neg: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
     return fp, tp, np.append(np.inf, ranked[last])
 
 
-def curve(members: np.ndarray, nonmembers: np.ndarray, most: int = 200) -> dict[str, list[float]]:
+def thin_roc(members: np.ndarray, nonmembers: np.ndarray, most: int = 200) -> dict[str, list[float]]:
     """A JSON-able ROC for figures: ``fpr``, ``tpr`` at no more than ``most`` points, both ends included."""
     fpr, tpr, _ = roc(members, nonmembers)
     kept = np.unique(np.linspace(0, len(fpr) - 1, most).round().astype(int))
@@ -221,7 +221,7 @@ def tpr_at_fpr(members: np.ndarray, nonmembers: np.ndarray, fpr: float, level: f
     interval given the threshold. Fewer than 1/``fpr`` non-members cannot show such a rate: no value, and the
     note says so.
     """
-    pos, neg = finite(members, "member scores"), finite(nonmembers, "non-member scores")
+    pos, neg = check_finite(members, "member scores"), check_finite(nonmembers, "non-member scores")
     allowed = math.floor(fpr * neg.size + 1e-9)
     if allowed < 1:
         need = math.ceil(1 / fpr - 1e-9)
@@ -252,7 +252,7 @@ def permutation(members: np.ndarray, nonmembers: np.ndarray, draws: int = 999, s
     """Two-sided p of "members and non-members are exchangeable", by relabelling; never 0 (the smallest is
     1/(draws+1)).
     """
-    pos, neg = finite(members, "member scores"), finite(nonmembers, "non-member scores")
+    pos, neg = check_finite(members, "member scores"), check_finite(nonmembers, "non-member scores")
     scores = np.concatenate([pos, neg])
     ordered = np.sort(scores)
     ranks = np.searchsorted(ordered, scores, "left") + np.searchsorted(
@@ -321,7 +321,7 @@ def histogram(groups: dict[str, np.ndarray], bins: int = 40) -> dict[str, Any]:
     """JSON-able counts of several groups on shared edges that include the smallest and the largest score of
     all.
     """
-    values = {name: finite(scores, f"{name} scores") for name, scores in groups.items()}
+    values = {name: check_finite(scores, f"{name} scores") for name, scores in groups.items()}
     every = np.concatenate(list(values.values()))
     low, high = float(every.min()), float(every.max())
     if high - low <= 1e-9 * max(abs(low), abs(high)):  # one point mass: no finer than floats can count
@@ -331,12 +331,12 @@ def histogram(groups: dict[str, np.ndarray], bins: int = 40) -> dict[str, Any]:
     return {"edges": [float(edge) for edge in edges], "counts": counts}
 
 
-def drawn(pairs: dict[str, tuple[np.ndarray, np.ndarray]], points: int, bins: int) -> dict[str, Any]:
+def summarize_for_figures(pairs: dict[str, tuple[np.ndarray, np.ndarray]], points: int, bins: int) -> dict[str, Any]:
     """Of each model's ``(members, nonmembers)``: ``points`` of its ROC curve, and histograms on shared edges."""
     groups = {f"{name} members": pair[0] for name, pair in pairs.items()}
     groups |= {f"{name} non-members": pair[1] for name, pair in pairs.items()}
     return {
-        "roc": {name: curve(*pair, points) for name, pair in pairs.items()},
+        "roc": {name: thin_roc(*pair, points) for name, pair in pairs.items()},
         "histogram": histogram(groups, bins),
     }
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from efface import svg
-from efface.figures import Plot, slug
+from efface.reporting.figures import svg
+from efface.reporting.figures.audit import Plot, slug
 
 WIDE, TALL = 620.0, 380.0
 CHEAPEST = 1e-4
@@ -19,7 +19,7 @@ CHEAPEST = 1e-4
 LETTER, LINE = 5.6, 13.0
 """About the width of a letter and the height of a line, in pixels."""
 RATES = np.concatenate([[0.0], np.geomspace(0.002, 1, 40)])
-Line = Mapping[str, Any]
+RankingLine = Mapping[str, Any]
 
 
 def mean(one: Mapping[str, Any] | None) -> float | None:
@@ -52,7 +52,7 @@ def gaps(name: str, world: Mapping[str, Any]) -> Markup | None:
         )
         panel.text("noise floor", a, top - 9, anchor="start")
         said.append(f"noise floor {points(floor):.2f}")
-    panel.axes("average gap to retraining, points", "", svg.nice(0, 1.05 * max(ends), 6), [])
+    panel.axes("average gap to retraining, points", "", svg.nice_ticks(0, 1.05 * max(ends), 6), [])
     if start is not None:
         at = svg.n(panel.x(points(start)))
         panel.add(f'<path class="line chance" d="M{at} {top - 4}V{svg.n(height - 40)}"/>')
@@ -75,7 +75,7 @@ def gaps(name: str, world: Mapping[str, Any]) -> Markup | None:
     return panel.svg(f"gaps-{name}", "Average gap of each method", "; ".join(said))
 
 
-def _picked(line: Line) -> bool:
+def _picked(line: RankingLine) -> bool:
     """Whether the oracle would have picked another setting, and its gap is known."""
     other = line["by_oracle"] is not None and line["by_oracle"] != line["setting"]
     return bool(other and line["oracle_picked"] and line["oracle_picked"]["gap"])
@@ -85,28 +85,28 @@ def _picked(line: Line) -> bool:
 
 
 @dataclass(frozen=True)
-class Place:
+class MethodPoint:
     """A method among the others: lower cost, lower gap, higher utility are better."""
 
     label: str
     cost: float
     gap: float
     utility: float
-    front: bool = False
+    on_front: bool = False
     """Whether no other is as good in all three and better in one."""
 
 
-def places(world: Mapping[str, Any]) -> list[Place]:
+def method_points(world: Mapping[str, Any]) -> list[MethodPoint]:
     """The methods whose three numbers are known; cost: examples shown, as a share of retraining's."""
     known = [
-        Place(line["label"], *(one["mean"] for one in (line["share"]["examples"], line["gap"], line["utility"])))
+        MethodPoint(line["label"], *(one["mean"] for one in (line["share"]["examples"], line["gap"], line["utility"])))
         for line in world["methods"]
         if line["gap"] and line["utility"] and line["share"]["examples"]
     ]
-    return [Place(p.label, p.cost, p.gap, p.utility, not any(better(q, p) for q in known)) for p in known]
+    return [MethodPoint(p.label, p.cost, p.gap, p.utility, not any(dominates(q, p) for q in known)) for p in known]
 
 
-def better(one: Place, other: Place) -> bool:
+def dominates(one: MethodPoint, other: MethodPoint) -> bool:
     """Whether ``one`` is nowhere worse and somewhere better."""
     a, b = (one.cost, one.gap, -one.utility), (other.cost, other.gap, -other.utility)
     return all(x <= y for x, y in zip(a, b, strict=True)) and a != b
@@ -114,7 +114,7 @@ def better(one: Place, other: Place) -> bool:
 
 def pareto(name: str, world: Mapping[str, Any]) -> Markup | None:
     """Cost against gap; what is on the front is filled, and each says its utility against the oracle's."""
-    shown = places(world)
+    shown = method_points(world)
     if not shown:
         return None
     low = 10.0 ** math.floor(
@@ -127,7 +127,10 @@ def pareto(name: str, world: Mapping[str, Any]) -> Markup | None:
     top = 1.1 * max(points(p.gap) for p in shown)
     panel = svg.Panel(svg.Scale(low, high, 52, WIDE - 14, log=True), svg.Scale(0, top, TALL - 40, 12), WIDE, TALL)
     panel.axes(
-        "examples shown, as a share of retraining's", "average gap, points", svg.decades(low, high), svg.nice(0, top, 6)
+        "examples shown, as a share of retraining's",
+        "average gap, points",
+        svg.decade_ticks(low, high),
+        svg.nice_ticks(0, top, 6),
     )
     if floor is not None and floor > 0:
         at = panel.y(min(points(floor), top))
@@ -138,16 +141,16 @@ def pareto(name: str, world: Mapping[str, Any]) -> Markup | None:
         (panel.x(p.cost) - 6, panel.y(points(p.gap)) - 6, panel.x(p.cost) + 6, panel.y(points(p.gap)) + 6)
         for p in shown
     ]
-    for place in sorted(shown, key=lambda p: (not p.front, p.gap)):
+    for place in sorted(shown, key=lambda p: (not p.on_front, p.gap)):
         x, y = panel.x(place.cost), panel.y(points(place.gap))
-        panel.add(svg.marker(x, y, "subject" if place.front else "original"))
-        told = "" if full is None else f" ({signed(points(place.utility - full))})"
-        _label(panel, taken, f"{place.label}{told}", x, y, "name" if place.front else "")
+        panel.add(svg.marker(x, y, "subject" if place.on_front else "original"))
+        told = "" if full is None else f" ({format_signed_points(points(place.utility - full))})"
+        _label(panel, taken, f"{place.label}{told}", x, y, "name" if place.on_front else "")
     said = "; ".join(f"{p.label}: cost {p.cost:.3g}, gap {points(p.gap):.2f}, utility {p.utility:.3f}" for p in shown)
     return panel.svg(f"pareto-{name}", "Cost, gap and utility", said)
 
 
-def signed(value: float) -> str:
+def format_signed_points(value: float) -> str:
     """Points with their sign, a true minus."""
     return f"{value:+.1f}".replace("-", "\u2212")
 
@@ -189,7 +192,7 @@ def averaged(curves: Iterable[Mapping[str, Sequence[float]]]) -> list[svg.Point]
     return [(float(x), float(y)) for x, y in zip(RATES, np.mean(rates, axis=0), strict=True)] if rates else []
 
 
-def roc(
+def draw_method_roc(
     name: str,
     signal: str,
     mine: Sequence[Mapping[str, Any]],

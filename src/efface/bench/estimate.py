@@ -20,22 +20,24 @@ import numpy as np
 import torch
 
 from efface import api, config
+from efface.auditing.observers.observe import ObservationSettings, select_positions
 from efface.bench.grid import Grid
-from efface.bench.plan import WRITTEN, Planned, divided, plan
-from efface.checkpoint import CHOICES, Checkpoint
-from efface.data import Data
+from efface.bench.plan import METHOD_CHOICES, FamilyPlan, load_divided, plan_bench
+from efface.data.dataset import Data
+from efface.data.split import SPLIT_PARTS, Split, select_forget_set
 from efface.errors import EffaceError
-from efface.runs import Progress
-from efface.splits import PARTS, Split, forget
-from efface.train import Recipe
-from efface.watch import Watch, rows_of
+from efface.runs.run import Progress
+from efface.training.checkpoint import Checkpoint
+from efface.training.objectives import CHOICES
+from efface.training.recipe import Recipe
+from efface.unlearning import methods
 
-BATCHES, STEPS, START = 3, 6, 3.0
+BATCHES, STEPS, START_SECONDS = 3, 6, 3.0
 """Batches of retained examples that a method is tried on; steps that training is timed by; seconds to start up."""
 
 
 @dataclass(frozen=True)
-class Line:
+class CostLine:
     """Some models of one kind: how many, and what each takes."""
 
     family: str
@@ -54,27 +56,27 @@ class Estimate:
 
     name: str
     jobs: int
-    lines_: tuple[Line, ...]
+    cost_lines: tuple[CostLine, ...]
     unfit: tuple[str, ...] = field(default=())
 
     @property
     def seconds(self) -> float:
         """Of all of it, with so many processes."""
-        return START + sum(line.models * line.seconds for line in self.lines_) / self.jobs
+        return START_SECONDS + sum(line.models * line.seconds for line in self.cost_lines) / self.jobs
 
     @property
     def megabytes(self) -> float:
         """Of all of it on disk."""
-        return sum(line.models * line.megabytes for line in self.lines_)
+        return sum(line.models * line.megabytes for line in self.cost_lines)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form."""
         return {
             "name": self.name,
-            "models": sum(line.models for line in self.lines_),
+            "models": sum(line.models for line in self.cost_lines),
             "seconds": self.seconds,
             "megabytes": self.megabytes,
-            "lines": [asdict(line) for line in self.lines_],
+            "lines": [asdict(line) for line in self.cost_lines],
             "not_applicable": list(self.unfit),
         }
 
@@ -82,17 +84,17 @@ class Estimate:
         """A table, what does not apply, and the sums."""
         head = ("family", "forget set", "model", "how many", "each", "disk")
         table = [head] + [
-            (one.family, one.forget, one.what, str(one.models), clock(one.seconds), f"{one.megabytes:.1f} MB")
-            for one in self.lines_
+            (one.family, one.forget, one.what, str(one.models), format_clock(one.seconds), f"{one.megabytes:.1f} MB")
+            for one in self.cost_lines
         ]
         widths = [max(len(row[column]) for row in table) for column in range(len(head))]
         text = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
-        models = sum(line.models for line in self.lines_)
-        total = f"{models} models: about {clock(self.seconds)} with {self.jobs} processes on as many free cores"
+        models = sum(line.models for line in self.cost_lines)
+        total = f"{models} models: about {format_clock(self.seconds)} with {self.jobs} processes on as many free cores"
         return [*text, *(f"not applicable: {one}" for one in self.unfit), f"{total}, {self.megabytes:.0f} MB."]
 
 
-def clock(seconds: float) -> str:
+def format_clock(seconds: float) -> str:
     """Seconds as people say them."""
     if seconds < 90:
         return f"{seconds:.1f} s"
@@ -104,7 +106,7 @@ def estimate(grid: Grid, home: Path, progress: Progress | None = None) -> Estima
     progress, before = progress or Progress(), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        planned = plan(grid)
+        planned = plan_bench(grid)
         lines = [line for one in planned.families.values() for line in _family(one, grid, progress)]
     finally:
         torch.set_num_threads(before)
@@ -116,9 +118,9 @@ def estimate(grid: Grid, home: Path, progress: Progress | None = None) -> Estima
     return Estimate(grid.name, grid.jobs, tuple(lines), unfit)
 
 
-def _family(one: Planned, grid: Grid, progress: Progress) -> list[Line]:
+def _family(one: FamilyPlan, grid: Grid, progress: Progress) -> list[CostLine]:
     seed = grid.seeds.reporting[0]
-    data, base = divided(one, seed)
+    data, base = load_divided(one, seed)
     recipe: Recipe = config.build(Recipe, one.recipe, CHOICES, "recipe.")
     start = Checkpoint(recipe.start(0), recipe)
     selection, reporting = len(grid.seeds.selection), len(grid.seeds.reporting)
@@ -126,22 +128,22 @@ def _family(one: Planned, grid: Grid, progress: Progress) -> list[Line]:
     progress.say(f"Measuring {one.name}")
     training = _training(start, data, base, grid)
     steps = -(-len(base.train) // recipe.batch_size)
-    lines = [Line(one.name, "", "original", selection + reporting, training * steps * recipe.epochs, size)]
+    lines = [CostLine(one.name, "", "original", selection + reporting, training * steps * recipe.epochs, size)]
     kept = size if grid.keep_weights else 0.0
     for name, selector in one.forget.items():
-        split = forget(base, data, selector, seed)
+        split = select_forget_set(base, data, selector, seed)
         look, disk, judging = _looking(start, data, split, grid)
         fewer = -(-len(split.retain) // recipe.batch_size)
         oracles = selection * grid.oracles.selection + reporting * grid.oracles.reporting
-        lines.append(Line(one.name, name, "what originals show", selection + reporting, look + judging, disk))
+        lines.append(CostLine(one.name, name, "what originals show", selection + reporting, look + judging, disk))
         retraining = training * fewer * recipe.epochs + look + judging
-        lines.append(Line(one.name, name, "oracle", oracles, retraining, disk + kept))
+        lines.append(CostLine(one.name, name, "oracle", oracles, retraining, disk + kept))
         for entry in one.entries:
             progress.status(f"Measuring {one.name}, {name}, {entry.label}")
             compared = len(entry.settings) * selection if len(entry.settings) > 1 else 0
             models = compared + reporting * min(2, len(entry.settings))
             took = float(np.mean([_method(setting, start, data, split, grid) for setting in entry.settings]))
-            lines.append(Line(one.name, name, entry.label, models, took + look + judging, disk + kept))
+            lines.append(CostLine(one.name, name, entry.label, models, took + look + judging, disk + kept))
     return lines
 
 
@@ -163,7 +165,7 @@ def _method(setting: Mapping[str, Any], start: Checkpoint, data: Data, split: Sp
     share = min(1.0, BATCHES * size / max(1, len(split.retain)))
     few = replace(split, **{part: _some(getattr(split, part), share) for part in ("forget", "retain", "valid")})
     short, epochs = _one_epoch(dict(setting), max(1, start.recipe.epochs // 20))
-    method = config.choose(api.METHODS, json.loads(json.dumps(short)), "method", WRITTEN)
+    method = config.parse_choice(methods.METHODS, json.loads(json.dumps(short)), "method", METHOD_CHOICES)
     began = time.process_time()
     try:
         api.unlearn(start, data, few, method, device=grid.device, bf16=grid.bf16)
@@ -191,10 +193,10 @@ def _one_epoch(setting: dict[str, Any], by_default: int) -> tuple[dict[str, Any]
 
 def _looking(start: Checkpoint, data: Data, split: Split, grid: Grid) -> tuple[float, float, float]:
     """Seconds of looking at a model, megabytes of what it shows, seconds of judging it."""
-    watch: Watch = grid.watch
-    rows = rows_of(split, watch, data)
+    watch: ObservationSettings = grid.watch
+    rows = select_positions(split, watch, data)
     whole = sum(len(positions) for positions in rows.values())
-    few = replace(split, **{part: _some(getattr(split, part), 0.1) for part in PARTS})
+    few = replace(split, **{part: _some(getattr(split, part), 0.1) for part in SPLIT_PARTS})
     api.observe(start, data, few, watch, device=grid.device)  # what is loaded on first use is not counted
     began = time.process_time()
     seen = api.observe(start, data, few, watch, device=grid.device)

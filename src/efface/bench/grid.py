@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from efface import config
-from efface.errors import EffaceError, unknown
-from efface.runs import Sizes
-from efface.verdict import Criteria
-from efface.watch import Watch
+from efface.auditing.observers.observe import ObservationSettings
+from efface.auditing.verdict import Criteria
+from efface.errors import EffaceError, unknown_name_error
+from efface.runs.run import Sizes
 
-Settings = dict[str, Any]
+MethodSettings = dict[str, Any]
 """One setting of a method, as in ``--set method.*``; with ``name`` where the entry is called otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seeds:
+class BenchSeeds:
     """Which seeds choose settings, and which are reported: never the same."""
 
     selection: tuple[int, ...] = (0, 1)
@@ -37,7 +37,7 @@ class Seeds:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Oracles:
+class OracleCounts:
     """How many models are retrained for each world."""
 
     selection: int = 1
@@ -47,7 +47,7 @@ class Oracles:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Family:
+class ModelFamily:
     """Originals of one kind; what is left out is the grid's."""
 
     recipe: dict[str, Any]
@@ -66,7 +66,7 @@ class Family:
 class Grid:
     """Everything that decides the results, and how many processes compute them."""
 
-    families: dict[str, Family]
+    families: dict[str, ModelFamily]
     """By a name of your own."""
     name: str = ""
     """What the page is called."""
@@ -78,9 +78,11 @@ class Grid:
     """For families that name none."""
     methods: dict[str, Any] = field(default_factory=dict)
     """Name to one setting, a list of them (they are compared), or nothing (the defaults)."""
-    seeds: Seeds = field(default_factory=Seeds)
-    oracles: Oracles = field(default_factory=Oracles)
-    watch: Watch = field(default_factory=lambda: Watch(gradient=False, cap=1000, test_cap=2000))
+    seeds: BenchSeeds = field(default_factory=BenchSeeds)
+    oracles: OracleCounts = field(default_factory=OracleCounts)
+    watch: ObservationSettings = field(
+        default_factory=lambda: ObservationSettings(gradient=False, cap=1000, test_cap=2000)
+    )
     """How every model is looked at; valid examples always are."""
     criteria: Criteria = field(default_factory=Criteria)
     """What the verdicts count as removed."""
@@ -101,7 +103,7 @@ class Grid:
             )
         object.__setattr__(self, "watch", replace(self.watch, valid=True))
 
-    def family(self, name: str) -> Family:
+    def family(self, name: str) -> ModelFamily:
         """A family with the grid's own where it names none."""
         one = self.families[name]
         whole = replace(
@@ -121,16 +123,18 @@ class Grid:
                 )
         return whole
 
-    def only(self, families: Iterable[str] = (), forget: Iterable[str] = ()) -> Grid:
+    def select(self, families: Iterable[str] = (), forget: Iterable[str] = ()) -> Grid:
         """The grid with some of its families and forget sets; nothing named: all. A family left without one goes."""
         names, sets = list(families) or list(self.families), set(forget)
         for name in names:
             if name not in self.families:
-                raise unknown("family", name, self.families)
+                raise unknown_name_error("family", name, self.families)
         offered = {name: self.family(name).forget or {} for name in names}
         for one in sets:
             if not any(one in offer for offer in offered.values()):
-                raise unknown("forget set", one, sorted({key for offer in offered.values() for key in offer}))
+                raise unknown_name_error(
+                    "forget set", one, sorted({key for offer in offered.values() for key in offer})
+                )
         kept = {
             name: {key: value for key, value in offer.items() if not sets or key in sets}
             for name, offer in offered.items()
@@ -139,7 +143,7 @@ class Grid:
         return replace(self, families=chosen)
 
 
-def settings(entry: Any, label: str) -> tuple[Settings, ...]:
+def list_settings(entry: Any, label: str) -> tuple[MethodSettings, ...]:
     """The settings of a method's entry: nothing, one mapping, or a list of them."""
     listed = [{}] if entry is None else entry if isinstance(entry, list) else [entry]
     for one in listed:
@@ -153,18 +157,18 @@ def settings(entry: Any, label: str) -> tuple[Settings, ...]:
     return tuple(named)
 
 
-def read(path: Path) -> Grid:
+def read_grid(path: Path) -> Grid:
     """The grid in a YAML file."""
-    return grid_of(config.read(path), path.stem)
+    return build_grid(config.read(path), path.stem)
 
 
-def grid_of(values: Mapping[str, Any], name: str = "") -> Grid:
+def build_grid(values: Mapping[str, Any], name: str = "") -> Grid:
     """A grid from a mapping; whatever it does not know is an error that suggests the nearest."""
     values = {"name": name, **values}
     families = values.get("families")
     if isinstance(families, Mapping):
         made = {
-            str(key): config.build(Family, one if isinstance(one, Mapping) else {}, path=f"families.{key}.")
+            str(key): config.build(ModelFamily, one if isinstance(one, Mapping) else {}, path=f"families.{key}.")
             for key, one in families.items()
         }
         values["families"] = made

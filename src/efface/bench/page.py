@@ -11,15 +11,15 @@ from typing import Any
 from markupsafe import Markup
 
 from efface.bench import charts
-from efface.bench.tables import spread
-from efface.figures import Plot, slug
-from efface.report import environment
+from efface.bench.tables import mean_and_spread
+from efface.reporting.figures.audit import Plot, slug
+from efface.reporting.format import template_environment
 
 PAGE = "bench.html"
 
 
 @dataclass(frozen=True)
-class World:
+class ScenarioSection:
     """One family and forget set as the page shows it."""
 
     id: str
@@ -37,25 +37,25 @@ class World:
 
 
 @dataclass(frozen=True)
-class Card:
+class MethodCard:
     """One method over all worlds."""
 
     label: str
     method: str
     idea: str
-    worlds: Sequence[tuple[World, Mapping[str, Any], Mapping[str, Any], Sequence[Plot]]]
+    worlds: Sequence[tuple[ScenarioSection, Mapping[str, Any], Mapping[str, Any], Sequence[Plot]]]
     """Where it was run: the world, its line of the ranking, its setting in short, its ROC curves."""
     unfit: Sequence[tuple[str, str]]
     """Where it does not apply, and why."""
 
 
-def render(results: Mapping[str, Any]) -> str:
+def render_bench(results: Mapping[str, Any]) -> str:
     """One page; the same bytes for the same results."""
     worlds = [_world(results, line) for line in results["ranking"]]
-    style = resources.files("efface").joinpath("templates/report.css").read_text(encoding="utf-8")
+    style = resources.files("efface.reporting").joinpath("templates/report.css").read_text(encoding="utf-8")
     rows = results["rows"]
     return (
-        environment()
+        template_environment()
         .get_template("bench.html")
         .render(
             results=results,
@@ -68,12 +68,12 @@ def render(results: Mapping[str, Any]) -> str:
             seeds=results["grid"]["seeds"],
             config=json.dumps(results["grid"], indent=2, ensure_ascii=False),
             points=charts.points,
-            signed=charts.signed,
+            signed=charts.format_signed_points,
         )
     )
 
 
-def _world(results: Mapping[str, Any], line: Mapping[str, Any]) -> World:
+def _world(results: Mapping[str, Any], line: Mapping[str, Any]) -> ScenarioSection:
     name = slug(f"{line['family']}-{line['forget']}")
     facts = results["families"][line["family"]]
     shown = [
@@ -82,7 +82,7 @@ def _world(results: Mapping[str, Any], line: Mapping[str, Any]) -> World:
         if (row["family"], row["forget"], row["kind"], row["status"])
         == (line["family"], line["forget"], "original", "done")
     ]
-    return World(
+    return ScenarioSection(
         name,
         f"{line['family']}, {line['forget']}",
         line,
@@ -126,11 +126,11 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _cards(results: Mapping[str, Any], worlds: Sequence[World]) -> list[Card]:
+def _cards(results: Mapping[str, Any], worlds: Sequence[ScenarioSection]) -> list[MethodCard]:
     """A card for each method of the grid, in the order in which they first come."""
     labels = list(dict.fromkeys(line["label"] for world in worlds for line in world.line["methods"]))
     labels += [one["label"] for one in results["unfit"] if one["label"] and one["label"] not in labels]
-    made: list[Card] = []
+    made: list[MethodCard] = []
     for label in dict.fromkeys(labels):
         facts = [family["methods"][label] for family in results["families"].values() if label in family["methods"]]
         unfit = [(one["family"], one["reason"]) for one in results["unfit"] if one["label"] == label]
@@ -140,11 +140,13 @@ def _cards(results: Mapping[str, Any], worlds: Sequence[World]) -> list[Card]:
             for line in world.line["methods"]
             if line["label"] == label
         ]
-        made.append(Card(label, facts[0]["method"] if facts else label, facts[0]["idea"] if facts else "", runs, unfit))
+        made.append(
+            MethodCard(label, facts[0]["method"] if facts else label, facts[0]["idea"] if facts else "", runs, unfit)
+        )
     return made
 
 
-def _setting(results: Mapping[str, Any], world: World, line: Mapping[str, Any]) -> Mapping[str, Any]:
+def _setting(results: Mapping[str, Any], world: ScenarioSection, line: Mapping[str, Any]) -> Mapping[str, Any]:
     """The chosen setting: what sets it apart, and every field of it."""
     every = results["families"][world.line["family"]]["methods"][line["label"]]["settings"]
     if line["setting"] is None:
@@ -152,7 +154,7 @@ def _setting(results: Mapping[str, Any], world: World, line: Mapping[str, Any]) 
     return {"told": told(every)[line["setting"]] or "one setting", "fields": _flat(every[line["setting"]])}
 
 
-def _rocs(results: Mapping[str, Any], world: World, line: Mapping[str, Any]) -> list[Plot]:
+def _rocs(results: Mapping[str, Any], world: ScenarioSection, line: Mapping[str, Any]) -> list[Plot]:
     """ROC curves of the chosen setting on the reporting seeds."""
     here = [
         row
@@ -162,7 +164,9 @@ def _rocs(results: Mapping[str, Any], world: World, line: Mapping[str, Any]) -> 
     by_kind = {kind: [row for row in here if row["kind"] == kind] for kind in ("original", "oracle")}
     mine = [row for row in here if row["label"] == line["label"] and row["chosen"]]
     name = f"{world.id}-{slug(line['label'])}"
-    drawn = [charts.roc(name, signal, mine, by_kind["original"], by_kind["oracle"]) for signal in world.signals]
+    drawn = [
+        charts.draw_method_roc(name, signal, mine, by_kind["original"], by_kind["oracle"]) for signal in world.signals
+    ]
     return [plot for plot in drawn if plot is not None]
 
 
@@ -181,7 +185,7 @@ def overall(ranking: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         {
             "label": label,
             "worlds": len(one["gap"]),
-            "gap": spread(one["gap"]),
+            "gap": mean_and_spread(one["gap"]),
             "rank": sum(one["rank"]) / len(one["rank"]),
             "within": sum(one["within"]),
             "removed": sum(count for count, _ in one["removed"]),

@@ -18,14 +18,14 @@ from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-Work = Callable[[Any, Callable[[int, int], None]], Any]
+TaskFunction = Callable[[Any, Callable[[int, int], None]], Any]
 """``work(job, tell) -> result``: a function of a module, so that a fresh process can import it."""
 EVERY, PATIENCE = 0.5, 5.0
 """Seconds between two words of a process about its steps; seconds it is given to end."""
 
 
 @dataclass(frozen=True)
-class Done:
+class FinishedJob:
     """A job that is over: its result, or why there is none."""
 
     job: Any
@@ -33,10 +33,10 @@ class Done:
     failed: str = ""
 
 
-class Process:
+class WorkerProcess:
     """One process and the job that it has."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: TaskFunction) -> None:
         spawn = get_context("spawn")
         self.pipe, theirs = spawn.Pipe()
         self.process = spawn.Process(target=_serve, args=(theirs, work), daemon=True)
@@ -46,12 +46,12 @@ class Process:
         self.job: Any = None
         self.steps = (0, 0)
 
-    def hand(self, job: Any) -> None:
+    def send_job(self, job: Any) -> None:
         """Give it a job."""
         self.job, self.steps = job, (0, 0)
         self.pipe.send(job)
 
-    def hear(self) -> Done | None:
+    def poll_result(self) -> FinishedJob | None:
         """What it has to say: that its job is over, or None."""
         try:
             while self.pipe.poll():
@@ -59,15 +59,15 @@ class Process:
                 if kind == "steps":
                     self.steps = value
                     continue
-                return self._over(Done(self.job, **{kind: value}))
+                return self._over(FinishedJob(self.job, **{kind: value}))
         except (EOFError, OSError):
             self.process.join(PATIENCE)
             code = self.process.exitcode
             said = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-            return self._over(Done(self.job, failed=f"Its process ended with {said}: out of memory, or killed."))
+            return self._over(FinishedJob(self.job, failed=f"Its process ended with {said}: out of memory, or killed."))
         return None
 
-    def _over(self, done: Done) -> Done:
+    def _over(self, done: FinishedJob) -> FinishedJob:
         self.job = None
         return done
 
@@ -81,11 +81,11 @@ class Process:
         self.pipe.close()
 
 
-def run(
+def run_jobs(
     next_job: Callable[[], Any],
-    work: Work,
+    work: TaskFunction,
     jobs: int,
-    over: Callable[[Done], None],
+    over: Callable[[FinishedJob], None],
     watch: Callable[[list[tuple[Any, tuple[int, int]]]], None] = lambda busy: None,
 ) -> None:
     """Work through jobs until ``next_job`` has none and none is being worked on.
@@ -93,7 +93,7 @@ def run(
     ``next_job``: a job, or None while there is none that can be begun. ``over``: called with each job that ended.
     ``watch``: called every half second with the jobs in work and their steps.
     """
-    team: list[Process] = []
+    team: list[WorkerProcess] = []
     try:
         while True:
             team = [one for one in team if one.job is not None or one.process.is_alive()]
@@ -101,16 +101,16 @@ def run(
             while job is not None:
                 idle = next((one for one in team if one.job is None), None)
                 if idle is None:
-                    idle = Process(work)
+                    idle = WorkerProcess(work)
                     team.append(idle)
-                idle.hand(job)
+                idle.send_job(job)
                 job = next_job() if sum(one.job is not None for one in team) < jobs else None
             busy = [one for one in team if one.job is not None]
             if not busy:
                 return
             wait([one.pipe for one in busy], timeout=EVERY)
             for one in busy:
-                done = one.hear()
+                done = one.poll_result()
                 if done is not None:
                     over(done)
             watch([(one.job, one.steps) for one in team if one.job is not None])
@@ -132,7 +132,7 @@ def _uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _serve(pipe: Connection, work: Work) -> None:
+def _serve(pipe: Connection, work: TaskFunction) -> None:
     """The life of a process: one job after the other until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow, daemon=True).start()

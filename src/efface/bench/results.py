@@ -7,40 +7,43 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from efface import __version__, config
-from efface.bench.plan import WRITTEN, Kind, Plan, Planned, Task
-from efface.bench.tables import headline, ranked
+from efface import config
+from efface._version import __version__
+from efface.bench.plan import METHOD_CHOICES, BenchPlan, BenchTask, FamilyPlan, TaskKind
+from efface.bench.tables import headline_numbers, rank_methods
 
-FORMAT = 1
+BENCH_RESULTS_FORMAT = 1
 ROUND = 4
 """Digits of the ROC curves."""
 
 
-def gathered(
-    planned: Plan,
-    tasks: Iterable[Task],
+def collect_results(
+    planned: BenchPlan,
+    tasks: Iterable[BenchTask],
     state: Mapping[str, Mapping[str, Any]],
     picks: Sequence[Any],
     machine: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Everything that the tables and the page are made of."""
-    rows = [_row(planned, task, state, picks) for task in tasks if task.kind not in (Kind.ORIGINAL, Kind.JUDGED)]
+    rows = [
+        _row(planned, task, state, picks) for task in tasks if task.kind not in (TaskKind.ORIGINAL, TaskKind.JUDGMENT)
+    ]
     results: dict[str, Any] = {
-        "format": FORMAT,
+        "format": BENCH_RESULTS_FORMAT,
         "efface": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "name": planned.grid.name,
         "machine": dict(machine),
-        "grid": config.dump(planned.grid, WRITTEN),
+        "grid": config.dump(planned.grid, METHOD_CHOICES),
         "families": {name: _family(one) for name, one in planned.families.items()},
         "unfit": [asdict(one) for family in planned.families.values() for one in family.unfit],
         "picks": [asdict(pick) for pick in picks],
         "rows": rows,
     }
-    return results | {"ranking": ranked(results)}
+    return results | {"ranking": rank_methods(results)}
 
 
-def _family(one: Planned) -> dict[str, Any]:
+def _family(one: FamilyPlan) -> dict[str, Any]:
     return {
         "recipe": one.recipe,
         "data": one.data,
@@ -53,24 +56,26 @@ def _family(one: Planned) -> dict[str, Any]:
     }
 
 
-def _row(planned: Plan, task: Task, state: Mapping[str, Mapping[str, Any]], picks: Sequence[Any]) -> dict[str, Any]:
+def _row(
+    planned: BenchPlan, task: BenchTask, state: Mapping[str, Mapping[str, Any]], picks: Sequence[Any]
+) -> dict[str, Any]:
     """One model: who it is, how it was made, how it ended, what was found."""
     world, seeds = task.world, planned.grid.seeds
-    judged = planned.judged(task)
+    judged = planned.judgment(task)
     own, found = state[task.digest], state[judged.digest]
     error = own.get("error") or found.get("error", "")
     lost = own.get("blocked") if "error" in own else found.get("blocked")
     pick = next(
         (p for p in picks if (p.family, p.forget, p.label) == (world.family, world.forget, task.label)), None
     )  # fmt: skip
-    chosen, by_oracle = (pick.chosen, pick.by_oracle) if task.kind is Kind.CELL and pick else (None, None)
+    chosen, by_oracle = (pick.chosen, pick.by_oracle) if task.kind is TaskKind.CELL and pick else (None, None)
     row: dict[str, Any] = {
         "family": world.family,
         "objective": planned.families[world.family].recipe["objective"]["name"],
         "forget": world.forget,
         "seed": world.seed,
         "role": "selection" if world.seed in seeds.selection else "reporting",
-        "kind": {Kind.LOOK: "original", Kind.ORACLE: "oracle", Kind.CELL: "method"}[task.kind],
+        "kind": {TaskKind.OBSERVATION: "original", TaskKind.ORACLE: "oracle", TaskKind.CELL: "method"}[task.kind],
         "label": task.label,
         "setting": task.setting,
         "settings": task.request.get("method", {}),
@@ -87,4 +92,4 @@ def _row(planned: Plan, task: Task, state: Mapping[str, Mapping[str, Any]], pick
         signal: {axis: [round(value, ROUND) for value in values] for axis, values in curve.items()}
         for signal, curve in found["curves"].items()
     }
-    return row | headline(found) | {"findings": found["findings"], "curves": curves}
+    return row | headline_numbers(found) | {"findings": found["findings"], "curves": curves}

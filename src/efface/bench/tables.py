@@ -11,18 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from efface.folder import write_text
+from efface.files import write_text
 
-RESULTS, CELLS, FINDINGS, RANKING = "results.json", "cells.csv", "findings.csv", "ranking.csv"
+RESULTS, CELLS, HEADLINE_FINDINGS, RANKING = "results.json", "cells.csv", "findings.csv", "ranking.csv"
 USEFUL = ("utility.accuracy.test", "utility.knn20.test", "utility.effective_rank")
 """What a model is good for: the first of these that was measured."""
 ROUNDING = 1e-12
 """A spread of so small a share is rounding: the values are the same."""
-WORDS = ("removed", "residue", "over-forgotten", "removed, utility lost", "inconclusive")
+VERDICT_ORDER = ("removed", "residue", "over-forgotten", "removed, utility lost", "inconclusive")
 Row = Mapping[str, Any]
 
 
-def headline(judged: Mapping[str, Any]) -> dict[str, Any]:
+def headline_numbers(judged: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers of one model that tables and page show, from its judgment."""
     by_name = {one["name"]: one for one in judged["findings"]}
     verdict, cost = judged["verdict"], judged["cost"]
@@ -71,7 +71,7 @@ def _signal(one: Mapping[str, Any], by_name: Mapping[str, Mapping[str, Any]]) ->
     }
 
 
-def spread(values: Iterable[float | None]) -> dict[str, Any] | None:
+def mean_and_spread(values: Iterable[float | None]) -> dict[str, Any] | None:
     """Mean, standard deviation (None of one) and n of what was measured; None of nothing."""
     known = [value for value in values if value is not None]
     if not known:
@@ -82,7 +82,7 @@ def spread(values: Iterable[float | None]) -> dict[str, Any] | None:
     return {"mean": float(np.mean(known)), "sd": deviation, "n": len(known)}
 
 
-def ranked(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+def rank_methods(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """For each family and forget set its reference models, then its methods by the mean average gap on reporting
     seeds; methods without one come last.
     """
@@ -102,7 +102,7 @@ def ranked(results: Mapping[str, Any]) -> list[dict[str, Any]]:
                 {
                     "family": family,
                     "forget": forget,
-                    "floor": spread(row.get("gap") for row in oracles),
+                    "floor": mean_and_spread(row.get("gap") for row in oracles),
                     "original": _summary([row for row in rows if row["kind"] == "original"]),
                     "oracle": _summary(oracles),
                     "powered": _powered(rows),
@@ -130,16 +130,21 @@ def _summary(rows: Sequence[Row]) -> dict[str, Any]:
     return {
         "n": len(rows),
         "errors": [{"seed": row["seed"], "error": row["error"]} for row in rows if row["status"] != "done"],
-        "verdicts": {word: count for word in WORDS if (count := sum(row["verdict"] == word for row in good))},
+        "verdicts": {word: count for word in VERDICT_ORDER if (count := sum(row["verdict"] == word for row in good))},
         "levels": sorted({row["level"] for row in good}),
-        "gap": spread(row["gap"] for row in good),
+        "gap": mean_and_spread(row["gap"] for row in good),
         "utility_of": next((row["utility_of"] for row in good), None),
-        "utility": spread(row["utility"] for row in good),
-        "seconds": spread(row["seconds"] for row in good),
-        "steps": spread(row["steps"] for row in good),
-        "share": {what: spread(row["share"][what] for row in good) for what in ("steps", "examples", "seconds")},
+        "utility": mean_and_spread(row["utility"] for row in good),
+        "seconds": mean_and_spread(row["seconds"] for row in good),
+        "steps": mean_and_spread(row["steps"] for row in good),
+        "share": {
+            what: mean_and_spread(row["share"][what] for row in good) for what in ("steps", "examples", "seconds")
+        },
         "signals": {
-            name: {key: spread(row["signals"][name][key] for row in good if name in row["signals"]) for key in keys}
+            name: {
+                key: mean_and_spread(row["signals"][name][key] for row in good if name in row["signals"])
+                for key in keys
+            }
             for name in names
         },
     }
@@ -163,7 +168,7 @@ def write_tables(home: Path, results: Mapping[str, Any]) -> None:
     """``results.json`` with everything, ``cells.csv``, ``findings.csv`` and ``ranking.csv``."""
     write_text(home / RESULTS, json.dumps(results, ensure_ascii=False) + "\n")
     write_text(home / CELLS, _csv([_flat(row) for row in results["rows"]]))
-    write_text(home / FINDINGS, _csv(_findings(results["rows"])))
+    write_text(home / HEADLINE_FINDINGS, _csv(_findings(results["rows"])))
     lines = [
         {"family": world["family"], "forget": world["forget"], **_flat(line)}
         for world in results["ranking"]

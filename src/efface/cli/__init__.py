@@ -11,31 +11,31 @@ from collections.abc import Callable
 
 import typer
 
-from efface.cli.benching import bench
-from efface.cli.embedding import compat, embed
-from efface.cli.judging import audit, report
-from efface.cli.listing import audits, data, inspect, methods
-from efface.cli.making import demo, pretrain, unlearn
-from efface.cli.probing import canaries, relearn
-from efface.cli.referring import references
+from efface.cli.audit import audit_command, report_command
+from efface.cli.bench import bench_command
+from efface.cli.embed import compat_command, embed_command
+from efface.cli.followup import canaries, relearn_command
+from efface.cli.inspect import audits_command, data_command, inspect_command, methods_command
+from efface.cli.references import references_command
+from efface.cli.train import demo_command, pretrain_command, unlearn_command
 from efface.errors import EffaceError
 
 INTERRUPTED = 130
 VERBS: tuple[Callable[..., None], ...] = (
-    pretrain,
-    unlearn,
-    references,
-    audit,
-    report,
-    relearn,
-    bench,
-    inspect,
-    compat,
-    embed,
-    methods,
-    audits,
-    data,
-    demo,
+    pretrain_command,
+    unlearn_command,
+    references_command,
+    audit_command,
+    report_command,
+    relearn_command,
+    bench_command,
+    inspect_command,
+    compat_command,
+    embed_command,
+    methods_command,
+    audits_command,
+    data_command,
+    demo_command,
 )
 """In the order of the help."""
 
@@ -47,12 +47,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for verb in VERBS:
-    app.command()(verb)
+    app.command(verb.__name__.removesuffix("_command"))(verb)
 app.add_typer(canaries, name="canaries")
 
 
 @app.callback()
-def threads() -> None:
+def limit_threads() -> None:
     """One job alone is fastest with its threads bound; the user's own settings win."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

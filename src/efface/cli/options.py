@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from efface.runs import Progress
+    from efface.runs.run import Progress
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to write; refused if it exists.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace --out if it exists.")]
@@ -51,10 +51,10 @@ def settings_of(config: Path | None, assignments: list[str] | None, **given: Any
 @contextmanager
 def progress(quiet: bool) -> Iterator[Progress]:
     """A bar with the time left on a terminal, plain lines elsewhere."""
-    from efface.progress import Bar, Lines
+    from efface.cli.progress import BarProgress, LineProgress
 
-    shown = None if quiet else Bar() if sys.stderr.isatty() else Lines()
-    from efface.runs import Progress
+    shown = None if quiet else BarProgress() if sys.stderr.isatty() else LineProgress()
+    from efface.runs.run import Progress
 
     if shown is None:
         yield Progress()
@@ -65,7 +65,7 @@ def progress(quiet: bool) -> Iterator[Progress]:
         shown.close()
 
 
-def tell(result: dict[str, Any], lines: list[str], *, as_json: bool, quiet: bool) -> None:
+def print_result(result: dict[str, Any], lines: list[str], *, as_json: bool, quiet: bool) -> None:
     """Print the sentences, then the machine-readable line."""
     if not quiet:
         for line in lines:

@@ -1,0 +1,68 @@
+"""Does the demo's audit have power? The demo over ten seeds: what it says of the original and of the retrained model.
+
+    python -m benchmarks.demo_power [--data digits] [--seeds 10] [--jobs 2]
+
+Resumable: a demo whose folder is complete is not run again.
+
+The regime was found by trying seven others on digits with seed 0, which is one of the ten seeds counted here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmarks.machine import machine
+from research.worlds import together
+
+from efface.reporting.record import Record
+from efface.runs import demo
+
+HERE = Path(__file__).parent
+HOME = HERE / "runs" / "demo_power"
+
+
+def one(data: str, seed: int) -> str:
+    torch.set_num_threads(1)
+    folder = HOME / data / f"seed-{seed}"
+    if not (folder / demo.DONE).exists():
+        demo.run_demo(data, folder, seed=seed, device="cpu")
+    return f"{data} {seed}"
+
+
+def row(data: str, seed: int) -> dict[str, Any]:
+    folder = HOME / data / f"seed-{seed}"
+    shown = json.loads((folder / demo.DONE).read_text(encoding="utf-8"))
+    verdict = Record.load(folder / "finetune").verdict
+    return {
+        "seed": seed,
+        "power": {one.signal: one.power for one in verdict.signals},
+        "powered": any(one.powered for one in verdict.signals),
+        "rows": {entry["model"]: entry for entry in shown["rows"]},
+        "seconds": shown["seconds"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="digits", choices=sorted(demo.REGIMES))
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--jobs", type=int, default=2)
+    asked = parser.parse_args()
+    together([(one, (asked.data, seed)) for seed in range(asked.seeds)], asked.jobs)
+    rows = [row(asked.data, seed) for seed in range(asked.seeds)]
+    for r in rows:
+        lows = ", ".join(f"{signal} {power[1]:.3f}" for signal, power in r["power"].items())
+        said = ", ".join(f"{name}: {entry['verdict']}" for name, entry in r["rows"].items())
+        print(f"seed {r['seed']}  lower 95 % bounds: {lows}  {said}")
+    result = {"machine": machine(), "data": asked.data, "powered": sum(r["powered"] for r in rows), "rows": rows}
+    path = HERE / "results" / f"demo_power_{asked.data.replace('-', '_')}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(f"{result['powered']} of {len(rows)} seeds with power; written: {path.relative_to(HERE.parent)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Figure: gradient norms of forgotten, unseen and retained examples before and after the gradient constraint.
+
+python -m benchmarks.norms        writes docs/gradient_norms.svg and results/gradient_norms.json
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from benchmarks.machine import machine
+from research.gradient_constraint import EPOCHS, HOME, REPORTING
+from research.worlds import World
+
+import efface
+from efface.reporting.figures import audit, svg
+from efface.training import batch as training_batch
+from efface.training.model import Model
+from efface.unlearning.methods import GradientConstraint
+
+DOCS, RESULTS = Path(__file__).parent.parent / "docs", Path(__file__).parent / "results"
+STYLE = (
+    "text{font:11px sans-serif;fill:#222}.name{font-weight:600}.grid{stroke:#ddd}.axis,.tick{stroke:#222}"
+    ".line{fill:none;stroke:#222;stroke-width:1.4}.forget{stroke:#0b57a4;stroke-width:2}.area{fill:#0b57a426;stroke:none}"
+    ".holdout{stroke-dasharray:5 3}.retain{stroke:#888;stroke-dasharray:1.5 2.5}"
+    "@media(prefers-color-scheme:dark){text{fill:#eee}.line,.axis,.tick{stroke:#eee}.forget{stroke:#7db6f2}.grid{stroke:#444}}"
+)
+
+
+def norms(model: Model, world: World) -> dict[str, np.ndarray]:
+    """log10 of G of every example of three parts, at the views of a fixed pass."""
+    data, split = world.data()
+    views, found = world.recipe(data).views, {}
+    for part in ("forget", "holdout", "retain"):
+        served = training_batch.make_subset(data, getattr(split, part)[:400], views, part, torch.device("cpu"))
+        method = GradientConstraint()
+        found[part] = np.log10(
+            np.concatenate([method.norms(model, batch).numpy() for batch in served.ordered_batches(64)])
+        )
+    return found
+
+
+def main() -> None:
+    """Unlearn once more, measure, draw."""
+    world = World("simclr", REPORTING[0], HOME, epochs=EPOCHS["simclr"])
+    data, split = world.data()
+    original, oracle = world.model("original"), world.model("oracle-1")
+    after = efface.unlearn(original, data, split, "gradient_constraint", device="cpu")
+    seen = {
+        "before": norms(original.model, world),
+        "after": norms(after.model, world),
+        "retrained": norms(oracle.model, world),
+    }
+    edges = np.linspace(
+        *np.quantile(np.concatenate([v for m in seen.values() for v in m.values()]), (0.005, 0.995)), 25
+    )
+    panels = []
+    for number, (when, parts) in enumerate(seen.items()):
+        shares = {part: audit.counted(values, edges) for part, values in parts.items()}
+        top = 1.08 * max(float(s.max()) for m in seen.values() for v in m.values() for s in [audit.counted(v, edges)])
+        panel = svg.Panel.of((float(edges[0]), float(edges[-1])), (0.0, top))
+        panel.axes(
+            "log10 of the gradient norm",
+            "share of examples, %",
+            svg.nice_ticks(edges[0], edges[-1]),
+            svg.nice_ticks(0, top, 4),
+        )
+        for part in ("retain", "holdout", "forget"):
+            audit.outline(panel, edges, shares[part], part)
+        panel.text(f"{when}", 8, 8, anchor="start", kind="name")
+        panels.append(f'<g transform="translate(0 {number * 212})">{"".join(panel.drawn)}</g>')
+    whole = svg.wrap_svg(
+        "norms", "Gradient norms", __doc__ or "", f"<style>{STYLE}</style>" + "".join(panels), 304, 640
+    )
+    (DOCS / "gradient_norms.svg").write_text(str(whole) + "\n", encoding="utf-8")
+    medians = {when: {part: float(np.median(v)) for part, v in parts.items()} for when, parts in seen.items()}
+    result = {"machine": machine(), "world": "simclr", "seed": REPORTING[0], "median_log10": medians}
+    (RESULTS / "gradient_norms.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(medians))
+
+
+if __name__ == "__main__":
+    main()

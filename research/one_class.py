@@ -1,0 +1,200 @@
+"""One class, gone in less than a pass: contrastive unlearning against retraining, on the ResNet of a shipped grid.
+
+    python -m benchmarks.one_class measure                    what is missing, and results/one_class.json
+    python -m benchmarks.one_class make --label retrain --seed 10      one cell, on any core
+
+The world is ``examples/fashion-resnet.yaml``'s, with its class to forget; ``runs/one_class/originals`` may come from a
+bench of that grid, and what is missing there is trained. Settings are compared on the selection seeds by ``valid`` and
+the forget set alone; retrained models are made for the reporting seeds. One thread; times are CPU seconds. Resumable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from functools import cache
+from pathlib import Path
+from time import process_time
+from typing import Any
+
+import numpy as np
+import torch
+from benchmarks.machine import machine
+from research.worlds import spread
+
+from efface import api, config
+from efface.bench import grid
+from efface.bench.plan import METHOD_CHOICES, Scenario, load_divided, plan_bench
+from efface.data.dataset import Data
+from efface.data.split import Split, select_forget_set
+from efface.errors import EffaceError
+from efface.training import batch
+from efface.training.checkpoint import Checkpoint
+from efface.training.objectives import CHOICES
+from efface.training.recipe import Recipe
+from efface.unlearning import methods
+from efface.unlearning.methods.contrastive_unlearning import measure_accuracy
+
+HERE = Path(__file__).parent
+HOME, RESULT = HERE / "runs" / "one_class", HERE / "results" / "one_class.json"
+GRID, FAMILY, FORGET = HERE.parent / "examples" / "fashion-resnet.yaml", "resnet", "sandals"
+GONE = 0.01
+"""Accuracy on the class that counts as gone."""
+METHOD = "contrastive_unlearning"
+DEFAULT = {"name": METHOD}
+ONE_PASS = {"name": METHOD, "epochs": 1}
+SWEEP: dict[str, dict[str, Any]] = {
+    "defaults": DEFAULT,
+    "one pass": ONE_PASS,
+    **{
+        f"one pass, weight {weight:g}, lr {lr:g}": {**ONE_PASS, "weight": weight, "optim": {"lr": lr}}
+        for weight in (1.0, 3.0, 10.0)
+        for lr in (0.003, 0.01, 0.03)
+    },
+}
+SECOND: dict[str, dict[str, Any]] = {
+    f"one pass, omega 8, weight {weight:g}, task {task:g}, lr {lr:g} to 0": {
+        **ONE_PASS,
+        "omega": 8,
+        "weight": weight,
+        "task_weight": task,
+        "optim": {"lr": lr, "schedule": "cosine"},
+    }
+    for weight, task, lr in ((1, 1, 0.03), (1, 1, 0.1), (1, 3, 0.1), (3, 3, 0.03), (3, 10, 0.03))
+}
+"""A second search, laid out after the first had forgotten the class at the others' expense: twice the retained batches,
+still fewer than a pass over R, more weight on the task, and a rate that falls."""
+SWEEP |= SECOND
+OTHERS: dict[str, dict[str, Any]] = {"retrain": {"name": "retrain"}, "neggrad": {"name": "neggrad"}}
+"""The oracle, and for comparison a baseline with its defaults: nothing was tuned for it."""
+ORIGINAL = "original"
+
+
+@cache
+def planned() -> Any:
+    """The grid's plan for the class."""
+    return plan_bench(grid.read_grid(GRID).select(forget=[FORGET]))
+
+
+@cache
+def world(seed: int) -> tuple[Data, Split]:
+    """The data, and its division with the class to forget."""
+    data, split = load_divided(planned().families[FAMILY], seed)
+    return data, select_forget_set(split, data, planned().families[FAMILY].forget[FORGET], seed)
+
+
+def original(seed: int) -> Checkpoint:
+    """The model to start from: a bench's, or trained now; of another division it is refused."""
+    task = planned().original(Scenario(FAMILY, FORGET, seed))
+    folder = task.folder(HOME)
+    data, split = load_divided(planned().families[FAMILY], seed)
+    if not (folder / "checkpoint.safetensors").exists():
+        recipe = config.build(Recipe, task.request["recipe"], CHOICES, "recipe.")
+        api.pretrain(data, split, recipe=recipe, seed=seed, device="cpu").save(folder)
+    start = Checkpoint.load(folder)
+    if start.split != split.digest(data):
+        raise EffaceError(f"{folder} was trained on another division of the data.", remedy="Move it away.")
+    return start
+
+
+def accuracies(made: Checkpoint, seed: int) -> dict[str, float]:
+    """Shares that are right: members of the class, unseen ones, and the other classes' retained and unseen."""
+    data, split = world(seed)
+    classes = np.unique(data.y[split.forget])
+
+    def share(part: str, inside: bool) -> float:
+        positions = getattr(split, part)
+        chosen = positions[np.isin(data.y[positions], classes) == inside]
+        return measure_accuracy(
+            made.model, batch.make_subset(data, chosen, made.recipe.views, part, torch.device("cpu"))
+        )[0]
+
+    return {
+        "forget": share("forget", True),
+        "class, unseen": share("test", True),
+        "class, valid": share("valid", True),
+        "retain": share("retain", False),
+        "others, unseen": share("test", False),
+        "others, valid": share("valid", False),
+    }
+
+
+def cell(label: str, seed: int) -> dict[str, Any]:
+    """Accuracies and cost of one model, made now or before."""
+    file = HOME / "cells" / f"{label}-{seed}.json"
+    if file.exists():
+        return json.loads(file.read_text(encoding="utf-8"))
+    torch.set_num_threads(1)
+    start, (data, split), log = original(seed), world(seed), []
+    found: dict[str, Any] = {"seed": seed}
+    if label == ORIGINAL:
+        found |= accuracies(start, seed)
+    else:
+        fields = {**SWEEP, **OTHERS}[label]
+        again = {"seed": 1000 + seed} if fields["name"] == "retrain" else {}
+        method = config.parse_choice(methods.METHODS, fields, "method", METHOD_CHOICES)
+        began = process_time()
+        made = api.unlearn(start, data, split, method, device="cpu", log=log.append, **again)
+        found["cpu seconds"] = process_time() - began
+        found |= accuracies(made, seed) | {"steps": made.training_cost.steps, "examples": made.training_cost.examples}
+        found["rules"] = [record for record in log if record["phase"] == "stop_rule"]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(found) + "\n", encoding="utf-8")
+    print(label, found, flush=True)
+    return found
+
+
+def chosen(sweep: dict[str, list[dict[str, Any]]]) -> str:
+    """Of the settings of one pass that leave at most 1 % of the class, in F and in valid, the best on the others'
+    valid examples; of none, the one that leaves least. No retrained model is asked.
+    """
+    left = {
+        name: (
+            np.mean([max(c["forget"], c["class, valid"]) for c in cells]),
+            np.mean([c["others, valid"] for c in cells]),
+        )
+        for name, cells in sweep.items()
+        if name != "defaults"
+    }
+    good = {name: kept for name, (gone, kept) in left.items() if gone <= GONE}
+    return max(good, key=lambda name: good[name]) if good else min(left, key=lambda name: left[name][0])
+
+
+def summary(cells: list[dict[str, Any]]) -> dict[str, Any]:
+    kept = [key for key in cells[0] if key not in ("seed", "rules")]
+    return {key: spread(c[key] for c in cells) for key in kept} | {"cells": cells}
+
+
+def measure() -> None:
+    seeds = planned().grid.seeds
+    sweep = {name: [cell(name, seed) for seed in seeds.selection] for name in SWEEP}
+    best = chosen(sweep)
+    shown = dict.fromkeys((ORIGINAL, *OTHERS, "defaults", "one pass", best))
+    sizes, data = world(seeds.reporting[0])[1].sizes(), planned().families[FAMILY]
+    result = {
+        "machine": machine(),
+        "grid": {"file": f"examples/{GRID.name}", "family": FAMILY, "forget": data.forget[FORGET], "sizes": sizes},
+        "selection_seeds": seeds.selection,
+        "reporting_seeds": seeds.reporting,
+        "settings": {**SWEEP, **OTHERS},
+        "selection": {name: summary(cells) for name, cells in sweep.items()},
+        "chosen": best,
+        "reporting": {name: summary([cell(name, seed) for seed in seeds.reporting]) for name in shown},
+    }
+    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("make", "measure"))
+    parser.add_argument("--label", choices=(ORIGINAL, *SWEEP, *OTHERS))
+    parser.add_argument("--seed", type=int)
+    given = parser.parse_args()
+    if given.part == "measure":
+        measure()
+    else:
+        cell(given.label, given.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""What a step of each method costs, in plain training steps: the price that a share of the steps does not show.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.step_cost [--rounds 5]      results/step_cost.json
+    make docs                                                          docs/frontier.md
+
+400 of 2 000 images to forget. All methods in turns in one process, each for some steps from the same weights; the time
+of a step is the median between two lines of the log, so that batches count and what comes before the first step does
+not. Read the ratios. Weights that were not trained cost as much as others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+from itertools import pairwise
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from benchmarks.machine import machine, summary
+from research.gradient_constraint import HOME
+from research.worlds import World
+
+import efface
+from efface.training.checkpoint import Checkpoint
+
+RESULT = Path(__file__).parent / "results" / "step_cost.json"
+PLAIN = "finetune"
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    PLAIN: ("finetune", {}),
+    "alignment_calibration": ("alignment_calibration", {}),
+    "gradient_constraint": ("gradient_constraint", {}),
+    "margin_matching": ("margin_matching", {}),
+    "margin_matching, batches of 100": ("margin_matching", {"forget_batch_size": 100}),
+}
+BATCHES = {100: 1, 256: 2, 512: 4}
+"""Retained examples a step, and epochs that give enough steps of them."""
+
+
+def step_seconds(world: World, method: str, fields: dict[str, Any], size: int, epochs: int) -> float:
+    """Median time between the ends of two steps."""
+    data, split = world.data()
+    recipe = world.recipe(data)
+    stamps: list[float] = []
+    efface.unlearn(
+        Checkpoint(recipe.start(0), recipe, seed=0),
+        data,
+        split,
+        method,
+        device="cpu",
+        batch_size=size,
+        epochs=epochs,
+        log=lambda record: stamps.append(perf_counter()),
+        **fields,
+    )
+    return statistics.median(later - earlier for earlier, later in pairwise(stamps))
+
+
+def measured(family: str, rounds: int) -> dict[str, Any]:
+    """For each size of the batch and each method: how many plain steps one of its steps takes."""
+    world, found = World(family, 10, HOME, 2000, epochs=250), dict[str, Any]()
+    for size, epochs in BATCHES.items():
+        ratios: dict[str, list[float]] = {label: [] for label in METHODS}
+        for _ in range(rounds):
+            seconds = {label: step_seconds(world, *method, size, epochs) for label, method in METHODS.items()}
+            for label, one in seconds.items():
+                ratios[label].append(one / seconds[PLAIN])
+            print(family, size, {label: round(values[-1], 2) for label, values in ratios.items()}, flush=True)
+        found[str(size)] = {label: summary(values) for label, values in ratios.items()}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    families = {family: measured(family, given.rounds) for family in ("simclr", "moco")}
+    result = {"machine": machine(), "plain": PLAIN, "families": families}
+    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

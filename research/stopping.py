@@ -1,0 +1,152 @@
+"""Over-forgetting with and without looks at unseen examples, and `auto` against the best fixed method.
+
+    python -m benchmarks.stopping make [--jobs 2]     every setting on every world
+    python -m benchmarks.stopping tables              results/stopping.json
+    make docs                                         docs/stopping.md
+
+Worlds (originals, oracles) are those of :mod:`benchmarks.gradient_constraint`. Resumable: a model whose folder is
+complete is not made again, and world after world is finished, so that a run that was cut leaves whole ones. ``tables``
+keeps the figures of worlds whose folders are gone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import machine
+from research import frontier
+from research.frontier import FAMILIES, REPORTING, SELECTION
+from research.gradient_constraint import at
+from research.worlds import World, make, measure, spread, together
+
+RESULT = Path(__file__).parent / "results" / "stopping.json"
+LIMIT = 0.05
+"""How far an AUC may lie from 1/2."""
+FIXED: dict[str, dict[str, Any]] = {
+    "margin_matching": {"name": "margin_matching"},
+    "alignment_calibration lr .06": {"name": "alignment_calibration", **at(0.06)},
+    "gradient_constraint": {"name": "gradient_constraint"},
+}
+"""As in the frontier; the second is known to go too far."""
+STOPPED = {f"{label}, stop": recipe | {"stop": {}} for label, recipe in FIXED.items()}
+SETTINGS = FIXED | STOPPED | {"auto": {"name": "auto"}}
+
+
+def worlds() -> list[World]:
+    """Seed by seed, so that the families grow together."""
+    return [world for seed in REPORTING + SELECTION for world in frontier.worlds(list(FAMILIES), [seed])]
+
+
+def cells(world: World, label: str) -> dict[str, Any] | None:
+    """The figures of one model, with how far it is from the goal; None where it was not made, or diverged."""
+    if not (world.folder / label / "cell.json").exists():
+        return None
+    cell = measure(world, label)
+    if "error" in cell:
+        return None
+    oracles = [measure(world, name) for name in world.oracles()]
+    a1 = {s: row["a1"] for s, row in cell["signals"].items()}
+    fall = {s: frontier.retained(oracles, s) - row["retained"] for s, row in cell["signals"].items()}
+    stopped = cell.get("stopped")
+    return {
+        "a1": a1,
+        "fall": fall,
+        "over": min(a1.values()) < 0.5 - LIMIT,
+        "residue": max(a1.values()) > 0.5 + LIMIT,
+        "distance": frontier.distance(cell, oracles),
+        "knn": cell["knn"],
+        "average_gap": cell["average_gap"],
+        "steps": cell["cost"]["steps"],
+        "reason": stopped and stopped["reason"],
+        "reached": stopped and stopped["reached"],
+        "looked": stopped and min((one["distance"] for one in stopped["looks"][1:]), default=None),
+        "chosen": cell.get("method", {}).get("name"),
+        "trials": len(cell["search"]["trials"]) if cell.get("search") else None,
+    }
+
+
+def summed(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Rates and spreads of one setting over worlds."""
+    reasons = [one["reason"] for one in found if one["reason"]]
+    chosen = [one["chosen"] for one in found if one["trials"]]
+    return {
+        "n": len(found),
+        "over": sum(one["over"] for one in found),
+        "residue": sum(one["residue"] for one in found),
+        "reached": sum(bool(one["reached"]) for one in found),
+        "reasons": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
+        "chosen": {name: chosen.count(name) for name in sorted(set(chosen))},
+        **{key: spread(one[key] for one in found) for key in ("distance", "knn", "average_gap", "steps", "trials")},
+        "lowest": spread(min(one["a1"].values()) for one in found),
+        "highest": spread(max(one["a1"].values()) for one in found),
+        "fall": spread(max(one["fall"].values()) for one in found),
+    }
+
+
+def regret(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """`auto` against what the oracle would have picked: one fixed setting for all worlds, and the best in each."""
+    fixed = {label: found for label, found in rows.items() if label != "auto" and found.keys() >= rows["auto"].keys()}
+    mean = {
+        label: spread(one["distance"] for key, one in found.items() if key in rows["auto"])
+        for label, found in fixed.items()
+    }
+    best = min(mean, key=lambda label: (mean[label] or {"mean": 1.0})["mean"])
+    each = {key: min((found[key]["distance"], label) for label, found in fixed.items()) for key in rows["auto"]}
+    return {
+        "best fixed": best,
+        "worlds": len(rows["auto"]),
+        "distance": mean,
+        "to the best fixed": spread(
+            one["distance"] - fixed[best][key]["distance"] for key, one in rows["auto"].items()
+        ),
+        "to the best of each world": spread(one["distance"] - each[key][0] for key, one in rows["auto"].items()),
+    }
+
+
+def found_in(world: World, before: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """By setting, the figures of a world as it is now, or those kept from before where they are of more settings."""
+    now = {label: found for label in SETTINGS if (found := cells(world, label)) is not None}
+    name = f"{world.family} {world.seed}"
+    old = {label: before[label][name] for label in SETTINGS if name in before.get(label, {})}
+    return old if len(old) > len(now) else now
+
+
+def tables() -> None:
+    """Per family and over all of them, on the worlds where every setting was made."""
+    before = json.loads(RESULT.read_text(encoding="utf-8"))["worlds"] if RESULT.exists() else {}
+    rows: dict[str, dict[str, Any]] = {label: {} for label in SETTINGS}
+    for world in worlds():
+        for label, found in found_in(world, before).items():
+            rows[label][f"{world.family} {world.seed}"] = found
+    rows = {label: found for label, found in rows.items() if found}
+    families: dict[str, Any] = {}
+    for family in [*FAMILIES, "all"]:
+        of = {
+            label: [one for key, one in found.items() if family in ("all", key.split()[0])]
+            for label, found in rows.items()
+        }
+        families[family] = {label: summed(found) for label, found in of.items() if found}
+    result = {"machine": machine(), "limit": LIMIT, "families": families, "worlds": rows}
+    if rows.get("auto"):
+        result["regret"] = regret(rows)
+    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("make", "tables"))
+    parser.add_argument("--only", nargs="+", help="Of the settings, these.")
+    parser.add_argument("--jobs", type=int, default=2)
+    given = parser.parse_args()
+    if given.part == "tables":
+        tables()
+        return
+    chosen = {label: recipe for label, recipe in SETTINGS.items() if not given.only or label in given.only}
+    together([(make, (world, label, recipe)) for world in worlds() for label, recipe in chosen.items()], given.jobs)
+
+
+if __name__ == "__main__":
+    main()

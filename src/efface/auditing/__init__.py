@@ -1,0 +1,32 @@
+"""From observations of models to findings and a verdict. NumPy only, but for ``observers``."""
+
+from typing import TYPE_CHECKING
+
+from efface._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from efface.auditing.evidence import Audit, Evidence, Finding
+    from efface.auditing.observations import Observations
+    from efface.auditing.verdict import Criteria, Verdict, judge
+
+_HOMES = {
+    "Audit": "evidence",
+    "Criteria": "verdict",
+    "Evidence": "evidence",
+    "Finding": "evidence",
+    "Observations": "observations",
+    "Verdict": "verdict",
+    "judge": "verdict",
+}
+
+__all__ = [
+    "Audit",
+    "Criteria",
+    "Evidence",
+    "Finding",
+    "Observations",
+    "Verdict",
+    "judge",
+]
+
+__getattr__ = lazy_exports(__name__, _HOMES)

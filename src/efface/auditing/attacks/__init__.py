@@ -1,0 +1,1 @@
+"""Membership attacks and the statistics behind them: fitted, calibrated by reference models, on canaries."""

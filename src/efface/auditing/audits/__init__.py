@@ -1,0 +1,34 @@
+"""Audits turn observations (arrays) into findings. They never see torch, a model or a method.
+
+Adding one: a file here with a frozen dataclass that has ``findings(evidence)``, and one line in ``AUDITS``.
+Everywhere: a higher score is more member-like.
+"""
+
+from __future__ import annotations
+
+from efface.auditing.audits.alignment_matrix import AlignmentMatrix
+from efface.auditing.audits.ceiling import Ceiling
+from efface.auditing.audits.collateral import Collateral
+from efface.auditing.audits.membership import Membership
+from efface.auditing.audits.oracle_gap import OracleGap
+from efface.auditing.audits.per_example import PerExample
+from efface.auditing.audits.populations import Populations
+from efface.auditing.audits.relearn import Relearn
+from efface.auditing.audits.retrieval import Retrieval
+from efface.auditing.audits.utility import Utility
+from efface.auditing.evidence import Audit
+
+__all__ = ["AUDITS"]
+
+AUDITS: dict[str, type[Audit]] = {
+    "alignment_matrix": AlignmentMatrix,
+    "ceiling": Ceiling,
+    "collateral": Collateral,
+    "membership": Membership,
+    "oracle_gap": OracleGap,
+    "per_example": PerExample,
+    "populations": Populations,
+    "relearn": Relearn,
+    "retrieval": Retrieval,
+    "utility": Utility,
+}

@@ -1,0 +1,171 @@
+"""Whether an index of stored embeddings still fits an encoder that has changed. numpy only.
+
+    c_i = cos(old_i, new_i)                                     the same image, before and after
+    o   = mean over queries q of |NN_k(new_q; old) ∩ NN_k(new_q; new)| / k
+
+old_i, new_i: embeddings of image i by the old and the new encoder; NN_k(v; index): the k rows of an index most similar
+to v by cosine, the query's own row left out. o asks what users would see: the new encoder's queries answered from
+stored vectors, against the same queries answered from a rebuilt index.
+
+Rule: stored vectors may be kept if both encoders have the same width, the 5 % quantile of c is at least ``min_cosine``
+and o is at least ``min_overlap``. Else the index must be rebuilt. Rows of forgotten images go in any case.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from efface.auditing.representations import unit_rows
+from efface.errors import EffaceError
+
+LOW = 0.05
+"""The quantile of the cosines that the rule looks at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompatibilityCriteria:
+    """When stored vectors may be kept."""
+
+    min_cosine: float = 0.95
+    """Least 5 % quantile of the cosine between an image's old and new embedding."""
+    min_overlap: float = 0.9
+    """Least share of a rebuilt index's neighbors that the stored vectors return too."""
+    neighbors: int = 10
+    """How many neighbors k are compared."""
+    rows: int = 5000
+    """How many images at most are looked at, a random sample that only their keys decide."""
+    queries: int = 1000
+    """How many of them at most serve as queries."""
+
+    def __post_init__(self) -> None:
+        for name in ("min_cosine", "min_overlap"):
+            if not -1 <= getattr(self, name) <= 1:
+                raise EffaceError(f"{name} cannot be {getattr(self, name)}.", "Cosines and shares are at most 1.")
+        for name in ("neighbors", "rows", "queries"):
+            if getattr(self, name) < 1:
+                raise EffaceError(f"{name} cannot be {getattr(self, name)}.", "It counts: 1, 2, 3 ...")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compatibility:
+    """How far two encoders agree about the same images."""
+
+    rule: CompatibilityCriteria
+    images: int
+    widths: tuple[int, int]
+    """Numbers in an embedding, old and new."""
+    cosine: dict[str, float] | None
+    """``mean``, ``median``, ``low`` (5 % quantile) and ``least`` of c; ``None`` if the widths differ."""
+    overlap: float | None
+    """o, in [0, 1], higher is better; ``None`` if the widths differ."""
+    drift: float
+    """Share of common neighbors between the old index asked by the old encoder and the new by the new."""
+
+    @property
+    def reasons(self) -> list[str]:
+        """What forbids to keep the stored vectors; empty if they may be kept."""
+        if self.cosine is None or self.overlap is None:
+            return [f"the embeddings have {self.widths[0]} numbers before and {self.widths[1]} after"]
+        found = []
+        if self.cosine["low"] < self.rule.min_cosine:
+            found.append(
+                f"5 % of the cosines are below {self.cosine['low']:.4f}, and {self.rule.min_cosine:g} is asked"
+            )
+        if self.overlap < self.rule.min_overlap:
+            found.append(f"the neighbor overlap is {self.overlap:.4f}, and {self.rule.min_overlap:g} is asked")
+        return found
+
+    @property
+    def keep(self) -> bool:
+        """Whether stored vectors of images that were not forgotten may be kept."""
+        return not self.reasons
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return vars(self) | {"rule": vars(self.rule), "keep": self.keep, "reasons": self.reasons}
+
+    def lines(self, forgotten: int) -> list[str]:
+        """Sentences for a terminal. ``forgotten``: how many images of the data the new encoder has forgotten."""
+        k, rule = self.rule.neighbors, self.rule
+        shown = [f"{self.images} images, {k} neighbors"]
+        if self.cosine is not None and self.overlap is not None:
+            one = self.cosine
+            shown += [
+                f"cosine of old and new   median {one['median']:.4f}, 5 % below {one['low']:.4f}, least "
+                f"{one['least']:.4f}",
+                f"neighbor overlap        {self.overlap:.4f}: new queries, stored vectors against rebuilt ones",
+            ]
+        shown += [f"                        {self.drift:.4f}: old queries on old vectors against new on new"]
+        shown += [
+            f"rule                    keep if 5 % quantile >= {rule.min_cosine:g} and overlap >= {rule.min_overlap:g}"
+        ]
+        if self.keep:
+            shown += ["Stored vectors may be kept, as far as search is concerned. They were made by the old encoder."]
+        else:
+            shown += [f"The index must be REBUILT: {'; '.join(self.reasons)}.", "Use `efface embed NEW --data D`."]
+        count = (
+            f"{forgotten} of these images were forgotten"
+            if forgotten
+            else "none of these images is known as forgotten; where any was"
+        )
+        return [*shown, f"In any case: {count}: their rows must be removed from the index, its backups and caches."]
+
+
+def compare_embeddings(
+    old: np.ndarray, new: np.ndarray, rule: CompatibilityCriteria = CompatibilityCriteria()
+) -> Compatibility:
+    """Compare embeddings [n, d] of the same n images, in the same order, by the old and the new encoder."""
+    if len(old) != len(new) or len(old) <= rule.neighbors:
+        raise EffaceError(
+            f"{len(old)} old and {len(new)} new embeddings cannot be compared.",
+            f"One of each for every image, and more than the {rule.neighbors} neighbors that are compared.",
+            "Give more images, or set fewer neighbors.",
+        )
+    for name, rows in (("old", old), ("new", new)):
+        if not np.isfinite(rows).all():
+            raise EffaceError(f"The {name} encoder gives embeddings that are not finite numbers.")
+    before, after = unit_rows(old), unit_rows(new)
+    places = np.arange(min(rule.queries, len(before)))
+    rebuilt = nearest_rows(after[places], after, places, rule.neighbors)
+    stored = nearest_rows(before[places], before, places, rule.neighbors)
+    same = before.shape[1] == after.shape[1]
+    cosines = (before * after).sum(1) if same else None
+    return Compatibility(
+        rule=rule,
+        images=len(before),
+        widths=(before.shape[1], after.shape[1]),
+        cosine=None if cosines is None else _described(cosines),
+        overlap=neighbor_overlap(nearest_rows(after[places], before, places, rule.neighbors), rebuilt)
+        if same
+        else None,
+        drift=neighbor_overlap(stored, rebuilt),
+    )
+
+
+def nearest_rows(queries: np.ndarray, index: np.ndarray, places: np.ndarray, k: int) -> np.ndarray:
+    """Rows of ``index`` most similar to each query, [m, k]; ``places``: the row that *is* the query, left out."""
+    found = np.empty((len(queries), k), np.int64)
+    for start in range(0, len(queries), 256):
+        part = slice(start, start + 256)
+        similar = queries[part] @ index.T
+        similar[np.arange(len(similar)), places[part]] = -np.inf
+        found[part] = np.argpartition(-similar, k - 1, axis=1)[:, :k]
+    return found
+
+
+def neighbor_overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean share of common entries of two [m, k] tables of neighbors."""
+    return float(np.mean([len(np.intersect1d(x, y)) / len(x) for x, y in zip(a, b, strict=True)]))
+
+
+def _described(cosines: np.ndarray) -> dict[str, float]:
+    low, median = np.quantile(cosines, (LOW, 0.5))
+    return {
+        "mean": float(cosines.mean()),
+        "median": float(median),
+        "low": float(low),
+        "least": float(cosines.min()),
+    }

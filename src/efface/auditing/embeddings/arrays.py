@@ -1,0 +1,164 @@
+"""Embeddings from files: what a data owner can get of a model by asking it, checked before anything is computed.
+
+``.npy``: ``[n, views, d]``, or ``[n * views, d]`` with the views of one item in consecutive rows. ``.npz``: arrays
+``forget`` and, where there are never-trained items to compare with, ``control``; ``forget_keys`` and ``control_keys``
+name the rows, and rows of before and after are then matched by key. Pickled content is refused.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from efface.data.dataset import quote_first
+from efface.errors import EffaceError
+
+KNOWN = ("forget", "control", "forget_keys", "control_keys")
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddingSet:
+    """Some items in some views, as one model embeds them."""
+
+    z: np.ndarray
+    """float32 ``[n, views, d]``; every row finite and none zero."""
+    keys: np.ndarray
+    """Name of each item, str ``[n]``: from the file, or its row number."""
+    named: bool
+    """Whether the names came from the file."""
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddingPair:
+    """The same items in the same views before and after."""
+
+    before: EmbeddingSet
+    after: EmbeddingSet
+
+    def __len__(self) -> int:
+        return len(self.before.z)
+
+    @property
+    def views(self) -> int:
+        """Views of each item."""
+        return self.before.z.shape[1]
+
+
+def read_embeddings(path: Path, views: int | None = None) -> dict[str, EmbeddingSet]:
+    """The parts in one file: ``forget`` and, if it is there, ``control``. Raises for anything but finite numbers."""
+    stored = _arrays(Path(path))
+    found: dict[str, EmbeddingSet] = {}
+    for part in ("forget", "control"):
+        if part not in stored:
+            continue
+        z = check_embeddings(stored[part], views, f"{path} ({part})" if path.suffix == ".npz" else str(path))
+        keys = stored.get(f"{part}_keys")
+        if keys is not None and (keys.shape != (len(z),) or len(np.unique(keys)) < len(z)):
+            raise EffaceError(
+                f"{path}: {part}_keys does not name the {len(z)} items of {part} once each.",
+                f"Its shape is {keys.shape}, with {len(np.unique(keys))} different keys.",
+            )
+        names = np.arange(len(z)).astype(str) if keys is None else keys.astype(str)
+        found[part] = EmbeddingSet(z, names, keys is not None)
+    return found
+
+
+def match_embeddings(before: EmbeddingSet, after: EmbeddingSet, part: str) -> EmbeddingPair:
+    """Both as one, the rows of ``after`` in the order of ``before``; raises where they are not the same items."""
+    if before.z.shape[:2] != after.z.shape[:2]:
+        raise EffaceError(
+            f"Before and after do not fit: {part} has [items, views] = {list(before.z.shape[:2])} before, "
+            f"{list(after.z.shape[:2])} after.",
+            "Row by row they must be the same items in the same views.",
+            "Embed the same items with both models; with two-dimensional arrays check --views.",
+        )
+    if before.named != after.named:
+        raise EffaceError(
+            f"Only one of the two files names the items of {part}.", remedy=f"Put {part}_keys into both, or neither."
+        )
+    order = np.argsort(after.keys, kind="stable")
+    place = np.minimum(np.searchsorted(after.keys, before.keys, sorter=order), len(order) - 1)
+    rows = order[place]
+    absent = before.keys[after.keys[rows] != before.keys]
+    if len(absent):
+        raise EffaceError(
+            f"{len(absent)} items of {part} are in before but not in after.", f"Such as {quote_first(absent.tolist())}."
+        )
+    return EmbeddingPair(before, EmbeddingSet(after.z[rows], after.keys[rows], after.named))
+
+
+def check_embeddings(stored: np.ndarray, views: int | None, name: str) -> np.ndarray:
+    """The array as float32 ``[n, views, d]``; raises unless every item has two views of finite, non-zero numbers."""
+    if stored.dtype.kind not in "fiu":
+        raise EffaceError(f"{name} holds {stored.dtype}, not numbers.", "Embeddings are real numbers.")
+    if stored.ndim == 2 and views and views > 1 and len(stored) % views == 0:
+        stored = stored.reshape(len(stored) // views, views, stored.shape[1])
+    if stored.ndim == 2:
+        raise _flat(stored, views, name)
+    if stored.ndim != 3 or 0 in stored.shape:
+        raise EffaceError(
+            f"{name} has the shape {stored.shape}.",
+            "Expected [items, views, dimensions], or [items * views, dimensions] with --views.",
+        )
+    if stored.shape[1] < 2 or (views is not None and stored.shape[1] != views):
+        said = f", and --views says {views}" if views not in (None, stored.shape[1]) else ""
+        raise EffaceError(
+            f"{name} has {stored.shape[1]} view(s) of each item{said}.", "At least two are compared.", _TWO
+        )
+    with np.errstate(over="ignore"):
+        z = stored.astype(np.float32)
+    bad = int((~np.isfinite(z).all(axis=(1, 2))).sum())
+    if bad:
+        raise EffaceError(
+            f"{name}: {bad} of {len(z)} items hold numbers that are not finite.",
+            "NaN or infinity is no embedding, and is not turned into a score.",
+            "Leave these items out of both files, or embed them again.",
+        )
+    zero = int((np.abs(z).max(axis=2) == 0).any(axis=1).sum())
+    if zero:
+        raise EffaceError(f"{name}: {zero} of {len(z)} items have a view that is all zeros.", "It has no direction.")
+    return z
+
+
+_TWO = "Embed each item in two or more random views (crops, flips): an item agrees with itself in any model."
+
+
+def _flat(stored: np.ndarray, views: int | None, name: str) -> EffaceError:
+    if views and views > 1:
+        return EffaceError(
+            f"{name} has {len(stored)} rows, which is no multiple of {views} views.",
+            "The views of one item stand in consecutive rows, the same number for each.",
+        )
+    return EffaceError(
+        f"{name} has one view of each item: its shape is {stored.shape}.",
+        "The cosine of a view with itself is 1 whatever the model, so nothing could be seen on the diagonal.",
+        f"{_TWO} Save [items, views, dimensions], or add --views K.",
+    )
+
+
+def _arrays(path: Path) -> Mapping[str, np.ndarray]:
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                stored = {name: file[name] for name in file.files}
+        else:
+            loaded = np.load(path, allow_pickle=False)
+            stored = {"forget": loaded} if isinstance(loaded, np.ndarray) else {}
+    except FileNotFoundError:
+        raise EffaceError(f"There is no file {path}.", remedy="Check the path.") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise EffaceError(
+            f"{path} cannot be read as an array of numbers.",
+            f"It is truncated, pickled or something else: {error}",
+            "Save it again with numpy.save (an array of numbers, not of objects) or numpy.savez.",
+        ) from error
+    if "forget" not in stored or set(stored) - set(KNOWN):
+        raise EffaceError(
+            f"{path} holds the arrays {', '.join(sorted(stored)) or 'none'}.",
+            f"Expected forget, and where there are any {', '.join(KNOWN[1:])}.",
+        )
+    return stored

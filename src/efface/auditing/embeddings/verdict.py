@@ -1,0 +1,175 @@
+"""What a data owner can conclude from embeddings before and after, with and without never-trained items.
+
+    AM[i, j] = E_{t, t'} cos(z(t x_i), z(t' x_j))      AGM = AM_before - AM_after      FS = mean_i AGM[i, i]
+
+z: embedding. t, t': random views, on the diagonal two different ones. FS > 0: views of the owner's items agree less
+than before.
+
+Own against other: H0: how much the similarity of two views changed does not depend on whether they show the same item.
+Tested by pairing the first half of each item's views with the second half of a random item's: T is the mean change over
+the true pairs, p the share of pairings (the true one counted) whose mean is at least T. Rejecting it says that the
+change is particular to views of one item. A model that was damaged for everybody does that as well.
+
+Forgotten against control (never-trained items of the owner): H0: the forgotten items' drops AGM[i, i] and the control's
+are exchangeable; two-sided rank permutation. Rejecting it says that the forgotten items were treated otherwise than
+never-trained ones. With a control there is also a verdict, by the rules of :mod:`efface.verdict` on the alignment at
+level A0; without one there is none, except that embeddings which did not change forgot nothing.
+
+Source      after Alignment Calibration (Wang et al. 2024) and EncoderMI (Liu et al. 2021).
+Departures  estimators, tests and what they may claim are ours.
+Tests kill  damage to everybody taken for forgetting.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from efface import stats
+from efface.auditing.embeddings.agreement import (
+    DRAWS,
+    PAIRED,
+    SIGNAL,
+    alignment_observations,
+    clustered_interval,
+    cross_item_similarity,
+    pairing_test,
+    unchanged,
+    view_agreement,
+)
+from efface.auditing.embeddings.arrays import EmbeddingPair
+from efface.auditing.evidence import Evidence, Finding
+from efface.auditing.formatting import format_number
+from efface.auditing.representations import effective_rank
+from efface.auditing.verdict import EXIT_CODES, Criteria, Verdict, VerdictWord, judge
+from efface.errors import EffaceError
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddingVerdict:
+    """The answer to a data owner."""
+
+    word: VerdictWord
+    sentence: str
+    findings: list[Finding]
+    limits: tuple[str, ...]
+    verdict: Verdict | None
+    """The verdict on the alignment; None without a control."""
+    evidence: Evidence | None
+    """What it was judged on, for figures; None without a control."""
+
+    @property
+    def exit_code(self) -> int:
+        """0 removed, 3 residue or over-forgotten, 4 inconclusive."""
+        return EXIT_CODES[self.word]
+
+
+def judge_embedding_pairs(
+    forget: EmbeddingPair, control: EmbeddingPair | None = None, criteria: Criteria | None = None
+) -> EmbeddingVerdict:
+    """Findings, and what follows from them. ``control``: items of the same source that were never trained on."""
+    if len(forget) < 2 or (control is not None and len(control) < 2):
+        raise EffaceError("One item alone cannot be compared with others.", remedy="Give at least two of each kind.")
+    if control is not None and control.views != forget.views:
+        raise EffaceError(
+            f"The control has {control.views} views of each item, and the forgotten items {forget.views}.",
+            "How well views agree can only be compared over the same number of them.",
+        )
+    before, after = view_agreement(forget.before.z), view_agreement(forget.after.z)
+    drop = before - after
+    shift = cross_item_similarity(forget.before.z) - cross_item_similarity(forget.after.z)
+    excess, p = pairing_test(forget.before.z, forget.after.z)
+    n = (len(drop),)
+    found = [
+        Finding(
+            "blackbox.forget_score", float(drop.mean()), clustered_interval(drop), "higher", 0.0, n=n,
+            note="FS: how much less two views of an item agree than before; 0: as before",
+        ),
+        Finding("blackbox.own_pairs", float(after.mean()), clustered_interval(after), None, float(before.mean()), n=n,
+                note="mean cosine of two views of the same item"),
+        Finding("blackbox.other_pairs", cross_item_similarity(forget.after.z), None, None, cross_item_similarity(forget.before.z), n=n,
+                note="mean cosine of views of two different items"),
+        Finding(
+            "blackbox.own_minus_other", excess, None, "higher", 0.0, n=(min(len(drop), PAIRED),),
+            note=f"change of own pairs less that of random pairs; permutation p = {p:.3g}, one-sided, {DRAWS} draws",
+            details={"permutation_p": p},
+        ),
+        Finding(
+            "blackbox.effective_rank", effective_rank(forget.after.z[:, 0]), None, "higher",
+            effective_rank(forget.before.z[:, 0]), n=n, note="directions that the embeddings use; 1: collapsed",
+        ),
+    ]  # fmt: skip
+    if control is None:
+        return _alone(found, drop, shift, p, forget)
+    return _beside(found, forget, control, drop, criteria or Criteria())
+
+
+def _alone(found: list[Finding], drop: np.ndarray, shift: float, p: float, forget: EmbeddingPair) -> EmbeddingVerdict:
+    """Without never-trained items: only that nothing changed can be concluded."""
+    score, scope = float(drop.mean()), f"{len(drop)} items, {forget.views} views each"
+    if unchanged(forget):
+        word: VerdictWord = "residue"
+        text = (
+            f"The embeddings of these items are the same as before ({scope}): nothing was unlearned for whoever is "
+            "asked now, and whatever the model kept of them it still keeps."
+        )
+    else:
+        word = "inconclusive"
+        own = (
+            f"views of one item lost more than views of two (permutation p = {p:.3g})"
+            if p < 0.05 and score > 0
+            else f"no loss that is particular to views of one item (permutation p = {p:.3g})"
+        )
+        text = (
+            f"The model treats these items otherwise than before: forget score {format_number(score, 4)} ({scope}), {own}. "
+            "Whether they were forgotten cannot be said: a model that was damaged or replaced does the same to items "
+            "that it never saw, and there are none here to compare with."
+        )
+    others = f"Views of two different items agree {format_number(abs(shift), 4)} {'less' if shift > 0 else 'more'} than before."
+    return EmbeddingVerdict(word, text, found, (*_limits(forget), _WANTED, others), None, None)
+
+
+_WANTED = "To get an answer, add items of the same source that were certainly never trained on: --control."
+
+
+def _beside(
+    found: list[Finding], forget: EmbeddingPair, control: EmbeddingPair, drop: np.ndarray, criteria: Criteria
+) -> EmbeddingVerdict:
+    """With never-trained items: the drop against theirs, and the verdict on the alignment."""
+    other = view_agreement(control.before.z) - view_agreement(control.after.z)
+    n = (len(drop), len(other))
+    p = stats.permutation(drop, other)
+    error, freedom = stats.welch(drop, other)
+    reach = float(stats.stdtrit(freedom, 0.975)) * error
+    gap = float(drop.mean() - other.mean())
+    original, subject = (alignment_observations(forget, control, when) for when in ("before", "after"))
+    evidence = Evidence(original, subject)
+    verdict = judge(evidence, Criteria(criteria.delta, criteria.alpha, criteria.max_utility_drop, (SIGNAL,)))
+    one = verdict.signals[0]
+    found += [
+        Finding("blackbox.control_score", float(other.mean()), clustered_interval(other), "closer", 0.0, n=(n[1],),
+                note="the same score of the never-trained items: what changed for everybody"),
+        Finding(
+            "blackbox.forget_minus_control", gap, (gap - reach, gap + reach), "higher", 0.0, n=n,
+            note=f"forget score less the control's; permutation p = {p:.3g} that the drops are exchangeable",
+            details={"permutation_p": p},
+        ),
+        Finding(
+            "blackbox.auc", one.value, (one.low, one.high), "closer", one.power[0], n=n,
+            note=f"forgotten against never-trained by how well views agree; {100 * (1 - 2 * criteria.alpha):g} % "
+            "interval; 0.5: nothing to tell",
+        ),
+    ]  # fmt: skip
+    text = f"{verdict.sentence} Forget score {format_number(float(drop.mean()), 4)}, "
+    text += f"the never-trained items' {format_number(float(other.mean()), 4)}."
+    return EmbeddingVerdict(verdict.word, text, found, (*_limits(forget), *verdict.limits), verdict, evidence)
+
+
+def _limits(forget: EmbeddingPair) -> tuple[str, ...]:
+    order = "matched by their keys" if forget.before.named else "taken to be in the same order in both files"
+    return (
+        f"Rows are {order}, and that both models saw the same views is taken on trust.",
+        "Only these embeddings were looked at: not the weights, not other outputs, not copies of data or model. Who "
+        "answers may also have changed the answers and not the model.",
+    )

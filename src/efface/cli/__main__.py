@@ -1,6 +1,0 @@
-"""``python -m efface.cli``."""
-
-from efface.cli import main
-
-if __name__ == "__main__":  # the processes of a bench import this module again
-    main()

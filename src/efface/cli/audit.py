@@ -1,0 +1,149 @@
+"""The verbs that judge them: audit, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from efface.cli.options import Config, Device, Force, Json, Quiet, Set, Trust, print_result, progress, settings_of
+from efface.errors import EffaceError
+from efface.reporting import page as reporting_page
+
+if TYPE_CHECKING:
+    from efface.api import AuditResult
+
+
+def audit_command(
+    run: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="The run on trial; none with --embeddings.")
+    ] = None,
+    embeddings: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option("--embeddings", metavar="BEFORE AFTER", help="Judge two files of embeddings instead: no model."),
+    ] = None,
+    control: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option("--control", metavar="BEFORE AFTER", help="Embeddings of items that were never trained on."),
+    ] = None,
+    views: Annotated[int | None, typer.Option("--views", help="Views per item in rows that follow each other.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="With --embeddings: the folder to write.")] = Path(
+        "embeddings-audit"
+    ),
+    force: Force = False,
+    original: Annotated[
+        Path | None, typer.Option("--original", help="By default the run that it was made from.")
+    ] = None,
+    oracle: Annotated[
+        list[Path] | None,
+        typer.Option("--oracle", help="A run (or, on your word, another's checkpoint) that never saw F; repeatable."),
+    ] = None,
+    references: Annotated[
+        Path | None, typer.Option("--references", help="A folder that `efface references` filled.")
+    ] = None,
+    trust_pickle: Trust = False,
+    plain_ids: Annotated[
+        bool, typer.Option("--plain-ids", help="Write bare keys into the record, not digests.")
+    ] = False,
+    config: Config = None,
+    set_: Set = None,
+    device: Device = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Judge whether a run forgot: findings, record, report and a verdict as the exit code (0, 3 or 4).
+
+    After several requests: the last one, and all of them together against the first original; the worse one counts.
+    """
+    settings = settings_of(config, set_, device=device, trust_pickle=trust_pickle or None)
+    if embeddings is not None:
+        judge_embeddings(embeddings, control, settings, run, out, views, force=force, as_json=json_, quiet=quiet)
+    run = require_run(run, control, views)
+    from efface.runs import audit as runs_audit
+
+    with progress(quiet) as shown:
+        judged = runs_audit.audit_run(
+            run, settings, original=original, oracles=oracle or [], references=references, plain_ids=plain_ids,
+            progress=shown,
+        )  # fmt: skip
+    result, lines = _told(run, judged)
+    print_result(result, [*lines, f"Report: {run / reporting_page.REPORT}"], as_json=json_, quiet=quiet)
+    raise typer.Exit(judged.exit_code)
+
+
+def _told(run: Path, judged: AuditResult) -> tuple[dict[str, Any], list[str]]:
+    """The verdict, and where earlier requests were audited too theirs: for machines, and in sentences."""
+    verdict = judged.verdict
+    result: dict[str, Any] = {
+        "run": str(run),
+        "verdict": verdict.word,
+        "level": verdict.level,
+        "sentence": verdict.sentence,
+    }
+    lines = [f"{verdict.word} ({verdict.level}): {verdict.sentence}"]
+    if judged.sequence is not None:
+        whole = judged.sequence.verdict
+        word, sentence = (whole.word, whole.sentence) if whole else ("inconclusive", judged.sequence.note)
+        result |= {"all_requests": {"verdict": word, "count": judged.sequence.count, "sentence": sentence}}
+        lines += [f"All {judged.sequence.count} examples of all requests: {word}: {sentence}"]
+    return result, lines
+
+
+def require_run(run: Path | None, control: tuple[Path, Path] | None, views: int | None) -> Path:
+    """The run; an error where none was named, or options were given that only embeddings have."""
+    if run is None or control is not None or views is not None:
+        raise EffaceError(
+            "Nothing was said about what to audit." if run is None else "A run has no use for --control and --views.",
+            "--control and --views belong to two files of embeddings." if run is not None else "",
+            "Name a run folder, or two files: --embeddings before.npy after.npy.",
+        )
+    return run
+
+
+def judge_embeddings(
+    embeddings: tuple[Path, Path],
+    control: tuple[Path, Path] | None,
+    settings: dict[str, Any],
+    run: Path | None,
+    out: Path,
+    views: int | None,
+    *,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+) -> NoReturn:
+    """The audit of a data owner: arrays alone, and no torch."""
+    if run is not None or set(settings) - {"criteria"}:
+        raise EffaceError(
+            f"Embeddings are judged without {'a run' if run is not None else 'such settings'}.",
+            remedy="Only --control, --views, --out and --set criteria.NAME=VALUE go with --embeddings.",
+        )
+    from efface import config as settings_file
+    from efface.auditing.verdict import Criteria
+    from efface.reporting.page import REPORT
+    from efface.runs import audit_embeddings
+
+    criteria = settings_file.build(Criteria, settings.get("criteria") or {}, path="criteria.")
+    judged = audit_embeddings.audit_embeddings(embeddings, control, out, views=views, criteria=criteria, force=force)
+    result = {
+        "out": str(out),
+        "verdict": judged.word,
+        "sentence": judged.sentence,
+        "findings": {one.name: one.value for one in judged.findings},
+    }
+    lines = [f"{judged.word}: {judged.sentence}", f"Report: {out / REPORT}"]
+    print_result(result, lines, as_json=as_json, quiet=quiet)
+    raise typer.Exit(judged.exit_code)
+
+
+def report_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="An audited run.")],
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write report.html again from the record, the observations and the log."""
+    from efface.runs import audit as runs_audit
+
+    path = runs_audit.report_run(run)
+    print_result({"report": str(path)}, [str(path)], as_json=json_, quiet=quiet)

@@ -1,0 +1,109 @@
+"""The verbs that look further: relearn, canaries plan, canaries guess."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from efface.cli.options import (
+    Config,
+    DataOption,
+    Device,
+    Json,
+    Quiet,
+    Seed,
+    Set,
+    Trust,
+    print_result,
+    progress,
+    settings_of,
+)
+from efface.runs import relearn as runs_relearn
+
+Original = Annotated[Path | None, typer.Option("--original", help="By default the run that it was made from.")]
+Oracles = Annotated[
+    list[Path] | None,
+    typer.Option("--oracle", help="A run (or, on your word, another's checkpoint) that never saw F; repeatable."),
+]
+
+
+def relearn_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="An unlearned run; it is only read.")],
+    original: Original = None,
+    oracle: Oracles = None,
+    on: Annotated[str | None, typer.Option("--on", help="retain (default) or forget.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps (default 100).")] = None,
+    every: Annotated[int | None, typer.Option("--every", help="Steps between two looks (default 10).")] = None,
+    trust_pickle: Trust = False,
+    config: Config = None,
+    set_: Set = None,
+    seed: Seed = None,
+    device: Device = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a copy on and see how soon the forgotten comes back, in the run and in the oracles."""
+    settings = settings_of(config, set_, seed=seed, device=device, trust_pickle=trust_pickle or None)
+    named = {key: value for key, value in {"on": on, "steps": steps, "every": every}.items() if value is not None}
+    settings["relearn"] = {**(settings.get("relearn") or {}), **named}
+
+    with progress(quiet) as shown:
+        kept = runs_relearn.relearn_run(run, settings, original=original, oracles=oracle or [], progress=shown)
+    print_result(kept.as_dict(), [*kept.lines(), f"Kept for the next audit: {kept.file}"], as_json=json_, quiet=quiet)
+
+
+canaries = typer.Typer(
+    help="Bound a leak in ε by examples whose inclusion was decided by coins before training.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+
+
+@canaries.command()
+def plan(
+    out: Annotated[Path, typer.Option("--out", help="Folder to write; refused if it exists.")],
+    data: DataOption = None,
+    keys: Annotated[str | None, typer.Option("--keys", help="File of keys to draw from; by default all.")] = None,
+    count: Annotated[int | None, typer.Option("--count", help="How many canaries; by default all keys.")] = None,
+    guesses: Annotated[int | None, typer.Option("--guesses", help="Coins to guess later; by default a third.")] = None,
+    config: Config = None,
+    set_: Set = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Repeatable coins; without it they are secret.")] = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw the coins before anything is trained: who is included, who is left out."""
+    settings = settings_of(config, set_, data=data)
+    from efface.runs import canaries as runs_canaries
+
+    made = runs_canaries.plan_canaries(out, settings, keys=keys, count=count, guesses=guesses, seed=seed)
+    print_result(made.as_dict(), made.lines(), as_json=json_, quiet=quiet)
+
+
+@canaries.command()
+def guess(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run that forgot the included canaries.")],
+    planned: Annotated[Path, typer.Option("--plan", help="Folder that `efface canaries plan` wrote.")],
+    original: Original = None,
+    oracle: Oracles = None,
+    signal: Annotated[str | None, typer.Option("--signal", help="Score to guess by; by default the outermost.")] = None,
+    trust_pickle: Trust = False,
+    config: Config = None,
+    set_: Set = None,
+    device: Device = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Guess the coins from what the run shows, open them, and bound ε from below."""
+    settings: dict[str, Any] = settings_of(
+        config, set_, device=device, signal=signal, trust_pickle=trust_pickle or None
+    )
+    from efface.runs import canaries as runs_canaries
+
+    with progress(quiet) as shown:
+        kept = runs_canaries.guess_canaries(
+            run, planned, settings, original=original, oracles=oracle or [], progress=shown
+        )
+    print_result(kept.as_dict(), [*kept.lines(), f"Kept for the next audit: {kept.file}"], as_json=json_, quiet=quiet)

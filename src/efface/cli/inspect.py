@@ -1,0 +1,48 @@
+"""The verbs that say what there is: inspect, methods, audits, data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from efface.cli.options import Json, Trust, print_result
+
+
+def inspect_command(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="A run folder, or any library's file or folder.")
+    ],
+    trust_pickle: Trust = False,
+    json_: Json = False,
+) -> None:
+    """Say what is in a checkpoint: whose layout, which network, parts, what is personal. Nothing in it is run."""
+    from efface.interop.inspect import inspect_checkpoint as look
+
+    found = look(checkpoint, trust_pickle=trust_pickle)
+    print_result(found.as_dict(), found.lines(), as_json=json_, quiet=json_)
+
+
+def methods_command(name: Annotated[str | None, typer.Argument()] = None, json_: Json = False) -> None:
+    """List the unlearning methods and what each needs; with NAME its equation, source and fields."""
+    from efface.cli import catalog
+
+    result, lines = catalog.describe_methods(name)
+    print_result(result, lines, as_json=json_, quiet=json_)
+
+
+def audits_command(name: Annotated[str | None, typer.Argument()] = None, json_: Json = False) -> None:
+    """List the audits; with NAME what it measures."""
+    from efface.cli import catalog
+
+    result, lines = catalog.describe_audits(name)
+    print_result(result, lines, as_json=json_, quiet=json_)
+
+
+def data_command(name: Annotated[str | None, typer.Argument()] = None, json_: Json = False) -> None:
+    """List the data sources; with NAME its options."""
+    from efface.cli import catalog
+
+    result, lines = catalog.sources(name)
+    print_result(result, lines, as_json=json_, quiet=json_)

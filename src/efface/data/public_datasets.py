@@ -1,0 +1,181 @@
+"""Official sets: published data with an official test part, under keys such as ``train/00012``."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from efface.data.dataset import Data, limit_examples
+from efface.data.image_files import cache_home
+from efface.errors import EffaceError
+
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+FASHION = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+
+
+def load_fashion_mnist(
+    root: str | None = None, limit: int | None = None, limit_seed: int = 0, download: bool = False
+) -> Data:
+    """70 000 pictures of clothes, 28 x 28 gray, 10 classes, of which 10 000 are the official test part.
+
+    root: folder with the IDX files (gzipped or not), or a torchvision root; by default Debian's folder
+    (package dataset-fashion-mnist), then the download folder. limit: keep a random subset of so many official
+    training images, stratified by class, beside all test images. limit_seed: its seed. download: fetch into
+    root.
+    """
+    folder = _fashion_folder(root)
+    if folder is None and download:
+        where = Path(root) if root else get_download_root()
+        _torchvision("FashionMNIST", where, True)
+        folder = _fashion_folder(str(where))
+    if folder is None:
+        places = [root] if root else [str(DEBIAN), str(get_download_root())]
+        raise EffaceError(
+            f"Fashion-MNIST is not in {' or '.join(places)}.",
+            "Its four files are named train-images-idx3-ubyte.gz and so on.",
+            "Either `apt install dataset-fashion-mnist` (Debian, Ubuntu), or give --set data.root=FOLDER of "
+            "a torchvision copy, or --set data.download=true.",
+        )
+    parts = {"train": "train", "test": "t10k"}
+    return _official(
+        "fashion-mnist",
+        {part: _idx(folder, f"{stem}-images-idx3-ubyte", 3)[:, None] for part, stem in parts.items()},
+        {part: _idx(folder, f"{stem}-labels-idx1-ubyte", 1) for part, stem in parts.items()},
+        FASHION,
+        limit,
+        limit_seed,
+    )
+
+
+def load_cifar10(
+    root: str | None = None, limit: int | None = None, limit_seed: int = 0, download: bool = False
+) -> Data:
+    """60 000 color pictures, 32 x 32, 10 classes, of which 10 000 are the official test part.
+
+    root: a torchvision root (the folder that holds cifar-10-batches-py). limit: keep a random subset of so
+    many official training images, stratified by class, beside all test images. limit_seed: its seed.
+    download: fetch into root.
+    """
+    return _cifar("CIFAR10", "cifar10", root, limit, limit_seed, download)
+
+
+def load_cifar100(
+    root: str | None = None, limit: int | None = None, limit_seed: int = 0, download: bool = False
+) -> Data:
+    """60 000 color pictures, 32 x 32, 100 classes, of which 10 000 are the official test part.
+
+    root: a torchvision root (the folder that holds cifar-100-python). limit: keep a random subset of so many
+    official training images, stratified by class, beside all test images. limit_seed: its seed. download:
+    fetch into root.
+    """
+    return _cifar("CIFAR100", "cifar100", root, limit, limit_seed, download)
+
+
+def load_svhn(root: str | None = None, limit: int | None = None, limit_seed: int = 0, download: bool = False) -> Data:
+    """99 289 house numbers in color, 32 x 32, 10 classes, of which 26 032 are the official test part.
+
+    root: a torchvision root (the folder that holds train_32x32.mat and test_32x32.mat). limit: keep a random
+    subset of so many official training images, stratified by class, beside all test images. limit_seed: its
+    seed. download: fetch into root.
+    """
+    where = Path(root) if root else get_download_root()
+    found = {part: _torchvision("SVHN", where, download, split=part) for part in ("train", "test")}
+    x = {part: np.asarray(one.data) for part, one in found.items()}
+    y = {part: np.asarray(one.labels) for part, one in found.items()}
+    return _official("svhn", x, y, tuple("0123456789"), limit, limit_seed)
+
+
+def _official(
+    name: str,
+    x: dict[str, np.ndarray],
+    y: dict[str, np.ndarray],
+    classes: tuple[str, ...],
+    limit: int | None,
+    limit_seed: int,
+) -> Data:
+    """Data of a set with official parts: arrays by part to keys such as ``train/00012``."""
+    keys = [f"{part}/{row:05d}" for part, images in x.items() for row in range(len(images))]
+    parts = [part for part, images in x.items() for _ in range(len(images))]
+    data = Data.from_arrays(
+        np.concatenate(list(x.values())),
+        np.concatenate(list(y.values())),
+        keys,
+        classes=classes,
+        official=parts,
+        name=name,
+    )
+    return limit_examples(data, limit, limit_seed)
+
+
+def get_download_root() -> Path:
+    """The torchvision root used where none is named."""
+    return cache_home() / "downloads"
+
+
+def _fashion_folder(root: str | None) -> Path | None:
+    """The folder that holds the four files."""
+    roots = [Path(root).expanduser()] if root else [DEBIAN, get_download_root()]
+    inside = [place for one in roots for place in (one, one / "FashionMNIST" / "raw")]
+    stem = "train-images-idx3-ubyte"
+    return next((place for place in inside if (place / stem).is_file() or (place / f"{stem}.gz").is_file()), None)
+
+
+def _idx(folder: Path, stem: str, dimensions: int) -> np.ndarray:
+    """A file of bytes in IDX form, gzipped or not."""
+    packed, plain = folder / f"{stem}.gz", folder / stem
+    path = packed if packed.is_file() else plain
+    try:
+        content = gzip.decompress(path.read_bytes()) if path == packed else path.read_bytes()
+    except FileNotFoundError:
+        raise EffaceError(f"{plain} (or .gz) is missing.", "The set has four files.", "Fetch it again.") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise EffaceError(f"{path} is damaged.", str(error), "Fetch it again.") from error
+    start = 4 + 4 * dimensions
+    shape = tuple(int(one) for one in np.frombuffer(content[4:start], ">u4"))
+    if content[:4] != bytes((0, 0, 8, dimensions)) or len(content) != start + int(np.prod(shape)):
+        raise EffaceError(
+            f"{path} is damaged.",
+            f"Its {len(content)} bytes are not an IDX file of bytes with {dimensions} dimensions.",
+            "Fetch it again.",
+        )
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def _cifar(kind: str, name: str, root: str | None, limit: int | None, limit_seed: int, download: bool) -> Data:
+    where = Path(root) if root else get_download_root()
+    found = {part: _torchvision(kind, where, download, train=part == "train") for part in ("train", "test")}
+    x = {part: np.asarray(one.data).transpose(0, 3, 1, 2) for part, one in found.items()}
+    y = {part: np.asarray(one.targets) for part, one in found.items()}
+    return _official(name, x, y, tuple(found["train"].classes), limit, limit_seed)
+
+
+def _torchvision(kind: str, root: Path, download: bool, **options: Any) -> Any:
+    """One of torchvision's data sets; torchvision checks its files against their known digests."""
+    from torchvision import datasets
+
+    root = root.expanduser()
+    try:
+        return getattr(datasets, kind)(str(root), download=download, **options)
+    except RuntimeError as error:
+        raise EffaceError(
+            f"{kind} is not in {root}, or its files there are damaged.",
+            str(error).split(". ")[0].rstrip(".") + ".",
+            "Give --set data.root=FOLDER of a torchvision copy, or --set data.download=true.",
+        ) from error
+    except OSError as error:
+        raise EffaceError(f"{kind} could not be fetched into {root}.", str(error), "Try again, or copy it.") from error

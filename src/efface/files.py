@@ -1,0 +1,57 @@
+"""TODO docstring."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from efface.errors import EffaceError
+
+REQUEST, LOG, SPLIT, EPOCH = "config.yaml", "log.jsonl", "split.json", "epoch.pt"
+
+
+@contextmanager
+def disk_errors(out: Path) -> Iterator[None]:
+    """Turn a full disk or a folder that cannot be written into an error that says so."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise EffaceError(
+                f"The disk is full: {out} could not be written.",
+                "What was there before is untouched; the half-written folder ends in .partial.",
+                "Free some space and run the same command again.",
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EPERM):
+            raise EffaceError(f"{out} cannot be written.", str(error), "Choose another --out.") from error
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file as a whole: a kill leaves the old one or the new one."""
+    fresh = path.with_name(path.name + ".tmp")
+    with disk_errors(path):
+        fresh.write_text(text, encoding="utf-8")
+        os.replace(fresh, path)
+
+
+def read_json(
+    path: Path, what: str, *, missing: str = "", remedy: str = "Restore it, or make it again."
+) -> dict[str, Any]:
+    """The JSON object in a file that efface wrote. ``what`` it is, and ``missing``: what to do where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise EffaceError(f"There is no {what} at {path}.", remedy=missing or remedy) from None
+    except (OSError, ValueError) as error:
+        raise EffaceError(
+            f"{path} cannot be read as a {what}.", f"It is damaged or something else: {error}", remedy
+        ) from error
+    if not isinstance(content, dict):
+        raise EffaceError(f"{path} is not a {what}.", f"It holds a {type(content).__name__}.", remedy)
+    return content

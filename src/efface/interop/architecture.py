@@ -1,0 +1,278 @@
+"""Guess a network from the names and shapes of its weights, and say what they do not show."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from efface.interop.checkpoint_file import ForeignCheckpoint
+from efface.interop.layouts import Role
+from efface.training.networks import huggingface
+from efface.training.networks.backbones import BLOCKS, Backbone
+
+Shapes = Mapping[str, tuple[int, ...]]
+Numbers = tuple[float, ...]
+RESNETS: dict[tuple[tuple[int, ...], int, int], str] = {
+    ((2, 2, 2, 2), 0, 64): "resnet18",
+    ((3, 4, 6, 3), 0, 64): "resnet34",
+    ((3, 4, 6, 3), 64, 1): "resnet50",
+    ((3, 4, 23, 3), 64, 1): "resnet101",
+    ((3, 8, 36, 3), 64, 1): "resnet152",
+    ((3, 4, 6, 3), 128, 1): "wide_resnet50_2",
+    ((3, 4, 23, 3), 128, 1): "wide_resnet101_2",
+    ((3, 4, 6, 3), 128, 32): "resnext50_32x4d",
+    ((3, 4, 23, 3), 256, 32): "resnext101_32x8d",
+}
+"""Blocks per stage, then (0, width) of basic blocks or (inner width, groups) of bottlenecks: torchvision's name."""
+VITS = {192: "tiny", 384: "small", 768: "base", 1024: "large"}
+"""Width to name of the Vision Transformers whose heads are 64 wide."""
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+OPEN_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+"""What CLIP subtracts and divides by."""
+CIFAR = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
+"""What solo-learn subtracts and divides by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuessedArchitecture:
+    """What a foreign network seems to be."""
+
+    name: str
+    """In words."""
+    backbone: Backbone | None = None
+    """As a setting; ``None`` where no backbone here has these weights."""
+    channels: int = 3
+    size: tuple[int, int] | None = None
+    """Height and width of the images, where the weights fix them."""
+    mean: Numbers | None = None
+    """Subtracted from images in [0, 1], per channel; ``None`` where nothing is known."""
+    std: Numbers | None = None
+    notes: tuple[str, ...] = ()
+    """What was assumed because no weight shows it."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able form."""
+        backbone = None if self.backbone is None else vars(self.backbone)
+        return vars(self) | {"backbone": backbone, "notes": list(self.notes)}
+
+
+def guess_architecture(foreign: ForeignCheckpoint) -> GuessedArchitecture:
+    """The architecture of a file's backbone."""
+    weights = foreign.part(Role.BACKBONE)
+    shapes = {name: tuple(value.shape) for name, value in weights.items()}
+    channels = next((shape[1] for shape in shapes.values() if len(shape) == 4), 3)
+    mean, std, told = find_normalization(foreign, channels)
+    for look in (_of_transformers, _open_clip, _resnet, _transformer, _named):
+        found = look(shapes, foreign)
+        if found is not None:
+            return replace(found, mean=mean, std=std, notes=(*found.notes, *told))
+    name = "unknown" if foreign.layout.name == "plain" else f"unknown, in the layout of {foreign.layout.name}"
+    return GuessedArchitecture(
+        name=name, channels=channels, mean=mean, std=std, notes=("set recipe.backbone.name", *told)
+    )
+
+
+def find_normalization(
+    foreign: ForeignCheckpoint, channels: int
+) -> tuple[Numbers | None, Numbers | None, tuple[str, ...]]:
+    """Mean and standard deviation per channel that the file states, or that its library uses, and where from."""
+    meta = foreign.meta
+    own = foreign.part(Role.BUFFERS)
+    if foreign.layout.name == "efface":
+        return _numbers(own["mean"]), _numbers(own["std"]), ()
+    stated: Any = (meta.get("config.json") or {}).get("pretrained_cfg") or {}
+    stated = stated or (meta.get("open_clip_config.json") or {}).get("preprocess_cfg") or {}
+    images: Any = meta.get("preprocessor_config.json") or {}
+    if images.get("do_normalize") is False:
+        images = {"image_mean": [0.0] * channels, "image_std": [1.0] * channels}
+    mean, std = stated.get("mean", images.get("image_mean")), stated.get("std", images.get("image_std"))
+    if mean and std:
+        return tuple(map(float, mean)), tuple(map(float, std)), ("normalization as its configuration states",)
+    dataset = str(_args(meta, "data", "dataset") or _args(meta, "dataset") or "").lower()
+    if foreign.layout.name == "solo" and dataset in CIFAR:
+        return (*CIFAR[dataset], (f"normalization as solo-learn has it for {dataset}",))
+    if foreign.layout.name == "open_clip":
+        return (*OPEN_CLIP, ("normalization assumed: CLIP's mean and standard deviation",))
+    if channels == 3:
+        return (*IMAGENET, ("normalization assumed: ImageNet's mean and standard deviation",))
+    return None, None, ("normalization unknown: set recipe.mean and recipe.std",)
+
+
+def _numbers(value: Tensor) -> Numbers:
+    return tuple(float(number) for number in value.flatten())
+
+
+def _args(meta: Mapping[str, Any], *keys: str) -> Any:
+    """A nested setting of ``args.json``."""
+    value: Any = meta.get("args.json")
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _of_transformers(shapes: Shapes, foreign: ForeignCheckpoint) -> GuessedArchitecture | None:
+    """What ``config.json`` says, for the kinds that can be built by the library's own classes."""
+    kind = foreign.layout.name.removeprefix("transformers:")
+    if kind == foreign.layout.name or kind not in huggingface.SUPPORTED_MODEL_TYPES:
+        return None
+    config: Any = foreign.meta["config.json"]
+    head = foreign.part(Role.HEAD).get("weight")
+    options = huggingface.read_options(config, list(shapes), None if head is None else head.shape[1])
+    channels = int(config.get("num_channels", 3))
+    fixed = "embeddings.position_embeddings" in shapes
+    side = config.get("image_size", 224)
+    size = (side, side) if isinstance(side, int) else tuple(side)
+    return GuessedArchitecture(
+        name=f"{kind}, as transformers builds it",
+        backbone=Backbone(name=f"hf:{kind}", options=options),
+        channels=channels,
+        size=size if fixed else None,
+        notes=(
+            f"features: {huggingface.FeaturePooling(options[huggingface.TAKE]).value}, as its own classes have them",
+        ),
+    )
+
+
+def _open_clip(shapes: Shapes, foreign: ForeignCheckpoint) -> GuessedArchitecture | None:
+    """A Vision Transformer of open_clip: from its configuration, or else from its shapes."""
+    if foreign.layout.name != "open_clip" or "class_embedding" not in shapes or "conv1.weight" not in shapes:
+        return None
+    width, channels, patch, _ = shapes["conv1.weight"]
+    side = math.isqrt(shapes["positional_embedding"][0] - 1) * patch
+    stated = read_model_cfg(foreign)
+    options: dict[str, Any] = dict(stated.get("vision_cfg") or {})
+    depth, hidden = _depth(shapes), shapes["transformer.resblocks.0.mlp.c_fc.weight"][0]
+    told = "its configuration"
+    if not options:
+        told = "shapes alone: heads 64 wide and GELU are assumed (quick_gelu: true for OpenAI's own weights)"
+        options = {"width": width, "layers": depth, "patch_size": patch, "mlp_ratio": hidden / width}
+    options |= {"image_size": side, **({"quick_gelu": True} if stated.get("quick_gelu") else {})}
+    return GuessedArchitecture(
+        name=f"open_clip's Vision Transformer, {depth} blocks of {width}, patches of {patch}x{patch}, images of {side}",
+        backbone=Backbone(name="open_clip:custom", options=options),
+        channels=channels,
+        size=(side, side),
+        notes=(f"image and text tower from {told}",),
+    )
+
+
+def read_text_tower(foreign: ForeignCheckpoint) -> dict[str, Any]:
+    """Settings of the text tower of open_clip's files, with the width of the space that both towers share."""
+    weights = {name: tuple(value.shape) for name, value in foreign.part(Role.TEXT).items()}
+    if not {"token_embedding.weight", "positional_embedding", "text_projection"} <= weights.keys():
+        return {}
+    stated = read_model_cfg(foreign)
+    options: dict[str, Any] = dict(stated.get("text_cfg") or {})
+    if not options:
+        words, width = weights["token_embedding.weight"]
+        options = {"width": width, "vocab_size": words, "layers": _depth(weights), "heads": max(1, width // 64)}
+        options |= {"context_length": weights["positional_embedding"][0]}
+    options |= {"quick_gelu": True} if stated.get("quick_gelu") else {}
+    return {"dim": weights["text_projection"][1], "text": {"name": "open_clip:custom", "options": options}}
+
+
+def read_model_cfg(foreign: ForeignCheckpoint) -> dict[str, Any]:
+    """``model_cfg`` of ``open_clip_config.json``; empty where there is none."""
+    return (foreign.meta.get("open_clip_config.json") or {}).get("model_cfg") or {}
+
+
+def _depth(shapes: Shapes) -> int:
+    return 1 + max(int(m[1]) for name in shapes if (m := re.match(r"transformer\.resblocks\.(\d+)\.", name)))
+
+
+def _resnet(shapes: Shapes, foreign: ForeignCheckpoint) -> GuessedArchitecture | None:
+    if "conv1.weight" not in shapes or "layer1.0.conv1.weight" not in shapes:
+        return None
+    width, channels, kernel, _ = shapes["conv1.weight"]
+    found = [re.match(r"layer(\d+)\.(\d+)\.conv1\.weight", name) for name in shapes]
+    steps = [(int(m[1]), int(m[2])) for m in found if m]
+    blocks = tuple(1 + max(b for s, b in steps if s == stage) for stage in sorted({s for s, _ in steps}))
+    inner, grouped = shapes["layer1.0.conv1.weight"][0], shapes["layer1.0.conv2.weight"]
+    deep = "layer1.0.conv3.weight" in shapes
+    name = RESNETS.get((blocks, inner, grouped[0] // grouped[1]) if deep else (blocks, 0, width))
+    said = f"a ResNet with {kernel}x{kernel} stem, {'-'.join(map(str, blocks))} "
+    said += f"{'bottlenecks' if deep else 'basic blocks'}, {width} channels"
+    if name and kernel == 7:
+        return GuessedArchitecture(name=said, backbone=Backbone(name=f"torchvision:{name}"), channels=channels)
+    if kernel != 3:
+        return GuessedArchitecture(name=said, channels=channels)
+    padding = foreign.layout.stem_padding or 1
+    stride = Backbone().stride if foreign.layout.name == "efface" else 1
+    note = f"stem assumed: stride {stride}, padding {padding}, no max-pool (shapes do not show them)"
+    small = next((key for key, value in BLOCKS.items() if value == blocks), None)
+    if small and not deep:
+        options: dict[str, Any] = {"padding": padding} if padding != 1 else {}
+        options |= {} if foreign.layout.stem_relu else {"stem_relu": False}
+        backbone = Backbone(name=small, width=width, stride=stride, options=options)
+        return GuessedArchitecture(name=said, backbone=backbone, channels=channels, notes=(note,))
+    backbone = Backbone(name=f"torchvision:{name}", options={"small_stem": padding}) if name else None
+    return GuessedArchitecture(name=said, backbone=backbone, channels=channels, notes=(note,))
+
+
+def _transformer(shapes: Shapes, foreign: ForeignCheckpoint) -> GuessedArchitecture | None:
+    if "patch_embed.proj.weight" not in shapes or "blocks.0.attn.qkv.weight" not in shapes:
+        return None
+    width, channels, patch, _ = shapes["patch_embed.proj.weight"]
+    depth = 1 + max(int(m[1]) for name in shapes if (m := re.match(r"blocks\.(\d+)\.", name)))
+    tokens = shapes["pos_embed"][1] if "pos_embed" in shapes else 0
+    registers = shapes.get("reg_token", (0, 0))[1]
+    prefix = ("cls_token" in shapes) + registers
+    side = next((math.isqrt(n) for n in (tokens - prefix, tokens) if n > 0 and math.isqrt(n) ** 2 == n), 0)
+    inside = math.isqrt(tokens - prefix) ** 2 == tokens - prefix if tokens > prefix else False
+    heads, note = _heads(width, foreign)
+    options: dict[str, Any] = {
+        "img_size": side * patch,
+        "patch_size": patch,
+        "embed_dim": width,
+        "depth": depth,
+        "num_heads": heads,
+    }
+    ratio = shapes["blocks.0.mlp.fc1.weight"][0] / width if "blocks.0.mlp.fc1.weight" in shapes else 4.0
+    options |= {"mlp_ratio": ratio} if ratio != 4 else {}
+    options |= {"qkv_bias": False} if "blocks.0.attn.qkv.bias" not in shapes else {}
+    options |= {"init_values": 1e-5} if "blocks.0.ls1.gamma" in shapes else {}
+    options |= {"global_pool": "avg"} if "fc_norm.weight" in shapes else {}
+    options |= {"class_token": False, "global_pool": "avg"} if "cls_token" not in shapes else {}
+    options |= {"reg_tokens": registers} if registers else {}
+    options |= {"no_embed_class": True} if prefix and not inside else {}
+    said = f"a Vision Transformer, {depth} blocks of {width}, patches of {patch}x{patch}, images of {side * patch}"
+    if not side:
+        return GuessedArchitecture(name=said, channels=channels, notes=("its position embedding is not square",))
+    name = f"timm:vit_{VITS.get(width, 'tiny')}_patch16_224"
+    size = (side * patch, side * patch)
+    backbone = Backbone(name=name, options=options)
+    return GuessedArchitecture(name=said, backbone=backbone, channels=channels, size=size, notes=(note,))
+
+
+def _heads(width: int, foreign: ForeignCheckpoint) -> tuple[int, str]:
+    """Number of attention heads: no weight shows it."""
+    config: Any = foreign.meta.get("config.json") or {}
+    stated = (config.get("model_args") or {}).get("num_heads")
+    if isinstance(stated, int):
+        return stated, "number of heads as its configuration states"
+    heads = max(1, width // 64)
+    return heads, f"{heads} attention heads assumed, 64 wide (no weight shows it)"
+
+
+def _named(shapes: Shapes, foreign: ForeignCheckpoint) -> GuessedArchitecture | None:
+    """What the file calls itself, for the networks of timm and torchvision whose shapes are not read here."""
+    meta, config = foreign.meta, foreign.meta.get("config.json") or {}
+    settings: Any = meta.get("args") if isinstance(meta.get("args"), Mapping) else {}
+    word = config.get("architecture") or meta.get("arch") or settings.get("model") or settings.get("arch")
+    if not isinstance(word, str) or foreign.layout.name.startswith("transformers"):
+        return None
+    channels = next((shape[1] for shape in shapes.values() if len(shape) == 4), 3)
+    library = "timm" if "architecture" in config or settings.get("model") else "torchvision"
+    note = "the name is the file's own; no shape was compared yet"
+    backbone = Backbone(name=f"{library}:{word}")
+    return GuessedArchitecture(
+        name=f"{word}, as the file calls it", backbone=backbone, channels=channels, notes=(note,)
+    )

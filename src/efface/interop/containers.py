@@ -1,0 +1,367 @@
+"""Containers: torch files, safetensors files and folders, opened safely and written back as they were.
+
+A container holds flat names and tensors (``state``) and what stands beside them (``meta``). Writing takes the tensors
+that changed and leaves everything else as it was: a safetensors file is copied and its changed bytes replaced, so
+that its header stays; a torch file keeps its nesting, the order of its keys and their kind of dictionary.
+
+Written ``cleaned``, after unlearning, only weights and plain settings go along: optimizer moments, random states,
+schedules and other copies of the weights stay behind, and each is named in the notes that come back.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import shutil
+import zipfile
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from efface.errors import EffaceError
+from efface.interop.safe_load import load_torch
+
+SIDECARS = ("args.json", "config.json", "open_clip_config.json", "preprocessor_config.json")
+"""Files beside the weights that say what they are; they go along."""
+MAIN = ("state_dict", "model_state_dict", "model", "module", "net")
+"""What the section with the weights is called in a torch file."""
+SPENT = re.compile(r"(^|_)(optim|sched|scaler|rng|random|amp$|callbacks|loops)")
+"""In the names of entries that belong to a training run and not to its result."""
+SIDES = ("student", "teacher")
+"""Sections that keep their names, because they say which network it is."""
+TEXT_SUFFIXES = (".json", ".txt", ".md", ".model", ".yaml", ".yml", ".jinja", ".py", "")
+"""Suffixes of files in a model's folder that hold no weights."""
+WEIGHT_STEMS = ("model", "pytorch_model", "open_clip_model", "open_clip_pytorch_model")
+"""What a folder calls its weights, best first."""
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt")
+"""Their suffixes, best first."""
+
+
+class Container(Protocol):
+    """An opened checkpoint of any kind."""
+
+    @property
+    def path(self) -> Path:
+        """The file or folder."""
+        ...
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """Flat names to tensors, in the order of the file; ``section/name`` in a side section."""
+        ...
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """Plain entries, and the JSON files beside it under their file names."""
+        ...
+
+    def entries(self) -> dict[str, str]:
+        """What stands beside the weights, and what becomes of each entry when it is written cleaned."""
+        ...
+
+    def write(self, folder: Path, changed: Mapping[str, Tensor], *, cleaned: bool) -> dict[str, str]:
+        """Write a copy of the same name into ``folder``; what was left behind: name to reason."""
+        ...
+
+
+def open_container(path: Path, *, trust_pickle: bool = False) -> Container:
+    """Open a file or folder; see :func:`efface.loading.load_torch` for ``trust_pickle``."""
+    path = Path(path)
+    if not path.exists():
+        raise EffaceError(f"There is no checkpoint at {path}.", remedy="Check the path.")
+    if path.is_dir():
+        return open_folder(path, trust_pickle=trust_pickle)
+    if path.suffix == ".safetensors":
+        return SafetensorsFile(path)
+    return TorchFile(path, load_torch(path, trust_pickle=trust_pickle))
+
+
+class SafetensorsFile:
+    """One ``.safetensors`` file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with safe_open(path, framework="pt") as file:
+                names = list(file.keys())
+                self.meta: dict[str, Any] = dict(file.metadata() or {}) | read_sidecars(path)
+                loaded = {name: file.get_tensor(name) for name in names}
+        except SafetensorError as error:
+            raise EffaceError(f"{path} is damaged or truncated.", str(error), "Fetch it again.") from error
+        with path.open("rb") as file:
+            self.start = 8 + int.from_bytes(file.read(8), "little")
+            self.header: dict[str, Any] = json.loads(file.read(self.start - 8))
+        self.state = {name: loaded[name] for name in self.header if name != "__metadata__"}
+        if not self.state:
+            raise EffaceError(f"{path} holds no named tensors.", "Its header is empty.")
+
+    def entries(self) -> dict[str, str]:
+        """Its metadata."""
+        return {name: f"kept: {value}" for name, value in self.meta.items() if name not in SIDECARS}
+
+    def write(self, folder: Path, changed: Mapping[str, Tensor], *, cleaned: bool) -> dict[str, str]:
+        """Copy the file and replace the bytes of the changed tensors; header and metadata stay as they are."""
+        check_changed_tensors(self.state, changed, self.path)
+        target = folder / self.path.name
+        shutil.copyfile(self.path, target)
+        with target.open("r+b") as file:
+            for name, value in changed.items():
+                file.seek(self.start + self.header[name]["data_offsets"][0])
+                file.write(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        copy_sidecars(self.path, folder)
+        return {}
+
+
+class TorchFile:
+    """One file of ``torch.save``: a state dict, or a dictionary with some among its entries."""
+
+    def __init__(self, path: Path, content: Any) -> None:
+        self.path, self.content = path, content
+        if not isinstance(content, dict) or not content:
+            raise EffaceError(
+                f"{path} holds no named tensors.",
+                f"It holds a {type(content).__name__}.",
+                "Save the state dict: torch.save(model.state_dict(), ...).",
+            )
+        self.main, self.sections = _sections(content)
+        self.state: dict[str, Tensor] = {}
+        self.places: dict[str, tuple[str | None, str]] = {}
+        for section in self.sections:
+            start = "" if section == self.main else f"{section}/"
+            for name, value in self.get_section(section).items():
+                if isinstance(name, str) and isinstance(value, Tensor):
+                    self.state[start + name] = value
+                    self.places[start + name] = (section, name)
+        if not self.state:
+            raise EffaceError(f"{path} holds no named tensors.", f"Its entries: {', '.join(map(str, content))[:200]}.")
+        self.meta = {
+            str(name): to_plain_settings(value) for name, value in content.items() if is_plain(value)
+        } | read_sidecars(path)
+
+    def get_section(self, section: str | None) -> dict[Any, Any]:
+        """The dictionary of a section; ``None``: the file's own."""
+        return self.content if section is None else self.content[section]
+
+    def entries(self) -> dict[str, str]:
+        """The file's entries that are no weights."""
+        left = _left(self.content, self.sections)
+        others = [key for key in self.content if key not in self.sections and str(key) not in left]
+        kept = {str(key): f"kept: {_short(self.content[key])}" for key in others if key not in self.state}
+        return kept | left
+
+    def write(self, folder: Path, changed: Mapping[str, Tensor], *, cleaned: bool) -> dict[str, str]:
+        """Save the same nesting with the changed tensors in place."""
+        check_changed_tensors(self.state, changed, self.path)
+        fresh = copy.copy(self.content)
+        inner = {section: copy.copy(self.get_section(section)) for section in self.sections if section is not None}
+        fresh.update(inner)
+        for name, value in changed.items():
+            section, own = self.places[name]
+            (fresh if section is None else inner[section])[own] = value.detach().cpu().contiguous()
+        notes = _left(fresh, self.sections) if cleaned else {}
+        for key in [key for key in fresh if str(key) in notes]:
+            del fresh[key]
+        new = zipfile.is_zipfile(self.path)
+        torch.save(fresh, folder / self.path.name, _use_new_zipfile_serialization=new)
+        copy_sidecars(self.path, folder)
+        return notes
+
+
+@dataclass(frozen=True, eq=False)
+class Folder:
+    """A model's folder: one file of weights or several shards, and small files around them."""
+
+    path: Path
+    members: tuple[Container, ...]
+    state: dict[str, Tensor] = field(init=False)
+    meta: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        state: dict[str, Tensor] = {}
+        meta: dict[str, Any] = {}
+        for member in self.members:
+            double = [name for name in member.state if name in state]
+            if double:
+                raise EffaceError(
+                    f"{self.path} holds '{double[0]}' twice.", f"Once more in {member.path.name}.", "Fetch it again."
+                )
+            state |= member.state
+            meta |= member.meta
+        object.__setattr__(self, "state", state)
+        object.__setattr__(self, "meta", meta)
+
+    def _around(self) -> list[Path]:
+        weights = {member.path.name for member in self.members}
+        return [item for item in sorted(self.path.iterdir()) if item.name not in weights]
+
+    def entries(self) -> dict[str, str]:
+        """The files around the weights."""
+        fates = {True: "kept", False: "left behind: it may hold weights or a training state"}
+        return {
+            item.name: fates[item.is_file() and item.suffix.lower() in TEXT_SUFFIXES and not _spent(item.stem)]
+            for item in self._around()
+        }
+
+    def write(self, folder: Path, changed: Mapping[str, Tensor], *, cleaned: bool) -> dict[str, str]:
+        """Copy the folder, its weights with the changed tensors; cleaned, nothing else that may hold weights."""
+        check_changed_tensors(self.state, changed, self.path)
+        target = folder / self.path.name
+        target.mkdir(parents=True, exist_ok=True)
+        notes = {name: fate for name, fate in self.entries().items() if not fate.startswith("kept")} if cleaned else {}
+        for item in self._around():
+            if item.name in notes:
+                continue
+            if item.is_dir():
+                shutil.copytree(item, target / item.name, dirs_exist_ok=True)
+            else:
+                shutil.copyfile(item, target / item.name)
+        for member in self.members:
+            own = {name: value for name, value in changed.items() if name in member.state}
+            notes |= member.write(target, own, cleaned=cleaned)
+        return notes
+
+
+def open_folder(path: Path, *, trust_pickle: bool = False) -> Folder:
+    """The weights of a model's folder: safetensors before ``.bin``, whole or in shards."""
+    if (path / ".metadata").exists() or any(path.glob("*.distcp")):
+        raise EffaceError(
+            f"{path} is a distributed checkpoint in pieces.",
+            remedy="Join it first: python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE.pth",
+        )
+    found = weights_file(path)
+    if found is not None and found.suffix == ".json":
+        return Folder(path, _shards(found, trust_pickle))
+    if found is not None:
+        return Folder(path, (open_container(found, trust_pickle=trust_pickle),))
+    raise EffaceError(
+        f"{path} holds no weights that are known here.",
+        f"Looked for {', '.join(WEIGHT_STEMS)} with .safetensors, .bin, .pt, and for their index.json.",
+        "Name the file of weights itself.",
+    )
+
+
+def weights_file(path: Path) -> Path | None:
+    """A file itself; of a folder its file of weights, or the index of its shards; ``None`` if it has neither."""
+    if path.is_file():
+        return path
+    names = [
+        f"{stem}{suffix}{index}" for suffix in WEIGHT_SUFFIXES for stem in WEIGHT_STEMS for index in ("", ".index.json")
+    ]
+    return next((path / name for name in names if (path / name).is_file()), None)
+
+
+def _shards(index: Path, trust_pickle: bool) -> tuple[Container, ...]:
+    listed = read_json_sidecar(index).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise EffaceError(f"{index} lists no tensors.", "It should have a 'weight_map'.", "Fetch it again.")
+    names = list(dict.fromkeys(listed.values()))
+    for name in names:
+        if Path(name).name != name or not (index.parent / name).is_file():
+            raise EffaceError(f"The shard {name} is not in {index.parent}.", f"{index.name} lists it.", "Fetch it.")
+    shards = tuple(open_container(index.parent / name, trust_pickle=trust_pickle) for name in names)
+    there = {tensor: shard.path.name for shard in shards for tensor in shard.state}
+    wrong = [tensor for tensor in {*listed, *there} if listed.get(tensor) != there.get(tensor)]
+    if wrong:
+        first = min(wrong)
+        raise EffaceError(
+            f"The shards in {index.parent} are not what {index.name} says, in {len(wrong)} tensors.",
+            f"'{first}' should be in {listed.get(first, 'none')} and is in {there.get(first, 'none')}.",
+            "Fetch all the shards of one revision.",
+        )
+    return shards
+
+
+def check_changed_tensors(state: Mapping[str, Tensor], changed: Mapping[str, Tensor], path: Path) -> None:
+    """An error unless each changed tensor has the name, shape and type of one in the file."""
+    for name, value in changed.items():
+        old = state.get(name)
+        if old is None or old.shape != value.shape or old.dtype != value.dtype:
+            kept = "nothing" if old is None else f"{tuple(old.shape)} {old.dtype}"
+            raise EffaceError(
+                f"'{name}' cannot be written into the layout of {path}.",
+                f"There it is {kept}; the new one is {tuple(value.shape)} {value.dtype}.",
+            )
+
+
+def read_sidecars(path: Path) -> dict[str, Any]:
+    """The JSON files beside a file of weights, under their file names."""
+    return {name: read_json_sidecar(path.parent / name) for name in SIDECARS if (path.parent / name).is_file()}
+
+
+def copy_sidecars(path: Path, folder: Path) -> None:
+    """Copy the JSON files beside a file of weights into a folder, unless they are there."""
+    for name in SIDECARS:
+        if (path.parent / name).is_file() and not (folder / name).exists():
+            shutil.copyfile(path.parent / name, folder / name)
+
+
+def read_json_sidecar(path: Path) -> dict[str, Any]:
+    """A JSON object from a file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EffaceError(f"{path} cannot be read.", str(error), "Fetch it again, or remove it.") from error
+    return content if isinstance(content, dict) else {}
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is made of nothing but numbers, text and their containers."""
+    if isinstance(value, Namespace):
+        return is_plain(vars(value))
+    if isinstance(value, Mapping):
+        return all(is_plain(key) and is_plain(item) for key, item in value.items())
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return all(is_plain(item) for item in value)
+    return value is None or isinstance(value, (bool, int, float, complex, str, bytes))
+
+
+def to_plain_settings(value: Any) -> Any:
+    """A plain value, a Namespace as a dictionary."""
+    return vars(value) if isinstance(value, Namespace) else value
+
+
+def _sections(content: dict[Any, Any]) -> tuple[str | None, list[str | None]]:
+    """The section with the weights, and all of them; ``None`` stands for the file itself, "" for no such section."""
+
+    def is_state(value: Any) -> bool:
+        return isinstance(value, dict) and bool(value) and all(isinstance(v, Tensor) for v in value.values())
+
+    named = [key for key in MAIN if isinstance(content.get(key), dict)][:1]
+    sections = [*named, *(key for key, value in content.items() if is_state(value) and not _spent(key))]
+    sections = list(dict.fromkeys(sections))
+    if named:
+        return named[0], [*sections]
+    if len(sections) == 1 and sections[0] not in SIDES:
+        return sections[0], [*sections]
+    if any(isinstance(value, Tensor) for value in content.values()):
+        return None, [None, *sections]
+    return "", [*sections]
+
+
+def _spent(key: Any) -> bool:
+    return SPENT.search(str(key).lower()) is not None
+
+
+def _left(content: dict[Any, Any], sections: list[str | None]) -> dict[str, str]:
+    """Entries that stay behind: those of the training run, and those that are not plain and may hold anything."""
+    notes: dict[str, str] = {}
+    for key, value in content.items():
+        if key in sections or (None in sections and isinstance(value, Tensor)):
+            continue
+        if _spent(key):
+            notes[str(key)] = "dropped: it belongs to the training run"
+        elif not is_plain(value):
+            notes[str(key)] = "dropped: it is not made of plain settings"
+    return notes
+
+
+def _short(value: Any) -> str:
+    text = str(to_plain_settings(value))
+    return text if len(text) <= 60 else text[:57] + "..."

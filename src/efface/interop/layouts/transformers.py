@@ -1,0 +1,32 @@
+"""Hugging Face transformers: a folder with ``config.json`` and ``model.safetensors`` (or shards, or a .bin).
+
+ViT         ``vit.*`` (or nothing) and ``classifier``
+DINOv2      ``dinov2.*`` (or nothing) and ``classifier``
+CLIP        ``vision_model.*`` with ``visual_projection``; ``text_model.*`` with ``text_projection``; ``logit_scale``
+others      their base model's name in front of the backbone
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from efface.interop.layouts.protocol import Layout, Meta, PrefixRule, Role, State, first_words
+
+TEXT_PREFIXES = ("text_model", "text_projection", "logit_scale", "logit_bias")
+
+
+def detect_transformers(state: State, meta: Meta) -> Layout | None:
+    """A model of transformers: its ``config.json`` names a ``model_type``."""
+    config = meta.get("config.json")
+    if not isinstance(config, Mapping) or "model_type" not in config:
+        return None
+    kind, names = str(config["model_type"]), first_words(state)
+    base = next((name for name in (kind, kind.split("_")[0], "vision_model") if name in names), "")
+    rules = (
+        PrefixRule("visual_projection", Role.HEAD),
+        PrefixRule("classifier", Role.HEAD),
+        PrefixRule("decoder", Role.EXTRAS, "decoder"),
+        *(PrefixRule(name, Role.EXTRAS, name) for name in TEXT_PREFIXES),
+        PrefixRule(base, Role.BACKBONE),
+    )
+    return Layout(name=f"transformers:{kind}", rules=rules)

@@ -1,0 +1,74 @@
+"""The plane of unlearning: what is still told of the forgotten, against what the retained lost for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from efface import stats
+from efface.auditing import signals
+from efface.auditing.evidence import Evidence, mean_measured
+from efface.auditing.observations import Observations
+from efface.reporting.figures import svg
+from efface.reporting.figures.audit import MODELS, Figure, Plot, slug
+from efface.reporting.figures.svg import Panel
+
+WITHIN = 0.03
+"""How far the retained examples' AUC may fall before it is drawn as outside: a figure's choice, not a verdict's."""
+
+
+def draw_forget_retain(evidence: Evidence, names: Sequence[str], delta: float) -> Figure | None:
+    """One panel per signal; None where no signal was seen on both the forgotten and the retained."""
+    plots = tuple(plot for name in names if (plot := _plot(evidence, name, delta)))
+    if not plots:
+        return None
+    asked = "the retrained models" if evidence.oracles else "the model before"
+    score = "score less the retrained models’ mean" if evidence.oracles else "raw score"
+    caption = (
+        f"To the right the forgotten still stand out ({score}); upwards the retained stand out less than in {asked}: "
+        f"they were forgotten too. Dashed: 0.5 ± {delta:g}, and retained within {WITHIN:g}; the verdict is about the "
+        "horizontal axis alone."
+    )
+    shown = [kind for kind in MODELS if kind != "oracle" or len(evidence.oracles) > 1]
+    return Figure(plots, caption, tuple((svg.draw_key_marker(kind), MODELS[kind].lower()) for kind in shown))
+
+
+def forget_retain_point(
+    evidence: Evidence, observed: Observations, others: Sequence[Observations], signal: str
+) -> svg.Point | None:
+    """AUC of the forgotten, and how far the retained's AUC lies below that of ``others`` (or of the original)."""
+    asked = [signals.score_pair(one, "retain", signal) for one in others or (evidence.original,)]
+    own = signals.score_pair(observed, "retain", signal)
+    if own is None or not all(asked) or not signals.has_signal(observed, "holdout", signal):
+        return None
+    if others:
+        sides = [signals.calibrated_scores(observed, others, part, signal) for part in ("forget", "holdout")]
+    else:
+        sides = [signals.scores(observed, part, signal) for part in ("forget", "holdout")]
+    expected = mean_measured(stats.auc(*pair) for pair in asked if pair)
+    return None if expected is None else (stats.auc(*sides), expected - stats.auc(*own))
+
+
+def _plot(evidence: Evidence, signal: str, delta: float) -> Plot | None:
+    found: list[tuple[str, svg.Point]] = []
+    for name, observed, others in evidence.models():
+        kind = name.split(" ")[0]
+        if (others or not evidence.oracles) and (at := forget_retain_point(evidence, observed, others, signal)):
+            found.append((kind, at))
+    if "subject" not in dict(found):
+        return None
+    xs, ys = zip(*(at for _, at in found), strict=True)
+    low, high = min(0.5 - 1.5 * delta, *xs) - 0.02, max(0.5 + 1.5 * delta, *xs) + 0.02
+    panel = Panel.of((low, high), (min(-1.5 * WITHIN, *ys) - 0.01, max(1.5 * WITHIN, *ys) + 0.01), left=54)
+    corners = [(0.5 - delta, -WITHIN), (0.5 + delta, -WITHIN), (0.5 + delta, WITHIN), (0.5 - delta, WITHIN)]
+    panel.axes(
+        "AUC of the forgotten: 0.5 is guessing",
+        "AUC of the retained fell by",
+        svg.nice_ticks(low, high),
+        svg.nice_ticks(panel.y.low, panel.y.high, 4),
+    )
+    panel.line([*corners, corners[0]], "chance")
+    for kind, (x, y) in reversed(found):
+        panel.mark(x, panel.y(y), kind)
+    told = "; ".join(f"{MODELS[kind].lower()} {x:.3f}, fell by {y:.3f}" for kind, (x, y) in found)
+    said = told.replace("-", "\u2212")
+    return Plot(signal, panel.svg(f"plane-{slug(signal)}", f"{signal}: forgotten against retained", said), said)

@@ -1,0 +1,190 @@
+"""The demo: a contrastive encoder over-fitted on few images, so that forgetting can be seen, made to forget a tenth.
+
+It runs the same verbs as everybody: pretrain, unlearn (fine-tune, gradient constraint, retrain), audit, report. The
+regime is chosen so that the audit has power: few images, many epochs, a low temperature and mild crops make an
+encoder remember single images well enough for an attack to see it (``benchmarks/demo_power.py`` measures how often).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import yaml
+
+from efface import api
+from efface.auditing.verdict import Verdict
+from efface.errors import EffaceError, unknown_name_error
+from efface.files import write_text
+from efface.reporting.page import REPORT
+from efface.runs import audit, train
+from efface.runs import run as runs_run
+from efface.training.checkpoint import read_meta
+
+_VIEWS = {"crop": [0.6, 1.0], "flip": False, "brightness": 0.4, "contrast": 0.4, "saturation": 0, "hue": 0}
+REGIMES: dict[str, dict[str, Any]] = {
+    "digits": {
+        "data": {"source": "digits"},
+        "split": {"train": 600, "valid": 200, "holdout": 700, "test": 297},
+        "recipe": {
+            "objective": {"name": "simclr", "temperature": 0.1, "dim": 64},
+            "backbone": {"name": "resnet8", "width": 16, "stride": 1},
+            "epochs": 160,
+            "batch_size": 64,
+            "optim": {"lr": 0.1, "warmup": 0.05},
+            "views": _VIEWS,
+        },
+    },
+    "fashion-mnist": {
+        "data": {"source": "fashion-mnist", "limit": 6000},
+        "split": {"train": 800, "valid": 800, "holdout": 1500, "test": 1000},
+        "recipe": {
+            "objective": {"name": "simclr", "temperature": 0.1, "dim": 64},
+            "backbone": {"name": "resnet8", "width": 16, "stride": 2},
+            "epochs": 180,
+            "batch_size": 100,
+            "views": _VIEWS,
+        },
+    },
+}
+"""By data set: what the original is trained on and how."""
+FORGET = "@random:0.1"
+DEMO_METHODS = ("finetune", "gradient_constraint")
+DONE, DEMO_REQUEST = "demo.json", "demo.yaml"
+
+
+@dataclass(frozen=True)
+class DemoRow:
+    """One model in the table."""
+
+    model: str
+    verdict: str
+    membership: dict[str, float]
+    """AUC of forget against never-trained examples on each pre-named signal; 0.5: nothing to tell."""
+    knn: float | None
+    """kNN accuracy on test."""
+    steps: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo showed."""
+
+    rows: tuple[DemoRow, ...]
+    reports: dict[str, str]
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """The table, what it means, and where the reports are."""
+        signals = list(self.rows[0].membership)
+        head = ["model", "verdict", *(f"{signal.split('.')[0]} AUC" for signal in signals), "kNN", "steps", "time"]
+        table = [head]
+        for row in self.rows:
+            knn = "–" if row.knn is None else f"{row.knn:.3f}"
+            seen = [f"{row.membership[signal]:.3f}" for signal in signals]
+            table.append([row.model, row.verdict, *seen, knn, str(row.steps), f"{row.seconds:.1f} s"])
+        widths = [max(len(line[i]) for line in table) for i in range(len(head))]
+        text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in table]
+        return [
+            *text,
+            "",
+            "AUC: how well an attacker tells the forgotten examples from never-trained ones (0.5: not at all).",
+            "Retrained is the model that never saw them: what the others are measured against.",
+            *(f"Report: {path}" for path in self.reports.values()),
+            f"{self.seconds:.0f} s in all.",
+        ]
+
+
+def run_demo(
+    data: str,
+    out: Path,
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    force: bool = False,
+    progress: runs_run.Progress | None = None,
+) -> DemoResult:
+    """Run the demo into ``out``; cut short, the same call goes on where it stopped."""
+    if data not in REGIMES:
+        raise unknown_name_error("demo", data, REGIMES)
+    progress, began = progress or runs_run.Progress(), monotonic()
+    common: dict[str, Any] = {"seed": seed, "device": device, "bf16": False}  # the same table on every CPU
+    _open(out, {"data": data, "regime": REGIMES[data], **common}, force)
+    original = out / "original"
+    _made(original, progress, lambda: train.pretrain_run(original, REGIMES[data] | common, progress=progress))
+    names = {"retrain": "retrained", **{method: method for method in DEMO_METHODS}}
+    for method, name in names.items():
+        settings = {"forget": FORGET, "method": method, **common}
+        if method == "retrain":
+            settings["seed"] = seed + 1  # an oracle of its own, not the original's twin
+        _made(
+            out / name, progress, lambda o=out / name, s=settings: train.unlearn_run(original, o, s, progress=progress)
+        )
+    judged = {
+        m: audit.audit_run(out / m, {"device": device}, oracles=[out / "retrained"], progress=progress)
+        for m in DEMO_METHODS
+    }
+    shown = DemoResult(tuple(_rows(out, judged)), {m: str(out / m / REPORT) for m in DEMO_METHODS}, monotonic() - began)
+    write_text(out / DONE, json.dumps(shown.as_dict(), indent=1) + "\n")
+    return shown
+
+
+def _open(out: Path, request: Mapping[str, Any], force: bool) -> None:
+    """The demo's folder: new, or that of the same request which was cut."""
+    text = yaml.safe_dump(dict(request), sort_keys=False)
+    asked = out / DEMO_REQUEST
+    same = asked.exists() and asked.read_text(encoding="utf-8") == text
+    if out.exists() and not force and (not same or (out / DONE).exists()):
+        raise EffaceError(
+            f"{out} exists already.", "Nothing is overwritten unasked.", "Choose another --out, or add --force."
+        )
+    if force and out.exists():
+        if not asked.exists():
+            raise EffaceError(
+                f"{out} is not a demo's folder, so --force does not delete it.", remedy="Choose another --out."
+            )
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(asked, text)
+
+
+def _made(out: Path, progress: runs_run.Progress, make: Any) -> None:
+    """Make a run unless an earlier attempt finished it."""
+    progress.say(f"{out.name}: {'kept from before' if out.exists() else 'making'}")
+    if not out.exists():
+        make()
+
+
+def _rows(out: Path, judged: Mapping[str, api.AuditResult]) -> Sequence[DemoRow]:
+    evidence = next(iter(judged.values())).evidence
+    untouched = api.judge_observations(evidence.original, evidence.original, evidence.oracles)
+    oracle = api.judge_observations(evidence.original, evidence.oracles[0], evidence.oracles)
+    results = {"original": untouched, "retrained": oracle, **judged}
+    return [_row(out / name, name, result) for name, result in results.items()]
+
+
+def _row(folder: Path, name: str, result: api.AuditResult) -> DemoRow:
+    cost = read_meta(folder)["cost"]
+    knn = next((f.value for f in result.findings if f.name == "utility.knn20.test"), None)
+    return DemoRow(
+        name,
+        _word(result.verdict),
+        {s.signal: s.value for s in result.verdict.signals},
+        knn,
+        cost["steps"],
+        cost["seconds"],
+    )
+
+
+def _word(verdict: Verdict) -> str:
+    return f"{verdict.word} ({verdict.level})"

@@ -1,0 +1,360 @@
+"""Random views of a batch of images: parameters of their own for every sample, whole batch at once.
+
+    draw    count, image shape, generator  ->  Params          (all of the randomness)
+    apply   images [B, C, H, W], Params    ->  [B, C, H, W]    (none of it)
+
+Order: crop and resize, shift, flip (one sampling grid) -> color jitter, grayscale -> clamp to [0, 1] -> blur.
+
+The fast color form is one 3x3 matrix and one offset per sample: brightness, contrast and saturation are
+linear, and hue turns the chroma plane of YIQ. It clamps once, at the end. ``exact_hue`` is the textbook form:
+the same changes one after the other, each clamped, hue in HSV. Both agree if nothing is clamped and hue is 0.
+
+The grid is read by ``grid_sample``. Two batched matrix products with bilinear weights give the same images,
+but took as long with one channel and 1.5 times as long with three (benchmarks/augmentation.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from efface.errors import EffaceError
+
+LUMA = (0.2989, 0.587, 0.114)
+"""Weight of red, green and blue in gray, as torchvision has it (they sum to 0.9999)."""
+TURN = (
+    (-0.167720019, -0.329301077, 0.497021095),
+    (0.328114042, -0.035553859, -0.292560183),
+    (-1.249749378, 1.046475500, 0.203273878),
+)
+"""d/dθ at θ = 0 of the hue rotation: a quarter turn of the YIQ chroma plane, from red towards green."""
+TRIES = 10
+"""How often a crop that does not fit is drawn again before the central one is taken."""
+DRAWS_PER_IMAGE = 2 * TRIES + 13
+"""Uniform numbers per sample. Each knob has its own columns: turning one off leaves the other draws alone."""
+PIECE = 2**20
+"""Bytes of images and grid worked on at a time: memory is reused, and fresh pages cost as much as the work."""
+
+
+@dataclass(frozen=True, eq=False)
+class ViewParams:
+    """What was drawn for each sample; every field is a tensor [B]."""
+
+    top: Tensor
+    """First row of the crop, in pixels (whole numbers, as are the next three)."""
+    left: Tensor
+    height: Tensor
+    width: Tensor
+    down: Tensor
+    """Rows by which the window moves down over the image, -shift .. shift; outside it sees black."""
+    right: Tensor
+    """Columns by which the window moves right."""
+    flip: Tensor
+    """Whether left and right are exchanged."""
+    brightness: Tensor
+    """Factor; 1 changes nothing."""
+    contrast: Tensor
+    """Factor on the distance to the mean gray; 1 changes nothing."""
+    saturation: Tensor
+    """Factor on the distance to the pixel's own gray; 1 changes nothing, 0 is gray."""
+    hue: Tensor
+    """Part of a full turn, -0.5 .. 0.5; red turns towards green."""
+    gray: Tensor
+    """Whether the color is taken away."""
+    sigma: Tensor
+    """Standard deviation of the blur in pixels; 0: none."""
+
+    def __len__(self) -> int:
+        return len(self.top)
+
+    def to(self, device: torch.device | str) -> ViewParams:
+        """The same on another device."""
+        return ViewParams(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+    @staticmethod
+    def cat(parts: Sequence[ViewParams]) -> ViewParams:
+        """Several draws as one, in order."""
+        return ViewParams(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(ViewParams)))
+
+
+def uniform(count: int, generator: torch.Generator) -> Tensor:
+    """The uniform numbers that ``count`` views are drawn from, [count, COLUMNS], on the generator's device.
+
+    Many small draws are faster as their uniform numbers, joined, and one call of :meth:`Views.params`.
+    """
+    return torch.rand(count, DRAWS_PER_IMAGE, generator=generator, device=generator.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Views:
+    """How a random view of an image is made; the defaults are SimCLR's for small images.
+
+    Calling it makes one view of each image: ``(x [B, C, H, W] in [0, 1], generator) -> the same shape``.
+    Saturation, hue and grayscale act on three-channel images only.
+    """
+
+    crop: tuple[float, float] | None = (0.2, 1.0)
+    """Smallest and largest share of the area that a random crop keeps, resized back; ``None``: no crop."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Smallest and largest width : height of a crop, in pixels of the image."""
+    shift: int = 0
+    """Largest shift in pixels each way, uncovered pixels black: the classic pad-and-crop of classifiers."""
+    flip: bool = True
+    """Exchange left and right of every other image, at random."""
+    brightness: float = 0.4
+    """Brightness factor is drawn from [1 - b, 1 + b], not below 0."""
+    contrast: float = 0.4
+    """Contrast factor is drawn from [1 - c, 1 + c], not below 0."""
+    saturation: float = 0.4
+    """Saturation factor is drawn from [1 - s, 1 + s], not below 0."""
+    hue: float = 0.1
+    """Hue is turned by up to this part of a full turn each way; at most 0.5."""
+    jitter_prob: float = 0.8
+    """Probability that an image gets the four changes above."""
+    grayscale: float = 0.2
+    """Probability that an image loses its color."""
+    blur: float = 0.0
+    """Probability of a Gaussian blur."""
+    sigma: tuple[float, float] = (0.1, 2.0)
+    """Smallest and largest standard deviation of the blur, in pixels."""
+    exact_hue: bool = False
+    """Change colors step by step, each step clamped, hue in HSV: the textbook form, several times slower."""
+
+    def __post_init__(self) -> None:
+        _range("crop", self.crop or (1.0, 1.0), most=1.0)
+        _range("ratio", self.ratio)
+        _range("sigma", self.sigma)
+        for name in ("brightness", "contrast", "saturation"):
+            _number(name, getattr(self, name), math.inf)
+        _number("hue", self.hue, 0.5)
+        for name in ("jitter_prob", "grayscale", "blur"):
+            _number(name, getattr(self, name), 1.0)
+        if self.shift < 0 or self.shift != int(self.shift):
+            raise EffaceError(f"views.shift cannot be {self.shift}.", "It is a number of pixels: 0, 1, 2 ...")
+
+    @classmethod
+    def none(cls) -> Views:
+        """No augmentation: every view is the image itself."""
+        return cls(crop=None, flip=False, brightness=0, contrast=0, saturation=0, hue=0, jitter_prob=0, grayscale=0)
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """One random view of each image, [B, C, H, W] in [0, 1]."""
+        return self.apply(x, self.draw_params(len(x), x.shape[1:], generator).to(x.device))
+
+    def draw_params(self, count: int, shape: Sequence[int], generator: torch.Generator) -> ViewParams:
+        """Parameters of ``count`` views of images of ``shape`` (C, H, W), on the generator's device."""
+        return self.params(uniform(count, generator), shape)
+
+    def params(self, u: Tensor, shape: Sequence[int]) -> ViewParams:
+        """Parameters from uniform numbers ``u`` [B, COLUMNS] in [0, 1)."""
+        height, width = int(shape[-2]), int(shape[-1])
+        if self.shift >= min(height, width):
+            raise EffaceError(
+                f"views.shift = {self.shift} can push a {height}x{width} image out of sight.",
+                remedy=f"Set it below {min(height, width)}; an eighth of the size is usual.",
+            )
+        tries, place, shift, coins, amounts = u.split((2 * TRIES, 2, 2, 4, 5), 1)
+        top, left, tall, wide = self._boxes(tries.unflatten(1, (2, TRIES)), place, height, width).unbind(1)
+        span = 2 * self.shift + 1
+        down, right = ((shift * span).floor().clamp(max=span - 1) - self.shift).unbind(1)
+        chances = (0.5 if self.flip else 0.0, self.jitter_prob, self.grayscale, self.blur)
+        flip, jitter, gray, blur = (coins < coins.new_tensor(chances)).unbind(1)
+        ends = [(max(0.0, 1 - most), 1 + most) for most in (self.brightness, self.contrast, self.saturation)]
+        low, high = u.new_tensor([*ends, (-self.hue, self.hue), self.sigma]).unbind(1)
+        drawn = torch.lerp(low, high, amounts)
+        applied = torch.stack((jitter, jitter, jitter, jitter, blur), 1)
+        changed = torch.where(applied, drawn, drawn.new_tensor((1, 1, 1, 0, 0)))
+        brightness, contrast, saturation, hue, sigma = changed.unbind(1)
+        return ViewParams(
+            *(top, left, tall, wide, down, right, flip),
+            *(brightness, contrast, saturation, hue, gray, sigma),
+        )
+
+    def _boxes(self, tries: Tensor, place: Tensor, height: int, width: int) -> Tensor:
+        """Top, left, height and width of each crop, [B, 4], by the rule of torchvision's RandomResizedCrop."""
+        size = tries.new_tensor((height, width))
+        if self.crop is None:
+            return torch.cat((torch.zeros_like(place), size.expand_as(place)), 1)
+        area = height * width * (self.crop[0] + (self.crop[1] - self.crop[0]) * tries[:, 0])
+        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        aspect = (low + (high - low) * tries[:, 1]).exp()
+        sides = torch.stack((area / aspect, area * aspect), 1).sqrt_().round_()  # [B, 2, TRIES]
+        fits = ((sides > 0) & (sides <= size[:, None])).all(1)
+        left_over = fits.byte().cummax(1).values.sum(1)  # tries from the first that fits on
+        index = (TRIES - left_over).clamp_(max=TRIES - 1)
+        sides = sides.gather(2, index[:, None, None].expand(-1, 2, 1))[:, :, 0]
+        room = size - sides
+        corner = torch.minimum((place * (room + 1)).floor_(), room)
+        aspect = min(max(width / height, self.ratio[0]), self.ratio[1])
+        whole = min(height, round(width / aspect)), min(width, round(height * aspect))
+        central = tries.new_tensor(((height - whole[0]) // 2, (width - whole[1]) // 2, *whole))
+        return torch.where(left_over[:, None] > 0, torch.cat((corner, sides), 1), central)
+
+    def apply(self, x: Tensor, params: ViewParams) -> Tensor:
+        """The views of ``x`` [B, C, H, W] in [0, 1] that ``params`` describe; differentiable in ``x``."""
+        if x.dim() != 4 or x.dtype not in (torch.float32, torch.float64) or len(x) != len(params):
+            raise EffaceError(
+                f"{len(params)} draws cannot make views of a {x.dtype} tensor of shape {tuple(x.shape)}.",
+                "Expected: float32 [B, C, H, W] in [0, 1], and one draw per image.",
+            )
+        channels, height, width = x.shape[1:]
+        steps: list[Callable[[Tensor, slice], Tensor]] = []
+        if self.crop is not None or self.shift or self.flip:
+            steps.append(_sampler(params, height, width, x.dtype, self.shift > 0))
+        jitter = self.jitter_prob > 0 and (self.brightness or self.contrast or self.saturation or self.hue)
+        if jitter or self.grayscale:
+            form = _stepwise if self.exact_hue else _linear if channels == 3 else _linear_gray
+            steps.append(form(params, x.dtype))
+        size = max(1, PIECE // ((channels + 2) * height * width * x.element_size()))
+        result = torch.empty_like(x, memory_format=torch.contiguous_format)
+        for start in range(0, len(x), size):
+            rows = slice(start, start + size)
+            piece = x[rows]
+            for step in steps:
+                piece = step(piece, rows)
+            result[rows] = piece
+        result.clamp_(0, 1)
+        return _blurred(result, params.sigma, self.sigma[1]) if self.blur else result
+
+
+def _sampler(
+    p: ViewParams, height: int, width: int, dtype: torch.dtype, shifted: bool
+) -> Callable[[Tensor, slice], Tensor]:
+    """Crop, shift (if any is ``shifted``) and flip."""
+    mirror = p.flip.to(dtype)
+    rows = _source(p.top, p.height, p.down, torch.zeros_like(mirror), height, shifted)
+    columns = _source(p.left, p.width, p.right, mirror, width, shifted)
+
+    def sample(x: Tensor, some: slice) -> Tensor:
+        # A complex number is a pair (x, y) in memory: broadcasting writes the whole grid in one pass.
+        grid = torch.view_as_real(torch.complex(columns[some, None, :], rows[some, :, None]))
+        return F.grid_sample(x, grid, padding_mode="zeros", align_corners=False)
+
+    return sample
+
+
+def _source(first: Tensor, length: Tensor, shift: Tensor, mirror: Tensor, size: int, shifted: bool) -> Tensor:
+    """Coordinate that each of ``size`` output pixels reads along one axis, [B, size]; -1 .. 1 is the image.
+
+    Held inside the crop, so that no pixel next to it leaks in: as if the crop were cut out and then resized.
+    """
+    first, length, shift = (value.to(mirror.dtype) for value in (first, length, shift))
+    output = torch.arange(size, device=first.device, dtype=first.dtype)[:, None]
+    place = torch.addcmul(shift + mirror * (size - 1), output, 1 - 2 * mirror)  # [size, B]: long rows are faster
+    pixel, scale = 2 / size, length / size
+    low = first * pixel + (1 / size - 1)  # the center of the crop's first pixel
+    at = torch.addcmul(low + (0.5 * scale - 0.5) * pixel, place, scale * pixel)
+    at = at.clamp(low, low + (length - 1) * pixel)
+    if shifted:
+        at = torch.where((place < 0) | (place >= size), -3.0, at)
+    return at.T.contiguous()
+
+
+def _linear(p: ViewParams, dtype: torch.dtype) -> Callable[[Tensor, slice], Tensor]:
+    """Color jitter and grayscale as one matrix and one offset per sample; not clamped."""
+    device, turns = p.hue.device, (2 * math.pi * p.hue).to(dtype)[:, None, None]
+    luma, turn = (torch.tensor(values, dtype=dtype, device=device) for values in (LUMA, TURN))
+    one, to_gray = torch.eye(3, dtype=dtype, device=device), luma.expand(3, 3)
+    saturation = _column(p.saturation, dtype, 3)
+    luminance = to_gray / luma.sum()
+    color = luminance + turns.cos() * (one - luminance) + turns.sin() * turn
+    color = color @ (saturation * one + (1 - saturation) * to_gray)
+    color = torch.where(p.gray[:, None, None], to_gray @ color, color)
+    matrix = color * _column(p.brightness * p.contrast, dtype, 3)
+    # Contrast pulls towards the mean gray of the brightened image: an offset, linear in the mean color.
+    offset = color.sum(2, keepdim=True) * _column(p.brightness * (1 - p.contrast), dtype, 3) * luma
+
+    def change(x: Tensor, rows: slice) -> Tensor:
+        flat = x.flatten(2)
+        return torch.baddbmm(offset[rows] @ flat.mean(2, keepdim=True), matrix[rows], flat).view_as(x)
+
+    return change
+
+
+def _linear_gray(p: ViewParams, dtype: torch.dtype) -> Callable[[Tensor, slice], Tensor]:
+    """Brightness and contrast, for images without three channels; not clamped."""
+    gain, pull = _column(p.brightness * p.contrast, dtype), _column(p.brightness * (1 - p.contrast), dtype)
+
+    def change(x: Tensor, rows: slice) -> Tensor:
+        return torch.addcmul(pull[rows] * x.mean((1, 2, 3), keepdim=True), x, gain[rows])
+
+    return change
+
+
+def _stepwise(p: ViewParams, dtype: torch.dtype) -> Callable[[Tensor, slice], Tensor]:
+    """The same in the textbook form: brightness, contrast, saturation, hue, grayscale; each step clamped."""
+    drawn = [_column(value, dtype) for value in (p.brightness, p.contrast, p.saturation, p.hue)]
+
+    def change(x: Tensor, rows: slice) -> Tensor:
+        brightness, contrast, saturation, hue = (value[rows] for value in drawn)
+        x = (x * brightness).clamp(0, 1)
+        x = (contrast * x + (1 - contrast) * _gray(x).mean((1, 2, 3), keepdim=True)).clamp(0, 1)
+        if x.shape[1] != 3:
+            return x
+        x = (saturation * x + (1 - saturation) * _gray(x)).clamp(0, 1)
+        x = torch.where(hue != 0, _turned(x, hue), x)
+        return torch.where(p.gray[rows, None, None, None], _gray(x), x)
+
+    return change
+
+
+def _column(value: Tensor, dtype: torch.dtype, dim: int = 4) -> Tensor:
+    """One number per sample, [B, 1, ...] with ``dim`` dimensions."""
+    return value.to(dtype).view(-1, *[1] * (dim - 1))
+
+
+def _gray(x: Tensor) -> Tensor:
+    """Luma of three channels, [B, 1, H, W]; any other number of channels is its own gray."""
+    if x.shape[1] != 3:
+        return x
+    return (x * torch.tensor(LUMA, dtype=x.dtype, device=x.device)[:, None, None]).sum(1, keepdim=True)
+
+
+def _turned(x: Tensor, turns: Tensor) -> Tensor:
+    """Hue turned in HSV: the largest and smallest channel of a pixel keep their values."""
+    red, green, blue = x.unbind(1)
+    value, spread = x.amax(1), x.amax(1) - x.amin(1)
+    safe = torch.where(spread > 0, spread, 1)
+    sextant = torch.where(
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4),
+    )
+    offsets = torch.tensor((5.0, 3.0, 1.0), dtype=x.dtype, device=x.device)[:, None, None]
+    k = (sextant[:, None] + 6 * turns + offsets) % 6
+    return value[:, None] - spread[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
+
+
+def _blurred(x: Tensor, sigma: Tensor, largest: float) -> Tensor:
+    """Gaussian blur of the samples with ``sigma`` > 0, mirrored at the border, cut at 3 times ``largest``."""
+    chosen = sigma.nonzero()[:, 0]
+    if not len(chosen):
+        return x
+    radius = min(math.ceil(3 * largest), x.shape[-2] - 1, x.shape[-1] - 1)
+    steps = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
+    kernel = (-0.5 * (steps / sigma[chosen, None].to(x.dtype)) ** 2).exp()
+    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(x.shape[1], 0)
+    some = F.pad(x[chosen], (radius,) * 4, mode="reflect").flatten(0, 1)[None]
+    some = F.conv2d(some, kernel[:, None, :, None], groups=len(kernel))
+    some = F.conv2d(some, kernel[:, None, None, :], groups=len(kernel))
+    return x.index_copy(0, chosen, some.view(len(chosen), *x.shape[1:]))
+
+
+def _number(name: str, value: float, most: float) -> None:
+    if not 0 <= value <= most or math.isinf(value):
+        upper = "at least 0" if math.isinf(most) else f"between 0 and {most:g}"
+        raise EffaceError(f"views.{name} cannot be {value}.", f"It must be a number {upper}.")
+
+
+def _range(name: str, pair: tuple[float, float], most: float = math.inf) -> None:
+    if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= most or math.isinf(pair[1]):
+        upper = "" if math.isinf(most) else f", at most {most:g}"
+        raise EffaceError(
+            f"views.{name} cannot be {tuple(pair)}.",
+            f"It is (smallest, largest), both above 0{upper}, in this order.",
+        )

@@ -1,0 +1,73 @@
+"""SalUn: random labels, but only on the weights that matter most for the examples to forget.
+
+    m = 1 where | ∂/∂θ Σ_{x∈F} ℓ(θ₀; x) | is among the largest ``keep`` of all weights, else 0
+    L(θ) = mean_{x∈R} ℓ(θ; x) + weight · mean_{x∈F} ℓ(θ; x̃)          over m ∘ θ; (1 - m) ∘ θ stays θ₀
+
+R, F: retained and forgotten examples; ℓ: the objective that the checkpoint was trained with; x̃: x with a wrong target;
+θ₀: the checkpoint as received. Weights off the mask are put back after every update, bit for bit.
+
+Source      Fan et al., SalUn: Empowering Machine Unlearning via Gradient-based Weight Saliency, 2024, arXiv 2310.12508.
+Departures  both terms in one step, as in ``random_labels``; saliency with frozen BatchNorm statistics and retained
+            examples in the batch. Running statistics are no weights: they move.
+Tests kill  a threshold per layer; a mask undone by momentum or weight decay; the smallest gradients kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from efface.errors import EffaceError
+from efface.training.gradients import unflatten_vector
+from efface.training.loop import Run, train_steps
+from efface.training.model import Model
+from efface.training.optim import Optim
+from efface.unlearning.protocol import MethodInputs, Needs, forget_gradient, wrong_target_loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class SalUn:
+    """The share of weights that may move, and what random labels have."""
+
+    needs: ClassVar[Needs] = Needs.FORGET | Needs.RETAIN
+    exact: ClassVar[bool] = False
+    keep: float = 0.5
+    """Share of all weights that may change, in (0, 1]; 1 is random labels."""
+    weight: float = 0.25
+    """Weight of the wrong targets; with the default batch sizes every example shown counts the same."""
+    epochs: int | None = None
+    """Passes over R; by default a twentieth of the original's epochs (10 where they are unknown)."""
+    batch_size: int | None = None
+    """Retained examples per step; by default the original's."""
+    forget_batch_size: int = 64
+    """Forget examples per step, and retained ones that they are mixed with."""
+    optim: Optim = field(default_factory=lambda: Optim(lr=0.01, clip=5.0))
+    """Optimizer."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep <= 1:
+            raise EffaceError(f"salun.keep cannot be {self.keep}.", "It is a share of the weights, above 0, at most 1.")
+
+    def unlearn(self, model: Model, given: MethodInputs, run: Run) -> Model:
+        """Find the mask, then one batch of R and one of F per step."""
+        epochs, size, few = given.resolve_epochs(self.epochs), given.batch_size(self.batch_size), self.forget_batch_size
+        with run.timed():
+            only = self.mask(model, forget_gradient(model, given, size, few, run), run)
+        optimizer = self.optim.build(model, epochs * given.retain.count_batches(size))
+        forget = given.forget.cycle(few, run.rng("forget"))
+        terms = wrong_target_loss(model, forget, self.weight, few, run.rng("wrong"))
+        for epoch in range(epochs):
+            train_steps(model, given.retain.batches(size, run.rng("retain", epoch)), terms, optimizer, run, only=only)
+        return model
+
+    def mask(self, model: Model, gradient: Tensor, run: Run) -> dict[nn.Parameter, Tensor]:
+        """For each weight whether it may move; ``gradient`` is over all of them, [P]."""
+        count = max(1, round(self.keep * len(gradient)))
+        largest = gradient.abs().topk(count)
+        chosen = torch.zeros_like(gradient, dtype=torch.bool)
+        chosen[largest.indices] = True
+        run.log_values("saliency", {"share": count / len(gradient), "threshold": float(largest.values[-1])})
+        return dict(zip(model.trainable_parameters(), unflatten_vector(model, chosen), strict=True))

@@ -1,0 +1,74 @@
+"""SCRUB: a student that follows its teacher everywhere except on the examples to forget.
+
+    forget pass    max_θ  mean_{x∈F}   d(θ₀, θ; x)
+    retain pass    min_θ  mean_{x∈R} [ α·d(θ₀, θ; x) + γ·ℓ(θ; x) ]
+
+θ₀: the checkpoint as received. ℓ: the objective it was trained with. d: how far two models disagree about x
+(KL at a temperature for classifiers, 1 - cosine for encoders).
+
+Source      Kurmanji et al., Towards Unbounded Machine Unlearning, 2023, arXiv 2302.09880.
+Departures  no rewinding; no moving average of the student.
+Tests kill  a missing ascent; a teacher sharing storage with the student; a knob never read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from efface.training.batch import Batch, LossTerms
+from efface.training.loop import Run, frozen_copy, train_steps
+from efface.training.model import Model
+from efface.training.optim import Optim
+from efface.unlearning.protocol import MethodInputs, Needs, disagreement
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scrub:
+    """The weights α and γ, and how long the ascent lasts."""
+
+    needs: ClassVar[Needs] = Needs.FORGET | Needs.RETAIN
+    exact: ClassVar[bool] = False
+    alpha: float = 0.5
+    """Weight α of agreeing with the teacher on retained examples."""
+    gamma: float = 1.0
+    """Weight γ of the task on retained examples."""
+    epochs: int | None = None
+    """Passes over R; by default a twentieth of the original's epochs (10 where they are unknown)."""
+    ascent_epochs: int = 2
+    """In how many of the first epochs a pass over F comes before the pass over R."""
+    batch_size: int | None = None
+    """Retained examples per step; by default the original's."""
+    forget_batch_size: int = 64
+    """Forget examples per step of ascent."""
+    optim: Optim = field(default_factory=lambda: Optim(lr=0.01, clip=5.0))
+    """Optimizer."""
+
+    def unlearn(self, model: Model, given: MethodInputs, run: Run) -> Model:
+        """Alternate passes over F (away from the teacher) and R (back to it)."""
+        epochs, size = given.resolve_epochs(self.epochs), given.batch_size(self.batch_size)
+        ascents = min(self.ascent_epochs, epochs)
+        steps = epochs * given.retain.count_batches(size) + ascents * given.forget.count_batches(self.forget_batch_size)
+        teacher, optimizer = frozen_copy(model), self.optim.build(model, steps)
+
+        def away(batch: Batch) -> LossTerms:
+            return LossTerms({"away": -disagreement(teacher, model, batch).mean()})
+
+        def home(batch: Batch) -> LossTerms:
+            outcome = model.objective.loss(model, batch)
+            return LossTerms(
+                {
+                    "stay": self.alpha * disagreement(teacher, model, batch).mean(),
+                    "task": self.gamma * outcome.per_example.mean(),
+                },
+                outcome.carry,
+            )
+
+        for epoch in range(epochs):
+            if epoch < ascents:
+                batches = given.forget.batches(self.forget_batch_size, run.rng("forget", epoch))
+                train_steps(model, batches, away, optimizer, run, phase="forget")
+            train_steps(
+                model, given.retain.batches(size, run.rng("retain", epoch)), home, optimizer, run, phase="retain"
+            )
+        return model

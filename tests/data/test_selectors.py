@@ -1,0 +1,179 @@
+"""Selectors: each form, each way to get it wrong, and whom it cannot mean."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from efface.data.dataset import Data
+from efface.data.split import SPLIT_PARTS, Split, partition, select_forget_set
+from tests.pictures import made, raises
+
+
+def keys(data: Data, split: Split, part: str) -> set[str]:
+    return set(data.keys[getattr(split, part)].tolist())
+
+
+@pytest.fixture
+def base():
+    data = made(group=[f"g{i % 7}" for i in range(200)], classes=4)
+    return data, partition(data)
+
+
+def test_random(base):
+    data, split = base
+    tenth = select_forget_set(split, data, "@random:0.1", seed=1)
+    assert len(tenth.forget) == 14 and set(tenth.forget) < set(split.retain)
+    more = select_forget_set(split, data, "@random:50", seed=1)
+    assert set(tenth.forget) < set(more.forget)
+    assert set(select_forget_set(split, data, "@random:50", seed=2).forget) != set(more.forget)
+    assert more.provenance["random"] is True and more.provenance["matched"] is None
+    assert more.holdout.tolist() == split.holdout.tolist() and not len(more.spare)
+    assert more.provenance | {"warnings": 0, "copies": 0} == {
+        "selector": "@random:50",
+        "seed": 1,
+        "random": True,
+        "matched": None,
+        "warnings": 0,
+        "copies": 0,
+        "sizes": more.sizes(),
+    }
+
+
+def test_bad_random(base):
+    data, split = base
+    for value in ("a", "-1", "1.5", "0.0", "nan", "1e9.0"):
+        raises(
+            lambda value=value: select_forget_set(split, data, f"@random:{value}"), f"@random:{value}", "@random:0.1"
+        )
+    raises(lambda: select_forget_set(split, data, "@random:0"), "selects 0")
+    raises(lambda: select_forget_set(split, data, "@random:0.001"), "selects 0", "140")
+    raises(lambda: select_forget_set(split, data, "@random:141"), "selects 141", "140")
+    raises(lambda: select_forget_set(split, data, "@random:140"), "all 140", "Nothing would be retained")
+    raises(lambda: select_forget_set(split, data, "@random:1.0"), "all 140")
+
+
+def test_class_by_name_or_number(base):
+    data, split = base
+    named = dataclasses.replace(data, classes=("ant", "bee", "1", "dog"))
+    assert set(named.y[select_forget_set(split, named, "@class:bee").forget]) == {1}
+    assert set(named.y[select_forget_set(split, named, "@class:1").forget]) == {2}  # a name wins over a number
+    assert set(named.y[select_forget_set(split, named, "@class:3").forget]) == {3}
+    after = select_forget_set(split, named, "@class:dog")
+    assert set(named.y[after.forget]) == {3} and 3 not in named.y[after.retain]
+    raises(lambda: select_forget_set(split, named, "@class:bea"), "'bea'", "'bee'", "Known")
+    raises(lambda: select_forget_set(split, named, "@class:4"), "class called '4'")
+    raises(lambda: select_forget_set(split, dataclasses.replace(data, y=None), "@class:1"), "no labels")
+    many = dataclasses.replace(data, classes=tuple(f"c{i}" for i in range(1000)))
+    raises(lambda: select_forget_set(split, many, "@class:c10000"), "'c1000'"[:6], "1000 others")
+
+
+def test_group(base):
+    data, split = base
+    after = select_forget_set(split, data, "@group:g2")
+    assert set(data.group[after.forget]) == {"g2"} and "g2" not in data.group[after.retain]
+    assert after.provenance["matched"] == "group" and set(data.group[after.holdout]) == {"g2"}
+    raises(lambda: select_forget_set(split, data, "@group:g9"), "group called 'g9'", "Known: g0")
+    raises(
+        lambda: select_forget_set(split, dataclasses.replace(data, group=None), "@group:g9"), "no groups", "manifest"
+    )
+    moved = dataclasses.replace(data, group=np.where(np.isin(np.arange(200), split.test), "only", "rest"))
+    raises(lambda: select_forget_set(split, moved, "@group:only"), "No training example is of group 'only'")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "write"),
+    [
+        ("txt", lambda some: "\n".join(some)),
+        ("txt", lambda some: "\ufeff" + "\r\n\r\n".join(some) + "  \r\n"),
+        ("list", lambda some: "\n".join(some)),
+        ("csv", lambda some: "label,key\n" + "".join(f"x,{key}\n" for key in some)),
+        ("csv", lambda some: "\n".join(some)),
+        ("csv", lambda some: "key\n" + "\n".join(f'"{key}"' for key in some)),
+        ("json", json.dumps),
+        ("json", lambda some: json.dumps({"keys": some, "reason": "asked"})),
+        ("jsonl", lambda some: "\n".join(json.dumps(one) for one in some)),
+        ("jsonl", lambda some: "\n".join(json.dumps({"key": one}) for one in some)),
+    ],
+)
+def test_files_of_keys(base, tmp_path, suffix, write):
+    data, split = base
+    some = data.keys[split.retain[[5, 60, 9]]].tolist()
+    path = tmp_path / f"who.{suffix}"
+    path.write_text(write(some), encoding="utf-8", newline="")
+    after = select_forget_set(split, data, str(path))
+    assert keys(data, after, "forget") == set(some)
+    assert after.provenance["random"] is False
+    assert select_forget_set(split, data, "@keys: " + " , ".join(some)).digest(data) == after.digest(data)
+
+
+def test_keys_with_blanks_commas_and_numbers(tmp_path):
+    data = made(12, classes=2, keys=["a b", 'c,"d', "7", *(f"k{i}" for i in range(9))])
+    split = Split(retain=np.arange(10), holdout=np.arange(10, 12))
+    (tmp_path / "who.json").write_text('["a b", "c,\\"d", 7]')
+    (tmp_path / "who.csv").write_text('key\na b\n"c,""d"\n7\n')
+    for name in ("who.json", "who.csv"):
+        assert keys(data, select_forget_set(split, data, str(tmp_path / name)), "forget") == {"a b", 'c,"d', "7"}
+
+
+def test_bad_files_of_keys(base, tmp_path):
+    data, split = base
+
+    def select(text, name="who.txt"):
+        (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+        return lambda: select_forget_set(split, data, str(tmp_path / name))
+
+    kept = data.keys[split.retain].tolist()
+    raises(lambda: select_forget_set(split, data, "missing.txt"), "no file missing.txt", "@class:")
+    raises(lambda: select_forget_set(split, data, kept[0]), "id of an example", f"@keys:{kept[0]}")
+    raises(lambda: select_forget_set(split, data, str(tmp_path)), "cannot be read as a list of ids")
+    raises(select(""), "holds no ids")
+    raises(select("[]", "who.json"), "holds no ids")
+    raises(select("key\n", "who.csv"), "holds no ids")
+    raises(select(b"\xff\xfe\x00a"), "cannot be read as a list of ids")
+    raises(select("{", "who.json"), "cannot be read")
+    raises(select('{"ids": []}', "who.json"), "dict, not a list")
+    raises(select("[1.5]", "who.json"), "1.5 is not an id")
+    raises(select("[true, null]", "who.json"), "true is not an id")
+    raises(select('"a"\n{"id": 3}', "who.jsonl"), "is not an id")
+    raises(select("id,name\na,b\n", "who.csv"), "named 'key'", "id, name")
+    raises(select("name,key\na,b\nc\n", "who.csv"), "Row 3")
+    raises(select("\n".join([*kept[:3], *(f"z{i}" for i in range(6))])), "6 of 9 ids", "'z4', ...")
+    raises(select("\n".join([*kept[:3], kept[1], kept[1], kept[0]])), "2 ids", "more than once", f"'{kept[0]}'")
+    raises(select("\n".join(kept)), "all 140")
+    stray = [*data.keys[split.test[:2]].tolist(), *data.keys[split.valid[:4]].tolist()]
+    raises(
+        select("\n".join([kept[0], *stray])),
+        "6 of 7 ids were not trained on",
+        "valid 4, test 2",
+        stray[0],
+        ", ...",
+    )
+    unused = partition(data, train=10)
+    other = next(key for key in kept if key not in keys(data, unused, "retain"))
+    raises(lambda: select_forget_set(unused, data, f"@keys:{other}"), "no part 1")
+
+
+def test_bad_selectors(base):
+    data, split = base
+    raises(lambda: select_forget_set(split, data, "@clas:1"), "'@clas'", "'@class'")
+    raises(lambda: select_forget_set(split, data, "@random"), "nothing after @random", "@random:0.1")
+    raises(lambda: select_forget_set(split, data, "@keys: "), "nothing after @keys")
+    raises(lambda: select_forget_set(split, data, "@keys:,"), "names no ids")
+    raises(lambda: select_forget_set(Split(), data, "@random:1"), "no training examples")
+
+
+def test_a_second_request_starts_where_the_first_ended(base):
+    data, split = base
+    first = select_forget_set(split, data, "@class:1")
+    second = select_forget_set(first, data, "@class:2")
+    assert set(second.train) == set(first.retain)
+    assert second.earlier.tolist() == first.forget.tolist()
+    assert not set(first.forget) & {row for part in SPLIT_PARTS[:-1] for row in getattr(second, part)}
+    assert set(second.holdout) | set(second.spare) == set(split.holdout)  # the pool is whole again
+    assert any("earlier request" in warning for warning in second.provenance["warnings"])
+    gone = data.keys[first.forget[0]]
+    raises(lambda: select_forget_set(first, data, f"@keys:{gone}"), "not trained on", "an earlier request 1")

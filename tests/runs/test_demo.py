@@ -1,0 +1,69 @@
+"""The demo, made small: its table, its reports, and going on after a cut."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from efface import runs
+from efface.errors import EffaceError
+from efface.runs import demo
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The digits regime with a few images and epochs."""
+    regime = demo.REGIMES["digits"]
+    monkeypatch.setitem(
+        demo.REGIMES,
+        "digits",
+        regime
+        | {
+            "split": {"train": 60, "valid": 60, "holdout": 100, "test": 60},
+            "recipe": regime["recipe"] | {"epochs": 2, "batch_size": 20, "backbone": {"width": 8, "stride": 1}},
+        },
+    )
+
+
+def test_it_shows_a_row_for_each_model_and_writes_its_reports(small, tmp_path):
+    shown = demo.run_demo("digits", tmp_path / "d", device="cpu")
+    assert [row.model for row in shown.rows] == ["original", "retrained", "finetune", "gradient_constraint"]
+    assert all(set(row.membership) == {"backbone.margin", "projector.margin"} for row in shown.rows)
+    for method in demo.DEMO_METHODS:
+        assert (tmp_path / "d" / method / "report.html").exists()
+    text = "\n".join(shown.lines())
+    assert "gradient_constraint" in text
+    assert str(tmp_path / "d" / "finetune" / "report.html") in text
+    assert json.loads((tmp_path / "d" / demo.DONE).read_text())["rows"][0]["model"] == "original"
+    with pytest.raises(EffaceError, match="exists already"):
+        demo.run_demo("digits", tmp_path / "d", device="cpu")
+
+
+def test_cut_in_the_middle_it_goes_on(small, tmp_path, monkeypatch):
+    def cut(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.audit, "audit", cut)
+        with pytest.raises(KeyboardInterrupt):
+            demo.run_demo("digits", tmp_path / "d", device="cpu")
+    said = []
+    progress = runs.train.Progress(say=said.append)
+    demo.run_demo("digits", tmp_path / "d", device="cpu", progress=progress)
+    assert [line for line in said if "kept" in line] == [
+        f"{name}: kept from before" for name in ("original", "retrained", "finetune", "gradient_constraint")
+    ]
+
+
+def test_force_starts_anew_but_deletes_nothing_that_is_not_its_own(small, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    with pytest.raises(EffaceError, match="not a demo"):
+        demo.run_demo("digits", tmp_path / "mine", device="cpu", force=True)
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+def test_an_unknown_demo_is_an_error(tmp_path):
+    with pytest.raises(EffaceError, match="Did you mean 'digits'"):
+        demo.run_demo("digit", tmp_path / "d")

@@ -1,0 +1,131 @@
+"""The verbs relearn and canaries on real folders: what they keep, what they leave alone, what the audit takes over."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+
+from efface import cli
+from efface.data import canaries as data_canaries
+from efface.reporting.record import Record, file_digest
+from efface.runs import canaries as runs_canaries
+from efface.runs import comparison
+
+TINY = [
+    "--set", "data.limit=300", "--set", "split.train=50", "--set", "split.valid=40", "--set", "split.holdout=60",
+    "--set", "split.test=50", "--set", "recipe.backbone={width: 8, stride: 1}", "--set", "recipe.batch_size=20",
+    "--set", "recipe.epochs=2",
+]  # fmt: skip
+LOOK = ["--set", "watch.views=3"]
+
+
+def call(*words):
+    kept, sys.argv = sys.argv, ["efface", *map(str, words)]
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+    finally:
+        sys.argv = kept
+    return stopped.value.code or 0
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A plan of canaries, an original trained by it, two oracles and a fine-tuned run that forget the included."""
+    home = tmp_path_factory.mktemp("runs")
+    data = ["--data", "digits"]
+    assert call("canaries", "plan", *data, *TINY[:2], "--count", 40, "--out", home / "plan", "--quiet") == 0
+    canaries = ["--set", f"split.canaries={home / 'plan'}"]
+    assert call("pretrain", *data, "--out", home / "original", *TINY, *canaries, "--quiet") == 0
+    for name, method, seed in (("oracle", "retrain", 1), ("second", "retrain", 2), ("tuned", "finetune", 0)):
+        words = ["--forget", home / "plan" / "included.txt", "--method", method, "--seed", seed, "--quiet"]
+        assert call("unlearn", home / "original", *words, "--out", home / name) == 0
+    return home
+
+
+def last_line(capfd):
+    return json.loads(capfd.readouterr().out.splitlines()[-1])
+
+
+@pytest.mark.parametrize("on", ["retain", "forget"])
+def test_relearn_only_reads_the_runs(made, capfd, on):
+    weights = {run: file_digest(made / run / "checkpoint.safetensors") for run in ("original", "oracle", "tuned")}
+    words = ["--oracle", made / "oracle", "--on", on, "--steps", 4, "--every", 2, *LOOK, "--json", "--quiet"]
+    assert call("relearn", made / "tuned", *words) == 0
+    said = last_line(capfd)
+    assert said["claims"] == []
+    assert f"relearn.{on}.projector.margin.steps" in said
+    assert weights == {run: file_digest(made / run / "checkpoint.safetensors") for run in weights}
+    content = json.loads((made / "tuned" / f"findings-relearn-{on}.json").read_text())
+    curves = content["findings"][0]["details"]["curves"]
+    assert set(curves) == {"subject", "oracle 1"} and curves["subject"]["steps"] == [0, 2, 4]
+
+
+def test_canaries_are_guessed_and_the_audit_takes_everything_over(made, capfd):
+    assert call("canaries", "guess", made / "tuned", "--plan", made / "plan", *LOOK, "--json", "--quiet") == 0
+    said = last_line(capfd)
+    assert 0 <= said["canaries.projector.margin.right"]["value"] <= 1
+    assert said["canaries.projector.margin.epsilon"]["value"] >= 0
+    assert call("relearn", made / "tuned", "--steps", 2, "--every", 2, *LOOK, "--quiet") == 0
+    assert call("audit", made / "tuned", *LOOK, "--quiet") in (0, 3, 4)
+    record = Record.load(made / "tuned")
+    names = {one.name for one in record.findings}
+    assert {"canaries.projector.margin.epsilon", "relearn.retain.projector.margin.steps"} <= names
+    page = (made / "tuned" / "report.html").read_text(encoding="utf-8")
+    assert "Trained on after unlearning" in page and "canaries" in page
+    assert call("audit", made / "oracle", *LOOK, "--quiet") in (0, 3, 4)
+    assert not any(one.name.startswith("canaries") for one in Record.load(made / "oracle").findings)
+
+
+def test_what_guessing_was_compared_with_on_the_users_word_is_kept_and_pickles_are_asked_for(made, monkeypatch):
+    asked = []
+
+    def compared(*words, **more):
+        asked.append(more.pop("trust"))
+        beside = comparison.build_comparison(*words, **more)
+        models = {
+            name: replace(one, claim="unseen" if name == "oracle 1" else "") for name, one in beside.models.items()
+        }
+        return replace(beside, models=models)
+
+    monkeypatch.setattr(runs_canaries, "compared", compared)
+    words = ["--plan", made / "plan", "--oracle", made / "oracle", *LOOK, "--quiet"]
+    for trust in ([], ["--trust-pickle"]):
+        assert call("canaries", "guess", made / "tuned", *words, *trust) == 0
+    assert asked == [False, True]
+    content = json.loads((made / "tuned" / "findings-canaries.json").read_text())
+    assert [claim.endswith(": unseen") for claim in content["claims"]] == [True]
+
+
+def test_findings_about_other_weights_are_left_out(made, capfd):
+    assert call("canaries", "guess", made / "second", "--plan", made / "plan", *LOOK, "--quiet") == 0
+    path = made / "second" / "findings-canaries.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"model": "other"}))
+    assert call("audit", made / "second", *LOOK, "--quiet") in (0, 3, 4)
+    assert not any(one.name.startswith("canaries") for one in Record.load(made / "second").findings)
+    path.write_text("{")
+    assert call("audit", made / "second", *LOOK, "--quiet") == 2
+    assert "cannot be read as findings" in capfd.readouterr().err
+
+
+def test_wrong_input_is_exit_code_2(made, tmp_path, capfd):
+    data_canaries.write_canary_plan(
+        tmp_path / "other", data_canaries.draw_coins([f"k{i}" for i in range(20)]), data="else"
+    )
+    cases = {
+        ("canaries", "guess", made / "tuned", "--plan", tmp_path / "other"): "made for other data",
+        ("canaries", "guess", made / "tuned", "--plan", tmp_path / "none"): "There is no",
+        ("canaries", "guess", made / "original", "--plan", made / "plan"): "it is an original",
+        ("canaries", "plan", "--data", "digits", "--out", tmp_path / "p"): "how many canaries",
+        ("canaries", "plan", "--data", "digits", "--count", "20", "--out", made / "plan"): "never drawn again",
+        ("relearn", made / "tuned", "--steps", "1", "--every", "3"): "cannot be looked at",
+        ("relearn", made / "tuned", "--on", "valid"): "valid",
+        ("relearn", made / "tuned", "--set", "relearn.step=3"): "step",
+    }
+    for words, said in cases.items():
+        assert call(*words) == 2, words
+        assert said in capfd.readouterr().err

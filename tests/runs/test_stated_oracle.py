@@ -1,0 +1,107 @@
+"""Another library's checkpoint as an oracle: used, of the same shape only, and never called checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from efface.errors import EffaceError
+from efface.reporting.record import Record
+from efface.runs import audit as runs_audit
+from efface.runs import comparison, relearn
+from efface.runs import run as runs_run
+from tests.adoption import moco_file, trained, unlearn
+
+WATCH = {"watch": {"views": 2, "gradient": False}, "device": "cpu"}
+
+
+def another(path: Path, folder: Path, scale: float = 0.02) -> Path:
+    """The file with other weights: what a second run would have left."""
+    content = torch.load(path, weights_only=True)
+    for name, value in content["state_dict"].items():
+        if value.is_floating_point() and "running" not in name:
+            value += scale * torch.randn(value.shape, generator=torch.Generator().manual_seed(len(name)))
+    folder.mkdir()
+    torch.save(content, folder / path.name)
+    return folder / path.name
+
+
+@pytest.fixture
+def run(pictures: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A foreign file and the run that was made from it."""
+    path = moco_file(trained("moco", queue=24), tmp_path)
+    unlearn(path, pictures, tmp_path / "out")
+    return path, tmp_path / "out"
+
+
+def audit(run: Path, *oracles: Path, **more: Any) -> Any:
+    return runs_audit.audit_run(run, WATCH | more, oracles=oracles)
+
+
+def test_it_raises_the_level_and_the_record_says_that_nobody_checked_it(run: tuple[Path, Path], tmp_path: Path):
+    path, out = run
+    oracles = [another(path, tmp_path / "a"), another(path, tmp_path / "b", 0.03)]
+    judged = audit(out, *oracles)
+    assert judged.verdict.level == "A1"
+    record = Record.load(out)
+    facts = record.checkpoints["oracle 1"]
+    assert facts.claim == comparison.UNCHECKED_CLAIM and "not checked" in facts.claim and facts.exact
+    assert facts.file == str(oracles[0]) and record.checkpoints["original"].claim == ""
+    assert sum("not checked" in warning for warning in record.warnings) == 2
+    assert "oracle" not in record.cost
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "stated by the user, not checked" in page
+    assert len(list(out.glob("oracle-*-observations.npz"))) == 2
+    runs_audit.report_run(out)
+    assert (out / "report.html").read_text(encoding="utf-8") == page
+
+
+def test_it_is_looked_at_through_the_views_of_the_run_on_trial(run: tuple[Path, Path], tmp_path: Path):
+    path, out = run
+    subject = runs_run.open_run(out)
+    found = comparison._foreign_oracle(another(path, tmp_path / "a"), subject, {}, False)
+    assert found.load().recipe == subject.checkpoint().recipe
+
+
+def test_the_original_is_no_oracle(run: tuple[Path, Path]):
+    path, out = run
+    with pytest.raises(EffaceError, match="no oracle: its weights are those of the original itself"):
+        audit(out, path)
+    with pytest.raises(EffaceError, match="no oracle: its weights are those of the subject itself"):
+        audit(out, out / "foreign" / path.name)
+
+
+def test_another_shape_is_no_oracle(run: tuple[Path, Path], tmp_path: Path):
+    _, out = run
+    (tmp_path / "small").mkdir()
+    model = trained("moco", queue=24, hidden=10)
+    with pytest.raises(EffaceError, match="is not one that the objective 'moco' can have"):
+        audit(out, moco_file(model, tmp_path / "small"))
+
+
+def test_a_pickle_is_opened_on_request_only(run: tuple[Path, Path], tmp_path: Path):
+    path, out = run
+    oracle = another(path, tmp_path / "a")
+    torch.save(torch.load(oracle, weights_only=True) | {"best": tmp_path}, oracle)
+    with pytest.raises(EffaceError, match="pathlib"):
+        audit(out, oracle)
+    assert audit(out, oracle, trust_pickle=True).verdict.level == "A1"
+    assert "trust_pickle" not in (out / "config.yaml").read_text()
+
+
+def test_relearning_beside_one_takes_the_same_word_and_the_record_says_so(run: tuple[Path, Path], tmp_path: Path):
+    path, out = run
+    oracle = another(path, tmp_path / "a")
+    torch.save(torch.load(oracle, weights_only=True) | {"best": tmp_path}, oracle)
+    settings = WATCH | {"relearn": {"steps": 1, "every": 1}}
+    with pytest.raises(EffaceError, match="pathlib"):
+        relearn.relearn_run(out, settings, oracles=[oracle])
+    kept = relearn.relearn_run(out, settings | {"trust_pickle": True}, oracles=[oracle])
+    assert kept.as_dict()["claims"] == [f"oracle 1, {oracle}: {comparison.UNCHECKED_CLAIM}"]
+    audit(out)
+    record = Record.load(out)
+    assert "oracle 1" not in record.checkpoints
+    assert f"findings-relearn-retain.json: oracle 1, {oracle}: {comparison.UNCHECKED_CLAIM}" in record.warnings

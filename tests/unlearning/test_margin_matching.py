@@ -1,0 +1,175 @@
+"""Margin matching: margins and loss against the twin; where gradients go and where they must not."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from efface.errors import EffaceError
+from efface.training.loop import Run, fit
+from efface.training.objectives import OBJECTIVES
+from efface.unlearning.margins import compute_margins, contrastive_margin, label_margin
+from efface.unlearning.methods import MarginMatching
+from efface.unlearning.methods.margin_matching import RunningMean, margin_gap
+from tests import tiny
+from tests.reference import margin_matching as twin
+
+CUTS = {"forget": (0, 12), "retain": (12, 60), "valid": (60, 80)}
+
+
+def world(name):
+    """Two models of one shape, and a batch each of F, R and V."""
+    x, y = tiny.images(96, seed=1)
+    parts = tiny.parts(x, y, CUTS, tiny.blurred)
+    rng = torch.Generator().manual_seed(2)
+    batches = [parts[part].batch(torch.arange(a, a + 5), rng) for part, (a, _) in CUTS.items()]
+    teacher, model = tiny.recipe(name).start(1).eval(), tiny.recipe(name).start(0).eval()
+    return teacher, model, *batches
+
+
+def once():
+    """Gaps without a past."""
+    return {space: RunningMean(0.9) for space in ("backbone", "output")}
+
+
+def test_agreement_equals_its_twin_and_leaves_an_example_out_of_its_own_bank():
+    rng = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(7, 4, generator=rng, dtype=torch.float64) for _ in range(2))
+    found = contrastive_margin(first, second, 3, 0.3)
+    assert found.tolist() == pytest.approx(twin.agreement(first.tolist(), second.tolist(), 3, 0.3))
+    assert found.tolist() != pytest.approx(twin.agreement(first.tolist(), second.tolist(), 7, 0.3))
+
+
+def test_a_label_s_margin_equals_its_twin_and_stays_finite():
+    logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    assert label_margin(logits, labels).tolist() == pytest.approx(twin.of_label(logits.tolist(), labels.tolist()))
+    assert label_margin(torch.tensor([[1e4, 0.0]]), torch.tensor([0])).isfinite().all()
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_the_loss_equals_its_twin(name):
+    teacher, model, gone, kept, unseen = world(name)
+    method = MarginMatching(backbone=2.0, output=3.0, hold=0.7)
+    found = method.terms(teacher, model, gone, kept, unseen, once())
+    spaces = []
+    now = {k: v.detach() for k, v in compute_margins(model, gone + kept + unseen, 5, method.tau).items()}
+    before = {k: v.detach() for k, v in compute_margins(teacher, kept + unseen, 5, method.tau).items()}
+    for space in ("backbone", "output"):
+        f, r, v = (part.tolist() for part in now[space].split(5))
+        r0, v0 = (part.tolist() for part in before[space].split(5))
+        spaces.append((f, r, v, r0, v0))
+    expected = twin.loss(0.0, spaces, (2.0, 3.0), 0.7)
+    assert float(sum(found.values()).detach()) == pytest.approx(expected, rel=1e-4)
+    assert set(found) == {"backbone", "output", "hold"}
+
+
+def test_the_gap_has_the_value_of_unseen_and_the_gradient_of_retained_examples():
+    f, r, v = (torch.randn(4, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    value = margin_gap(f, r, v)
+    assert float(value.detach()) == pytest.approx(twin.gap(f.tolist(), v.tolist()))
+    value.backward()
+    assert f.grad.tolist() == pytest.approx([0.25] * 4) and r.grad.tolist() == pytest.approx([-0.25] * 4)
+    assert v.grad is None, "unseen examples would be trained on"
+
+
+def test_a_gap_s_running_mean_equals_its_twin_and_says_alone_whether_there_is_a_push():
+    values, running = [0.5, -0.2, -0.9, 0.3, -0.4, 0.8], RunningMean(0.7)
+    for step, value in enumerate(values):
+        now = torch.tensor(value, dtype=torch.float64, requires_grad=True)
+        found = running.update_and_hinge(2 * now)
+        mean = twin.running([2 * one for one in values[: step + 1]], 0.7)
+        (slope,) = torch.autograd.grad(found, now)
+        assert float(found.detach()) == pytest.approx(max(0.0, mean))
+        assert float(slope) == (2.0 if mean > 0 else 0.0)
+
+
+def test_one_batch_s_noise_does_not_push_and_without_memory_it_would():
+    """Planted: a true gap of -0.1 that is measured with a standard deviation of 0.14."""
+    noise = torch.randn(300, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    pushes = {}
+    for memory in (0.0, 0.9):
+        running = RunningMean(memory)
+        pushes[memory] = sum(float(running.update_and_hinge(-0.1 + 0.14 * one)) > 0 for one in noise[:100])
+    assert pushes[0.0] > 15 and pushes[0.9] < 5
+
+
+def test_what_lowers_everybody_s_margin_alike_has_no_gradient():
+    """Planted: with the gradient of F alone, a shift that all share would be pushed."""
+    shift = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    f, r, v = (torch.randn(4, dtype=torch.float64) + shift for _ in range(3))
+    (ours,) = torch.autograd.grad(margin_gap(f, r, v), shift)
+    assert float(ours) == pytest.approx(0)
+    f = torch.randn(4, dtype=torch.float64) + shift
+    (hinge,) = torch.autograd.grad(f.mean() - v.detach().mean(), shift)
+    assert float(hinge) == pytest.approx(1)
+
+
+def test_retained_examples_are_held_from_below_only():
+    teacher, model, gone, kept, unseen = world("simclr")
+    same = MarginMatching().terms(teacher, teacher, gone, kept, unseen, once())
+    assert float(same["hold"].detach()) == pytest.approx(0, abs=1e-8)
+    down = MarginMatching().terms(teacher, model, gone, kept, unseen, once())
+    up = MarginMatching().terms(model, teacher, gone, kept, unseen, once())
+    assert float(down["hold"].detach()) > 0 and float(up["hold"].detach()) > 0
+
+
+def test_a_weight_of_zero_leaves_a_space_out_and_without_any_it_is_fine_tuning():
+    teacher, model, gone, kept, unseen = world("moco")
+    assert set(MarginMatching(backbone=0.0).terms(teacher, model, gone, kept, unseen, once())) == {"output", "hold"}
+    assert MarginMatching(backbone=0.0, output=0.0).terms(teacher, model, gone, kept, unseen, once()) == {}
+
+
+def test_it_brings_the_gap_of_overfitted_examples_down_and_keeps_that_of_the_retained():
+    x, y = tiny.images(96, seed=1)
+    recipe = tiny.recipe("simclr", epochs=40, views=tiny.recipe().views)
+    parts = tiny.parts(x, y, CUTS, tiny.blurred)
+    model = recipe.start(0)
+    train = dataclasses.replace(parts["retain"], ids=torch.arange(60))
+    model = fit(model, train, recipe, Run())
+    log = []
+    method = MarginMatching(epochs=30, batch_size=24)
+    method.unlearn(model, tiny.given(method, parts, recipe), Run(log=log.append))
+    means = [[sum(row["terms"][k] for row in rows) for k in ("backbone", "output")] for rows in (log[:8], log[-8:])]
+    assert sum(means[1]) < 0.75 * sum(means[0])
+
+
+def test_a_step_has_as_many_of_v_and_r_as_of_f_and_enough_of_them_beside_a_small_f(monkeypatch):
+    x, y = tiny.images(240, seed=1)
+    seen = []
+    whole = MarginMatching.terms
+
+    def terms(self, teacher, model, gone, kept, unseen, gaps):
+        seen.append((len(gone), len(kept), len(unseen)))
+        return whole(self, teacher, model, gone, kept, unseen, gaps)
+
+    monkeypatch.setattr(MarginMatching, "terms", terms)
+    monkeypatch.setattr("efface.unlearning.methods.margin_matching.YARDSTICK_SIZE", 12)
+    for forgotten, size, expected in ((8, 200, (8, 12, 12)), (40, 20, (20, 20, 20)), (40, 8, (8, 8, 8))):
+        method = MarginMatching(epochs=1, batch_size=100, forget_batch_size=size)
+        parts = tiny.parts(x, y, {"forget": (0, forgotten), "retain": (40, 140), "valid": (140, 240)})
+        method.unlearn(tiny.recipe().start(0), tiny.given(method, parts, tiny.recipe()), Run())
+        assert seen.pop() == expected
+        seen.clear()
+
+
+def test_too_few_unseen_examples_and_an_impossible_temperature_are_refused():
+    x, y = tiny.images(96)
+    parts = tiny.parts(x, y, CUTS | {"valid": (60, 61)})
+    method = MarginMatching()
+    with pytest.raises(EffaceError, match="`valid` has 1"):
+        method.unlearn(tiny.recipe().start(0), tiny.given(method, parts, tiny.recipe()), Run())
+    with pytest.raises(EffaceError, match="temperature"):
+        MarginMatching(tau=0)
+    with pytest.raises(EffaceError, match="share"):
+        MarginMatching(memory=1.0)
+
+
+def test_an_original_of_few_steps_gets_up_to_a_tenth_of_them_and_a_long_one_a_twentieth():
+    x, y = tiny.images(96)
+    method, parts = MarginMatching(), tiny.parts(x, y, CUTS)
+    for epochs, expected in ((100, 10), (2000, 100)):
+        recipe = tiny.recipe(epochs=epochs, batch_size=48)
+        assert method._epochs(tiny.given(method, parts, recipe)) == expected
