@@ -88,7 +88,7 @@ def _raw(x: torch.Tensor) -> torch.Tensor:
 def ours(model: Model, recipe: Recipe, x: np.ndarray) -> Iterator[int]:
     """Train as efface does."""
     data = efface.Data.from_arrays(x, name="speed")
-    part = training_batch.make_subset(data, np.arange(len(x)), recipe.views, "train", torch.device("cpu"))
+    part = training_batch.Subset.of(data, np.arange(len(x)), recipe.views, "train", torch.device("cpu"))
     run, optimizer = Run(bf16=model.bf16), recipe.optim.build(model, 10_000)
     for batch in part.cycle(BATCH, run.rng("speed")):
         train_step(model, batch, task_loss(model), optimizer, run)

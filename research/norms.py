@@ -34,7 +34,7 @@ def norms(model: Model, world: World) -> dict[str, np.ndarray]:
     data, split = world.data()
     views, found = world.recipe(data).views, {}
     for part in ("forget", "holdout", "retain"):
-        served = training_batch.make_subset(data, getattr(split, part)[:400], views, part, torch.device("cpu"))
+        served = training_batch.Subset.of(data, getattr(split, part)[:400], views, part, torch.device("cpu"))
         method = GradientConstraint()
         found[part] = np.log10(
             np.concatenate([method.norms(model, batch).numpy() for batch in served.ordered_batches(64)])

@@ -28,7 +28,7 @@ from efface.bench.plan import METHOD_CHOICES, Scenario, load_divided, plan_bench
 from efface.data.dataset import Data
 from efface.data.split import Split, select_forget_set
 from efface.errors import EffaceError
-from efface.training import batch
+from efface.training.batch import Subset
 from efface.training.checkpoint import Checkpoint
 from efface.training.objectives import CHOICES
 from efface.training.recipe import Recipe
@@ -105,9 +105,7 @@ def accuracies(made: Checkpoint, seed: int) -> dict[str, float]:
     def share(part: str, inside: bool) -> float:
         positions = getattr(split, part)
         chosen = positions[np.isin(data.y[positions], classes) == inside]
-        return measure_accuracy(
-            made.model, batch.make_subset(data, chosen, made.recipe.views, part, torch.device("cpu"))
-        )[0]
+        return measure_accuracy(made.model, Subset.of(data, chosen, made.recipe.views, part, torch.device("cpu")))[0]
 
     return {
         "forget": share("forget", True),

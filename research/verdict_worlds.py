@@ -151,7 +151,7 @@ def changed(seed: int, change: Callable[[Model, int], None]) -> Checkpoint:
 
 def views_of_retained(seed: int, model: Model, passes: int = 5) -> list[Tensor]:
     data, split = divided(seed)
-    part = training_batch.make_subset(
+    part = training_batch.Subset.of(
         data, split.retain, load(seed, "original").recipe.views, "retain", model.mean.device
     )
     rng = Run(seed=seed).rng("statistics")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from efface import api
+from efface.training import loop
 
 
 @pytest.fixture(scope="session")
@@ -26,5 +26,5 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def same_precision_everywhere() -> Iterator[None]:
     """The default precision depends on the machine; figures that tests look at shall not."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api, "bf16_pays", lambda device: False)
+        patch.setattr(loop, "prefers_bfloat16", lambda device: False)
         yield

@@ -20,7 +20,7 @@ from efface.unlearning.methods import METHODS, Finetune, Retrain
 from efface.unlearning.protocol import Needs
 from tests import tiny
 
-WATCH = efface.Watch(views=4, gradient=False)
+WATCH = efface.ObservationSettings(views=4, gradient=False)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from efface.errors import EffaceError
 from efface.reporting.bundle import checkpoint_facts, compose_record, write_evidence
 from efface.reporting.environment import Environment
 from efface.reporting.record import Record
-from efface.training.batch import Log, make_subset
+from efface.training.batch import Log, Subset
 from efface.training.checkpoint import Checkpoint
 from efface.training.defaults import default_recipe, get_objective_name
 from efface.training.loop import ResumeStore, Run, discard_record, fit, resolve_device
@@ -113,7 +113,7 @@ def pretrain(
     if recipe.objective.needs_captions:
         require_captions(data, train, f"The objective '{get_objective_name(recipe.objective)}'")
     run = Run(seed=seed, device=where, log=log, bf16=bf16, resume_store=resume_store)
-    part = make_subset(data, train, recipe.views, "train", where)
+    part = Subset.of(data, train, recipe.views, "train", where)
     model = fit(recipe.start(seed).to(where), part, recipe, run)
     return Checkpoint(model, recipe, seed=seed, split=split.digest(data), training_cost=run.training_cost)
 
@@ -169,7 +169,7 @@ def unlearn(
             model, stopped = unlearn_with_early_stopping(end, chosen, start, data, split, run)
     purged: dict[str, str] = {}
     if not chosen.exact:
-        retain = make_subset(data, split.retain, start.recipe.views, "retain", where)
+        retain = Subset.of(data, split.retain, start.recipe.views, "retain", where)
         purged = model.objective.purge(model, retain.batches(256, run.rng("purge")) if len(retain) else ())
     return Checkpoint(
         model,

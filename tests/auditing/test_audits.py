@@ -6,10 +6,10 @@ import dataclasses
 import json
 from pathlib import Path
 
-import efface.audits
 import numpy as np
 import pytest
 
+import efface.auditing.audits
 from efface import stats
 from efface.auditing import representations, signals
 from efface.auditing.audits import AUDITS
@@ -52,7 +52,7 @@ def paired():
 
 
 def test_audits_are_named_after_their_files_and_their_findings_after_them(evidence, paired):
-    stems = {path.stem for path in Path(efface.audits.__file__).parent.glob("*.py")} - {"__init__"}
+    stems = {path.stem for path in Path(efface.auditing.audits.__file__).parent.glob("*.py")} - {"__init__"}
     assert set(AUDITS) == stems
     looks = {"subject": ((0, evidence.subject), (9, evidence.original))}
     trained_on = dataclasses.replace(evidence, relearned=(RelearnedCopies("retain", looks),))
@@ -117,7 +117,7 @@ def test_neighbors_in_chunks_are_the_same(monkeypatch):
     rng = np.random.default_rng(3)
     bank, y, queries = rng.normal(size=(50, 4)), rng.integers(0, 3, 50), rng.normal(size=(40, 4))
     whole = representations.knn_vote(bank, y, queries, (5,), places=np.arange(40))
-    monkeypatch.setattr(representations, "CHUNK", 150)
+    monkeypatch.setattr(representations, "SIMILARITIES_AT_ONCE", 150)
     assert np.array_equal(whole[0], representations.knn_vote(bank, y, queries, (5,), places=np.arange(40))[0])
 
 

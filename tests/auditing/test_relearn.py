@@ -20,7 +20,7 @@ from tests import tiny
 from tests.reference import relearn as twin
 from tests.worlds import World, by_name
 
-WATCH = efface.Watch(views=3, gradient=False)
+WATCH = efface.ObservationSettings(views=3, gradient=False)
 
 
 @pytest.fixture(scope="module")

@@ -117,7 +117,7 @@ def test_a_queue_is_refilled_with_retained_keys_and_not_with_forgotten_ones(pict
     split = run.open_run(tmp_path / "out").split
     seen = {}
     for name in ("retain", "forget"):
-        part = training_batch.make_subset(
+        part = training_batch.Subset.of(
             Data.from_arrays(*drawn()), getattr(split, name), made.recipe.views, name, torch.device("cpu")
         )
         batches = part.batches(256, Run(seed=0).rng("purge"))

@@ -16,7 +16,7 @@ from efface.data.dataset import Data
 from efface.errors import EffaceError
 from efface.interop.architecture import IMAGENET
 from efface.interop.sanity_check import MARGIN, VOTES, compare_with_random, require_better_than_random
-from efface.training import batch
+from efface.training.batch import Subset
 from efface.training.model import Model
 from tests import tiny
 from tests.adoption import BODY, MILD, drawn, trained, trained_by
@@ -24,9 +24,7 @@ from tests.adoption import BODY, MILD, drawn, trained, trained_by
 
 def part_of(labelled: bool) -> Any:
     x, y = drawn()
-    return batch.make_subset(
-        Data.from_arrays(x, y if labelled else None), np.arange(120), MILD, "probe", torch.device("cpu")
-    )
+    return Subset.of(Data.from_arrays(x, y if labelled else None), np.arange(120), MILD, "probe", torch.device("cpu"))
 
 
 def probed(model: Model, labelled: bool) -> list[Any]:

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from efface import runs
 from efface.errors import EffaceError
-from efface.runs import demo
+from efface.runs import audit, demo
+from efface.runs.run import Progress
 
 
 @pytest.fixture
@@ -45,11 +45,11 @@ def test_cut_in_the_middle_it_goes_on(small, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs.audit, "audit", cut)
+        patch.setattr(audit, "audit_run", cut)
         with pytest.raises(KeyboardInterrupt):
             demo.run_demo("digits", tmp_path / "d", device="cpu")
     said = []
-    progress = runs.train.Progress(say=said.append)
+    progress = Progress(say=said.append)
     demo.run_demo("digits", tmp_path / "d", device="cpu", progress=progress)
     assert [line for line in said if "kept" in line] == [
         f"{name}: kept from before" for name in ("original", "retrained", "finetune", "gradient_constraint")

@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 
 from efface import cli
-from efface.data import canaries as data_canaries
+from efface.data import canaries as canaries
 from efface.reporting.record import Record, file_digest
-from efface.runs import canaries as runs_canaries
+from efface.runs import canaries as canary_runs
 from efface.runs import comparison
 
 TINY = [
@@ -91,7 +91,7 @@ def test_what_guessing_was_compared_with_on_the_users_word_is_kept_and_pickles_a
         }
         return replace(beside, models=models)
 
-    monkeypatch.setattr(runs_canaries, "compared", compared)
+    monkeypatch.setattr(canary_runs, "build_comparison", compared)
     words = ["--plan", made / "plan", "--oracle", made / "oracle", *LOOK, "--quiet"]
     for trust in ([], ["--trust-pickle"]):
         assert call("canaries", "guess", made / "tuned", *words, *trust) == 0
@@ -113,9 +113,7 @@ def test_findings_about_other_weights_are_left_out(made, capfd):
 
 
 def test_wrong_input_is_exit_code_2(made, tmp_path, capfd):
-    data_canaries.write_canary_plan(
-        tmp_path / "other", data_canaries.draw_coins([f"k{i}" for i in range(20)]), data="else"
-    )
+    canaries.write_canary_plan(tmp_path / "other", canaries.draw_coins([f"k{i}" for i in range(20)]), data="else")
     cases = {
         ("canaries", "guess", made / "tuned", "--plan", tmp_path / "other"): "made for other data",
         ("canaries", "guess", made / "tuned", "--plan", tmp_path / "none"): "There is no",

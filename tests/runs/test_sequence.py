@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-import efface
 from efface import cli
 from efface.auditing.observations import Observations
 from efface.auditing.observers.weight_changes import relative_change
@@ -21,9 +20,8 @@ from efface.data.split import SPLIT_PARTS, Split, merge_requests, partition, sel
 from efface.errors import EffaceError
 from efface.reporting.record import Record
 from efface.runs import audit, run, train
-from efface.training import batch
+from efface.training.batch import Subset
 from efface.training.checkpoint import Checkpoint
-from efface.unlearning import inputs
 from tests import tiny
 from tests.worlds import World
 
@@ -174,14 +172,13 @@ def test_the_second_run_never_trains_on_the_first_request(chain, monkeypatch):
     assert set(parts(chain / "two")["earlier"]) == gone
     seen: set[int] = set()
     opened = run.open_run(chain / "one")
-    serve = batch.make_subset
+    serve = Subset.of
 
     def watched(data, positions, *more):
         seen.update(int(p) for p in positions)
         return serve(data, positions, *more)
 
-    for served in (inputs, efface.api):
-        monkeypatch.setattr(served, "part_of", watched)
+    monkeypatch.setattr(Subset, "of", watched)
     for method in ("scrub", "retrain"):
         settings = {"forget": "@class:5", "method": method}
         train.unlearn_run(chain / "one", chain / f"watched-{method}", settings)

@@ -52,7 +52,7 @@ def played(monkeypatch, world, budget, answers):
             raise DivergenceError({"task": float("nan")}, 10)
         return start.model, answer
 
-    monkeypatch.setattr(search, "until", until)
+    monkeypatch.setattr(search, "unlearn_with_early_stopping", until)
     return search.search_methods(start, data, split, budget, StoppingRule(), Run()), tried
 
 

@@ -98,7 +98,7 @@ def scripted(monkeypatch, forgotten, retained, *, stop=None):
         scores = {"valid": grid, "forget": grid + (forgotten[number] - 0.5), "retain": grid + (retained[number] - 0.5)}
         return {part: dict.fromkeys(SPACES, values) for part, values in scores.items()}
 
-    monkeypatch.setattr(early_stopping, "scores", scores)
+    monkeypatch.setattr(early_stopping, "compute_margin_scores", scores)
     model, run = tiny.linear_softmax(), Run()
     lookout = StoppingMonitor(stop or StoppingRule(), model, parts(), run)
     optimizer = dataclasses.make_dataclass("Steps", [("taken", int), ("steps", int)])
@@ -189,8 +189,8 @@ def test_the_looks_and_the_method_see_different_halves_and_nobody_the_holdout(wo
         seen["method"] = set(split.valid.tolist())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(early_stopping, "Lookout", lookout)
-    monkeypatch.setattr(early_stopping, "give", give)
+    monkeypatch.setattr(early_stopping, "StoppingMonitor", lookout)
+    monkeypatch.setattr(early_stopping, "build_inputs", give)
     for method, shared in (("margin_matching", False), ("finetune", True)):
         with pytest.raises(KeyboardInterrupt):
             api.unlearn(start, data, split, method, device="cpu", stop=StoppingRule())

@@ -23,7 +23,7 @@ from efface.interop.recipe import infer_recipe
 from efface.interop.sanity_check import compare_with_random, require_better_than_random
 from efface.runs.run import Common, Sizes, load_data
 from efface.training import loop
-from efface.training.batch import make_subset
+from efface.training.batch import Subset
 from efface.training.checkpoint import META, Checkpoint
 from efface.training.loop import Run
 from efface.training.model import Model
@@ -94,7 +94,7 @@ def _probe(path: Path, start: Checkpoint, data: Data, split: Split, common: Comm
     device, run = loop.resolve_device(common.device), Run(seed=common.seed)
     seeds = [run.rng("random", n).initial_seed() % 2**31 for n in range(3)]
     others = [partial(_random, start.recipe, seed, device) for seed in seeds]
-    part = make_subset(data, split.train, start.recipe.views, "probe", device)
+    part = Subset.of(data, split.train, start.recipe.views, "probe", device)
     require_better_than_random(
         compare_with_random(start.model.to(device), others, part, run.rng("probe")), path, start.recipe
     )
@@ -114,7 +114,7 @@ def _hand_back(
     if out.exists():
         shutil.rmtree(out)  # of an attempt that was cut
     out.mkdir()
-    retain = make_subset(data, split.retain, result.recipe.views, "retain", loop.resolve_device(common.device))
+    retain = Subset.of(data, split.retain, result.recipe.views, "retain", loop.resolve_device(common.device))
     batches = retain.batches(256, run.rng("purge")) if len(retain) else ()
     notes = export_checkpoint(_read(path, settings), result.model, batches, run.rng("foreign"), out)
     return replace(result, purged=result.purged | notes)

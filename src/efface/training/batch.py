@@ -13,20 +13,6 @@ from efface.data.dataset import Data
 from efface.errors import EffaceError
 from efface.training.augment import Views
 
-
-def make_subset(data: Data, positions: Any, views: Views, name: str, device: torch.device) -> Subset:
-    """The examples at ``positions``, ready to be served in batches."""
-    return Subset(
-        x=torch.from_numpy(data.x),
-        ids=torch.as_tensor(positions, dtype=torch.int64),
-        augment=views,
-        y=None if data.y is None else torch.from_numpy(data.y),
-        text=data.text,
-        name=name,
-        device=device,
-    )
-
-
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """``(images [B, C, H, W] in [0, 1], generator) -> the same shape``: one random view of each image."""
 
@@ -184,6 +170,27 @@ class Subset:
     text: Sequence[str] | None = None
     name: str = "part"
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @classmethod
+    def of(cls, data: Data, positions: Any, views: Views, name: str, device: torch.device) -> Subset:
+        """The examples of ``data`` at ``positions``, ready to be served in batches.
+
+        Args:
+            data: All the examples; its arrays are shared, not copied.
+            positions: Positions in the data, integers [n].
+            views: The augmentations that draw a random view of each image.
+            name: What it is called in logs, such as ``retain``.
+            device: Where batches are put.
+        """
+        return cls(
+            x=torch.from_numpy(data.x),
+            ids=torch.as_tensor(positions, dtype=torch.int64),
+            augment=views,
+            y=None if data.y is None else torch.from_numpy(data.y),
+            text=data.text,
+            name=name,
+            device=device,
+        )
 
     def __len__(self) -> int:
         return len(self.ids)

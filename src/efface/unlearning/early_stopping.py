@@ -38,7 +38,7 @@ from efface import stats
 from efface.data.dataset import Data
 from efface.data.split import Split, select_matched_valid
 from efface.errors import DivergenceError, EffaceError
-from efface.training.batch import Subset, make_subset
+from efface.training.batch import Subset
 from efface.training.checkpoint import Checkpoint
 from efface.training.history import StoppingCheck, StoppingResult, StopReason
 from efface.training.loop import Run
@@ -250,7 +250,7 @@ def unlearn_with_early_stopping(
         own = split_in_half(split.valid, run.rng("halves"))
         split, unseen = replace(split, valid=own), np.setdiff1d(unseen, own)
     shown = {"forget": split.forget, "retain": split.retain, "valid": unseen}
-    parts = {name: make_subset(data, rows, start.recipe.views, name, run.device) for name, rows in shown.items()}
+    parts = {name: Subset.of(data, rows, start.recipe.views, name, run.device) for name, rows in shown.items()}
     model = copy.deepcopy(start.model).to(run.device)
     lookout = StoppingMonitor(stop, model, parts, run)
     run.callbacks.append(lookout)

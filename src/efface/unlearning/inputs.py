@@ -7,7 +7,7 @@ import torch
 from efface.data.dataset import Data, require_captions, require_labels
 from efface.data.split import Split
 from efface.errors import EffaceError
-from efface.training.batch import Subset, make_subset
+from efface.training.batch import Subset
 from efface.training.checkpoint import Checkpoint
 from efface.training.defaults import get_objective_name
 from efface.training.networks.attention import find_attention_reader
@@ -38,7 +38,7 @@ def build_inputs(method: Method, start: Checkpoint, data: Data, split: Split, de
             require_labels(data, positions, f"{name} on a '{get_objective_name(start.recipe.objective)}' checkpoint")
         if start.recipe.objective.needs_captions:
             require_captions(data, positions, f"{name} on a '{get_objective_name(start.recipe.objective)}' checkpoint")
-        parts[part] = make_subset(data, positions, start.recipe.views, part, device)
+        parts[part] = Subset.of(data, positions, start.recipe.views, part, device)
     return MethodInputs(method.needs, parts, start.recipe if start.trained else None)
 
 
