@@ -1,8 +1,8 @@
 """What changes when the attacker is stronger: the best and the worst methods of the half-hour bench at A0, A1 and A2.
 
-    python -m benchmarks.attackers make --pairs 24     models of one world of examples/half-hour.yaml, pair by pair
-    python -m benchmarks.attackers measure             results/attackers.json
-    python -m benchmarks.attackers counts              the same file: how many references are enough
+    python -m research.attackers make --pairs 24     models of one world of examples/half-hour.yaml, pair by pair
+    python -m research.attackers measure             results/attackers.json
+    python -m research.attackers counts              the same file: how many references are enough
     make docs                                          docs/attackers.md
 
     U-LiRA's accuracy   (share of unlearned models with Λ > 0 + share of retrained ones with Λ <= 0) / 2
@@ -255,7 +255,7 @@ def measure(setup: Setup) -> None:
     largest = model_pairs.largest_divergence(len(numbers))
     result = {
         "machine": machine(),
-        "made by": "python -m benchmarks.attackers make",
+        "made by": "python -m research.attackers make",
         "pairs": len(numbers),
         "world": {"grid": GRID.name, "seed": setup.seed, "examples": setup.divided[1].sizes()},
         "settings": setup.methods(),

@@ -1,7 +1,7 @@
 """What the grids in ``examples/`` gave: of a bench's results what the pages show, and what settings were chosen by.
 
     efface bench examples/fashion-resnet.yaml --forget "ten per cent" --jobs 1 --out FOLDER
-    python -m benchmarks.benches FOLDER          results/fashion_resnet.json
+    python -m research.benches FOLDER          results/fashion_resnet.json
     make docs
 
 Several folders of one grid, or one more later: each adds its families and forget sets to the file, or replaces them.

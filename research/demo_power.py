@@ -1,6 +1,6 @@
 """Does the demo's audit have power? The demo over ten seeds: what it says of the original and of the retrained model.
 
-    python -m benchmarks.demo_power [--data digits] [--seeds 10] [--jobs 2]
+    python -m research.demo_power [--data digits] [--seeds 10] [--jobs 2]
 
 Resumable: a demo whose folder is complete is not run again.
 

@@ -1,9 +1,9 @@
 """Can small image-text models forget pairs? A two-tower model on emoji and their names, against the oracle.
 
-    python -m benchmarks.emoji MANIFEST select     original, one oracle and the grid, on the selection seed
-    python -m benchmarks.emoji MANIFEST train      originals and oracles of the reporting seeds
-    python -m benchmarks.emoji MANIFEST report     the chosen settings on them
-    python -m benchmarks.emoji MANIFEST tables     results/emoji.json and docs/emoji_alignment.svg
+    python -m research.emoji MANIFEST select     original, one oracle and the grid, on the selection seed
+    python -m research.emoji MANIFEST train      originals and oracles of the reporting seeds
+    python -m research.emoji MANIFEST report     the chosen settings on them
+    python -m research.emoji MANIFEST tables     results/emoji.json and docs/emoji_alignment.svg
 
 Resumable: what is complete is not made again. One process of one thread.
 """

@@ -1,6 +1,6 @@
 """A real run from a foreign checkpoint: SimCLR trained by lightly itself, forgotten and audited on the command line.
 
-    python -m benchmarks.foreign [FOLDER]
+    python -m research.foreign [FOLDER]
 
 500 images of Fashion-MNIST (halved to 14x14, three channels), lightly's own ResNet-9 as a Sequential of its children,
 lightly's projection head and loss, SGD with a cosine schedule: over-fitted, and saved as a bare state dict. Only the

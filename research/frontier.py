@@ -1,12 +1,12 @@
 """What is left of the forgotten against what it cost the retained: every method on over-fitted encoders.
 
-    python -m benchmarks.frontier train      originals and oracles of the reporting seeds
-    python -m benchmarks.frontier report     every setting on them
-    python -m benchmarks.frontier ablate     margin matching without each of its parts
-    python -m benchmarks.frontier choose     what its defaults were chosen from, on other seeds
-    python -m benchmarks.frontier tables     results/frontier.json
+    python -m research.frontier train      originals and oracles of the reporting seeds
+    python -m research.frontier report     every setting on them
+    python -m research.frontier ablate     margin matching without each of its parts
+    python -m research.frontier choose     what its defaults were chosen from, on other seeds
+    python -m research.frontier tables     results/frontier.json
 
-Worlds (originals, oracles) and cells are shared with :mod:`benchmarks.gradient_constraint`. Resumable: a model whose
+Worlds (originals, oracles) and cells are shared with :mod:`research.gradient_constraint`. Resumable: a model whose
 folder is complete is not made again.
 """
 

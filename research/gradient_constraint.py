@@ -1,9 +1,9 @@
 """Does the gradient constraint work? Four families on over-fitted Fashion-MNIST, against baselines and the oracle.
 
-    python -m benchmarks.gradient_constraint train      originals and oracles of every family and seed
-    python -m benchmarks.gradient_constraint select     the ablation, on the selection seeds
-    python -m benchmarks.gradient_constraint report     the chosen settings, on the reporting seeds
-    python -m benchmarks.gradient_constraint tables     results/gradient_constraint.json and the tables in docs
+    python -m research.gradient_constraint train      originals and oracles of every family and seed
+    python -m research.gradient_constraint select     the ablation, on the selection seeds
+    python -m research.gradient_constraint report     the chosen settings, on the reporting seeds
+    python -m research.gradient_constraint tables     results/gradient_constraint.json and the tables in docs
 
 Resumable: a model whose folder is complete is not made again. Two one-thread processes by default (--jobs).
 """

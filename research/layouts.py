@@ -1,6 +1,6 @@
 """Every layout there and back, the same features in the library's own loader, and what is said to broken files.
 
-    python -m benchmarks.layouts
+    python -m research.layouts
 
 Round trip: every fixture of the tests is read and written with every tensor put back; names, order and bytes are
 compared. Features: a checkpoint of a library is unlearned (one epoch of fine-tuning), the result is loaded by that

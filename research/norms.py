@@ -1,6 +1,6 @@
 """Figure: gradient norms of forgotten, unseen and retained examples before and after the gradient constraint.
 
-python -m benchmarks.norms        writes docs/gradient_norms.svg and results/gradient_norms.json
+python -m research.norms        writes docs/gradient_norms.svg and results/gradient_norms.json
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One class, gone in less than a pass: contrastive unlearning against retraining, on the ResNet of a shipped grid.
 
-    python -m benchmarks.one_class measure                    what is missing, and results/one_class.json
-    python -m benchmarks.one_class make --label retrain --seed 10      one cell, on any core
+    python -m research.one_class measure                    what is missing, and results/one_class.json
+    python -m research.one_class make --label retrain --seed 10      one cell, on any core
 
 The world is ``examples/fashion-resnet.yaml``'s, with its class to forget; ``runs/one_class/originals`` may come from a
 bench of that grid, and what is missing there is trained. Settings are compared on the selection seeds by ``valid`` and

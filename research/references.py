@@ -1,7 +1,7 @@
 """What references are worth: which signal, how many references, which space, on an over-fitted SimCLR world.
 
-    python -m benchmarks.references make --model oracle-3     one model of the world, and what it shows
-    python -m benchmarks.references measure                   results/references.json
+    python -m research.references make --model oracle-3     one model of the world, and what it shows
+    python -m research.references measure                   results/references.json
 
 ``original`` and ``original-K`` saw F, ``oracle-K`` did not; each has a seed of its own. Resumable: a model whose
 folder is complete is not made again, and one command makes one model, so that several machines can share the work.

@@ -1,6 +1,6 @@
 """What a step of each method costs, in plain training steps: the price that a share of the steps does not show.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.step_cost [--rounds 5]      results/step_cost.json
+    OMP_NUM_THREADS=1 python -m research.step_cost [--rounds 5]      results/step_cost.json
     make docs                                                          docs/frontier.md
 
 400 of 2 000 images to forget. All methods in turns in one process, each for some steps from the same weights; the time

@@ -1,10 +1,10 @@
 """Over-forgetting with and without looks at unseen examples, and `auto` against the best fixed method.
 
-    python -m benchmarks.stopping make [--jobs 2]     every setting on every world
-    python -m benchmarks.stopping tables              results/stopping.json
+    python -m research.stopping make [--jobs 2]     every setting on every world
+    python -m research.stopping tables              results/stopping.json
     make docs                                         docs/stopping.md
 
-Worlds (originals, oracles) are those of :mod:`benchmarks.gradient_constraint`. Resumable: a model whose folder is
+Worlds (originals, oracles) are those of :mod:`research.gradient_constraint`. Resumable: a model whose folder is
 complete is not made again, and world after world is finished, so that a run that was cut leaves whole ones. ``tables``
 keeps the figures of worlds whose folders are gone.
 """

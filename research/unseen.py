@@ -1,10 +1,10 @@
 """Margin matching where V is small or of another mix, where F is a class, a group or fewer, and on more images.
 
-    python -m benchmarks.unseen make [--only CASE ...]     every case on its worlds
-    python -m benchmarks.unseen tables                     results/unseen.json
+    python -m research.unseen make [--only CASE ...]     every case on its worlds
+    python -m research.unseen tables                     results/unseen.json
     make docs                                              docs/frontier.md
 
-The defaults throughout. Worlds with a fifth of 500 images to forget are those of :mod:`benchmarks.frontier`. Resumable:
+The defaults throughout. Worlds with a fifth of 500 images to forget are those of :mod:`research.frontier`. Resumable:
 a model whose folder is complete is not made again.
 """
 

@@ -1,8 +1,8 @@
 """Small real encoders of which it is known whether they forgot: over-fitted SimCLR on digits, and its changelings.
 
-    python -m benchmarks.verdict_worlds --seed 0
+    python -m research.verdict_worlds --seed 0
 
-makes every model of one seed into folders; what is complete is not made again. Used by ``benchmarks.verdicts``.
+makes every model of one seed into folders; what is complete is not made again. Used by ``research.verdicts``.
 
 * ``oracle-1``, ``oracle-2``: retrained without F. True answer: removed.
 * ``original``, ``batchnorm`` (statistics estimated anew on R), ``head`` (the projector drawn anew), ``noise-S``

@@ -1,8 +1,8 @@
 """How often is the verdict wrong? Worlds of which the truth is known, and what is said of them.
 
-    python -m benchmarks.verdicts synthetic      # scores with a known AUC: minutes
-    python -m benchmarks.verdicts real           # judges the models that benchmarks.verdict_worlds made
-    python -m benchmarks.verdicts table          # writes the tables into docs/verdict.md
+    python -m research.verdicts synthetic      # scores with a known AUC: minutes
+    python -m research.verdicts real           # judges the models that benchmarks.verdict_worlds made
+    python -m research.verdicts table          # writes the tables into docs/verdict.md
 
 Results: ``benchmarks/results/verdicts.json``. Synthetic: Gaussian scores on two signals (correlation 0.5) whose AUC is
 the truth; the original has AUC 0.65 unless it says otherwise. Real: over-fitted SimCLR on digits; smaller requests are

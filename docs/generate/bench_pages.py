@@ -13,7 +13,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def results_of(name: str) -> dict[str, Any] | None:
-    """What :mod:`benchmarks.benches` kept of a grid; None where it was not run."""
+    """What :mod:`research.benches` kept of a grid; None where it was not run."""
     file = RESULTS / f"{name.replace('-', '_')}.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 

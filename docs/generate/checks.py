@@ -1,7 +1,7 @@
 """The common checks as a matrix: method x objective x check, from what pytest wrote about a real run.
 
     PYTEST_ADDOPTS=--junitxml=checks.xml make test
-    python -m benchmarks.checks checks.xml          results/checks.json
+    python -m docs.generate.checks checks.xml          results/checks.json
     make docs                                       docs/checks.md
 
 All tests run, these are looked at. Several files (of runs with ``-k``) may be named.

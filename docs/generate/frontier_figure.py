@@ -1,6 +1,6 @@
 """The plane of docs/frontier.md: what is left of F against what the retained lost, one dot per model.
 
-python -m benchmarks.frontier_figure    docs/frontier*.svg, from results/frontier.json and results/unseen.json
+python -m docs.generate.frontier_figure    docs/frontier*.svg, from results/frontier.json and results/unseen.json
 """
 
 from __future__ import annotations

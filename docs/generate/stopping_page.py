@@ -53,5 +53,5 @@ def regret(found: dict[str, Any] | None) -> list[str]:
 
 def made_by(machine: dict[str, Any]) -> str:
     """The commands and the machine."""
-    made = "`python -m benchmarks.stopping make` and `tables`"
+    made = "`python -m research.stopping make` and `tables`"
     return f"Mean ± standard deviation over worlds. Made by {made}; {machine['cpu']}, torch {machine['torch']}."

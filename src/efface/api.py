@@ -79,7 +79,7 @@ def split(data: Data, forget: str | None = None, *, seed: int = 0, **sizes: floa
     """Divide the data, and choose what to forget: a selector such as ``@random:0.1``, ``@class:5`` or a file of keys.
 
     ``sizes``: ``train``, ``valid``, ``holdout``, ``test``, as fractions below 1 or counts, and ``canaries``; see
-    :func:`efface.splits.partition`.
+    :func:`efface.data.split.partition`.
     """
     divided = partition(data, **sizes, seed=seed)  # pyright: ignore[reportArgumentType]
     return divided if forget is None else select(divided, data, forget, seed)
@@ -136,7 +136,7 @@ def unlearn(
     """Apply an unlearning method to a copy of ``start`` and purge what its state remembers of training images.
 
     ``method``: a name from ``METHODS`` (with ``settings`` as its fields), an instance, or ``auto``: choose one by
-    unseen examples (:mod:`efface.auto`); what was tried is the result's ``search``. ``seed``: by default the
+    unseen examples (:mod:`efface.unlearning.search`); what was tried is the result's ``search``. ``seed``: by default the
     original's; for ``retrain`` it is the seed of the fresh start. ``stop``: look at unseen examples on the way, end in
     time and give back the best state; what came of it is the result's ``stopped``. A method that itself reads
     ``valid`` is then given one half of it, and the looks the other. ``budget``: most optimizer steps, as ``"5%"`` of
@@ -197,7 +197,7 @@ def observe(
     device: str | torch.device = "auto",
     scratch: Path | None = None,
 ) -> Observations:
-    """What a checkpoint shows of the split, as arrays; see :mod:`efface.observations`."""
+    """What a checkpoint shows of the split, as arrays; see :mod:`efface.auditing.observations`."""
     model = checkpoint.model.to(resolve_device(device))
     return look(model, data, split, checkpoint.recipe.views, watch or ObservationSettings(), scratch=scratch)
 

@@ -76,7 +76,7 @@ class AucEstimate:
 
 
 def estimate_auc(v10: np.ndarray, v01: np.ndarray) -> AucEstimate:
-    """The :class:`Spread` of the AUC whose DeLong components are ``v10`` ``[m]`` and ``v01`` ``[n]``."""
+    """The :class:`AucEstimate` of the AUC whose DeLong components are ``v10`` ``[m]`` and ``v01`` ``[n]``."""
     value, m, n = float(np.clip(v10.mean(), 0, 1)), len(v10), len(v01)
     if min(m, n) < MIN_SAMPLES or value in (0.0, 1.0):
         return AucEstimate(value, math.inf, 1.0, min(m, n))

@@ -1,4 +1,4 @@
-"""Slow twins of ``efface.probes`` and of the alignment matrix: loops and float64, from the papers."""
+"""Slow twins of ``efface.auditing.representations`` and of the alignment matrix: loops and float64, from the papers."""
 
 from __future__ import annotations
 

@@ -295,7 +295,7 @@ def _requests(split: Split) -> list[dict[str, Any]]:
 
 
 def find_duplicates(data: Data, split: Split) -> list[Duplicate]:
-    """Exact and near copies of the forgotten examples in every other part; see :mod:`efface.copies`."""
+    """Exact and near copies of the forgotten examples in every other part; see :mod:`efface.data.duplicates`."""
     others = ("retain", *NEVER_TRAINED)
     return find_copies(data, split.forget, {part: getattr(split, part) for part in others})
 

@@ -72,7 +72,7 @@ class Container(Protocol):
 
 
 def open_container(path: Path, *, trust_pickle: bool = False) -> Container:
-    """Open a file or folder; see :func:`efface.loading.load_torch` for ``trust_pickle``."""
+    """Open a file or folder; see :func:`efface.interop.safe_load.load_torch` for ``trust_pickle``."""
     path = Path(path)
     if not path.exists():
         raise EffaceError(f"There is no checkpoint at {path}.", remedy="Check the path.")

@@ -2,7 +2,7 @@
 
 It holds what a report needs besides the observations and the log, and what an auditor needs to check it
 later: digests of the checkpoints, the data, the split and the configuration. Which examples it is about is
-written as keyed digests only (see :mod:`efface.items`).
+written as keyed digests only (see :mod:`efface.reporting.redaction`).
 """
 
 from __future__ import annotations

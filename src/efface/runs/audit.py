@@ -69,7 +69,7 @@ def audit_run(
     """Judge a run and write the evidence into its folder. ``settings``: criteria, watch, goal, device, trust_pickle.
 
     ``oracles``: runs that never saw the examples, which is checked; or other libraries' checkpoints of the same shape,
-    of which the user states it, and the record says so. ``references``: a folder that :mod:`efface.references` filled;
+    of which the user states it, and the record says so. ``references``: a folder that :mod:`efface.runs.references` filled;
     its models are taken beside them.
     """
     progress, asked = progress or Progress(), AuditRequest.from_settings(settings)

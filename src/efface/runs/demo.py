@@ -2,7 +2,7 @@
 
 It runs the same verbs as everybody: pretrain, unlearn (fine-tune, gradient constraint, retrain), audit, report. The
 regime is chosen so that the audit has power: few images, many epochs, a low temperature and mild crops make an
-encoder remember single images well enough for an attack to see it (``benchmarks/demo_power.py`` measures how often).
+encoder remember single images well enough for an attack to see it (``research/demo_power.py`` measures how often).
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def relearn_run(
 ) -> SavedFindings:
     """Train copies of a run and of its oracles on, and keep how soon the forgotten comes back.
 
-    ``settings``: relearn (fields of :class:`Relearning`), watch, seed, device, trust_pickle. The runs themselves
+    ``settings``: relearn (fields of :class:`RelearnSettings`), watch, seed, device, trust_pickle. The runs themselves
     are only read.
     """
     progress = progress or Progress()

@@ -24,7 +24,7 @@ class LossOutput:
     per_example: Tensor
     """Loss of each example, [B]; lower is better fitted."""
     carry: Tensor | None = None
-    """What :meth:`Objective.after_step` needs to move the state (MoCo: the new keys, [B, d]); ``None`` if nothing."""
+    """What :meth:`ObjectiveOption.after_step` needs to move the state (MoCo: the new keys, [B, d]); ``None`` if nothing."""
 
     def rows(self, first: int, last: int | None = None) -> LossOutput:
         """The outcome of some rows of a joint batch, their carry with them."""
@@ -45,7 +45,7 @@ class ContrastiveTerms:
     partners: Tensor
     """Normalized embeddings of the further partners asked for, [M, d]; without gradient where targets have none."""
     carry: Tensor | None = None
-    """As in :class:`Outcome`."""
+    """As in :class:`LossOutput`."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class LossTerms:
     terms: dict[str, Tensor]
     """Name to scalar; each is logged under its name."""
     carry: Tensor | None = None
-    """Passed to :meth:`Objective.after_step` after the step; leave it out and the queue does not move."""
+    """Passed to :meth:`ObjectiveOption.after_step` after the step; leave it out and the queue does not move."""
     extra_examples: int = 0
     """Examples that the step showed beside its batch's own."""
 

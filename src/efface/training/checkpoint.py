@@ -44,7 +44,7 @@ class Checkpoint:
     method: dict[str, Any] | None = None
     """Name and hyper-parameters of the unlearning method; ``None`` for an original."""
     origin: str = ""
-    """The package that the method came from; empty for those of efface: see :mod:`efface.plugins`."""
+    """The package that the method came from; empty for those of efface: see :mod:`efface.unlearning.plugins`."""
     exact: bool = False
     """Whether it never saw the forget set: an oracle."""
     split: str = ""
@@ -56,9 +56,9 @@ class Checkpoint:
     trained: bool = True
     """Whether the recipe is how it was trained, and not only the shape that foreign weights were put into."""
     stopped: StoppingResult | None = None
-    """When and why it was stopped, if unseen examples were looked at: see :mod:`efface.stopping`."""
+    """When and why it was stopped, if unseen examples were looked at: see :mod:`efface.unlearning.early_stopping`."""
     search: SearchHistory | None = None
-    """What was tried, if the method was chosen by unseen examples: see :mod:`efface.auto`."""
+    """What was tried, if the method was chosen by unseen examples: see :mod:`efface.unlearning.search`."""
 
     def save(self, folder: Path) -> None:
         """Write weights and meta data into an existing folder."""

@@ -118,7 +118,7 @@ def conjugate_gradient(
     """x with A x = b, from x = 0, for a positive definite A that is known by its ``product`` alone.
 
     Stops after ``iterations`` or where ‖b - A x‖ <= ``tolerance`` ‖b‖; ``watch`` is told each number and relative
-    residual. Raises :class:`NotConvex` where A turns out not to be positive definite.
+    residual. Raises :class:`NegativeCurvatureError` where A turns out not to be positive definite.
     """
     x, r = torch.zeros_like(b), b.clone()
     p, size = r.clone(), r.dot(r)

@@ -1,6 +1,6 @@
 """What looks at unseen examples found while a method ran, and what a search among methods tried. No torch.
 
-Made by :mod:`efface.stopping` and :mod:`efface.auto`, kept with the checkpoint, told by the record and the report.
+Made by :mod:`efface.unlearning.early_stopping` and :mod:`efface.unlearning.search`, kept with the checkpoint, told by the record and the report.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ class Run:
     resume_store: ResumeStore | None = None
     training_cost: TrainingCost = field(default_factory=TrainingCost)
     callbacks: list[StepCallback] = field(default_factory=list)
-    """Who looks on: see :mod:`efface.stopping`."""
+    """Who looks on: see :mod:`efface.unlearning.early_stopping`."""
 
     def rng(self, name: str, *numbers: int) -> torch.Generator:
         """A generator of its own for every purpose, on the CPU: the same for the same seed, name and numbers."""

@@ -234,7 +234,7 @@ class Objective(Protocol):
         ...
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
-        """How far two models disagree about each example, [B] >= 0: ``a``, ``b`` are their :meth:`Model.outputs`."""
+        """How far two models disagree about each example, [B] >= 0: ``a``, ``b`` are their :meth:`AuditedModel.outputs`."""
         ...
 
     def corrupt_targets(self, batch: Batch, rng: torch.Generator) -> Batch:

@@ -1,6 +1,6 @@
 """Calibrated stopping: unseen examples V say when the forgotten F no longer stand out, and when it went too far.
 
-At each look, in the backbone's features and in the output (:mod:`efface.margins`, averaged over views):
+At each look, in the backbone's features and in the output (:mod:`efface.unlearning.margins`, averaged over views):
 
     a_s = AUC of F's margins against V's,   r_s = AUC of R's margins against V's     (1/2: cannot be told apart)
     distance = max over s of max( |a_s - 1/2|, r_s(θ₀) - r_s )                       (0: F like V, R as before)
@@ -112,7 +112,7 @@ class StoppingMonitor:
         self.blind = all(low <= 0.5 for _, low, _ in self.looks[0].forget.values())
 
     def on_step_end(self, model: Model, optimizer: ScheduledOptimizer) -> None:
-        """Called after each step: look if it is time, and raise :class:`Enough` if it is enough."""
+        """Called after each step: look if it is time, and raise :class:`StopUnlearning` if it is enough."""
         spent = self.stop.steps is not None and self.run.training_cost.steps >= self.stop.steps
         due = optimizer.taken % max(1, optimizer.steps // self.stop.looks) == 0 or optimizer.taken == optimizer.steps
         if not self.blind and (due or spent):

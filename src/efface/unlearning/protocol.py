@@ -104,7 +104,7 @@ class Needs(Flag):
     ATTENTION = auto()
     """A transformer whose attention maps can be read."""
     PAIRS = auto()
-    """An encoder that was trained by comparing pairs: see :meth:`Objective.contrastive_terms`."""
+    """An encoder that was trained by comparing pairs: see :meth:`ObjectiveOption.contrastive_terms`."""
 
     def names(self) -> list[str]:
         """The declared needs in lower case, in the order above."""

@@ -1,7 +1,7 @@
 """Auto: choose a method and its strength by unseen examples alone, within a budget of optimizer steps.
 
 Candidates are tried in the order of what they gave in docs/frontier.md and docs/bench.md, each from the checkpoint as
-received, each with looks at unseen examples (:mod:`efface.stopping`) and with as many passes as the rest of the budget
+received, each with looks at unseen examples (:mod:`efface.unlearning.early_stopping`) and with as many passes as the rest of the budget
 allows. The first that reaches the goal is taken. One that went too far is tried once more at half its learning rate,
 one that came to its end short of the goal at twice. If nothing reaches it, the nearest is given back, and said to be
 no more than that. No trial sees the oracle or the audit's holdout; all looks are at one half of ``valid``, which no

@@ -1,6 +1,6 @@
 """Residuals: what one model remembers of each example beyond what references expect, with conformal intervals.
 
-Equations: :mod:`efface.audits.per_example`.
+Equations: :mod:`efface.auditing.audits.per_example`.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
     exposure   d(x) = s_u(x) - s_0(x) - mean_h (s_u(h) - s_0(h))     for x retained; no references needed
 
 s: a margin of the unlearned (u), the original (0), the references (k). σ(x): what the references expect of each other
-(:func:`efface.likelihood.student`). Interval and p are conformal: for an example that was never trained on they are
+(:func:`efface.auditing.attacks.reference_models.fit_student_t`). Interval and p are conformal: for an example that was never trained on they are
 right at 95 % and at every level whatever the law of the scores, if it was drawn as the holdout was.
 
 Source      after Carlini et al. 2022 (calibration by example) and Vovk et al. 2005 (conformal p); the onion effect:

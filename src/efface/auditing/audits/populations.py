@@ -1,6 +1,6 @@
 """Populations: N unlearned against N retrained models, example by example: U-LiRA, forgetting score, KLoM (level A2).
 
-Equations, sources and departures: :mod:`efface.populations`. Each number has the zero line beside it, under *oracle*:
+Equations, sources and departures: :mod:`efface.auditing.attacks.model_pairs`. Each number has the zero line beside it, under *oracle*:
 what one half of the retrained models gets against the other half, so with N/2 on each side; a score that depends on N
 (the forgetting score, KLoM) is to be read against ``half``, the subject's own with as few. What is judged is the
 method, over seeds, and not one checkpoint.

@@ -12,7 +12,7 @@ change is particular to views of one item. A model that was damaged for everybod
 
 Forgotten against control (never-trained items of the owner): H0: the forgotten items' drops AGM[i, i] and the control's
 are exchangeable; two-sided rank permutation. Rejecting it says that the forgotten items were treated otherwise than
-never-trained ones. With a control there is also a verdict, by the rules of :mod:`efface.verdict` on the alignment at
+never-trained ones. With a control there is also a verdict, by the rules of :mod:`efface.auditing.verdict` on the alignment at
 level A0; without one there is none, except that embeddings which did not change forgot nothing.
 
 Source      after Alignment Calibration (Wang et al. 2024) and EncoderMI (Liu et al. 2021).

@@ -70,7 +70,7 @@ def observe_model(
     parts: Collection[str] | None = None,
     scratch: Path | None = None,
 ) -> Observations:
-    """Look at every part of the split through one model; see :mod:`efface.observations` for the arrays.
+    """Look at every part of the split through one model; see :mod:`efface.auditing.observations` for the arrays.
 
     ``views``: the random views to look through (the ones it was trained with). ``parts``: only these; by default all.
     ``scratch``: a folder for memory-mapped arrays, so that memory does not grow with the number of examples.

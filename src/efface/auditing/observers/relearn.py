@@ -2,7 +2,7 @@
 
 On R only, nothing about F is taught: if F stands out again, it was hidden and not removed. On F only, an encoder
 that never saw F learns it as well, only slower: it is the difference to the oracle that tells. What is measured of
-the looks is in :mod:`efface.audits.relearn`; here is only the training, on a copy.
+the looks is in :mod:`efface.auditing.audits.relearn`; here is only the training, on a copy.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ class WeightChange:
 
 
 def measure_changes(original: Model, unlearned: Model, purged: dict[str, str] | None = None) -> list[WeightChange]:
-    """A :class:`Change` for every part that either model has, in the order backbone, head, ..."""
+    """A :class:`WeightChange` for every part that either model has, in the order backbone, head, ..."""
     before, after = _parts(original), _parts(unlearned)
     return [_change(part, before[part], after[part], (purged or {}).get(part, "")) for part in before if part in after]
 

@@ -22,7 +22,7 @@ HISTOGRAM_BINS, ROC_POINTS = 28, 160
 LOWEST_RATE = 1e-3
 """Where the logarithmic ROC begins, unless there are fewer examples than that."""
 LOOK_PHASE = "look"
-"""Phase of the log's lines that are looks at unseen examples: see :mod:`efface.looks`."""
+"""Phase of the log's lines that are looks at unseen examples: see :mod:`efface.training.history`."""
 MODELS = {"original": "Before", "subject": "After", "oracle": "Retrained"}
 PART_LABELS = {"forget": "forget", "holdout": "never trained on", "retain": "retained"}
 

@@ -3,7 +3,7 @@
     L(θ) = mean_{x∈R} [ ℓ(θ; x) + λ · ( ℓ(z → Z') + ℓ(z' → Z) ) ]
 
 R: retained examples; ℓ: the objective that the checkpoint was trained with; z, z': normalized features of two views,
-Z, Z' those of the batch: see :mod:`efface.objectives.with_contrast`. Any other method may stand in the place of
+Z, Z' those of the batch: see :mod:`efface.training.objectives.with_contrast`. Any other method may stand in the place of
 fine-tuning (``base``): the term then joins whatever that method does with the retained examples.
 
 Source      Khalil, Setayesh and Li, CoUn: Empowering Machine Unlearning via Contrastive Learning, 2025,

@@ -4,7 +4,7 @@
     gap_s has the value       mean_F s_θ - mean_V s_θ, over σ_s, as a running mean over steps
           and the gradient of mean_F s_θ - mean_R s_θ, over σ_s, in the step's own batch
 
-s: the margin in the backbone's features and in the output (:mod:`efface.margins`), V being the bank; σ_s: standard
+s: the margin in the backbone's features and in the output (:mod:`efface.unlearning.margins`), V being the bank; σ_s: standard
 deviation of V's under the checkpoint as received, θ₀. Unseen examples V say how far, retained ones R say in which
 direction: what lowers everybody's margin alike has no gradient, so the model cannot forget F by forgetting all. V's own
 margins have no gradient; V's embeddings have, as the crowd that F is drawn into. Where F no longer stands out the push
