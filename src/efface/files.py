@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Files of a run folder: their names, and reading and writing them with errors that say what to do."""
 
 from __future__ import annotations
 

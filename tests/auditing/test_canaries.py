@@ -15,7 +15,7 @@ from efface.auditing.attacks.canary_bound import count_needed_guesses, lower_bou
 from efface.auditing.observations import Observations
 from efface.data import canaries
 from efface.errors import EffaceError
-from efface.runs import canaries as canary_runs
+from efface.runs.canary_plan import plan_canaries
 from tests.reference import canaries as twin
 
 KEYS = [f"item/{i:04d}" for i in range(400)]
@@ -68,7 +68,7 @@ def test_impossible_counts_are_refused():
 def test_coins_are_fair_and_different_each_time_unless_seeded():
     one, other = canaries.draw_coins(KEYS), canaries.draw_coins(KEYS)
     assert one.included != other.included
-    assert 140 < len(one.sides()[0]) < 260
+    assert 140 < len(one.split_keys()[0]) < 260
     assert canaries.draw_coins(KEYS, 50, seed=3).included == canaries.draw_coins(KEYS, 50, seed=3).included
     assert len(canaries.draw_coins(KEYS, 50).included) == 50
 
@@ -177,19 +177,19 @@ def test_a_canary_that_was_not_looked_at_is_an_error():
 
 def test_planning_from_a_source_and_from_a_file_of_keys(tmp_path):
     settings = {"data": {"source": "digits", "limit": 100}}
-    made = canary_runs.plan_canaries(tmp_path / "a", settings, count=40)
+    made = plan_canaries(tmp_path / "a", settings, count=40)
     assert made.coins == 40 and made.guesses == 14 and made.ceiling == pytest.approx(perfect_guess_bound(40, 14))
     keys = canaries.read_canary_plan(tmp_path / "a").keys
     (tmp_path / "keys.txt").write_text("\n".join(keys[:20]))
-    again = canary_runs.plan_canaries(tmp_path / "b", settings, keys=str(tmp_path / "keys.txt"))
+    again = plan_canaries(tmp_path / "b", settings, keys=str(tmp_path / "keys.txt"))
     assert canaries.read_canary_plan(tmp_path / "b").keys == keys[:20] and again.coins == 20
     with pytest.raises(EffaceError, match="how many canaries"):
-        canary_runs.plan_canaries(tmp_path / "c", settings)
+        plan_canaries(tmp_path / "c", settings)
     with pytest.raises(EffaceError, match="nothing else"):
-        canary_runs.plan_canaries(tmp_path / "c", {"data": {"source": "digits"}, "seed": 1}, count=20)
+        plan_canaries(tmp_path / "c", {"data": {"source": "digits"}, "seed": 1}, count=20)
 
 
 def test_planning_needs_no_torch(tmp_path):
-    code = "import sys; from efface import planning; assert 'torch' not in sys.modules"
+    code = "import sys; from efface.runs import canary_plan; assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr

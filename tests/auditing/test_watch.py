@@ -100,8 +100,8 @@ def test_signals_of_a_pair_equal_a_slow_twin():
     banked = _sample(data, split.valid, 8)
     with torch.no_grad():
         z = [[model(view[None])[0].tolist() for view in example] for example in look.views_of(split.forget, 3)]
-        own, bank = (model.read([data.text[row] for row in rows]).tolist() for rows in (split.forget, banked))
-        prompts = model.read(["a", "b", "c"]).numpy()
+        own, bank = (model.encode_text([data.text[row] for row in rows]).tolist() for rows in (split.forget, banked))
+        prompts = model.encode_text(["a", "b", "c"]).numpy()
     for i, example in enumerate(z):
         similarity, margin = clip_twin.similarity_and_margin(example, own[i], bank, 0.1)
         assert seen.of("forget", "pair.similarity")[i] == pytest.approx(similarity, abs=1e-4)
@@ -118,10 +118,10 @@ def test_a_valid_pair_is_compared_with_every_other_caption_of_the_bank():
     banked = _sample(data, split.valid, 8)
     with torch.no_grad():
         z = [[model(view[None])[0].tolist() for view in example] for example in look.views_of(split.valid, 3)]
-        own = model.read([data.text[row] for row in split.valid]).tolist()
+        own = model.encode_text([data.text[row] for row in split.valid]).tolist()
     margins = seen.of("valid", "pair.margin")
     for i, (row, example) in enumerate(zip(split.valid, z, strict=True)):
-        bank = model.read([data.text[other] for other in banked if other != row]).tolist()
+        bank = model.encode_text([data.text[other] for other in banked if other != row]).tolist()
         _, margin = clip_twin.similarity_and_margin(example, own[i], bank, 0.1)
         back = math.log(8 / 7) if row in banked else 0
         assert margins[i] == pytest.approx(margin - back, abs=2e-3)

@@ -235,7 +235,7 @@ def test_the_time_left_counts_each_kind_by_itself_and_the_cells_to_come(tmp_path
     work.state[tasks[1].digest] = {}
     work.seconds[TaskKind.CELL] = [50.0, 70.0]
     assert work.left() == "2:00"
-    work.ahead, work.seconds[TaskKind.JUDGMENT] = 3, [5.0]
+    work.upcoming, work.seconds[TaskKind.JUDGMENT] = 3, [5.0]
     assert (work.count(), work.left()) == ("2/10", "over 5:15")
     work.grid = replace(grid, jobs=3)
     assert work.left() == "over 1:45"
@@ -414,7 +414,7 @@ def children(pid: int) -> list[str]:
 
 # ---- the examples ----
 
-EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.yaml"))
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -451,5 +451,5 @@ def test_where_there_is_no_lock_it_is_said_and_nothing_is_made(tmp_path, monkeyp
 
 
 def test_the_bench_is_imported_where_there_is_no_lock():
-    code = "import sys; sys.modules['fcntl'] = None; import efface.bench.course"
+    code = "import sys; sys.modules['fcntl'] = None; import efface.bench.runner"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -45,7 +45,9 @@ def test_what_was_adopted_computes_what_was_trained(pictures: Path, tmp_path: Pa
     tolerance = {"rtol": 2e-2, "atol": 2e-2} if make is half_file else {}
     torch.testing.assert_close(model(x), original(x), **tolerance)
     if model.momentum_encoder is not None:
-        torch.testing.assert_close(model(x, model.momentum_encoder.eval()), original(x, original.twin.eval()))
+        torch.testing.assert_close(
+            model(x, model.momentum_encoder.eval()), original(x, original.momentum_encoder.eval())
+        )
     if model.queue is not None:
         assert torch.equal(model.queue, original.queue)
     if make is efface_file:

@@ -73,7 +73,7 @@ def test_transformers_are_rebuilt_from_their_shapes(
     with torch.device("meta"):
         net = timm.create_model(name, num_classes=3, **options)
     found = _read(net, tmp_path, monkeypatch)
-    monkeypatch.setattr("tests.test_inspect.read", lambda path: found)
+    monkeypatch.setattr("tests.interop.test_inspect.read_foreign", lambda path: found)
     original = shapes(net)
     for classifier in ("head.weight", "head.bias"):
         original.pop(classifier)

@@ -83,7 +83,7 @@ def test_a_namespace_is_plain_and_needs_no_trust(tmp_path: Path):
 def test_other_classes_are_named_and_let_in_only_on_request(tmp_path: Path):
     path = tmp_path / "run.ckpt"
     torch.save({"state_dict": tensors(), "hyper_parameters": Settings(), "epoch": 3}, path)
-    with pytest.raises(EffaceError, match=r"tests\.test_loading\.Settings.*--trust-pickle"):
+    with pytest.raises(EffaceError, match=r"tests\.interop\.test_loading\.Settings.*--trust-pickle"):
         read_foreign(path)
     found = read_foreign(path, trust_pickle=True)
     assert found.part(Role.BACKBONE).keys() == tensors().keys()

@@ -213,5 +213,5 @@ def test_redaction_leaves_other_words_alone():
 
 
 def test_no_torch():
-    code = "import sys, efface.record; sys.exit('torch' in sys.modules)"
+    code = "import sys, efface.reporting.record; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -198,7 +198,7 @@ def test_hostile_names_are_text(pages: dict[str, str]):
 
 
 def test_the_same_in_another_process():
-    code = "from tests import records, test_report as t; print(t.digest(t.page(records.classifier())))"
+    code = "from tests import records; from tests.reporting import test_report as t; print(t.digest(t.page(records.classifier())))"
     here = digest(page(records.classifier()))
     environment = {**os.environ, "PYTHONHASHSEED": "77", "PYTHONPATH": os.pathsep.join(sys.path)}
     told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
@@ -409,5 +409,5 @@ def test_ways_of_writing():
 
 
 def test_no_torch():
-    code = "import sys, efface.report; sys.exit('torch' in sys.modules)"
+    code = "import sys, efface.reporting.page; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

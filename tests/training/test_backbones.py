@@ -158,7 +158,7 @@ def test_the_image_size_that_a_transformer_expects_is_checked():
 
 def test_libraries_are_imported_only_when_asked_for():
     code = (
-        "import sys, efface.backbones as b; b.Backbone().build(1, (8, 8));"
+        "import sys, efface.training.networks.backbones as b; b.Backbone().build(1, (8, 8));"
         "assert not {'timm', 'torchvision'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -202,7 +202,7 @@ def test_the_text_tower_round_trips_and_says_what_is_wrong():
     chosen = Clip(dim=5, text=TextEncoder(width=6, heads=3, depth=1, buckets=7, context=3))
     plain = config.dump(chosen, CHOICES)
     assert config.parse_choice(OBJECTIVES, plain, "objective", CHOICES) == chosen
-    assert tiny.recipe("clip", objective=chosen).start(0).read(["a b"]).shape == (1, 5)
+    assert tiny.recipe("clip", objective=chosen).start(0).encode_text(["a b"]).shape == (1, 5)
     with pytest.raises(EffaceError, match="7 heads do not divide"):
         TextEncoder(width=16, heads=7)
     with pytest.raises(EffaceError, match=r"text\.depth cannot be 0"):
@@ -248,4 +248,4 @@ def test_a_caption_may_speak_of_sides_and_colors_so_views_are_crops_alone():
 
 def test_a_model_without_a_text_tower_cannot_read():
     with pytest.raises(EffaceError, match="no text tower"):
-        tiny.recipe("simclr").start(0).read(["a"])
+        tiny.recipe("simclr").start(0).encode_text(["a"])

@@ -280,7 +280,7 @@ def test_the_parts_of_a_contrast_add_up_to_the_loss(name):
 def test_the_parts_of_a_contrast_equal_their_twins(name):
     model, batch, others, parts = contrast_of(name)
     twin, views = model.momentum_encoder or model, [batch.view(0), batch.view(1)]
-    captions = [model.read(batch.text).tolist(), model.scale.exp().item()] if name == "clip" else []
+    captions = [model.encode_text(batch.text).tolist(), model.scale.exp().item()] if name == "clip" else []
     z, t = [[model(view, tower).tolist() for view in views] for tower in (model, twin)]
     expected = {
         "clip": lambda: clip_twin.parts(z[0], *captions),
@@ -290,7 +290,7 @@ def test_the_parts_of_a_contrast_equal_their_twins(name):
         "simsiam": lambda: calibration_twin.simsiam_parts([model.predictor(model(v)).tolist() for v in views], t),
     }[name]()
     close(torch.stack([parts.attract, parts.repel], 1), expected)
-    further = model.read(others.text) if name == "clip" else model(others.view(1), twin)
+    further = model.encode_text(others.text) if name == "clip" else model(others.view(1), twin)
     close(parts.partners, [simclr_twin.unit(row) for row in further.tolist()])
     torch.testing.assert_close(parts.anchor.norm(dim=1), torch.ones(12))
     assert parts.partners.requires_grad == (name in ("clip", "simclr"))

@@ -79,7 +79,10 @@ def compared(theirs, ours, x, captions):
     mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in OPEN_CLIP)
     tokens = open_clip.SimpleTokenizer(context_length=TEXT["context_length"])(list(captions))
     with torch.no_grad():
-        apart = [theirs.encode_image((x - mean) / std) - ours(x), theirs.encode_text(tokens) - ours.read(captions)]
+        apart = [
+            theirs.encode_image((x - mean) / std) - ours(x),
+            theirs.encode_text(tokens) - ours.encode_text(captions),
+        ]
     return max(float(one.abs().max()) for one in apart)
 
 

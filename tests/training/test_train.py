@@ -136,8 +136,8 @@ def test_a_run_cut_after_any_epoch_ends_bit_identical(objective, tmp_path):
                     raise Cut
 
         with pytest.raises(Cut):
-            fit(recipe.start(2), train, recipe, Run(seed=2, keep=CutAfter(keeper.path)))
-        run = Run(seed=2, keep=keeper)
+            fit(recipe.start(2), train, recipe, Run(seed=2, resume_store=CutAfter(keeper.path)))
+        run = Run(seed=2, resume_store=keeper)
         assert fit(recipe.start(2), train, recipe, run).digest() == whole
         assert run.training_cost.steps == 9
 
@@ -171,18 +171,18 @@ KILLED = """
 import sys, time
 sys.path.insert(0, {tests!r})
 from tests import tiny
-from tests.test_train import part
-from efface.checkpoint import EpochKeeper
-from efface.train import Run, fit
+from tests.training.test_train import part
+from efface.training.checkpoint import EpochStore
+from efface.training.loop import Run, fit
 from pathlib import Path
 recipe = tiny.recipe("moco", epochs=30)
-run = Run(seed=4, keep=EpochKeeper(Path({path!r})))
+run = Run(seed=4, resume_store=EpochStore(Path({path!r})))
 print(fit(recipe.start(4), part(recipe.views), recipe, run).digest(), run.training_cost.steps, flush=True)
 """
 
 
 def test_a_killed_process_goes_on_to_the_same_weights(tmp_path):
-    root = os.path.dirname(os.path.dirname(__file__))
+    root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def command(name):

@@ -46,7 +46,7 @@ def fixed(count: int, height: int, width: int, **changed: object) -> ViewParams:
 def test_views_equal_the_slow_twin(channels: int, exact_hue: bool):
     spec = dataclasses.replace(WILD, exact_hue=exact_hue, sigma=(0.3, 0.9))
     x = images(24, channels).double()
-    drawn = spec.draw(len(x), x.shape[1:], rng(1))
+    drawn = spec.draw_params(len(x), x.shape[1:], rng(1))
     seen = spec.apply(x, drawn)
     for i, image in enumerate(x.numpy()):
         one = {f.name: getattr(drawn, f.name)[i].item() for f in dataclasses.fields(drawn)}
@@ -59,7 +59,7 @@ def test_views_equal_the_slow_twin(channels: int, exact_hue: bool):
 def test_crops_are_torchvisions_resized_crops():
     x = images(200, height=12, width=10)
     spec = Views(flip=False, **QUIET)
-    drawn = spec.draw(len(x), x.shape[1:], rng(2))
+    drawn = spec.draw_params(len(x), x.shape[1:], rng(2))
     seen = spec.apply(x, drawn)
     for i in range(len(x)):
         box = [int(getattr(drawn, name)[i]) for name in ("top", "left", "height", "width")]
@@ -70,7 +70,7 @@ def test_crops_are_torchvisions_resized_crops():
 def test_flips_and_shifts_are_torchvisions():
     x = images(40, height=8, width=8)
     spec = Views(crop=None, shift=3, **QUIET)
-    drawn = spec.draw(len(x), x.shape[1:], rng(3))
+    drawn = spec.draw_params(len(x), x.shape[1:], rng(3))
     seen = spec.apply(x, drawn)
     for i in range(len(x)):
         expected = TF.crop(TF.pad(x[i], [3, 3, 3, 3]), 3 + int(drawn.down[i]), 3 + int(drawn.right[i]), 8, 8)
@@ -98,7 +98,7 @@ def test_the_exact_form_is_torchvisions_jitter_one_change_after_the_other():
     x[:3] = x[:3, :1]  # gray pixels have no hue
     x[3, :, 0] = torch.tensor([0.0, 1.0, 0.5])[:, None]
     spec = Views(**STILL, hue=0.5, brightness=0.8, exact_hue=True)
-    drawn = spec.draw(len(x), x.shape[1:], rng(4))
+    drawn = spec.draw_params(len(x), x.shape[1:], rng(4))
     seen = spec.apply(x, drawn)
     for i in range(len(x)):
         one = TF.adjust_brightness(x[i], float(drawn.brightness[i]))
@@ -111,7 +111,7 @@ def test_the_exact_form_is_torchvisions_jitter_one_change_after_the_other():
 
 def test_fast_and_exact_form_agree_where_nothing_is_clamped_and_hue_rests():
     x = 0.4 + 0.1 * images(50)
-    drawn = Views(hue=0).draw(len(x), x.shape[1:], rng(5))
+    drawn = Views(hue=0).draw_params(len(x), x.shape[1:], rng(5))
     fast, exact = (Views(hue=0, exact_hue=flag).apply(x, drawn) for flag in (False, True))
     torch.testing.assert_close(fast, exact, atol=1e-5, rtol=0)
 
@@ -134,7 +134,7 @@ def test_fast_hue_turns_colors_the_same_way_and_about_as_far():
 
 def test_fast_and_exact_form_agree_statistically():
     x = images(400, height=8, width=8)
-    drawn = Views().draw(400, x.shape[1:], rng(2))
+    drawn = Views().draw_params(400, x.shape[1:], rng(2))
     fast, exact = (Views(exact_hue=flag).apply(x, drawn) for flag in (False, True))
     torch.testing.assert_close(fast.mean((0, 2, 3)), exact.mean((0, 2, 3)), atol=0.01, rtol=0)
     torch.testing.assert_close(fast.std((0, 2, 3)), exact.std((0, 2, 3)), atol=0.015, rtol=0)
@@ -157,7 +157,7 @@ def test_the_hue_rotation_keeps_luma_and_gray_and_composes():
 def test_the_blur_is_torchvisions():
     x = images(5, height=16, width=14)
     spec = Views(**STILL, **QUIET, blur=1.0, sigma=(0.5, 1.5))
-    drawn = spec.draw(5, x.shape[1:], rng(6))
+    drawn = spec.draw_params(5, x.shape[1:], rng(6))
     seen = spec.apply(x, drawn)
     for i in range(5):
         expected = TF.gaussian_blur(x[i], kernel_size=[11, 11], sigma=[float(drawn.sigma[i])] * 2)
@@ -170,7 +170,7 @@ BOXES = [((3, 28, 28), (0.2, 1.0)), ((1, 24, 40), (0.08, 1.0)), ((1, 8, 33), (0.
 @pytest.mark.parametrize(("shape", "crop"), BOXES)
 def test_crops_are_distributed_as_torchvisions(shape: tuple[int, int, int], crop: tuple[float, float]):
     """Two-sample tests on 3000 boxes each; the last shape is so wide that many are the central crop."""
-    drawn = Views(crop=crop).draw(3000, shape, rng(7))
+    drawn = Views(crop=crop).draw_params(3000, shape, rng(7))
     blank = torch.zeros(shape)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -185,7 +185,7 @@ def test_crops_are_distributed_as_torchvisions(shape: tuple[int, int, int], crop
 
 def test_color_draws_have_the_declared_ranges_and_frequencies():
     spec = Views(contrast=0.2, saturation=1.5, blur=0.3, shift=2)
-    drawn = spec.draw(20_000, (3, 16, 16), rng(8))
+    drawn = spec.draw_params(20_000, (3, 16, 16), rng(8))
     hit = drawn.brightness != 1
     ranges = {"brightness": (0.6, 1.4), "contrast": (0.8, 1.2), "saturation": (0, 2.5), "hue": (-0.1, 0.1)}
     for name, (low, high) in ranges.items():
@@ -208,7 +208,7 @@ def test_every_sample_has_parameters_of_its_own():
 
 def test_a_view_depends_on_its_own_image_and_draw_alone():
     x = images(300, height=20, width=20)  # several pieces
-    drawn = WILD.draw(300, x.shape[1:], rng(10))
+    drawn = WILD.draw_params(300, x.shape[1:], rng(10))
     whole = WILD.apply(x, drawn)
     some = torch.tensor([299, 3, 150, 77])
     few = ViewParams(**{f.name: getattr(drawn, f.name)[some] for f in dataclasses.fields(drawn)})
@@ -217,7 +217,7 @@ def test_a_view_depends_on_its_own_image_and_draw_alone():
 
 def test_small_draws_joined_are_the_draw_of_joined_numbers():
     generators = [rng(seed) for seed in range(5)]
-    one_by_one = ViewParams.cat([WILD.draw(3, (3, 9, 9), generator) for generator in generators])
+    one_by_one = ViewParams.cat([WILD.draw_params(3, (3, 9, 9), generator) for generator in generators])
     together = WILD.params(torch.cat([augment.uniform(3, rng(seed)) for seed in range(5)]), (3, 9, 9))
     for f in dataclasses.fields(ViewParams):
         assert torch.equal(getattr(one_by_one, f.name), getattr(together, f.name)), f.name
@@ -247,10 +247,10 @@ def test_turning_one_knob_off_leaves_the_other_draws_as_they_were():
         "grayscale": {"gray"},
     }
     names = [f.name for f in dataclasses.fields(ViewParams)]
-    before = WILD.draw(50, (3, 9, 9), rng(12))
+    before = WILD.draw_params(50, (3, 9, 9), rng(12))
     for knob, expected in (touched | {"blur": {"sigma"}}).items():
         off = dataclasses.replace(WILD, **{knob: None if knob == "crop" else 0})
-        after = off.draw(50, (3, 9, 9), rng(12))
+        after = off.draw_params(50, (3, 9, 9), rng(12))
         assert {name for name in names if not torch.equal(getattr(after, name), getattr(before, name))} == expected
 
 
@@ -270,7 +270,7 @@ def test_no_augmentation_is_the_identity_and_flip_alone_mirrors():
     x = images(20)
     assert torch.equal(Views.none()(x, rng(14)), x)
     spec = dataclasses.replace(Views.none(), flip=True)
-    drawn = spec.draw(20, x.shape[1:], rng(14))
+    drawn = spec.draw_params(20, x.shape[1:], rng(14))
     expected = torch.where(drawn.flip[:, None, None, None], x.flip(-1), x)
     torch.testing.assert_close(spec.apply(x, drawn), expected, atol=2e-6, rtol=0)
 
@@ -284,7 +284,7 @@ def test_memory_layout_of_the_input_changes_nothing():
 def test_views_pass_gradients_back_to_the_images():
     x = (0.4 + 0.2 * images(2, height=4, width=4)).double().requires_grad_()
     spec = Views(brightness=0.1, contrast=0.1)
-    drawn = spec.draw(2, x.shape[1:], rng(16))
+    drawn = spec.draw_params(2, x.shape[1:], rng(16))
     assert torch.autograd.gradcheck(lambda image: spec.apply(image, drawn), x, atol=1e-4)
 
 
@@ -317,7 +317,7 @@ def test_images_that_cannot_be_viewed_are_refused():
     with pytest.raises(EffaceError, match="uint8"):
         Views()((images(2) * 255).byte(), rng())
     with pytest.raises(EffaceError, match="3 draws"):
-        Views().apply(images(2), Views().draw(3, (3, 9, 11), rng()))
+        Views().apply(images(2), Views().draw_params(3, (3, 9, 11), rng()))
     with pytest.raises(EffaceError, match="shift = 9 can push a 9x11 image"):
         Views(shift=9)(images(2), rng())
 

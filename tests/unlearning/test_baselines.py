@@ -203,7 +203,7 @@ def test_salun_keeping_everything_is_random_labels(world):
     assert ends[0] == ends[1]
     for keep in (0.0, 1.1):
         with pytest.raises(EffaceError, match="share of the weights"):
-            SalUn(resume_store=keep)
+            SalUn(keep=keep)
 
 
 # bad_teacher

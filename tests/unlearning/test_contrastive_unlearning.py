@@ -195,7 +195,7 @@ def test_it_ends_when_the_stop_rule_is_met_and_says_what_it_saw(whole):
 
 
 def test_a_rule_that_is_never_met_ends_at_the_given_length_and_says_so(monkeypatch):
-    monkeypatch.setattr(module, "accuracy_of", lambda model, part: (1.0 if part.name == "forget" else 0.5, 3))
+    monkeypatch.setattr(module, "measure_accuracy", lambda model, part: (1.0 if part.name == "forget" else 0.5, 3))
     _, steps, checks = unlearn(ContrastiveUnlearning(epochs=3, batch_size=9, omega=1))
     assert len(steps) == 6 and [check["met"] for check in checks] == [False] * 3
 
@@ -205,7 +205,9 @@ def test_the_rule_looks_at_f_and_at_a_share_of_valid_alone(whole, monkeypatch):
     """And reports nothing from elsewhere: what a method is given has no other part."""
     looked, method, parts = {}, ContrastiveUnlearning(epochs=1, batch_size=20), parts_of(whole)
     monkeypatch.setattr(
-        module, "accuracy_of", lambda model, part: (looked.setdefault(part.name, set(part.ids.tolist())), (0.5, 3))[1]
+        module,
+        "measure_accuracy",
+        lambda model, part: (looked.setdefault(part.name, set(part.ids.tolist())), (0.5, 3))[1],
     )
     unlearn(method, parts)
     assert looked["valid"] <= set(range(66, 96))

@@ -65,7 +65,7 @@ def test_the_loss_equals_its_twin_and_passes_gradcheck():
 
 
 def test_exchanged_targets_are_seen(monkeypatch):
-    monkeypatch.setattr(module, "lethe", exchanged)
+    monkeypatch.setattr(module, "lethe_loss", exchanged)
     with pytest.raises(AssertionError):
         test_the_loss_equals_its_twin_and_passes_gradcheck()
 

@@ -32,7 +32,7 @@ from typing import ClassVar
 
 import torch
 
-from efface.types import Needs
+from efface.unlearning import Needs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,5 +154,5 @@ def test_a_method_of_ones_own_is_asked_for_its_name(tmp_path, monkeypatch):
     monkeypatch.setitem(METHODS, "mine", Mine)
     for asked in (Mine(), "mine"):
         made = efface.unlearn(start, data, split, asked, device="cpu")
-        assert (made.method, made.origin) == ({"name": "mine"}, "module tests.test_plugins")
+        assert (made.method, made.origin) == ({"name": "mine"}, "module tests.unlearning.test_plugins")
     assert get_plugin_origin(Finetune) == ""

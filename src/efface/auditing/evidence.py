@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Evidence and findings: what an audit is given, and what it returns."""
 
 from __future__ import annotations
 

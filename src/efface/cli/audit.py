@@ -9,7 +9,6 @@ import typer
 
 from efface.cli.options import Config, Device, Force, Json, Quiet, Set, Trust, print_result, progress, settings_of
 from efface.errors import EffaceError
-from efface.reporting import page as reporting_page
 
 if TYPE_CHECKING:
     from efface.api import AuditResult
@@ -60,6 +59,7 @@ def audit_command(
     if embeddings is not None:
         judge_embeddings(embeddings, control, settings, run, out, views, force=force, as_json=json_, quiet=quiet)
     run = require_run(run, control, views)
+    from efface.reporting.page import REPORT
     from efface.runs import audit as runs_audit
 
     with progress(quiet) as shown:
@@ -68,7 +68,7 @@ def audit_command(
             progress=shown,
         )  # fmt: skip
     result, lines = _told(run, judged)
-    print_result(result, [*lines, f"Report: {run / reporting_page.REPORT}"], as_json=json_, quiet=quiet)
+    print_result(result, [*lines, f"Report: {run / REPORT}"], as_json=json_, quiet=quiet)
     raise typer.Exit(judged.exit_code)
 
 

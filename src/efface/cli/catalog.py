@@ -16,7 +16,7 @@ Listing = tuple[dict[str, Any], list[str]]
 
 def describe_methods(name: str | None = None) -> Listing:
     """All methods with what each needs, or one method's page: equation, source, departures, fields."""
-    from efface.unlearning.methods import METHODS
+    from efface.api import METHODS  # with those of installed packages
     from efface.unlearning.plugins import get_plugin_origin
 
     needs = {key: cls.needs.names() for key, cls in METHODS.items()}

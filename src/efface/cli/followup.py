@@ -20,7 +20,6 @@ from efface.cli.options import (
     progress,
     settings_of,
 )
-from efface.runs import relearn as runs_relearn
 
 Original = Annotated[Path | None, typer.Option("--original", help="By default the run that it was made from.")]
 Oracles = Annotated[
@@ -49,8 +48,10 @@ def relearn_command(
     named = {key: value for key, value in {"on": on, "steps": steps, "every": every}.items() if value is not None}
     settings["relearn"] = {**(settings.get("relearn") or {}), **named}
 
+    from efface.runs.relearn import relearn_run
+
     with progress(quiet) as shown:
-        kept = runs_relearn.relearn_run(run, settings, original=original, oracles=oracle or [], progress=shown)
+        kept = relearn_run(run, settings, original=original, oracles=oracle or [], progress=shown)
     print_result(kept.as_dict(), [*kept.lines(), f"Kept for the next audit: {kept.file}"], as_json=json_, quiet=quiet)
 
 
@@ -76,9 +77,9 @@ def plan(
 ) -> None:
     """Draw the coins before anything is trained: who is included, who is left out."""
     settings = settings_of(config, set_, data=data)
-    from efface.runs import canaries as runs_canaries
+    from efface.runs.canary_plan import plan_canaries
 
-    made = runs_canaries.plan_canaries(out, settings, keys=keys, count=count, guesses=guesses, seed=seed)
+    made = plan_canaries(out, settings, keys=keys, count=count, guesses=guesses, seed=seed)
     print_result(made.as_dict(), made.lines(), as_json=json_, quiet=quiet)
 
 
@@ -100,10 +101,8 @@ def guess(
     settings: dict[str, Any] = settings_of(
         config, set_, device=device, signal=signal, trust_pickle=trust_pickle or None
     )
-    from efface.runs import canaries as runs_canaries
+    from efface.runs.canaries import guess_canaries
 
     with progress(quiet) as shown:
-        kept = runs_canaries.guess_canaries(
-            run, planned, settings, original=original, oracles=oracle or [], progress=shown
-        )
+        kept = guess_canaries(run, planned, settings, original=original, oracles=oracle or [], progress=shown)
     print_result(kept.as_dict(), [*kept.lines(), f"Kept for the next audit: {kept.file}"], as_json=json_, quiet=quiet)

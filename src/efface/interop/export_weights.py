@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Write unlearned weights back into a file of the layout that they came from."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class _TensorExporter:
         if model.text is not None:
             online |= {f"text.{name}": value for name, value in model.text.network.state_dict().items()}
         self.online: Tensors = online
-        self.twin = online if model.momentum_encoder is None else dict(model.momentum_encoder.state_dict())
+        self.averaged = online if model.momentum_encoder is None else dict(model.momentum_encoder.state_dict())
         self.predictor: Tensors = {} if model.predictor is None else dict(model.predictor.state_dict())
         self.done: dict[str, Counter[str]] = {}
         self.keys: Tensor | None = model.queue
@@ -70,7 +70,7 @@ class _TensorExporter:
         """The new tensor of a place that holds ``old``; ``None``: it stays as it is."""
         name = place.name
         online = dict.fromkeys((Role.BACKBONE, Role.HEAD, Role.TEXT), self.online)
-        trained = (online | {Role.TWIN: self.twin}).get(place.role, {})
+        trained = (online | {Role.TWIN: self.averaged}).get(place.role, {})
         own = name if place.role is Role.TWIN else f"{place.role}.{name}"
         source = self.predictor.get(name) if place.role is Role.PREDICTOR else trained.get(own)
         if source is not None and source.shape == old.shape:

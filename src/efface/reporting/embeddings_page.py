@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""The report page of an audit that had nothing but embeddings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""What later audits find beside a run: observations and extra findings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Collect the models to compare and check that the comparison is valid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Start a run from another library's checkpoint, and write the result back in its layout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""The verb ``relearn``: train copies of a run on, and keep how soon the forgotten comes back."""
 
 from __future__ import annotations
 

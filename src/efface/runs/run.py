@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""An opened run folder, its data and split, and the settings that every verb shares."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Default recipes: what fits the data and the objective where the user stated nothing."""
 
 from __future__ import annotations
 

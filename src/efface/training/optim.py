@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Optimizers and learning-rate schedules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""The recipe: all that a training run is made with, so that retraining repeats it exactly."""
 
 from __future__ import annotations
 

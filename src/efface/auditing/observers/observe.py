@@ -95,7 +95,7 @@ def observe_model(
                 arrays |= {f"{part}/{name}": value for name, value in found.items()}
         if look.captioned and data.classes:
             names = [watch.prompt.replace("{}", name) for name in data.classes]
-            arrays["prompts/text"] = look.read(names).cpu().numpy()
+            arrays["prompts/text"] = look.embed_text(names).cpu().numpy()
     return Observations(model.digest(), split.digest(data), arrays, _meta(look, split, rows))
 
 
@@ -183,7 +183,7 @@ class _Observer:
         seen = [self.embed(self.views_of(rows, 1)[:, 0]) for rows in self.chunks(positions)]
         self.banks = {space: torch.cat([F.normalize(z[space], dim=-1) for z in seen]) for space in self.spaces}
         if self.captioned:
-            self.captions = F.normalize(self.read(self.texts(positions)), dim=-1)
+            self.captions = F.normalize(self.embed_text(self.texts(positions)), dim=-1)
 
     def chunks(self, positions: np.ndarray) -> Iterator[np.ndarray]:
         """Positions in batches."""
@@ -195,7 +195,7 @@ class _Observer:
         return [self.data.text[row] for row in rows] if self.data.text is not None else []
 
     @torch.no_grad()
-    def read(self, captions: Sequence[str]) -> Tensor:
+    def embed_text(self, captions: Sequence[str]) -> Tensor:
         """The text tower's embeddings, [b, d]."""
         size = self.watch.batch_size
         return torch.cat([self.model.encode_text(captions[at : at + size]) for at in range(0, len(captions), size)])
@@ -272,7 +272,7 @@ class _Observer:
         if self.classifier:
             found["logits"] = self.model.project(features)
         if self.captioned:
-            found |= {"image": self.model.project(features), "text": self.read(self.texts(rows))}
+            found |= {"image": self.model.project(features), "text": self.embed_text(self.texts(rows))}
         return found
 
     def signals(self, rows: np.ndarray) -> dict[str, Tensor]:
@@ -304,7 +304,7 @@ class _Observer:
 
         ``place``: each example's row in the bank, or -1.
         """
-        v = F.normalize(self.read(self.texts(rows)), dim=-1)
+        v = F.normalize(self.embed_text(self.texts(rows)), dim=-1)
         u = F.normalize(self.embed(views.flatten(0, 1))[PROJECTOR_SPACE], dim=-1).view(len(rows), -1, v.shape[1])
         own, tau = (u * v[:, None]).sum(-1), self.watch.temperature
         crowd = bank_logsumexp(u @ self.captions.T / tau, place)
@@ -318,7 +318,7 @@ class _Observer:
         space, tau = self.spaces[-1], self.watch.temperature
         bank = self.captions if self.captioned else self.banks[space]
         with torch.no_grad():
-            partner = self.read(self.texts(rows)) if self.captioned else self.embed(views[:, 1])[space]
+            partner = self.embed_text(self.texts(rows)) if self.captioned else self.embed(views[:, 1])[space]
             positive = F.normalize(partner, dim=-1)
 
         def loss(x: Tensor) -> Tensor:

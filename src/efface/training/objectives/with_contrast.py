@@ -57,9 +57,9 @@ class WithContrast:
     def __post_init__(self) -> None:
         if not self.tau > 0:
             raise EffaceError(f"The temperature of the contrastive term cannot be {self.tau}.", "It must be above 0.")
-        object.__setattr__(self, "labelled", self.objective.needs_labels)
-        object.__setattr__(self, "paired", self.objective.contrasts_pairs)
-        object.__setattr__(self, "captioned", self.objective.needs_captions)
+        object.__setattr__(self, "needs_labels", self.objective.needs_labels)
+        object.__setattr__(self, "contrasts_pairs", self.objective.contrasts_pairs)
+        object.__setattr__(self, "needs_captions", self.objective.needs_captions)
 
     def build_model(self, backbone: nn.Module, dim: int, classes: int, mean: Tensor, std: Tensor) -> Model:
         """The inner objective's model, trained with this loss."""
