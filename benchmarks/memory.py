@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.machine import machine
+from benchmarks.machine import RESULTS, machine, read_json, write_json
 
-RESULTS = Path(__file__).parent / "results"
 SIDE, CLASSES, TRAIN, FORGET, BATCH = 32, 10, 36, 4, 16
 LIMIT = 6.0
 """Times the weights."""
@@ -68,7 +67,7 @@ def main() -> None:
     empty = measured("methods", "finetune")
     through = measured(*words, "--set", "check=false", "--out", home / "out")
     checked = measured(*words, "--out", home / "refused")
-    steps = json.loads((home / "out" / "meta.json").read_text(encoding="utf-8"))["cost"]["steps"]
+    steps = read_json(home / "out" / "meta.json")["cost"]["steps"]
     result = {
         "machine": machine(),
         "weights": weights,
@@ -80,9 +79,7 @@ def main() -> None:
         "limit": LIMIT,
     }
     print(json.dumps(result, indent=1))
-    RESULTS.mkdir(exist_ok=True)
-    text = json.dumps(result, indent=1).replace(f"{home}/", "").replace(f" {home}", "")
-    (RESULTS / "memory.json").write_text(text + "\n", encoding="utf-8")
+    write_json(RESULTS / "memory.json", result, hide=home)
     if steps != 2 or through["exit"] or max(through["peak"], checked["peak"]) > LIMIT * weights:
         raise SystemExit("more memory, or other steps, than promised")
 

@@ -18,23 +18,22 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from time import perf_counter, sleep
 from typing import Any
 
 import numpy as np
 import torch
 from lightly.loss import NTXentLoss
-from lightly.transforms import SimCLRTransform
+from lightly.transforms.simclr_transform import SimCLRTransform
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 import efface
-from benchmarks.machine import machine, summary
+from benchmarks.machine import RESULTS, machine, read_json, summary, write_json
 from efface import api
 from efface.stats import sweep
 from efface.training import batch as training_batch
-from efface.training import defaults, loop
+from efface.training import defaults, devices
 from efface.training.augment import Views
 from efface.training.loop import Run, train_step
 from efface.training.model import Model
@@ -43,7 +42,6 @@ from efface.training.optim import Optim
 from efface.training.recipe import Recipe
 from efface.unlearning.protocol import task_loss
 
-HERE = Path(__file__).parent
 BATCH = 256
 WORKERS = 2
 QUEUED = 2 * WORKERS + 1
@@ -121,7 +119,7 @@ def pretraining(x: np.ndarray, rounds: int, batches: int) -> dict[str, Any]:
         optim=Optim(lr=0.06),
         views=Views(),
     )
-    pays, sides = loop.prefers_bfloat16(torch.device("cpu")), dict[str, Iterator[int]]()
+    pays, sides = devices.prefers_bfloat16(torch.device("cpu")), dict[str, Iterator[int]]()
     for name, pipeline in (("efface", ours), ("lightly", stock)):
         for precision in ("float32", "bfloat16") if pays else ("float32",):
             model = recipe.start(0).train()
@@ -207,8 +205,8 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=4)
     parser.add_argument("--only", nargs="*", help="names of parts; the others keep their figures of before")
     asked = parser.parse_args()
-    path = HERE / "results" / "throughput.json"
-    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path = RESULTS / "throughput.json"
+    result = read_json(path) if path.exists() else {}
     measures = parts(asked)
     if not asked.only:
         for name in measures:
@@ -220,7 +218,7 @@ def main() -> None:
         machine_of = machine() | {"command": "python -m benchmarks.throughput"}
         kept = {key: value for key, value in result.items() if key in measures}
         result = {"machine": machine_of, "threads": torch.get_num_threads(), **kept, name: measures[name]()}
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(path, result)
         print(name, json.dumps(result[name], indent=1), flush=True)
 
 

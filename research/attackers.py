@@ -17,7 +17,6 @@ original diverged would stop it. Λ = 0 is no threshold that was looked for, so 
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +25,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.machine import machine
+from benchmarks.machine import machine, read_json, write_json
+from research.paths import EXAMPLES, RESULTS, ROOT, RUNS
 
 from efface import api, config, stats
 from efface.auditing import signals
@@ -49,9 +49,8 @@ from efface.training.checkpoint import META, Checkpoint
 from efface.training.objectives import CHOICES
 from efface.training.recipe import Recipe
 
-HERE = Path(__file__).parent
-GRID, BENCH = HERE.parent / "examples" / "half-hour.yaml", HERE / "results" / "half_hour.json"
-HOME, RESULT = HERE / "runs" / "attackers", HERE / "results" / "attackers.json"
+GRID, BENCH = EXAMPLES / "half-hour.yaml", RESULTS / "half_hour.json"
+HOME, RESULT = RUNS / "attackers", RESULTS / "attackers.json"
 METHODS = ("salun", "margin_matching", "finetune", "gradient_constraint", "ssd")
 UNTOUCHED, RETRAINED = "original", "retrained"
 COUNTS, DRAWS = (1, 2, 4, 8, 16), 50
@@ -101,7 +100,7 @@ class Setup:
 
     def methods(self) -> dict[str, dict[str, Any]]:
         """The setting of each method: the bench's choice, or the one made here."""
-        result = json.loads(BENCH.read_text(encoding="utf-8"))
+        result = read_json(BENCH)
         ranking = {line["label"]: line["setting"] for line in result["ranking"][0]["methods"]}
         listed = result["settings"][self.planned.name]
         return {
@@ -123,9 +122,8 @@ class Setup:
                 totals.append(score_setting(before, after).total)
             chosen = best_setting([{"score": [total]} for total in totals], "score") or 0
             done = {"setting": listed[chosen], "chosen": chosen, "scores": totals, "seed": seed}
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
-        return json.loads(path.read_text(encoding="utf-8"))
+            write_json(path, done)
+        return read_json(path)
 
     def folder(self, name: str, number: int | None) -> Path:
         """Of a model: the one on trial, or that of a pair."""
@@ -267,8 +265,8 @@ def measure(setup: Setup) -> None:
         },
         "rows": rows,
     }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"written: {RESULT.relative_to(HERE.parent)}: {len(numbers)} pairs")
+    write_json(RESULT, result)
+    print(f"written: {RESULT.relative_to(ROOT)}: {len(numbers)} pairs")
 
 
 def counts(setup: Setup) -> None:
@@ -284,9 +282,9 @@ def counts(setup: Setup) -> None:
                 chosen = [rng.choice(len(references), count, replace=False) for _ in range(DRAWS)]
                 aucs = [calibrated(subject, [references[i] for i in draw], name) for draw in chosen]
                 row[str(count)] = {"mean": float(np.mean(aucs)), "sd": float(np.std(aucs, ddof=1))}
-    result = json.loads(RESULT.read_text(encoding="utf-8"))
+    result = read_json(RESULT)
     result["counts"] = {"draws": DRAWS, "signals": found}
-    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(RESULT, result)
 
 
 def calibrated(subject: Observations, references: list[Observations], name: str) -> float:

@@ -15,9 +15,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import read_json, write_json
+from research.paths import EXAMPLES, RESULTS
+
 from efface.bench import grid
 
-RESULTS, EXAMPLES = Path(__file__).parent / "results", Path(__file__).parent.parent / "examples"
 ALIKE = ("name", "data", "split", "seeds", "oracles", "watch", "criteria")
 """What must be equal in all pieces of one file."""
 ROW = ("family", "forget", "seed", "role", "kind", "label", "setting", "chosen", "by_oracle", "status", "error")
@@ -56,7 +58,7 @@ def wall(folder: Path) -> dict[str, Any]:
     pause: its own time is then not counted, so that the sum is too small rather than too large.
     """
     lines = [json.loads(line) for line in (folder / "journal.jsonl").read_text(encoding="utf-8").splitlines()]
-    first = json.loads((folder / lines[0]["made"] / "outcome.json").read_text(encoding="utf-8"))
+    first = read_json(folder / lines[0]["made"] / "outcome.json")
     steps = [(later["made"].split("/")[0], later["at"] - sooner["at"]) for sooner, later in pairwise(lines)]
     usual: dict[str, list[float]] = {}
     for kind, seconds in steps:
@@ -79,7 +81,7 @@ def cell(row: dict[str, Any]) -> dict[str, Any]:
 
 def reduced(folder: Path) -> dict[str, Any]:
     """One folder's piece of the file."""
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    results = read_json(folder / "results.json")
     asked = results["grid"]
     worlds = [[family, name] for family, facts in results["families"].items() for name in facts["forget"]]
     settings = {
@@ -131,9 +133,9 @@ def main() -> None:
     for folder in parser.parse_args().folders:
         new = reduced(folder)
         file = file_of(new["name"])
-        old = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        old = read_json(file) if file.exists() else {}
         whole = merged(old, new) if old.get("format") == new["format"] else new
-        file.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(file, whole)
         print(file, len(whole["ranking"]), "worlds,", len(whole["cells"]), "models")
 
 

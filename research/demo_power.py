@@ -10,19 +10,17 @@ The regime was found by trying seven others on digits with seed 0, which is one 
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.machine import machine
+from benchmarks.machine import machine, read_json, write_json
+from research.paths import RESULTS, ROOT, RUNS
 from research.worlds import together
 
 from efface.reporting.record import Record
 from efface.runs import demo
 
-HERE = Path(__file__).parent
-HOME = HERE / "runs" / "demo_power"
+HOME = RUNS / "demo_power"
 
 
 def one(data: str, seed: int) -> str:
@@ -35,7 +33,7 @@ def one(data: str, seed: int) -> str:
 
 def row(data: str, seed: int) -> dict[str, Any]:
     folder = HOME / data / f"seed-{seed}"
-    shown = json.loads((folder / demo.DONE).read_text(encoding="utf-8"))
+    shown = read_json(folder / demo.DONE)
     verdict = Record.load(folder / "finetune").verdict
     return {
         "seed": seed,
@@ -59,9 +57,9 @@ def main() -> None:
         said = ", ".join(f"{name}: {entry['verdict']}" for name, entry in r["rows"].items())
         print(f"seed {r['seed']}  lower 95 % bounds: {lows}  {said}")
     result = {"machine": machine(), "data": asked.data, "powered": sum(r["powered"] for r in rows), "rows": rows}
-    path = HERE / "results" / f"demo_power_{asked.data.replace('-', '_')}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"{result['powered']} of {len(rows)} seeds with power; written: {path.relative_to(HERE.parent)}")
+    path = RESULTS / f"demo_power_{asked.data.replace('-', '_')}.json"
+    write_json(path, result)
+    print(f"{result['powered']} of {len(rows)} seeds with power; written: {path.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -11,15 +11,14 @@ Resumable: what is complete is not made again. One process of one thread.
 from __future__ import annotations
 
 import argparse
-import json
 from functools import cache
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.machine import machine
+from benchmarks.machine import machine, read_json, write_json
+from research.paths import DOCS, RESULTS, RUNS
 from research.worlds import spread
 
 import efface
@@ -40,9 +39,8 @@ from efface.training.objectives import Clip
 from efface.training.optim import Optim, OptimizerType
 from efface.training.recipe import Recipe
 
-HERE = Path(__file__).parent
-HOME, RESULT = HERE / "runs" / "emoji", HERE / "results" / "emoji.json"
-PICTURE = HERE.parent / "docs" / "emoji_alignment.svg"
+HOME, RESULT = RUNS / "emoji", RESULTS / "emoji.json"
+PICTURE = DOCS / "emoji_alignment.svg"
 FORGET = {"random": "@random:0.1", "flags": "@group:country-flag"}
 SELECTION, REPORTING = (0,), (10, 11, 12)
 SIZES = {"train": 1000, "valid": 300, "holdout": 1200, "test": 400}
@@ -128,16 +126,21 @@ def make(manifest: str, kind: str, seed: int, label: str, settings: dict[str, An
     folder.mkdir(parents=True, exist_ok=True)
     data, split, start = data_of(manifest), divided(manifest, kind, seed), original(manifest, seed)
     cell: dict[str, Any] = {"label": label, "settings": settings}
-    fields = dict(settings or {"name": "retrain", "seed": 1000 * int(label[-1]) + seed} if label != "original" else {})
     try:
-        name = fields.pop("name", "")
-        made = efface.unlearn(start, data, split, name, device="cpu", **fields) if name else start
+        if label == "original":
+            made = start
+        elif settings is None:
+            own_seed = 1000 * int(label[-1]) + seed
+            made = efface.unlearn(start, data, split, "retrain", seed=own_seed, device="cpu")
+        else:
+            fields = dict(settings)
+            made = efface.unlearn(start, data, split, fields.pop("name"), device="cpu", **fields)
     except EffaceError as error:  # a method that diverges is a result
         cell["error"] = str(error)
     else:
         efface.observe(made, data, split, WATCH, device="cpu").save(folder / "observations.npz")
         cell["cost"] = vars(made.training_cost)
-    (folder / "cell.json").write_text(json.dumps(cell, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "cell.json", cell)
     print(f"{monotonic() - began:6.0f} s  seed {seed}  {kind}  {label}  {cell.get('error', '')}", flush=True)
 
 
@@ -151,7 +154,7 @@ def there(kind: str, seed: int) -> list[str]:
 
 def measure(kind: str, seed: int, label: str) -> dict[str, Any]:
     """The figures of one model."""
-    cell = json.loads((HOME / f"seed-{seed}" / kind / label / "cell.json").read_text(encoding="utf-8"))
+    cell = read_json(HOME / f"seed-{seed}" / kind / label / "cell.json")
     if "error" in cell:
         return cell
     subject, before = seen(kind, seed, label), seen(kind, seed, "original")
@@ -176,7 +179,7 @@ def measure(kind: str, seed: int, label: str) -> dict[str, Any]:
     matrices = [np.diag(cross_matrix(o.of("forget", "image"), o.of("forget", "text"))) for o in (before, subject)]
     found["forget_score"] = float((matrices[0] - matrices[1]).mean())
     if oracles:
-        spent = json.loads((HOME / f"seed-{seed}" / kind / names[0] / "cell.json").read_text(encoding="utf-8"))["cost"]
+        spent = read_json(HOME / f"seed-{seed}" / kind / names[0] / "cell.json")["cost"]
         costs = {"subject": Cost(**cell["cost"]), "oracle": Cost(**spent)}
         evidence = Evidence(before, subject, oracles, costs)
         found["average_gap"] = OracleGap().findings(evidence)[0].value
@@ -241,7 +244,7 @@ def tables() -> None:
     result |= {"chosen": chosen(), "kept": KEPT}
     result["selection"] = {"random": rows("random", SELECTION)}
     result["reporting"] = {kind: rows(kind, REPORTING) for kind in FORGET}
-    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(RESULT, result)
     drawn = [label for label in chosen() if GRID[label]["name"] in DRAWN]
     PICTURE.write_text(picture("random", REPORTING[0], ("original", *drawn, "oracle-1")), encoding="utf-8")
     print(f"written: {RESULT.name}, {PICTURE.name}")

@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.machine import machine
+from benchmarks.machine import machine, read_json, write_json
+from research.paths import RESULTS
 from torch import Tensor, nn
 
 import efface
 from efface.training.augment import Views
 
-RESULTS = Path(__file__).parent / "results"
 TRAIN, FORGET, UNSEEN = 500, 100, 4000
 EPOCHS, BATCH, RATE, TAU = 200, 125, 0.06, 0.1
 SIZES = {"valid": 500, "holdout": 2000, "test": 1000}
@@ -108,7 +108,7 @@ def efface_cli(*words: object) -> dict[str, Any]:
 
 def judged(run: Path) -> dict[str, Any]:
     """Verdict and figures of an audited run, from its record."""
-    record = json.loads((run / "record.json").read_text(encoding="utf-8"))
+    record = read_json(run / "record.json")
     verdict = record["verdict"]
     return {
         "word": verdict["word"],
@@ -136,8 +136,8 @@ def main() -> None:
         note = home / f"{name}.json"
         if not note.exists():
             (home / name).mkdir(exist_ok=True)
-            note.write_text(json.dumps(train(images[rows], seed, home / name / f"{name}.pth")), encoding="utf-8")
-        made[name] = json.loads(note.read_text(encoding="utf-8"))
+            write_json(note, train(images[rows], seed, home / name / f"{name}.pth"))
+        made[name] = read_json(note)
         print(name, made[name], flush=True)
     start = home / "simclr" / "simclr.pth"
     views = json.dumps({key: value for key, value in vars(VIEWS).items() if key != "crop"} | {"crop": VIEWS.crop})
@@ -153,9 +153,7 @@ def main() -> None:
         results[method] = {"unlearn": unlearned, "audit": audited, "verdict": judged(out)}
         print(method, audited["exit"], results[method]["verdict"]["sentence"], flush=True)
     whole = {"machine": machine(), "settings": settings(), "trained": made, **results}
-    RESULTS.mkdir(exist_ok=True)
-    text = json.dumps(whole, indent=1).replace(f"{home}/", "").replace(f" {home}", "")
-    (RESULTS / "foreign.json").write_text(text + "\n", encoding="utf-8")
+    write_json(RESULTS / "foreign.json", whole, hide=home)
 
 
 def settings() -> dict[str, Any]:

@@ -13,18 +13,17 @@ folder is complete is not made again.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.machine import machine
+from benchmarks.machine import machine, write_json
 from research import gradient_constraint
 from research.gradient_constraint import HOME, WHOLE, at
+from research.paths import RESULTS
 from research.worlds import CLASSIFIERS, World, make, measure, spread, together
 
-RESULT = Path(__file__).parent / "results" / "frontier.json"
+RESULT = RESULTS / "frontier.json"
 SELECTION, REPORTING = (0, 1, 2, 3, 4), (10, 11, 12, 13, 14)
 FAMILIES = ("simclr", "moco")
 """The two that the goal is stated for, with choice and ablation."""
@@ -193,7 +192,7 @@ def tables() -> None:
         "selection": selection,
         "luck": {f: luck(worlds([f], SELECTION + REPORTING), "margin_matching") for f in families},
     }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(RESULT, result)
 
 
 def main() -> None:

@@ -11,15 +11,13 @@ Resumable: a model whose folder is complete is not made again. Two one-thread pr
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, write_json
+from research.paths import RESULTS, ROOT, RUNS
 from research.worlds import World, make, measure, spread, together
 
-HERE = Path(__file__).parent
-HOME, RESULT = HERE / "runs" / "gradient_constraint", HERE / "results" / "gradient_constraint.json"
+HOME, RESULT = RUNS / "gradient_constraint", RESULTS / "gradient_constraint.json"
 EPOCHS = {"simclr": 400, "moco": 250, "byol": 120, "cross_entropy": 100}
 """Enough for the attack to see the forgotten examples in the original."""
 FAMILIES = tuple(EPOCHS)
@@ -138,8 +136,8 @@ def tables() -> None:
             "selection": rows(SELECTION, family, list(SETTINGS[family])),
             "reporting": rows(REPORTING, family, list(REPORTED[family])),
         }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"written: {RESULT.relative_to(HERE.parent)}")
+    write_json(RESULT, result)
+    print(f"written: {RESULT.relative_to(ROOT)}")
 
 
 def main() -> None:

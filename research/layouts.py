@@ -10,7 +10,6 @@ tiny and takes about a minute. Results: results/layouts.json, from which docs/la
 
 from __future__ import annotations
 
-import json
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -19,7 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.machine import machine
+from benchmarks.machine import machine, write_json
+from research.paths import RESULTS
 from tests import foreign, hostile
 from tests.adoption import SPLIT, drawn
 from tests.checkpoints import FIXTURES, SMALL
@@ -31,7 +31,6 @@ from efface.interop.layouts import Role
 from efface.runs import train
 from efface.training.objectives.shared import build_projector
 
-RESULTS = Path(__file__).parent / "results"
 QUICK = {"name": "finetune", "epochs": 1, "batch_size": 30}
 HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 Load = Callable[[Path], Callable[[Tensor], Tensor]]
@@ -84,7 +83,7 @@ def torchvision_file(home: Path) -> tuple[Path, Load]:
     def load(path: Path) -> Callable[[Tensor], Tensor]:
         net = resnet18(num_classes=3)
         net.load_state_dict(torch.load(path, weights_only=True))
-        net.fc = nn.Identity()
+        net.register_module("fc", nn.Identity())
         return net.eval()
 
     return home / "resnet18.pth", load
@@ -93,7 +92,7 @@ def torchvision_file(home: Path) -> tuple[Path, Load]:
 def timm_folder(home: Path) -> tuple[Path, Load]:
     import timm
 
-    timm.models.save_for_hf(foreign.vit(num_classes=3), home / "timm_vit", model_config={"num_classes": 3})
+    timm.models.save_for_hf(foreign.vit(num_classes=3), str(home / "timm_vit"), model_config={"num_classes": 3})
 
     def load(path: Path) -> Callable[[Tensor], Tensor]:
         net: Any = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
@@ -121,12 +120,13 @@ def solo_file(home: Path) -> tuple[Path, Load]:
 
         net = resnet18()
         net.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=2, bias=False)
-        net.maxpool, net.fc = nn.Identity(), nn.Identity()
+        for name in ("maxpool", "fc"):
+            net.register_module(name, nn.Identity())
         return net
 
     both = foreign.Owner(backbone=network(), classifier=nn.Linear(512, 3), projector=build_projector(512, 16, 8))
     torch.save(foreign.lightning(both), home / "solo.ckpt")
-    (home / "args.json").write_text(json.dumps({"method": "simclr", "data": {"dataset": "cifar10"}}))
+    write_json(home / "args.json", {"method": "simclr", "data": {"dataset": "cifar10"}})
 
     def load(path: Path) -> Callable[[Tensor], Tensor]:
         state, net = torch.load(path, weights_only=True)["state_dict"], network()
@@ -270,8 +270,7 @@ def main() -> None:
         print(f"{row['name']:34}max difference {row['difference']:.1e} of {row['size']:.2g}; moved {row['moved']:.1e}")
     for row in broken:
         print(f"{row['command']:8}{row['file']:44}exit {row['exit']}  {row['says'][:90]}")
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "layouts.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(RESULTS / "layouts.json", result)
     good = all(row["keys"] and row["bytes"] for row in trips) and all(not row["ran"] for row in broken)
     good &= all(row["difference"] <= 1e-5 * max(1.0, row["size"]) < row["moved"] for row in features)
     if not good or not all(row["as_expected"] for row in broken):

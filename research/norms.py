@@ -5,13 +5,11 @@ python -m research.norms        writes docs/gradient_norms.svg and results/gradi
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import torch
-from benchmarks.machine import machine
+from benchmarks.machine import machine, write_json
 from research.gradient_constraint import EPOCHS, HOME, REPORTING
+from research.paths import DOCS, RESULTS
 from research.worlds import World
 
 import efface
@@ -20,7 +18,6 @@ from efface.training import batch as training_batch
 from efface.training.model import Model
 from efface.unlearning.methods import GradientConstraint
 
-DOCS, RESULTS = Path(__file__).parent.parent / "docs", Path(__file__).parent / "results"
 STYLE = (
     "text{font:11px sans-serif;fill:#222}.name{font-weight:600}.grid{stroke:#ddd}.axis,.tick{stroke:#222}"
     ".line{fill:none;stroke:#222;stroke-width:1.4}.forget{stroke:#0b57a4;stroke-width:2}.area{fill:#0b57a426;stroke:none}"
@@ -53,9 +50,8 @@ def main() -> None:
         "after": norms(after.model, world),
         "retrained": norms(oracle.model, world),
     }
-    edges = np.linspace(
-        *np.quantile(np.concatenate([v for m in seen.values() for v in m.values()]), (0.005, 0.995)), 25
-    )
+    everything = np.concatenate([v for m in seen.values() for v in m.values()])
+    edges = np.linspace(*(float(end) for end in np.quantile(everything, (0.005, 0.995))), num=25)
     panels = []
     for number, (when, parts) in enumerate(seen.items()):
         shares = {part: audit.counted(values, edges) for part, values in parts.items()}
@@ -77,8 +73,8 @@ def main() -> None:
     (DOCS / "gradient_norms.svg").write_text(str(whole) + "\n", encoding="utf-8")
     medians = {when: {part: float(np.median(v)) for part, v in parts.items()} for when, parts in seen.items()}
     result = {"machine": machine(), "world": "simclr", "seed": REPORTING[0], "median_log10": medians}
-    (RESULTS / "gradient_norms.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(medians))
+    write_json(RESULTS / "gradient_norms.json", result)
+    print(medians)
 
 
 if __name__ == "__main__":

@@ -11,16 +11,15 @@ the forget set alone; retrained models are made for the reporting seeds. One thr
 from __future__ import annotations
 
 import argparse
-import json
 from functools import cache
-from pathlib import Path
 from time import process_time
 from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.machine import machine
-from research.worlds import spread
+from benchmarks.machine import machine, read_json, write_json
+from research.paths import EXAMPLES, RESULTS, RUNS
+from research.worlds import labels, spread
 
 from efface import api, config
 from efface.bench import grid
@@ -35,9 +34,8 @@ from efface.training.recipe import Recipe
 from efface.unlearning import methods
 from efface.unlearning.methods.contrastive_unlearning import measure_accuracy
 
-HERE = Path(__file__).parent
-HOME, RESULT = HERE / "runs" / "one_class", HERE / "results" / "one_class.json"
-GRID, FAMILY, FORGET = HERE.parent / "examples" / "fashion-resnet.yaml", "resnet", "sandals"
+HOME, RESULT = RUNS / "one_class", RESULTS / "one_class.json"
+GRID, FAMILY, FORGET = EXAMPLES / "fashion-resnet.yaml", "resnet", "sandals"
 GONE = 0.01
 """Accuracy on the class that counts as gone."""
 METHOD = "contrastive_unlearning"
@@ -100,11 +98,12 @@ def original(seed: int) -> Checkpoint:
 def accuracies(made: Checkpoint, seed: int) -> dict[str, float]:
     """Shares that are right: members of the class, unseen ones, and the other classes' retained and unseen."""
     data, split = world(seed)
-    classes = np.unique(data.y[split.forget])
+    y = labels(data)
+    classes = np.unique(y[split.forget])
 
     def share(part: str, inside: bool) -> float:
         positions = getattr(split, part)
-        chosen = positions[np.isin(data.y[positions], classes) == inside]
+        chosen = positions[np.isin(y[positions], classes) == inside]
         return measure_accuracy(made.model, Subset.of(data, chosen, made.recipe.views, part, torch.device("cpu")))[0]
 
     return {
@@ -121,23 +120,25 @@ def cell(label: str, seed: int) -> dict[str, Any]:
     """Accuracies and cost of one model, made now or before."""
     file = HOME / "cells" / f"{label}-{seed}.json"
     if file.exists():
-        return json.loads(file.read_text(encoding="utf-8"))
+        return read_json(file)
     torch.set_num_threads(1)
-    start, (data, split), log = original(seed), world(seed), []
+    start, (data, split) = original(seed), world(seed)
+    log: list[dict[str, Any]] = []
     found: dict[str, Any] = {"seed": seed}
     if label == ORIGINAL:
         found |= accuracies(start, seed)
     else:
         fields = {**SWEEP, **OTHERS}[label]
-        again = {"seed": 1000 + seed} if fields["name"] == "retrain" else {}
+        own_seed = 1000 + seed if fields["name"] == "retrain" else None
         method = config.parse_choice(methods.METHODS, fields, "method", METHOD_CHOICES)
         began = process_time()
-        made = api.unlearn(start, data, split, method, device="cpu", log=log.append, **again)
+        made = api.unlearn(
+            start, data, split, method, device="cpu", log=lambda record: log.append(record), seed=own_seed
+        )
         found["cpu seconds"] = process_time() - began
         found |= accuracies(made, seed) | {"steps": made.training_cost.steps, "examples": made.training_cost.examples}
         found["rules"] = [record for record in log if record["phase"] == "stop_rule"]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(found) + "\n", encoding="utf-8")
+    write_json(file, found, indent=None)
     print(label, found, flush=True)
     return found
 
@@ -179,7 +180,7 @@ def measure() -> None:
         "chosen": best,
         "reporting": {name: summary([cell(name, seed) for seed in seeds.reporting]) for name in shown},
     }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(RESULT, result)
 
 
 def main() -> None:

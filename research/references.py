@@ -10,13 +10,12 @@ folder is complete is not made again, and one command makes one model, so that s
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.machine import machine
+from benchmarks.machine import machine, write_json
+from research.paths import RESULTS, ROOT, RUNS
 from research.worlds import World, make, spread
 from scipy.stats import spearmanr
 
@@ -28,8 +27,7 @@ from efface.auditing.evidence import Evidence
 from efface.auditing.observations import Observations
 from efface.auditing.observers.observe import ObservationSettings
 
-HERE = Path(__file__).parent
-HOME, RESULT = HERE / "runs" / "references", HERE / "results" / "references.json"
+HOME, RESULT = RUNS / "references", RESULTS / "references.json"
 SEED = 10
 WATCH = ObservationSettings(gradient=True, cap=1000, test_cap=2000)
 SIGNALS = (
@@ -64,7 +62,7 @@ def made(world: World, name: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint.save(folder)
         cell = {"world": world.family, "seed": world.seed, "name": name, "cost": vars(checkpoint.training_cost)}
-        (folder / "cell.json").write_text(json.dumps(cell, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / "cell.json", cell)
     make(world, name)
     if not (folder / "whole.npz").exists():
         data, split = world.data()
@@ -158,7 +156,7 @@ def count_rows(inside: list[Observations], out: list[Observations], signal: str)
             if len(rest) >= count:
                 other = rest[:count]
                 twice = [f_in[0] - f_out[half].mean(0) for half in (chosen, other)]
-                found["rank agreement"].append(float(spearmanr(*twice).statistic))
+                found["rank agreement"].append(float(np.asarray(spearmanr(*twice))[0]))
         rows[str(count)] = {name: spread(values) for name, values in found.items()}
     return rows
 
@@ -206,9 +204,8 @@ def measure(world: World) -> None:
         "encodermi": encodermi(inside, out),
         "per example": examples(world, out),
     }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"written: {RESULT.relative_to(HERE.parent)}: {len(inside)} models saw F, {len(out)} did not")
+    write_json(RESULT, result)
+    print(f"written: {RESULT.relative_to(ROOT)}: {len(inside)} models saw F, {len(out)} did not")
 
 
 def main() -> None:

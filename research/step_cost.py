@@ -11,23 +11,22 @@ not. Read the ratios. Weights that were not trained cost as much as others.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 from itertools import pairwise
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
-from benchmarks.machine import machine, summary
+from benchmarks.machine import machine, summary, write_json
 from research.gradient_constraint import HOME
+from research.paths import RESULTS
 from research.worlds import World
 
 import efface
 from efface.training.checkpoint import Checkpoint
 
-RESULT = Path(__file__).parent / "results" / "step_cost.json"
+RESULT = RESULTS / "step_cost.json"
 PLAIN = "finetune"
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     PLAIN: ("finetune", {}),
@@ -80,7 +79,7 @@ def main() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     families = {family: measured(family, given.rounds) for family in ("simclr", "moco")}
     result = {"machine": machine(), "plain": PLAIN, "families": families}
-    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(RESULT, result)
 
 
 if __name__ == "__main__":

@@ -12,17 +12,16 @@ keeps the figures of worlds whose folders are gone.
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, read_json, write_json
 from research import frontier
 from research.frontier import FAMILIES, REPORTING, SELECTION
 from research.gradient_constraint import at
+from research.paths import RESULTS
 from research.worlds import World, make, measure, spread, together
 
-RESULT = Path(__file__).parent / "results" / "stopping.json"
+RESULT = RESULTS / "stopping.json"
 LIMIT = 0.05
 """How far an AUC may lie from 1/2."""
 FIXED: dict[str, dict[str, Any]] = {
@@ -116,7 +115,7 @@ def found_in(world: World, before: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def tables() -> None:
     """Per family and over all of them, on the worlds where every setting was made."""
-    before = json.loads(RESULT.read_text(encoding="utf-8"))["worlds"] if RESULT.exists() else {}
+    before = read_json(RESULT)["worlds"] if RESULT.exists() else {}
     rows: dict[str, dict[str, Any]] = {label: {} for label in SETTINGS}
     for world in worlds():
         for label, found in found_in(world, before).items():
@@ -132,7 +131,7 @@ def tables() -> None:
     result = {"machine": machine(), "limit": LIMIT, "families": families, "worlds": rows}
     if rows.get("auto"):
         result["regret"] = regret(rows)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(RESULT, result)
 
 
 def main() -> None:

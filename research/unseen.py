@@ -11,17 +11,16 @@ a model whose folder is complete is not made again.
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, write_json
 from research.frontier import EPOCHS, REPORTING, SETTINGS, TWICE, rows
 from research.gradient_constraint import HOME
+from research.paths import RESULTS
 from research.worlds import World, make, together
 
-RESULT = Path(__file__).parent / "results" / "unseen.json"
+RESULT = RESULTS / "unseen.json"
 MATCHING: dict[str, Any] = {"name": "margin_matching"}
 FOREIGN = {name: SETTINGS[name] for name in ("alignment_calibration", "finetune lr .1")}
 """What it is compared with where F is of one kind."""
@@ -102,7 +101,7 @@ def tables() -> None:
             if table:
                 about = {"forget": case.forget, "train": case.train, "epochs": case.epochs or EPOCHS[family]}
                 found[f"{name}, {family}"] = about | {"seeds": list(case.seeds), "rows": table}
-    RESULT.write_text(json.dumps({"machine": machine(), "cases": found}, indent=1) + "\n", encoding="utf-8")
+    write_json(RESULT, {"machine": machine(), "cases": found})
 
 
 def main() -> None:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -29,6 +28,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmarks.machine import write_json
+from research.paths import RUNS
 from torch import Tensor, nn
 
 import efface
@@ -47,12 +48,12 @@ from efface.training.objectives import CHOICES
 from efface.training.optim import Optim, Schedule
 from efface.unlearning.methods import GradientAscent, NegGrad
 
-HOME = Path(__file__).parent / "runs" / "verdicts"
+HOME = RUNS / "verdicts"
 SIZES = {"train": 650, "valid": 150, "holdout": 850, "test": 147}
 FORGET = "@random:300"
 WATCH = ObservationSettings(gradient=False)
 NOISE = (0.5, 1.0, 2.0)
-RELEARN = {"steps": 80, "every": 16}
+RELEARN = RelearnSettings(steps=80, every=16)
 RELEARNED = ("original", "finetune", "gradient_constraint", "oracle-1", "oracle-2", "head", "overdone")
 
 
@@ -76,7 +77,9 @@ def seen(seed: int, name: str) -> Observations:
 
 
 class Noisy(nn.Module):
-    """A backbone whose output is blurred, anew at each call."""
+    """A backbone with Gaussian noise on its output, drawn anew at each call."""
+
+    scale: Tensor
 
     def __init__(self, backbone: nn.Module, scale: Tensor, seed: int) -> None:
         super().__init__()
@@ -90,7 +93,9 @@ class Noisy(nn.Module):
 
 
 class Constant(nn.Module):
-    """A backbone that has one answer."""
+    """A backbone that gives every image the same embedding."""
+
+    answer: Tensor
 
     def __init__(self, answer: Tensor) -> None:
         super().__init__()
@@ -229,7 +234,7 @@ def make(seed: int, name: str) -> None:
     cell = {"seed": seed, "name": name, "cost": vars(made.training_cost), "seconds": round(monotonic() - began, 1)}
     if name == "original":
         cell["recipe"] = config.dump(made.recipe, CHOICES)
-    (home / "cell.json").write_text(json.dumps(cell, indent=1) + "\n", encoding="utf-8")
+    write_json(home / "cell.json", cell)
     print(f"seed {seed}  {name:20} {cell['seconds']:6.1f} s", flush=True)
 
 
@@ -241,7 +246,7 @@ def again(seed: int, name: str, on: RelearnPart) -> None:
     home.mkdir(parents=True, exist_ok=True)
     began = monotonic()
     data, split = divided(seed)
-    asked = RelearnSettings(on=on, **RELEARN)
+    asked = replace(RELEARN, on=on)
     for step, look in relearn_model(load(seed, name), data, split, asked, replace(WATCH, views=6), seed=seed):
         look.save(home / f"{step:05d}.npz")
     (home / "done").touch()

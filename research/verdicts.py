@@ -1,10 +1,10 @@
 """How often is the verdict wrong? Worlds of which the truth is known, and what is said of them.
 
     python -m research.verdicts synthetic      # scores with a known AUC: minutes
-    python -m research.verdicts real           # judges the models that benchmarks.verdict_worlds made
+    python -m research.verdicts real           # judges the models that research.verdict_worlds made
     python -m research.verdicts table          # writes the tables into docs/verdict.md
 
-Results: ``benchmarks/results/verdicts.json``. Synthetic: Gaussian scores on two signals (correlation 0.5) whose AUC is
+Results: ``research/results/verdicts.json``. Synthetic: Gaussian scores on two signals (correlation 0.5) whose AUC is
 the truth; the original has AUC 0.65 unless it says otherwise. Real: over-fitted SimCLR on digits; smaller requests are
 random subsets of its forget set (their draws share the models, so seeds and not draws are what is independent).
 """
@@ -12,26 +12,26 @@ random subsets of its forget set (their draws share the models, so seeds and not
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmarks.machine import machine, read_json, write_json
+from research import verdict_worlds
+from research.paths import DOCS, RESULTS, ROOT
 from scipy.special import ndtri
 
 from efface import stats
-from efface.auditing import signals, verdict
+from efface.auditing import signals, utility_gate, verdict
 from efface.auditing.audits.relearn import Relearn
 from efface.auditing.evidence import Evidence, RelearnedCopies
 from efface.auditing.observations import Observations
 from efface.auditing.representations import knn_accuracy
 from efface.auditing.verdict import Criteria
 
-HERE = Path(__file__).parent
-RESULT, PAGE = HERE / "results" / "verdicts.json", HERE.parent / "docs" / "verdict.md"
+RESULT, PAGE = RESULTS / "verdicts.json", DOCS / "verdict.md"
 WORDS = ("removed", "residue", "over-forgotten", "removed, utility lost", "inconclusive")
 AUCS = (0.40, 0.45, 0.475, 0.50, 0.525, 0.55, 0.575, 0.60, 0.65)
 SIZES = (20, 50, 100, 200, 300, 500, 1000, 2000)
@@ -42,7 +42,7 @@ WORLDS = 300
 SIGNALS = ("backbone.margin", "projector.margin")
 REAL_SIZES = {20: 10, 50: 10, 100: 10, 200: 5, 300: 1}
 """Size of the request to draws per seed."""
-UTILITY = verdict.UtilityLoss(0.0, "", "not part of these worlds")
+UTILITY = utility_gate.UtilityLoss(0.0, "", "not part of these worlds")
 
 
 # ---- scores with a known AUC ----
@@ -63,7 +63,7 @@ def world(rng: np.random.Generator, name: str, auc: float, n: int, holdout: int)
     return Observations(name, "s", arrays, {"spaces": ["backbone", "projector"]})
 
 
-def said(evidence: Evidence, criteria: Criteria, utility: verdict.UtilityLoss) -> str:
+def said(evidence: Evidence, criteria: Criteria, utility: utility_gate.UtilityLoss) -> str:
     """The verdict's word, without its sentences."""
     names = signals.prespecified_signals(evidence.subject)
     return verdict.combine_signals(verdict.judge_signals(evidence, names, criteria), utility)
@@ -113,12 +113,10 @@ def references(seed: int, name: str) -> dict[str, tuple[str, ...]]:
 
 def judged(seed: int, names: list[str]) -> Iterator[dict[str, Any]]:
     """Words, AUCs and utility of every model of one seed, by level and size of the request."""
-    from research import verdict_worlds as real
-
-    loaded = {name: real.seen(seed, name) for name in names}
+    loaded = {name: verdict_worlds.seen(seed, name) for name in names}
     original = loaded["original"]
     for name, subject in loaded.items():
-        utility = verdict.judge_utility(Evidence(original, subject), SIGNALS, Criteria())
+        utility = utility_gate.judge_utility(Evidence(original, subject), SIGNALS, Criteria().max_utility_drop)
         for level, others in references(seed, name).items():
             counted: dict[str, dict[str, Counter[str]]] = {}
             for n, draws in REAL_SIZES.items():
@@ -152,20 +150,21 @@ def judged(seed: int, names: list[str]) -> Iterator[dict[str, Any]]:
 
 def relearned(seed: int) -> Iterator[dict[str, Any]]:
     """Steps until half of the lost signal is back, of each model that was trained on."""
-    from research import verdict_worlds as real
-
     oracles = ("oracle-1", "oracle-2")
     for on in ("retain", "forget"):
-        for name in real.RELEARNED:
-            files = {one: sorted((real.folder(seed, one) / f"relearn-{on}").glob("*.npz")) for one in (name, *oracles)}
-            if not all((real.folder(seed, one) / f"relearn-{on}" / "done").exists() for one in files):
+        for name in verdict_worlds.RELEARNED:
+            folders = {one: verdict_worlds.folder(seed, one) / f"relearn-{on}" for one in (name, *oracles)}
+            if not all((folder / "done").exists() for folder in folders.values()):
                 continue
-            looks = {one: tuple((int(f.stem), Observations.load(f)) for f in found) for one, found in files.items()}
+            looks = {
+                one: tuple((int(file.stem), Observations.load(file)) for file in sorted(folder.glob("*.npz")))
+                for one, folder in folders.items()
+            }
             first = {one: found[0][1] for one, found in looks.items()}
             others = [one for one in oracles if one != name]
             if len(others) < 2:
                 continue
-            start = real.folder(seed, "original") / f"relearn-{on}" / "00000.npz"
+            start = verdict_worlds.folder(seed, "original") / f"relearn-{on}" / "00000.npz"
             named = {"subject": looks[name], "oracle 1": looks[oracles[0]], "oracle 2": looks[oracles[1]]}
             evidence = Evidence(
                 Observations.load(start),
@@ -183,16 +182,14 @@ def relearned(seed: int) -> Iterator[dict[str, Any]]:
 
 
 def real() -> dict[str, Any]:
-    from research import verdict_worlds as worlds
-
     rows, again = [], []
     for seed in range(20):
-        names = [name for name in worlds.MODELS if (worlds.folder(seed, name) / "cell.json").exists()]
+        names = [name for name in verdict_worlds.MODELS if (verdict_worlds.folder(seed, name) / "cell.json").exists()]
         if {"original", "oracle-1", "oracle-2"} <= set(names):
             rows += judged(seed, names)
             again += relearned(seed)
             print(f"seed {seed}: {len(names)} models", flush=True)
-    return {"rows": rows, "relearn": again, "sizes": worlds.SIZES, "forget": worlds.FORGET}
+    return {"rows": rows, "relearn": again, "sizes": verdict_worlds.SIZES, "forget": verdict_worlds.FORGET}
 
 
 # ---- tables ----
@@ -318,7 +315,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
 
 def write_tables() -> None:
     """Put every table between its markers in the page."""
-    result = json.loads(RESULT.read_text(encoding="utf-8"))
+    result = read_json(RESULT)
     text = PAGE.read_text(encoding="utf-8")
     for name, make in TABLES.items():
         begin, end = f"<!-- table {name} -->", f"<!-- end {name} -->"
@@ -336,12 +333,10 @@ def main() -> None:
     if asked.what == "table":
         write_tables()
         return
-    from benchmarks.machine import machine
-
-    result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
+    result = read_json(RESULT) if RESULT.exists() else {}
     result[asked.what] = {"machine": machine(), **{"synthetic": synthetic, "real": real}[asked.what]()}
-    RESULT.write_text(json.dumps(result) + "\n", encoding="utf-8")
-    print(f"Written: {RESULT.relative_to(HERE.parent)}")
+    write_json(RESULT, result, indent=None)
+    print(f"Written: {RESULT.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

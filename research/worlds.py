@@ -6,7 +6,6 @@ complete is not run again, so a benchmark that was killed goes on where it stopp
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmarks.machine import read_json, write_json
 
 import efface
 from efface import stats
@@ -178,14 +178,14 @@ def make(world: World, name: str, recipe: dict[str, Any] | None = None) -> str:
         cell |= {key: value for key, value in made.meta().items() if key in ("method", "stopped", "search") and value}
         if recipe is None:
             made.save(folder)
-    (folder / "cell.json").write_text(json.dumps(cell, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "cell.json", cell)
     return name
 
 
 @cache
 def measure(world: World, name: str) -> dict[str, Any]:
     """The figures of one model: membership of F (A0, A1) and of R, utility, average gap, steps."""
-    cell = json.loads((world.folder / name / "cell.json").read_text(encoding="utf-8"))
+    cell = read_json(world.folder / name / "cell.json")
     if "error" in cell:
         return cell
     subject, original = world.seen(name), world.seen("original")
@@ -206,7 +206,7 @@ def measure(world: World, name: str) -> dict[str, Any]:
     top = accuracy(subject, "test")
     costs = {"subject": Cost(**cell["cost"])}
     if oracles:
-        spent = json.loads((world.folder / names[0] / "cell.json").read_text(encoding="utf-8"))["cost"]
+        spent = read_json(world.folder / names[0] / "cell.json")["cost"]
         costs["oracle"] = Cost(**spent)
         cell["share_of_steps"] = cell["cost"]["steps"] / spent["steps"]
         gaps = OracleGap().findings(Evidence(original, subject, tuple(oracles), costs))

@@ -1,4 +1,4 @@
-"""Models that were really trained on small pictures, dressed as the checkpoints of other libraries."""
+"""Trained models saved as checkpoints of other libraries, and helpers to import them and unlearn from them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torch import nn
 from efface import api
 from efface.data.dataset import Data
 from efface.interop.architecture import IMAGENET
-from efface.runs import foreign as runs_foreign
-from efface.runs import train
+from efface.runs import run, train
+from efface.runs.foreign import load_foreign
 from efface.training import optim
 from efface.training.augment import Views
 from efface.training.checkpoint import Checkpoint
@@ -34,7 +34,7 @@ MILD = Views(crop=(0.6, 1.0), brightness=0.2, contrast=0.2, saturation=0, hue=0,
 
 
 def drawn(n: int = 180, channels: int = 3) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures of four colored corners in noise: class 0 with horizontal stripes, 1 with vertical ones, 2 with none."""
+    """Images of four colored corners with noise: class 0 has horizontal stripes, 1 vertical ones, and 2 none."""
     rng = np.random.default_rng(0)
     y = np.arange(n) % 3
     x = rng.uniform(40, 200, (n, channels, 2, 2)).repeat(4, 2).repeat(4, 3) + rng.normal(0, 12, (n, channels, 8, 8))
@@ -45,7 +45,7 @@ def drawn(n: int = 180, channels: int = 3) -> tuple[np.ndarray, np.ndarray]:
 
 
 def trained_by(name: str, epochs: int, **options: Any) -> Model:
-    """A model that was really trained on the pictures."""
+    """Train a model on the images for some epochs."""
     chosen = type(tiny.SMALL[name])(**({"dim": 8, "hidden": 12} if name != "cross_entropy" else {}) | options)
     recipe = tiny.recipe(
         name, objective=chosen, backbone=BODY, channels=3, epochs=epochs, batch_size=15, mean=IMAGENET[0],
@@ -57,13 +57,13 @@ def trained_by(name: str, epochs: int, **options: Any) -> Model:
 
 @cache
 def backbone() -> Model:
-    """A classifier of the pictures, whose backbone all others share."""
+    """Train a classifier; all other models share its backbone."""
     return trained_by("cross_entropy", 12)
 
 
 @cache
 def trained(name: str, **options: Any) -> Model:
-    """A model on a trained backbone, for one objective and shape of projector; heads and twins are only drawn."""
+    """Build a model for one objective and projector on the trained backbone; the other parts are random."""
     if name == "cross_entropy":
         return backbone()
     chosen = type(tiny.SMALL[name])(**{"dim": 8, "hidden": 12} | options)
@@ -79,17 +79,17 @@ def trained(name: str, **options: Any) -> Model:
 
 
 def parts(model: Model) -> dict[str, nn.Module]:
-    twin = model.momentum_encoder
+    momentum = model.momentum_encoder
     found = {"body": model.backbone, "head": model.head, "predictor": model.predictor}
-    found |= {"twin": twin.backbone, "twin_head": twin.head} if twin is not None else {}
+    found |= {"momentum": momentum.backbone, "momentum_head": momentum.head} if momentum is not None else {}
     return {name: module for name, module in found.items() if module is not None}
 
 
 def moco_file(model: Model, folder: Path) -> Path:
     p = parts(model)
-    heads = [p["head"], p["twin_head"]]
+    heads = [p["head"], p["momentum_head"]]
     heads = [head[0] if len(head) == 1 else head for head in heads]  # pyright: ignore
-    q, k = (foreign.with_fc(foreign.copy.deepcopy(p[b]), h) for b, h in zip(("body", "twin"), heads, strict=True))
+    q, k = (foreign.with_fc(foreign.copy.deepcopy(p[b]), h) for b, h in zip(("body", "momentum"), heads, strict=True))
     both = Owner(encoder_q=q, encoder_k=k, queue=model.queue.T.contiguous(), queue_ptr=torch.tensor([3]))  # pyright: ignore
     content = {
         "epoch": 9,
@@ -108,8 +108,8 @@ def solo_file(model: Model, folder: Path) -> Path:
         backbone=p["body"],
         classifier=nn.Linear(32, 3),
         projector=p["head"],
-        momentum_backbone=p["twin"],
-        momentum_projector=p["twin_head"],
+        momentum_backbone=p["momentum"],
+        momentum_projector=p["momentum_head"],
         **({"predictor": p["predictor"]} if "predictor" in p else {}),
         **({"queue": torch.stack([queue.T, queue.T])} if queue is not None else {}),
     )
@@ -231,13 +231,13 @@ def unlearn(path: Path, pictures: Path, out: Path, objective: str | None = None,
     return train.unlearn_run(path, out, settings)
 
 
-def adopted(path: Path, pictures: Path, objective: str | None = None, **recipe: Any) -> Checkpoint:
-    settings = {"data": {"source": str(pictures)}, "split": SPLIT, "recipe": recipe}
-    return runs_foreign.foreign_start(path, settings | ({"objective": objective} if objective else {}), 0)[2]
+def imported(path: Path, pictures: Path, objective: str | None = None, **recipe: Any) -> Checkpoint:
+    data = run.load_data({"data": str(pictures)})
+    return load_foreign(path, data, {"objective": objective, "recipe": recipe}, 0)
 
 
 def scrambled(path: Path) -> Path:
-    """The file with the weights of its backbone's convolutions in another order: it loads, and is nonsense."""
+    """Shuffle the weights of the backbone's convolutions in a file: it still loads, but computes nonsense."""
     content = torch.load(path, weights_only=True)
     state = content["state_dict"]
     for name in state:

@@ -1,4 +1,4 @@
-"""Checkpoints of supervised and image-text models, and of efface itself; and all fixtures by layout."""
+"""Checkpoints of supervised models, of image-text models and of efface, and all fixtures by layout."""
 
 from __future__ import annotations
 
@@ -89,9 +89,9 @@ def timm_trainer(folder: Path) -> Case:
         "metric": 71.0,
     }
     torch.save(content, folder / "last.pth.tar")
-    twins = tower(averaged, None)
-    twins = {k.replace("backbone.head.", "head."): v for k, v in twins.items()}
-    return Case(folder / "last.pth.tar", "plain", own(net, ("head.",)), own(net.get_submodule("head")), twins)
+    momentum = tower(averaged, None)
+    momentum = {k.replace("backbone.head.", "head."): v for k, v in momentum.items()}
+    return Case(folder / "last.pth.tar", "plain", own(net, ("head.",)), own(net.get_submodule("head")), momentum)
 
 
 def timm_folder(folder: Path) -> Case:
@@ -116,9 +116,9 @@ def efface_file(folder: Path) -> Case:
 
     model = tiny.recipe("moco", channels=3).start(0)
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "ours.safetensors")
-    twins = own(model.get_submodule("momentum_encoder"))
+    momentum = own(model.get_submodule("momentum_encoder"))
     others = {"queue": {"queue"}, "buffers": {"mean", "std"}}
-    return Case(folder / "ours.safetensors", "efface", own(model.backbone), own(model.head), twins, others)
+    return Case(folder / "ours.safetensors", "efface", own(model.backbone), own(model.head), momentum, others)
 
 
 SMALL = {
@@ -132,7 +132,7 @@ SMALL = {
 
 
 def saved(model: Any, folder: Path, **how: Any) -> State:
-    """Save as transformers does; the tensors under the names in the file."""
+    """Save a model as transformers does, and return its tensors by their names in the file."""
     import warnings
 
     from safetensors.torch import load_file
@@ -216,4 +216,4 @@ FIXTURES: dict[str, tuple[Callable[[Path], Case], ...]] = {
     "open_clip": (open_clip,),
     "plain": (torchvision_resnet, torchvision_vgg, timm_vit, timm_trainer, timm_folder, simclr_wrapped),
 }
-"""Every layout's files."""
+"""Layout to the functions that write its files."""

@@ -1,4 +1,4 @@
-"""Checkpoints as other libraries save them, tiny. Real classes where they can be imported, else their exact keys."""
+"""Tiny checkpoints as other libraries save them, made with their classes where possible, else with their exact keys."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ State = dict[str, Tensor]
 
 @dataclass
 class Case:
-    """A saved checkpoint and what must be found in it."""
+    """A saved checkpoint and the tensors that must be found in it."""
 
     path: Path
     layout: str
     backbone: State
-    """Own name to tensor."""
+    """Name here to tensor."""
     head: State | None = None
-    twin: State = field(default_factory=dict)
+    momentum: State = field(default_factory=dict)
     others: dict[str, set[str]] = field(default_factory=dict)
-    """Role to own names, for the other roles."""
+    """Role to names here, for all other roles."""
 
 
 def resnet() -> nn.Module:
@@ -51,7 +51,7 @@ def mlp(dim: int = DIM, *, norm: bool = False) -> nn.Module:
 
 
 class Owner(nn.Module):
-    """A module that owns others under the given names."""
+    """A module with the given submodules, parameters and buffers."""
 
     def __init__(self, **owned: Any) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Owner(nn.Module):
 
 
 def own(module: nn.Module, drop: tuple[str, ...] = ()) -> State:
-    """The module's tensors, without those under ``drop``."""
+    """The module's state dict, without names that start with one of ``drop``."""
     return {k: v for k, v in module.state_dict().items() if not k.startswith(drop or ("?",))}
 
 
@@ -75,7 +75,7 @@ def tower(backbone: nn.Module, head: nn.Module | None) -> State:
 
 
 def sgd(module: nn.Module) -> dict[str, Any]:
-    """The state of an optimizer that has stepped once."""
+    """The state of SGD with momentum after one step."""
     module = copy.deepcopy(module)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
     for parameter in module.parameters():
@@ -90,7 +90,7 @@ def with_fc(network: nn.Module, head: nn.Module, name: str = "fc") -> nn.Module:
 
 
 def parallel(state: State) -> State:
-    """As DistributedDataParallel names it."""
+    """A state dict with the names of DistributedDataParallel."""
     fresh = OrderedDict((f"module.{k}", v) for k, v in state.items())
     fresh._metadata = OrderedDict(version=1)  # pyright: ignore
     return fresh
@@ -98,10 +98,10 @@ def parallel(state: State) -> State:
 
 def moco_v2(folder: Path, name: str = "checkpoint_0199.pth.tar") -> Case:
     q, head = resnet(), mlp()
-    k, twin = resnet(), mlp()
+    k, momentum = resnet(), mlp()
     both = Owner(
         encoder_q=with_fc(copy.deepcopy(q), head),
-        encoder_k=with_fc(copy.deepcopy(k), twin),
+        encoder_k=with_fc(copy.deepcopy(k), momentum),
         queue=nn.functional.normalize(torch.randn(OUT, KEYS), dim=0),
         queue_ptr=torch.tensor([8]),
     )
@@ -113,7 +113,7 @@ def moco_v2(folder: Path, name: str = "checkpoint_0199.pth.tar") -> Case:
     }
     torch.save(content, folder / name)
     others = {"queue": {"queue"}, "buffers": {"queue_ptr"}}
-    return Case(folder / name, "moco", own(q), own(head), tower(k, twin), others)
+    return Case(folder / name, "moco", own(q), own(head), tower(k, momentum), others)
 
 
 def moco_v1(folder: Path) -> Case:
@@ -153,7 +153,7 @@ def moco_v3(folder: Path) -> Case:
 
 
 def lightning(module: nn.Module, **more: Any) -> dict[str, Any]:
-    """The entries of a checkpoint of Lightning's trainer."""
+    """The entries of a checkpoint that Lightning's trainer saves."""
     return {
         "epoch": 4,
         "global_step": 40,
@@ -171,13 +171,13 @@ def lightning(module: nn.Module, **more: Any) -> dict[str, Any]:
 
 
 def solo_moco(folder: Path, dataset: str = "cifar10") -> Case:
-    q, k, head, twin = resnet(), resnet(), mlp(), mlp()
+    q, k, head, momentum = resnet(), resnet(), mlp(), mlp()
     both = Owner(
         backbone=q,
         classifier=nn.Linear(DIM, 3),
         momentum_backbone=k,
         projector=head,
-        momentum_projector=twin,
+        momentum_projector=momentum,
         queue=nn.functional.normalize(torch.randn(2, OUT, KEYS), dim=1),
         queue_ptr=torch.zeros(1, dtype=torch.long),
     )
@@ -189,7 +189,7 @@ def solo_moco(folder: Path, dataset: str = "cifar10") -> Case:
         "buffers": {"queue_ptr"},
         "extras": {"classifier.weight", "classifier.bias"},
     }
-    return Case(folder / "mocov2plus-ep=4.ckpt", "solo", own(q), own(head), tower(k, twin), others)
+    return Case(folder / "mocov2plus-ep=4.ckpt", "solo", own(q), own(head), tower(k, momentum), others)
 
 
 def solo_old_simclr(folder: Path) -> Case:
@@ -217,9 +217,9 @@ def lightly_moco_example(folder: Path) -> Case:
     )
     torch.save(lightning(both), folder / "moco.ckpt")
     q, k = ({n.replace("shortcut", "downsample"): v for n, v in own(net, ("linear",)).items()} for net in nets)
-    head, twin = (own(h.layers) for h in heads)
-    both_twins = {f"backbone.{n}": v for n, v in k.items()} | {f"head.{n}": v for n, v in twin.items()}
-    return Case(folder / "moco.ckpt", "lightly", q, head, both_twins)
+    head, momentum = (own(h.layers) for h in heads)
+    both_momentum = {f"backbone.{n}": v for n, v in k.items()} | {f"head.{n}": v for n, v in momentum.items()}
+    return Case(folder / "moco.ckpt", "lightly", q, head, both_momentum)
 
 
 def lightly_torchvision_example(folder: Path) -> Case:
@@ -232,18 +232,18 @@ def lightly_torchvision_example(folder: Path) -> Case:
     return Case(folder / "simclr.pth", "lightly", own(net, ("fc",)), own(head.layers))
 
 
-def _benchmark(folder: Path, trained: str, twin: str) -> Case:
+def _benchmark(folder: Path, trained: str, momentum: str) -> Case:
     from lightly.models.modules.heads import MoCoProjectionHead
 
     q, k, heads = resnet(), resnet(), [MoCoProjectionHead(DIM, HIDDEN, OUT) for _ in "qk"]
-    names = {trained: q, trained.replace("backbone", "projection_head"): heads[0], twin: k}
-    names[twin.replace("backbone", "projection_head")] = heads[1]
+    names = {trained: q, trained.replace("backbone", "projection_head"): heads[0], momentum: k}
+    names[momentum.replace("backbone", "projection_head")] = heads[1]
     names["online_classifier"] = Owner(classification_head=nn.Linear(DIM, 3))
     path = folder / f"{trained}.ckpt"
     torch.save(lightning(Owner(**names)), path)
-    twins = tower(k, heads[1].layers)
+    momentum = tower(k, heads[1].layers)
     others = {"extras": {f"online_classifier.classification_head.{n}" for n in ("weight", "bias")}}
-    return Case(path, "lightly", own(q), own(heads[0].layers), twins, others)
+    return Case(path, "lightly", own(q), own(heads[0].layers), momentum, others)
 
 
 def lightly_key_benchmark(folder: Path) -> Case:
@@ -296,9 +296,9 @@ def dino(folder: Path) -> Case:
     }
     torch.save(content, folder / "checkpoint.pth")
     last = {"weight_g", "weight_v"}
-    twins = tower(teacher, heads[1].mlp) | {f"prototypes.{n}": heads[1].last_layer.state_dict()[n] for n in last}
+    momentum = tower(teacher, heads[1].mlp) | {f"prototypes.{n}": heads[1].last_layer.state_dict()[n] for n in last}
     others = {"prototypes": last, "extras": {"dino_loss/center"}}
-    return Case(folder / "checkpoint.pth", "dino", own(student), own(heads[0].mlp), twins, others)
+    return Case(folder / "checkpoint.pth", "dino", own(student), own(heads[0].mlp), momentum, others)
 
 
 def ibot(folder: Path) -> Case:

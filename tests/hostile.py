@@ -1,4 +1,4 @@
-"""Malicious, broken and odd checkpoints, each with the command that a user would give and how it must end."""
+"""Malicious, broken and unusual checkpoints, each with the command to run on it and the expected result."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from tests import foreign
 from tests.adoption import SPLIT, half_file, moco_file, trained
 
 MARK = "went-off"
-"""The file that a bomb creates when it goes off, beside the checkpoint."""
+"""The file that malicious code creates beside the checkpoint if it is run."""
 
 
 class Bomb:
-    """Runs a command when it is unpickled."""
+    """Runs a shell command when it is unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / MARK
@@ -36,15 +36,15 @@ class Bomb:
 
 @dataclass(frozen=True)
 class Hostile:
-    """One such file."""
+    """A file, and what the command must do with it."""
 
     name: str
     make: Callable[[Path], Path]
     exit: int
     says: str
-    """In what the command prints."""
+    """A part of what the command prints."""
     unlearn: bool = False
-    """Whether the command is unlearn, and not inspect."""
+    """Whether the command is ``unlearn`` instead of ``inspect``."""
 
 
 def tensors() -> dict[str, torch.Tensor]:
@@ -70,7 +70,7 @@ def bomb_in_folder(folder: Path) -> Path:
 
 
 def zip_slip(folder: Path) -> Path:
-    """A torch file whose archive has a member that would be unpacked outside of the folder."""
+    """A torch file whose archive has a member that would be extracted outside of the folder."""
     home = folder / "inner"
     home.mkdir()
     torch.save(tensors(), home / "slip.pth")
@@ -222,7 +222,7 @@ CASES = (
 
 
 def told(words: list[str]) -> tuple[int, str]:
-    """Exit code of a command line in this process, and all that it prints."""
+    """Run a command line in this process; return its exit code and everything it prints."""
     from efface import cli
 
     kept, printed = sys.argv, io.StringIO()
@@ -239,7 +239,7 @@ def told(words: list[str]) -> tuple[int, str]:
 
 
 def tried(case: Hostile, folder: Path, pictures: Path) -> tuple[int, str, bool]:
-    """Exit code, what was said, and whether anything in the file was run or written outside."""
+    """Run the command on a case; return exit code, output, and whether code was run or a file written outside."""
     path = case.make(folder)
     words = ["inspect", str(path)]
     if case.unlearn:

@@ -1,4 +1,4 @@
-"""Pictures and data for tests, and how to ask for an error."""
+"""Test images and data, and assertions on errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ZOO = ("cat/b.png", "cat/a.png", "ant/x/c.png", "ant/d.bmp", "ant/e.png", "cat/f
 
 
 def raises(call: Callable[[], Any], *words: object) -> None:
-    """``call`` fails with an EffaceError that has every word in it."""
+    """Assert that ``call`` raises an EffaceError whose message contains every one of ``words``."""
     with pytest.raises(EffaceError) as caught:
         call()
     for word in words:
@@ -26,26 +26,26 @@ def raises(call: Callable[[], Any], *words: object) -> None:
 
 
 def fails(source: object, *words: object, **options: Any) -> None:
-    """Loading ``source`` fails with an EffaceError that has every word in it."""
+    """Assert that loading ``source`` raises an EffaceError whose message contains every one of ``words``."""
     raises(lambda: load(str(source), **options), *words)
 
 
 def picture(path: Path, seed=0, size=(8, 6), mode="RGB", **save: Any) -> None:
-    """A random image file."""
+    """Write a random image file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     shape = (size[1], size[0]) if mode == "L" else (size[1], size[0], len(mode))
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)).save(path, **save)
 
 
 def make_zoo(folder: Path) -> Path:
-    """A folder of two classes of three images each."""
+    """Create a folder of two classes with three images each."""
     for number, name in enumerate(ZOO):
         picture(folder / name, number)
     return folder
 
 
 def made(n=200, classes=4, tested=0, seed=0, shape=(1, 5, 5), **more: Any) -> Data:
-    """``n`` random images (of which the last ``tested`` are the official test part)."""
+    """Create ``n`` random images, the last ``tested`` of which are the official test part."""
     rng = np.random.default_rng(seed)
     given: dict[str, Any] = {
         "y": None if classes == 0 else np.arange(n) % classes,

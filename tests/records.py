@@ -17,7 +17,8 @@ from efface.auditing.evidence import Cost, Evidence, Finding
 from efface.auditing.observations import Observations
 from efface.auditing.verdict import Criteria, judge
 from efface.reporting.environment import Environment
-from efface.reporting.record import CheckpointFacts, DataFacts, LogFacts, PartChange, Record, Request, SplitFacts
+from efface.reporting.facts import CheckpointFacts, DataFacts, LogFacts, PartChange, Request, SplitFacts
+from efface.reporting.record import Record
 from tests.worlds import World, with_arrays
 
 WHEN = datetime(2026, 3, 14, 9, 26, 53, tzinfo=UTC)

@@ -1,4 +1,4 @@
-"""The Python interface from data to record, on a model with a known memory: labels that must be learnt by heart."""
+"""The Python interface from data to record, on a model that is known to memorize: it is trained on random labels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from efface.errors import EffaceError
 from efface.reporting.record import Record
 from efface.training import defaults
 from efface.training.checkpoint import Checkpoint
-from efface.training.loop import prefers_bfloat16
+from efface.training.devices import prefers_bfloat16
 from efface.training.optim import Optim
 from efface.unlearning.methods import METHODS, Finetune, Retrain
 from efface.unlearning.protocol import Needs
@@ -25,7 +25,7 @@ WATCH = efface.ObservationSettings(views=4, gradient=False)
 
 @pytest.fixture(scope="module")
 def world():
-    """Random labels, an over-fitted classifier, two oracles, and a split with forty examples to forget."""
+    """Random labels, an overfitted classifier, two retrained references, and a split with 40 examples to forget."""
     x, _ = tiny.images(400, seed=2)
     y = np.random.default_rng(0).integers(0, 3, 400)
     data = efface.Data.from_arrays(x, y, classes=("a", "b", "c"), name="noise")
@@ -44,7 +44,7 @@ def judged(world, subject, criteria=None):
 
 
 def changed(checkpoint, change):
-    """The checkpoint with other weights, as an unlearned one."""
+    """A copy of the checkpoint with changed weights, as if it had been unlearned."""
     model = copy.deepcopy(checkpoint.model)
     with torch.no_grad():
         change(model)
@@ -72,7 +72,7 @@ def test_a_collapsed_model_is_never_called_removed(world):
     assert collapsed.verdict.word != "removed"
 
 
-def test_where_a_collapsed_model_tells_nothing_the_utility_gate_stops_it(world):
+def test_a_collapsed_model_that_reveals_nothing_fails_the_utility_gate(world):
     criteria = efface.Criteria(delta=0.2, signals=("logits.margin",))
     answer = judged(world, changed(world[2], collapse), criteria).verdict
     assert answer.word == "removed, utility lost"

@@ -1,4 +1,4 @@
-"""Mappings to dataclasses and back: unknown keys, wrong types, overrides, and the docstrings that are the docs."""
+"""Settings: conversion to dataclasses and back, unknown keys, wrong types, overrides, and field docstrings."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ def test_a_recipe_survives_yaml(name):
 @pytest.mark.parametrize(
     "cls", [*METHODS.values(), *OBJECTIVES.values(), Optim, Views, ObservationSettings], ids=lambda c: c.__name__
 )
-def test_every_knob_has_its_own_docstring(cls):
+def test_every_setting_has_a_docstring(cls):
     assert all(text for *_, text in config.describe_fields(cls))
     assert [name for name, *_ in config.describe_fields(cls)] == [f.name for f in dataclasses.fields(cls)]
 
 
-def test_keys_are_the_names_of_files():
+def test_names_are_those_of_the_modules():
     for table, package in ((METHODS, "unlearning.methods"), (OBJECTIVES, "training.objectives")):
         for key, cls in table.items():
             assert cls.__module__ == f"efface.{package}.{key}"
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"lrr": 1}, "Did you mean 'lr'?"),
         ({"lr": "fast"}, "'lr' cannot be 'fast'"),
         ({"rule": "adam"}, "sgd | adamw"),
     ],
 )
-def test_wrong_values_are_named(values, said):
+def test_wrong_values_are_named(values, message):
     with pytest.raises(EffaceError) as caught:
         config.build(Optim, values)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_missing_value_is_named():
@@ -69,12 +69,12 @@ def test_overrides_reach_into_groups_and_keep_the_rest():
 
 
 @pytest.mark.parametrize("text", ["seed", "=1", "seed.deep=1", "a=[1"])
-def test_what_is_no_assignment_is_refused(text):
+def test_text_that_is_not_an_assignment_is_refused(text):
     with pytest.raises(EffaceError):
         config.override({"seed": 1}, [text])
 
 
-def test_the_nested_protocol_is_chosen_by_name():
+def test_a_nested_protocol_is_chosen_by_name():
     recipe = config.build(Recipe, {"objective": {"name": "moco", "queue": 7}, "optim": {"rule": "adamw"}}, CHOICES)
     assert recipe.objective.queue == 7
     assert recipe.optim.rule is OptimizerType.ADAMW
@@ -83,18 +83,15 @@ def test_the_nested_protocol_is_chosen_by_name():
     assert config.dump(config.parse_choice(METHODS, "scrub", "method"), {Method: METHODS})["name"] == "scrub"
 
 
-def test_files_that_are_no_configuration(tmp_path):
+def test_files_that_are_not_a_configuration(tmp_path):
     for name, text in (("list.yaml", "- 1\n"), ("odd.yaml", "a: [\n")):
         (tmp_path / name).write_text(text)
         with pytest.raises(EffaceError, match=name):
             config.read(tmp_path / name)
 
 
-def test_what_a_nested_mapping_leaves_out_is_the_fields_own_default():
-    (name, cls) = ("scrub", METHODS["scrub"])
-    plain, asked = (
-        cls(),
-        config.parse_choice(METHODS, {"name": name, "optim": {"lr": 0.5}}, "method", {Method: METHODS}),
-    )
-    assert plain.optim.clip is not None, "the test needs a default that is not Optim's own"
-    assert asked.optim == dataclasses.replace(plain.optim, lr=0.5)
+def test_a_partial_nested_mapping_keeps_the_default_of_the_field():
+    plain = METHODS["scrub"]()
+    changed = config.parse_choice(METHODS, {"name": "scrub", "optim": {"lr": 0.5}}, "method", {Method: METHODS})
+    assert plain.optim.clip is not None, "the test needs a default that differs from that of Optim"
+    assert changed.optim == dataclasses.replace(plain.optim, lr=0.5)

@@ -1,4 +1,4 @@
-"""Tiny images, models and parts for the torch side: real networks of a few thousand weights, milliseconds a step."""
+"""Tiny data, models and subsets for tests: real networks of a few thousand weights, a few milliseconds per step."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ VIT = Backbone(
     name="timm:vit_tiny_patch16_224",
     options={"img_size": SIDE, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2},
 )
-"""A transformer of four patches."""
+"""A vision transformer with four patches."""
 
 
 def images(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 images [n, 1, SIDE, SIDE] of three classes (a bright row each, in noise) and their labels [n]."""
+    """Make uint8 images [n, 1, SIDE, SIDE] of three classes (a bright row in noise) and their labels [n]."""
     rng = np.random.default_rng(seed)
     y = np.arange(n) % CLASSES
     x = rng.uniform(0, 150, (n, 1, SIDE, SIDE))
@@ -48,22 +48,22 @@ def images(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def captions(y: np.ndarray) -> tuple[str, ...]:
-    """A caption for each image: its class and a word of its own."""
+    """Make a caption for each image: its class and its number."""
     return tuple(f"{('low', 'middle', 'high')[label % 3]} stripe, number {row}" for row, label in enumerate(y))
 
 
 def still(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """A view that is the image itself."""
+    """Augment with the identity."""
     return x
 
 
 def blurred(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """A view with noise of its own."""
+    """Augment with random noise."""
     return (x + 0.1 * torch.randn(x.shape, generator=generator)).clamp(0, 1)
 
 
 def recipe(name: str = "simclr", **changed: Any) -> Recipe:
-    """A recipe for tiny images: a ResNet-8 of width 8."""
+    """Make a recipe for tiny images: a ResNet-8 of width 8."""
     fields: dict[str, Any] = {
         "objective": SMALL[name],
         "backbone": Backbone(name="resnet8", width=8, stride=1),
@@ -81,19 +81,19 @@ def recipe(name: str = "simclr", **changed: Any) -> Recipe:
 def parts(
     x: np.ndarray, y: np.ndarray, cuts: dict[str, tuple[int, int]], augment: Augment = still
 ) -> dict[str, Subset]:
-    """A part for each (first, last) range of rows."""
+    """Make a subset for each (first, last) range of rows."""
     pixels, labels = torch.from_numpy(x), torch.from_numpy(y)
     text = captions(y)
     return {name: Subset(pixels, torch.arange(a, b), augment, labels, text, name=name) for name, (a, b) in cuts.items()}
 
 
 def given(method: Any, parts: dict[str, Subset], recipe: Recipe | None = None) -> MethodInputs:
-    """What the method declares of the parts, and the recipe."""
+    """Build the inputs of a method: the subsets that it needs, and the recipe."""
     return MethodInputs(method.needs, parts, recipe)
 
 
 def linear_softmax(seed: int = 0) -> Model:
-    """logits = W x + b on raw pixels: its gradients are a textbook formula."""
+    """Make a linear classifier, logits = W x + b on raw pixels, whose gradients are known in closed form."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = nn.Linear(SIDE * SIDE, CLASSES)

@@ -1,11 +1,12 @@
-"""The tables of ``results/attackers.json``: one for each signal, one of the verdicts, and what changes.
-
-make docs
-"""
+"""The tables of ``docs/attackers.md``: verdicts, a table for each signal, and what a stronger attacker changes."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from benchmarks.machine import read_json
+from docs.generate.markdown import MISSING, made_by, table_head, table_row
+from research.paths import RESULTS
 
 TOLD = 0.05
 """An AUC of U-LiRA beyond 1/2 by this is told apart, as for the verdict (δ)."""
@@ -13,8 +14,9 @@ NAMES = {"original": "untouched"}
 """What rows are called where it is not their label."""
 
 
-def page(result: dict[str, Any]) -> list[str]:
-    """All of it, as Markdown lines."""
+def page() -> list[str]:
+    """The verdicts at every level, a table for each signal, and what changes between the levels, as Markdown lines."""
+    result = read_json(RESULTS / "attackers.json")
     rows, count, sizes = result["rows"], result["pairs"], result["world"]["examples"]
     ceilings = result["ceilings"]
     few = next(iter(rows.values()))["A1"]["references"]
@@ -26,18 +28,19 @@ def page(result: dict[str, Any]) -> list[str]:
         "",
         "### The verdicts",
         "",
-        f"| | A0 | A1, {few} references | {count} references | A2: unlearned from retrained | kNN lost |",
-        "|---" * 6 + "|",
+        *table_head(
+            "", "A0", f"A1, {few} references", f"{count} references", "A2: unlearned from retrained", "kNN lost"
+        ),
     ]
     for label, row in rows.items():
         lost = row["A0"]["utility_drop"]
         cells = [row[level]["word"] for level in ("A0", "A1", "all references")]
         cells += [told(row["A2"], names) if "A2" in row else "–", "–" if lost is None else f"{lost:.3f}"]
-        lines.append(f"| {NAMES.get(label, label)} | " + " | ".join(cells) + " |")
+        lines.append(table_row(NAMES.get(label, label), *cells))
     lines += [
         "",
-        "A2 by U-LiRA's AUC with the verdict's δ: *told* if the 95 % interval lies above 0.55 on a margin, *not told* "
-        "if it lies within 0.45 to 0.55 on all, else *open*. In brackets the margins by which it is told.",
+        "A2 by U-LiRA's AUC with the verdict's δ: *distinguished* if the 95 % interval lies above 0.55 on a margin, "
+        "*not distinguished* if it lies within 0.45 to 0.55 on all, else *undecided*. In brackets the margins.",
     ]
     for name in names:
         lines += ["", f"### `{name}`", "", *signal_table(rows, name, few, count)]
@@ -56,9 +59,8 @@ def page(result: dict[str, Any]) -> list[str]:
         "",
         *changes(rows, names),
     ]
-    machine = result["machine"]
-    made = f"`{result['made by']}` and `{machine['command']}`"
-    return [*lines, "", f"Made by {made}; {machine['cpu']}, torch {machine['torch']}, one thread per model."]
+    commands = f"`{result['made by']}` and `{result['machine']['command']}`"
+    return [*lines, "", made_by(result["machine"], commands, "one thread per model")]
 
 
 def numbers(counts: dict[str, Any] | None) -> list[str]:
@@ -66,11 +68,11 @@ def numbers(counts: dict[str, Any] | None) -> list[str]:
     if counts is None:
         return []
     columns = list(next(iter(next(iter(counts["signals"].values())).values())))
-    lines = ["### How many references", "", "| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines = ["### How many references", "", *table_head("", *columns)]
     for name, rows in counts["signals"].items():
         for label, row in rows.items():
             cells = [f"{row[count]['mean']:.3f} ± {row[count]['sd']:.3f}" for count in columns]
-            lines.append(f"| {NAMES.get(label, label)}, `{name}` | " + " | ".join(cells) + " |")
+            lines.append(table_row(f"{NAMES.get(label, label)}, `{name}`", *cells))
     said = f"Calibrated AUC of F, mean ± standard deviation over {counts['draws']} draws from the retrained models."
     return [*lines, "", said, ""]
 
@@ -78,16 +80,16 @@ def numbers(counts: dict[str, Any] | None) -> list[str]:
 def signal_table(rows: dict[str, Any], name: str, few: int, count: int) -> list[str]:
     """AUCs of every attack on one margin, then what the pairs say."""
     head = ["A0", f"A1 calibrated, {few}", f"LiRA, {few}", f"Bayes, {few}", f"RMIA, {few}", f"calibrated, {count}"]
-    lines = ["| | " + " | ".join([*head, "beyond"]) + " |", "|---" * (len(head) + 2) + "|"]
+    lines = table_head("", *head, "beyond")
     for label, row in rows.items():
         found, best = row["A1"]["findings"], row["all references"]["findings"]
         keys = [f"membership.{name}.{attack}.auc" for attack in ("calibrated", "lira", "bayes", "rmia")]
         cells = [ranged(row["A0"]["findings"].get(f"membership.{name}.auc"))]
         cells += [ranged(found.get(keys[0])), *(plain(found.get(key)) for key in keys[1:])]
         cells += [ranged(best.get(keys[0])), share(best.get(f"per_example.{name}.beyond"))]
-        lines.append(f"| {NAMES.get(label, label)} | " + " | ".join(cells) + " |")
+        lines.append(table_row(NAMES.get(label, label), *cells))
     head = ["U-LiRA, AUC on F", "accuracy on F", "AUC on R", "forgetting score", "KLoM of F, nats", "sure"]
-    lines += ["", "| | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
+    lines += ["", *table_head("", *head)]
     start, zero = f"populations.{name}.", None
     for label, row in rows.items():
         if "A2" not in row:
@@ -96,10 +98,10 @@ def signal_table(rows: dict[str, Any], name: str, few: int, count: int) -> list[
         zero = seen
         cells = [ranged(seen[start + key]) for key in ("ulira.auc", "ulira.accuracy", "ulira.retain.auc")]
         cells += [halved(seen[start + key]) for key in ("forgetting_score", "klom.forget")]
-        lines.append(f"| {NAMES.get(label, label)} | " + " | ".join(cells) + f" | {share(seen[start + 'sure'])} |")
+        lines.append(table_row(NAMES.get(label, label), *cells, share(seen[start + "sure"])))
     if zero:
         keys = ("ulira.auc", "ulira.accuracy", "ulira.retain.auc", "forgetting_score", "klom.forget")
-        lines.append("| zero | " + " | ".join(zero_of(zero[start + key]) for key in keys) + " | – |")
+        lines.append(table_row("zero", *(zero_of(zero[start + key]) for key in keys), MISSING))
     return lines
 
 
@@ -108,9 +110,9 @@ def told(row: dict[str, Any], names: list[str]) -> str:
     intervals = {name: row[f"populations.{name}.ulira.auc"]["interval"] for name in names}
     above = [name for name, found in intervals.items() if found and found[0] > 0.5 + TOLD]
     if above:
-        return f"told ({', '.join(name.split('.')[0] for name in above)})"
+        return f"distinguished ({', '.join(name.split('.')[0] for name in above)})"
     within = all(found and found[0] > 0.5 - TOLD and found[1] < 0.5 + TOLD for found in intervals.values())
-    return "not told" if within else "open"
+    return "not distinguished" if within else "undecided"
 
 
 def changes(rows: dict[str, Any], names: list[str]) -> list[str]:
@@ -136,7 +138,7 @@ def changes(rows: dict[str, Any], names: list[str]) -> list[str]:
     for label in methods:
         words = [rows[label][level]["word"] for level in ("A0", "A1", "all references")]
         last = told(rows[label]["A2"], names)
-        kept = "the same word at A0 and A1" if len(set(words)) == 1 else "another word with references"
+        kept = "the same verdict at A0 and A1" if len(set(words)) == 1 else "another verdict with references"
         lines.append(f"* {label}: {' → '.join(words)}, then {last}: {kept}.")
     return lines
 

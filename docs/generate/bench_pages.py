@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import read_json
+from docs.generate.markdown import figure, table_head, table_row
+from research.benches import file_of
+
 GRIDS = ("half-hour", "fashion-resnet", "fashion-vit", "fashion-contrastive")
-RESULTS = Path(__file__).parent / "results"
 
 
 def results_of(name: str) -> dict[str, Any] | None:
     """What :mod:`research.benches` kept of a grid; None where it was not run."""
-    file = RESULTS / f"{name.replace('-', '_')}.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-
-
-def figure(value: dict[str, Any] | None, digits: int = 3) -> str:
-    """Mean ± standard deviation."""
-    if value is None:
-        return "–"
-    sd = "" if value["sd"] is None else f" ± {value['sd']:.{digits}f}"
-    return f"{value['mean']:.{digits}f}{sd}"
+    file = file_of(name)
+    return read_json(file) if file.exists() else None
 
 
 def cells_of(result: dict[str, Any], world: dict[str, Any], **wanted: Any) -> list[dict[str, Any]]:
@@ -63,10 +56,10 @@ def made(pieces: Iterable[dict[str, Any]]) -> list[str]:
         runs.setdefault(key, []).append(f"`{one['command']}`")
     lines = []
     for (tasks, seconds, waits, day), commands in runs.items():
-        pauses = f" (besides {waits} that waited long for the machine)" if waits else ""
+        pauses = f" (not counting {waits} that waited long for the machine)" if waits else ""
         lines.append(
-            f"* {' and '.join(commands)}: {tasks} tasks in {seconds / 60:.0f} minutes{pauses}, on a machine that did "
-            f"other things as well; {day}."
+            f"* {' and '.join(commands)}: {tasks} tasks in {seconds / 60:.0f} minutes{pauses}, on a shared "
+            f"machine; {day}."
         )
     return lines
 
@@ -82,9 +75,9 @@ def power(world: dict[str, Any]) -> str:
     word = (
         "The audit had power in every world."
         if most == of
-        else f"The audit had power on some signal in {most} of {of} worlds: elsewhere nothing can be called removed."
+        else f"The audit had power on some signal in {most} of {of} worlds; in the others nothing can be called removed."
         if most
-        else "The audit had power in no world: its verdicts say nothing here."
+        else "The audit had power in no world, so its verdicts mean nothing here."
     )
     return f"Membership AUC of F in the original, calibrated: {', '.join(signals)}. {word}"
 
@@ -105,9 +98,9 @@ def spread_of(result: dict[str, Any], world: dict[str, Any]) -> str:
     return (
         f"Noise floor {figure(world['floor'], 4)} (n = {world['floor']['n']}); the original {figure(original, 4)}, "
         f"{original['mean'] / floor:.1f} floors. Methods lie between {gaps[least]:.4f} ({least}, "
-        f"{gaps[least] / floor:.1f} floors) and {gaps[most]:.4f} ({most}). Nearer to retraining than the original on "
-        f"every seed: {said(better) or 'none'}. Within one floor of the original, so hardly to be told from doing "
-        f"nothing: {said(close) or 'none'}."
+        f"{gaps[least] / floor:.1f} floors) and {gaps[most]:.4f} ({most}). Closer to retraining than the original on "
+        f"every seed: {said(better) or 'none'}. Within one floor of the original, so hardly distinguishable from "
+        f"doing nothing: {said(close) or 'none'}."
     )
 
 
@@ -120,10 +113,11 @@ def world_lines(result: dict[str, Any], world: dict[str, Any]) -> list[str]:
         "",
         spread_of(result, world),
         "",
-        "| | n | average gap | below the original | oracle-picked | "
-        + " | ".join(f"F, {name}" for name in signals)
-        + " | utility | examples, share | verdicts |",
-        "|---" * (8 + len(signals)) + "|",
+        *table_head(
+            *("", "n", "average gap", "below the original", "oracle-picked"),
+            *(f"F, {name}" for name in signals),
+            *("utility", "examples, share", "verdicts"),
+        ),
     ]
     plain = by_seed(cells_of(result, world, kind="original"))
     retrained, untouched = {"label": "retrained (noise floor)"}, {"label": "original"}
@@ -140,19 +134,19 @@ def world_lines(result: dict[str, Any], world: dict[str, Any]) -> list[str]:
             figure(line["share"]["examples"]),
             counted(line["verdicts"]),
         ]
-        lines.append(f"| {line['label']} | " + " | ".join(cells) + " |")
+        lines.append(table_row(line["label"], *cells))
     total = Counter[str]()
     for line in world["methods"]:
         total.update(line["verdicts"])
     return [*lines, "", f"All methods together: {counted(dict(total.most_common()))}."]
 
 
-def bench_page() -> list[str]:
+def page() -> list[str]:
     """Every grid that has results."""
     lines: list[str] = []
     for name in GRIDS:
         result = results_of(name)
-        lines += [f"## What `{name}.yaml` gave", ""]
+        lines += [f"## Results of `{name}.yaml`", ""]
         if result is None:
             lines += ["Not measured yet.", ""]
             continue
@@ -191,11 +185,11 @@ def evidence(method: str) -> list[str]:
                     f"{line['utility']['mean']:.3f} / {world['oracle']['utility']['mean']:.3f}",
                     counted(line["verdicts"]),
                 ]
-                rows.append(f"| {' | '.join(cells)} |")
+                rows.append(table_row(*cells))
     if not rows:
         return []
-    head = "| world | entry | place | average gap | floor / original | F, A1 | utility / retrained | verdicts |"
+    titles = ("world", "entry", "place", "average gap", "floor / original", "F, A1", "utility / retrained", "verdicts")
     more = (
-        "[How this is read](../bench.md); [what papers claim](../claims.md); [which method when](../which_method.md)."
+        "[How to read this](../bench.md); [the papers' claims](../claims.md); [which method to choose](../which_method.md)."
     )
-    return ["## What the benches gave", "", head, "|---" * 8 + "|", *rows, "", more, ""]
+    return ["## Results of the benches", "", *table_head(*titles), *rows, "", more, ""]

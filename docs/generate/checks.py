@@ -10,18 +10,19 @@ All tests run, these are looked at. Several files (of runs with ``-k``) may be n
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, read_json, write_json
+from docs.generate.markdown import table_head, table_row
+from research.paths import RESULTS
 
 from efface.training.objectives import OBJECTIVES
 from efface.unlearning.methods import METHODS
 from efface.unlearning.protocol import Needs
 
-RESULT = Path(__file__).parent / "results" / "checks.json"
+RESULT = RESULTS / "checks.json"
 EACH = {
     "test_same_seed_same_weights_and_the_global_generator_is_untouched": "S",
     "test_the_sets_that_are_declared_matter_and_the_others_do_not": "D",
@@ -84,7 +85,7 @@ def why_not(method: str, objective: str) -> str:
 
 def page() -> list[str]:
     """Both tables, the counts and times."""
-    result = json.loads(RESULT.read_text(encoding="utf-8"))
+    result = read_json(RESULT)
     tests = result["tests"]
     ended = [one["ended"] for one in tests.values()]
     counts = ", ".join(f"{ended.count(word)} {word}" for word in dict.fromkeys(ended))
@@ -95,8 +96,7 @@ def page() -> list[str]:
         "",
         "## On every objective",
         "",
-        "| method | " + " | ".join(OBJECTIVES) + " |",
-        "|---" * (len(OBJECTIVES) + 1) + "|",
+        *table_head("method", *OBJECTIVES),
     ]
     for method in METHODS:
         cells = []
@@ -105,21 +105,20 @@ def page() -> list[str]:
             found += [marks(of(tests, QUEUE, method), "Q")] if objective == "moco" else []
             reason = why_not(method, objective)
             cells.append(" ".join(x for x in found if x) + (f" (needs {reason})" if reason else ""))
-        lines.append(f"| `{method}` | " + " | ".join(cells) + " |")
-    lines += ["", "## Once for each method", "", "| method | " + " | ".join(ONCE.values()) + " |"]
-    lines += ["|---" * (len(ONCE) + 1) + "|"]
+        lines.append(table_row(f"`{method}`", *cells))
+    lines += ["", "## Once for each method", "", *table_head("method", *ONCE.values())]
     for method in METHODS:
         cells = []
         for check, title in ONCE.items():
             found = of(tests, check, method)
             passed = sum(one["ended"] == "passed" for one in found)
             cells.append(REASONS[title] if not found else f"{passed} of {len(found)}")
-        lines.append(f"| `{method}` | " + " | ".join(cells) + " |")
-    lines += ["", "## Each check", "", "| check | tests | passed | seconds |", "|---|---|---|---|"]
+        lines.append(table_row(f"`{method}`", *cells))
+    lines += ["", "## Each check", "", *table_head("check", "tests", "passed", "seconds")]
     for check in dict.fromkeys(name.partition("[")[0] for name in tests):
         found = [one for name, one in tests.items() if name.partition("[")[0] == check]
         good, spent = sum(one["ended"] == "passed" for one in found), sum(one["seconds"] for one in found)
-        lines.append(f"| `{check}` | {len(found)} | {good} | {spent:.1f} |")
+        lines.append(table_row(f"`{check}`", len(found), good, f"{spent:.1f}"))
     made = result["machine"]
     return [*lines, "", f"From `{result['command']}` on {result['date']}; {made['cpu']}, torch {made['torch']}."]
 
@@ -140,7 +139,7 @@ def main() -> None:
         "machine": machine(),
         "tests": read(given.files),
     }
-    RESULT.write_text(json.dumps(result, indent=0) + "\n", encoding="utf-8")
+    write_json(RESULT, result, indent=0)
     bad = {name: one["ended"] for name, one in result["tests"].items() if one["ended"] != "passed"}
     print(len(result["tests"]), "tests;", bad or "all passed")
 

@@ -6,7 +6,6 @@ t: paired by seed where both were measured on the same seeds one by one, by Welc
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -14,7 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from docs.generate.bench_pages import GRIDS, RESULTS, by_seed, cells_of, figure, results_of, said
+from benchmarks.machine import read_json
+from docs.generate.bench_pages import GRIDS, by_seed, cells_of, results_of, said
+from docs.generate.markdown import figure, percent, table_head, table_row
+from research.paths import RESULTS
 from scipy.stats import t as student
 
 from efface.unlearning.methods import METHODS
@@ -22,7 +24,6 @@ from efface.unlearning.methods import METHODS
 HOLDS, FAILS, OPEN, MISSING = "holds here", "does not hold here", "undecided here", "not tested yet"
 OURS = ("margin_matching",)
 """Not a published method: beside the others, never the best baseline."""
-BAR = "|---"
 Row = dict[str, Any]
 
 
@@ -77,7 +78,7 @@ def between(first: Row, second: Row) -> Difference | None:
 def kept(name: str) -> Row | None:
     """A benchmark's result; None where it was not run."""
     file = RESULTS / f"{name}.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    return read_json(file) if file.exists() else None
 
 
 def worlds(*labels: str) -> list[tuple[str, Row, Row]]:
@@ -106,14 +107,14 @@ def versus(result: Row, world: Row, first: str, second: str, note: str = "") -> 
     """A row of a table of differences, each with the setting that was chosen without the oracle."""
     found = paired(reported(result, world, first), reported(result, world, second))
     cells = [f"{first} | {second}{note}", figure(gap_of(world, first), 4), figure(gap_of(world, second), 4)]
-    return f"| {' | '.join(cells)} | {told(found)} |"
+    return table_row(*cells, told(found))
 
 
 def told(found: Difference | None) -> str:
     return "– | – | " + MISSING if found is None else f"{found} | {found.seeds or '–'} | {found.word}"
 
 
-HEAD = ["| | against | its gap | the other's | difference (95 %) | seeds | |", BAR * 7 + "|"]
+HEAD = table_head("", "against", "its gap", "the other's", "difference (95 %)", "seeds", "")
 
 
 def best(world: Row, *but: str) -> str:
@@ -201,7 +202,7 @@ def added(result: Row, world: Row) -> list[tuple[str, str]]:
             short = f"lr {setting['base']['optim']['lr']}"
             means = [f"{np.mean(list(one.values())):.4f}" if one else "–" for one in (mine, theirs)]
             rows.append(
-                (f"| {label} | {plain} alone, same setting ({short}) | {' | '.join(means)} | {told(found)} |",
+                (table_row(label, f"{plain} alone, same setting ({short})", *means, told(found)),
                  found.word if found else MISSING)
             )  # fmt: skip
     return rows
@@ -224,7 +225,7 @@ def alignment() -> list[str]:
             answers[family].append(found.word if found else MISSING)
             note = ", lr .1" if f"{rival} lr .1" in rows else ""
             gaps = [figure(one.get("average_gap"), 4) for one in (rows[name], row)]
-            lines.append(f"| {name} | {rival}{note} | {' | '.join(gaps)} | {told(found)} |")
+            lines.append(table_row(name, f"{rival}{note}", *gaps, told(found)))
     for title, result, world in worlds(name):
         if world["family"] in answers:
             lines += ["", f"**{title}** (noise floor {world['floor']['mean']:.4f})", "", *HEAD]
@@ -273,7 +274,7 @@ def constraint() -> list[str]:
     def add(where: str, mine: Row, rival: str, theirs: Row, found: Difference | None, place: str) -> None:
         answers.append(found.word if found else MISSING)
         cells = [where, figure(mine, 4), place, rival, figure(theirs, 4)]
-        rows.append(f"| {' | '.join(cells)} | {told(found)} |")
+        rows.append(table_row(*cells, told(found)))
 
     for title, result, world in worlds(name):
         rival = best(world, name)
@@ -305,7 +306,7 @@ def constraint() -> list[str]:
         add(
             title, gaps[mine], rival, others[rival], between(table[mine], table[rival]), f"{place} of {len(others) + 1}"
         )
-    head = ["| table | its gap | place | best other | its gap | difference (95 %) | seeds | |", BAR * 8 + "|"]
+    head = [*table_head("table", "its gap", "place", "best other", "its gap", "difference (95 %)", "seeds", "")]
     return ["### Gradient Constraint against all others in average gap", "", f"**{words(answers)}**", "", *head, *rows]
 
 
@@ -321,9 +322,10 @@ def one_class() -> list[str]:
     reporting, chosen = result["reporting"], result["chosen"]
     oracle = reporting["retrain"]["cells"]
     lines = [
-        "| | n | forgotten class, trained on | the class, unseen | others, unseen | points below retrain | "
-        "CPU seconds | times less than retrain | all three |",
-        BAR * 9 + "|",
+        *table_head(
+            *("", "n", "forgotten class, trained on", "the class, unseen", "others, unseen", "points below retrain"),
+            *("CPU seconds", "times less than retrain", "all three"),
+        ),
     ]
     words_of: dict[str, list[bool]] = {}
     for label, row in reporting.items():
@@ -342,13 +344,13 @@ def one_class() -> list[str]:
         shown = label + (" (chosen)" if label == chosen else "")
         cells = [
             str(len(row["cells"])),
-            *(percent(row[key]) for key in ("forget", "class, unseen", "others, unseen")),
+            *(percent(row[key], " %") for key in ("forget", "class, unseen", "others, unseen")),
             ranged(lost, 1),
             figure(row.get("cpu seconds"), 1),
             ranged([x for x in less if x is not None], 0),
             "" if label in ("retrain", "original", "neggrad") else f"{sum(sides)} of {len(sides)}",
         ]
-        lines.append(f"| {shown} | " + " | ".join(cells) + " |")
+        lines.append(table_row(shown, *cells))
     answer = HOLDS if all(words_of[chosen]) else FAILS
     default = HOLDS if all(words_of["defaults"]) else FAILS
     tried = ["", "Tried on the selection seed:", ""]
@@ -359,12 +361,6 @@ def one_class() -> list[str]:
             f"{100 * one['others, valid']:.1f} %, {one['steps']} steps."
         )
     return [*title, f"**{answer}** with the setting chosen; with the defaults: **{default}**.", "", *lines, *tried]
-
-
-def percent(value: Row | None) -> str:
-    if value is None:
-        return "–"
-    return f"{100 * value['mean']:.1f}" + ("" if value["sd"] is None else f" ± {100 * value['sd']:.1f}") + " %"
 
 
 def ranged(values: list[float], digits: int) -> str:

@@ -5,19 +5,19 @@ python -m docs.generate.frontier_figure    docs/frontier*.svg, from results/fron
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from string import ascii_lowercase, ascii_uppercase
 from typing import Any
 
+from benchmarks.machine import read_json
 from research.frontier import ABLATION, FAMILIES, RESULT
+from research.paths import DOCS
 from research.unseen import RESULT as UNSEEN
 from research.worlds import CLASSIFIERS
 
 from efface.reporting.figures import svg
 from efface.reporting.figures.svg import Panel
 
-DOCS = Path(__file__).parent.parent / "docs"
 PICTURE, OF_CLASSIFIERS, LARGER = (DOCS / f"frontier{name}.svg" for name in ("", "_classifiers", "_2000"))
 STYLE = (
     "text{font:11px sans-serif;fill:#222}.name{font-weight:600}.letter{font-weight:700}.grid{stroke:#ddd}"
@@ -87,10 +87,10 @@ def draw(families: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     """Encoders, classifiers, and encoders of more images."""
-    found = json.loads(RESULT.read_text(encoding="utf-8"))["families"]
+    found = read_json(RESULT)["families"]
     draw({name: rows for name, rows in found.items() if name not in CLASSIFIERS}, PICTURE)
     draw({name: rows for name, rows in found.items() if name in CLASSIFIERS}, OF_CLASSIFIERS)
-    cases = json.loads(UNSEEN.read_text(encoding="utf-8"))["cases"]
+    cases = read_json(UNSEEN)["cases"]
     draw({name: cases[f"2000, {name}"]["rows"] for name in FAMILIES}, LARGER)
 
 

@@ -1,15 +1,10 @@
-"""The tables of docs/speed.md, from ``results/throughput.json``.
-
-make docs
-"""
+"""The tables of ``docs/speed.md``: pretraining, audit and command line, timed by ``benchmarks.throughput``."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
+from benchmarks.machine import RESULTS, read_json
+from docs.generate.markdown import made_by, spread, table_head, table_row
 
-RESULT = Path(__file__).parent / "results" / "throughput.json"
 SIDES = {
     "efface bfloat16": "efface, bfloat16 autocast",
     "efface float32": "efface, float32",
@@ -20,33 +15,27 @@ SIDES = {
 
 def page() -> list[str]:
     """Pretraining against lightly, the audit, and what is done in a moment, as Markdown lines."""
-    result = json.loads(RESULT.read_text(encoding="utf-8"))
+    result = read_json(RESULTS / "throughput.json")
     lines: list[str] = []
     for name in ("pretraining gray", "pretraining color"):
         found = result[name]
-        lines += [f"### SimCLR pretraining, {found['images']}", "", "| | images/s | times lightly's float32 |"]
-        lines += ["|---|---|---|"]
+        lines += [f"### SimCLR pretraining, {found['images']}", ""]
+        lines += table_head("", "images/s", "times lightly's float32")
         base = found["lightly float32"]["median"]
         for side, said in SIDES.items():
             if side in found:
+                rate = found[side]["median"] / base
                 chosen = " (the default here)" if side == found["default"] else ""
-                lines.append(f"| {said}{chosen} | {spread(found[side], 0)} | {found[side]['median'] / base:.2f} |")
+                lines.append(table_row(f"{said}{chosen}", spread(found[side], 0), f"{rate:.2f}"))
         share = {key: 100 * value for key, value in found["augmentation_share_of_step"].items() if key != "n"}
         lines += ["", f"Augmentation's share of efface's step: {spread(share | {'n': 0}, 1)} %.", ""]
     audit = result["audit"]
-    lines += ["### The rest", "", "| | seconds |", "|---|---|"]
-    lines.append(
-        f"| look at one model: 1 000 forgotten, retained, unseen each | {spread(audit['observe_one_model'])} |"
-    )
-    lines.append(f"| judge two models that were looked at | {spread(audit['judge'])} |")
-    lines.append(f"| every threshold of 20 000 scores | {spread(result['threshold_sweep_20000'], 4)} |")
-    lines.append(f"| `efface --help` | {spread(result['help'])} |")
-    machine, n = result["machine"], result["help"]["n"]
-    made = f"Made by `OMP_PROC_BIND=true {machine['command']}`; {machine['cpu']}, torch {machine['torch']}"
-    return [*lines, "", f"Median (least to most) of {n} rounds. {made}, {result['threads']} threads."]
-
-
-def spread(found: dict[str, Any], digits: int = 2) -> str:
-    """Median, least and most."""
-    middle, least, most = (f"{found[key]:,.{digits}f}".replace(",", " ") for key in ("median", "least", "most"))
-    return f"{middle} ({least} to {most})"
+    lines += ["### The rest", "", *table_head("", "seconds")]
+    observed = "observe one model: 1 000 forgotten, retained, unseen each"
+    lines.append(table_row(observed, spread(audit["observe_one_model"])))
+    lines.append(table_row("judge two models that were observed", spread(audit["judge"])))
+    lines.append(table_row("every threshold of 20 000 scores", spread(result["threshold_sweep_20000"], 4)))
+    lines.append(table_row("`efface --help`", spread(result["help"])))
+    command = f"`OMP_PROC_BIND=true {result['machine']['command']}`"
+    made = made_by(result["machine"], command, f"{result['threads']} threads")
+    return [*lines, "", f"Median (minimum to maximum) of {result['help']['n']} rounds. {made}"]

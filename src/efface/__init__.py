@@ -4,7 +4,7 @@
 >>> data = efface.load("digits")
 >>> split = efface.split(data, forget="@random:0.1", seed=0)
 
-Public names are imported on first use, so that ``import efface`` (and ``efface --help``) does not import torch.
+Public names are imported on first use, so that ``import efface`` and ``efface --help`` do not import torch.
 """
 
 from __future__ import annotations

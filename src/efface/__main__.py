@@ -1,6 +1,6 @@
-"""``python -m efface``: the same as ``efface``."""
+"""Run the command line with ``python -m efface``."""
 
 from efface.cli import main
 
-if __name__ == "__main__":  # the processes of a bench import this module again
+if __name__ == "__main__":  # worker processes import this module again
     main()

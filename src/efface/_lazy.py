@@ -1,4 +1,4 @@
-"""Public names of a package, each imported on first use, so that a light name does not wait for torch."""
+"""Import the public names of a package on first use, so that names that do not need torch load without it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ def lazy_exports(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]
 
     Args:
         package: The package's own ``__name__``.
-        homes: Public name to the module that defines it, relative to ``package``; a name that equals the last part
-            of its module is the module itself.
+        homes: Public name to the module that defines it: relative to ``package``, or absolute if it starts with
+            ``efface.``. A name that equals the last part of its module stands for the module itself.
 
     Returns:
-        A function for ``__getattr__`` (PEP 562): it imports the module, and returns the name from it.
+        A function for ``__getattr__`` (PEP 562) that imports the module and returns the name from it.
 
     Example:
         >>> __getattr__ = lazy_exports("efface.data", {"Split": "split"})
@@ -27,7 +27,7 @@ def lazy_exports(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]
         if name not in homes:
             raise AttributeError(f"module '{package}' has no attribute '{name}'")
         home = homes[name]
-        module = import_module(f"{package}.{home}")
+        module = import_module(home if home.startswith("efface.") else f"{package}.{home}")
         return module if home.rpartition(".")[2] == name else getattr(module, name)
 
     return get

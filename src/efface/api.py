@@ -1,4 +1,7 @@
-"""The Python interface: pretrain, unlearn, observe, audit. Plain functions; the command line only calls these."""
+"""The Python interface: split, pretrain, unlearn, observe and audit as plain functions.
+
+The command line calls the same functions through the verbs of :mod:`efface.runs`, which add run folders.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,12 @@ from efface import config
 from efface.auditing.audits import AUDITS
 from efface.auditing.evidence import Cost, Evidence, Finding
 from efface.auditing.observations import Observations
-from efface.auditing.observers.observe import ObservationSettings
-from efface.auditing.observers.observe import observe_model as look
+from efface.auditing.observers.observe import ObservationSettings, observe_model
 from efface.auditing.observers.weight_changes import WeightChange, measure_changes
 from efface.auditing.sequential import RequestSequence, worst_exit_code
 from efface.auditing.verdict import Criteria, Verdict, judge
 from efface.data.dataset import Data, require_captions, require_labels
-from efface.data.split import Split, partition
-from efface.data.split import select_forget_set as select
+from efface.data.split import Split, partition, select_forget_set
 from efface.errors import EffaceError
 from efface.reporting.bundle import checkpoint_facts, compose_record, write_evidence
 from efface.reporting.environment import Environment
@@ -29,60 +30,78 @@ from efface.reporting.record import Record
 from efface.training.batch import Log, Subset
 from efface.training.checkpoint import Checkpoint
 from efface.training.defaults import default_recipe, get_objective_name
-from efface.training.loop import ResumeStore, Run, discard_record, fit, resolve_device
+from efface.training.devices import resolve_device
+from efface.training.loop import ResumeStore, Run, discard_record, fit
 from efface.training.objectives import CHOICES, Objective
 from efface.training.recipe import Recipe
-from efface.unlearning import plugins
-from efface.unlearning import search as unlearning_search
 from efface.unlearning.early_stopping import StoppingRule, unlearn_with_early_stopping
 from efface.unlearning.inputs import build_inputs
 from efface.unlearning.methods import METHODS, Method
-from efface.unlearning.plugins import get_plugin_origin, load_plugins
+from efface.unlearning.plugins import AUTO, get_plugin_origin, load_plugins
+from efface.unlearning.search import auto_settings_error, resolve_budget, search_methods
 
 load_plugins(METHODS)
 
 
 @dataclass(frozen=True, eq=False)
 class AuditResult:
-    """An audit: what was found of one model, and the verdict."""
+    """The result of an audit of one model: its findings and the verdict."""
 
     verdict: Verdict
     findings: list[Finding]
     evidence: Evidence
     changes: list[WeightChange] = field(default_factory=list)
     record: Record | None = None
-    """The record before it is sealed; None where only observations were judged."""
+    """The record before it is sealed; None if only observations were judged."""
     keys: tuple[str, ...] = ()
-    """The examples to forget."""
+    """Keys of the examples to forget."""
     sequence: RequestSequence | None = None
-    """Where this was not the first request: all of them together."""
+    """All requests together, if this was not the first one."""
 
     @property
     def exit_code(self) -> int:
-        """The verdict's; where earlier requests were audited too, the worse of the two."""
+        """Exit code of the verdict, or of all requests together if that is worse: 0 (removed), 3 (residue) or 4."""
         return worst_exit_code(self.verdict.exit_code, *([self.sequence.exit_code] if self.sequence else []))
 
     def save(self, folder: str | Path, *, plain_ids: bool = False) -> Record:
-        """Write findings, sealed record, its key and the report into a folder; the sealed record."""
+        """Write findings, record and report into a folder.
+
+        Args:
+            folder: The folder; created if it does not exist.
+            plain_ids: Write bare keys into the record instead of digests.
+
+        Returns:
+            The sealed record.
+
+        """
         if self.record is None:
             raise EffaceError(
-                "Observations alone make no record.", remedy="Use `efface.audit`, which has the data too."
+                "A record cannot be made from observations alone.",
+                remedy="Use `efface.audit`, which is given the data too.",
             )
         Path(folder).mkdir(parents=True, exist_ok=True)
-        seen = self.evidence
-        models = {"original": seen.original, "subject": seen.subject}
-        models |= {f"oracle {i}": oracle for i, oracle in enumerate(seen.oracles, 1)}
+        evidence = self.evidence
+        models = {"original": evidence.original, "subject": evidence.subject}
+        models |= {f"oracle {i}": oracle for i, oracle in enumerate(evidence.oracles, 1)}
         return write_evidence(Path(folder), self.record, self.keys, models, plain_ids=plain_ids)
 
 
 def split(data: Data, forget: str | None = None, *, seed: int = 0, **sizes: float | str | None) -> Split:
-    """Divide the data, and choose what to forget: a selector such as ``@random:0.1``, ``@class:5`` or a file of keys.
+    """Divide the data into parts, and choose the examples to forget.
 
-    ``sizes``: ``train``, ``valid``, ``holdout``, ``test``, as fractions below 1 or counts, and ``canaries``; see
-    :func:`efface.data.split.partition`.
+    Args:
+        data: The examples.
+        forget: A selector such as ``@random:0.1`` or ``@class:5``, or a file of keys; None: nothing yet.
+        seed: Seed of the division and of a random selector.
+        sizes: ``train``, ``valid``, ``holdout`` and ``test`` as fractions below 1 or as counts, and ``canaries``; see
+            :func:`efface.data.split.partition`.
+
+    Example:
+        >>> divided = split(data, forget="@random:0.1", train=600)  # doctest: +SKIP
+
     """
     divided = partition(data, **sizes, seed=seed)  # pyright: ignore[reportArgumentType]
-    return divided if forget is None else select(divided, data, forget, seed)
+    return divided if forget is None else select_forget_set(divided, data, forget, seed)
 
 
 def pretrain(
@@ -97,9 +116,28 @@ def pretrain(
     log: Log = discard_record,
     resume_store: ResumeStore | None = None,
 ) -> Checkpoint:
-    """Train an original checkpoint on forget and retain together.
+    """Train an original checkpoint on the forget and retain examples together.
 
-    ``bf16``: bfloat16 autocast. ``resume_store``: saves each epoch, so that a cut run goes on bit-identically.
+    Args:
+        data: The examples.
+        split: Which examples are trained on.
+        objective: Name or instance of the objective; ignored if ``recipe`` is given.
+        recipe: What to train and how; by default a recipe that fits the data and the objective.
+        seed: Seed of everything random.
+        device: ``auto``, ``cpu``, ``cuda``, ``mps``, or a device.
+        bf16: Use bfloat16 autocast.
+        log: Called with a record after each optimizer step.
+        resume_store: Saves the state after each epoch, so that an interrupted run resumes bit-identically.
+
+    Returns:
+        The trained checkpoint.
+
+    Raises:
+        EffaceError: There are fewer training examples than a batch holds, or labels or captions are missing.
+
+    Example:
+        >>> original = pretrain(data, split, "simclr", seed=0)  # doctest: +SKIP
+
     """
     recipe = recipe or default_recipe(data, objective)
     where, train = resolve_device(device), split.train
@@ -133,26 +171,43 @@ def unlearn(
     budget: str | float | None = None,
     **settings: Any,
 ) -> Checkpoint:
-    """Apply an unlearning method to a copy of ``start`` and purge what its state remembers of training images.
+    """Apply an unlearning method to a copy of a checkpoint, and purge what else its state remembers of training images.
 
-    ``method``: a name from ``METHODS`` (with ``settings`` as its fields), an instance, or ``auto``: choose one by
-    unseen examples (:mod:`efface.unlearning.search`); what was tried is the result's ``search``. ``seed``: by default the
-    original's; for ``retrain`` it is the seed of the fresh start. ``stop``: look at unseen examples on the way, end in
-    time and give back the best state; what came of it is the result's ``stopped``. A method that itself reads
-    ``valid`` is then given one half of it, and the looks the other. ``budget``: most optimizer steps, as ``"5%"`` of
-    retraining's or a number; it implies ``stop``.
+    Args:
+        start: The original checkpoint; it is not changed.
+        data: The examples.
+        split: Which examples to forget, and which to retain.
+        method: A name from ``METHODS``, a method, or ``auto``: choose a method by unseen examples, see
+            :mod:`efface.unlearning.search`; the trials are then in the result's ``search``.
+        seed: Seed of everything random; by default the original's. For ``retrain`` it is the seed of the new weights.
+        device: ``auto``, ``cpu``, ``cuda``, ``mps``, or a device.
+        bf16: Use bfloat16 autocast.
+        log: Called with a record after each optimizer step.
+        resume_store: Saves the state after each epoch; used by ``retrain``.
+        stop: Early stopping: observe unseen examples during the method, stop it in time and return the best state. The
+            outcome is in the result's ``stopped``. A method that uses ``valid`` itself gets one half of it.
+        budget: Largest number of optimizer steps, as ``"5%"`` of retraining's or as a number; implies ``stop``.
+        settings: Fields of the method, if it is given by name.
+
+    Returns:
+        The unlearned checkpoint.
+
+    Raises:
+        EffaceError: The method or a setting is unknown, or the split lacks examples that the method needs.
+
+    Example:
+        >>> forgotten = unlearn(original, data, split, "scrub", alpha=0.5)  # doctest: +SKIP
+
     """
     where = resolve_device(device)
     seed = start.seed if seed is None else seed
     run = Run(seed=seed, device=where, log=log, bf16=bf16, resume_store=resume_store)
     end = config.build(StoppingRule, stop, path="stop.") if isinstance(stop, Mapping) else stop
     stopped, search = None, None
-    if method == plugins.AUTO:
+    if method == AUTO:
         if settings:
-            raise unlearning_search.auto_settings_error(settings)
-        found = unlearning_search.search_methods(
-            start, data, split, unlearning_search.resolve_budget(budget, start, split), end or StoppingRule(), run
-        )
+            raise auto_settings_error(settings)
+        found = search_methods(start, data, split, resolve_budget(budget, start, split), end or StoppingRule(), run)
         model, chosen, stopped, search = found.model, found.method, found.stopped, found.search
         run.training_cost.add(found.training_cost)
         end = end or StoppingRule()
@@ -161,7 +216,7 @@ def unlearn(
         if isinstance(chosen, str):
             chosen = config.parse_choice(METHODS, {"name": chosen, **settings}, "method", {Method: METHODS})
         if budget is not None:
-            end = replace(end or StoppingRule(), steps=unlearning_search.resolve_budget(budget, start, split))
+            end = replace(end or StoppingRule(), steps=resolve_budget(budget, start, split))
         if end is None:
             model = copy.deepcopy(start.model).to(where)
             model = chosen.unlearn(model, build_inputs(chosen, start, data, split, where), run)
@@ -197,9 +252,22 @@ def observe(
     device: str | torch.device = "auto",
     scratch: Path | None = None,
 ) -> Observations:
-    """What a checkpoint shows of the split, as arrays; see :mod:`efface.auditing.observations`."""
+    """Observe a checkpoint on the examples of a split: embeddings, losses and scores as arrays.
+
+    Args:
+        checkpoint: The model to observe.
+        data: The examples.
+        split: The parts to observe.
+        watch: How to observe them; the same settings for all models that are compared.
+        device: ``auto``, ``cpu``, ``cuda``, ``mps``, or a device.
+        scratch: Folder for temporary files.
+
+    Returns:
+        Arrays by part and name; see :mod:`efface.auditing.observations`.
+
+    """
     model = checkpoint.model.to(resolve_device(device))
-    return look(model, data, split, checkpoint.recipe.views, watch or ObservationSettings(), scratch=scratch)
+    return observe_model(model, data, split, checkpoint.recipe.views, watch or ObservationSettings(), scratch=scratch)
 
 
 def judge_observations(
@@ -211,10 +279,18 @@ def judge_observations(
     costs: Mapping[str, Cost] | None = None,
     unlearned: Sequence[Observations] = (),
 ) -> AuditResult:
-    """Every audit's findings and the verdict, from arrays alone: milliseconds to seconds, no weights needed.
+    """Run all audits on observations and judge them; needs no weights and takes milliseconds to seconds.
 
-    Oracles with the subject's own digest are left out: a score minus itself says nothing. ``unlearned``: originals
-    with other seeds, unlearned as the subject was; with as many oracles they are pairs (level A2).
+    Args:
+        original: Observations of the original.
+        subject: Observations of the unlearned model.
+        oracles: Observations of retrained references. Those with the subject's own weights are left out: the
+            difference of a score to itself is no evidence.
+        criteria: Criteria of the verdict.
+        costs: Training costs by role: ``original``, ``subject``, ``oracle``.
+        unlearned: Observations of originals with other seeds that were unlearned as the subject was; together with as
+            many retrained references they form pairs (level A2).
+
     """
     others = tuple(oracle for oracle in oracles if oracle.model != subject.model)
     evidence = Evidence(original, subject, others, dict(costs or {}), unlearned=tuple(unlearned))
@@ -233,13 +309,34 @@ def audit(
     watch: ObservationSettings | None = None,
     device: str | torch.device = "auto",
 ) -> AuditResult:
-    """Observe and judge one unlearned checkpoint against its original and, where there are any, oracles."""
-    seen = [observe(checkpoint, data, split, watch, device=device) for checkpoint in (original, unlearned, *oracles)]
+    """Judge an unlearned checkpoint against its original and retrained references.
+
+    Args:
+        data: The examples.
+        split: The split that it was unlearned with.
+        original: The checkpoint before unlearning.
+        unlearned: The checkpoint after unlearning.
+        oracles: Checkpoints retrained without the examples to forget; with them the verdict can reach level A1.
+        criteria: Criteria of the verdict.
+        watch: How to observe the models.
+        device: ``auto``, ``cpu``, ``cuda``, ``mps``, or a device.
+
+    Returns:
+        Findings, verdict and record; ``save`` writes them into a folder.
+
+    Example:
+        >>> result = audit(data, split, original=original, unlearned=forgotten, oracles=[retrained])  # doctest: +SKIP
+        >>> result.verdict.word  # doctest: +SKIP
+
+    """
+    observed = [
+        observe(checkpoint, data, split, watch, device=device) for checkpoint in (original, unlearned, *oracles)
+    ]
     costs = {"subject": get_training_cost(unlearned), "original": get_training_cost(original)}
     if oracles:
         costs["oracle"] = get_training_cost(oracles[0])
-    result = judge_observations(seen[0], seen[1], seen[2:], criteria=criteria, costs=costs)
-    moved = measure_changes(original.model, unlearned.model, unlearned.purged)
+    result = judge_observations(observed[0], observed[1], observed[2:], criteria=criteria, costs=costs)
+    changes = measure_changes(original.model, unlearned.model, unlearned.purged)
     models = {"original": original, "subject": unlearned}
     models |= {f"oracle {i + 1}": oracle for i, oracle in enumerate(oracles)}
     record = compose_record(
@@ -250,18 +347,18 @@ def audit(
         result.findings,
         Environment.current(torch.__version__, torch.get_num_threads(), str(resolve_device(device))),
         criteria=criteria or Criteria(),
-        changes=moved,
+        changes=changes,
         costs=costs,
         config={"recipe": config.dump(original.recipe, CHOICES), "watch": config.dump(watch or ObservationSettings())},
     )
     keys = tuple(str(key) for key in data.keys[split.forget])
-    return replace(result, changes=moved, record=record, keys=keys)
+    return replace(result, changes=changes, record=record, keys=keys)
 
 
 def get_training_cost(checkpoint: Checkpoint) -> Cost:
-    """The cost of making a checkpoint."""
-    tally = checkpoint.training_cost
-    return Cost(tally.steps, tally.examples, tally.seconds)
+    """The cost of making a checkpoint, in steps, examples and seconds."""
+    cost = checkpoint.training_cost
+    return Cost(cost.steps, cost.examples, cost.seconds)
 
 
 __all__ = ["METHODS", "AuditResult", "audit", "observe", "pretrain", "unlearn"]

@@ -1,6 +1,7 @@
-"""Plain mappings (YAML, ``--set key=value``) to frozen dataclasses and back. It is handed the classes; no torch here.
+"""Convert plain mappings (YAML files, ``--set key=value``) to frozen dataclasses and back.
 
-A dataclass field is the Python argument, the YAML key, the override and the docs row: one definition per knob.
+A dataclass field is the single definition of a setting: it gives the Python argument, the YAML key, the command-line
+override and the row in the docs. The classes are passed in, so this module needs no torch.
 """
 
 from __future__ import annotations
@@ -21,17 +22,34 @@ from pydantic import TypeAdapter, ValidationError
 from efface.errors import EffaceError, suggest_name
 
 Choices = Mapping[type, Mapping[str, type]]
-"""For each protocol (Objective, Method) the classes that may stand for it, by name."""
+"""For each protocol (Objective, Method), the classes that implement it, by name."""
 
 
 def build(
     cls: type, values: Mapping[str, Any], choices: Choices | None = None, path: str = "", *, base: Any = None
 ) -> Any:
-    """An instance of the dataclass ``cls`` from a mapping; unknown keys and wrong types are errors that name them.
+    """Build an instance of a dataclass from a mapping.
 
-    Where a field's type is a protocol in ``choices``, its value is a name, or a mapping with ``name`` and fields.
-    Where it is a dataclass, what its mapping leaves out stays as the field's own default has it: ``optim: {lr: 0.1}``
-    keeps a method's clipping. ``base``: an instance of ``cls`` whose values stand for what is left out.
+    Where a field's type is a protocol in ``choices``, its value is a name, or a mapping with ``name`` and the fields of
+    that class. Where it is a dataclass, the mapping may be partial: ``optim: {lr: 0.1}`` keeps the other values of the
+    field's own default, such as a method's gradient clipping.
+
+    Args:
+        cls: The dataclass.
+        values: Field name to value.
+        choices: The implementations of each protocol.
+        path: Prefix of the setting names in error messages, such as ``method.``.
+        base: An instance of ``cls`` whose values replace the defaults.
+
+    Returns:
+        An instance of ``cls``.
+
+    Raises:
+        EffaceError: A setting is unknown, has the wrong type or is missing; the message names it.
+
+    Example:
+        >>> build(Optim, {"lr": 0.1})
+
     """
     hints, known = get_type_hints(cls), {f.name: f for f in fields(cls) if f.init}
     for key in values:
@@ -40,21 +58,33 @@ def build(
                 f"There is no setting '{path}{key}'.{suggest_name(key, known)}",
                 f"Settings of {path.rstrip('.') or cls.__name__}: {', '.join(known) or 'none'}.",
             )
-    rest = {} if base is None else {name: getattr(base, name) for name in known}
-    made = rest | {
-        key: _value(hints[key], value, choices or {}, f"{path}{key}", rest.get(key, _made(known[key])))
+    inherited = {} if base is None else {name: getattr(base, name) for name in known}
+    arguments = inherited | {
+        key: _convert(hints[key], value, choices or {}, f"{path}{key}", inherited.get(key, _default_of(known[key])))
         for key, value in values.items()
     }
-    missing = [name for name, f in known.items() if name not in made and _required(f)]
+    missing = [name for name, f in known.items() if name not in arguments and _is_required(f)]
     if missing:
         raise EffaceError(f"The setting '{path}{missing[0]}' is missing.", "It has no default.")
-    return cls(**made)
+    return cls(**arguments)
 
 
 def parse_choice(
     options: Mapping[str, type], value: Any, kind: str, choices: Choices | None = None, path: str = ""
 ) -> Any:
-    """An instance of the class that ``value`` names: ``"scrub"``, or ``{"name": "scrub", "alpha": 0.1}``."""
+    """Build an instance of the class that ``value`` names.
+
+    Args:
+        options: Name to class.
+        value: A name (``"scrub"``), or a mapping with the name and its settings (``{"name": "scrub", "alpha": 0.1}``).
+        kind: What the options are called in error messages, such as ``"method"``.
+        choices: The implementations of each protocol, for nested settings.
+        path: Prefix of the setting names in error messages.
+
+    Raises:
+        EffaceError: The name or one of the settings is unknown.
+
+    """
     values = {"name": value} if isinstance(value, str) else dict(value)
     name = str(values.pop("name", ""))
     if name not in options:
@@ -65,7 +95,7 @@ def parse_choice(
 
 
 def dump(value: Any, choices: Choices | None = None) -> Any:
-    """The plain form of a dataclass instance that :func:`build` reads back; enumerations become their values."""
+    """Convert a dataclass instance to plain values that :func:`build` reads back; enumerations become their values."""
     if is_dataclass(value) and not isinstance(value, type):
         names = {cls: name for options in (choices or {}).values() for name, cls in options.items()}
         head = {"name": names[type(value)]} if type(value) in names else {}
@@ -80,7 +110,7 @@ def dump(value: Any, choices: Choices | None = None) -> Any:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A YAML file as a mapping."""
+    """Read a YAML file that holds a mapping; an empty file gives an empty mapping."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -93,29 +123,42 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def override(values: Mapping[str, Any], settings: Iterable[str]) -> dict[str, Any]:
-    """``values`` with dotted assignments put in: ``method.alpha=0.1``. The right side is read as YAML."""
-    result = _copy(values)
+    """Apply dotted assignments to a copy of ``values``.
+
+    Args:
+        values: Nested settings; they are not changed.
+        settings: Assignments such as ``method.alpha=0.1``. The right side is read as YAML.
+
+    Raises:
+        EffaceError: An assignment is malformed, or addresses a field of a single value.
+
+    Example:
+        >>> override({"method": "scrub"}, ["method.alpha=0.1"])
+        {'method': {'name': 'scrub', 'alpha': 0.1}}
+
+    """
+    result = _copy_nested(values)
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key.strip():
             raise EffaceError(f"'{setting}' is not an assignment.", remedy="Write --set key=value, as in --set seed=1.")
         *parents, last = key.strip().split(".")
-        place = result
+        group = result
         for parent in parents:
-            inner = place.get(parent)
-            place[parent] = {"name": inner} if isinstance(inner, str) else (inner or {})
-            if not isinstance(place[parent], dict):
+            inner = group.get(parent)
+            group[parent] = {"name": inner} if isinstance(inner, str) else (inner or {})
+            if not isinstance(group[parent], dict):
                 raise EffaceError(f"'{key}' cannot be set: '{parent}' is a single value, not a group of settings.")
-            place = place[parent]
+            group = group[parent]
         try:
-            place[last] = yaml.safe_load(text)
+            group[last] = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise EffaceError(f"The value of '{key}' cannot be read: {text}", str(error)) from error
     return result
 
 
 def describe_fields(cls: type) -> list[tuple[str, str, str, str]]:
-    """Each field of a dataclass as (name, type, default, the docstring under it)."""
+    """Describe each field of a dataclass as (name, type, default, the docstring below it)."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     texts: dict[str, str] = {}
     body = tree.body if isinstance(tree, ast.ClassDef) else []
@@ -124,15 +167,15 @@ def describe_fields(cls: type) -> list[tuple[str, str, str, str]]:
             continue
         if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
             texts[node.target.id] = " ".join(str(below.value.value).split())
-    return [(f.name, str(f.type), _default(f), texts.get(f.name, "")) for f in fields(cls)]
+    return [(f.name, str(f.type), _format_default(f), texts.get(f.name, "")) for f in fields(cls)]
 
 
-def _value(hint: Any, value: Any, choices: Choices, path: str, before: Any = None) -> Any:
-    """``value`` as the hint has it; ``before``: what the setting is where nothing is said."""
+def _convert(hint: Any, value: Any, choices: Choices, path: str, default: Any = None) -> Any:
+    """Convert ``value`` to the type ``hint``; a nested mapping leaves the rest of ``default`` as it is."""
     if hint in choices and not is_dataclass(value):
         return parse_choice(choices[hint], value, path.rpartition(".")[2], choices, f"{path}.")
     if is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
-        return build(hint, value, choices, f"{path}.", base=before if isinstance(before, hint) else None)
+        return build(hint, value, choices, f"{path}.", base=default if isinstance(default, hint) else None)
     if hint in choices or (isinstance(hint, type) and is_dataclass(hint) and isinstance(value, hint)):
         return value
     try:
@@ -146,28 +189,29 @@ def _value(hint: Any, value: Any, choices: Choices, path: str, before: Any = Non
         ) from error
 
 
-def _required(f: Field[Any]) -> bool:
+def _is_required(f: Field[Any]) -> bool:
     return f.default is MISSING and f.default_factory is MISSING
 
 
-def _made(f: Field[Any]) -> Any:
-    """The default of a field, made; None where it has none."""
+def _default_of(f: Field[Any]) -> Any:
+    """Return the default value of a field, or None if it has none."""
     if f.default_factory is not MISSING:
         return f.default_factory()
     return None if f.default is MISSING else f.default
 
 
-def _default(f: Field[Any]) -> str:
+def _format_default(f: Field[Any]) -> str:
+    """Format the default of a field for the docs."""
     if f.default is not MISSING:
         return str(f.default.value if isinstance(f.default, Enum) else f.default)
     if f.default_factory is MISSING:
         return "required"
-    made = f.default_factory()
-    if is_dataclass(made):
-        inner = [(part.name, getattr(made, part.name)) for part in fields(made)]
+    default = f.default_factory()
+    if is_dataclass(default):
+        inner = [(part.name, getattr(default, part.name)) for part in fields(default)]
         return ", ".join(f"{name}={item.value if isinstance(item, Enum) else item}" for name, item in inner)
-    return str(made)
+    return str(default)
 
 
-def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _copy(item) if isinstance(item, Mapping) else item for key, item in values.items()}
+def _copy_nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copy_nested(item) if isinstance(item, Mapping) else item for key, item in values.items()}

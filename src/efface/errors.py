@@ -1,4 +1,4 @@
-"""The one exception family: every message says what happened, why, and what to do about it."""
+"""The package's exceptions: every message says what happened, why, and what to do about it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ from collections.abc import Iterable
 
 
 class EffaceError(Exception):
-    """Something the user can mend. ``what`` happened, ``why``, and what to do (``remedy``).
+    """An error that the user can fix.
 
-    The command line prints the three lines and exits with ``exit_code`` (2: the input is wrong).
+    The command line prints the three parts on separate lines and exits with ``exit_code`` (2: the input is wrong).
+
+    Args:
+        what: What happened, with the user's own names and numbers.
+        why: The cause.
+        remedy: What to do about it.
+
     """
 
     exit_code = 2
@@ -23,27 +29,34 @@ class EffaceError(Exception):
 
 
 class DivergenceError(EffaceError):
-    """A loss stopped being a finite number. ``terms`` holds the value of every named term."""
+    """A loss became NaN or infinite.
+
+    Args:
+        terms: The value of every loss term, by name.
+        step: The training step at which it happened.
+        remedy: What to do; by default, lower the learning rate or the weight of the term.
+
+    """
 
     def __init__(self, terms: dict[str, float], step: int, remedy: str = "") -> None:
         shown = ", ".join(f"{name} = {value:g}" for name, value in terms.items())
-        guilty = [name for name, value in terms.items() if value != value or abs(value) == float("inf")]
+        diverged = [name for name, value in terms.items() if value != value or abs(value) == float("inf")]
         super().__init__(
             f"The loss is no longer a finite number at step {step}: {shown}.",
-            f"The term that diverged: {', '.join(guilty) or 'their sum'}.",
+            f"The term that diverged: {', '.join(diverged) or 'their sum'}.",
             remedy or "Lower the learning rate or the weight of that term, then run again.",
         )
         self.terms, self.step = terms, step
 
 
 def suggest_name(name: str, known: Iterable[str]) -> str:
-    """`` Did you mean 'x'?`` for the known name closest to ``name``, or an empty string."""
+    """Return `` Did you mean 'x'?`` for the known name closest to ``name``, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
 def unknown_name_error(kind: str, name: str, known: Iterable[str]) -> EffaceError:
-    """The error for a ``kind`` (``"method"``, ``"data set"`` ...) whose ``name`` nobody knows."""
+    """Build the error for an unknown ``name``; ``kind`` says what it should be (``"method"``, ``"data set"`` ...)."""
     known = sorted(known)
     return EffaceError(
         f"There is no {kind} called '{name}'.{suggest_name(name, known)}",

@@ -1,4 +1,4 @@
-"""Files of a run folder: their names, and reading and writing them with errors that say what to do."""
+"""The names of the files in a run folder, and functions that read and write them with helpful errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REQUEST, LOG, SPLIT, EPOCH = "config.yaml", "log.jsonl", "split.json", "epoch.pt
 
 @contextmanager
 def disk_errors(out: Path) -> Iterator[None]:
-    """Turn a full disk or a folder that cannot be written into an error that says so."""
+    """Turn a full disk or missing write permission into an :class:`EffaceError` that names the path ``out``."""
     try:
         yield
     except OSError as error:
@@ -33,7 +33,7 @@ def disk_errors(out: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file as a whole: a kill leaves the old one or the new one."""
+    """Write a file atomically: an interrupted write leaves either the old content or the new one."""
     fresh = path.with_name(path.name + ".tmp")
     with disk_errors(path):
         fresh.write_text(text, encoding="utf-8")
@@ -43,7 +43,18 @@ def write_text(path: Path, text: str) -> None:
 def read_json(
     path: Path, what: str, *, missing: str = "", remedy: str = "Restore it, or make it again."
 ) -> dict[str, Any]:
-    """The JSON object in a file that efface wrote. ``what`` it is, and ``missing``: what to do where there is none."""
+    """Read a JSON object from a file that efface wrote.
+
+    Args:
+        path: The file.
+        what: What the file holds, for error messages, such as ``"split"``.
+        missing: What to do if the file does not exist; by default ``remedy``.
+        remedy: What to do if the file cannot be read.
+
+    Raises:
+        EffaceError: The file is missing or damaged, or holds something other than an object.
+
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

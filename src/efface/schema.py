@@ -1,4 +1,4 @@
-"""The base of everything that is written as JSON and read back: frozen, strict, without NaN."""
+"""The base class of everything that is written as JSON and read back."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class RecordModel(BaseModel):
-    """What every part of a record is: frozen, without unknown fields, without NaN."""
+    """A part of a record: immutable, without unknown fields, without NaN or infinite numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)

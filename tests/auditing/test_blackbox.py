@@ -203,7 +203,7 @@ BAD = {
     "truncated": "cannot be read as an array", "empty": "cannot be read as an array", "missing": "There is no file",
     "nan": "not finite",
     "overflow": "not finite", "zeros": "all zeros", "one view": "1 view", "flat": "one view of each",
-    "words": "not numbers", "fewer": "do not fit", "complex": "not numbers", "four": "has the shape",
+    "words": "not numbers", "fewer": "do not match", "complex": "not numbers", "four": "has the shape",
 }  # fmt: skip
 
 
@@ -251,8 +251,8 @@ def test_the_page_is_self_contained_and_says_the_numbers(tmp_path):
     judged = audit_embeddings([b, a], [cb, ca], tmp_path / "out")
     page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
     assert "<script" not in page and 'src="' not in page and "http://" not in page.replace("http://www.w3.org", "")
-    assert page.count('<svg class="plot"') >= 7 and "Behind the line" in page
-    assert "Drawn, and averaged under each map: 40 of 60 items and 40 of 60 never-trained items;" in page
+    assert page.count('<svg class="plot"') >= 7 and "Beyond the line" in page
+    assert "The maps and the means below them use 40 of 60 items and 40 of 60 never-trained items;" in page
     about = json.loads((tmp_path / "out/audit.json").read_text(encoding="utf-8"))
     assert about["created"] not in page and f"{about['created'][:10]} {about['created'][11:16]} UTC" in page
     assert about["word"] == judged.word and len(about["files"]) == 4

@@ -171,7 +171,7 @@ def test_chance_guesses_are_rarely_called_a_leak():
 def test_a_canary_that_was_not_looked_at_is_an_error():
     coins = canaries.draw_coins(KEYS, 300, seed=1)
     public = canaries.CanaryPlan((*coins.included, "zzz"), 100, "", "")
-    with pytest.raises(EffaceError, match="1 of 301 canaries were not looked at"):
+    with pytest.raises(EffaceError, match="1 of 301 canaries were not observed"):
         canary_guessing.score_canaries(seen(coins, 1.0), public.keys, "projector.margin")
 
 

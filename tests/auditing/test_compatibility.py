@@ -92,7 +92,7 @@ def test_it_can_be_written_down():
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        (rows(3), rows(3), "more than the 3 neighbors"),
+        (rows(3), rows(3), "more images than 3 neighbors"),
         (rows(9), rows(8), "9 old and 8 new"),
         (rows(9), np.full((9, 6), np.nan, np.float32), "new encoder gives embeddings that are not finite"),
     ],

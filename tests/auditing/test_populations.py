@@ -159,7 +159,7 @@ def test_thresholds_between_zero_and_one_only():
 def test_unpaired_scores_are_refused():
     with pytest.raises(EffaceError, match="At least 4 models"):
         model_pairs.ulira(np.zeros((3, 5)), np.zeros((3, 5)))
-    with pytest.raises(EffaceError, match="make no pairs"):
+    with pytest.raises(EffaceError, match="cannot be paired"):
         model_pairs.ulira(np.zeros((8, 5)), np.zeros((8, 6)))
 
 

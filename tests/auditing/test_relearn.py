@@ -69,7 +69,7 @@ def test_what_it_is_trained_on_is_what_was_asked(world):
 def test_steps_that_cannot_be_are_refused(world):
     data, split, start = world
     for steps, every in ((0, 1), (10, 0), (5, 10)):
-        with pytest.raises(EffaceError, match="cannot be looked at"):
+        with pytest.raises(EffaceError, match="cannot be observed"):
             RelearnSettings(steps=steps, every=every)
     nobody = efface.Split(retain=split.train, valid=split.valid, holdout=split.holdout, test=split.test)
     with pytest.raises(EffaceError, match="nothing to relearn on"):
@@ -108,7 +108,7 @@ def test_a_signal_that_returns_on_retained_examples_shows(oracles):
     assert found["relearn.retain.backbone.margin.regained"].value > 0.1
     json.dumps(steps.details)
     curve = steps.details["curves"]["subject"]
-    last = whole.relearned[0].looks["subject"][-1][1]
+    last = whole.relearned[0].snapshots["subject"][-1][1]
     if oracles < 2:
         sides = [signals.scores(last, part, "backbone.margin").tolist() for part in ("forget", "holdout")]
         assert curve["auc"][-1] == pytest.approx(twin.auc(*sides))

@@ -1,4 +1,4 @@
-"""The bench: a tiny grid end to end, what is done twice, what fails, how settings are chosen, what a kill leaves."""
+"""The bench: a tiny grid end to end, reuse of results, failures, the selection of settings, and interruption."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from efface.data.split import select_forget_set
 from efface.errors import EffaceError
 from efface.runs.run import Progress
 from tests import tiny
-from tests.cli.test_cli import efface, refused  # noqa: F401  (a fixture)
+from tests.commands import refused
 
 GRID = {
     "data": {"source": "digits", "limit": 300},
@@ -63,12 +63,12 @@ FAILED = 5
 
 
 def journal(home: Path) -> Counter[str]:
-    """How often each task was made."""
+    """How often each task was run."""
     return Counter(json.loads(line)["made"] for line in (home / JOURNAL).read_text(encoding="utf-8").splitlines())
 
 
 def expected(values: dict) -> set[str]:
-    """Every task of the first wave and of the reported cells, from the grid alone."""
+    """Originals, observations and oracles that the grid asks for."""
     planned = plan_bench(build_grid(values))
     names: set[str] = set()
     for world in planned.worlds((*planned.grid.seeds.selection, *planned.grid.seeds.reporting)):
@@ -86,14 +86,14 @@ def done(tmp_path_factory):
 
 @pytest.fixture
 def copied(done, tmp_path):
-    """The same in a folder that a test may spoil."""
+    """A copy of the finished bench that a test may change."""
     return Path(shutil.copytree(done.folder, tmp_path / "bench"))
 
 
 # ---- end to end ----
 
 
-def test_every_cell_is_there_and_none_was_made_twice(done):
+def test_every_task_is_run_exactly_once(done):
     made = journal(done.folder)
     assert set(made.values()) == {1}
     assert expected(GRID) <= set(made)
@@ -148,12 +148,12 @@ def test_a_failed_cell_is_recorded_and_the_others_finish(done):
     assert all(row["status"] == "done" for row in done.results["rows"] if row["label"] != "exploding")
 
 
-def test_what_does_not_apply_is_said(done):
+def test_methods_that_do_not_apply_are_reported(done):
     (unfit,) = done.results["unfit"]
     assert (unfit["label"], "transformer" in unfit["reason"]) == ("lethevit", True)
 
 
-def test_a_group_is_a_forget_set_and_a_group_that_is_none_is_said(tmp_path):
+def test_a_group_is_a_forget_set_and_an_unknown_group_is_reported(tmp_path):
     x, y = tiny.images(300)
     group = np.array(["anna", "ben", "cem"])[np.arange(300) % 3]
     np.savez(tmp_path / "people.npz", x=x, y=y, group=group)
@@ -162,15 +162,15 @@ def test_a_group_is_a_forget_set_and_a_group_that_is_none_is_said(tmp_path):
     one = planned.families["classifier"]
     assert list(one.forget) == ["anna", "a few"]
     assert one.shape["a few"]["forget"] == 3
-    (lost,) = [unfit for unfit in one.unfit if unfit.forget]
-    assert (lost.forget, lost.reason) == ("eve", "There is no group called 'eve'. Known: anna, ben, cem.")
+    (unknown,) = [unfit for unfit in one.unfit if unfit.forget]
+    assert (unknown.forget, unknown.reason) == ("eve", "There is no group called 'eve'. Known: anna, ben, cem.")
     data, split = load_divided(one, 10)
-    gone = select_forget_set(split, data, one.forget["anna"], 10)
-    assert set(data.group[gone.forget]) == set(data.group[gone.holdout]) == {"anna"}
-    assert len(gone.forget) == one.shape["anna"]["forget"] > 10
+    split = select_forget_set(split, data, one.forget["anna"], 10)
+    assert set(data.group[split.forget]) == set(data.group[split.holdout]) == {"anna"}
+    assert len(split.forget) == one.shape["anna"]["forget"] > 10
 
 
-# ---- again ----
+# ---- a second call ----
 
 
 def test_a_second_call_runs_nothing(copied):
@@ -182,7 +182,7 @@ def test_a_second_call_runs_nothing(copied):
     assert list(second.failed) == ["classifier, some, seed 10: exploding"]
 
 
-def test_another_method_runs_alone(copied):
+def test_only_an_added_method_is_run(copied):
     more = copy.deepcopy(GRID)
     more["methods"]["ssd"] = {}
     before = journal(copied)
@@ -191,7 +191,7 @@ def test_another_method_runs_alone(copied):
     assert Counter(name.split("/")[0] for name in fresh) == {"cells": 1, "judged": 1}
 
 
-def test_a_result_that_was_cut_is_named_and_made_again_where_it_is_removed(copied):
+def test_a_truncated_result_is_reported_and_run_again_after_it_is_removed(copied):
     name = next(name for name in journal(copied) if name.startswith("judged/"))
     path = copied / name / "outcome.json"
     path.write_text(path.read_text()[:20])
@@ -202,11 +202,11 @@ def test_a_result_that_was_cut_is_named_and_made_again_where_it_is_removed(copie
     assert run_bench(build_grid(GRID), copied).made == 1
 
 
-def test_retry_makes_again_what_failed_and_nothing_else(copied):
+def test_retry_runs_only_failed_tasks(copied):
     before = journal(copied)
     run_bench(build_grid(GRID), copied, retry=True)
-    again_ = Counter({name: count for name, count in (journal(copied) - before).items() if count})
-    (name,) = again_
+    repeated = Counter({name: count for name, count in (journal(copied) - before).items() if count})
+    (name,) = repeated
     assert name.startswith("cells/")
     assert "error" in read_outcome(copied / name)
 
@@ -220,7 +220,7 @@ def test_two_benches_in_one_folder_are_refused(copied):
 # ---- progress ----
 
 
-def test_the_time_left_counts_each_kind_by_itself_and_the_cells_to_come(tmp_path):
+def test_the_remaining_time_is_estimated_for_each_kind_and_includes_upcoming_cells(tmp_path):
     grid = build_grid({**GRID, "jobs": 1})
     planned = plan_bench(grid)
     work = runner.BenchRunner(tmp_path, grid, Progress())
@@ -231,7 +231,7 @@ def test_the_time_left_counts_each_kind_by_itself_and_the_cells_to_come(tmp_path
     assert (work.count(), work.left()) == ("0/4", "?")
     work.seconds[TaskKind.ORIGINAL] = [600.0]
     work.state[tasks[0].digest] = {}
-    assert (work.count(), work.left()) == ("1/4", "over 10:00"), "the cells are not taken for originals"
+    assert (work.count(), work.left()) == ("1/4", "over 10:00"), "the time of originals is not used for cells"
     work.state[tasks[1].digest] = {}
     work.seconds[TaskKind.CELL] = [50.0, 70.0]
     assert work.left() == "2:00"
@@ -241,27 +241,28 @@ def test_the_time_left_counts_each_kind_by_itself_and_the_cells_to_come(tmp_path
     assert work.left() == "over 1:45"
 
 
-# ---- the choice ----
+# ---- the selection of settings ----
 
 
-def scratch(seen: Observations, **changed: np.ndarray) -> Observations:
+def with_changes(seen: Observations, **changed: np.ndarray) -> Observations:
+    """A copy of the observations with some arrays replaced."""
     return Observations(seen.model, seen.split, {**seen.arrays, **changed}, seen.meta)
 
 
-def test_a_piece_of_a_grid_is_the_same_models():
-    """One forget set of two plans the very tasks that the whole plans for it, so that pieces can follow each other."""
+def test_a_part_of_a_grid_plans_the_same_tasks():
+    """A grid with one of two forget sets plans the same tasks for it, so that a grid can be run in parts."""
     whole = build_grid({**GRID, "forget": {"a tenth": "@random:0.1", "sevens": "@class:7"}})
-    piece = whole.select(forget=["sevens"])
-    assert all(list(one.forget or {}) == ["sevens"] for one in piece.families.values())
-    of_whole, of_piece = plan_bench(whole), plan_bench(piece)
+    part = whole.select(forget=["sevens"])
+    assert all(list(one.forget or {}) == ["sevens"] for one in part.families.values())
+    of_whole, of_part = plan_bench(whole), plan_bench(part)
     world = Scenario("classifier", "sevens", 0)
-    assert of_piece.cell(world, "finetune", 1).digest == of_whole.cell(world, "finetune", 1).digest
-    assert of_piece.original(world).digest == of_whole.original(world).digest
+    assert of_part.cell(world, "finetune", 1).digest == of_whole.cell(world, "finetune", 1).digest
+    assert of_part.original(world).digest == of_whole.original(world).digest
     with pytest.raises(EffaceError, match=r"no forget set called 'seven'\. Did you mean 'sevens'"):
         whole.select(forget=["seven"])
 
 
-def test_another_precision_makes_other_models_and_all_of_a_world_have_it(monkeypatch, tmp_path):
+def test_bf16_changes_the_tasks_and_applies_to_every_model_of_a_world(monkeypatch, tmp_path):
     usual, fast = plan_bench(build_grid(GRID)), plan_bench(build_grid({**GRID, "bf16": True}))
     world, home = Scenario("classifier", "some", 10), tmp_path / "bench"
     seen: list[tuple[str, bool]] = []
@@ -286,8 +287,8 @@ def test_another_precision_makes_other_models_and_all_of_a_world_have_it(monkeyp
     assert len(list(home.glob("*/*/outcome.json"))) == 6
 
 
-def test_the_choice_never_reads_the_oracle(copied):
-    """Planted: the oracle of the selection seed is made the setting that was not chosen."""
+def test_the_selection_never_reads_the_oracle(copied):
+    """Replace the oracle of the selection seed by the setting that was not selected."""
     grid = build_grid(GRID)
     planned = plan_bench(grid)
     world = Scenario("classifier", "some", 0)
@@ -309,7 +310,7 @@ def test_the_choice_never_reads_the_oracle(copied):
     assert now["gaps"][other] == 0
 
 
-def test_the_score_reads_forget_and_valid_alone(done):
+def test_the_score_uses_only_forget_and_validation_examples(done):
     planned = plan_bench(build_grid(GRID))
     world = Scenario("classifier", "some", 0)
     original = Observations.load(planned.look(world).folder(done.folder) / TASK_OBSERVATIONS)
@@ -320,12 +321,12 @@ def test_the_score_reads_forget_and_valid_alone(done):
     for name, array in seen.arrays.items():
         if name.split("/")[0] in ("holdout", "test", "spare"):
             noise = rng.permutation(array.reshape(-1)).reshape(array.shape)
-            assert score_setting(original, scratch(seen, **{name: noise})) == plain, name
-    changed = scratch(seen, **{"valid/logits": rng.permutation(seen.of("valid", "logits"))})
+            assert score_setting(original, with_changes(seen, **{name: noise})) == plain, name
+    changed = with_changes(seen, **{"valid/logits": rng.permutation(seen.of("valid", "logits"))})
     assert score_setting(original, changed).drop > plain.drop
 
 
-def test_the_best_setting_is_the_lowest_that_finished_everywhere():
+def test_the_best_setting_has_the_lowest_mean_and_finished_on_every_seed():
     assert best_setting([{"score": [0.2, 0.4]}, None, {"score": [0.1, 0.3]}], "score") == 2
     assert best_setting([None, None], "score") is None
     assert best_setting([{"gap": []}, {"gap": [0.5]}], "gap") == 1
@@ -340,44 +341,44 @@ def written(tmp_path: Path, values: dict, name: str = "tiny.yaml") -> Path:
     return path
 
 
-def test_the_exit_code_says_that_a_cell_failed(efface, copied, tmp_path):  # noqa: F811
+def test_the_exit_code_shows_that_a_cell_failed(efface, copied, tmp_path):
     path = written(tmp_path, GRID)
     code, out, _ = efface("bench", path, "--out", copied, "--json")
-    told = json.loads(out.splitlines()[-1])
+    summary = json.loads(out.splitlines()[-1])
     assert code == FAILED
-    assert (told["made"], len(told["failed"])) == (0, 1)
+    assert (summary["made"], len(summary["failed"])) == (0, 1)
     fine = copy.deepcopy(GRID)
     del fine["methods"]["exploding"]
     assert efface("bench", written(tmp_path, fine), "--out", copied, "--quiet")[0] == 0
 
 
 BAD = {
-    "a method that is none": ({"methods": {"finetun": {}}}, ["finetun", "Did you mean 'finetune'"]),
-    "a field that is none": ({"methods": {"finetune": {"lrr": 1}}}, ["methods.finetune.lrr"]),
-    "a key that is none": ({"metods": {}}, ["metods", "Did you mean 'methods'"]),
+    "an unknown method": ({"methods": {"finetun": {}}}, ["finetun", "Did you mean 'finetune'"]),
+    "an unknown field": ({"methods": {"finetune": {"lrr": 1}}}, ["methods.finetune.lrr"]),
+    "an unknown key": ({"metods": {}}, ["metods", "Did you mean 'methods'"]),
     "no methods": ({"methods": {}}, ["no methods"]),
     "no families": ({"families": {}}, ["no families"]),
-    "a selector that is none": ({"forget": {"some": "@rndom:0.1"}}, ["@rndom", "Did you mean '@random'"]),
+    "an unknown selector": ({"forget": {"some": "@rndom:0.1"}}, ["@rndom", "Did you mean '@random'"]),
     "the same seeds": ({"seeds": {"selection": [10], "reporting": [10]}}, ["[10]", "both select and report"]),
-    "data that are not there": ({"data": "digitz"}, ["digitz", "Did you mean 'digits'"]),
+    "unknown data": ({"data": "digitz"}, ["digitz", "Did you mean 'digits'"]),
 }
 
 
 @pytest.mark.parametrize("case", sorted(BAD))
-def test_bad_grids_are_refused_with_the_users_words(efface, tmp_path, case):  # noqa: F811
+def test_invalid_grids_are_refused_in_the_words_of_the_user(efface, tmp_path, case):
     changed, said = BAD[case]
     refused(efface("bench", written(tmp_path, {**GRID, **changed}), "--out", tmp_path / "out"), *said)
     assert not list((tmp_path / "out").glob("*/*"))
 
 
-def test_a_grid_that_is_not_there(efface, tmp_path):  # noqa: F811
+def test_a_missing_grid_file(efface, tmp_path):
     refused(efface("bench", tmp_path / "nowhere.yaml"), "nowhere.yaml")
 
 
-# ---- killed ----
+# ---- interruption ----
 
 
-def test_killed_in_the_middle_and_called_again_no_cell_is_lost_and_none_is_run_twice(done, tmp_path):
+def test_after_a_kill_the_same_call_finishes_without_losing_or_repeating_a_task(done, tmp_path):
     path, home = written(tmp_path, GRID), tmp_path / "out"
     words = [sys.executable, "-m", "efface", "bench", str(path), "--out", str(home), "--quiet", "--json"]
     first = subprocess.Popen(words, stdout=subprocess.DEVNULL, start_new_session=True)
@@ -385,30 +386,30 @@ def test_killed_in_the_middle_and_called_again_no_cell_is_lost_and_none_is_run_t
     while not (home / JOURNAL).exists() or len(journal(home)) < 4:
         assert first.poll() is None and time.monotonic() < until, "it ended before it could be killed"
         time.sleep(0.02)
-    team = children(first.pid)
+    workers = children(first.pid)
     first.send_signal(signal.SIGKILL)
     first.wait()
-    while any(Path(f"/proc/{pid}").exists() for pid in team):
-        assert time.monotonic() < until, "its processes live on"
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < until, "its worker processes are still running"
         time.sleep(0.05)
     before = journal(home)
     second = subprocess.run(words, capture_output=True, text=True, timeout=300)
-    told = json.loads(second.stdout.splitlines()[-1])
-    whole = journal(home)
+    summary = json.loads(second.stdout.splitlines()[-1])
+    tasks = journal(home)
     assert second.returncode == FAILED, second.stderr
-    assert set(whole.values()) == {1}
-    assert set(whole) == set(journal(done.folder))
-    assert len(before) < len(whole)
-    assert told["made"] <= len(whole) - len(before)
+    assert set(tasks.values()) == {1}
+    assert set(tasks) == set(journal(done.folder))
+    assert len(before) < len(tasks)
+    assert summary["made"] <= len(tasks) - len(before)
     assert not list(home.glob("*/*.partial"))
-    for name in whole:  # a task means the same in both, so the same must have come out
+    for name in tasks:  # the same task must give the same result in both benches
         if name.startswith(TaskKind.CELL):
             one, other = read_outcome(home / name), read_outcome(done.folder / name)
             assert one.get("digest") == other.get("digest")
 
 
 def children(pid: int) -> list[str]:
-    """The processes that a process has started."""
+    """Ids of the child processes of a process."""
     return subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout.split()
 
 
@@ -418,8 +419,8 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_every_example_is_a_grid_whose_settings_exist(path, monkeypatch):
-    """With random images in place of the data: names, sizes of splits, recipes and methods must fit."""
+def test_every_example_can_be_planned(path, monkeypatch):
+    """Names, sizes of splits, recipes and methods fit; blank images stand in for the data."""
     monkeypatch.setattr("efface.bench.plan.load_data", stand_in)
 
     planned = plan_bench(read_grid(path))
@@ -440,7 +441,7 @@ def stand_in(settings):
     return Data.from_arrays(x, y, classes=classes, official=official, name=named)
 
 
-def test_where_there_is_no_lock_it_is_said_and_nothing_is_made(tmp_path, monkeypatch):
+def test_without_file_locks_the_bench_is_refused_and_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "fcntl", None)
     with (
         pytest.raises(EffaceError, match=f"cannot be run on this system \\({sys.platform}\\)"),
@@ -450,6 +451,6 @@ def test_where_there_is_no_lock_it_is_said_and_nothing_is_made(tmp_path, monkeyp
     assert not (tmp_path / "b").exists()
 
 
-def test_the_bench_is_imported_where_there_is_no_lock():
+def test_the_bench_can_be_imported_without_file_locks():
     code = "import sys; sys.modules['fcntl'] = None; import efface.bench.runner"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

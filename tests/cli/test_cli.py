@@ -1,4 +1,4 @@
-"""The command line: verbs on real folders, exit codes, and what it says to wrong input."""
+"""The command line: verbs on run folders, exit codes, and error messages for wrong input."""
 
 from __future__ import annotations
 
@@ -18,62 +18,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from efface import cli
 from efface.files import EPOCH
 from efface.reporting.record import Record
 from efface.runs.folder import failed_log_path, partial_path
+from tests.commands import TINY, refused
 
-TINY = [
-    "--set", "data.limit=300", "--set", "split={train: 60, valid: 60, holdout: 100, test: 60}",
-    "--set", "recipe.backbone={width: 8, stride: 1}", "--set", "recipe.batch_size=20", "--set", "recipe.epochs=2",
-]  # fmt: skip
+# ---- the main verbs ----
 
 
-@pytest.fixture
-def efface(monkeypatch, capfd):
-    """Call the command line in this process: (exit code, standard output, standard error)."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["efface", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        out, err = capfd.readouterr()
-        return stopped.value.code or 0, out, err
-
-    return call
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """An original, two oracles and a fine-tuned run of tiny digits."""
-    home = tmp_path_factory.mktemp("runs")
-    kept = sys.argv
-    calls = [["pretrain", "--data", "digits", "--objective", "simclr", "--out", home / "original", *TINY]]
-    for name, method, seed in (("oracle", "retrain", 1), ("second", "retrain", 2), ("tuned", "finetune", 0)):
-        words = ["--forget", "@random:0.2", "--method", method, "--seed", seed]
-        calls.append(["unlearn", home / "original", *words, "--out", home / name])
-    for words in calls:
-        sys.argv = ["efface", *map(str, words), "--quiet"]
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        assert not stopped.value.code, words
-    sys.argv = kept
-    return home
-
-
-def refused(answer, *said):
-    """Exit code 2, all of ``said`` on standard error, and no traceback."""
-    code, _, err = answer
-    assert code == 2, err
-    assert "Traceback" not in err
-    for words in said:
-        assert words in err, err
-
-
-# ---- the main job ----
-
-
-def test_a_run_says_which_precision_it_had(efface, made, tmp_path):
+def test_a_run_records_its_precision(efface, made, tmp_path):
     assert "bf16: false" in (made / "original" / "config.yaml").read_text()
     words = ["pretrain", "--data", "digits", "--objective", "simclr", "--out", tmp_path / "b", *TINY]
     assert efface(*words, "--set", "bf16=true")[0] == 0
@@ -161,7 +114,7 @@ def test_help_does_not_import_torch():
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
-# ---- wrong input: what, why, what to do; exit 2; nothing written ----
+# ---- wrong input: exit code 2, a helpful message, and nothing written ----
 
 
 @pytest.mark.parametrize(
@@ -215,15 +168,15 @@ def test_lists_that_cannot_be_forgotten(efface, made, tmp_path, text, said):
     refused(efface("unlearn", made / "original", *words), said)
 
 
-def test_nothing_that_exists_is_overwritten(efface, made, tmp_path):
+def test_existing_folders_are_not_overwritten(efface, made, tmp_path):
     words = ["unlearn", made / "original", "--forget", "@random:5", "--method", "finetune", "--out", made / "tuned"]
     before = (made / "tuned" / "meta.json").read_bytes()
     refused(efface(*words), "exists already", "--force")
     assert (made / "tuned" / "meta.json").read_bytes() == before
 
 
-def test_an_oracle_that_is_none_is_refused(efface, made):
-    refused(efface("audit", made / "tuned", "--oracle", made / "tuned"), "is no oracle")
+def test_models_that_cannot_be_references_are_refused(efface, made):
+    refused(efface("audit", made / "tuned", "--oracle", made / "tuned"), "cannot be used as a retrained reference")
     refused(efface("audit", made / "original"), "asked to forget nothing")
     refused(efface("audit", made / "tuned", "--original", made / "oracle"), "never trained on")
     refused(efface("audit", made / "absent"), "There is no checkpoint")
@@ -235,7 +188,7 @@ def test_an_oracle_of_another_request_is_refused(efface, made, tmp_path):
     refused(efface("audit", made / "tuned", "--oracle", tmp_path / "other"), "it trained on")
 
 
-def test_labels_that_are_needed_but_absent(efface, tmp_path):
+def test_missing_labels_are_refused(efface, tmp_path):
     np.savez(tmp_path / "plain.npz", x=np.zeros((80, 8, 8), np.uint8))
     words = ["--data", tmp_path / "plain.npz", "--objective", "cross_entropy", "--out", tmp_path / "o"]
     refused(efface("pretrain", *words), "needs labels")

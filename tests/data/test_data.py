@@ -1,4 +1,4 @@
-"""Data: keys are identity; whatever depends on the order of rows is a bug."""
+"""Data sets: examples are identified by key, and nothing may depend on the order of the rows."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_bad_arrays_say_what_is_wrong():
     fails("'validation'", x=x, official=["train", "test", "validation"])
 
 
-def test_bad_data_is_refused_where_it_is_made():
+def test_invalid_data_is_refused_on_construction():
     with pytest.raises(EffaceError, match="uint8"):
         Data(x=np.zeros((1, 1, 2, 2), np.float32), keys=np.array(["a"]))
     with pytest.raises(EffaceError, match="Keys are strings"):
@@ -100,7 +100,7 @@ def test_bad_data_is_refused_where_it_is_made():
         )
 
 
-def test_positions_follow_the_order_asked_for():
+def test_positions_are_in_the_order_of_the_keys():
     data = sample()
     assert data.positions(["k/3", "k/0", "k/3"]).tolist() == [3, 0, 3]
     assert data.positions([]).dtype == np.int64
@@ -111,7 +111,7 @@ def test_unknown_keys_are_counted_and_the_first_five_shown():
         sample().positions(["k/0", *(f"z{i}" for i in range(7))])
     assert "7 of 8 ids" in str(caught.value)
     assert "'z4', ..." in str(caught.value) and "'z5'" not in str(caught.value)
-    assert "'k/0'" in str(caught.value)  # what ids look like
+    assert "'k/0'" in str(caught.value)  # an example of a valid id
 
 
 def test_take_copies_every_field():
@@ -147,7 +147,7 @@ def test_digest_ignores_order_and_nothing_else():
     assert dataclasses.replace(data, name="another").digest() == data.digest()
 
 
-def test_two_images_cannot_trade_keys_unseen():
+def test_swapping_the_keys_of_two_images_changes_the_digest():
     data = sample()
     traded = dataclasses.replace(data, x=data.x[[1, 0, *range(2, 12)]])
     assert traded.digest() != data.digest()
@@ -183,7 +183,7 @@ def test_any_stretch_of_a_stratified_order_has_every_stratum_in_proportion():
         assert np.abs(counts - [60, 30, 10]).max() <= 1
 
 
-def test_lone_strata_land_anywhere():
+def test_a_stratum_of_one_example_can_be_anywhere():
     keys = np.array([f"{i}" for i in range(100)])
     places = [shuffle_by_key(keys, np.array([1] + [0] * 99), seed, "p").tolist().index(0) for seed in range(40)]
     assert min(places) < 25 and max(places) > 75

@@ -1,4 +1,4 @@
-"""Images: every kind of picture, one rule for sizes, and a cache that never lies."""
+"""Image files: all kinds of images, one rule for sizes, and a cache that is never stale or incomplete."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RED, HALF = (255, 0, 0, 255), (0, 0, 255, 128)
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    """A cache of the test's own."""
+    """Use a separate cache folder for each test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     return tmp_path / "home" / "efface"
 
@@ -31,7 +31,7 @@ def zoo(tmp_path):
 
 
 def one(tmp_path, image: Image.Image, suffix="png", channels=None, size=None, **save) -> np.ndarray:
-    """The pixels of one image through a folder, [C, H, W]."""
+    """Save an image, load it as a folder, and return its pixels [C, H, W]."""
     folder = tmp_path / f"one{len(list(tmp_path.iterdir()))}"
     folder.mkdir()
     image.save(folder / f"a.{suffix}", **save)
@@ -99,7 +99,7 @@ def test_print_colors_animations_and_rotation(tmp_path):
     wide = Image.new("RGB", (4, 2), "black")
     wide.putpixel((0, 0), (255, 255, 255))
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    exif[0x0112] = 6  # rotate by 90 degrees, clockwise
     turned = one(tmp_path, wide, exif=exif)
     assert turned.shape == (3, 4, 2) and turned[0, 0].tolist() == [0, 255]
 
@@ -139,10 +139,10 @@ def test_shrinking_is_antialiased():
     stripes = np.zeros((64, 64), np.uint8)
     stripes[:, ::2] = 255
     seen = image_files.to_array(Image.fromarray(stripes), 8, 1)
-    assert np.abs(seen.astype(int) - 127).max() < 12  # without it: 0 or 255
+    assert np.abs(seen.astype(int) - 127).max() < 12  # without antialiasing: 0 or 255
 
 
-def test_one_pixel_is_no_image_and_very_long_ones_follow_the_rule(tmp_path):
+def test_a_single_pixel_is_refused_and_very_long_images_are_scaled(tmp_path):
     with pytest.raises(EffaceError, match="one pixel"):
         one(tmp_path, Image.new("L", (1, 1), 77), size=4)
     long = Image.new("L", (20_000, 2), 50)
@@ -156,13 +156,13 @@ def test_a_broken_image_stops_the_run_with_its_key_and_path(zoo):
     assert len(data) == 5 and "cat/a.png" not in data.keys and data.y is not None
     assert data.y.tolist() == [0, 0, 0, 1, 1] and len(data.skipped) == 1
     assert {"key", "path", "error"} == set(data.skipped[0]) and data.skipped[0]["key"] == "cat/a.png"
-    fails(zoo, "1 of 6")  # what was left out on purpose is not left out by the cache
+    fails(zoo, "1 of 6")  # a cached list of skipped files must not hide them without skip_broken
 
 
-def test_pixels_that_break_off_are_broken_too(zoo):
+def test_truncated_pixels_are_broken_too(zoo):
     picture(zoo / "ant" / "e.png", 9, size=(200, 200))
     whole = (zoo / "ant" / "e.png").read_bytes()
-    (zoo / "ant" / "e.png").write_bytes(whole[: len(whole) // 2])  # the header is whole
+    (zoo / "ant" / "e.png").write_bytes(whole[: len(whole) // 2])  # the header is complete
     fails(zoo, "'ant/e.png'", "skip_broken", size=8)
     data = load(str(zoo), skip_broken=True, size=8)
     with Image.open(zoo / "cat" / "f.png") as image:
@@ -179,7 +179,7 @@ def test_headers_are_read_without_decoding(zoo, monkeypatch):
     assert not loaded
 
 
-def test_rotation_noted_behind_the_pixels_is_not_taken_for_another_shape(tmp_path):
+def test_rotation_stored_behind_the_pixels_is_an_error_not_another_shape(tmp_path):
     picture(tmp_path / "a.png", size=(4, 2))
     whole = (tmp_path / "a.png").read_bytes()
     exif = Image.Exif()
@@ -197,7 +197,7 @@ def test_nothing_but_broken_images(tmp_path):
     fails(tmp_path, "2 of 2", skip_broken=True)
 
 
-def test_a_picture_too_large_to_be_safe_is_broken(zoo, monkeypatch):
+def test_a_decompression_bomb_is_broken(zoo, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
     fails(zoo, "6 of 6", "decompression bomb")
 
@@ -226,7 +226,7 @@ def test_the_cache_notices_a_changed_file(zoo, monkeypatch):
     assert len(seen) == 6 and (after.x[3] != before.x[3]).any()
 
 
-def test_writing_to_the_pixels_reaches_no_file(zoo):
+def test_writing_to_the_pixels_does_not_change_the_cache(zoo):
     data = load(str(zoo))
     before = data.x.copy()
     data.x[:] = 0
@@ -251,7 +251,7 @@ def test_an_interrupted_decode_is_never_read(zoo, tmp_path, monkeypatch):
     assert len(load(str(zoo), cache=str(cache))) == 6
 
 
-def test_a_cut_or_emptied_cache_is_made_again(zoo, tmp_path):
+def test_a_damaged_cache_is_rebuilt(zoo, tmp_path):
     cache = tmp_path / "cache"
     wanted = load(str(zoo), cache=str(cache)).x.copy()
     (place,) = cache.iterdir()
@@ -268,7 +268,7 @@ def test_a_cut_or_emptied_cache_is_made_again(zoo, tmp_path):
     killed.mkdir()
     os.utime(killed, (1, 1))
     load(str(zoo), cache=str(cache), channels=1)
-    assert not killed.exists()  # what a killed process left a day ago
+    assert not killed.exists()  # left behind by a killed process a day ago
 
 
 def test_a_cache_that_cannot_be_written(zoo, tmp_path):

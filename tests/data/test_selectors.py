@@ -1,4 +1,4 @@
-"""Selectors: each form, each way to get it wrong, and whom it cannot mean."""
+"""Selectors: every form, every error, and examples that cannot be selected."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_bad_selectors(base):
     raises(lambda: select_forget_set(split, data, "@clas:1"), "'@clas'", "'@class'")
     raises(lambda: select_forget_set(split, data, "@random"), "nothing after @random", "@random:0.1")
     raises(lambda: select_forget_set(split, data, "@keys: "), "nothing after @keys")
-    raises(lambda: select_forget_set(split, data, "@keys:,"), "names no ids")
+    raises(lambda: select_forget_set(split, data, "@keys:,"), "lists no ids")
     raises(lambda: select_forget_set(Split(), data, "@random:1"), "no training examples")
 
 
@@ -173,7 +173,7 @@ def test_a_second_request_starts_where_the_first_ended(base):
     assert set(second.train) == set(first.retain)
     assert second.earlier.tolist() == first.forget.tolist()
     assert not set(first.forget) & {row for part in SPLIT_PARTS[:-1] for row in getattr(second, part)}
-    assert set(second.holdout) | set(second.spare) == set(split.holdout)  # the pool is whole again
+    assert set(second.holdout) | set(second.spare) == set(split.holdout)  # the pool is complete again
     assert any("earlier request" in warning for warning in second.provenance["warnings"])
-    gone = data.keys[first.forget[0]]
-    raises(lambda: select_forget_set(first, data, f"@keys:{gone}"), "not trained on", "an earlier request 1")
+    forgotten = data.keys[first.forget[0]]
+    raises(lambda: select_forget_set(first, data, f"@keys:{forgotten}"), "not trained on", "an earlier request 1")

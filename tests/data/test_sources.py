@@ -1,4 +1,4 @@
-"""Sources: every way a name, a folder, a table or a file of arrays can be right or wrong."""
+"""Data sources: valid and invalid names, folders, tables and files of arrays."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EMOJI = Path(os.environ.get("EFFACE_TEST_EMOJI", "tests/data/emoji"))
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    """A cache of the test's own."""
+    """Use a separate cache folder for each test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     return tmp_path / "home" / "efface"
 
@@ -116,7 +116,7 @@ def test_folders_that_cannot_be_read(tmp_path, zoo):
     fails(tmp_path / "empty", "no images", "'.txt'", ".png")
     fails("folder", "no folder", root=str(tmp_path / "none"))
     picture(zoo / "loose.png")
-    fails(zoo, "1 images beside its sub-folders", "loose.png")
+    fails(zoo, "1 images besides its sub-folders", "loose.png")
 
 
 def test_a_folder_linked_into_itself_is_read_once(zoo):

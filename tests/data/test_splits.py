@@ -1,4 +1,4 @@
-"""Splits: disjoint, by key, and a holdout of the mix of what is forgotten."""
+"""Splits: disjoint parts, drawn by key, and a holdout with the same mix as the forget set."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_counts_and_fractions():
     assert partition(made(), train=0.5, valid=0, holdout=0, test=0).sizes()["retain"] == 100
     assert partition(made(), train=1.0, valid=0, holdout=0, test=0).sizes()["retain"] == 200
     assert partition(made(tested=80), test=1.0).sizes()["test"] == 80
-    assert partition(made(), valid=20.0).sizes()["valid"] == 20  # a count from YAML may carry a point
+    assert partition(made(), valid=20.0).sizes()["valid"] == 20  # a count from YAML may have a decimal point
 
 
 def test_sizes_that_do_not_fit():
@@ -129,7 +129,7 @@ def test_parts_are_disjoint_and_do_not_depend_on_row_order(n, classes, tested, s
     assert results[0] == results[1]
 
 
-def test_a_split_that_overlaps_or_reaches_out_is_refused():
+def test_a_split_that_overlaps_or_exceeds_the_data_is_refused():
     rows = np.arange
     raises(lambda: Split(forget=rows(3), test=rows(2, 5)).check(5), "forget and test share 1")
     raises(lambda: Split(forget=rows(3)).check(2), "position 2", "2 examples")
@@ -168,7 +168,7 @@ def test_stored_splits_that_do_not_fit():
     raises(lambda: Split.from_dict(data, stored), "retain and test share 2")
 
 
-def test_a_class_is_matched_with_all_of_its_own():
+def test_a_class_is_matched_with_all_holdout_examples_of_that_class():
     data = made(1000, classes=5)
     split = partition(data, holdout=0.3)
     after = select_forget_set(split, data, "@class:2")
@@ -179,7 +179,7 @@ def test_a_class_is_matched_with_all_of_its_own():
 
 
 def request(data, split, counts):
-    """A selector of ``counts[label]`` training examples of each class."""
+    """Build a selector of ``counts[label]`` training examples of each class."""
     rows = [split.retain[data.y[split.retain] == label][:count] for label, count in counts.items()]
     return "@keys:" + ",".join(data.keys[np.concatenate(rows)].tolist())
 
@@ -202,7 +202,7 @@ def test_too_few_of_a_class_is_a_warning_that_says_which():
     data = made(1000, y=y, classes=2)
     split = partition(data, train=0.5, holdout=0.3)
     few = split.holdout[y[split.holdout] == 1][3:]
-    thin = dataclasses.replace(split, holdout=np.setdiff1d(split.holdout, few))  # three of class 1 are left
+    thin = dataclasses.replace(split, holdout=np.setdiff1d(split.holdout, few))  # three of class 1 remain
     after = select_forget_set(thin, data, request(data, thin, {0: 40, 1: 40}))
     assert np.bincount(y[after.holdout]).tolist() == [40, 3]
     assert any("'1' (3)" in warning and "too few" in warning for warning in after.provenance["warnings"])

@@ -1,4 +1,4 @@
-"""Malicious and broken files on the command line: message, exit code, and that nothing in them is run."""
+"""Malicious and broken files on the command line: message, exit code, and that no code in them is run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.hostile import CASES, Hostile
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_it_ends_as_it_must(case: Hostile, pictures: Path, tmp_path: Path):
+def test_message_and_exit_code(case: Hostile, pictures: Path, tmp_path: Path):
     code, said, went_off = hostile.tried(case, tmp_path, pictures)
     assert not went_off
     assert (code, case.says in said) == (case.exit, True), said
@@ -23,12 +23,12 @@ def test_it_ends_as_it_must(case: Hostile, pictures: Path, tmp_path: Path):
         assert said.startswith("error:") and not (tmp_path / "out").exists()
 
 
-def test_the_bombs_are_real(tmp_path: Path):
+def test_the_planted_code_would_run_if_loaded(tmp_path: Path):
     torch.load(hostile.bomb(tmp_path), weights_only=False)
     assert (tmp_path / hostile.MARK).exists()
 
 
-def test_a_bfloat16_file_comes_back_as_one(pictures: Path, tmp_path: Path):
+def test_a_bfloat16_file_is_exported_in_bfloat16(pictures: Path, tmp_path: Path):
     case = next(case for case in CASES if case.name == "bfloat16")
     assert hostile.tried(case, tmp_path, pictures)[0] == 0
     after = read_foreign(tmp_path / "out" / "foreign" / "moco.pth.tar").container.state

@@ -1,4 +1,4 @@
-"""Looking into checkpoints: the network from its shapes, what is personal, what is not known."""
+"""Inspection of checkpoints: the architecture from its shapes, personal data, and what is not known."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def shapes(module: nn.Module) -> dict[str, torch.Size]:
 
 
 def rebuilt(path: Path) -> dict[str, torch.Size]:
-    """Names and shapes of the guessed backbone, built without weights."""
+    """Names and shapes of the guessed backbone, built on the meta device."""
     found = guess_architecture(read_foreign(path))
     assert found.backbone is not None
     library, _, name = found.backbone.name.partition(":")
@@ -43,7 +43,9 @@ RESNETS = ["resnet18", "resnet34", "resnet50", "resnet101", "wide_resnet50_2", "
 
 
 @pytest.mark.parametrize("name", RESNETS)
-def test_every_resnet_of_torchvision_is_known_by_its_shapes(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch):
+def test_resnets_of_torchvision_are_recognized_by_their_shapes(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+):
     from torchvision import models
 
     with torch.device("meta"):
@@ -65,7 +67,7 @@ VITS: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("name", "options"), VITS)
-def test_transformers_are_rebuilt_from_their_shapes(
+def test_vits_are_rebuilt_from_their_shapes(
     tmp_path: Path, name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ):
     import timm
@@ -83,7 +85,7 @@ def test_transformers_are_rebuilt_from_their_shapes(
 
 
 def _read(net: nn.Module, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The file of a network without weights: its tensors are only shapes."""
+    """A checkpoint whose tensors are on the meta device: they have only shapes."""
     path = folder / "meta.pth"
     path.write_bytes(b"x")
     monkeypatch.setattr("efface.interop.containers.load_torch", lambda path, trust_pickle: dict(net.state_dict()))
@@ -97,7 +99,7 @@ def test_small_resnets_are_efface_backbones(tmp_path: Path, make: Any):
 
 
 @pytest.mark.parametrize(("dataset", "padding"), [("cifar10", 2), ("cifar100", 2), ("stl10", 1), ("imagenet100", 1)])
-def test_the_stem_for_cifar_is_known_from_args_json_alone(tmp_path: Path, dataset: str, padding: int):
+def test_only_args_json_tells_the_stem_for_cifar(tmp_path: Path, dataset: str, padding: int):
     found = guess_architecture(read_foreign(foreign.solo_moco(tmp_path, dataset).path))
     assert found.backbone is not None and found.backbone.options.get("padding", 1) == padding
     assert (found.mean, found.std) == CIFAR.get(dataset, IMAGENET)
@@ -105,7 +107,7 @@ def test_the_stem_for_cifar_is_known_from_args_json_alone(tmp_path: Path, datase
     assert stem(torch.zeros(1, 3, 32, 32)).shape[-1] == 32 + 2 * (padding - 1)
 
 
-def test_without_args_json_the_padding_is_said_to_be_unknown(tmp_path: Path):
+def test_without_args_json_the_padding_is_reported_as_unknown(tmp_path: Path):
     case = foreign.solo_moco(tmp_path)
     (tmp_path / "args.json").unlink()
     assert any("padding cannot be known" in note for note in inspect_checkpoint(case.path).notes)
@@ -122,7 +124,7 @@ def test_normalization_comes_from_the_configuration(tmp_path: Path):
     )  # pyright: ignore
 
 
-def test_what_a_file_calls_itself_is_believed_where_shapes_say_nothing(tmp_path: Path):
+def test_the_stated_name_is_used_where_shapes_do_not_tell(tmp_path: Path):
     import timm
 
     net = timm.create_model("convnext_atto", num_classes=3)
@@ -133,12 +135,12 @@ def test_what_a_file_calls_itself_is_believed_where_shapes_say_nothing(tmp_path:
     assert body.keys() == shapes(found.backbone.build(3, (32, 32))).keys()
 
 
-def test_a_network_that_nothing_here_can_build(tmp_path: Path):
+def test_a_network_that_is_not_known(tmp_path: Path):
     found = guess_architecture(read_foreign(checkpoints.torchvision_vgg(tmp_path).path))
     assert found.backbone is None and "set recipe.backbone.name" in found.notes
 
 
-def test_the_page_says_what_is_personal_and_what_goes(tmp_path: Path):
+def test_the_output_shows_personal_data_and_what_is_dropped(tmp_path: Path):
     case = foreign.solo_moco(tmp_path)
     (tmp_path / "last.ckpt").write_bytes(b"x")
     found = inspect_checkpoint(case.path)
@@ -165,7 +167,7 @@ def test_the_page_says_what_is_personal_and_what_goes(tmp_path: Path):
     json.dumps(found.as_dict())
 
 
-def test_numbers_that_are_not_finite_are_seen(tmp_path: Path):
+def test_numbers_that_are_not_finite_are_reported(tmp_path: Path):
     state = foreign.resnet().state_dict()
     state["bn1.weight"][0] = torch.nan
     torch.save(state, tmp_path / "nan.pth")
@@ -178,7 +180,7 @@ def test_a_trusted_pickle_is_not_called_safe(tmp_path: Path):
     assert "safe    NOT KNOWN" in inspect_checkpoint(case.path, trust_pickle=True).lines()[5]
 
 
-def test_a_run_folder_is_still_looked_into(tmp_path: Path):
+def test_a_run_folder(tmp_path: Path):
     recipe = tiny.recipe("moco")
     Checkpoint(recipe.start(0), recipe).save(tmp_path)
     found = inspect_checkpoint(tmp_path)
@@ -217,7 +219,7 @@ class TestSmallStem:
         assert made.get_submodule("conv1").padding == (2, 2)
 
     def test_of_others_is_an_error(self):
-        with pytest.raises(EffaceError, match="small_stem is an option of ResNets alone"):
+        with pytest.raises(EffaceError, match="small_stem is an option of ResNets only"):
             Backbone(name="torchvision:mobilenet_v3_small", options={"small_stem": 1}).build(3, (32, 32))
 
     def test_of_the_small_resnets_equals_solo_learns(self):

@@ -1,4 +1,4 @@
-"""Layouts: found without being told, one to one, and written back as they were."""
+"""Layouts are recognized, map names one to one, and files are written back unchanged."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_the_parts_are_found_and_nothing_is_lost(case: Case):
+def test_every_tensor_gets_its_role(case: Case):
     found = read_foreign(case.path)
     assert found.layout.name == case.layout
     assert equal(found.part(Role.BACKBONE), case.backbone)
     if case.head is not None:
         assert equal(found.part(Role.HEAD), case.head)
-    if case.twin:
-        assert equal(found.part(Role.TWIN), case.twin)
+    if case.momentum:
+        assert equal(found.part(Role.MOMENTUM_ENCODER), case.momentum)
     for role, names in case.others.items():
         assert set(found.part(Role(role))) == names
-    known = {Role.BACKBONE, Role.HEAD, Role.TWIN} | {Role(role) for role in case.others}
+    known = {Role.BACKBONE, Role.HEAD, Role.MOMENTUM_ENCODER} | {Role(role) for role in case.others}
     assert {place.role for place in found.table.values()} <= known
     assert list(found.table) == list(found.container.state)
 
 
 def same(a: Any, b: Any) -> bool:
-    """Equal through and through: kinds, order of keys, bytes of tensors, attributes of dictionaries."""
+    """Deep equality: types, order of keys, bytes of tensors, attributes of dictionaries."""
     if type(a) is not type(b):
         return False
     if isinstance(a, Tensor):
@@ -90,7 +90,7 @@ def test_reading_and_writing_changes_nothing(case: Case, tmp_path: Path, whole: 
         unchanged(item, out / item.name)
 
 
-def test_what_is_changed_is_found_again_in_its_place_and_only_that(case: Case, tmp_path: Path):
+def test_only_the_changed_tensors_are_written(case: Case, tmp_path: Path):
     found = read_foreign(case.path)
     out = tmp_path / "out"
     out.mkdir()
@@ -104,7 +104,7 @@ def test_what_is_changed_is_found_again_in_its_place_and_only_that(case: Case, t
         assert role is Role.BACKBONE or equal(again.part(role), found.part(role))
 
 
-def test_the_training_run_stays_behind_when_cleaned(case: Case, tmp_path: Path):
+def test_cleaning_drops_the_state_of_the_training_run(case: Case, tmp_path: Path):
     found = read_foreign(case.path)
     out = tmp_path / "out"
     out.mkdir()

@@ -10,10 +10,10 @@ def simclr_parts(first, second, tau):
     a, b = [unit(u) for u in first], [unit(u) for u in second]
     z, count = a + b, len(a)
 
-    def crowd(i):
+    def log_sum(i):
         return math.log(sum(math.exp(dot(z[i], z[k]) / tau) for k in range(2 * count) if k != i))
 
-    return [(dot(a[i], b[i]) / tau, (crowd(i) + crowd(i + count)) / 2) for i in range(count)]
+    return [(dot(a[i], b[i]) / tau, (log_sum(i) + log_sum(i + count)) / 2) for i in range(count)]
 
 
 def moco_parts(queries, keys, queue, tau):

@@ -23,21 +23,21 @@ def tokens(inputs, weight, bias, heads, prefix, class_token):
     dim = len(inputs[0])
     width = dim // heads
     pairs = [queries_and_keys(token, weight, bias, dim) for token in inputs]
-    askers = [0] if class_token else range(prefix, len(inputs))
+    queries = [0] if class_token else range(prefix, len(inputs))
     total = [0.0] * len(inputs)
     for head in range(heads):
         part = slice(head * width, (head + 1) * width)
-        for i in askers:
+        for i in queries:
             scores = [dot(pairs[i][0][part], key[part]) / math.sqrt(width) for _, key in pairs]
             for j, value in enumerate(softmax(scores)):
-                total[j] += value / heads / len(askers)
+                total[j] += value / heads / len(queries)
     return total[prefix:]
 
 
 def windows(cells, weight, bias, table, heads, window, shift):
-    """Swin: ``cells[row][column]``; ``table[offset][head]``: position biases. Cells of one window and region look.
+    """Swin: ``cells[row][column]``; ``table[offset][head]``: position biases. Cells attend within window and region.
 
-    The image is shifted, then filled up with zeros to whole windows; zeros are looked at, but do not ask.
+    The image is shifted, then padded with zeros to full windows; padding gets attention, but is no query.
     """
     rows, columns, dim = len(cells), len(cells[0]), len(cells[0][0])
     high, wide = -(-rows // window) * window, -(-columns // window) * window

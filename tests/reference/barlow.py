@@ -1,4 +1,4 @@
-"""Barlow Twins of a batch whose examples may weigh differently, in loops; and by differences, who pulls how hard."""
+"""Barlow Twins of a weighted batch, in loops, and the contribution of each example by finite differences."""
 
 import math
 
@@ -13,7 +13,7 @@ def moments(rows, weights):
 
 
 def whole(first, second, off_diagonal, weights=None):
-    """The published loss; ``weights``: how much each example counts (they sum to one)."""
+    """The published loss; ``weights``: one per example, with sum one."""
     count, dim = len(first), len(first[0])
     weights = weights or [1 / count] * count
     (mean_a, std_a), (mean_b, std_b) = moments(first, weights), moments(second, weights)
@@ -29,7 +29,7 @@ def whole(first, second, off_diagonal, weights=None):
 
 
 def parts(loss, count, step=1e-5):
-    """For each example: the loss, plus its slope as this example is given more weight and the others less."""
+    """For each example: the loss, plus its derivative as this example gets more weight and the others less."""
 
     def tilted(i, amount):
         return [(1 - amount) / count + (amount if j == i else 0.0) for j in range(count)]

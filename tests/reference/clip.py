@@ -1,4 +1,4 @@
-"""CLIP on given embeddings: each pair against all captions and against all images, e to the power of s times cosine."""
+"""CLIP on given embeddings: each pair in contrast to all captions and to all images."""
 
 import math
 

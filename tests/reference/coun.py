@@ -1,6 +1,6 @@
 """CoUn: each update descends the mean over a batch of R of the task loss plus the weighted term.
 
-The classifier has features W x and logits A (W x) + b, flattened into one vector of numbers; the slope is taken by
+The classifier has features W x and logits A (W x) + b, flattened into one vector of numbers; the gradient is taken by
 central differences in float64.
 """
 

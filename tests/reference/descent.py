@@ -1,4 +1,4 @@
-"""Plain gradient descent of a linear softmax classifier, by hand in float64: the judge of every training method.
+"""Plain gradient descent of a linear softmax classifier in float64, which every training method is compared with.
 
 The model is logits = W x + b. Gradients are the textbook formula, momentum is torch's (v = mu v + g; w -= lr v),
 the schedule is given as a list of rates. Nothing here differentiates automatically.

@@ -1,4 +1,4 @@
-"""Squared gradients and the Hessian of a linear softmax classifier, one by one; the order is W by rows, then b."""
+"""Squared gradients and the Hessian of a linear softmax classifier, per example; the order is W by rows, then b."""
 
 import numpy as np
 

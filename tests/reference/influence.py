@@ -1,4 +1,4 @@
-"""Influence: the Newton step with an explicit Hessian; and ridge regression, where it is retraining."""
+"""Influence: the Newton step with an explicit Hessian; and ridge regression, where the step equals retraining."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""l1-sparse: the task gradient, and the sign of each weight times what is left of the penalty."""
+"""l1-sparse: the task gradient plus the sign of each weight times the decaying penalty."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from tests.reference import descent
 
 
 def steps(retain, weight, total=None, fade=True):
-    """``retain``: (x, y) batches in order; ``total``: how many steps the penalty takes to fade."""
+    """``retain``: (x, y) batches in order; ``total``: number of steps until the penalty is 0."""
     total = total or len(retain)
 
     def one(number, x, y):

@@ -1,4 +1,4 @@
-"""Margin matching in loops and float64: margins of single examples, gaps, what holds the retained."""
+"""Margin matching in loops and float64: margins of single examples, gaps, and the hold on retained examples."""
 
 import math
 
@@ -9,14 +9,14 @@ def _cos(a, b):
 
 
 def agreement(first, second, bank, tau):
-    """Margin of each pair of views; the last ``bank`` pairs are the strangers."""
+    """Margin of each pair of views; the last ``bank`` pairs are the bank."""
     found, n = [], len(first)
     for i in range(n):
-        crowd = 0.0
+        log_mean = 0.0
         for view in (first[i], second[i]):
             others = [v[j] for v in (first, second) for j in range(n - bank, n) if j != i]
-            crowd += math.log(sum(math.exp(_cos(view, other) / tau) for other in others) / len(others)) / 2
-        found.append(_cos(first[i], second[i]) - tau * crowd)
+            log_mean += math.log(sum(math.exp(_cos(view, other) / tau) for other in others) / len(others)) / 2
+        found.append(_cos(first[i], second[i]) - tau * log_mean)
     return found
 
 
@@ -31,7 +31,7 @@ def of_label(logits, labels):
 
 
 def gap(f, v):
-    """How far the forgotten ones' mean is above the unseen ones'."""
+    """The mean of forgotten examples minus that of unseen ones."""
     return sum(f) / len(f) - sum(v) / len(v)
 
 

@@ -20,5 +20,5 @@ def enqueue(queue, keys):
     return ([*keys, *queue])[: len(queue)]
 
 
-def follow(twin, online, momentum):
-    return [momentum * t + (1 - momentum) * o for t, o in zip(twin, online, strict=True)]
+def update_ema(averaged, online, momentum):
+    return [momentum * a + (1 - momentum) * o for a, o in zip(averaged, online, strict=True)]

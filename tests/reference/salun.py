@@ -1,4 +1,4 @@
-"""SalUn: which weights may move, and momentum descent that puts the others back after each update."""
+"""SalUn: which weights may change, and momentum descent that restores the others after each update."""
 
 import numpy as np
 

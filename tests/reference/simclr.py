@@ -1,4 +1,4 @@
-"""NT-Xent as written in the paper: for each of the 2B views, its positive against all the others."""
+"""NT-Xent as written in the paper: for each of the 2B views, its positive in contrast to all other views."""
 
 import math
 

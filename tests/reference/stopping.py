@@ -1,4 +1,4 @@
-"""The looks of calibrated stopping in loops: scores over views, AUCs, the distance. Imports nothing of ours."""
+"""The checks of early stopping in loops: scores over views, AUCs, the distance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""VICReg of a batch whose examples may weigh differently, in loops; unbiased covariances."""
+"""VICReg of a weighted batch, in loops, with unbiased covariances."""
 
 import math
 
@@ -17,7 +17,7 @@ def covariances(rows, weights):
 
 
 def whole(first, second, weights=None, agree=25.0, spread=25.0, covariance=1.0):
-    """The authors' loss; ``weights``: how much each example counts (they sum to one)."""
+    """The authors' loss; ``weights``: one per example, with sum one."""
     count, dim = len(first), len(first[0])
     weights = weights or [1 / count] * count
     result = agree * sum(weights[i] * (first[i][k] - second[i][k]) ** 2 / dim for i in range(count) for k in range(dim))

@@ -1,4 +1,4 @@
-"""Views by hand: one sample, one pixel at a time, from the numbers that were drawn. Float64."""
+"""Random views from given parameters, one image and one pixel at a time, in float64."""
 
 import colorsys
 import math
@@ -18,7 +18,7 @@ def view(image, drawn, exact_hue, blur_radius=0):
 
 
 def moved(image, drawn):
-    """Crop and resize, then the shifted window, then the mirror."""
+    """Crop and resize, then shift, then flip."""
     cropped = resized(image, *(int(drawn[name]) for name in ("top", "left", "height", "width")))
     _, height, width = image.shape
     window = np.zeros_like(cropped)
@@ -31,7 +31,7 @@ def moved(image, drawn):
 
 
 def resized(image, top, left, height, width):
-    """The crop alone, enlarged to the image's size; bilinear, pixel centers at halves, no antialiasing."""
+    """Resize the crop to the size of the image; bilinear, pixel centers at halves, no antialiasing."""
     crop = image[:, top : top + height, left : left + width]
     result = np.zeros_like(image)
     for row in range(image.shape[1]):
@@ -53,16 +53,16 @@ def neighbors(place, size):
 def jittered(image, drawn, stepwise):
     """Brightness, contrast, saturation, hue, grayscale in this order; each clamped if ``stepwise``."""
 
-    def held(values):
+    def clamp(values):
         return np.clip(values, 0, 1) if stepwise else values
 
-    image = held(image * drawn["brightness"])
-    image = held(drawn["contrast"] * image + (1 - drawn["contrast"]) * gray(image).mean())
+    image = clamp(image * drawn["brightness"])
+    image = clamp(drawn["contrast"] * image + (1 - drawn["contrast"]) * gray(image).mean())
     if len(image) != 3:
         return image
-    image = held(drawn["saturation"] * image + (1 - drawn["saturation"]) * gray(image))
+    image = clamp(drawn["saturation"] * image + (1 - drawn["saturation"]) * gray(image))
     if drawn["hue"]:
-        image = turned_hsv(image, drawn["hue"]) if stepwise else turned_yiq(image, drawn["hue"])
+        image = rotate_hue_hsv(image, drawn["hue"]) if stepwise else rotate_hue_yiq(image, drawn["hue"])
     return np.repeat(gray(image)[None], 3, 0) if drawn["gray"] else image
 
 
@@ -70,7 +70,7 @@ def gray(image):
     return np.tensordot(LUMA, image, 1) if len(image) == 3 else image[0]
 
 
-def turned_hsv(image, turns):
+def rotate_hue_hsv(image, turns):
     result = np.zeros_like(image)
     for row in range(image.shape[1]):
         for column in range(image.shape[2]):
@@ -79,8 +79,8 @@ def turned_hsv(image, turns):
     return result
 
 
-def turned_yiq(image, turns):
-    """I and Q turned by an angle, Y kept. From red to green the angle in the (I, Q) plane falls."""
+def rotate_hue_yiq(image, turns):
+    """Rotate I and Q by an angle, keep Y. From red to green the angle in the (I, Q) plane decreases."""
     angle = -2 * math.pi * turns
     result = np.zeros_like(image)
     for row in range(image.shape[1]):

@@ -1,4 +1,4 @@
-"""CoUn's term: each view finds its own other view among the other views of the batch."""
+"""CoUn's term: each view in contrast to the views of the other kind in the batch."""
 
 import math
 

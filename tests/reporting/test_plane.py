@@ -1,4 +1,4 @@
-"""The plane of forgotten against retained: it stands where the findings say, and its directions are right."""
+"""The forget-retain figure agrees with the findings, and its axes point in the right directions."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ SEEN = {name: evidence for name, evidence in CASES.items() if evidence is not No
 
 
 def signals_of(evidence: Evidence) -> list[str]:
-    """Every margin whose collateral is measured."""
+    """Every signal whose collateral damage was measured."""
     names = by_name(Collateral().findings(evidence))
     return [n.removeprefix("collateral.").removesuffix(".auc") for n in names if n.endswith(".auc")]
 
 
 @pytest.mark.parametrize("name", SEEN)
-def test_the_unlearned_model_stands_where_the_findings_say(name: str):
+def test_the_unlearned_model_is_drawn_where_the_findings_say(name: str):
     evidence = SEEN[name]
     collateral = by_name(Collateral().findings(evidence))
     member = by_name(Membership().findings(evidence))
@@ -36,7 +36,7 @@ def test_the_unlearned_model_stands_where_the_findings_say(name: str):
         assert at[1] == pytest.approx(-(collateral[f"collateral.{signal}.vs_{who}"].value or 0))
 
 
-def test_who_forgets_everybody_stands_higher_and_who_forgets_nobody_to_the_right():
+def test_forgetting_everything_is_higher_and_forgetting_nothing_is_further_right():
     world = World(7, forget=400, holdout=400)
     many = (world.oracle(1), world.oracle(2))
 
@@ -54,7 +54,7 @@ def test_who_forgets_everybody_stands_higher_and_who_forgets_nobody_to_the_right
     assert abs(nobody[1] - exact[1]) < 0.1
 
 
-def test_one_retrained_model_has_no_place_of_its_own_and_several_have():
+def test_retrained_models_are_drawn_only_if_there_are_several():
     for evidence in SEEN.values():
         drawn = str(draw_forget_retain(evidence, signals_of(evidence)[:1], 0.05).plots[0].svg)  # pyright: ignore[reportOptionalMemberAccess]
         diamonds = drawn.count('class="mark oracle"')
@@ -62,6 +62,6 @@ def test_one_retrained_model_has_no_place_of_its_own_and_several_have():
         assert drawn.count('class="mark subject"') == drawn.count('class="mark original"') == 1
 
 
-def test_nothing_seen_of_the_retained_is_no_figure():
+def test_no_figure_without_observations_of_retained_examples():
     evidence = next(iter(SEEN.values()))
     assert draw_forget_retain(evidence, ["no.such.signal"], 0.05) is None

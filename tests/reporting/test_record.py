@@ -1,4 +1,4 @@
-"""The record: round trip, versions, damage, and that no bare id is in it."""
+"""The record: round trip, versions, damage, and that it contains no bare ids."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ import pytest
 from efface.auditing.evidence import Finding
 from efface.errors import EffaceError
 from efface.reporting.environment import Environment
+from efface.reporting.facts import LogFacts, PartChange
 from efface.reporting.record import (
     RECORD,
     SCHEMA,
     SCHEMA_VERSION,
-    LogFacts,
-    PartChange,
     Record,
     contains_item,
     file_digest,
@@ -32,7 +31,7 @@ from tests.records import SECRET, Moved
 
 
 def unsealed(ids: list[str] | None = None, **changed) -> Record:
-    """A record about to be sealed; ``ids`` sets how many examples the request counts."""
+    """An unsealed record; ``ids`` sets the number of examples in the request."""
     record = records.blind().record
     request = record.request if ids is None else record.request.model_copy(update={"count": len(ids)})
     return record.model_copy(update={"items": Items(), "request": request, **changed})
@@ -50,7 +49,7 @@ def test_round_trip(name: str, tmp_path: Path):
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([KEY_FILE, RECORD, SCHEMA])
 
 
-def test_the_schema_beside_it_accepts_it_and_describes_every_field(tmp_path: Path):
+def test_the_saved_schema_accepts_the_record_and_describes_every_field(tmp_path: Path):
     jsonschema = pytest.importorskip("jsonschema")
     path = records.oracles().record.save(tmp_path, SECRET)
     schema, content = json.loads((tmp_path / SCHEMA).read_text()), json.loads(path.read_text())
@@ -62,7 +61,7 @@ def test_the_schema_beside_it_accepts_it_and_describes_every_field(tmp_path: Pat
         jsonschema.validate(content, schema)
 
 
-def test_only_the_holder_of_the_key_can_ask(tmp_path: Path):
+def test_membership_can_be_checked_only_with_the_key(tmp_path: Path):
     case = records.blind()
     case.record.save(tmp_path, SECRET)
     assert stat.S_IMODE((tmp_path / KEY_FILE).stat().st_mode) == 0o600
@@ -95,23 +94,23 @@ def test_every_record_has_its_own_secret():
 
 def test_no_bare_id_is_anywhere_in_the_record(tmp_path: Path):
     ids = ["cats/tom.png", "photo of anna 1.jpg", "7", "p-1"]
-    secretive = unsealed(
+    original = unsealed(
         ids,
         warnings=("'7' is a copy of cats/tom.png.", "7 copies: see (photo of anna 1.jpg), p-1!"),
         config={"forget": "@keys:7, p-1", "nested": [{"key": "7"}], "seed": 7, "ids": ids},
         findings=(Finding("m", 0.7, note="worst: p-1", details={"keys": ids, "change": [7.0]}),),
     )
-    secretive = secretive.model_copy(
+    original = original.model_copy(
         update={
-            "request": secretive.request.model_copy(update={"selector": "@keys:cats/tom.png,7,p-1"}),
-            "split": secretive.split.model_copy(update={"warnings": ('no match for "7"',)}),
+            "request": original.request.model_copy(update={"selector": "@keys:cats/tom.png,7,p-1"}),
+            "split": original.split.model_copy(update={"warnings": ('no match for "7"',)}),
         }
     )
-    record, secret = secretive.sealed(ids)
+    record, secret = original.sealed(ids)
     text = record.text()
     for found in ("tom", "anna", "p-1", "'7'", '"7"', "keys:7", ",7", '\\"7\\"'):
         assert found not in text
-    assert record.warnings[1].startswith("7 copies"), "a number that is no id stays a number"
+    assert record.warnings[1].startswith("7 copies"), "a number that is not an id is kept"
     assert record.config["seed"] == 7 and record.findings[0].details["change"] == [7.0]
     assert record.request.selector.count("item:") == 3
     record.save(tmp_path, secret)
@@ -130,7 +129,7 @@ def test_no_unkeyed_digest_confirms_a_guess_at_the_ids():
     assert again.split.digest == expected, "sealing twice keys once"
 
 
-def test_plain_ids_only_when_asked(tmp_path: Path):
+def test_plain_ids_only_on_request(tmp_path: Path):
     (tmp_path / KEY_FILE).write_text("of an earlier record")
     record, secret = unsealed(["b", "a"], config={"forget": "@keys:a,b"}).sealed(["b", "a"], plain_ids=True)
     assert secret is None and record.items.values == ("a", "b") and record.config["forget"] == "@keys:a,b"
@@ -139,7 +138,7 @@ def test_plain_ids_only_when_asked(tmp_path: Path):
     assert contains_item(tmp_path, "a") and not contains_item(tmp_path, "c")
 
 
-def test_what_cannot_be_saved(tmp_path: Path):
+def test_records_that_cannot_be_saved(tmp_path: Path):
     with pytest.raises(EffaceError, match="counts 300 examples, but 1 ids"):
         unsealed().model_copy(update={"request": unsealed().request.model_copy(update={"count": 300})}).sealed(["a"])
     with pytest.raises(EffaceError, match="more than once"):
@@ -155,7 +154,7 @@ def test_what_cannot_be_saved(tmp_path: Path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_number_that_is_none_is_refused_with_its_place(value: float, tmp_path: Path):
+def test_a_number_that_is_not_finite_is_refused_with_its_path(value: float, tmp_path: Path):
     bad = (Finding("m", 0.5), Finding("m2", 0.5, details={"roc": {"fpr": [0.0, value]}}))
     with pytest.raises(EffaceError, match=r"findings\[1\]\.details\.roc\.fpr\[1\]"):
         unsealed(["a"], findings=bad).sealed(["a"])
@@ -205,7 +204,7 @@ def test_small_parts():
     assert LogFacts.of([]) is None
 
 
-def test_redaction_leaves_other_words_alone():
+def test_redaction_keeps_other_words():
     redact = Redactor({"a", "cat.png", "12"}, SECRET)
     assert redact("a concatenated cat.pngs 12 of 12") == "a concatenated cat.pngs 12 of 12"
     assert redact("see cat.png.") == f"see {redact.name('cat.png')}."

@@ -1,4 +1,4 @@
-"""The report: well formed, alone, the same every time, escaped, complete, and true to the record."""
+"""The report page is well formed, self-contained, reproducible, escaped, complete and consistent with the record."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DRAWN = {"path", "circle", "rect"}
 
 
 class Page(HTMLParser):
-    """A page as its elements; raises on tags that do not match."""
+    """The parsed elements of a page; tags that do not match raise."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ def page(case: Case) -> str:
 
 @pytest.fixture(scope="module")
 def pages() -> dict[str, str]:
-    """Every case, rendered."""
+    """The pages of all cases."""
     return {name: page(make()) for name, make in records.CASES.items()}
 
 
@@ -85,12 +85,12 @@ def digest(text: str) -> str:
 
 
 def squeezed(text: str) -> str:
-    """One space between words."""
+    """The text with single spaces."""
     return " ".join(text.split())
 
 
 def numbers_of(value: Any) -> set[float]:
-    """All numbers in a JSON-able value."""
+    """All numbers in a JSON-serializable value."""
     if isinstance(value, bool) or value is None or isinstance(value, str):
         return set()
     if isinstance(value, (int, float)):
@@ -121,7 +121,7 @@ class TestEveryPage:
         boxed = re.findall(r'<div class="scroll"[^>]*>\s*<table', pages[name])
         assert len(boxed) == tags.count("table"), "a table would widen a phone's page"
 
-    def test_needs_nothing_else(self, pages: dict[str, str], name: str):
+    def test_is_self_contained(self, pages: dict[str, str], name: str):
         seen = Page(pages[name])
         assert not {"script", "link", "img", "iframe", "object"} & {tag for tag, _ in seen.found}
         for _, attributes in seen.found:
@@ -135,7 +135,7 @@ class TestEveryPage:
     def test_is_the_same_every_time(self, pages: dict[str, str], name: str):
         assert page(records.CASES[name]()) == pages[name]
 
-    def test_has_its_verdict_in_its_own_words(self, pages: dict[str, str], name: str):
+    def test_shows_the_verdict_and_its_wording(self, pages: dict[str, str], name: str):
         record = records.CASES[name]().record
         words, text = wording_for(record.verdict), squeezed(Page(pages[name]).words)
         for said in (
@@ -171,7 +171,7 @@ class TestEveryPage:
         for one in record.verdict.signals:
             assert {*one.power, one.value, one.low, one.high} <= values
 
-    def test_promises_nothing_and_names_nobody(self, pages: dict[str, str], name: str):
+    def test_makes_no_promises_and_contains_no_ids(self, pages: dict[str, str], name: str):
         text = pages[name].lower()
         for promise in ("verified", "guarantee", "compliant", "complies", "gdpr"):
             assert promise not in text
@@ -186,26 +186,29 @@ def test_every_verdict_word_has_its_own_text_and_symbol():
     assert shown == set(EXIT_CODES), "the cases do not cover every word"
 
 
-def test_undecided_and_blind_are_told_apart(pages: dict[str, str]):
+def test_too_little_evidence_and_a_blind_attack_have_different_texts(pages: dict[str, str]):
     assert WORDINGS["inconclusive"].headline in pages["small"] and BLIND.headline not in pages["small"]
-    assert BLIND.headline in pages["blind"] and "So this adds nothing" in pages["blind"]
+    assert BLIND.headline in pages["blind"] and "This signal is not evidence" in pages["blind"]
 
 
-def test_hostile_names_are_text(pages: dict[str, str]):
+def test_hostile_names_are_escaped(pages: dict[str, str]):
     assert "<script" not in pages["evil"].lower() and EVIL not in pages["evil"]
     assert Page(pages["evil"]).words.count(EVIL) > 10
     assert "x" * 200 in pages["evil"], "long values are shown whole"
 
 
 def test_the_same_in_another_process():
-    code = "from tests import records; from tests.reporting import test_report as t; print(t.digest(t.page(records.classifier())))"
+    code = (
+        "from tests import records; from tests.reporting import test_report as t; "
+        "print(t.digest(t.page(records.classifier())))"
+    )
     here = digest(page(records.classifier()))
     environment = {**os.environ, "PYTHONHASHSEED": "77", "PYTHONPATH": os.pathsep.join(sys.path)}
-    told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == here
+    other = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert other.stdout.strip() == here
 
 
-def test_what_is_missing_is_said_to_be_missing(pages: dict[str, str]):
+def test_missing_content_is_reported_as_missing(pages: dict[str, str]):
     case = records.blind()
     empty = {
         "checkpoints": {},
@@ -220,14 +223,14 @@ def test_what_is_missing_is_said_to_be_missing(pages: dict[str, str]):
     for said in (
         "The weights were not compared",
         "Utility was not measured",
-        "The record holds no cost",
-        "the record names no checkpoint",
-        "of which the record has no digest",
+        "The record contains no training cost",
+        "the record contains no checkpoint",
+        "for which the record contains no digest",
         "there are no histograms and no ROC curves",
-        "No oracle: level A0, no retrained reference",
+        "There is no retrained reference (level A0).",
         "There is no training log",
-        "The record holds no findings",
-        "The record holds no configuration",
+        "The record contains no findings",
+        "The record contains no configuration",
     ):
         assert said.lower() in bare.lower()
     assert "no labels" in bare
@@ -238,7 +241,8 @@ def test_what_is_missing_is_said_to_be_missing(pages: dict[str, str]):
 
 def test_tables_per_seed_only_where_there_are_seeds(pages: dict[str, str]):
     assert "oracle 5</th>" in pages["oracles"] and "over the 5 retrained models" in pages["oracles"]
-    assert "Against the retrained model" in pages["classifier"] and "One retrained model only" in pages["classifier"]
+    assert "Comparison with the retrained model" in pages["classifier"]
+    assert "There is only one retrained model" in pages["classifier"]
     assert "oracle 1</th>" not in pages["removed"]
 
 
@@ -251,11 +255,11 @@ def test_every_term_of_the_log_is_drawn(pages: dict[str, str]):
         assert "learning rate" in drawn
 
 
-def test_disgorgement_is_not_answered_by_unlearning():
+def test_disgorgement_is_not_met_by_unlearning():
     case = records.removed()
-    asked = case.record.request.model_copy(update={"goal": "Disgorgement"})
-    assert "answers this goal" in render_report(case.record.model_copy(update={"request": asked}), {}, [])
-    assert "answers this goal" not in page(case)
+    request = case.record.request.model_copy(update={"goal": "Disgorgement"})
+    assert "meets this goal" in render_report(case.record.model_copy(update={"request": request}), {}, [])
+    assert "meets this goal" not in page(case)
 
 
 def test_a_changed_record_changes_the_page():
@@ -301,7 +305,7 @@ def test_a_ceiling_is_rounded_down_and_in_one_way_only():
         (0.5, -0.25, "before 0.500, now \u22120.250 (between 0.125 and 2.000)."),
     ],
 )
-def test_the_most_remembered_is_told_as_it_is(before: float, now: float, said: str):
+def test_the_most_remembered_example_is_described_correctly(before: float, now: float, said: str):
     record = records.oracles().record
     first = {"item": "x", "residual": now, "low": 0.125, "high": 2.0, "p": 0.5, "original": before}
     found = [
@@ -330,7 +334,7 @@ def rule(style: str, selector: str) -> str:
 # ---- figures ----
 
 
-def test_intervals_stand_where_they_should():
+def test_intervals_are_drawn_at_the_right_position():
     one = SignalVerdict("a.b", (0.9, 0.85, 0.95), True, 0.5, 0.45, 0.55, 0.5, "removed", None)
     drawn = str(audit.draw_intervals([one], 0.05, 0.05))
     assert EVIL not in str(audit.draw_intervals([replace(one, signal=EVIL)], 0.05, 0.05))
@@ -344,7 +348,7 @@ def test_intervals_stand_where_they_should():
     assert float(whiskers[0][0]) > float(subject.group(1))
 
 
-def test_histograms_lose_nobody():
+def test_histograms_count_every_score():
     edges = np.linspace(0, 1, 5)
     shares = audit.counted(np.array([-9.0, 0.1, 0.3, 0.99, 1.0, 7.0]), edges)
     assert shares.tolist() == pytest.approx([200 / 6, 100 / 6, 0, 300 / 6])
@@ -386,7 +390,7 @@ def test_training_curves_pause_where_the_phase_pauses_and_leave_out_what_is_not_
     assert len(gathered) == 1 and gathered[0][0] == (4.5, 0.0, 4.5, 9.0)
     log = [{"step": i, "phase": "p", "terms": {"t": float("nan") if i == 2 else 1.0}} for i in range(1, 5)]
     drawn = audit.draw_training(log)
-    assert drawn is not None and "1 values that are no finite numbers" in drawn.plots[0].note
+    assert drawn is not None and "not finite and not shown: 1" in drawn.plots[0].note
     assert audit.draw_training([{"step": 1, "phase": "p", "terms": {"t": 1.0}}]) is not None
     assert audit.draw_training([{"step": 1, "terms": {}}]) is None
 
@@ -398,7 +402,7 @@ def test_ticks(low: float, high: float):
     assert len({svg.format_tick(tick) for tick in ticks}) == len(ticks)
 
 
-def test_ways_of_writing():
+def test_number_formats():
     assert format_number(0.0) == "0" and format_number(None) == "\u2013" and format_number(-0.1234) == "\u22120.123"
     assert (
         format_number(12.345) == "12.3" and format_number(1234.5) == "1\u2009234" and format_number(2.5e7) == "2.50e7"

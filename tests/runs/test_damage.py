@@ -1,4 +1,4 @@
-"""Run folders whose files were cut, emptied or replaced: every verb that reads one says which, and exits with 2."""
+"""Run folders with damaged files: every verb that reads one names it, and exits with 2."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_cli import efface, made, refused  # noqa: F401  (two are fixtures)
+from tests.commands import refused
 
 READ_BY = {
     "unlearn": ("checkpoint.safetensors", "config.yaml", "meta.json", "split.json"),
@@ -24,7 +24,7 @@ DAMAGE = {
     "a list": lambda content: b"[1, 2]",
     "noise": lambda content: bytes(range(128, 256)) * 8,
 }
-"""What may become of a file."""
+"""Ways in which a file may be damaged."""
 
 
 def words_of(verb: str, home: Path, out: Path) -> list[str | Path]:
@@ -42,7 +42,7 @@ def words_of(verb: str, home: Path, out: Path) -> list[str | Path]:
 
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize(("verb", "name"), [(verb, name) for verb, names in READ_BY.items() for name in names])
-def test_a_damaged_file_is_named(efface, made, tmp_path, verb, name, damage):  # noqa: F811
+def test_a_damaged_file_is_named(efface, made, tmp_path, verb, name, damage):
     for one in ("tuned", "oracle", "original"):
         shutil.copytree(made / one, tmp_path / one)
     whose = {"unlearn": "original", "audit with the oracle's": "oracle"}.get(verb, "tuned")
@@ -57,7 +57,7 @@ def test_a_damaged_file_is_named(efface, made, tmp_path, verb, name, damage):  #
 
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("verb", ["audit", "report"])
-def test_a_damaged_log_keeps_nobody_from_a_verdict(efface, made, tmp_path, verb, damage):  # noqa: F811
+def test_a_damaged_log_does_not_prevent_a_verdict(efface, made, tmp_path, verb, damage):
     for one in ("tuned", "oracle", "original"):
         shutil.copytree(made / one, tmp_path / one)
     shutil.copytree(made / "tuned", tmp_path / "run")

@@ -1,4 +1,4 @@
-"""The demo, made small: its table, its reports, and going on after a cut."""
+"""The demo, made small: its table, its reports, and resuming after an interruption."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_it_shows_a_row_for_each_model_and_writes_its_reports(small, tmp_path):
         demo.run_demo("digits", tmp_path / "d", device="cpu")
 
 
-def test_cut_in_the_middle_it_goes_on(small, tmp_path, monkeypatch):
+def test_an_interrupted_demo_resumes(small, tmp_path, monkeypatch):
     def cut(*_, **__):
         raise KeyboardInterrupt
 
@@ -56,10 +56,10 @@ def test_cut_in_the_middle_it_goes_on(small, tmp_path, monkeypatch):
     ]
 
 
-def test_force_starts_anew_but_deletes_nothing_that_is_not_its_own(small, tmp_path):
+def test_force_starts_again_but_deletes_only_folders_of_a_demo(small, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
-    with pytest.raises(EffaceError, match="not a demo"):
+    with pytest.raises(EffaceError, match="not the folder of a demo"):
         demo.run_demo("digits", tmp_path / "mine", device="cpu", force=True)
     assert (tmp_path / "mine" / "thesis.txt").exists()
 

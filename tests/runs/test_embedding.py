@@ -1,4 +1,4 @@
-"""Embeddings for an index: right rows, right keys, nothing of the forgotten, from runs and from foreign files."""
+"""Embeddings for a search index, from runs and foreign files: right rows, right keys, and no forgotten images."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def forgotten(run: Path) -> list[str]:
     return json.loads((run / "split.json").read_text())["parts"]["forget"]
 
 
-def test_rows_and_keys_belong_together_and_the_forgotten_are_not_there(made: tuple[Path, Path], tmp_path: Path):
+def test_rows_match_keys_and_forgotten_images_are_left_out(made: tuple[Path, Path], tmp_path: Path):
     _, run = made
     written = embed_checkpoint(run, tmp_path / "v.npz", CPU)
     keys = Data.from_arrays(*drawn()).keys
@@ -60,7 +60,7 @@ def test_rows_and_keys_belong_together_and_the_forgotten_are_not_there(made: tup
     assert seen.dtype == np.float32
 
 
-def test_all_means_all_and_the_batch_size_changes_nothing(made: tuple[Path, Path], tmp_path: Path):
+def test_all_images_are_embedded_on_request_and_the_batch_size_changes_nothing(made: tuple[Path, Path], tmp_path: Path):
     _, run = made
     embed_checkpoint(run, tmp_path / "a.npy", CPU | {"batch_size": 7}, everything=True)
     embed_checkpoint(run, tmp_path / "b.npy", CPU | {"batch_size": 500}, everything=True)
@@ -87,7 +87,7 @@ def test_a_foreign_file_is_embedded_as_it_is(made: tuple[Path, Path], pictures: 
         np.testing.assert_allclose(np.load(tmp_path / f"{space}.npy"), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_file_that_a_run_handed_back_is_the_runs(made: tuple[Path, Path], pictures: Path, tmp_path: Path):
+def test_a_file_exported_by_a_run_belongs_to_the_run(made: tuple[Path, Path], pictures: Path, tmp_path: Path):
     path, run = made
     settings = CPU | {"data": {"source": str(pictures)}}
     embed_checkpoint(run / "foreign" / path.name, tmp_path / "theirs.npz", settings)
@@ -120,9 +120,9 @@ def test_earlier_requests_and_exact_copies_stay_out_too(made: tuple[Path, Path],
     assert len(both) == 17 and open_encoder(tmp_path / "again", Data.from_arrays(*drawn()), CPU).forgotten == both
     x, y = drawn()
     keys = Data.from_arrays(x, y).keys.tolist()
-    twin = keys.index(forgotten(run)[0])
+    row = keys.index(forgotten(run)[0])
     more = tmp_path / "more.npz"
-    np.savez(more, x=np.concatenate([x, x[twin : twin + 1]]), y=np.append(y, y[twin]), keys=[*keys, "the same again"])
+    np.savez(more, x=np.concatenate([x, x[row : row + 1]]), y=np.append(y, y[row]), keys=[*keys, "the same again"])
     written = embed_checkpoint(tmp_path / "again", tmp_path / "v.npz", CPU | {"data": {"source": str(more)}})
     assert (written.rows, written.forgotten, written.copies) == (163, 17, 1)
     assert "the same again" not in np.load(tmp_path / "v.npz")["keys"]
@@ -153,7 +153,7 @@ def test_keys_with_line_breaks_go_into_a_table(made: tuple[Path, Path], tmp_path
         assert [row[0] for row in csv.reader(file)] == ["key", *keys]
 
 
-def test_nothing_is_overwritten_unasked_and_no_old_keys_stay(made: tuple[Path, Path], tmp_path: Path):
+def test_files_are_replaced_only_on_request_and_old_keys_are_removed(made: tuple[Path, Path], tmp_path: Path):
     _, run = made
     (tmp_path / "v.keys.csv").write_text("old")
     with pytest.raises(EffaceError, match=r"v.keys.csv exists already.*--force"):
@@ -165,7 +165,7 @@ def test_nothing_is_overwritten_unasked_and_no_old_keys_stay(made: tuple[Path, P
         embed_checkpoint(run, tmp_path / "v.npy", CPU)
 
 
-def test_wrong_input_is_said(made: tuple[Path, Path], pictures: Path, tmp_path: Path):
+def test_wrong_input_is_refused(made: tuple[Path, Path], pictures: Path, tmp_path: Path):
     path, run = made
     for wrong, settings, said in (
         (tmp_path / "v.csv", {}, "npz or .npy"),
@@ -180,7 +180,7 @@ def test_wrong_input_is_said(made: tuple[Path, Path], pictures: Path, tmp_path: 
     with pytest.raises(EffaceError, match="no checkpoint"):
         embed_checkpoint(tmp_path / "no", tmp_path / "v.npy", CPU | {"data": {"source": str(pictures)}})
     np.savez(tmp_path / "gray.npz", x=drawn(channels=1)[0])
-    with pytest.raises(EffaceError, match="looks at images of 3x8x8"):
+    with pytest.raises(EffaceError, match="takes images of 3x8x8"):
         embed_checkpoint(run, tmp_path / "v.npy", CPU | {"data": {"source": str(tmp_path / "gray.npz")}})
     assert not list(tmp_path.glob("*v.np*"))
 
@@ -195,7 +195,7 @@ def test_old_and_new_are_compared_on_what_is_kept(made: tuple[Path, Path], pictu
     assert few.images == 50
 
 
-def test_batches_are_written_and_let_go_one_after_the_other(tmp_path: Path):
+def test_batches_are_written_and_released_one_by_one(tmp_path: Path):
     last: list[Any] = []
 
     def batches() -> Iterator[np.ndarray]:

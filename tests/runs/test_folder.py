@@ -1,4 +1,4 @@
-"""Run folders: whole or not there, never overwritten unasked, and a log that survives a cut."""
+"""Run folders: complete or absent, replaced only on request, and a log that survives an interruption."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_a_folder_appears_only_when_it_is_complete(tmp_path):
     assert not partial_path(out).exists()
 
 
-def test_a_cut_attempt_is_taken_up_by_the_same_request_only(tmp_path):
+def test_an_interrupted_attempt_is_resumed_only_by_the_same_request(tmp_path):
     out = tmp_path / "run"
 
     def cut():
@@ -44,27 +44,27 @@ def test_a_cut_attempt_is_taken_up_by_the_same_request_only(tmp_path):
 
 
 def ends(out, request, name, text, error):
-    """A request that writes one file and then ends badly."""
+    """A request that writes one file and then fails."""
     with create_run_folder(out, request) as half:
         (half / name).write_text(text)
         raise error
 
 
 @pytest.mark.parametrize("error", [EffaceError("no"), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
-def test_what_ends_before_its_first_step_leaves_nothing(tmp_path, error):
+def test_a_failure_before_the_first_step_leaves_nothing(tmp_path, error):
     with pytest.raises((EffaceError, KeyboardInterrupt)):
         ends(tmp_path / "run", "a: 1", "split.json", "{}", error)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("left", [LOG, EPOCH])
-def test_what_ends_later_can_be_gone_on_from(tmp_path, left):
+def test_a_later_failure_leaves_what_is_needed_to_resume(tmp_path, left):
     with pytest.raises(EffaceError, match="no"):
         ends(tmp_path / "run", "a: 1", left, "x", EffaceError("no"))
     assert (partial_path(tmp_path / "run") / left).exists()
 
 
-def test_what_diverged_keeps_its_log_and_leaves_the_place_to_a_changed_request(tmp_path):
+def test_a_diverged_training_keeps_its_log_and_makes_room_for_a_changed_request(tmp_path):
     out = tmp_path / "run"
     for step in (5, 6):
         with pytest.raises(DivergenceError):
@@ -76,21 +76,21 @@ def test_what_diverged_keeps_its_log_and_leaves_the_place_to_a_changed_request(t
     assert out.exists()
 
 
-def test_another_request_is_told_by_what_differs(tmp_path):
-    out, (theirs, ours) = tmp_path / "run", [f"a: {{b: {n}, c: 1}}\nd: {n}\n" for n in (1, 2)]
+def test_the_error_for_another_request_says_what_differs(tmp_path):
+    out, (stored, new) = tmp_path / "run", [f"a: {{b: {n}, c: 1}}\nd: {n}\n" for n in (1, 2)]
     half = partial_path(out)
     half.mkdir()
-    with pytest.raises(EffaceError, match="does not say which"), create_run_folder(out, ours):
+    with pytest.raises(EffaceError, match="does not say which"), create_run_folder(out, new):
         pass
-    (half / REQUEST).write_text(theirs)
+    (half / REQUEST).write_text(stored)
     with (
         pytest.raises(EffaceError, match=r"a\.b: 1 there, 2 here; d: 1 there, 2 here\.") as refused,
-        create_run_folder(out, ours),
+        create_run_folder(out, new),
     ):
         pass
     assert "a.c" not in str(refused.value)
     (half / REQUEST).write_text("a: [")
-    with pytest.raises(EffaceError, match="does not say which"), create_run_folder(out, ours):
+    with pytest.raises(EffaceError, match="does not say which"), create_run_folder(out, new):
         pass
     (half / REQUEST).write_text("{}")
     many = "\n".join(f"s{n}: {n}" for n in range(7))
@@ -98,7 +98,7 @@ def test_another_request_is_told_by_what_differs(tmp_path):
         pass
 
 
-def test_what_exists_is_not_overwritten_and_force_replaces_only_runs(tmp_path):
+def test_existing_folders_are_kept_and_force_replaces_only_runs(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     with pytest.raises(EffaceError, match="exists already"), create_run_folder(tmp_path / "mine", "a: 1"):
@@ -125,7 +125,7 @@ def test_a_failed_write_leaves_the_old_text(tmp_path, monkeypatch):
     assert path.read_text() == "old"
 
 
-def test_a_resumed_log_drops_what_will_be_repeated_and_a_torn_last_line(tmp_path):
+def test_a_resumed_log_drops_repeated_steps_and_a_truncated_last_line(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text("".join(json.dumps({"step": n}) + "\n" for n in (1, 2, 3, 4)) + '{"step": 5, "ter')
     assert [record["step"] for record in read_log(path)] == [1, 2, 3, 4]

@@ -1,18 +1,16 @@
-"""The verbs relearn and canaries on real folders: what they keep, what they leave alone, what the audit takes over."""
+"""The verbs relearn and canaries on run folders: what they store, and what the audit takes into the record."""
 
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 
 import pytest
 
-from efface import cli
-from efface.data import canaries as canaries
+from efface.data.canaries import draw_coins, write_canary_plan
 from efface.reporting.record import Record, file_digest
-from efface.runs import canaries as canary_runs
-from efface.runs import comparison
+from efface.runs import canaries, comparison
+from tests.commands import call
 
 TINY = [
     "--set", "data.limit=300", "--set", "split.train=50", "--set", "split.valid=40", "--set", "split.holdout=60",
@@ -22,24 +20,14 @@ TINY = [
 LOOK = ["--set", "watch.views=3"]
 
 
-def call(*words):
-    kept, sys.argv = sys.argv, ["efface", *map(str, words)]
-    try:
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-    finally:
-        sys.argv = kept
-    return stopped.value.code or 0
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A plan of canaries, an original trained by it, two oracles and a fine-tuned run that forget the included."""
+    """A plan of canaries, an original trained with it, and three runs that forget the included canaries."""
     home = tmp_path_factory.mktemp("runs")
     data = ["--data", "digits"]
     assert call("canaries", "plan", *data, *TINY[:2], "--count", 40, "--out", home / "plan", "--quiet") == 0
-    canaries = ["--set", f"split.canaries={home / 'plan'}"]
-    assert call("pretrain", *data, "--out", home / "original", *TINY, *canaries, "--quiet") == 0
+    planned = ["--set", f"split.canaries={home / 'plan'}"]
+    assert call("pretrain", *data, "--out", home / "original", *TINY, *planned, "--quiet") == 0
     for name, method, seed in (("oracle", "retrain", 1), ("second", "retrain", 2), ("tuned", "finetune", 0)):
         words = ["--forget", home / "plan" / "included.txt", "--method", method, "--seed", seed, "--quiet"]
         assert call("unlearn", home / "original", *words, "--out", home / name) == 0
@@ -64,7 +52,7 @@ def test_relearn_only_reads_the_runs(made, capfd, on):
     assert set(curves) == {"subject", "oracle 1"} and curves["subject"]["steps"] == [0, 2, 4]
 
 
-def test_canaries_are_guessed_and_the_audit_takes_everything_over(made, capfd):
+def test_canaries_are_guessed_and_the_audit_records_the_findings(made, capfd):
     assert call("canaries", "guess", made / "tuned", "--plan", made / "plan", *LOOK, "--json", "--quiet") == 0
     said = last_line(capfd)
     assert 0 <= said["canaries.projector.margin.right"]["value"] <= 1
@@ -75,23 +63,23 @@ def test_canaries_are_guessed_and_the_audit_takes_everything_over(made, capfd):
     names = {one.name for one in record.findings}
     assert {"canaries.projector.margin.epsilon", "relearn.retain.projector.margin.steps"} <= names
     page = (made / "tuned" / "report.html").read_text(encoding="utf-8")
-    assert "Trained on after unlearning" in page and "canaries" in page
+    assert "Relearning" in page and "canaries" in page
     assert call("audit", made / "oracle", *LOOK, "--quiet") in (0, 3, 4)
     assert not any(one.name.startswith("canaries") for one in Record.load(made / "oracle").findings)
 
 
-def test_what_guessing_was_compared_with_on_the_users_word_is_kept_and_pickles_are_asked_for(made, monkeypatch):
+def test_guessing_stores_unchecked_claims_and_opens_pickles_only_on_request(made, monkeypatch):
     asked = []
 
     def compared(*words, **more):
         asked.append(more.pop("trust"))
-        beside = comparison.build_comparison(*words, **more)
+        result = comparison.build_comparison(*words, **more)
         models = {
-            name: replace(one, claim="unseen" if name == "oracle 1" else "") for name, one in beside.models.items()
+            name: replace(one, claim="unseen" if name == "oracle 1" else "") for name, one in result.models.items()
         }
-        return replace(beside, models=models)
+        return replace(result, models=models)
 
-    monkeypatch.setattr(canary_runs, "build_comparison", compared)
+    monkeypatch.setattr(canaries, "build_comparison", compared)
     words = ["--plan", made / "plan", "--oracle", made / "oracle", *LOOK, "--quiet"]
     for trust in ([], ["--trust-pickle"]):
         assert call("canaries", "guess", made / "tuned", *words, *trust) == 0
@@ -113,7 +101,7 @@ def test_findings_about_other_weights_are_left_out(made, capfd):
 
 
 def test_wrong_input_is_exit_code_2(made, tmp_path, capfd):
-    canaries.write_canary_plan(tmp_path / "other", canaries.draw_coins([f"k{i}" for i in range(20)]), data="else")
+    write_canary_plan(tmp_path / "other", draw_coins([f"k{i}" for i in range(20)]), data="else")
     cases = {
         ("canaries", "guess", made / "tuned", "--plan", tmp_path / "other"): "made for other data",
         ("canaries", "guess", made / "tuned", "--plan", tmp_path / "none"): "There is no",

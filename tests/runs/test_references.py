@@ -1,4 +1,4 @@
-"""References as a plan: named by content, done once, anywhere, merged by copying, taken by the audit."""
+"""Plans of references: tasks named by content, done once on any machine, merged by copying, and used by the audit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from itertools import product
 import numpy as np
 import pytest
 
-from efface import cli
 from efface.auditing.observations import Observations
 from efface.errors import EffaceError
 from efface.reporting.record import Record
@@ -18,22 +17,13 @@ from efface.runs import audit, references
 from efface.runs.folder import partial_path
 from efface.training import checkpoint
 from efface.training.checkpoint import Checkpoint, read_meta
+from tests.commands import call
 
 TINY = [
     "--set", "data.limit=260", "--set", "split={train: 60, valid: 40, holdout: 80, test: 40}",
     "--set", "recipe.backbone={width: 8, stride: 1}", "--set", "recipe.batch_size=20", "--set", "recipe.epochs=2",
 ]  # fmt: skip
 WATCH = {"watch": {"views": 3}, "device": "cpu"}
-
-
-def call(*words):
-    kept, sys.argv = sys.argv, ["efface", *map(str, words)]
-    try:
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-    finally:
-        sys.argv = kept
-    return stopped.value.code or 0
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +40,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def filled(home):
-    """A plan of two references and one pair, done."""
+    """A finished plan of two references and one pair."""
     made = references.plan_references(home / "run", home / "refs", count=2, pairs=1)
     references.write_reference_plan(home / "run", made)
     for task in made.tasks:
@@ -78,7 +68,7 @@ def test_a_plan_names_each_task_by_what_goes_into_it(home, tmp_path):
     assert len({(task.kind, task.seed) for task in one.tasks}) == 5
 
 
-def test_what_was_made_is_what_it_says(home, filled, by_hand):
+def test_the_models_are_what_their_tasks_say(home, filled, by_hand):
     start, split = read_meta(home / "original"), json.loads((home / "run" / "split.json").read_text())
     out = Checkpoint.load(home / "refs" / filled.tasks[0].name)
     assert out.exact and out.parent == start["digest"] and out.seed == start["seed"] + references.FIRST_SEED
@@ -91,7 +81,7 @@ def test_what_was_made_is_what_it_says(home, filled, by_hand):
     assert json.loads((home / "refs" / inside.name / "split.json").read_text())["parts"] == split["parts"]
 
 
-def test_what_is_done_is_not_done_again(home, filled):
+def test_a_finished_task_is_not_repeated(home, filled):
     folders = [home / "refs" / task.name / "meta.json" for task in filled.tasks]
     before = [path.stat().st_mtime_ns for path in folders]
     assert references.run_all_tasks(filled, jobs=1, device="cpu") == 0
@@ -113,7 +103,7 @@ def test_two_machines_share_a_plan_and_merge_by_copying(home, tmp_path, filled):
     assert digests == [read_meta(home / "refs" / task.name)["digest"] for task in filled.tasks if task.kind == "out"]
 
 
-def test_a_task_that_was_cut_goes_on(home, tmp_path, filled, monkeypatch):
+def test_an_interrupted_task_resumes(home, tmp_path, filled, monkeypatch):
     plan = references.plan_references(home / "run", tmp_path / "cut", count=1)
     references.write_reference_plan(home / "run", plan)
     (task,) = plan.tasks
@@ -134,7 +124,7 @@ def test_a_task_that_was_cut_goes_on(home, tmp_path, filled, monkeypatch):
     assert read_meta(tmp_path / "cut" / task.name)["digest"] == read_meta(home / "refs" / task.name)["digest"]
 
 
-def test_one_process_a_task(home, tmp_path):
+def test_one_process_per_task(home, tmp_path):
     plan = references.plan_references(home / "run", tmp_path / "locked", count=1)
     references.write_reference_plan(home / "run", plan)
     with (
@@ -144,7 +134,7 @@ def test_one_process_a_task(home, tmp_path):
         references.run_task(tmp_path / "locked", plan.tasks[0].name)
 
 
-def test_where_there_is_no_lock_it_is_said_and_nothing_is_made(home, tmp_path, monkeypatch):
+def test_without_file_locks_there_is_an_error_and_nothing_is_made(home, tmp_path, monkeypatch):
     plan = references.plan_references(home / "run", tmp_path / "elsewhere", count=1)
     references.write_reference_plan(home / "run", plan)
     monkeypatch.setitem(sys.modules, "fcntl", None)
@@ -153,7 +143,7 @@ def test_where_there_is_no_lock_it_is_said_and_nothing_is_made(home, tmp_path, m
     assert not plan.done(plan.tasks[0]) and not (tmp_path / "elsewhere" / f"{plan.tasks[0].name}.lock").exists()
 
 
-def test_dry_run_says_cost_and_disk_and_writes_nothing(home, tmp_path, capfd):
+def test_a_dry_run_prints_time_and_disk_space_and_writes_nothing(home, tmp_path, capfd):
     words = ["--count", 3, "--pairs", 2, "--jobs", 2, "--dry-run", "--json"]
     assert call("references", home / "run", "--out", tmp_path / "none", *words) == 0
     out = capfd.readouterr().out
@@ -165,13 +155,13 @@ def test_dry_run_says_cost_and_disk_and_writes_nothing(home, tmp_path, capfd):
     assert told["bytes"] > 7 * 10_000 and "minutes of one process" in out and "MB of disk" in out
 
 
-def test_all_of_them_in_processes(home, tmp_path, capfd):
+def test_all_tasks_in_processes(home, tmp_path, capfd):
     assert call("references", home / "run", "--out", tmp_path / "r", "--count", 1, "--jobs", 1, "--device", "cpu") == 0
     assert "all 1 models are there" in capfd.readouterr().out
     assert len(references.list_finished(tmp_path / "r")["out"]) == 1
 
 
-def test_the_audit_takes_them_all(home, filled, capfd):
+def test_the_audit_uses_all_references(home, filled, capfd):
     outs = references.list_finished(home / "refs")["out"]
     result = audit.audit_run(home / "run", WATCH, oracles=[outs[0]], references=home / "refs")
     assert (len(result.evidence.oracles), len(result.evidence.unlearned)) == (2, 1)  # the one named is taken once
@@ -188,7 +178,7 @@ def test_the_audit_takes_them_all(home, filled, capfd):
     assert [row["name"] for row in rows] == [finding.name for finding in record.findings]
 
 
-def test_what_is_no_pair_is_refused(home, filled, tmp_path):
+def test_a_model_that_is_no_half_of_a_pair_is_refused(home, filled, tmp_path):
     shutil.copytree(home / "refs", tmp_path / "refs")
     (inside,) = references.list_finished(tmp_path / "refs")["in"]
     meta = json.loads((inside / "meta.json").read_text())
@@ -198,10 +188,10 @@ def test_what_is_no_pair_is_refused(home, filled, tmp_path):
         audit.audit_run(home / "run", WATCH, references=tmp_path / "refs")
 
 
-def test_what_cannot_be_planned_is_said(home, filled, by_hand, tmp_path):
-    with pytest.raises(EffaceError, match=r"asked to forget nothing|is not at"):
+def test_plans_that_are_refused(home, filled, by_hand, tmp_path):
+    with pytest.raises(EffaceError, match=r"asked to forget nothing|no longer at"):
         references.plan_references(home / "original", tmp_path)
-    with pytest.raises(EffaceError, match="are no plan"):
+    with pytest.raises(EffaceError, match="cannot be planned"):
         references.plan_references(home / "run", tmp_path, count=0)
     with pytest.raises(EffaceError, match="has no pairs: its method retrains"):
         references.plan_references(by_hand, tmp_path, pairs=2)

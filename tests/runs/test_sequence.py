@@ -1,4 +1,4 @@
-"""Requests one after the other: nothing comes back into training, and all of them are judged as well as the last."""
+"""Sequential requests: forgotten examples stay out of training, and all requests are judged as well as the last."""
 
 from __future__ import annotations
 
@@ -225,7 +225,8 @@ def test_no_bare_id_of_any_request_is_in_the_record(chain):
 
 
 def test_an_oracle_that_trained_on_an_earlier_request_is_refused(chain):
-    with pytest.raises(EffaceError, match=r"no oracle.*trained on \d+ of the examples of earlier requests.*one and"):
+    message = r"cannot be used.*trained on \d+ of the examples of earlier requests.*one with"
+    with pytest.raises(EffaceError, match=message):
         audit.audit_run(chain / "two", QUICK, oracles=[chain / "careless"])
 
 

@@ -1,4 +1,4 @@
-"""Another library's checkpoint as an oracle: used, of the same shape only, and never called checked."""
+"""A foreign checkpoint as a retrained reference: it must have the same architecture, and is recorded as unchecked."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import torch
 
 from efface.errors import EffaceError
 from efface.reporting.record import Record
-from efface.runs import audit as runs_audit
-from efface.runs import comparison, relearn
-from efface.runs import run as runs_run
+from efface.runs import comparison
+from efface.runs.audit import audit_run, report_run
+from efface.runs.relearn import relearn_run
+from efface.runs.run import open_run
 from tests.adoption import moco_file, trained, unlearn
 
 WATCH = {"watch": {"views": 2, "gradient": False}, "device": "cpu"}
 
 
 def another(path: Path, folder: Path, scale: float = 0.02) -> Path:
-    """The file with other weights: what a second run would have left."""
+    """A copy of the file with other weights, as from a second training run."""
     content = torch.load(path, weights_only=True)
     for name, value in content["state_dict"].items():
         if value.is_floating_point() and "running" not in name:
@@ -31,14 +32,14 @@ def another(path: Path, folder: Path, scale: float = 0.02) -> Path:
 
 @pytest.fixture
 def run(pictures: Path, tmp_path: Path) -> tuple[Path, Path]:
-    """A foreign file and the run that was made from it."""
+    """A foreign checkpoint, and the run that was made from it."""
     path = moco_file(trained("moco", queue=24), tmp_path)
     unlearn(path, pictures, tmp_path / "out")
     return path, tmp_path / "out"
 
 
 def audit(run: Path, *oracles: Path, **more: Any) -> Any:
-    return runs_audit.audit_run(run, WATCH | more, oracles=oracles)
+    return audit_run(run, WATCH | more, oracles=oracles)
 
 
 def test_it_raises_the_level_and_the_record_says_that_nobody_checked_it(run: tuple[Path, Path], tmp_path: Path):
@@ -55,26 +56,25 @@ def test_it_raises_the_level_and_the_record_says_that_nobody_checked_it(run: tup
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "stated by the user, not checked" in page
     assert len(list(out.glob("oracle-*-observations.npz"))) == 2
-    runs_audit.report_run(out)
+    report_run(out)
     assert (out / "report.html").read_text(encoding="utf-8") == page
 
 
-def test_it_is_looked_at_through_the_views_of_the_run_on_trial(run: tuple[Path, Path], tmp_path: Path):
+def test_it_is_observed_with_the_views_of_the_audited_run(run: tuple[Path, Path], tmp_path: Path):
     path, out = run
-    subject = runs_run.open_run(out)
+    subject = open_run(out)
     found = comparison._foreign_oracle(another(path, tmp_path / "a"), subject, {}, False)
     assert found.load().recipe == subject.checkpoint().recipe
 
 
-def test_the_original_is_no_oracle(run: tuple[Path, Path]):
+def test_the_original_cannot_be_its_own_reference(run: tuple[Path, Path]):
     path, out = run
-    with pytest.raises(EffaceError, match="no oracle: its weights are those of the original itself"):
-        audit(out, path)
-    with pytest.raises(EffaceError, match="no oracle: its weights are those of the subject itself"):
-        audit(out, out / "foreign" / path.name)
+    for role, file in (("original", path), ("subject", out / "foreign" / path.name)):
+        with pytest.raises(EffaceError, match=f"retrained reference: its weights are those of the {role} itself"):
+            audit(out, file)
 
 
-def test_another_shape_is_no_oracle(run: tuple[Path, Path], tmp_path: Path):
+def test_another_architecture_is_refused(run: tuple[Path, Path], tmp_path: Path):
     _, out = run
     (tmp_path / "small").mkdir()
     model = trained("moco", queue=24, hidden=10)
@@ -82,7 +82,7 @@ def test_another_shape_is_no_oracle(run: tuple[Path, Path], tmp_path: Path):
         audit(out, moco_file(model, tmp_path / "small"))
 
 
-def test_a_pickle_is_opened_on_request_only(run: tuple[Path, Path], tmp_path: Path):
+def test_a_pickle_is_opened_only_on_request(run: tuple[Path, Path], tmp_path: Path):
     path, out = run
     oracle = another(path, tmp_path / "a")
     torch.save(torch.load(oracle, weights_only=True) | {"best": tmp_path}, oracle)
@@ -92,14 +92,14 @@ def test_a_pickle_is_opened_on_request_only(run: tuple[Path, Path], tmp_path: Pa
     assert "trust_pickle" not in (out / "config.yaml").read_text()
 
 
-def test_relearning_beside_one_takes_the_same_word_and_the_record_says_so(run: tuple[Path, Path], tmp_path: Path):
+def test_relearning_with_one_needs_the_same_trust_and_is_recorded_as_unchecked(run: tuple[Path, Path], tmp_path: Path):
     path, out = run
     oracle = another(path, tmp_path / "a")
     torch.save(torch.load(oracle, weights_only=True) | {"best": tmp_path}, oracle)
     settings = WATCH | {"relearn": {"steps": 1, "every": 1}}
     with pytest.raises(EffaceError, match="pathlib"):
-        relearn.relearn_run(out, settings, oracles=[oracle])
-    kept = relearn.relearn_run(out, settings | {"trust_pickle": True}, oracles=[oracle])
+        relearn_run(out, settings, oracles=[oracle])
+    kept = relearn_run(out, settings | {"trust_pickle": True}, oracles=[oracle])
     assert kept.as_dict()["claims"] == [f"oracle 1, {oracle}: {comparison.UNCHECKED_CLAIM}"]
     audit(out)
     record = Record.load(out)

@@ -1,4 +1,4 @@
-"""Attention maps against their twins, and what reading them must leave alone."""
+"""Attention maps against reference implementations, and what reading them must not change."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from efface.errors import EffaceError
 from efface.training.networks.attention import find_attention_reader
 from efface.training.networks.backbones import Backbone
 from tests import tiny
-from tests.reference import attention as twin
+from tests.reference import attention as reference
 
 SWIN = "timm:swin_tiny_patch4_window7_224"
 KINDS = {
@@ -40,20 +40,20 @@ def inputs_of(module, run):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_maps_of_a_vit_equal_their_twin(kind):
+def test_maps_of_a_vit_equal_the_reference(kind):
     model, x = sharp(tiny.recipe("cross_entropy", backbone=KINDS[kind]))
     layer, prefix = find_attention_reader(model.backbone)[0], model.backbone.num_prefix_tokens
     maps = model.attention(x)
     rows = inputs_of(layer, lambda: model.eval().features(x))
     qkv = layer.qkv.weight.tolist(), layer.qkv.bias.tolist()
-    expected = [twin.tokens(row, *qkv, 2, prefix, model.backbone.global_pool == "token") for row in rows]
+    expected = [reference.tokens(row, *qkv, 2, prefix, model.backbone.global_pool == "token") for row in rows]
     assert maps.shape == (3, 2, 2)
     torch.testing.assert_close(maps.flatten(1).double(), torch.tensor(expected, dtype=torch.float64), atol=1e-5, rtol=0)
     assert maps.std() > 0.01
 
 
 @pytest.mark.parametrize(("shift", "side"), [(0, 4), (1, 4), (1, 5)])
-def test_maps_of_swin_equal_their_twin(shift, side):
+def test_maps_of_swin_equal_the_reference(shift, side):
     """One stage of two blocks: the second one's windows are shifted; 5 cells do not divide into windows of 2."""
     size = 2 * side
     options = {
@@ -77,7 +77,7 @@ def test_maps_of_swin_equal_their_twin(shift, side):
     assert block.shift_size == (shift, shift)
     qkv = layer.qkv.weight.tolist(), layer.qkv.bias.tolist()
     table = layer.relative_position_bias_table.tolist()
-    expected = [twin.windows(image, *qkv, table, 2, 2, shift) for image in cells[-1]]
+    expected = [reference.windows(image, *qkv, table, 2, 2, shift) for image in cells[-1]]
     assert maps.shape == (2, side, side)
     torch.testing.assert_close(maps.double(), torch.tensor(expected, dtype=torch.float64), atol=1e-5, rtol=0)
 

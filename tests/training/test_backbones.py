@@ -129,7 +129,7 @@ REFUSED = [
     ({"name": "timm:hf-hub:someone/something"}, r"timm has no model called 'hf-hub:someone/something'"),
     ({"options": {"zero_inti": True}}, r"resnet8 has no option 'zero_inti'. Did you mean 'zero_init'"),
     ({"name": TIMM, "options": {"img_sise": 28}}, r"timm:resnet10t cannot.*img_sise: 28.*unexpected keyword"),
-    ({"name": TIMM, "options": {"pretrained": True}}, r"'pretrained' of timm:resnet10t is not free"),
+    ({"name": TIMM, "options": {"pretrained": True}}, r"'pretrained' of timm:resnet10t cannot be set"),
     ({"name": TIMM, "options": {"num_classes": 10}}, r"option 'num_classes'.*without a classifier"),
     ({"name": TV, "options": {"weights": "DEFAULT"}}, r"option 'weights'"),
     ({"name": TV, "options": {"wide": 2}}, r"torchvision:resnet18 cannot be built.*wide: 2"),

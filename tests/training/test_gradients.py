@@ -21,7 +21,7 @@ from efface.training.gradients import (
 from efface.training.model import Model
 from efface.training.objectives import CrossEntropy
 from tests import tiny
-from tests.reference import gradients as twin
+from tests.reference import gradients as reference
 
 
 def world(n=12):
@@ -37,11 +37,11 @@ def loss(model):
 
 
 @pytest.mark.parametrize("group", [1, 4])
-def test_squared_gradients_equal_their_twin(group):
+def test_squared_gradients_equal_the_reference(group):
     model, part, x, y, numbers = world()
     ours = squared_gradients(model, part.ordered_batches(group), loss(model))
     groups = [(x[i : i + group], y[i : i + group]) for i in range(0, 12, group)]
-    np.testing.assert_allclose(ours.numpy(), twin.squares(*numbers, groups), rtol=1e-4, atol=1e-9)
+    np.testing.assert_allclose(ours.numpy(), reference.squares(*numbers, groups), rtol=1e-4, atol=1e-9)
 
 
 def test_a_square_of_the_mean_is_not_the_mean_of_squares():
@@ -55,7 +55,7 @@ def test_hessian_vector_products_equal_the_explicit_matrix():
     vector = torch.randn(195, generator=torch.Generator().manual_seed(0))
     total = lambda batch: model.objective.loss(model, batch).per_example.sum()
     ours = hessian_vector(model, part.ordered_batches(3), total, vector)
-    expected = twin.hessian(*numbers, x) @ vector.double().numpy()
+    expected = reference.hessian(*numbers, x) @ vector.double().numpy()
     np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -145,11 +145,11 @@ def test_conjugate_gradients_solve_what_the_matrix_says():
     assert residuals[-1][1] < 1e-6
 
 
-def test_the_residual_that_is_told_is_the_true_one():
+def test_the_reported_residual_is_the_true_one():
     a, b = spd()
-    told = []
-    x = conjugate_gradient(lambda v: torch.tensor(a) @ v, torch.tensor(b), 5, watch=lambda n, r: told.append(r))
-    assert told[-1] == pytest.approx(np.linalg.norm(b - a @ x.numpy()) / np.linalg.norm(b), rel=1e-6)
+    residuals = []
+    x = conjugate_gradient(lambda v: torch.tensor(a) @ v, torch.tensor(b), 5, watch=lambda n, r: residuals.append(r))
+    assert residuals[-1] == pytest.approx(np.linalg.norm(b - a @ x.numpy()) / np.linalg.norm(b), rel=1e-6)
 
 
 def test_few_iterations_minimize_over_their_krylov_space():

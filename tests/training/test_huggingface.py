@@ -1,4 +1,4 @@
-"""Folders of transformers: adopted whole by the library's own classes, and handed back so that it loads them."""
+"""Folders of transformers: loaded with the library's own classes, and exported so that the library loads them again."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from efface.errors import EffaceError
 from efface.interop.architecture import guess_architecture
 from efface.interop.checkpoint_file import read_foreign
 from efface.interop.layouts import Role
-from efface.runs import foreign
+from efface.runs import foreign, run
 from efface.training.checkpoint import Checkpoint
 from efface.training.networks import huggingface
 from efface.training.networks.backbones import Backbone
-from tests.adoption import QUICK, SPLIT, adopted, unlearn
+from tests.adoption import QUICK, imported, unlearn
 from tests.checkpoints import SMALL
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -70,7 +70,7 @@ def normalized(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_a_classifier_computes_what_the_library_computes(pictures: Path, tmp_path: Path, kind: str):
     net = saved(kind, tmp_path / "net", classifier=True)
-    model = adopted(tmp_path / "net", pictures).model.eval()
+    model = imported(tmp_path / "net", pictures).model.eval()
     x = torch.rand(4, 3, 8, 8)
     torch.testing.assert_close(model(x), net(normalized(x)).logits)
     assert set(model.backbone.state_dict()) == set(read_foreign(tmp_path / "net").part(Role.BACKBONE))
@@ -79,15 +79,15 @@ def test_a_classifier_computes_what_the_library_computes(pictures: Path, tmp_pat
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_an_encoder_computes_what_the_library_pools(pictures: Path, tmp_path: Path, kind: str):
     net = saved(kind, tmp_path / "net", classifier=False)
-    model = adopted_bare(tmp_path / "net", pictures).model.eval()
+    model = imported_without_head(tmp_path / "net", pictures).model.eval()
     x = torch.rand(4, 3, 8, 8)
     out = net(pixel_values=normalized(x))
     torch.testing.assert_close(model.features(x), out.pooler_output.flatten(1))
 
 
-def adopted_bare(path: Path, pictures: Path) -> Checkpoint:
-    settings = {"data": {"source": str(pictures)}, "split": SPLIT, "objective": "simclr", "fresh_head": True}
-    return foreign.foreign_start(path, settings, 0)[2]
+def imported_without_head(path: Path, pictures: Path) -> Checkpoint:
+    settings = {"objective": "simclr", "fresh_head": True}
+    return foreign.load_foreign(path, run.load_data({"data": str(pictures)}), settings, 0)
 
 
 @pytest.mark.parametrize(("kind", "classifier"), [("vit", True), ("vit", False), ("dinov2", True), ("dinov2", False)])
@@ -128,23 +128,23 @@ def test_normalization_and_size_are_those_that_the_folder_states(pictures: Path,
     assert guess_architecture(read_foreign(tmp_path / "net")).mean == (0.0, 0.0, 0.0)
     np.savez(tmp_path / "large.npz", x=np.zeros((180, 3, 16, 16), np.uint8), y=np.arange(180) % 3)
     with pytest.raises(EffaceError, match=r"looks at 8x8.*16x16.*data.size=8"):
-        adopted(tmp_path / "net", tmp_path / "large.npz")
+        imported(tmp_path / "net", tmp_path / "large.npz")
 
 
-def test_without_the_library_it_is_named(monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(EffaceError, match=r"transformers, which is not installed.*efface\[hf\]"):
         Backbone(name="hf:vit").build(3, (8, 8))
 
 
-def test_kinds_that_were_not_compared_are_not_built(pictures: Path, tmp_path: Path):
-    with pytest.raises(EffaceError, match=r"called 'swin' can be built here.*vit, deit"):
+def test_unsupported_model_types_and_options_are_refused(pictures: Path, tmp_path: Path):
+    with pytest.raises(EffaceError, match=r"the type 'swin' are not supported.*vit, deit"):
         Backbone(name="hf:swin").build(3, (8, 8))
     with pytest.raises(EffaceError, match=r"hf:vit cannot be built with these options"):
         Backbone(name="hf:vit", options={"take": "last"}).build(3, (8, 8))
 
 
-def test_a_version_that_writes_in_another_form_is_refused(monkeypatch: pytest.MonkeyPatch):
+def test_a_version_that_does_not_save_tensors_as_they_are_is_refused(monkeypatch: pytest.MonkeyPatch):
     net = transformers.AutoModel.from_config(transformers.ViTConfig(**SMALL))
     real = net.save_pretrained
 
@@ -153,25 +153,25 @@ def test_a_version_that_writes_in_another_form_is_refused(monkeypatch: pytest.Mo
         return real(folder, state_dict={name: state_dict[name] for name in rest})
 
     monkeypatch.setattr(net, "save_pretrained", merged)
-    with pytest.raises(EffaceError, match="in another form"):
-        huggingface._names_in_files(net)
+    with pytest.raises(EffaceError, match="as they are"):
+        huggingface._find_file_names(net)
 
 
 def test_copies_and_reloads_bear_the_names_of_the_files(tmp_path: Path):
     import copy
 
     net = Backbone(name="hf:vit", options={k: v for k, v in SMALL.items() if k != "image_size"}).build(3, (8, 8)).eval()
-    twin = copy.deepcopy(net)
+    copied = copy.deepcopy(net)
     with torch.no_grad():
-        for value in twin.parameters():
+        for value in copied.parameters():
             value.zero_()
-    assert list(twin.state_dict()) == list(net.state_dict())
+    assert list(copied.state_dict()) == list(net.state_dict())
     assert "encoder.layer.0.attention.attention.query.weight" in net.state_dict()
-    twin.load_state_dict(net.state_dict())
+    copied.load_state_dict(net.state_dict())
     x = torch.rand(2, 3, 8, 8)
-    assert torch.equal(net(x), twin(x))
+    assert torch.equal(net(x), copied(x))
     with pytest.raises(RuntimeError, match="Missing key"):
-        twin.load_state_dict({name: value for name, value in net.state_dict().items() if "cls_token" not in name})
+        copied.load_state_dict({name: value for name, value in net.state_dict().items() if "cls_token" not in name})
 
 
 def test_every_kind_is_tested():

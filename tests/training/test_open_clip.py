@@ -18,7 +18,8 @@ from efface.errors import EffaceError
 from efface.interop.architecture import OPEN_CLIP, guess_architecture, read_text_tower
 from efface.interop.checkpoint_file import read_foreign
 from efface.interop.layouts import Role
-from efface.runs import foreign, run, train
+from efface.runs import run, train
+from efface.runs.foreign import load_foreign
 from efface.training import defaults
 from efface.training.networks.backbones import Backbone
 from efface.training.networks.text import TextEncoder
@@ -98,7 +99,7 @@ def inputs():
 
 def test_a_folder_is_adopted_with_the_same_features(library_model, pictures, tmp_path, capsys):
     path = folder_of(library_model, tmp_path / "clip")
-    _, _, start, _ = foreign.foreign_start(path, {"data": str(pictures), "split": SPLIT}, 0)
+    start = load_foreign(path, run.load_data({"data": str(pictures)}), {}, 0)
     apart = compared(library_model, start.model.eval(), *inputs())
     shown(capsys, "adopted from open_clip", apart)
     assert apart < 1e-5
@@ -208,7 +209,7 @@ def test_a_pretrained_recipe_starts_the_same_twice(pictures):
         (lambda: Backbone(name="open_clip:custom", options={"wide": 3}).build(3, (8, 8)), "cannot build custom.*wide"),
         (
             lambda: TextEncoder(name="open_clip:custom", options={**TEXT, "vocab_size": 9}).build(4),
-            "text tower of 9 words",
+            "vocabulary of 9 is too small.*49408",
         ),
         (lambda: TextEncoder(name="open_clip:xlm-roberta-base-ViT-B-32").build(4), "have to be downloaded"),
     ],

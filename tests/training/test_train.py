@@ -1,4 +1,4 @@
-"""The loop: schedules, masks, logs, resuming, and what it must not touch."""
+"""The training loop: schedules, masks, logs, resuming, and what it must not change."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def part(augment=tiny.blurred):
     return tiny.parts(x, y, {"train": (0, 48)}, augment)["train"]
 
 
-def test_cosine_starts_at_the_peak_and_ends_at_nothing():
+def test_the_cosine_schedule_starts_at_the_peak_and_ends_at_zero():
     optim = Optim(lr=1.0, warmup=0.1)
     rates = [optim.factor(step, 100) for step in range(100)]
     assert max(rates) == rates[10] == 1.0
@@ -37,7 +37,7 @@ def test_cosine_starts_at_the_peak_and_ends_at_nothing():
     assert Optim(schedule=Schedule.CONSTANT).factor(99, 100) == 1.0
 
 
-def test_a_rate_that_cannot_train_is_refused():
+def test_an_impossible_learning_rate_is_refused():
     for lr in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(EffaceError, match="cannot train"):
             Optim(lr=lr)
@@ -55,7 +55,7 @@ def test_one_dimensional_weights_are_not_decayed():
 
 
 @pytest.mark.parametrize("rule", list(OptimizerType))
-def test_masked_weights_stay_bit_identical_in_spite_of_momentum_and_decay(rule):
+def test_masked_weights_stay_bit_identical_despite_momentum_and_decay(rule):
     model = tiny.linear_softmax()
     optimizer = Optim(rule=rule, lr=0.1, weight_decay=0.1).build(model, 9)
     mask = torch.zeros_like(model.head.weight, dtype=torch.bool)
@@ -69,13 +69,13 @@ def test_masked_weights_stay_bit_identical_in_spite_of_momentum_and_decay(rule):
     assert not torch.equal(model.head.weight[0], before[0])
 
 
-def test_nothing_is_left_out_of_a_pass_and_no_batch_is_larger_than_asked():
+def test_a_pass_serves_every_example_and_no_batch_is_too_large():
     batches = list(part().batches(20, torch.Generator().manual_seed(0)))
     assert [len(b) for b in batches] == [16, 16, 16]
     assert sorted(torch.cat([b.ids for b in batches]).tolist()) == list(range(48))
 
 
-def test_a_view_asked_for_twice_is_the_same_and_views_differ():
+def test_views_are_cached_and_differ_from_each_other():
     batch = next(part().batches(16, torch.Generator().manual_seed(0)))
     assert batch.view(0) is batch.view(0)
     assert not torch.equal(batch.view(0), batch.view(1))
@@ -96,7 +96,7 @@ def test_rows_of_a_batch_keep_the_views_that_they_have_in_it():
     assert len(some) == 4 and torch.equal((some + batch.rows(7)).ids, batch.ids[3:])
 
 
-def test_a_note_is_logged_without_being_a_step_and_refuses_what_is_not_finite():
+def test_logged_values_are_no_step_and_must_be_finite():
     records = []
     run = Run(log=records.append)
     with run.timed():
@@ -130,8 +130,8 @@ def test_a_run_cut_after_any_epoch_ends_bit_identical(objective, tmp_path):
         keeper = EpochStore(tmp_path / f"{objective}{stop}.pt")
 
         class CutAfter(EpochStore):
-            def save(self, model, optimizer, epoch, tally, stop=stop):
-                super().save(model, optimizer, epoch, tally)
+            def save(self, model, optimizer, epoch, cost, stop=stop):
+                super().save(model, optimizer, epoch, cost)
                 if epoch == stop:
                     raise Cut
 
@@ -143,7 +143,7 @@ def test_a_run_cut_after_any_epoch_ends_bit_identical(objective, tmp_path):
 
 
 def test_dropout_is_seeded_by_the_run(tmp_path):
-    """A network with dropout trains to the same weights whatever the global generator holds."""
+    """A network with dropout trains to the same weights, whatever the state of the global generator."""
 
     def trained(seed):
         torch.manual_seed(seed)

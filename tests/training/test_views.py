@@ -1,4 +1,4 @@
-"""Random views against a slow twin, torchvision, and their own promises."""
+"""Random views against a reference implementation, against torchvision, and their documented properties."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def fixed(count: int, height: int, width: int, **changed: object) -> ViewParams:
 
 @pytest.mark.parametrize("exact_hue", [False, True])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_views_equal_the_slow_twin(channels: int, exact_hue: bool):
+def test_views_equal_the_reference(channels: int, exact_hue: bool):
     spec = dataclasses.replace(WILD, exact_hue=exact_hue, sigma=(0.3, 0.9))
     x = images(24, channels).double()
     drawn = spec.draw_params(len(x), x.shape[1:], rng(1))
@@ -145,7 +145,7 @@ def test_fast_and_exact_form_agree_statistically():
 def test_the_hue_rotation_keeps_luma_and_gray_and_composes():
     y, i, q = reference.YIQ
     quarter = np.linalg.inv(reference.YIQ) @ np.array([[0, 0, 0], [0, 0, 1], [0, -1, 0]]) @ reference.YIQ
-    np.testing.assert_allclose(np.array(augment.TURN), quarter, atol=1e-8)
+    np.testing.assert_allclose(np.array(augment.HUE_ROTATION), quarter, atol=1e-8)
     assert np.array(augment.LUMA) == pytest.approx(y)
     assert i.sum() == pytest.approx(0) and q.sum() == pytest.approx(0)
     x = 0.4 + 0.2 * images(1).double()
@@ -318,7 +318,7 @@ def test_images_that_cannot_be_viewed_are_refused():
         Views()((images(2) * 255).byte(), rng())
     with pytest.raises(EffaceError, match="3 draws"):
         Views().apply(images(2), Views().draw_params(3, (3, 9, 11), rng()))
-    with pytest.raises(EffaceError, match="shift = 9 can push a 9x11 image"):
+    with pytest.raises(EffaceError, match="shift = 9 can move a 9x11 image"):
         Views(shift=9)(images(2), rng())
 
 

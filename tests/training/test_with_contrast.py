@@ -1,4 +1,4 @@
-"""CoUn's term: the wrapper against its twin, what it leaves alone, and any method run with it."""
+"""CoUn's term against a reference implementation, what it must not change, and every method run with it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from efface.training.optim import Optim, Schedule
 from efface.unlearning.methods import METHODS, AlignmentCalibration, Coun, Finetune, Method, NegGrad, Retrain, Scrub
 from efface.unlearning.protocol import Needs
 from tests import tiny
-from tests.reference import coun as coun_twin
-from tests.reference import with_contrast as twin
+from tests.reference import coun as coun_reference
+from tests.reference import with_contrast as reference
 from tests.unlearning.test_common_checks import HOME, data, recipe_for, small
 
 NAMES = sorted(tiny.SMALL)
@@ -42,7 +42,7 @@ def test_the_loss_is_the_inner_one_and_the_term(name):
     model, objective, batch = wrapped(name, weight=0.7, tau=0.3)
     features = [model.features(batch.view(number)).tolist() for number in (0, 1)]
     expected = model.objective.loss(model, batch).per_example.double() + 0.7 * torch.tensor(
-        twin.term(*features, 0.3), dtype=EXACT
+        reference.term(*features, 0.3), dtype=EXACT
     )
     torch.testing.assert_close(objective.loss(model, batch).per_example.double(), expected, atol=1e-4, rtol=1e-5)
 
@@ -53,7 +53,7 @@ def own_negatives(z, other, tau):
 
 
 def one_direction(z, other, tau):
-    """Planted: only the first view looks for the second."""
+    """Planted: only the direction from first to second view."""
     return nn.functional.cross_entropy(z @ other.T / tau, torch.arange(len(z)), reduction="none")
 
 
@@ -91,7 +91,7 @@ def test_the_term_is_taken_over_the_chosen_examples_only():
     term = WithContrast(model.objective, only=chosen).term(model, batch)
     features = [model.features(batch.view(number)[[1, 4, 7]]).tolist() for number in (0, 1)]
     torch.testing.assert_close(
-        term[[1, 4, 7]].double(), torch.tensor(twin.term(*features, 0.1), dtype=EXACT), atol=1e-4, rtol=1e-4
+        term[[1, 4, 7]].double(), torch.tensor(reference.term(*features, 0.1), dtype=EXACT), atol=1e-4, rtol=1e-4
     )
     assert term[[0, 2, 3, 5, 6, 8, 9]].abs().max() == 0
     assert WithContrast(model.objective, only=torch.zeros(48, dtype=torch.bool)).term(model, batch).abs().max() == 0
@@ -105,13 +105,13 @@ def test_the_anchored_loss_at_the_anchor_moves_as_the_loss_does(name):
     x = batch.view(0).clone().requires_grad_()
     anchored = objective.anchor_loss(model, batch)(x) - inner(x)
     features = [model.features(batch.view(number)).tolist() for number in (0, 1)]
-    expected = 0.7 * torch.tensor(twin.term(*features, 0.3), dtype=EXACT)
+    expected = 0.7 * torch.tensor(reference.term(*features, 0.3), dtype=EXACT)
     torch.testing.assert_close(anchored.double(), expected, atol=1e-4, rtol=1e-4)
     rows = torch.autograd.grad(anchored[3], x)[0].flatten(1).abs().sum(1)
     assert rows[3] > 0 and rows[[i for i in range(10) if i != 3]].max() < 1e-6
 
 
-def test_a_view_that_both_losses_look_at_goes_through_the_backbone_once():
+def test_a_view_that_both_losses_use_goes_through_the_backbone_once():
     model, objective, batch = wrapped("cross_entropy")
     seen = []
     hook = model.backbone.register_forward_hook(lambda *_: seen.append(1))
@@ -163,12 +163,12 @@ def test_weight_zero_is_the_base_method_and_any_other_is_not(base, name):
     assert run(Coun(base=base, weight=0.5), name).digest() != plain
 
 
-DEAF = {"bad_teacher", "gradient_ascent"}
+IGNORES_RETAINED_LOSS = {"bad_teacher", "gradient_ascent"}
 """Methods that never read the loss of a retained example."""
 
 
 @pytest.mark.parametrize("name", sorted(m for m in METHODS if Needs.RECIPE not in METHODS[m].needs))
-def test_every_method_takes_the_term_or_says_that_it_has_no_use_for_it(name):
+def test_every_method_uses_the_term_or_raises_that_it_cannot(name):
     objective, base = HOME[name], small(name)
     recipe, records = recipe_for(base, objective), []
 
@@ -178,8 +178,8 @@ def test_every_method_takes_the_term_or_says_that_it_has_no_use_for_it(name):
 
     alone = after(base)
     assert after(Coun(base=base, weight=0.0)) == alone
-    if name in DEAF:
-        with pytest.raises(EffaceError, match=f"nothing to join: {type(base).__name__}"):
+    if name in IGNORES_RETAINED_LOSS:
+        with pytest.raises(EffaceError, match=f"was never used: {type(base).__name__}"):
             after(Coun(base=base))
         return
     assert after(Coun(base=base)) != alone
@@ -187,16 +187,16 @@ def test_every_method_takes_the_term_or_says_that_it_has_no_use_for_it(name):
     assert note["phase"] == "coun" and note["losses"] > 0 and note["terms"]["first"] > 0
 
 
-def test_what_the_term_was_is_told():
+def test_the_callback_receives_the_unweighted_term():
     model, _, batch = wrapped("cross_entropy")
-    told = []
-    objective = WithContrast(model.objective, 0.3, 0.3, told=told.append)
+    terms = []
+    objective = WithContrast(model.objective, 0.3, 0.3, on_term=terms.append)
     objective.loss(model, batch)
     features = [model.features(batch.view(number)).tolist() for number in (0, 1)]
-    assert told[0].tolist() == pytest.approx(twin.term(*features, 0.3), abs=1e-4) and not told[0].requires_grad
+    assert terms[0].tolist() == pytest.approx(reference.term(*features, 0.3), abs=1e-4) and not terms[0].requires_grad
 
 
-def test_it_joins_a_method_that_reads_the_parts_of_the_loss():
+def test_it_works_with_a_method_that_reads_the_contrastive_terms():
     base = AlignmentCalibration(epochs=1, batch_size=12)
     assert run(Coun(base=base, weight=0.0), "moco").digest() == run(base, "moco").digest()
     assert run(Coun(base=base), "moco").digest() != run(base, "moco").digest()
@@ -265,7 +265,7 @@ def test_a_checkpoint_of_coun_is_one_of_the_original_objective(tmp_path):
     assert (again.method["name"], again.method["base"]["name"]) == ("coun", "neggrad")
 
 
-def test_coun_equals_its_twin():
+def test_coun_equals_the_reference():
     """A classifier of linear features, two updates, against descent by central differences in float64."""
     parts = parts_of()
     with torch.random.fork_rng():
@@ -280,10 +280,10 @@ def test_coun_equals_its_twin():
         return nn.functional.avg_pool2d(view, 2).flatten(1).double().tolist()
 
     functions = [
-        lambda n, b=b: coun_twin.loss(n, (16, 3, 3), pooled(b.view(0)), pooled(b.view(1)), b.y.tolist(), 0.6, 0.5)
+        lambda n, b=b: coun_reference.loss(n, (16, 3, 3), pooled(b.view(0)), pooled(b.view(1)), b.y.tolist(), 0.6, 0.5)
         for b in batches
     ]
-    expected = coun_twin.descend(numbers, functions, [0.05, 0.05])
+    expected = coun_reference.descend(numbers, functions, [0.05, 0.05])
     method.unlearn(model, tiny.given(method, parts), Run(seed=5))
     ours = [float(v) for w in (backbone[2].weight, model.head.weight, model.head.bias) for v in w.detach().flatten()]
     assert ours == pytest.approx(expected, abs=2e-5)

@@ -1,4 +1,4 @@
-"""Auto: the order of trials, their strength, the budget; what is said when nothing met the bar."""
+"""The search over methods: order and strength of trials, the budget, and the result if none reached the goal."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def world():
 
 
 def ended(reason: StopReason, distance: float, reached: bool = False, taken: int = 10) -> StoppingResult:
-    """How a trial ended; blind ones have one look alone."""
+    """The result of a trial; a blind one has a single check."""
     start = StoppingCheck(0, {"backbone": (0.7, 0.6, 0.8)}, {"backbone": 0.7}, 0.2)
     found = (
         ()
@@ -39,12 +39,12 @@ def ended(reason: StopReason, distance: float, reached: bool = False, taken: int
     return StoppingResult(reason, reached, taken, taken, 30, 0.05, (start, *found))
 
 
-def played(monkeypatch, world, budget, answers):
-    """Search with trials that end as ``answers`` say; the search, and (method, learning rate) of each trial."""
+def search_with(monkeypatch, world, budget, answers):
+    """Search with trials that end as ``answers`` say; the result, and (method, rate, budget, epochs) of each trial."""
     start, data, split = world
     tried, left = [], iter(answers)
 
-    def until(stop, method, start, data, split, run, *, halve):
+    def fake_unlearn(stop, method, start, data, split, run, *, halve):
         tried.append((type(method).__name__, method.optim.lr, stop.steps, method.epochs))
         answer = next(left)
         run.training_cost.steps += 10 if answer is None else answer.taken
@@ -52,12 +52,12 @@ def played(monkeypatch, world, budget, answers):
             raise DivergenceError({"task": float("nan")}, 10)
         return start.model, answer
 
-    monkeypatch.setattr(search, "unlearn_with_early_stopping", until)
+    monkeypatch.setattr(search, "unlearn_with_early_stopping", fake_unlearn)
     return search.search_methods(start, data, split, budget, StoppingRule(), Run()), tried
 
 
 def test_the_first_that_reaches_the_goal_is_taken_and_no_other_is_tried(monkeypatch, world):
-    found, tried = played(monkeypatch, world, 400, [ended(StopReason.MATCHED, 0.02, True)])
+    found, tried = search_with(monkeypatch, world, 400, [ended(StopReason.MATCHED, 0.02, True)])
     assert [name for name, *_ in tried] == ["MarginMatching"]
     assert found.search.reached_goal and found.search.chosen == 0 and found.training_cost.steps == 10
     assert (
@@ -66,10 +66,10 @@ def test_the_first_that_reaches_the_goal_is_taken_and_no_other_is_tried(monkeypa
     )
 
 
-def test_where_the_forgotten_are_of_a_kind_alignment_calibration_comes_first(monkeypatch, world):
+def test_if_a_class_is_forgotten_alignment_calibration_comes_first(monkeypatch, world):
     start, data, split = world
     kind = dataclasses.replace(split, provenance=split.provenance | {"matched": "class"})
-    _, tried = played(monkeypatch, (start, data, kind), 400, [ended(StopReason.MATCHED, 0.02, True)])
+    _, tried = search_with(monkeypatch, (start, data, kind), 400, [ended(StopReason.MATCHED, 0.02, True)])
     assert [name for name, *_ in tried] == ["AlignmentCalibration"]
 
 
@@ -80,16 +80,16 @@ def test_too_far_is_tried_again_at_half_the_rate_and_too_little_at_twice(monkeyp
         ended(StopReason.ENDED, 0.1),
         ended(StopReason.MATCHED, 0, True),
     ]
-    found, tried = played(monkeypatch, world, 400, answers)
+    found, tried = search_with(monkeypatch, world, 400, answers)
     names, rates = [name for name, *_ in tried], [rate for _, rate, *_ in tried]
     assert names == ["MarginMatching"] * 2 + ["AlignmentCalibration"] * 2
     assert rates[1] == rates[0] / 2 and rates[3] == rates[2] * 2
     assert found.search.chosen == 3
 
 
-def test_nothing_met_the_bar_is_said_and_the_nearest_given_back(monkeypatch, world):
+def test_if_nothing_reaches_the_goal_the_nearest_is_returned_and_that_is_said(monkeypatch, world):
     answers = [ended(StopReason.ENDED, d) for d in (0.12, 0.11, 0.07, 0.09, *[0.2] * 6)]
-    found, tried = played(monkeypatch, world, 400, answers)
+    found, tried = search_with(monkeypatch, world, 400, answers)
     assert len(tried) == 10 and tried[-1][0] == "Finetune"
     assert found.search.chosen == 2 and not found.search.reached_goal
     assert history.describe_search(found.search).startswith(
@@ -97,7 +97,7 @@ def test_nothing_met_the_bar_is_said_and_the_nearest_given_back(monkeypatch, wor
     )
 
 
-def test_one_that_reached_the_goal_goes_before_a_nearer_one_that_did_not():
+def test_a_trial_that_reached_the_goal_wins_over_a_nearer_one_that_did_not():
     trials = [
         history.Trial({"name": str(i)}, one)
         for i, one in enumerate([ended(StopReason.ENDED, 0.01), ended(StopReason.OVER, 0.04, True)])
@@ -111,19 +111,19 @@ def test_all_trials_together_stay_within_the_budget(monkeypatch, world):
         ended(StopReason.ENDED, 0.1, taken=17),
         ended(StopReason.ENDED, 0.1),
     ]
-    found, tried = played(monkeypatch, world, 60, answers)
+    found, tried = search_with(monkeypatch, world, 60, answers)
     assert [steps for *_, steps, _ in tried] == [60, 20] and found.search.taken == 57
-    assert [epochs for *_, epochs in tried] == [30, 10]  # two steps a pass: schedules come to their end
+    assert [epochs for *_, epochs in tried] == [30, 10]  # two steps per pass: schedules are completed
 
 
-def test_a_trial_that_diverges_is_paid_for_and_passed_over(monkeypatch, world):
-    found, tried = played(monkeypatch, world, 400, [None, ended(StopReason.MATCHED, 0.0, True)])
+def test_a_trial_that_diverges_is_counted_and_skipped(monkeypatch, world):
+    found, tried = search_with(monkeypatch, world, 400, [None, ended(StopReason.MATCHED, 0.0, True)])
     assert found.training_cost.steps == 20 and found.search.trials[0].stopped.reached
     assert [name for name, *_ in tried] == ["MarginMatching"] * 2 and tried[1][1] == tried[0][1] / 2
 
 
-def test_where_looks_see_nothing_the_first_runs_unguided_and_that_is_said(monkeypatch, world):
-    found, tried = played(monkeypatch, world, 400, [ended(StopReason.BLIND, 0.0)])
+def test_if_checks_have_nothing_to_measure_the_first_runs_unguided_and_that_is_said(monkeypatch, world):
+    found, tried = search_with(monkeypatch, world, 400, [ended(StopReason.BLIND, 0.0)])
     assert len(tried) == 1 and not found.search.reached_goal
     assert "Nothing could be chosen by unseen examples" in history.describe_search(found.search)
     assert history.describe_trial(1, found.search.trials[0]).endswith("unguided")
@@ -133,7 +133,7 @@ def test_what_does_not_fit_the_checkpoint_is_not_tried(monkeypatch, world):
     _start, data, split = world
     recipe = dataclasses.replace(tiny.recipe("cross_entropy"), epochs=100, batch_size=20)
     classifier = Checkpoint(recipe.start(0), recipe)
-    _, tried = played(monkeypatch, (classifier, data, split), 400, [ended(StopReason.ENDED, 0.1)] * 20)
+    _, tried = search_with(monkeypatch, (classifier, data, split), 400, [ended(StopReason.ENDED, 0.1)] * 20)
     assert "AlignmentCalibration" not in [name for name, *_ in tried]
 
 
@@ -145,9 +145,9 @@ def test_budgets(world, budget, steps):
 
 
 @pytest.mark.parametrize("budget", ["much", "-5%", "0", "0.5", "nan", "inf", "0%", "5 percent"])
-def test_budgets_that_are_none(world, budget):
+def test_impossible_budgets_are_refused(world, budget):
     start, _, split = world
-    with pytest.raises(EffaceError, match="is no number of steps"):
+    with pytest.raises(EffaceError, match="is not a number of steps"):
         search.resolve_budget(budget, start, split)
 
 
@@ -160,7 +160,7 @@ def test_a_share_of_an_unknown_training_is_an_error(world):
     assert search.resolve_budget("40", foreign, split) == 40
 
 
-def test_settings_beside_auto_are_an_error(world):
+def test_settings_together_with_auto_are_an_error(world):
     start, data, split = world
     with pytest.raises(EffaceError, match=r"chooses the settings itself.*hold"):
         api.unlearn(start, data, split, "auto", device="cpu", hold=1.0)

@@ -1,4 +1,4 @@
-"""The baselines against their slow twins, on models whose gradients are known in closed form; and planted slips."""
+"""Baselines against their reference implementations, on models with closed-form gradients; and planted bugs."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import pytest
 import torch
 
 from efface.errors import EffaceError
-from efface.training.gradients import flatten_parts
+from efface.training import loop
+from efface.training.gradients import flatten_parts, unflatten_vector
 from efface.training.loop import Run, frozen_copy
 from efface.training.objectives import CrossEntropy
 from efface.training.optim import Optim
 from efface.unlearning.methods import BadTeacher, Finetune, L1Sparse, RandomLabels, SalUn
 from efface.unlearning.methods.bad_teacher import redraw_weights
 from tests import tiny
-from tests.reference import bad_teacher as bad_teacher_twin
+from tests.reference import bad_teacher as bad_teacher_reference
 from tests.reference import descent
-from tests.reference import gradients as gradients_twin
-from tests.reference import l1_sparse as l1_sparse_twin
-from tests.reference import random_labels as random_labels_twin
-from tests.reference import salun as salun_twin
+from tests.reference import gradients as gradients_reference
+from tests.reference import l1_sparse as l1_sparse_reference
+from tests.reference import random_labels as random_labels_reference
+from tests.reference import salun as salun_reference
 from tests.unlearning.test_methods import CUTS, OPTIM, agrees, rows, unlearn, weights
 
 RETAIN = {"epochs": 1, "batch_size": 10, "optim": OPTIM}
@@ -37,34 +38,34 @@ def vector(model):
 
 
 def batches(parts, run):
-    """The three batches of R, and the ones of F beside them."""
+    """The three batches of R, and the batch of F of each of their steps."""
     cycle, forget = run.rng("forget"), []
     while len(forget) < 3:
         forget += rows(parts["forget"], 9, cycle)
     return rows(parts["retain"], 10, run.rng("retain", 0)), forget[:3]
 
 
-def differs(model, slip):
-    """A planted slip is caught."""
+def differs(model, expected):
+    """Check that a planted bug in the reference implementation is caught."""
     with pytest.raises(AssertionError):
-        agrees(model, slip)
+        agrees(model, expected)
 
 
 # l1_sparse
 
 
-def test_l1_sparse_equals_its_twin(world):
+def test_l1_sparse_matches_the_reference_implementation(world):
     parts, _, _ = world
     retain, start = rows(parts["retain"], 10, Run(seed=7).rng("retain", 0)), weights(tiny.linear_softmax())
     ours = unlearn(L1Sparse(weight=0.01, **RETAIN), parts)
 
-    def twin(**slip):
-        steps = l1_sparse_twin.steps(retain, 0.01, **slip)
+    def reference(**bug):
+        steps = l1_sparse_reference.steps(retain, 0.01, **bug)
         return descent.run(*start, steps, descent.cosine(0.1, 3), 0.9, 0.01)
 
-    agrees(ours, twin())
-    differs(ours, twin(fade=False))
-    differs(ours, twin(total=2))
+    agrees(ours, reference())
+    differs(ours, reference(fade=False))
+    differs(ours, reference(total=2))
 
 
 @pytest.mark.parametrize("objective", sorted(tiny.SMALL))
@@ -88,8 +89,8 @@ def test_l1_sparse_makes_weights_smaller(world):
 # random_labels
 
 
-def scrambled(parts, forget_rows, rng):
-    """The labels that the method teaches: F's rows of a batch scrambled together with the first of R's."""
+def wrong_labels(parts, forget_rows, rng):
+    """The labels that the method trains on: those of F, corrupted together with the first of a batch of R."""
     result = []
     for batch, gone in zip(parts["retain"].batches(10, Run(seed=7).rng("retain", 0)), forget_rows, strict=True):
         some = batch.rows(0, 9)
@@ -102,27 +103,27 @@ def forget_batches(parts):
     return [next(cycle) for _ in range(3)]
 
 
-def taught(parts):
-    """What random labels shows: batches of R, batches of F with their own labels, and with the wrong ones."""
+def random_label_batches(parts):
+    """What random labels trains on: batches of R, and batches of F with their own labels and with wrong ones."""
     retain, forget = batches(parts, Run(seed=7))
-    wrong = scrambled(parts, forget_batches(parts), Run(seed=7).rng("wrong"))
+    wrong = wrong_labels(parts, forget_batches(parts), Run(seed=7).rng("wrong"))
     return retain, forget, [(x, y) for (x, _), y in zip(forget, wrong, strict=True)]
 
 
-def test_random_labels_equals_its_twin(world):
+def test_random_labels_matches_the_reference_implementation(world):
     parts, _, _ = world
     start = weights(tiny.linear_softmax())
-    retain, forget, wrong = taught(parts)
+    retain, forget, wrong = random_label_batches(parts)
     assert all((y != own).all() for (_, y), (_, own) in zip(wrong, forget, strict=True))
     ours = unlearn(RandomLabels(weight=0.6, **BOTH), parts)
 
-    def twin(shown, weight):
-        steps = random_labels_twin.steps(retain, shown, weight)
+    def reference(shown, weight):
+        steps = random_labels_reference.steps(retain, shown, weight)
         return descent.run(*start, steps, descent.cosine(0.1, 3), 0.9, 0.01)
 
-    agrees(ours, twin(wrong, 0.6))
-    differs(ours, twin(forget, 0.6))
-    differs(ours, twin(wrong, 0.0))
+    agrees(ours, reference(wrong, 0.6))
+    differs(ours, reference(forget, 0.6))
+    differs(ours, reference(wrong, 0.0))
 
 
 def shown_to(monkeypatch, parts, objective="cross_entropy", **fields):
@@ -141,7 +142,7 @@ def test_a_whole_class_gets_labels_of_other_classes(monkeypatch):
     parts = tiny.parts(x, np.sort(y), {"forget": (0, 16), "retain": (16, 48)})
     alone = next(parts["forget"].ordered_batches(16))
     planted = CrossEntropy().corrupt_targets(alone, torch.Generator())
-    assert torch.equal(planted.y, alone.y), "planted: scrambled alone, a class keeps its label"
+    assert torch.equal(planted.y, alone.y), "planted: corrupted without R, a class keeps its label"
     for batch in shown_to(monkeypatch, parts):
         assert (batch.y[batch.ids < 16] != 0).all()
 
@@ -159,31 +160,30 @@ def test_a_single_example_finds_another_image_s_view(monkeypatch, objective):
 # salun
 
 
-def test_salun_equals_its_twin(world):
+def test_salun_matches_the_reference_implementation(world):
     parts, x, y = world
     model = tiny.linear_softmax()
     start, shape = weights(model), model.head.weight.shape
-    slope = sum(gradients_twin.of_one(*start, row, label) for row, label in zip(x[:9], y[:9], strict=True))
-    retain, _, wrong = taught(parts)
+    slope = sum(gradients_reference.of_one(*start, row, label) for row, label in zip(x[:9], y[:9], strict=True))
+    retain, _, wrong = random_label_batches(parts)
     ours = unlearn(SalUn(keep=0.4, weight=0.6, **BOTH), parts)
 
-    def twin(mask):
-        steps = random_labels_twin.steps(retain, wrong, 0.6)
+    def reference(mask):
+        steps = random_labels_reference.steps(retain, wrong, 0.6)
         split = mask[:-3].reshape(shape), mask[-3:]
-        return salun_twin.run(*start, steps, descent.cosine(0.1, 3), 0.9, 0.01, *split)
+        return salun_reference.run(*start, steps, descent.cosine(0.1, 3), 0.9, 0.01, *split)
 
-    mask = salun_twin.mask(slope, 0.4)
-    agrees(ours, twin(mask))
-    differs(ours, twin(~mask))
-    differs(ours, twin(np.ones_like(mask)))
+    mask = salun_reference.mask(slope, 0.4)
+    agrees(ours, reference(mask))
+    differs(ours, reference(~mask))
+    differs(ours, reference(np.ones_like(mask)))
     before = np.concatenate([start[0].ravel(), start[1]])
     np.testing.assert_array_equal(vector(ours)[~mask], before[~mask])
     assert (vector(ours)[mask] != before[mask]).all()
 
 
-@pytest.mark.parametrize("objective", sorted(tiny.SMALL))
-def test_salun_leaves_half_of_the_weights_bit_identical(objective):
-    """With momentum and weight decay; which weights is decided over the whole model, not layer by layer."""
+def check_that_salun_chooses_over_the_whole_model(objective):
+    """Half of the weights stay bit-identical, in spite of momentum and weight decay, and not half of each layer."""
     recipe = tiny.recipe(objective)
     x, y = tiny.images(48)
     parts = tiny.parts(x, y, {"forget": (0, 12), "retain": (12, 48)}, recipe.views)
@@ -194,7 +194,44 @@ def test_salun_leaves_half_of_the_weights_bit_identical(objective):
     total = sum(weight.numel() for weight in before)
     assert total // 2 <= sum(same) <= 0.52 * total
     shares = [count / weight.numel() for count, weight in zip(same, before, strict=True)]
-    assert max(shares) - min(shares) > 0.3, "planted: half of each layer"
+    assert max(shares) - min(shares) > 0.3, "half of each layer"
+
+
+@pytest.mark.parametrize("objective", sorted(tiny.SMALL))
+def test_salun_leaves_half_of_the_weights_bit_identical(objective):
+    check_that_salun_chooses_over_the_whole_model(objective)
+
+
+def test_a_salun_threshold_per_layer_is_seen(monkeypatch):
+    """Planted: the largest half of each layer's gradient."""
+
+    def mask(self, model, gradient, run):
+        weights = model.trainable_parameters()
+        chosen = [torch.zeros(weight.numel(), dtype=torch.bool) for weight in weights]
+        for mask, slope in zip(chosen, unflatten_vector(model, gradient.abs()), strict=True):
+            mask[slope.flatten().topk(mask.numel() // 2).indices] = True
+        return {weight: mask.view_as(weight) for weight, mask in zip(weights, chosen, strict=True)}
+
+    monkeypatch.setattr(SalUn, "mask", mask)
+    with pytest.raises(AssertionError, match="half of each layer"):
+        check_that_salun_chooses_over_the_whole_model("simclr")
+
+
+def test_a_salun_mask_that_weight_decay_undoes_is_seen(monkeypatch):
+    """Planted: gradients off the mask are 0, but the weights are not restored after the update."""
+    step = loop.train_step
+
+    def mask_gradients(model, batch, terms, optimizer, run, *, phase="train", only=None):
+        handles = [weight.register_hook(lambda g, mask=mask: g * mask) for weight, mask in (only or {}).items()]
+        try:
+            return step(model, batch, terms, optimizer, run, phase=phase)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    monkeypatch.setattr(loop, "train_step", mask_gradients)
+    with pytest.raises(AssertionError):
+        check_that_salun_chooses_over_the_whole_model("simclr")
 
 
 def test_salun_keeping_everything_is_random_labels(world):
@@ -209,21 +246,21 @@ def test_salun_keeping_everything_is_random_labels(world):
 # bad_teacher
 
 
-def test_bad_teacher_equals_its_twin(world):
+def test_bad_teacher_matches_the_reference_implementation(world):
     parts, _, _ = world
     method, model = BadTeacher(weight=0.7, **BOTH), tiny.linear_softmax()
     start, bad = weights(model), weights(method.build_bad_teacher(model, tiny.given(method, parts), Run(seed=7)))
     retain, forget = ([x for x, _ in shown] for shown in batches(parts, Run(seed=7)))
     ours = unlearn(method, parts)
 
-    def twin(good, bad, weight=0.7):
-        steps = bad_teacher_twin.steps(retain, forget, good, bad, weight)
+    def reference(good, bad, weight=0.7):
+        steps = bad_teacher_reference.steps(retain, forget, good, bad, weight)
         return descent.run(*start, steps, descent.cosine(0.1, 3), 0.9, 0.01)
 
-    agrees(ours, twin(start, bad))
-    differs(ours, twin(bad, start))
-    differs(ours, twin(start, start))
-    differs(ours, twin(start, bad, 0.0))
+    agrees(ours, reference(start, bad))
+    differs(ours, reference(bad, start))
+    differs(ours, reference(start, start))
+    differs(ours, reference(start, bad, 0.0))
 
 
 def test_the_bad_teacher_of_a_known_recipe_is_a_fresh_start_but_not_the_original_s():
@@ -259,7 +296,7 @@ def test_redrawn_weights_remember_only_mean_and_deviation(objective):
     assert fresh(torch.rand(4, 1, 8, 8)).isfinite().all()
 
 
-def test_a_bad_teacher_is_followed_on_the_forgotten_and_the_checkpoint_on_the_others(world):
+def test_it_agrees_with_the_bad_teacher_on_forgotten_and_with_the_checkpoint_on_retained_examples(world):
     parts, _, y = world
     train = tiny.parts(parts["forget"].x.numpy(), y, {"retain": (0, 39)})
     tuned = Finetune(epochs=150, batch_size=39, optim=Optim(lr=0.5, weight_decay=0.0))
@@ -268,10 +305,11 @@ def test_a_bad_teacher_is_followed_on_the_forgotten_and_the_checkpoint_on_the_ot
     given = tiny.given(method, parts)
     bad = method.build_bad_teacher(model, given, Run())
     after = method.unlearn(frozen_copy(model).requires_grad_(True), given, Run())
-    far = {}
+    distances = {}
     for name in ("forget", "retain"):
         x = next(parts[name].ordered_batches(39)).clean
         with torch.no_grad():
-            far[name] = [model.objective.distance(t(x), m(x)).mean() for m in (model, after) for t in (model, bad)]
-    assert far["forget"][3] < 0.1 * far["forget"][1]
-    assert far["retain"][2] < 0.1 * far["retain"][1]
+            pairs = [(teacher, student) for student in (model, after) for teacher in (model, bad)]
+            distances[name] = [model.objective.distance(teacher(x), student(x)).mean() for teacher, student in pairs]
+    assert distances["forget"][3] < 0.1 * distances["forget"][1]
+    assert distances["retain"][2] < 0.1 * distances["retain"][1]

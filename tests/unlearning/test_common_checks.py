@@ -1,4 +1,4 @@
-"""The common checks: every method, on every objective, keeps the same promises."""
+"""The common checks: promises that every method keeps on every objective."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ CUTS = {"forget": (0, 12), "retain": (12, 60), "valid": (60, 80)}
 CHOICES = {Method: METHODS}
 STRONG = Optim(lr=0.05, clip=5.0)
 OWN = {"ssd": {"alpha": 1.0}, "influence": {"iterations": 4}}
-"""What a method needs besides, to show an effect on an untrained network, or to be quick."""
+"""Settings that a method needs to show an effect on an untrained network, or to be quick."""
 CLOSED_FORM = {"influence", "ssd"}
-"""Methods that take no optimizer step: the twin is copied, the queue stays until it is purged."""
+"""Methods without optimizer steps: the momentum encoder is copied, the queue stays until it is purged."""
 
 
 def small(name):
@@ -75,7 +75,7 @@ def unlearned(method, objective, parts=None, seed=3, log=lambda record: None, *,
 
 
 def trace(method, objective, parts=None):
-    """All that can be told apart of a run: the weights afterwards, and every line of the log."""
+    """All that a run can be told by: the weights afterwards, and every line of the log."""
     records = []
     return unlearned(method, objective, parts, log=records.append).digest(), records
 
@@ -106,7 +106,7 @@ def test_the_sets_that_are_declared_matter_and_the_others_do_not(method, objecti
         declared = Needs[name.upper()] in chosen.needs
         assert ((weights, log) != plain(method, objective)) == declared, name
         stops = any(record["phase"] == "stop_rule" for record in log)
-        if declared and not (stops and name == "valid"):  # it may see other values and still stop at the same time
+        if declared and not (stops and name == "valid"):  # it may measure other values and still stop at the same time
             assert weights != plain(method, objective)[0], name
 
 
@@ -151,7 +151,7 @@ NUDGED = {
     "backbone": 0.7, "output": 0.7, "hold": 30.0, "memory": 0.0,
 }  # fmt: skip
 WITH = {"target": {"match": "square"}}
-"""What else must be set for a field to be alive at all."""
+"""What else must be set for a field to have an effect."""
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_under_bfloat16_autocast_it_does_much_the_same_and_the_weights_stay_floa
 
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_the_run_counts_what_it_cost(method):
-    """Steps are optimizer steps; a closed form has none, and shows its examples and its time all the same."""
+    """Steps are optimizer steps; a closed form has none, but it counts its examples and its time."""
     chosen, run = small(method), Run(seed=3)
     recipe = recipe_for(chosen, HOME[method])
     chosen.unlearn(recipe.start(11), tiny.given(chosen, data(), recipe), run)
@@ -207,9 +207,9 @@ def test_the_run_counts_what_it_cost(method):
 
 @pytest.mark.parametrize("method", sorted(m for m in METHODS if not METHODS[m].exact and m != "gradient_ascent"))
 def test_defaults_cost_at_most_a_twentieth_of_the_oracle_s_steps(method):
-    """100 epochs of 2 steps; gradient_ascent and scrub count passes over the few forgotten examples besides.
+    """100 epochs of 2 steps; gradient_ascent and scrub also count passes over the few forgotten examples.
 
-    margin_matching may take a tenth of an oracle's steps where the oracle has as few as here.
+    margin_matching may take a tenth of the steps of retraining if those are as few as here.
     """
     chosen, run = METHODS[method](), Run()
     recipe = recipe_for(chosen, HOME[method], epochs=100, batch_size=30)
@@ -241,7 +241,7 @@ def test_the_file_explains_itself(method):
     import sys
 
     text = sys.modules[METHODS[method].__module__].__doc__
-    for word in ("θ", "Source", "Departures", "Tests kill"):
+    for word in ("θ", "Source", "Departures", "Tests cover"):
         assert word in text
     assert all(line for *_, line in config.describe_fields(METHODS[method])), "a field without a docstring"
 
@@ -254,10 +254,10 @@ def test_the_twin_follows(method, objective):
     before = recipe.start(11)
     after = unlearned(small(method), objective)
     pairs = zip(before.momentum_encoder.parameters(), after.momentum_encoder.parameters(), strict=True)
-    twin = [not torch.equal(a, b) for a, b in pairs]
+    encoder_moved = [not torch.equal(a, b) for a, b in pairs]
     towers = [[*model.backbone.parameters(), *model.head.parameters()] for model in (before, after)]
-    own = [not torch.equal(a, b) for a, b in zip(*towers, strict=True)]
-    assert any(own) and twin == own, "the twin moves exactly where the network did"
+    moved = [not torch.equal(a, b) for a, b in zip(*towers, strict=True)]
+    assert any(moved) and encoder_moved == moved, "the momentum encoder moves exactly where the network did"
     if method in CLOSED_FORM:
         assert all(torch.equal(a, b) for a, b in zip(towers[1], after.momentum_encoder.parameters(), strict=True))
     assert {p.data_ptr() for p in after.momentum_encoder.parameters()}.isdisjoint(
@@ -287,7 +287,7 @@ def test_no_key_of_a_forgotten_example_enters_the_queue(method, monkeypatch):
 
 
 def test_the_check_above_can_fail(monkeypatch):
-    """Planted: NegGrad passing on the keys of its whole mixed batch."""
+    """Planted: NegGrad carries the keys of its whole mixed batch."""
     from efface.training.batch import LossOutput
 
     monkeypatch.setattr(LossOutput, "rows", lambda self, a, b=None: LossOutput(self.per_example[a:b], self.carry))

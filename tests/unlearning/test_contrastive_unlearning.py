@@ -1,4 +1,4 @@
-"""Contrastive unlearning: the loss against its twin, the rhythm of the loop, and the stop rule."""
+"""Contrastive unlearning: the loss against its reference implementation, the order of batches, and the stop rule."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from efface.unlearning.methods import ContrastiveUnlearning
 from efface.unlearning.methods import contrastive_unlearning as module
 from efface.unlearning.methods.contrastive_unlearning import measure_accuracy, push_and_pull
 from tests import tiny
-from tests.reference import contrastive_unlearning as twin
+from tests.reference import contrastive_unlearning as reference
 from tests.reference import descent
 from tests.unlearning.test_methods import agrees, weights
 
@@ -57,12 +57,12 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_loss_equals_its_twin_and_is_finite_with_its_gradient(case):
+def test_the_loss_matches_the_reference_implementation_and_is_finite_with_its_gradient(case):
     y, other_y = CASES[case]
     z, others = rows()
     z.requires_grad_(), others.requires_grad_()
     ours = module.push_and_pull(z, others, torch.tensor(y), torch.tensor(other_y), 0.7)
-    assert float(ours.detach()) == pytest.approx(twin.loss(z.tolist(), y, others.tolist(), other_y, 0.7), abs=1e-9)
+    assert float(ours.detach()) == pytest.approx(reference.loss(z.tolist(), y, others.tolist(), other_y, 0.7), abs=1e-9)
     for gradient in torch.autograd.grad(ours, (z, others)):
         assert gradient.isfinite().all()
     assert torch.autograd.gradcheck(
@@ -79,14 +79,14 @@ def weighted(z, others, y, other_y, tau):
 
 
 def unguarded(z, others, y, other_y, tau):
-    """Planted: no care for anchors without a partner."""
+    """Planted: anchors without a partner are not handled."""
     similar, same = z @ others.T / tau, y[:, None] == other_y[None]
     push = similar.masked_fill(~same, -torch.inf).logsumexp(1)
     return (push - (similar * ~same).sum(1) / (~same).sum(1)).mean()
 
 
 @pytest.mark.parametrize(
-    ("slip", "case"),
+    ("bug", "case"),
     [
         (weighted, "both kinds of partner"),
         (unguarded, "a class that is gone"),
@@ -94,10 +94,10 @@ def unguarded(z, others, y, other_y, tau):
         (unguarded, "nobody has a partner to pull to"),
     ],
 )
-def test_planted_slips_in_the_loss_are_seen(slip, case, monkeypatch):
-    monkeypatch.setattr(module, "push_and_pull", slip)
+def test_planted_bugs_in_the_loss_are_seen(bug, case, monkeypatch):
+    monkeypatch.setattr(module, "push_and_pull", bug)
     with pytest.raises(AssertionError):
-        test_the_loss_equals_its_twin_and_is_finite_with_its_gradient(case)
+        test_the_loss_matches_the_reference_implementation_and_is_finite_with_its_gradient(case)
 
 
 def test_the_slope_at_an_anchor_points_at_its_own_class_and_away_from_the_others():
@@ -108,59 +108,59 @@ def test_the_slope_at_an_anchor_points_at_its_own_class_and_away_from_the_others
     torch.testing.assert_close(slope[0], torch.tensor([1.0, 1, 1, -1, -1, -1]) / 3 / 0.7)
 
 
-def test_terms_of_a_step_are_the_twin_on_the_models_own_features():
+def test_terms_of_a_step_match_the_reference_implementation_on_the_models_own_features():
     method, parts = ContrastiveUnlearning(weight=2.0, task_weight=0.5), parts_of()
     model = tiny.recipe("cross_entropy").start(0).train()
-    gone, kept = next(parts["forget"].ordered_batches(12)), next(parts["retain"].ordered_batches(24))
-    step = method.terms(model, gone)(kept)
-    z, others = model.features(gone.view(0)).tolist(), model.features(kept.view(0)).tolist()
-    expected = 2.0 * twin.loss(z, gone.y.tolist(), others, kept.y.tolist(), 0.7)
+    forgotten, retained = next(parts["forget"].ordered_batches(12)), next(parts["retain"].ordered_batches(24))
+    step = method.terms(model, forgotten)(retained)
+    z, others = model.features(forgotten.view(0)).tolist(), model.features(retained.view(0)).tolist()
+    expected = 2.0 * reference.loss(z, forgotten.y.tolist(), others, retained.y.tolist(), 0.7)
     assert float(step.terms["apart"].detach()) == pytest.approx(expected, abs=1e-4)
-    task = model.objective.loss(model, kept).per_example.mean()
+    task = model.objective.loss(model, retained).per_example.mean()
     assert float(step.terms["task"].detach()) == pytest.approx(0.5 * float(task.detach()), abs=1e-5)
     assert step.extra_examples == 12
 
 
-def watched_batches(monkeypatch):
+def record_batches(monkeypatch):
     """Ids of the batches that the task of each step was taken over."""
     seen = []
     terms = ContrastiveUnlearning.terms
 
-    def watching(self, model, gone):
-        inner = terms(self, model, gone)
-        return lambda batch: (seen.append((tuple(gone.ids.tolist()), tuple(batch.ids.tolist()))), inner(batch))[1]
+    def recording(self, model, forgotten):
+        inner = terms(self, model, forgotten)
+        return lambda batch: (seen.append((tuple(forgotten.ids.tolist()), tuple(batch.ids.tolist()))), inner(batch))[1]
 
-    monkeypatch.setattr(ContrastiveUnlearning, "terms", watching)
+    monkeypatch.setattr(ContrastiveUnlearning, "terms", recording)
     return seen
 
 
 def test_each_batch_of_f_meets_omega_fresh_batches_of_r(monkeypatch):
-    seen = watched_batches(monkeypatch)
+    seen = record_batches(monkeypatch)
     monkeypatch.setattr(ContrastiveUnlearning, "stop_rule", lambda *_: lambda model: False)
     unlearn(ContrastiveUnlearning(epochs=2, batch_size=8, omega=3))
-    assert [gone for gone, _ in seen] == [gone for gone, _ in seen[::3] for _ in range(3)]
+    assert [forgotten for forgotten, _ in seen] == [forgotten for forgotten, _ in seen[::3] for _ in range(3)]
     assert len(seen) == 2 * 3 * 3
-    first_pass = [row for _, kept in seen[:6] for row in kept]
+    first_pass = [row for _, retained in seen[:6] for row in retained]
     assert sorted(first_pass) == list(range(18, 66)), "six batches of 8 are one pass over R"
-    assert len({kept for _, kept in seen}) == len(seen)
+    assert len({retained for _, retained in seen}) == len(seen)
 
 
 def test_the_same_first_batches_of_r_each_time_are_seen(monkeypatch):
-    """Planted: an iterator over R that begins anew for each batch of F."""
+    """Planted: an iterator over R that restarts for each batch of F."""
 
-    class Anew:
+    class Restarting:
         def __init__(self, part, size, rng):
             self.part, self.size, self.state, self.rng = part, size, rng.get_state(), rng
 
         def __iter__(self):
             return self.part.batches(self.size, self.rng.set_state(self.state))
 
-    monkeypatch.setattr(Subset, "cycle", lambda self, size, rng: Anew(self, size, rng))
+    monkeypatch.setattr(Subset, "cycle", lambda self, size, rng: Restarting(self, size, rng))
     with pytest.raises(AssertionError):
         test_each_batch_of_f_meets_omega_fresh_batches_of_r(monkeypatch)
 
 
-def test_zero_weight_is_fine_tuning_in_the_same_rhythm():
+def test_zero_weight_is_fine_tuning_on_the_same_schedule():
     method = ContrastiveUnlearning(weight=0.0, epochs=1, batch_size=9, omega=2, optim=OPTIM)
     parts, run, start = parts_of(), Run(seed=7), weights(tiny.linear_softmax())
     batches = parts["retain"].cycle(9, run.rng("retain"))
@@ -174,7 +174,7 @@ def test_zero_weight_is_fine_tuning_in_the_same_rhythm():
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_it_ends_when_the_stop_rule_is_met_and_says_what_it_saw(whole):
+def test_it_ends_when_the_stop_rule_is_met_and_logs_what_it_measured(whole):
     method = ContrastiveUnlearning(epochs=60, batch_size=20, omega=4, optim=Optim(lr=0.05, clip=5.0))
     recipe, parts = tiny.recipe("cross_entropy", epochs=25, batch_size=16), parts_of(whole)
     from efface.training.loop import fit
@@ -201,23 +201,23 @@ def test_a_rule_that_is_never_met_ends_at_the_given_length_and_says_so(monkeypat
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_the_rule_looks_at_f_and_at_a_share_of_valid_alone(whole, monkeypatch):
-    """And reports nothing from elsewhere: what a method is given has no other part."""
-    looked, method, parts = {}, ContrastiveUnlearning(epochs=1, batch_size=20), parts_of(whole)
+def test_the_rule_uses_f_and_a_share_of_valid_alone(whole, monkeypatch):
+    """No other examples are among the inputs of a method."""
+    measured, method, parts = {}, ContrastiveUnlearning(epochs=1, batch_size=20), parts_of(whole)
     monkeypatch.setattr(
         module,
         "measure_accuracy",
-        lambda model, part: (looked.setdefault(part.name, set(part.ids.tolist())), (0.5, 3))[1],
+        lambda model, part: (measured.setdefault(part.name, set(part.ids.tolist())), (0.5, 3))[1],
     )
     unlearn(method, parts)
-    assert looked["valid"] <= set(range(66, 96))
+    assert measured["valid"] <= set(range(66, 96))
     if whole:
-        assert set(looked) == {"valid"} and {row % 3 for row in looked["valid"]} == {2}
+        assert set(measured) == {"valid"} and {row % 3 for row in measured["valid"]} == {2}
     else:
-        assert len(looked["valid"]) == 15 and looked["forget"] == set(range(18))
+        assert len(measured["valid"]) == 15 and measured["forget"] == set(range(18))
 
 
-def test_where_no_unseen_example_of_the_class_is_known_the_rule_says_that_it_used_f():
+def test_without_an_unseen_example_of_the_class_the_rule_says_that_it_used_f():
     parts = parts_of(whole=True)
     few = replace(parts["valid"], ids=parts["valid"].ids[torch.arange(30) % 3 != 2])
     _, _, checks = unlearn(ContrastiveUnlearning(epochs=1), parts | {"valid": few})
@@ -259,6 +259,6 @@ def test_it_works_on_a_transformers_pooled_features():
 
 
 @pytest.mark.parametrize("wrong", [{"watch": 0.0}, {"watch": 2.0}, {"tau": 0.0}, {"omega": 0}])
-def test_numbers_that_make_no_sense_are_refused(wrong):
-    with pytest.raises(EffaceError, match="contrastive_unlearning cannot watch"):
+def test_impossible_settings_are_refused(wrong):
+    with pytest.raises(EffaceError, match="contrastive_unlearning cannot use"):
         ContrastiveUnlearning(**wrong)

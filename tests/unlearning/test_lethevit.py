@@ -1,4 +1,4 @@
-"""LetheViT: masks, targets and loss against their twins; each stage alone."""
+"""LetheViT: masks, targets and loss against their reference implementations; each stage alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from efface.unlearning.methods import Finetune, LetheVit
 from efface.unlearning.methods import lethevit as module
 from efface.unlearning.methods.lethevit import PatchMask, lethe_loss, mask_patches
 from tests import tiny
-from tests.reference import lethevit as twin
+from tests.reference import lethevit as reference
 
 CUTS = {"forget": (4, 16), "retain": (16, 60)}
 OPTIM = Optim(lr=0.05, clip=5.0)
@@ -41,33 +41,33 @@ def unlearn(method, seed=5):
 
 
 @pytest.mark.parametrize(("grid", "ratio", "patches"), [((4, 4), 0.05, 1), ((4, 4), 0.2, 3), ((2, 4), 0.5, 4)])
-def test_masks_equal_their_twin(grid, ratio, patches):
+def test_masks_match_the_reference_implementation(grid, ratio, patches):
     generator = torch.Generator().manual_seed(0)
     x, score = torch.rand(3, 2, 8, 8, generator=generator) + 0.1, torch.rand(3, *grid, generator=generator)
     ours = mask_patches(x, score, ratio)
-    expected = [twin.masked(image.tolist(), s.tolist(), ratio) for image, s in zip(x, score, strict=True)]
+    expected = [reference.masked(image.tolist(), s.tolist(), ratio) for image, s in zip(x, score, strict=True)]
     assert torch.equal(ours, torch.tensor(expected))
     assert ((ours == 0).flatten(1).sum(1) == patches * 2 * 64 // (grid[0] * grid[1])).all()
 
 
-def exchanged(z, positive, negative, tau):
-    """Planted: Z⁺ and Z⁻ exchanged."""
+def swapped(z, positive, negative, tau):
+    """Planted: Z⁺ and Z⁻ swapped."""
     return lethe_loss(z, negative, positive, tau)
 
 
-def test_the_loss_equals_its_twin_and_passes_gradcheck():
+def test_the_loss_matches_the_reference_implementation_and_passes_gradcheck():
     generator = torch.Generator().manual_seed(0)
     z, positive, negative = torch.randn(3, 5, 4, dtype=torch.float64, generator=generator)
     ours = module.lethe_loss(z, positive, negative, 0.3)
-    expected = torch.tensor(twin.loss(z.tolist(), positive.tolist(), negative.tolist(), 0.3), dtype=torch.float64)
+    expected = torch.tensor(reference.loss(z.tolist(), positive.tolist(), negative.tolist(), 0.3), dtype=torch.float64)
     torch.testing.assert_close(ours, expected)
     assert torch.autograd.gradcheck(lambda row: lethe_loss(row, positive, negative, 0.3), (z.requires_grad_(),))
 
 
-def test_exchanged_targets_are_seen(monkeypatch):
-    monkeypatch.setattr(module, "lethe_loss", exchanged)
+def test_swapped_targets_are_seen(monkeypatch):
+    monkeypatch.setattr(module, "lethe_loss", swapped)
     with pytest.raises(AssertionError):
-        test_the_loss_equals_its_twin_and_passes_gradcheck()
+        test_the_loss_matches_the_reference_implementation_and_passes_gradcheck()
 
 
 @pytest.mark.parametrize("mask", list(PatchMask))
@@ -81,39 +81,39 @@ def test_targets_are_the_originals_answers_to_masked_and_whole_images(mask):
     if score is None:
         rng = run.rng("mask")
         score = torch.cat([torch.rand(n, 4, 4, generator=rng) for n in (5, 5, 2)])
-    masked = torch.tensor([twin.masked(i.tolist(), s.tolist(), 0.25) for i, s in zip(x, score, strict=True)])
+    masked = torch.tensor([reference.masked(i.tolist(), s.tolist(), 0.25) for i, s in zip(x, score, strict=True)])
     torch.testing.assert_close(targets[0], original(masked), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(targets[1], original(x), atol=1e-5, rtol=1e-5)
     assert torch.equal(place[4:16], torch.arange(12))
     assert (targets[0] - targets[1]).abs().min() > 0
 
 
-def test_the_first_step_of_forgetting_is_the_twins_loss():
-    """The student is still the original: its whole answer against the masked one."""
+def test_the_first_step_of_forgetting_has_the_loss_of_the_reference_implementation():
+    """The student is still the original: its answer to the whole image against that to the masked one."""
     model, parts, _ = world()
     original = frozen_copy(model)
     method = LetheVit(forget_epochs=1, retain_epochs=0, batch_size=12, tau=0.3, ratio=0.25, optim=OPTIM)
     _, records = unlearn(method)
     x = parts["forget"].x[4:16].float() / 255
     whole, masked = original(x), original(mask_patches(x, original.attention(x), 0.25))
-    expected = twin.loss(whole.tolist(), masked.tolist(), whole.tolist(), 0.3)
+    expected = reference.loss(whole.tolist(), masked.tolist(), whole.tolist(), 0.3)
     assert [record["phase"] for record in records] == ["forget"]
     assert records[0]["total"] == pytest.approx(sum(expected) / 12, abs=1e-5)
 
 
 def test_the_attention_is_the_originals_throughout(monkeypatch):
     """All of it is read before the first update, from a copy in evaluation mode."""
-    looked = []
+    seen = []
     attention = module.Model.attention
 
-    def watching(self, x):
-        looked.append((self.digest(), self.training, self.backbone.pos_embed.requires_grad))
+    def recording(self, x):
+        seen.append((self.digest(), self.training, self.backbone.pos_embed.requires_grad))
         return attention(self, x)
 
-    monkeypatch.setattr(module.Model, "attention", watching)
+    monkeypatch.setattr(module.Model, "attention", recording)
     start = world()[0].digest()
     unlearn(LetheVit(forget_epochs=2, retain_epochs=1, batch_size=6, optim=OPTIM))
-    assert looked == [(start, False, False)] * 2
+    assert seen == [(start, False, False)] * 2
 
 
 def test_without_a_forget_stage_it_is_fine_tuning():
@@ -160,6 +160,6 @@ def test_the_default_length_is_the_papers_for_200_epochs_and_a_twentieth_of_any_
 
 
 @pytest.mark.parametrize("wrong", [{"ratio": 0.0}, {"ratio": 1.5}, {"tau": 0.0}])
-def test_numbers_that_make_no_sense_are_refused(wrong):
-    with pytest.raises(EffaceError, match="lethevit cannot blacken"):
+def test_impossible_settings_are_refused(wrong):
+    with pytest.raises(EffaceError, match="lethevit cannot use"):
         LetheVit(**wrong)

@@ -1,4 +1,4 @@
-"""Margin matching: margins and loss against the twin; where gradients go and where they must not."""
+"""Margin matching: margins and loss against the reference implementation; where gradients flow and where not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from efface.unlearning.margins import compute_margins, contrastive_margin, label
 from efface.unlearning.methods import MarginMatching
 from efface.unlearning.methods.margin_matching import RunningMean, margin_gap
 from tests import tiny
-from tests.reference import margin_matching as twin
+from tests.reference import margin_matching as reference
 
 CUTS = {"forget": (0, 12), "retain": (12, 60), "valid": (60, 80)}
 
@@ -29,39 +29,39 @@ def world(name):
     return teacher, model, *batches
 
 
-def once():
-    """Gaps without a past."""
+def fresh_gaps():
+    """Running means of gaps, before the first step."""
     return {space: RunningMean(0.9) for space in ("backbone", "output")}
 
 
-def test_agreement_equals_its_twin_and_leaves_an_example_out_of_its_own_bank():
+def test_agreement_matches_the_reference_implementation_and_leaves_an_example_out_of_its_own_bank():
     rng = torch.Generator().manual_seed(0)
     first, second = (torch.randn(7, 4, generator=rng, dtype=torch.float64) for _ in range(2))
     found = contrastive_margin(first, second, 3, 0.3)
-    assert found.tolist() == pytest.approx(twin.agreement(first.tolist(), second.tolist(), 3, 0.3))
-    assert found.tolist() != pytest.approx(twin.agreement(first.tolist(), second.tolist(), 7, 0.3))
+    assert found.tolist() == pytest.approx(reference.agreement(first.tolist(), second.tolist(), 3, 0.3))
+    assert found.tolist() != pytest.approx(reference.agreement(first.tolist(), second.tolist(), 7, 0.3))
 
 
-def test_a_label_s_margin_equals_its_twin_and_stays_finite():
+def test_a_label_s_margin_matches_the_reference_implementation_and_stays_finite():
     logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
-    assert label_margin(logits, labels).tolist() == pytest.approx(twin.of_label(logits.tolist(), labels.tolist()))
+    assert label_margin(logits, labels).tolist() == pytest.approx(reference.of_label(logits.tolist(), labels.tolist()))
     assert label_margin(torch.tensor([[1e4, 0.0]]), torch.tensor([0])).isfinite().all()
 
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
-def test_the_loss_equals_its_twin(name):
-    teacher, model, gone, kept, unseen = world(name)
+def test_the_loss_matches_the_reference_implementation(name):
+    teacher, model, forgotten, retained, unseen = world(name)
     method = MarginMatching(backbone=2.0, output=3.0, hold=0.7)
-    found = method.terms(teacher, model, gone, kept, unseen, once())
+    found = method.terms(teacher, model, forgotten, retained, unseen, fresh_gaps())
     spaces = []
-    now = {k: v.detach() for k, v in compute_margins(model, gone + kept + unseen, 5, method.tau).items()}
-    before = {k: v.detach() for k, v in compute_margins(teacher, kept + unseen, 5, method.tau).items()}
+    now = {k: v.detach() for k, v in compute_margins(model, forgotten + retained + unseen, 5, method.tau).items()}
+    before = {k: v.detach() for k, v in compute_margins(teacher, retained + unseen, 5, method.tau).items()}
     for space in ("backbone", "output"):
         f, r, v = (part.tolist() for part in now[space].split(5))
         r0, v0 = (part.tolist() for part in before[space].split(5))
         spaces.append((f, r, v, r0, v0))
-    expected = twin.loss(0.0, spaces, (2.0, 3.0), 0.7)
+    expected = reference.loss(0.0, spaces, (2.0, 3.0), 0.7)
     assert float(sum(found.values()).detach()) == pytest.approx(expected, rel=1e-4)
     assert set(found) == {"backbone", "output", "hold"}
 
@@ -69,18 +69,18 @@ def test_the_loss_equals_its_twin(name):
 def test_the_gap_has_the_value_of_unseen_and_the_gradient_of_retained_examples():
     f, r, v = (torch.randn(4, dtype=torch.float64, requires_grad=True) for _ in range(3))
     value = margin_gap(f, r, v)
-    assert float(value.detach()) == pytest.approx(twin.gap(f.tolist(), v.tolist()))
+    assert float(value.detach()) == pytest.approx(reference.gap(f.tolist(), v.tolist()))
     value.backward()
     assert f.grad.tolist() == pytest.approx([0.25] * 4) and r.grad.tolist() == pytest.approx([-0.25] * 4)
     assert v.grad is None, "unseen examples would be trained on"
 
 
-def test_a_gap_s_running_mean_equals_its_twin_and_says_alone_whether_there_is_a_push():
+def test_a_gap_s_running_mean_matches_the_reference_implementation_and_decides_whether_to_push():
     values, running = [0.5, -0.2, -0.9, 0.3, -0.4, 0.8], RunningMean(0.7)
     for step, value in enumerate(values):
         now = torch.tensor(value, dtype=torch.float64, requires_grad=True)
         found = running.update_and_hinge(2 * now)
-        mean = twin.running([2 * one for one in values[: step + 1]], 0.7)
+        mean = reference.running([2 * one for one in values[: step + 1]], 0.7)
         (slope,) = torch.autograd.grad(found, now)
         assert float(found.detach()) == pytest.approx(max(0.0, mean))
         assert float(slope) == (2.0 if mean > 0 else 0.0)
@@ -108,18 +108,19 @@ def test_what_lowers_everybody_s_margin_alike_has_no_gradient():
 
 
 def test_retained_examples_are_held_from_below_only():
-    teacher, model, gone, kept, unseen = world("simclr")
-    same = MarginMatching().terms(teacher, teacher, gone, kept, unseen, once())
+    teacher, model, forgotten, retained, unseen = world("simclr")
+    same = MarginMatching().terms(teacher, teacher, forgotten, retained, unseen, fresh_gaps())
     assert float(same["hold"].detach()) == pytest.approx(0, abs=1e-8)
-    down = MarginMatching().terms(teacher, model, gone, kept, unseen, once())
-    up = MarginMatching().terms(model, teacher, gone, kept, unseen, once())
+    down = MarginMatching().terms(teacher, model, forgotten, retained, unseen, fresh_gaps())
+    up = MarginMatching().terms(model, teacher, forgotten, retained, unseen, fresh_gaps())
     assert float(down["hold"].detach()) > 0 and float(up["hold"].detach()) > 0
 
 
 def test_a_weight_of_zero_leaves_a_space_out_and_without_any_it_is_fine_tuning():
-    teacher, model, gone, kept, unseen = world("moco")
-    assert set(MarginMatching(backbone=0.0).terms(teacher, model, gone, kept, unseen, once())) == {"output", "hold"}
-    assert MarginMatching(backbone=0.0, output=0.0).terms(teacher, model, gone, kept, unseen, once()) == {}
+    teacher, model, forgotten, retained, unseen = world("moco")
+    shown = teacher, model, forgotten, retained, unseen
+    assert set(MarginMatching(backbone=0.0).terms(*shown, fresh_gaps())) == {"output", "hold"}
+    assert MarginMatching(backbone=0.0, output=0.0).terms(*shown, fresh_gaps()) == {}
 
 
 def test_it_brings_the_gap_of_overfitted_examples_down_and_keeps_that_of_the_retained():
@@ -141,9 +142,9 @@ def test_a_step_has_as_many_of_v_and_r_as_of_f_and_enough_of_them_beside_a_small
     seen = []
     whole = MarginMatching.terms
 
-    def terms(self, teacher, model, gone, kept, unseen, gaps):
-        seen.append((len(gone), len(kept), len(unseen)))
-        return whole(self, teacher, model, gone, kept, unseen, gaps)
+    def terms(self, teacher, model, forgotten, retained, unseen, gaps):
+        seen.append((len(forgotten), len(retained), len(unseen)))
+        return whole(self, teacher, model, forgotten, retained, unseen, gaps)
 
     monkeypatch.setattr(MarginMatching, "terms", terms)
     monkeypatch.setattr("efface.unlearning.methods.margin_matching.YARDSTICK_SIZE", 12)

@@ -1,4 +1,4 @@
-"""Each method against its slow twin: a linear softmax classifier whose gradients are known in closed form."""
+"""Each method against its reference implementation: a linear softmax classifier with closed-form gradients."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from efface.unlearning.methods import Finetune, GradientAscent, GradientConstrai
 from efface.unlearning.methods.gradient_constraint import GradientVariable, NormMatching, TrainOn
 from tests import tiny
 from tests.reference import descent
-from tests.reference import finetune as finetune_twin
-from tests.reference import gradient_ascent as ascent_twin
-from tests.reference import gradient_constraint as constraint_twin
-from tests.reference import neggrad as neggrad_twin
-from tests.reference import scrub as scrub_twin
+from tests.reference import finetune as finetune_reference
+from tests.reference import gradient_ascent as ascent_reference
+from tests.reference import gradient_constraint as constraint_reference
+from tests.reference import neggrad as neggrad_reference
+from tests.reference import scrub as scrub_reference
 
 OPTIM = Optim(lr=0.1, momentum=0.9, weight_decay=0.01)
 CUTS = {"forget": (0, 9), "retain": (9, 39), "valid": (39, 48)}
@@ -34,13 +34,13 @@ def weights(model):
 
 
 def rows(part, size, rng):
-    """The (x, y) batches that the method is going to see, drawn from the same generator."""
+    """The (x, y) batches that the method will see, drawn from the same generator."""
     return [(b.clean.flatten(1).double().numpy(), b.y.numpy()) for b in part.batches(size, rng)]
 
 
 def agrees(model, expected):
-    for ours, twin in zip(weights(model), expected, strict=True):
-        np.testing.assert_allclose(ours, twin, atol=2e-5)
+    for ours, wanted in zip(weights(model), expected, strict=True):
+        np.testing.assert_allclose(ours, wanted, atol=2e-5)
 
 
 def unlearn(method, parts, recipe=None):
@@ -48,25 +48,25 @@ def unlearn(method, parts, recipe=None):
     return method.unlearn(model, tiny.given(method, parts, recipe), Run(seed=7))
 
 
-def test_finetune_equals_its_twin(world):
+def test_finetune_matches_the_reference_implementation(world):
     parts, _, _ = world
     method, run = Finetune(epochs=2, batch_size=10, optim=OPTIM), Run(seed=7)
     batches = [b for e in range(2) for b in rows(parts["retain"], 10, run.rng("retain", e))]
     start = weights(tiny.linear_softmax())
-    expected = descent.run(*start, finetune_twin.steps(batches), descent.cosine(0.1, 6), 0.9, 0.01)
+    expected = descent.run(*start, finetune_reference.steps(batches), descent.cosine(0.1, 6), 0.9, 0.01)
     agrees(unlearn(method, parts), expected)
 
 
-def test_gradient_ascent_equals_its_twin(world):
+def test_gradient_ascent_matches_the_reference_implementation(world):
     parts, _, _ = world
     optim = Optim(lr=0.01, weight_decay=0.0, schedule=Schedule.CONSTANT)
     method, run = GradientAscent(epochs=3, batch_size=9, optim=optim), Run(seed=7)
     batches = [b for e in range(3) for b in rows(parts["forget"], 9, run.rng("forget", e))]
     start = weights(tiny.linear_softmax())
-    agrees(unlearn(method, parts), descent.run(*start, ascent_twin.steps(batches), [0.01] * 3, 0.9, 0.0))
+    agrees(unlearn(method, parts), descent.run(*start, ascent_reference.steps(batches), [0.01] * 3, 0.9, 0.0))
 
 
-def test_neggrad_equals_its_twin(world):
+def test_neggrad_matches_the_reference_implementation(world):
     parts, _, _ = world
     method = NegGrad(beta=0.8, epochs=1, batch_size=10, forget_batch_size=9, optim=OPTIM)
     run = Run(seed=7)
@@ -75,21 +75,21 @@ def test_neggrad_equals_its_twin(world):
         forget += rows(parts["forget"], 9, cycle)
     retain = rows(parts["retain"], 10, run.rng("retain", 0))
     start = weights(tiny.linear_softmax())
-    expected = descent.run(*start, neggrad_twin.steps(retain, forget[:3], 0.8), descent.cosine(0.1, 3), 0.9, 0.01)
+    expected = descent.run(*start, neggrad_reference.steps(retain, forget[:3], 0.8), descent.cosine(0.1, 3), 0.9, 0.01)
     agrees(unlearn(method, parts), expected)
 
 
-def test_scrub_equals_its_twin(world):
+def test_scrub_matches_the_reference_implementation(world):
     parts, _, _ = world
     method = Scrub(alpha=0.3, gamma=0.7, epochs=2, ascent_epochs=1, batch_size=15, forget_batch_size=9, optim=OPTIM)
     run, start = Run(seed=7), weights(tiny.linear_softmax())
     passes = [("away", b) for b in rows(parts["forget"], 9, run.rng("forget", 0))]
     passes += [("home", b) for e in range(2) for b in rows(parts["retain"], 15, run.rng("retain", e))]
-    expected = descent.run(*start, scrub_twin.steps(passes, start, 0.3, 0.7), descent.cosine(0.1, 5), 0.9, 0.01)
+    expected = descent.run(*start, scrub_reference.steps(passes, start, 0.3, 0.7), descent.cosine(0.1, 5), 0.9, 0.01)
     agrees(unlearn(method, parts), expected)
 
 
-def test_retraining_on_an_unchanged_set_gives_the_original_back():
+def test_retraining_on_an_unchanged_set_reproduces_the_original():
     from efface.training.loop import fit
 
     recipe = tiny.recipe("moco", epochs=2)
@@ -105,19 +105,19 @@ def test_gradient_norms_equal_the_closed_form(world):
     model = tiny.linear_softmax()
     batch = next(parts["forget"].ordered_batches(9))
     ours = GradientConstraint().norms(model, batch)
-    expected = constraint_twin.norms(*weights(model), x[:9], y[:9])
+    expected = constraint_reference.norms(*weights(model), x[:9], y[:9])
     np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("match", list(NormMatching))
-def test_the_gradient_term_equals_its_twin(match):
+def test_the_gradient_term_matches_the_reference_implementation(match):
     rng = np.random.default_rng(0)
     forget, unseen = rng.uniform(0.5, 2, 7), rng.uniform(1, 4, 31)
     ours = GradientConstraint(match=match).penalty(torch.tensor(forget), torch.tensor(unseen))
     expected = {
-        NormMatching.SQUARE: constraint_twin.square(forget, unseen.mean()),
-        NormMatching.LOG_MEAN: constraint_twin.log_mean(forget, unseen),
-        NormMatching.QUANTILE: constraint_twin.quantile(forget, unseen),
+        NormMatching.SQUARE: constraint_reference.square(forget, unseen.mean()),
+        NormMatching.LOG_MEAN: constraint_reference.log_mean(forget, unseen),
+        NormMatching.QUANTILE: constraint_reference.quantile(forget, unseen),
     }[match]
     assert float(ours) == pytest.approx(expected, rel=1e-9)
 
@@ -194,7 +194,7 @@ def test_the_penalty_leaves_batch_statistics_alone():
 
 
 def test_the_constraint_raises_the_norms_of_forgotten_members(world):
-    """On an over-fitted model members are flat; the constraint makes them as steep as the unseen, fine-tuning less."""
+    """On an over-fitted model the loss is flat around members; the constraint makes it as steep as around V."""
     x, y = tiny.images(96, seed=3)
     x = (x.astype(float) * 0.3 + np.random.default_rng(1).uniform(0, 178, x.shape)).astype(np.uint8)
     parts = tiny.parts(x, y, {"forget": (0, 16), "retain": (16, 48), "valid": (48, 96), "train": (0, 48)})

@@ -1,4 +1,4 @@
-"""From observations of models to findings and a verdict. NumPy only, but for ``observers``."""
+"""Audits: from observations of models to findings and a verdict. NumPy only, except for ``observers``."""
 
 from typing import TYPE_CHECKING
 

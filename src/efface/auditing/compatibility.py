@@ -1,14 +1,15 @@
-"""Whether an index of stored embeddings still fits an encoder that has changed. numpy only.
+"""Check whether an index of stored embeddings still fits an encoder that has changed. NumPy only.
 
-    c_i = cos(old_i, new_i)                                     the same image, before and after
+    c_i = cos(old_i, new_i)                                     the same image before and after
     o   = mean over queries q of |NN_k(new_q; old) ∩ NN_k(new_q; new)| / k
 
-old_i, new_i: embeddings of image i by the old and the new encoder; NN_k(v; index): the k rows of an index most similar
-to v by cosine, the query's own row left out. o asks what users would see: the new encoder's queries answered from
-stored vectors, against the same queries answered from a rebuilt index.
+old_i, new_i: embeddings of image i by the old and the new encoder. NN_k(v; index): the k rows of an index with the
+highest cosine to v, without the query's own row. The overlap o measures what users would see: it compares search
+results of the new encoder on the stored vectors with its results on a rebuilt index.
 
-Rule: stored vectors may be kept if both encoders have the same width, the 5 % quantile of c is at least ``min_cosine``
-and o is at least ``min_overlap``. Else the index must be rebuilt. Rows of forgotten images go in any case.
+Rule: the stored vectors may be kept if both encoders have the same embedding width, the 5 % quantile of c is at least
+``min_cosine`` and o is at least ``min_overlap``. Otherwise the index must be rebuilt. Rows of forgotten images must be
+removed in any case.
 """
 
 from __future__ import annotations
@@ -18,27 +19,27 @@ from typing import Any
 
 import numpy as np
 
-from efface.auditing.representations import unit_rows
+from efface.auditing.representations import similarity_blocks, unit_rows
 from efface.errors import EffaceError
 
 LOW = 0.05
-"""The quantile of the cosines that the rule looks at."""
+"""The quantile of the cosines that the rule tests."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompatibilityCriteria:
-    """When stored vectors may be kept."""
+    """Thresholds of the decision whether stored vectors may be kept."""
 
     min_cosine: float = 0.95
-    """Least 5 % quantile of the cosine between an image's old and new embedding."""
+    """Smallest acceptable 5 % quantile of the cosine between an image's old and new embedding."""
     min_overlap: float = 0.9
-    """Least share of a rebuilt index's neighbors that the stored vectors return too."""
+    """Smallest acceptable share of a rebuilt index's neighbors that the stored vectors return too."""
     neighbors: int = 10
-    """How many neighbors k are compared."""
+    """Number of neighbors k to compare."""
     rows: int = 5000
-    """How many images at most are looked at, a random sample that only their keys decide."""
+    """Largest number of images to embed (a random sample by key)."""
     queries: int = 1000
-    """How many of them at most serve as queries."""
+    """Largest number of these images to use as queries."""
 
     def __post_init__(self) -> None:
         for name in ("min_cosine", "min_overlap"):
@@ -46,27 +47,27 @@ class CompatibilityCriteria:
                 raise EffaceError(f"{name} cannot be {getattr(self, name)}.", "Cosines and shares are at most 1.")
         for name in ("neighbors", "rows", "queries"):
             if getattr(self, name) < 1:
-                raise EffaceError(f"{name} cannot be {getattr(self, name)}.", "It counts: 1, 2, 3 ...")
+                raise EffaceError(f"{name} cannot be {getattr(self, name)}.", "It is a count: 1, 2, 3 ...")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compatibility:
-    """How far two encoders agree about the same images."""
+    """How well two encoders agree on the same images."""
 
     rule: CompatibilityCriteria
     images: int
     widths: tuple[int, int]
-    """Numbers in an embedding, old and new."""
+    """Embedding dimensions, old and new."""
     cosine: dict[str, float] | None
     """``mean``, ``median``, ``low`` (5 % quantile) and ``least`` of c; ``None`` if the widths differ."""
     overlap: float | None
     """o, in [0, 1], higher is better; ``None`` if the widths differ."""
     drift: float
-    """Share of common neighbors between the old index asked by the old encoder and the new by the new."""
+    """Neighbor overlap of old queries on the old index and new queries on the new index."""
 
     @property
     def reasons(self) -> list[str]:
-        """What forbids to keep the stored vectors; empty if they may be kept."""
+        """Why the stored vectors may not be kept; empty if they may."""
         if self.cosine is None or self.overlap is None:
             return [f"the embeddings have {self.widths[0]} numbers before and {self.widths[1]} after"]
         found = []
@@ -84,18 +85,18 @@ class Compatibility:
         return not self.reasons
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
+        """Return a JSON-serializable form."""
         return vars(self) | {"rule": vars(self.rule), "keep": self.keep, "reasons": self.reasons}
 
     def lines(self, forgotten: int) -> list[str]:
-        """Sentences for a terminal. ``forgotten``: how many images of the data the new encoder has forgotten."""
+        """Format the result for a terminal; ``forgotten`` is the number of images that the new encoder forgot."""
         k, rule = self.rule.neighbors, self.rule
         shown = [f"{self.images} images, {k} neighbors"]
         if self.cosine is not None and self.overlap is not None:
-            one = self.cosine
+            cosine = self.cosine
             shown += [
-                f"cosine of old and new   median {one['median']:.4f}, 5 % below {one['low']:.4f}, least "
-                f"{one['least']:.4f}",
+                f"cosine of old and new   median {cosine['median']:.4f}, 5 % below {cosine['low']:.4f}, least "
+                f"{cosine['least']:.4f}",
                 f"neighbor overlap        {self.overlap:.4f}: new queries, stored vectors against rebuilt ones",
             ]
         shown += [f"                        {self.drift:.4f}: old queries on old vectors against new on new"]
@@ -117,20 +118,33 @@ class Compatibility:
 def compare_embeddings(
     old: np.ndarray, new: np.ndarray, rule: CompatibilityCriteria = CompatibilityCriteria()
 ) -> Compatibility:
-    """Compare embeddings [n, d] of the same n images, in the same order, by the old and the new encoder."""
+    """Compare the embeddings of the same images by an old and a new encoder.
+
+    Args:
+        old: Embeddings ``[n, d_old]`` by the old encoder.
+        new: Embeddings ``[n, d_new]`` of the same images, in the same order, by the new encoder.
+        rule: Thresholds of the decision.
+
+    Returns:
+        Cosines, neighbor overlap and, in ``keep`` and ``reasons``, the decision.
+
+    Raises:
+        EffaceError: If the arrays do not match, are too short for ``rule.neighbors`` or are not finite.
+
+    """
     if len(old) != len(new) or len(old) <= rule.neighbors:
         raise EffaceError(
             f"{len(old)} old and {len(new)} new embeddings cannot be compared.",
-            f"One of each for every image, and more than the {rule.neighbors} neighbors that are compared.",
+            f"Every image needs one of each, and there must be more images than {rule.neighbors} neighbors.",
             "Give more images, or set fewer neighbors.",
         )
     for name, rows in (("old", old), ("new", new)):
         if not np.isfinite(rows).all():
             raise EffaceError(f"The {name} encoder gives embeddings that are not finite numbers.")
     before, after = unit_rows(old), unit_rows(new)
-    places = np.arange(min(rule.queries, len(before)))
-    rebuilt = nearest_rows(after[places], after, places, rule.neighbors)
-    stored = nearest_rows(before[places], before, places, rule.neighbors)
+    own = np.arange(min(rule.queries, len(before)))
+    rebuilt = nearest_rows(after[own], after, own, rule.neighbors)
+    stored = nearest_rows(before[own], before, own, rule.neighbors)
     same = before.shape[1] == after.shape[1]
     cosines = (before * after).sum(1) if same else None
     return Compatibility(
@@ -138,26 +152,21 @@ def compare_embeddings(
         images=len(before),
         widths=(before.shape[1], after.shape[1]),
         cosine=None if cosines is None else _described(cosines),
-        overlap=neighbor_overlap(nearest_rows(after[places], before, places, rule.neighbors), rebuilt)
-        if same
-        else None,
+        overlap=neighbor_overlap(nearest_rows(after[own], before, own, rule.neighbors), rebuilt) if same else None,
         drift=neighbor_overlap(stored, rebuilt),
     )
 
 
-def nearest_rows(queries: np.ndarray, index: np.ndarray, places: np.ndarray, k: int) -> np.ndarray:
-    """Rows of ``index`` most similar to each query, [m, k]; ``places``: the row that *is* the query, left out."""
+def nearest_rows(queries: np.ndarray, index: np.ndarray, own: np.ndarray, k: int) -> np.ndarray:
+    """Return the k rows of ``index`` most similar to each query, ``[m, k]``, without the query's ``own`` row."""
     found = np.empty((len(queries), k), np.int64)
-    for start in range(0, len(queries), 256):
-        part = slice(start, start + 256)
-        similar = queries[part] @ index.T
-        similar[np.arange(len(similar)), places[part]] = -np.inf
-        found[part] = np.argpartition(-similar, k - 1, axis=1)[:, :k]
+    for rows, similar in similarity_blocks(queries, index, 256, own):
+        found[rows] = np.argpartition(-similar, k - 1, axis=1)[:, :k]
     return found
 
 
 def neighbor_overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Mean share of common entries of two [m, k] tables of neighbors."""
+    """Return the mean share of neighbors that two tables ``[m, k]`` have in common."""
     return float(np.mean([len(np.intersect1d(x, y)) / len(x) for x, y in zip(a, b, strict=True)]))
 
 

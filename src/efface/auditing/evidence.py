@@ -1,8 +1,8 @@
-"""Evidence and findings: what an audit is given, and what it returns."""
+"""Evidence and findings: the input and the output of every audit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -10,19 +10,16 @@ from efface.auditing.observations import Observations
 from efface.errors import EffaceError
 
 Level = Literal["A0", "A1", "A2"]
-
-
+"""Strength of the evidence; see :attr:`Evidence.level`."""
 PAIRS = 32
-"""Pairs of unlearned and retrained models from which on the evidence is of level A2."""
-
-
+"""Smallest number of pairs of an unlearned and a retrained model for evidence of level A2."""
 MAX_EVALUATED_ORACLES = 8
-"""How many references are put on trial themselves, for comparison; all of them serve as references."""
+"""How many oracles are audited themselves, for comparison; all of them serve as references."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model took to make: optimizer steps, examples seen, wall seconds."""
+    """Training cost of a model: optimizer steps, examples seen, wall-clock seconds."""
 
     steps: int
     examples: int
@@ -31,32 +28,42 @@ class Cost:
 
 @dataclass(frozen=True, eq=False)
 class RelearnedCopies:
-    """Copies of the models that were trained on, and looked at on the way."""
+    """Copies of the models that were trained further, and observed at intervals."""
 
     on: str
-    """``retain`` or ``forget``: what they were trained on."""
-    looks: dict[str, tuple[tuple[int, Observations], ...]]
-    """``subject``, ``oracle 1`` ... to ``(steps taken, what the copy shows)``, from step 0."""
+    """The part that they were trained on: ``retain`` or ``forget``."""
+    snapshots: dict[str, tuple[tuple[int, Observations], ...]]
+    """Name of the model (``subject``, ``oracle 1`` ...) to ``(steps, observations)`` of its copy, from step 0."""
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """All an audit may look at: one subject, the original, and models that never saw the forget set."""
+    """Everything an audit may use: observations of the subject, the original and the reference models.
+
+    Example:
+        >>> evidence = Evidence(original, unlearned, oracles=(retrained,))
+        >>> findings = Membership().findings(evidence)
+
+    Raises:
+        EffaceError: If the models were observed on different splits, or a model is given twice.
+
+    """
 
     original: Observations
+    """The model before unlearning."""
     subject: Observations
-    """The model on trial: an unlearned one, the original itself, or an oracle."""
+    """The audited model: an unlearned one, the original itself, or an oracle."""
     oracles: tuple[Observations, ...] = ()
-    """References that never saw F; the subject itself is never among its own references."""
+    """Models retrained without the forget set; the subject is never one of its own references."""
     costs: dict[str, Cost] = field(default_factory=dict)
-    """``"subject"`` and ``"oracle"`` where known."""
+    """Training cost of ``"subject"`` and ``"oracle"``, where known."""
     unlearned: tuple[Observations, ...] = ()
-    """Originals with other seeds, unlearned as the subject was: with the oracles, the pairs of level A2."""
+    """Originals of other seeds, unlearned like the subject; with the oracles they form the pairs of level A2."""
     relearned: tuple[RelearnedCopies, ...] = ()
-    """Copies of subject and oracles trained on, where that was asked for."""
+    """Copies of the subject and the oracles that were trained further, if there are any."""
 
     def __post_init__(self) -> None:
-        """Refuse evidence that compares what cannot be compared."""
+        """Check that the models can be compared."""
         models = (self.original, self.subject, *self.oracles, *self.unlearned)
         if len({observed.split for observed in models}) > 1:
             raise EffaceError(
@@ -64,25 +71,27 @@ class Evidence:
                 f"Their split digests: {', '.join(observed.split[:12] for observed in models)}.",
                 "Observe the original, the subject and every other model on the same split.",
             )
-        others = [one.model for one in self.unlearned]
-        if len(set(others)) < len(others) or {self.original.model, *(o.model for o in self.oracles)} & set(others):
+        unlearned = [one.model for one in self.unlearned]
+        known = {self.original.model, *(oracle.model for oracle in self.oracles)}
+        if len(set(unlearned)) < len(unlearned) or known & set(unlearned):
             raise EffaceError(
                 "An unlearned model of a pair is the original, an oracle, or given twice.",
-                "Pairs are models that differ in their seed alone.",
-                "Give each model that was unlearned from an original of another seed once.",
+                "The models of the pairs must differ in their seed and in nothing else.",
+                "Give each model that was unlearned from an original of another seed, once.",
             )
         digests = [oracle.model for oracle in self.oracles]
         if self.original.model in digests or len(set(digests)) < len(digests) or self.subject.model in digests:
             raise EffaceError(
                 "An oracle is the subject, the original, or given twice.",
                 "A model says nothing about itself, and the original saw the forget set.",
-                "Give as oracles only other models retrained without the forget set, each once.",
+                "Give as oracles only other models that were retrained without the forget set, each once.",
             )
 
     def models(self) -> Iterator[tuple[str, Observations, tuple[Observations, ...]]]:
-        """``(name, model, its references)``: subject, original, then each oracle with the *other* oracles.
+        """Yield ``(name, observations, references)`` of the subject, the original and each oracle.
 
-        Of many oracles the first ``SHOWN`` are yielded; each with all the others.
+        An oracle's references are the other oracles. At most ``MAX_EVALUATED_ORACLES`` oracles are yielded, each with
+        all the others as references.
         """
         yield "subject", self.subject, self.oracles
         yield "original", self.original, self.oracles
@@ -91,48 +100,72 @@ class Evidence:
 
     @property
     def pairs(self) -> int:
-        """How many pairs of an unlearned and a retrained model there are."""
+        """Number of pairs of an unlearned and a retrained model."""
         return min(len(self.unlearned), len(self.oracles))
 
     @property
     def level(self) -> Level:
-        """A0: original and subject only. A1: at least one reference that never saw F. A2: ``PAIRS`` pairs."""
+        """A0: original and subject only. A1: at least one oracle. A2: at least ``PAIRS`` pairs."""
         return "A2" if self.pairs >= PAIRS else "A1" if self.oracles else "A0"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One measured number with what is needed to read it."""
+    """One measured number with everything needed to interpret it."""
 
     name: str
-    """Dotted and stable: ``membership.projector.margin.auc``."""
+    """Dotted, stable name, such as ``membership.projector.margin.auc``."""
     value: float | None
-    """The measurement; ``None`` only with a ``note`` saying why it could not be measured."""
+    """The measured value; ``None`` only with a ``note`` that says why it could not be measured."""
     interval: tuple[float, float] | None = None
     """95 % interval."""
     better: Literal["lower", "higher", "closer"] | None = None
-    """Which direction is good; ``closer``: to the oracle's value (or to the ideal in ``note``)."""
+    """Which direction is good; ``closer`` to the oracle's value (or to the ideal given in ``note``)."""
     original: float | None = None
-    """The same measurement on the original."""
+    """The same measurement of the original."""
     oracle: float | None = None
-    """The same measurement on the oracles (mean)."""
+    """The same measurement of the oracles (mean)."""
     n: tuple[int, ...] = ()
-    """Sample sizes behind it (members, non-members)."""
+    """Sample sizes (members, non-members)."""
     unit: str = ""
     note: str = ""
     details: dict[str, Any] = field(default_factory=dict)
-    """Small arrays for figures, JSON-able (a ROC curve, a histogram)."""
+    """Small JSON-serializable arrays for figures, such as a ROC curve or a histogram."""
 
 
 class Audit(Protocol):
-    """A frozen dataclass: its fields are its thresholds."""
+    """An audit: a frozen dataclass whose fields are its settings."""
 
     def findings(self, evidence: Evidence) -> list[Finding]:
-        """Arrays in, findings out."""
+        """Measure the evidence; the findings' names start with the name of the audit."""
         ...
 
 
 def mean_measured(values: Iterable[float | None]) -> float | None:
-    """The mean of those that could be measured; None if none could."""
+    """Return the mean of the values that are not None; None if all are."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
+
+
+def share_finding(
+    name: str,
+    part: str,
+    values: Sequence[float | None],
+    interval: tuple[float, float],
+    n: int,
+    note: str = "",
+) -> Finding:
+    """Build the finding of an accuracy or recall of ``n`` examples of ``part``.
+
+    Args:
+        name: Name of the finding.
+        part: On the forget set the oracle's value is good, elsewhere a higher one is.
+        values: Shares of the subject, the original and each oracle.
+        interval: 95 % interval of the subject's.
+        n: Sample size.
+        note: Remark for readers.
+
+    """
+    better = "closer" if part == "forget" else "higher"
+    oracle = mean_measured(values[2:])
+    return Finding(name, values[0], interval, better, values[1], oracle, (n,), unit="share", note=note)

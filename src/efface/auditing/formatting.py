@@ -1,4 +1,4 @@
-"""Numbers as people read them: three decimals, true minus signs, thin spaces between thousands."""
+"""Format numbers for readers: three decimals, typographic minus signs, thin spaces between thousands."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ THIN = "\u2009"
 
 
 def format_number(value: float | None, digits: int = 3) -> str:
-    """A measurement: three decimals, fewer if it is large, powers of ten if it is tiny; a true minus."""
+    """Format a measurement: ``digits`` decimals, fewer if it is large, scientific if it is tiny; a dash for None."""
     if value is None:
         return DASH
     if isinstance(value, int):
@@ -26,5 +26,5 @@ def format_number(value: float | None, digits: int = 3) -> str:
 
 
 def format_count(value: int) -> str:
-    """A whole number with thin spaces between its thousands."""
+    """Format a whole number with thin spaces between its thousands."""
     return f"{value:,}".replace(",", THIN).replace("-", MINUS)

@@ -1,11 +1,11 @@
-"""Observations: what one model shows of each example, as named arrays on disk. No torch here.
+"""Observations: one model's outputs for each example, as named NumPy arrays in one file.
 
-An audit reads nothing else, so evidence can be judged again anywhere, in milliseconds, without weights.
+Audits read nothing else, so they can be repeated anywhere in milliseconds, without torch and without weights.
 
 Arrays are named ``"<part>/<name>"``. Parts: ``forget``, ``retain``, ``holdout``, ``spare``, ``test``, ``valid``. Names:
 
 ==========================  =============  ==============================================================
-``features``                [n, d]         backbone output of the un-augmented image
+``features``                [n, d]         backbone features of the un-augmented image
 ``logits``                  [n, classes]   classifiers only, un-augmented image
 ``labels``                  [n]            integer class, -1 unknown; absent where the data has none
 ``keys``                    [n]            the example's stable key
@@ -13,14 +13,14 @@ Arrays are named ``"<part>/<name>"``. Parts: ``forget``, ``retain``, ``holdout``
 ``<space>.margin``          [n]            mean pair cosine / tau - mean logsumexp of cosines to the bank
 ``<space>.norm``            [n]            mean L2 norm of the un-normalized embedding over views
 ``gradient_norm``           [n]            L2 norm of d loss / d input (white-box)
-``image``, ``text``         [n, d]         image-text models: embeddings of the un-augmented image, of its caption
+``image``, ``text``         [n, d]         image-text models: embeddings of the un-augmented image and of its caption
 ``pair.similarity``         [n]            mean over the views of the cosine of image and caption
-``pair.margin``             [n]            that over tau, minus logsumexp of the image's cosines to a bank's captions
+``pair.margin``             [n]            that over tau, minus logsumexp of the cosines to the captions of the bank
 ==========================  =============  ==============================================================
 
-Spaces: ``backbone`` always, ``projector`` where the model has one (of image-text models the space that images share
-with captions). ``prompts/text`` [classes, d]: embeddings of the classes' names. Every part of every model is observed
-on the same views (seeded per key), so differences between models are never differences between views.
+Spaces: ``backbone`` always; ``projector`` where the model has one (for image-text models, the space shared by images
+and captions). ``prompts/text`` [classes, d] holds the embeddings of the class names. All models are observed on the
+same random views, seeded by the example's key, so models never differ because their views do.
 """
 
 from __future__ import annotations
@@ -40,25 +40,30 @@ OBSERVED_PARTS = ("forget", "retain", "holdout", "spare", "test", "valid")
 
 @dataclass(frozen=True, eq=False)
 class Observations:
-    """Named arrays of one model. ``model`` and ``split`` are digests; ``meta`` says how they were observed."""
+    """Named arrays of one model on one split."""
 
     model: str
-    """Digest of the model observed."""
+    """Digest of the observed model."""
     split: str
-    """Digest of the split it was observed on: observations of different splits are never compared."""
+    """Digest of the split; observations of different splits are never compared."""
     arrays: dict[str, np.ndarray]
-    """``"<part>/<name>"`` to array; see the module's table."""
+    """``"<part>/<name>"`` to array; see the table in the module docstring."""
     meta: dict[str, Any] = field(default_factory=dict)
-    """``spaces`` (list), ``objective``, ``views``, ``temperature``, ``bank``, ``classes`` ..."""
+    """How the model was observed: ``spaces`` (list), ``views``, ``temperature``, ``bank``, ``classes`` ..."""
 
     def of(self, part: str, name: str) -> np.ndarray:
-        """The array ``name`` of ``part``; an :class:`EffaceError` naming what is there if it is absent."""
+        """Return the array ``name`` of ``part``.
+
+        Raises:
+            EffaceError: If it was not observed; the message lists what was.
+
+        """
         found = self.arrays.get(f"{part}/{name}")
         if found is None:
-            there = sorted(key.split("/", 1)[1] for key in self.arrays if key.startswith(f"{part}/"))
+            present = sorted(key.split("/", 1)[1] for key in self.arrays if key.startswith(f"{part}/"))
             raise EffaceError(
                 f"The observations hold no '{name}' of '{part}'.",
-                f"Of '{part}' they hold: {', '.join(there) or 'nothing'}.",
+                f"Of '{part}' they hold: {', '.join(present) or 'nothing'}.",
             )
         return found
 
@@ -67,23 +72,28 @@ class Observations:
         return f"{part}/{name}" in self.arrays
 
     def count(self, part: str) -> int:
-        """How many examples of ``part`` were observed."""
+        """Return the number of examples of ``part`` that were observed."""
         return len(self.arrays[f"{part}/keys"]) if self.has(part, "keys") else 0
 
     @property
     def spaces(self) -> tuple[str, ...]:
-        """The embedding spaces observed, outermost last: ``("backbone",)`` or ``("backbone", "projector")``."""
+        """The observed embedding spaces: ``("backbone",)`` or ``("backbone", "projector")``."""
         return tuple(self.meta.get("spaces", ("backbone",)))
 
     def save(self, path: Path) -> None:
-        """Write ``path`` as ``.npz`` (uncompressed, streamed array by array)."""
+        """Write the observations to ``path`` as ``.npz`` (uncompressed, one array at a time)."""
         header = json.dumps({"model": self.model, "split": self.split, "meta": self.meta})
         with open(path, "wb") as file:
             np.savez(file, __header__=np.array(header), **self.arrays)  # pyright: ignore[reportArgumentType]
 
     @staticmethod
     def load(path: Path) -> Observations:
-        """Read what :meth:`save` wrote; pickled content is refused."""
+        """Read a file written by :meth:`save`; pickled content is refused.
+
+        Raises:
+            EffaceError: If the file is missing or cannot be read as observations.
+
+        """
         try:
             with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
                 header = json.loads(str(file["__header__"]))
@@ -93,7 +103,7 @@ class Observations:
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise EffaceError(
                 f"{path} cannot be read as observations.",
-                f"The file is damaged or something else: {error}",
+                f"It is damaged, or another kind of file: {error}",
                 "Delete it and run `efface audit` again.",
             ) from error
         return Observations(header["model"], header["split"], arrays, header["meta"])

@@ -1,13 +1,14 @@
-"""What frozen features are good for: nearest neighbors, a linear probe, measures without labels.
+"""Quality of frozen features: k nearest neighbors, linear probe, retrieval and label-free measures.
 
-numpy only, except that the linear probe is scikit-learn's. Accuracies come as ``(right, of)`` so that their
-exact interval can be given; ``None`` where there are no labels to be right about, never a made-up number.
+NumPy only, except for scikit-learn's logistic regression in the linear probe. Accuracies are returned as counts
+``(right, of)``, so that callers can compute an exact confidence interval. A measure that needs labels or captions
+returns ``None`` where there are none.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,27 +18,53 @@ from efface.auditing.signals import labels, random_order_by_key
 from efface.errors import EffaceError
 
 SIMILARITIES_AT_ONCE = 2**24
-"""Similarities held at once (64 MB)."""
+"""Largest number of similarities kept in memory at once (64 MB of float32)."""
 Hits = tuple[int, int]
+"""``(right, of)``: correct predictions, and how many were made."""
 
 
 def features(observed: Observations, part: str) -> np.ndarray:
-    """Features ``[n, d]`` of ``part``; an :class:`EffaceError` if any is not a finite number."""
+    """Return the features ``[n, d]`` of ``part``.
+
+    Raises:
+        EffaceError: If any feature is NaN or infinite.
+
+    """
     found = observed.of(part, "features")
     bad = int(np.count_nonzero(~np.isfinite(found).all(axis=1)))
     if bad:
         raise EffaceError(
             f"{bad} of {len(found)} features of '{part}' are not finite numbers.",
-            "A model that diverged has no utility to measure.",
-            "Look at the log of the run for the step at which its loss or weights stopped being finite.",
+            "The utility of a model that diverged cannot be measured.",
+            "Check the log of the run for the step at which its loss or weights stopped being finite.",
         )
     return found
 
 
-def unit_rows(x: np.ndarray) -> np.ndarray:
-    """Rows of ``x`` scaled to length 1, float32; a row of zeros stays zero."""
-    norms = np.linalg.norm(x, axis=1, keepdims=True)
-    return np.asarray(x / np.where(norms > 0, norms, 1), dtype=np.float32)
+def unit_rows(x: np.ndarray, dtype: type[np.floating] = np.float32) -> np.ndarray:
+    """Scale each row of ``x`` (its last axis) to L2 norm 1; a row of zeros stays zero."""
+    norms = np.linalg.norm(x, axis=-1, keepdims=True)
+    return np.asarray(x / np.where(norms > 0, norms, 1), dtype=dtype)
+
+
+def similarity_blocks(
+    queries: np.ndarray, gallery: np.ndarray, size: int, own: np.ndarray | None = None
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield ``(rows, queries[rows] @ gallery.T)`` for ``size`` queries at a time.
+
+    Args:
+        queries: Unit rows ``[m, d]``.
+        gallery: Unit rows ``[n, d]``.
+        size: Queries per block.
+        own: For each query, the gallery row that is the same example ``[m]``; its similarity is set to -inf.
+
+    """
+    for start in range(0, len(queries), size):
+        rows = slice(start, start + size)
+        similar = queries[rows] @ gallery.T
+        if own is not None:
+            similar[np.arange(len(similar)), own[rows]] = -np.inf
+        yield rows, similar
 
 
 def knn_vote(
@@ -46,22 +73,27 @@ def knn_vote(
     queries: np.ndarray,
     ks: Sequence[int],
     tau: float = 0.1,
-    places: np.ndarray | None = None,
+    own: np.ndarray | None = None,
 ) -> list[np.ndarray]:
-    """Labels voted for each query ``[m]`` by its k most similar bank rows with weight exp(cos/tau), for each
-    k in ``ks``.
+    """Classify each query by a weighted vote of its k most similar bank rows (Wu et al. 2018).
 
-    ``places``: the bank row that *is* query i, which then has no vote. k is capped by the bank's size.
+    Args:
+        bank: Labelled features ``[n, d]``.
+        bank_labels: Their labels ``[n]``.
+        queries: Features to classify ``[m, d]``.
+        ks: Numbers of neighbors; each is capped at the size of the bank.
+        tau: A neighbor votes with weight exp(cos / tau).
+        own: For each query, the bank row that is the same example ``[m]``; it does not vote.
+
+    Returns:
+        Predicted labels ``[m]`` for each k in ``ks``.
+
     """
     bank, queries, classes = unit_rows(bank), unit_rows(queries), int(bank_labels.max()) + 1
-    most = min(max(ks), len(bank) - (places is not None))
+    most = min(max(ks), len(bank) - (own is not None))
     voted: list[list[np.ndarray]] = [[] for _ in ks]
-    rows = max(1, SIMILARITIES_AT_ONCE // len(bank))
-    for start in range(0, len(queries), rows):
-        close = queries[start : start + rows] @ bank.T
+    for _, close in similarity_blocks(queries, bank, max(1, SIMILARITIES_AT_ONCE // len(bank)), own):
         at = np.arange(len(close))[:, None]
-        if places is not None:
-            close[at[:, 0], places[start : start + rows]] = -np.inf
         near = np.argpartition(close, len(bank) - most, axis=1)[:, len(bank) - most :]
         near = near[at, np.argsort(-close[at, near], axis=1, kind="stable")]
         weight = np.exp((close[at, near].astype(np.float64) - 1) / tau)
@@ -73,7 +105,7 @@ def knn_vote(
 
 
 def labelled_positions(observed: Observations, part: str) -> np.ndarray:
-    """Positions ``[n]`` of the labelled examples of ``part``, in an order that only their keys decide."""
+    """Return the positions ``[n]`` of labelled examples, in a random order that depends on their keys only."""
     if not observed.has(part, "labels"):
         return np.empty(0, dtype=np.int64)
     known = np.flatnonzero(labels(observed, part) >= 0)
@@ -81,22 +113,31 @@ def labelled_positions(observed: Observations, part: str) -> np.ndarray:
 
 
 def knn_accuracy(observed: Observations, part: str, ks: Sequence[int] = (20,), cap: int = 10_000) -> list[Hits] | None:
-    """``(right, of)`` for each k: neighbors among the retained examples vote on ``part``.
+    """Count correct kNN predictions on ``part``, for each k; the retained examples are the neighbors.
 
-    On ``retain`` an example has no vote on itself. At most ``cap`` random queries. None without labels, or
-    with fewer than two labelled retained examples.
+    On ``retain`` an example does not vote on itself.
+
+    Args:
+        observed: Observations with features and labels.
+        part: The part to classify.
+        ks: Numbers of neighbors.
+        cap: Largest number of queries (a random sample by key).
+
+    Returns:
+        ``(right, of)`` for each k; None without labels, or with fewer than two labelled retained examples.
+
     """
-    mine, theirs = labelled_positions(observed, part)[:cap], np.sort(labelled_positions(observed, "retain"))
-    if len(mine) == 0 or len(theirs) < 2:
+    asked, voters = labelled_positions(observed, part)[:cap], np.sort(labelled_positions(observed, "retain"))
+    if len(asked) == 0 or len(voters) < 2:
         return None
-    truth, own = labels(observed, part)[mine], np.searchsorted(theirs, mine) if part == "retain" else None
-    bank, bank_labels = features(observed, "retain")[theirs], labels(observed, "retain")[theirs]
-    voted = knn_vote(bank, bank_labels, features(observed, part)[mine], ks, places=own)
+    truth, own = labels(observed, part)[asked], np.searchsorted(voters, asked) if part == "retain" else None
+    bank, bank_labels = features(observed, "retain")[voters], labels(observed, "retain")[voters]
+    voted = knn_vote(bank, bank_labels, features(observed, part)[asked], ks, own=own)
     return [(int((v == truth).sum()), len(truth)) for v in voted]
 
 
 def accuracy(observed: Observations, part: str) -> Hits | None:
-    """``(right, of)`` of the classifier's own top class on ``part``; None without logits or labels."""
+    """Return ``(right, of)`` of the classifier's top class on ``part``; None without logits or labels."""
     if not observed.has(part, "logits"):
         return None
     known = labels(observed, part)
@@ -106,8 +147,17 @@ def accuracy(observed: Observations, part: str) -> Hits | None:
 
 
 def retrieval_recall(observed: Observations, part: str, k: int, *, of_text: bool = False) -> np.ndarray | None:
-    """Whether each image of ``part`` finds its own caption among the part's first ``k`` (``of_text``: each caption its
-    image), in [0, 1], ``[n]``: of equally similar ones each is as likely to come first. None without captions.
+    """Compute recall@k of each pair of ``part``: whether an image's caption is among its k most similar ones.
+
+    Args:
+        observed: Observations with embeddings ``image`` and ``text``.
+        part: The part whose pairs are both queries and gallery.
+        k: How many of the most similar captions (images) may hold the right one.
+        of_text: Search images with captions instead of captions with images.
+
+    Returns:
+        Recall in [0, 1] of each pair ``[n]``; ties count as if broken at random. None without captions.
+
     """
     if not (observed.has(part, "image") and observed.has(part, "text")):
         return None
@@ -115,23 +165,22 @@ def retrieval_recall(observed: Observations, part: str, k: int, *, of_text: bool
     if of_text:
         queries, gallery = gallery, queries
     found = np.empty(len(queries))
-    for start in range(0, len(queries), 1024):
-        close = queries[start : start + 1024] @ gallery.T
-        own = close[np.arange(len(close)), np.arange(start, start + len(close))][:, None]
+    for rows, close in similarity_blocks(queries, gallery, 1024):
+        own = close[np.arange(len(close)), np.arange(rows.start, rows.start + len(close))][:, None]
         above, equal = (close > own).sum(axis=1), (close == own).sum(axis=1)
-        found[start : start + len(close)] = np.clip((k - above) / equal, 0, 1)
+        found[rows] = np.clip((k - above) / equal, 0, 1)
     return found
 
 
 def mean_retrieval_recall(observed: Observations, part: str, k: int) -> float | None:
-    """Mean of :func:`recall` over both directions."""
+    """Return the mean of :func:`retrieval_recall` over both directions; None without captions."""
     ways = [retrieval_recall(observed, part, k, of_text=way) for way in (False, True)]
     found = [way for way in ways if way is not None]
     return float(np.mean(found)) if found else None
 
 
 def zero_shot(observed: Observations, part: str) -> Hits | None:
-    """``(right, of)`` of the class whose name fits the image best; None without captions or labels."""
+    """Return ``(right, of)`` of zero-shot classification by class names; None without captions or labels."""
     if not (observed.has("prompts", "text") and observed.has(part, "image")):
         return None
     known = labels(observed, part)
@@ -142,7 +191,7 @@ def zero_shot(observed: Observations, part: str) -> Hits | None:
 
 @dataclass(frozen=True)
 class LinearProbeResult:
-    """``right`` of ``of`` by the probe with inverse penalty ``c``; ``note`` if its fit stopped early."""
+    """Correct predictions of the probe with inverse penalty ``c``; ``note`` says if its fit did not converge."""
 
     right: int
     of: int
@@ -157,9 +206,18 @@ def linear_probe(
     cap: int = 10_000,
     iterations: int = 300,
 ) -> LinearProbeResult | None:
-    """Multinomial logistic regression on standardized retained features, judged on ``part``; C is chosen on
-    ``valid`` (1 without it). At most ``cap`` random retained examples. None with fewer than two labelled
-    classes.
+    """Fit a multinomial logistic regression on standardized retained features and evaluate it on ``part``.
+
+    Args:
+        observed: Observations with features and labels.
+        part: The part to evaluate on.
+        penalties: Values of C; the best on ``valid`` is used. Without ``valid``, C is 1.
+        cap: Largest number of examples of each part (a random sample by key).
+        iterations: Largest number of iterations per fit.
+
+    Returns:
+        The result, or None with fewer than two labelled classes.
+
     """
     from sklearn.exceptions import ConvergenceWarning  # slow to import, and only this needs it
     from sklearn.linear_model import LogisticRegression
@@ -174,7 +232,7 @@ def linear_probe(
     if len(truth) == 0 or len(np.unique(y)) < 2:
         return None
     center, scale = x.mean(axis=0), x.std(axis=0)
-    scale = np.where(scale > 1e-6 * (np.abs(center) + 1e-12), scale, 1.0)  # a constant feature stays constant
+    scale = np.where(scale > 1e-6 * (np.abs(center) + 1e-12), scale, 1.0)  # do not amplify constant features
     fits, stopped = [], False
     model = LogisticRegression(max_iter=iterations, tol=1e-3, warm_start=True)
     for c in sorted(penalties) if len(held_truth) else (1.0,):
@@ -193,15 +251,16 @@ def linear_probe(
 
 
 def is_collapsed(x: np.ndarray) -> bool:
-    """Whether all rows of features point the same way to one part in a thousand (or are zero)."""
+    """Whether all rows of features point in the same direction, to one part in a thousand, or are zero."""
     z = unit_rows(x).astype(np.float64)
     return float(((z - z.mean(axis=0)) ** 2).sum()) <= 1e-6 * max(float((z**2).sum()), 1e-12)
 
 
 def effective_rank(x: np.ndarray) -> float:
-    """exp of the entropy of the singular values of the centered unit rows (Roy and Vetterli 2007): 1 to d.
+    """Effective rank of features ``[n, d]`` (Roy and Vetterli 2007), from 1 (collapsed) to d.
 
-    1 where they are :func:`collapsed`, so that rounding around one point does not count as many directions.
+    The exponential of the entropy of the normalized singular values of the centered unit rows. Features for which
+    :func:`is_collapsed` holds have rank 1, so that rounding errors around one point do not count as directions.
     """
     if is_collapsed(x):
         return 1.0
@@ -213,9 +272,9 @@ def effective_rank(x: np.ndarray) -> float:
 
 
 def uniformity(x: np.ndarray) -> float:
-    """log mean exp(-2 |z_i - z_j|^2) over pairs i < j of unit rows (Wang and Isola 2020): 0 collapsed.
+    """Uniformity of features ``[n, d]`` (Wang and Isola 2020); lower is better, 0 is collapsed.
 
-    Lower is better. Takes ``n * n`` numbers of memory.
+    log mean exp(-2 |z_i - z_j|^2) over pairs i < j of unit rows. Needs memory for ``n * n`` numbers.
     """
     z = unit_rows(x).astype(np.float64)
     upper = np.triu_indices(len(z), 1)
@@ -223,12 +282,22 @@ def uniformity(x: np.ndarray) -> float:
 
 
 def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
-    """Linear CKA of two feature tables ``[n, d1]``, ``[n, d2]`` of the same examples (Kornblith et al. 2019):
-    0 to 1; 0 where one of them is constant. Raises if the numbers of examples differ.
+    """Linear CKA of two models' features of the same examples (Kornblith et al. 2019).
+
+    Args:
+        x: Features ``[n, d1]``.
+        y: Features ``[n, d2]`` of the same examples in the same order.
+
+    Returns:
+        Similarity from 0 to 1 (equal up to rotation and scale); 0 where one of them is constant.
+
+    Raises:
+        EffaceError: If the numbers of examples differ.
+
     """
     if len(x) != len(y):
-        raise EffaceError("CKA needs the same examples seen by both models.", f"There are {len(x)} and {len(y)}.")
+        raise EffaceError("CKA needs the same examples observed by both models.", f"There are {len(x)} and {len(y)}.")
     a, b = (np.asarray(v, np.float64) - np.asarray(v, np.float64).mean(axis=0) for v in (x, y))
-    own = float(np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b))
+    scale = float(np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b))
     size = float((np.asarray(x, np.float64) ** 2).sum() * (np.asarray(y, np.float64) ** 2).sum())
-    return float(np.linalg.norm(a.T @ b) ** 2 / own) if own > 1e-12 * size else 0.0
+    return float(np.linalg.norm(a.T @ b) ** 2 / scale) if scale > 1e-12 * size else 0.0

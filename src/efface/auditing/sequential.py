@@ -1,6 +1,7 @@
-"""Drift: how far a model has come over several requests, and whether everything asked so far is forgotten.
+"""Sequential unlearning: how much a model drifts over several requests, and whether all of them are forgotten.
 
-Each request is small; what ten of them do to a model shows only against the first original. numpy only.
+Each request changes a model little; the effect of ten of them shows only in comparison with the first original. NumPy
+only.
 """
 
 from __future__ import annotations
@@ -14,55 +15,56 @@ from pydantic import Field
 from efface.auditing import representations
 from efface.auditing.evidence import Finding
 from efface.auditing.observations import Observations
-from efface.auditing.verdict import EXIT_CODES, KNN_NEIGHBORS, Verdict
+from efface.auditing.utility_gate import KNN_NEIGHBORS
+from efface.auditing.verdict import EXIT_CODES, Verdict
 from efface.schema import RecordModel
 
 EXIT_CODE_SEVERITY = (0, 4, 3)
-"""Exit codes from good to bad: nothing to tell, undecided, a trace."""
+"""Exit codes from best to worst: removed, undecided, residue."""
 
 
 class SequenceStep(RecordModel):
-    """One model on the way from the first original to the subject."""
+    """One model in the chain from the first original to the subject."""
 
     digest: str
-    """SHA-256 over its named tensors."""
+    """SHA-256 of its named tensors."""
     method: dict[str, Any] | None = None
-    """What made it; None for the original."""
+    """Settings of the unlearning method that made it; None for the original."""
     forgotten: int
-    """Examples that had been asked to be forgotten by then, in all."""
+    """Total number of examples in the requests so far."""
     utility: float | None = None
-    """Accuracy on test of the classifier, or of its nearest retained neighbors; None without labels."""
+    """Test accuracy of the classifier, or of kNN on its features; None without labels."""
     cka_before: float | None = None
-    """Linear CKA of its features of test to those of the model before; 1: the same up to rotation and scale."""
+    """Linear CKA of its test features to those of the previous model; 1: equal up to rotation and scale."""
     cka_first: float | None = None
-    """The same, to the first original's."""
+    """Linear CKA of its test features to those of the first original."""
     moved_before: float | None = None
-    """L2 norm of the change of its weights since the model before, relative; None where shapes differ."""
+    """Relative L2 norm of the change of its weights since the previous model; None where shapes differ."""
     moved_first: float | None = None
-    """The same, since the first original."""
+    """Relative L2 norm of the change of its weights since the first original."""
 
 
 class RequestSequence(RecordModel):
-    """Requests that were answered one after the other: where they led, and what an attacker sees of all of them."""
+    """Unlearning requests answered one after the other, and the audit of all of them together."""
 
     steps: tuple[SequenceStep, ...]
-    """From the first original that can still be found to the subject."""
+    """From the earliest original that can still be found to the subject."""
     count: int
-    """Examples that were to be forgotten, in all requests."""
+    """Total number of examples to forget in all requests."""
     verdict: Verdict | None = None
-    """On all of them, against the first original; None only with a note saying why."""
+    """Verdict on all requests, compared with the first original; None only with a note that says why."""
     findings: tuple[Finding, ...] = Field(default=())
-    """On all of them, without the arrays of figures."""
+    """Findings on all requests, without the arrays of figures."""
     note: str = ""
 
     @property
     def exit_code(self) -> int:
-        """The verdict's; 4 (undecided) where there is none."""
+        """The verdict's exit code; 4 (undecided) without a verdict."""
         return EXIT_CODES["inconclusive"] if self.verdict is None else self.verdict.exit_code
 
 
 def measure_step(seen: Sequence[Observations], **facts: Any) -> SequenceStep:
-    """The last of ``seen``, compared with the one before it and with the first."""
+    """Compare the last model of ``seen`` with the previous one and with the first; ``facts`` are the other fields."""
     now, part = seen[-1], "test" if seen[-1].has("test", "features") else "holdout"
 
     def cka(other: Observations) -> float | None:
@@ -82,7 +84,7 @@ def measure_step(seen: Sequence[Observations], **facts: Any) -> SequenceStep:
 
 
 def sequence_utility(observed: Observations, part: str) -> float | None:
-    """Accuracy on ``part``."""
+    """Return the accuracy on ``part`` of the classifier, or else of kNN; None without labels."""
     hits = representations.accuracy(observed, part)
     if hits is None:
         voted = representations.knn_accuracy(observed, part, (KNN_NEIGHBORS,))
@@ -91,10 +93,10 @@ def sequence_utility(observed: Observations, part: str) -> float | None:
 
 
 def strip_details(findings: Sequence[Finding]) -> tuple[Finding, ...]:
-    """Findings without the arrays that only figures need."""
+    """Return the findings without the arrays that only figures need."""
     return tuple(replace(one, details={}) for one in findings)
 
 
 def worst_exit_code(*codes: int) -> int:
-    """The exit code that stands for several: a trace before undecided before nothing to tell."""
+    """Return the worst of several exit codes: residue, then undecided, then removed."""
     return max(codes, key=EXIT_CODE_SEVERITY.index)

@@ -1,4 +1,4 @@
-"""Membership signals: one score per example and model, from observations. Higher is more member-like, always.
+"""Membership signals: one score per example and model, from observations. Higher is always more member-like.
 
 ==========================  =========================================================================
 ``<space>.alignment``       mean cosine over the pairs of augmented views (EncoderMI, Liu et al. 2021)
@@ -6,16 +6,16 @@
 ``<space>.norm``            mean norm of the embedding
 ``pair.similarity``         mean cosine of the views and the caption: image-text models
 ``pair.margin``             that over tau, minus logsumexp of the cosines to a bank of other captions
-``gradient_norm``           minus the norm of the loss's gradient at the input: members lie flatter
+``gradient_norm``           minus the norm of the loss's gradient at the input: it is smaller for members
 ``logits.confidence``       p_y
 ``logits.cross_entropy``    log p_y
 ``logits.margin``           log p_y/(1 - p_y)
-``logits.modified_entropy``  minus Song and Mittal's (2021) modified entropy, of each example alone
+``logits.modified_entropy``  minus the modified entropy of Song and Mittal (2021)
 ==========================  =========================================================================
 
-Of a classifier, examples with the label -1 have no score on ``logits.*`` and ``gradient_norm``. Everything
-is computed from log-probabilities of that row alone, so no batch changes a score and no probability of
-exactly 1 becomes an infinity.
+For classifiers, examples with the label -1 have no score on ``logits.*`` and ``gradient_norm``. Scores are computed
+from the log-probabilities of each row alone: they do not depend on the batch, and a probability that rounds to 1 does
+not become infinite.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from efface.errors import EffaceError, unknown_name_error
 
 
 def log_probabilities(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """``(log p, log (1 - p))`` of every class ``[n, classes]``; exact where p is 1 to machine precision."""
+    """Return ``(log p, log(1 - p))`` of every class, ``[n, classes]``; accurate where p rounds to 1."""
     z = np.asarray(logits, dtype=np.float64)
     if z.shape[1] < 2:
-        raise EffaceError(f"Logits of shape {z.shape} are no classifier's.", "At least two classes are needed.")
+        raise EffaceError(f"Logits of shape {z.shape} are not a classifier's.", "At least two classes are needed.")
     rows, top = np.arange(len(z)), z.argmax(axis=1)
     z = z - z[rows, top][:, None]
     others = z.copy()
     others[rows, top] = -np.inf
     peak = others.max(axis=1, keepdims=True)
-    rest = peak[:, 0] + np.log(np.exp(others - peak).sum(axis=1))  # log of the others' weight; the top's is 1
+    rest = peak[:, 0] + np.log(np.exp(others - peak).sum(axis=1))  # log of the sum over the other classes
     log_p = z - np.log1p(np.exp(rest))[:, None]
-    log_rest = np.log1p(-np.minimum(np.exp(log_p), 0.75))  # right for all but the top class
+    log_rest = np.log1p(-np.minimum(np.exp(log_p), 0.75))  # correct except for the top class
     log_rest[rows, top] = rest - np.log1p(np.exp(rest))
     return log_p, log_rest
 
 
 def modified_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """-(1 - p_y) log p_y - sum_{i != y} p_i log(1 - p_i), per example ``[n]``; lower for members."""
+    """Return -(1 - p_y) log p_y - sum_{i != y} p_i log(1 - p_i) of each example ``[n]``; lower for members."""
     log_p, log_rest = log_probabilities(logits)
     rows = np.arange(len(labels))
     terms = np.exp(log_p) * log_rest
@@ -55,7 +55,7 @@ def modified_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return -terms.sum(axis=1)
 
 
-def _of_label(which: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+def _label_score(which: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     def score(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
         log_p, log_rest = log_probabilities(logits)
         rows = np.arange(len(labels))
@@ -70,42 +70,57 @@ def _of_label(which: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
 
 
 FROM_LOGITS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "confidence": _of_label("confidence"),
-    "cross_entropy": _of_label("cross_entropy"),
-    "margin": _of_label("margin"),
+    "confidence": _label_score("confidence"),
+    "cross_entropy": _label_score("cross_entropy"),
+    "margin": _label_score("margin"),
     "modified_entropy": lambda logits, labels: -modified_entropy(logits, labels),
 }
+"""Scores ``[n]`` of a classifier, from logits ``[n, classes]`` and labels ``[n]``."""
 PAIR = ("pair.similarity", "pair.margin")
-"""Signals of an image with its caption."""
+"""Signals of an image and its caption."""
 STORED_AS = {"alignment": "pairs", "margin": "margin", "norm": "norm"}
+"""Kind of signal to the name of the array from which it is read."""
 
 
 def labels(observed: Observations, part: str) -> np.ndarray:
-    """Labels ``[n]`` of ``part``, -1 where unknown; all -1 where the data has none."""
+    """Return the labels ``[n]`` of ``part``, -1 where unknown; all -1 where the data has none."""
     if observed.has(part, "labels"):
         return np.asarray(observed.of(part, "labels"), dtype=np.int64)
     return np.full(observed.count(part), -1, dtype=np.int64)
 
 
 def random_order_by_key(keys: np.ndarray) -> np.ndarray:
-    """Positions ``[n]`` in a random order that only the keys decide: its start is a fair sample of any part.
+    """Return positions ``[n]`` in a random order that depends on the keys only; a prefix is a uniform sample.
 
-    (A prefix of the rows would hold two classes of ten where they are sorted, and another two if reordered.)
+    A prefix of the rows themselves would hold only two of ten classes where the data is sorted by class.
     """
-    # A checksum would not do: it is linear, and keys that count up would come out in patterns.
+    # A checksum such as CRC is linear: consecutive keys would come out in patterns.
     hashes = [hashlib.blake2b(str(key).encode(), digest_size=8).digest() for key in keys]
     return np.lexsort((keys, np.array([int.from_bytes(digest) for digest in hashes], dtype=np.uint64)))
 
 
 def scored_rows(observed: Observations, part: str, signal: str) -> np.ndarray:
-    """Positions ``[n]`` of the examples of ``part`` that have a score: all, or those with a label."""
+    """Return the positions ``[n]`` of the examples of ``part`` that have a score: all, or those with a label."""
     if signal.startswith("logits.") or (signal == "gradient_norm" and observed.has(part, "logits")):
         return np.flatnonzero(labels(observed, part) >= 0)
     return np.arange(observed.count(part))
 
 
 def scores(observed: Observations, part: str, signal: str) -> np.ndarray:
-    """``signal`` of the examples of ``part`` at :func:`rows`, float64 ``[n]``."""
+    """Compute ``signal`` for the examples of ``part`` at :func:`scored_rows`.
+
+    Args:
+        observed: Observations of one model.
+        part: Part of the split.
+        signal: One of :func:`signal_names`.
+
+    Returns:
+        Scores, float64 ``[n]``; higher is more member-like.
+
+    Raises:
+        EffaceError: If the signal is unknown or was not observed.
+
+    """
     space, _, kind = signal.rpartition(".")
     if space == "logits" and kind in FROM_LOGITS:
         seen = scored_rows(observed, part, signal)
@@ -121,7 +136,7 @@ def scores(observed: Observations, part: str, signal: str) -> np.ndarray:
 
 
 def signal_names(spaces: Sequence[str]) -> tuple[str, ...]:
-    """The names of all signals of a model with these embedding spaces."""
+    """Return the names of all signals of a model with these embedding spaces."""
     embedded = tuple(f"{space}.{kind}" for space in spaces for kind in STORED_AS)
     return (*embedded, *PAIR, "gradient_norm", *(f"logits.{kind}" for kind in FROM_LOGITS))
 
@@ -134,34 +149,35 @@ def has_signal(observed: Observations, part: str, signal: str) -> bool:
 
 
 def available_signals(observed: Observations, part: str = "forget") -> tuple[str, ...]:
-    """The signals that ``part`` and its non-members both have."""
-    other = nonmember_part(observed, part)
-    return tuple(
-        s for s in signal_names(observed.spaces) if has_signal(observed, part, s) and has_signal(observed, other, s)
-    )
+    """Return the signals that can be computed for ``part`` and for its non-members."""
+    both = (part, nonmember_part(observed, part))
+    return tuple(name for name in signal_names(observed.spaces) if all(has_signal(observed, p, name) for p in both))
 
 
 def prespecified_signals(observed: Observations) -> tuple[str, ...]:
-    """The signals a verdict is decided on, fixed before looking: the margins of backbone, projector and classifier;
-    of an image-text model those of the backbone and of the pair, which is what it was trained on.
+    """Return the signals that decide a verdict by default, fixed before any score is seen.
+
+    The margins of backbone, projector and classifier; for an image-text model those of the backbone and of the
+    image-caption pair, on which it was trained.
     """
-    there = available_signals(observed)
+    available = available_signals(observed)
     wanted = ("backbone.margin", "projector.margin", "logits.margin")
-    if "pair.margin" in there:
+    if "pair.margin" in available:
         wanted = ("backbone.margin", "pair.margin")
-    return tuple(signal for signal in wanted if signal in there)
+    return tuple(signal for signal in wanted if signal in available)
 
 
 def nonmember_part(observed: Observations, part: str) -> str:
-    """The never-trained part that ``part`` is compared with: ``holdout`` has the class mix of the forget set;
-    where that differs from the retained examples' mix, ``spare`` has theirs. Retained examples are never
-    non-members.
+    """Return the never-trained part with which ``part`` is compared: ``holdout``, or ``spare`` for ``retain``.
+
+    The holdout has the class distribution of the forget set. Where the retained examples are distributed otherwise,
+    ``spare`` has theirs. Retained examples never serve as non-members.
     """
     return "spare" if part == "retain" and observed.count("spare") > 0 else "holdout"
 
 
 def score_pair(observed: Observations, part: str, signal: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Scores of ``part`` and of its non-members; None where this model has no such signal."""
+    """Return the scores of ``part`` and of its non-members; None where the model has no such signal."""
     other = nonmember_part(observed, part)
     if not (has_signal(observed, part, signal) and has_signal(observed, other, signal)):
         return None
@@ -169,17 +185,30 @@ def score_pair(observed: Observations, part: str, signal: str) -> tuple[np.ndarr
 
 
 def require_same_examples(observed: Observations, references: Sequence[Observations], part: str) -> None:
-    """An error unless all models were shown the same examples of ``part`` in the same order."""
+    """Check that all models were observed on the same examples of ``part`` in the same order.
+
+    Raises:
+        EffaceError: If they were not.
+
+    """
     for reference in references:
         if not np.array_equal(observed.of(part, "keys"), reference.of(part, "keys")):
             raise EffaceError(
                 f"The examples of '{part}' differ between two models' observations.",
-                "A score can be compared with a reference's only for the same example in the same order.",
+                "A score can be compared with that of a reference only for the same example in the same order.",
                 "Observe all models on the same split.",
             )
 
 
 def calibrated_scores(observed: Observations, references: Sequence[Observations], part: str, signal: str) -> np.ndarray:
-    """Score minus the references' mean score: what is left of an example that is easy for everybody."""
+    """Return the scores ``[n]`` of ``part`` minus the references' mean score of the same examples.
+
+    Calibration removes what makes an example easy or hard for every model.
+    """
     require_same_examples(observed, references, part)
     return scores(observed, part, signal) - np.mean([scores(r, part, signal) for r in references], axis=0)
+
+
+def membership_scores(observed: Observations, references: Sequence[Observations], part: str, signal: str) -> np.ndarray:
+    """Return :func:`calibrated_scores` where there are references, and raw :func:`scores` where there are none."""
+    return calibrated_scores(observed, references, part, signal) if references else scores(observed, part, signal)

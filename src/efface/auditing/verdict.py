@@ -1,22 +1,21 @@
-"""The verdict: power first, then two one-sided tests, then the utility gate. It can answer "inconclusive".
+"""The verdict on unlearning: a power check, two one-sided tests and a utility gate. It may be "inconclusive".
 
-The signals are named before looking: the margin of the backbone, of the projector where there is one, and of
-the classifier; of an image-text model those of the backbone and of image and caption. The number tested is
-AUC(forget vs holdout): at A1 of the score minus the references' mean score, at A0 of the raw score, in both
-cases against 0.5 ± delta.
+The signals are fixed in advance: the margins of the backbone, of the projector where there is one and of the
+classifier; for an image-text model those of the backbone and of the image-caption pair. The tested statistic is
+AUC(forget vs holdout), of the score minus the references' mean score at A1 and of the raw score at A0, in both cases
+against 0.5 ± delta.
 
-0. Power: on the original, the lower end of the 1 - alpha interval lies above 0.5 + delta (Holm over signals)
-   for at least one signal; otherwise this attack is blind to these examples and the answer is
-   ``inconclusive``.
-1. ``residue``: on any signal the subject's AUC lies above 0.5 + delta (one-sided, Holm over signals).
-   ``over-forgotten``: below 0.5 - delta, likewise: standing out downwards is standing out.
-2. ``removed``: on every signal, also those without power, the whole 1 - 2 alpha interval lies within ± delta
-   (all of them must, so nothing is corrected).
-3. ``removed, utility lost``: removed, but the features are no longer good for what the original's were, or images
-   and captions of the test part no longer find each other as they did.
-4. Control: the retained examples are still trained on. Where the attack sees them in what the subject is compared with
-   (the mean oracle, or at A0 the original: their raw AUC against never-trained ones clearly above 0.5 + delta) but not
-   in the subject (not even above 0.5), it was blinded, by noise, a new head or forgetting everybody: no ``removed``.
+0. Power: on at least one signal, the lower end of the original's 1 - alpha interval lies above 0.5 + delta (Holm over
+   signals). Otherwise the attack cannot see these examples, and the verdict is ``inconclusive``.
+1. ``residue``: the subject's AUC lies above 0.5 + delta on any signal (one-sided, Holm over signals).
+   ``over-forgotten``: it lies below 0.5 - delta, tested likewise; scores that are too low give members away as well.
+2. ``removed``: the whole 1 - 2 alpha interval lies within ± delta on every signal, with or without power. As all of
+   them must, there is no correction for multiple tests.
+3. ``removed, utility lost``: removed, but kNN accuracy, the effective rank or the retrieval of image-caption pairs is
+   much worse than in the original (:mod:`efface.auditing.utility_gate`).
+4. Control: the model was trained on the retained examples, so the attack should see them. It was *blinded* (by noise, a
+   new head or by forgetting everything) where their raw AUC against never-trained examples is clearly above 0.5 + delta
+   in the mean oracle (at A0: the original) but not even above 0.5 in the subject. Then there is no ``removed``.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ from typing import Literal
 import numpy as np
 
 from efface import stats
-from efface.auditing import representations
-from efface.auditing import signals as auditing_signals
+from efface.auditing import signals
 from efface.auditing.evidence import Evidence, Level
 from efface.auditing.observations import Observations
+from efface.auditing.utility_gate import UtilityLoss, judge_utility
 from efface.errors import EffaceError
 
 VerdictWord = Literal["removed", "residue", "over-forgotten", "inconclusive", "removed, utility lost"]
@@ -41,73 +40,65 @@ EXIT_CODES: dict[VerdictWord, int] = {
     "inconclusive": 4,
     "removed, utility lost": 4,
 }
-KNN_NEIGHBORS = 20
-"""Neighbors that vote in the utility gate."""
-COLLAPSED = 0.1
-"""An effective rank near 1 with less than this share of the original's (above 1) left is a collapse."""
-RECALLED = 10
-"""Nearest captions (images) among which an image's (caption's) own one counts as found, in the utility gate."""
-RANK_LEFT = 0.25
-"""Without labels, the share of the original's effective rank (above 1) that must be left."""
-CKA_LEFT = 0.2
-"""Without labels, the linear CKA to the original that must be left."""
+"""Exit code of the command line for each word."""
 
 
 @dataclass(frozen=True)
 class Criteria:
-    """What counts as removed; fixed before looking."""
+    """Thresholds of the verdict, fixed before any score is seen."""
 
     delta: float = 0.05
-    """Resolution δ: the largest distance of an AUC from 0.5 that counts as nothing to tell."""
+    """Resolution δ: largest distance of an AUC from 0.5 that counts as no difference."""
     alpha: float = 0.05
-    """Probability of error allowed to each claim."""
+    """Error probability allowed for each claim."""
     max_utility_drop: float = 0.05
-    """Largest loss of kNN accuracy on test, and of recall@10 of image-text models, as a share (0.05: five points)."""
+    """Largest acceptable loss of kNN accuracy on test, and of recall@10 of image-text models (0.05: five points)."""
     signals: tuple[str, ...] | None = None
-    """Signals to decide on; None: the margin of backbone, projector and classifier, where observed."""
+    """Signals that decide; None: the margins of backbone, projector and classifier, where observed."""
 
     def __post_init__(self) -> None:
-        """Refuse thresholds that no interval could ever meet, or every interval would."""
+        """Refuse thresholds that no interval or every interval would meet."""
         for name in ("delta", "alpha"):
             value = getattr(self, name)
             if not 0 < value < 0.5:
-                raise EffaceError(f"{name} = {value} is no threshold.", "It must lie between 0 and 0.5.")
+                raise EffaceError(f"{name} = {value} is not a valid threshold.", "It must lie between 0 and 0.5.")
         if self.signals is not None and (not self.signals or len(set(self.signals)) < len(self.signals)):
             raise EffaceError(
                 f"A verdict cannot rest on the signals {list(self.signals)}.",
-                "There is none, or one is named twice.",
+                "The list is empty, or names a signal twice.",
             )
 
 
 @dataclass(frozen=True)
 class SignalVerdict:
-    """One pre-named signal: what it could see in the original, and what it sees in the subject."""
+    """The verdict on one signal: its power in the original, and its AUC in the subject."""
 
     signal: str
     power: tuple[float, float, float]
-    """AUC of the original, and its 1 - alpha interval (95 %)."""
+    """AUC of the original, and its 1 - alpha interval (95 %): ``(value, low, high)``."""
     powered: bool
-    """Whether that interval lies above 0.5 + delta, corrected for the number of signals."""
+    """Whether the original's AUC is significantly above 0.5 + delta, corrected for the number of signals."""
     value: float
     """AUC of the subject."""
     low: float
+    """Lower end of the subject's 1 - 2 alpha interval (90 %)."""
     high: float
-    """Its 1 - 2 alpha interval (90 %)."""
+    """Upper end of that interval."""
     reference: float
-    """What it is compared with: 0.5, because at A1 the references are already in the score."""
+    """AUC of no difference: 0.5, also at A1, where the references are already part of the score."""
     word: str
-    """This signal's own ``removed``, ``residue``, ``over-forgotten`` or ``inconclusive``."""
+    """Verdict of this signal alone: ``removed``, ``residue``, ``over-forgotten`` or ``inconclusive``."""
     needed: int | None
-    """Forget examples that would probably decide; None: decided, or no number would with this holdout."""
+    """Number of forget examples that would probably decide; None if decided, or if no number would be enough."""
     retained: tuple[float, float, float] | None = None
-    """AUC of the retained in the subject (raw) with its 1 - 2 alpha interval; None where there is no such control."""
+    """Raw AUC of the retained examples in the subject, and its 1 - 2 alpha interval; None without this control."""
     blinded: bool = False
-    """Whether the attack sees the retained in what the subject is compared with, and no more in the subject."""
+    """Whether the attack sees the retained examples in the reference models, but no longer in the subject."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer, in a word, a sentence and numbers, with its limits."""
+    """The verdict in a word, a sentence and numbers, with its limits."""
 
     word: VerdictWord
     sentence: str
@@ -116,27 +107,35 @@ class Verdict:
     alpha: float
     signals: tuple[SignalVerdict, ...]
     utility_drop: float | None
-    """kNN accuracy on test lost since the original, as a share; None without labels."""
+    """Loss of kNN accuracy on test since the original, as a share; None without labels."""
     limits: tuple[str, ...]
 
     @property
     def exit_code(self) -> int:
-        """0 removed; 3 residue or over-forgotten; 4 inconclusive, or removed with the utility lost."""
+        """0: removed. 3: residue or over-forgotten. 4: inconclusive, or removed with the utility lost."""
         return EXIT_CODES[self.word]
 
 
-@dataclass(frozen=True)
-class UtilityLoss:
-    """What is left of the features: the ``drop`` where there are labels, and ``lost``: why, or empty."""
-
-    drop: float | None
-    lost: str
-    note: str
-
-
 def judge(evidence: Evidence, criteria: Criteria = Criteria()) -> Verdict:
-    """The verdict on ``evidence.subject``; raises where a signal, the holdout or the features are missing."""
-    names = criteria.signals or auditing_signals.prespecified_signals(evidence.subject)
+    """Judge whether the subject of the evidence forgot the forget set, by the rules of this module's docstring.
+
+    Args:
+        evidence: Observations of the subject, the original and, at A1, the oracles.
+        criteria: Thresholds and signals.
+
+    Returns:
+        The verdict, with one :class:`SignalVerdict` per signal.
+
+    Raises:
+        EffaceError: If a signal, the holdout or the features are missing.
+
+    Example:
+        >>> verdict = judge(Evidence(original, unlearned, oracles=(retrained,)))
+        >>> verdict.word, verdict.exit_code
+        ('removed', 0)
+
+    """
+    names = criteria.signals or signals.prespecified_signals(evidence.subject)
     if not names:
         raise EffaceError(
             "The observations hold no margin of the forget set and the holdout.",
@@ -144,7 +143,7 @@ def judge(evidence: Evidence, criteria: Criteria = Criteria()) -> Verdict:
             "Observe the models again, with a holdout (split: holdout > 0).",
         )
     judged = judge_signals(evidence, names, criteria)
-    utility = judge_utility(evidence, names, criteria)
+    utility = judge_utility(evidence, names, criteria.max_utility_drop)
     word = combine_signals(judged, utility)
     return Verdict(
         word,
@@ -159,18 +158,15 @@ def judge(evidence: Evidence, criteria: Criteria = Criteria()) -> Verdict:
 
 
 def delong_components(evidence: Evidence, observed: Observations, signal: str) -> tuple[np.ndarray, np.ndarray]:
-    """DeLong components of forget against holdout: of the calibrated score at A1, of the raw one at A0."""
-    if evidence.oracles:
-        sides = [
-            auditing_signals.calibrated_scores(observed, evidence.oracles, p, signal) for p in ("forget", "holdout")
-        ]
-    else:
-        sides = [auditing_signals.scores(observed, p, signal) for p in ("forget", "holdout")]
-    return stats.placements(sides[0], sides[1])
+    """Return the DeLong components of forget against holdout: of calibrated scores at A1, of raw scores at A0."""
+    forget, holdout = (
+        signals.membership_scores(observed, evidence.oracles, part, signal) for part in ("forget", "holdout")
+    )
+    return stats.placements(forget, holdout)
 
 
 def judge_signals(evidence: Evidence, names: tuple[str, ...], criteria: Criteria) -> tuple[SignalVerdict, ...]:
-    """Each signal's verdict, with the tests that may claim something on *any* signal corrected by Holm."""
+    """Judge each signal; tests that may make a claim on *any* signal are corrected for multiplicity (Holm)."""
     delta, alpha = criteria.delta, criteria.alpha
     before = [delong_components(evidence, evidence.original, name) for name in names]
     after = [delong_components(evidence, evidence.subject, name) for name in names]
@@ -201,24 +197,38 @@ def judge_signals(evidence: Evidence, names: tuple[str, ...], criteria: Criteria
 def retain_control(
     evidence: Evidence, signal: str, criteria: Criteria
 ) -> tuple[tuple[float, float, float] | None, bool]:
-    """What the attack sees of the retained in the subject, and whether it was blinded; ``(None, False)`` where it sees
-    too little of them even in the oracles (at A0: in the original) to tell.
+    """Check that the attack still sees the retained examples in the subject.
+
+    Returns:
+        Their AUC in the subject with its interval, and whether the attack was blinded; ``(None, False)`` where the
+        attack does not see them clearly in the oracles (at A0: in the original) either.
+
     """
     compared = evidence.oracles or (evidence.original,)
-    pairs = [auditing_signals.score_pair(observed, "retain", signal) for observed in (evidence.subject, *compared)]
+    pairs = [signals.score_pair(observed, "retain", signal) for observed in (evidence.subject, *compared)]
     if any(pair is None for pair in pairs):
         return None, False
-    own, *others = [stats.placements(*pair) for pair in pairs if pair is not None]
+    subject, *others = [stats.placements(*pair) for pair in pairs if pair is not None]
     yardstick = (np.mean([v for v, _ in others], axis=0), np.mean([v for _, v in others], axis=0))
     if stats.one_sided_p_values(*yardstick, 0.5 + criteria.delta)[0] >= criteria.alpha:
         return None, False
-    return stats.interval(*own, level=1 - 2 * criteria.alpha), stats.one_sided_p_values(*own, 0.5)[0] >= criteria.alpha
+    blinded = stats.one_sided_p_values(*subject, 0.5)[0] >= criteria.alpha
+    return stats.interval(*subject, level=1 - 2 * criteria.alpha), blinded
 
 
 def needed_examples(members: int, nonmembers: int, value: float, criteria: Criteria, count: int = 1) -> int | None:
-    """Forget examples that would decide: if nothing is left to see, or else if ``value`` is the truth.
+    """Estimate how many forget examples would decide, if the true AUC is 0.5, or else if it is ``value``.
 
-    ``count``: signals that must all decide; each has to often enough that all of them do four times in five.
+    Args:
+        members: Forget examples so far.
+        nonmembers: Holdout examples.
+        value: The measured AUC.
+        criteria: Thresholds.
+        count: Number of signals that must all decide, together with a power of 0.8.
+
+    Returns:
+        A number above ``members``; None where no number would be enough with this holdout.
+
     """
     power = 0.8 ** (1 / count)
     plans = (stats.needed_n(criteria.delta, nonmembers, criteria.alpha, power, truth) for truth in (0.5, value))
@@ -226,7 +236,7 @@ def needed_examples(members: int, nonmembers: int, value: float, criteria: Crite
 
 
 def combine_signals(judged: tuple[SignalVerdict, ...], utility: UtilityLoss) -> VerdictWord:
-    """The rules of this module's docstring, in their order."""
+    """Combine the signals' verdicts by the rules of this module's docstring, in their order."""
     words = {one.word for one in judged}
     if not any(one.powered for one in judged):
         return "inconclusive"
@@ -241,62 +251,11 @@ def combine_signals(judged: tuple[SignalVerdict, ...], utility: UtilityLoss) -> 
     return "inconclusive"
 
 
-# ---- the utility gate ----
-
-
-def judge_utility(evidence: Evidence, names: tuple[str, ...], criteria: Criteria) -> UtilityLoss:
-    """Whether the subject's features still serve: kNN on test; without labels, effective rank and CKA."""
-    subject, original = evidence.subject, evidence.original
-    seen = next((p for p in ("test", "valid", "holdout") if subject.has(p, "features")), None)
-    if seen is None:
-        raise EffaceError(
-            "The observations hold no features of any never-trained part.",
-            "Without them a collapsed encoder cannot be told from one that forgot.",
-            "Observe the models again, with a test part or a holdout.",
-        )
-    now, before = representations.features(subject, seen), representations.features(original, seen)
-    rank, full = representations.effective_rank(now), representations.effective_rank(before)
-    left = (rank - 1) / (full - 1) if full > 1 else 1.0
-    shown = f"effective rank {rank:.1f}, the original's {full:.1f}"
-    lost = ""
-    flat = rank < 1.5 and left < COLLAPSED
-    if flat or representations.is_collapsed(now) or any(is_constant_score(subject, name) for name in names):
-        lost = f"the embedding is collapsed ({shown})"
-    found, told = retrieval_loss(original, subject, seen, criteria)
-    lost = lost or found
-    labelled = next((p for p in ("test", "valid") if representations.knn_accuracy(subject, p, (KNN_NEIGHBORS,))), None)
-    if labelled is None:
-        cka = representations.linear_cka(now, before)
-        note = f"no labels: judged by collapse alone ({shown}; linear CKA to the original {cka:.2f}){told}"
-        return UtilityLoss(None, lost or (note if left < RANK_LEFT or cka < CKA_LEFT else ""), note)
-    accuracies = [
-        right / of for o in (original, subject) for right, of in representations.knn_accuracy(o, labelled) or []
-    ]
-    drop = accuracies[0] - accuracies[1]
-    note = f"kNN accuracy on {labelled} {accuracies[1]:.3f}, the original's {accuracies[0]:.3f}{told}"
-    return UtilityLoss(drop, lost or (note if drop > criteria.max_utility_drop else ""), note)
-
-
-def retrieval_loss(original: Observations, subject: Observations, part: str, criteria: Criteria) -> tuple[str, str]:
-    """Whether images and captions of a part find each other less than before: why, or empty; and what to say of it."""
-    before, now = (representations.mean_retrieval_recall(o, part, RECALLED) for o in (original, subject))
-    if before is None or now is None:
-        return "", ""
-    note = f"recall@{RECALLED} of pairs on {part} {now:.3f}, the original's {before:.3f}"
-    return (note if before - now > criteria.max_utility_drop else ""), f"; {note}"
-
-
-def is_constant_score(observed: Observations, signal: str) -> bool:
-    """Whether the raw score is the same for everybody, but for rounding."""
-    every = np.concatenate([auditing_signals.scores(observed, part, signal) for part in ("forget", "holdout")])
-    return len(every) > 1 and float(np.ptp(every)) <= 1e-6 * max(1e-6, float(np.abs(every).max()))
-
-
 # ---- in words ----
 
 
 def describe_attacker(evidence: Evidence) -> str:
-    """The attacker this evidence is about."""
+    """Describe the attacker that the evidence models."""
     held = len(evidence.oracles)
     compares = (
         f"compares with {held} model{'s' if held > 1 else ''} that never saw the forget set"
@@ -307,7 +266,7 @@ def describe_attacker(evidence: Evidence) -> str:
 
 
 def describe_signal(one: SignalVerdict, alpha: float) -> str:
-    """``backbone.margin: AUC 0.512 (90 % interval 0.480 to 0.544)``."""
+    """Format a signal: ``backbone.margin: AUC 0.512 (90 % interval 0.480 to 0.544)``."""
     level = f"{100 * (1 - 2 * alpha):g} %"
     return f"{one.signal}: AUC {one.value:.3f} ({level} interval {one.low:.3f} to {one.high:.3f})"
 
@@ -315,7 +274,7 @@ def describe_signal(one: SignalVerdict, alpha: float) -> str:
 def write_sentence(
     word: VerdictWord, judged: tuple[SignalVerdict, ...], evidence: Evidence, criteria: Criteria, utility: UtilityLoss
 ) -> str:
-    """The verdict in plain words."""
+    """Write the verdict in plain words."""
     scope = f"evidence at resolution δ = {criteria.delta:g} under {describe_attacker(evidence)}"
     telling = [one for one in judged if one.word == word] or list(judged)
     numbers = "; ".join(describe_signal(one, criteria.alpha) for one in telling)
@@ -340,18 +299,16 @@ def write_sentence(
             f"This attack cannot see these examples even before unlearning: on no signal is its AUC clearly above "
             f"{0.5 + criteria.delta:g}, which is 0.5 and the δ that counts as nothing ({strength}). No {scope}."
         )
-    open_ = [one for one in judged if one.word == "inconclusive"]
-    dark = [one for one in judged if one.blinded]
-    if dark and not open_:
-        return (
-            f"The attack was blinded: {'; '.join(describe_blinding(one, criteria.alpha) for one in dark)}. No {scope}."
-        )
-    numbers = "; ".join(f"{describe_signal(one, criteria.alpha)}, {describe_needed_examples(one)}" for one in open_)
+    undecided = [one for one in judged if one.word == "inconclusive"]
+    blinded = [describe_blinding(one, criteria.alpha) for one in judged if one.blinded]
+    if blinded and not undecided:
+        return f"The attack was blinded: {'; '.join(blinded)}. No {scope}."
+    numbers = "; ".join(f"{describe_signal(one, criteria.alpha)}, {describe_needed_examples(one)}" for one in undecided)
     return f"Undecided: no {scope}. {numbers}."
 
 
 def describe_blinding(one: SignalVerdict, alpha: float) -> str:
-    """How little is still seen of the retained."""
+    """Describe how little the attack still sees of the retained examples."""
     value, low, high = one.retained or (0.5, 0.5, 0.5)
     return (
         f"{one.signal} does not see the retained examples any more, on which the model was trained: AUC {value:.3f} "
@@ -360,7 +317,7 @@ def describe_blinding(one: SignalVerdict, alpha: float) -> str:
 
 
 def describe_needed_examples(one: SignalVerdict) -> str:
-    """How many forget examples would decide."""
+    """Describe how many forget examples would decide."""
     if one.needed is None:
         return "no number of forget examples would decide with this holdout"
     return f"about {one.needed} forget examples would decide"
@@ -369,7 +326,7 @@ def describe_needed_examples(one: SignalVerdict) -> str:
 def describe_limits(
     word: VerdictWord, judged: tuple[SignalVerdict, ...], evidence: Evidence, criteria: Criteria, utility: UtilityLoss
 ) -> tuple[str, ...]:
-    """What this evidence is, how far it reaches, and what it does not show; one plain sentence each."""
+    """List what the evidence covers and what it does not show, one sentence each."""
     m, n = evidence.subject.count("forget"), evidence.subject.count("holdout")
     held = len(evidence.oracles)
     level = "Level A0, a screen: no reference model, so an attacker who trains references may see more."
@@ -387,22 +344,22 @@ def describe_limits(
         if ceiling > 0
         else f"Ceiling: {m} forget and {n} holdout examples are too few to bound any leak in epsilon."
     )
-    said = [level, bound]
+    limits = [level, bound]
     blind = [one.signal for one in judged if not one.powered]
     low = f"its AUC in the original is not clearly above {0.5 + criteria.delta:g} (0.5 + δ)"
-    said += [f"{signal} has no power, so what it sees now says nothing: {low}." for signal in blind]
+    limits += [f"{signal} has no power, so what it sees now says nothing: {low}." for signal in blind]
     if not any(one.powered for one in judged):
         outside = [one.signal for one in judged if one.word in ("residue", "over-forgotten")]
         if outside:
-            said.append(f"Yet the subject itself stands out on {', '.join(outside)}: look at it.")
+            limits.append(f"Yet the subject itself stands out on {', '.join(outside)}: look at it.")
     if word == "inconclusive":
-        said += [f"{o.signal}: {describe_needed_examples(o)}." for o in judged if o.word == "inconclusive"]
-    said += [f"Blinded: {describe_blinding(one, criteria.alpha)}." for one in judged if one.blinded]
-    said.append(f"Utility: {utility.note}.")
+        limits += [f"{o.signal}: {describe_needed_examples(o)}." for o in judged if o.word == "inconclusive"]
+    limits += [f"Blinded: {describe_blinding(one, criteria.alpha)}." for one in judged if one.blinded]
+    limits.append(f"Utility: {utility.note}.")
     if utility.lost and word != "removed, utility lost":
-        said.append(f"Utility is lost: {utility.lost}.")
-    said.append(
+        limits.append(f"Utility is lost: {utility.lost}.")
+    limits.append(
         f"The verdict is decided on {', '.join(one.signal for one in judged)} alone, averaged over the forget set: it "
         "does not cover single examples, other attacks, other copies of the data or of the model."
     )
-    return tuple(said)
+    return tuple(limits)

@@ -1,12 +1,24 @@
-"""Bench: methods x objectives x forget sets x seeds, as idempotent folders; settings are chosen without the oracle.
+"""Compare unlearning methods: methods x objectives x forget sets x seeds, from one YAML file to one page.
 
-``grid``      what is asked: a YAML file as a frozen dataclass
-``plan``      the tasks that answer it, each with everything that decides its result; what does not apply, and why
-``work``      one task: a folder that is complete or not there
-``pool``      one-thread processes that outlive neither a Ctrl-C nor the death of whoever started them
-``choice``    which setting of a method is reported: utility on V, membership of F against V
-``estimate``  what it would cost, before it is paid
-``tables``    results as rows, CSV and JSON           (numpy only)
-``charts``, ``page``  the page: ranking, cost x gap x utility, a card for each method        (numpy only)
-``course``    all of it in order
+Settings are selected without the oracle, on seeds that are not reported. Every task writes one folder, named by a
+digest of everything that decides its result, so that an interrupted bench can be continued.
+
+======================  ================================================================================
+``grid``                the configuration: a YAML file as a frozen dataclass
+``plan``                the tasks of a grid, and which methods do not apply
+``runner``              runs a grid from plan to page
+``worker``              runs one task and writes its folder
+``pool``                a pool of single-thread worker processes
+``selection``           selects the setting of a method: utility on V, membership of F against V
+``estimate``            estimates the cost of a grid before it is run
+``results``             the results of all tasks as one JSON-serializable mapping
+``tables``              rows, ranking, CSV and JSON (numpy only)
+``charts``, ``page``    the page: ranking, cost x gap x utility, one card per method (numpy only)
+======================  ================================================================================
+
+Example:
+    >>> from efface.bench.grid import read_grid
+    >>> from efface.bench.runner import run_bench
+    >>> run_bench(read_grid(Path("bench.yaml")), Path("runs/bench"))  # doctest: +SKIP
+
 """

@@ -1,10 +1,10 @@
-"""Estimate: what a grid would cost, measured on a small share of it.
+"""Estimate the cost of a grid from measurements on a small sample.
 
-An original is timed by a few of its own optimizer steps. A method is run whole on a small share of the examples,
-for one epoch where it has epochs, and what that took is scaled up by both; looking and judging likewise. So methods
-without steps (closed forms) and methods with several phases are estimated in the same way. Times are of the processor:
-what else the machine does is not in them. Not measured: stop rules that end earlier, and what processes at a time cost
-each other.
+The training of an original is timed with a few optimizer steps. A method is run completely on a small share of the
+examples, for a single epoch if it has epochs, and its time is scaled up by both factors; observing and judging are
+estimated in the same way. This also works for methods without steps (closed forms) and with several phases. Times are
+CPU times of the process, so other load on the machine does not count. Not included: early stopping, and the slowdown
+of parallel processes.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ from efface.training.recipe import Recipe
 from efface.unlearning import methods
 
 BATCHES, STEPS, START_SECONDS = 3, 6, 3.0
-"""Batches of retained examples that a method is tried on; steps that training is timed by; seconds to start up."""
+"""Batches of retained examples in the sample of a method; timed training steps; seconds to start up."""
 
 
 @dataclass(frozen=True)
 class CostLine:
-    """Some models of one kind: how many, and what each takes."""
+    """The number of models of one kind, and the cost of each."""
 
     family: str
     forget: str
     what: str
     models: int
     seconds: float
-    """Of one, with one thread."""
+    """Time of one model with one thread."""
     megabytes: float
-    """Of one, kept."""
+    """Disk space of one model."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The cost of a grid."""
+    """The estimated cost of a grid."""
 
     name: str
     jobs: int
@@ -61,16 +61,16 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        """Of all of it, with so many processes."""
+        """Time of the whole grid with ``jobs`` processes."""
         return START_SECONDS + sum(line.models * line.seconds for line in self.cost_lines) / self.jobs
 
     @property
     def megabytes(self) -> float:
-        """Of all of it on disk."""
+        """Disk space of the whole grid."""
         return sum(line.models * line.megabytes for line in self.cost_lines)
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
+        """The estimate as a JSON-serializable dict."""
         return {
             "name": self.name,
             "models": sum(line.models for line in self.cost_lines),
@@ -81,7 +81,7 @@ class Estimate:
         }
 
     def lines(self) -> list[str]:
-        """A table, what does not apply, and the sums."""
+        """The estimate as text: a table, methods that do not apply, and the totals."""
         head = ("family", "forget set", "model", "how many", "each", "disk")
         table = [head] + [
             (one.family, one.forget, one.what, str(one.models), format_clock(one.seconds), f"{one.megabytes:.1f} MB")
@@ -95,14 +95,21 @@ class Estimate:
 
 
 def format_clock(seconds: float) -> str:
-    """Seconds as people say them."""
+    """A duration in seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def estimate(grid: Grid, home: Path, progress: Progress | None = None) -> Estimate:
-    """Measure a little of every kind of model in the grid; nothing is written."""
+    """Estimate the cost of a grid by measuring every kind of model on a small sample. Nothing is written.
+
+    Args:
+        grid: The grid.
+        home: Folder of the bench; not used.
+        progress: Reports what is being measured.
+
+    """
     progress, before = progress or Progress(), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -119,6 +126,7 @@ def estimate(grid: Grid, home: Path, progress: Progress | None = None) -> Estima
 
 
 def _family(one: FamilyPlan, grid: Grid, progress: Progress) -> list[CostLine]:
+    """The cost lines of one family."""
     seed = grid.seeds.reporting[0]
     data, base = load_divided(one, seed)
     recipe: Recipe = config.build(Recipe, one.recipe, CHOICES, "recipe.")
@@ -132,35 +140,37 @@ def _family(one: FamilyPlan, grid: Grid, progress: Progress) -> list[CostLine]:
     kept = size if grid.keep_weights else 0.0
     for name, selector in one.forget.items():
         split = select_forget_set(base, data, selector, seed)
-        look, disk, judging = _looking(start, data, split, grid)
+        observing, disk, judging = _observing(start, data, split, grid)
         fewer = -(-len(split.retain) // recipe.batch_size)
         oracles = selection * grid.oracles.selection + reporting * grid.oracles.reporting
-        lines.append(CostLine(one.name, name, "what originals show", selection + reporting, look + judging, disk))
-        retraining = training * fewer * recipe.epochs + look + judging
+        lines.append(
+            CostLine(one.name, name, "observations of originals", selection + reporting, observing + judging, disk)
+        )
+        retraining = training * fewer * recipe.epochs + observing + judging
         lines.append(CostLine(one.name, name, "oracle", oracles, retraining, disk + kept))
         for entry in one.entries:
             progress.status(f"Measuring {one.name}, {name}, {entry.label}")
             compared = len(entry.settings) * selection if len(entry.settings) > 1 else 0
             models = compared + reporting * min(2, len(entry.settings))
             took = float(np.mean([_method(setting, start, data, split, grid) for setting in entry.settings]))
-            lines.append(CostLine(one.name, name, entry.label, models, took + look + judging, disk + kept))
+            lines.append(CostLine(one.name, name, entry.label, models, took + observing + judging, disk + kept))
     return lines
 
 
 def _training(start: Checkpoint, data: Data, split: Split, grid: Grid) -> float:
-    """Seconds of one optimizer step of the recipe."""
+    """Seconds of one optimizer step with the recipe."""
     recipe, times = start.recipe, list[float]()
     few = split.train[: STEPS * recipe.batch_size]
     short = replace(recipe, epochs=max(1, -(-STEPS // max(1, -(-len(few) // recipe.batch_size)))))
     part = replace(split, forget=few[:0], retain=few)
     where: dict[str, Any] = {"device": grid.device, "bf16": grid.bf16}
     api.pretrain(data, part, recipe=short, log=lambda record: times.append(time.process_time()), **where)
-    apart = np.diff(times)
-    return float(np.median(apart)) if len(apart) else 1.0
+    intervals = np.diff(times)
+    return float(np.median(intervals)) if len(intervals) else 1.0
 
 
 def _method(setting: Mapping[str, Any], start: Checkpoint, data: Data, split: Split, grid: Grid) -> float:
-    """Seconds of a method with this setting on the whole split, from a share of the examples and one epoch."""
+    """Seconds of a method with this setting on the whole split, extrapolated from a sample and one epoch."""
     size = start.recipe.batch_size
     share = min(1.0, BATCHES * size / max(1, len(split.retain)))
     few = replace(split, **{part: _some(getattr(split, part), share) for part in ("forget", "retain", "valid")})
@@ -169,19 +179,19 @@ def _method(setting: Mapping[str, Any], start: Checkpoint, data: Data, split: Sp
     began = time.process_time()
     try:
         api.unlearn(start, data, few, method, device=grid.device, bf16=grid.bf16)
-    except EffaceError:  # an untrained model may well diverge: then the steps that were done are all that is known
+    except EffaceError:  # an untrained model may diverge; the steps until then are the only measurement
         return epochs * (time.process_time() - began) / share
     return epochs * (time.process_time() - began) / share
 
 
 def _some(positions: np.ndarray, share: float) -> np.ndarray:
-    """A share of the positions, evenly from all of them, at least sixteen."""
+    """A share of the positions, evenly spaced, at least sixteen."""
     count = min(len(positions), max(16, round(share * len(positions))))
     return positions[np.linspace(0, len(positions) - 1, count).astype(int)] if len(positions) else positions
 
 
 def _one_epoch(setting: dict[str, Any], by_default: int) -> tuple[dict[str, Any], int]:
-    """The setting with one epoch, and how many it has; of a method around another, the inner one's."""
+    """The setting with one epoch, and its number of epochs. A method that wraps another uses the inner one's epochs."""
     if isinstance(setting.get("base"), Mapping):
         inner, epochs = _one_epoch(dict(setting["base"]), by_default)
         return {**setting, "base": inner}, epochs
@@ -191,13 +201,13 @@ def _one_epoch(setting: dict[str, Any], by_default: int) -> tuple[dict[str, Any]
     return setting, 1
 
 
-def _looking(start: Checkpoint, data: Data, split: Split, grid: Grid) -> tuple[float, float, float]:
-    """Seconds of looking at a model, megabytes of what it shows, seconds of judging it."""
+def _observing(start: Checkpoint, data: Data, split: Split, grid: Grid) -> tuple[float, float, float]:
+    """Seconds to observe a model, megabytes of its observations, seconds to judge it."""
     watch: ObservationSettings = grid.watch
     rows = select_positions(split, watch, data)
     whole = sum(len(positions) for positions in rows.values())
     few = replace(split, **{part: _some(getattr(split, part), 0.1) for part in SPLIT_PARTS})
-    api.observe(start, data, few, watch, device=grid.device)  # what is loaded on first use is not counted
+    api.observe(start, data, few, watch, device=grid.device)  # warm-up, not timed
     began = time.process_time()
     seen = api.observe(start, data, few, watch, device=grid.device)
     took = time.process_time() - began

@@ -1,4 +1,4 @@
-"""Grid: what a bench is asked, a YAML file as a frozen dataclass. Unknown keys are refused, with the nearest."""
+"""The configuration of a bench: a YAML file as a frozen dataclass. Unknown keys are errors with a suggestion."""
 
 from __future__ import annotations
 
@@ -14,117 +14,123 @@ from efface.errors import EffaceError, unknown_name_error
 from efface.runs.run import Sizes
 
 MethodSettings = dict[str, Any]
-"""One setting of a method, as in ``--set method.*``; with ``name`` where the entry is called otherwise."""
+"""One setting of a method, as in ``--set method.*``; with ``name`` if the entry has another name than the method."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchSeeds:
-    """Which seeds choose settings, and which are reported: never the same."""
+    """The seeds that select settings and the seeds that are reported; no seed may do both."""
 
     selection: tuple[int, ...] = (0, 1)
-    """Settings are compared on these, without the oracle."""
+    """Seeds on which settings are compared, without the oracle."""
     reporting: tuple[int, ...] = (10, 11, 12)
-    """Only these are in the tables."""
+    """Seeds that the tables report."""
 
     def __post_init__(self) -> None:
         both = set(self.selection) & set(self.reporting)
         if both or not self.reporting:
             raise EffaceError(
                 f"The seeds {sorted(both)} both select and report." if both else "There are no seeds to report on.",
-                "A setting that was chosen on a seed looks better on it than it is.",
+                "On the seed that selected it, a setting looks better than it is.",
                 "Give seeds.selection and seeds.reporting different numbers.",
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class OracleCounts:
-    """How many models are retrained for each world."""
+    """Number of retrained models for each combination of family, forget set and seed."""
 
     selection: int = 1
-    """On selection seeds: they choose nothing, but show what an oracle would have chosen. May be 0."""
+    """On selection seeds. They do not influence the selection; they show what an oracle would select. May be 0."""
     reporting: int = 2
-    """On reporting seeds: from two on, the distance between them is the noise floor."""
+    """On reporting seeds. With two or more, the distance between them is the noise floor."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFamily:
-    """Originals of one kind; what is left out is the grid's."""
+    """One kind of original model. Fields that are not set are taken from the grid."""
 
     recipe: dict[str, Any]
-    """How they are trained, as in ``efface pretrain``: objective, backbone, epochs ..."""
+    """The training recipe, as in ``efface pretrain``: objective, backbone, epochs ..."""
     data: str | dict[str, Any] | None = None
-    """A source's name, or a mapping with ``source`` and its options."""
+    """The name of a data source, or a mapping with ``source`` and its options."""
     split: Sizes | None = None
     """Sizes of the parts."""
     forget: dict[str, str] | None = None
-    """Forget sets: a name of your own to a selector."""
+    """Forget sets: a name of your choice, mapped to a selector."""
     methods: dict[str, Any] | None = None
-    """Methods with their settings, put over the grid's by name; an empty list leaves one out."""
+    """Methods with their settings; they override those of the grid by name. An empty list removes a method."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Everything that decides the results, and how many processes compute them."""
+    """The configuration of a bench: everything that decides the results, and the number of processes."""
 
     families: dict[str, ModelFamily]
-    """By a name of your own."""
+    """Families by a name of your choice."""
     name: str = ""
-    """What the page is called."""
+    """Title of the page."""
     data: str | dict[str, Any] | None = None
-    """For families that name none."""
+    """The data of families that set none."""
     split: Sizes = field(default_factory=Sizes)
-    """For families that name none."""
+    """Sizes of the parts, for families that set none."""
     forget: dict[str, str] = field(default_factory=dict)
-    """For families that name none."""
+    """Forget sets of families that set none."""
     methods: dict[str, Any] = field(default_factory=dict)
-    """Name to one setting, a list of them (they are compared), or nothing (the defaults)."""
+    """Methods by name: one setting, a list of settings to compare, or nothing for the defaults."""
     seeds: BenchSeeds = field(default_factory=BenchSeeds)
     oracles: OracleCounts = field(default_factory=OracleCounts)
     watch: ObservationSettings = field(
         default_factory=lambda: ObservationSettings(gradient=False, cap=1000, test_cap=2000)
     )
-    """How every model is looked at; valid examples always are."""
+    """How every model is observed; validation examples are always included."""
     criteria: Criteria = field(default_factory=Criteria)
-    """What the verdicts count as removed."""
+    """What counts as removed."""
     device: str = "cpu"
-    """Where to compute; each process has one thread."""
+    """The device; every process uses one thread."""
     bf16: bool = False
-    """bfloat16 autocast of every training, where the machine is faster with it: ask for it on all or none."""
+    """Train every model with bfloat16 autocast, which is faster on some machines."""
     jobs: int = 2
-    """Processes at a time."""
+    """Number of parallel processes."""
     keep_weights: bool = False
-    """Whether unlearned and retrained models keep their weights; originals always do."""
+    """Whether to keep the weights of unlearned and retrained models; those of originals are always kept."""
 
     def __post_init__(self) -> None:
         if not self.families or self.jobs < 1:
             raise EffaceError(
-                "The grid has no families." if not self.families else f"{self.jobs} processes compute nothing.",
+                "The grid has no families." if not self.families else f"The grid asks for {self.jobs} processes.",
                 remedy="Add `families: {NAME: {recipe: ...}}`." if not self.families else "Set jobs to 1 or more.",
             )
         object.__setattr__(self, "watch", replace(self.watch, valid=True))
 
     def family(self, name: str) -> ModelFamily:
-        """A family with the grid's own where it names none."""
+        """A family completed with the values of the grid. A family without data, forget sets or methods raises."""
         one = self.families[name]
-        whole = replace(
+        complete = replace(
             one,
             data=one.data if one.data is not None else self.data,
             split=one.split or self.split,
             forget=self.forget if one.forget is None else one.forget,
             methods={**self.methods, **(one.methods or {})},
         )
-        asked = [one for one in (whole.methods or {}).values() if one != []]
-        for what, value in (("data", whole.data), ("forget sets", whole.forget), ("methods", asked)):
+        methods = [entry for entry in (complete.methods or {}).values() if entry != []]
+        for what, value in (("data", complete.data), ("forget sets", complete.forget), ("methods", methods)):
             if not value:
                 raise EffaceError(
                     f"The family '{name}' has no {what}.",
-                    "Neither has the grid.",
+                    "The grid has none either.",
                     f"Add families.{name}.{what.split()[0]}.",
                 )
-        return whole
+        return complete
 
     def select(self, families: Iterable[str] = (), forget: Iterable[str] = ()) -> Grid:
-        """The grid with some of its families and forget sets; nothing named: all. A family left without one goes."""
+        """Restrict the grid to some families and forget sets.
+
+        Args:
+            families: Names of families; empty for all.
+            forget: Names of forget sets; empty for all. Families that have none of them are removed.
+
+        """
         names, sets = list(families) or list(self.families), set(forget)
         for name in names:
             if name not in self.families:
@@ -144,26 +150,26 @@ class Grid:
 
 
 def list_settings(entry: Any, label: str) -> tuple[MethodSettings, ...]:
-    """The settings of a method's entry: nothing, one mapping, or a list of them."""
+    """The settings of a method entry, which is empty, one mapping, or a list of mappings."""
     listed = [{}] if entry is None else entry if isinstance(entry, list) else [entry]
     for one in listed:
         if not isinstance(one, Mapping):
             raise EffaceError(
-                f"methods.{label} holds {one!r}.", "A setting is a mapping: `weight: 0.1`, or {} for the defaults."
+                f"methods.{label} contains {one!r}.", "A setting is a mapping: `weight: 0.1`, or {} for the defaults."
             )
     named = [{"name": label, **one} for one in listed]
     if len({one["name"] for one in named}) > 1:
-        raise EffaceError(f"methods.{label} compares different methods.", remedy="Give each an entry of its own.")
+        raise EffaceError(f"methods.{label} compares different methods.", remedy="Give each method its own entry.")
     return tuple(named)
 
 
 def read_grid(path: Path) -> Grid:
-    """The grid in a YAML file."""
+    """Read a grid from a YAML file."""
     return build_grid(config.read(path), path.stem)
 
 
 def build_grid(values: Mapping[str, Any], name: str = "") -> Grid:
-    """A grid from a mapping; whatever it does not know is an error that suggests the nearest."""
+    """Build a grid from a mapping; an unknown key raises an error with a suggestion."""
     values = {"name": name, **values}
     families = values.get("families")
     if isinstance(families, Mapping):

@@ -1,4 +1,4 @@
-"""The bench's page: results as one self-contained HTML file. No script, no network; numpy only."""
+"""The page of a bench: one self-contained HTML file, without scripts or network access. numpy only."""
 
 from __future__ import annotations
 
@@ -20,37 +20,37 @@ PAGE = "bench.html"
 
 @dataclass(frozen=True)
 class ScenarioSection:
-    """One family and forget set as the page shows it."""
+    """The section of the page about one family and forget set."""
 
     id: str
     title: str
     line: Mapping[str, Any]
-    """Its part of the ranking."""
+    """The entry of the ranking."""
     sizes: Mapping[str, int]
     counts: Sequence[int] | None
-    """Forgotten and never-trained examples that the attack was judged on."""
+    """Number of forgotten and of never-trained examples in the evaluation of the attack."""
     gaps: Markup | None
     pareto: Markup | None
     signals: Sequence[str]
     settings: Sequence[Mapping[str, Any]]
-    """Every setting that was compared, with what it was chosen by."""
+    """Every setting that was compared, with its score and gap."""
 
 
 @dataclass(frozen=True)
 class MethodCard:
-    """One method over all worlds."""
+    """The card of one method, over all worlds."""
 
     label: str
     method: str
     idea: str
     worlds: Sequence[tuple[ScenarioSection, Mapping[str, Any], Mapping[str, Any], Sequence[Plot]]]
-    """Where it was run: the world, its line of the ranking, its setting in short, its ROC curves."""
+    """For each world: its section, the line of the ranking, the selected setting, and the ROC curves."""
     unfit: Sequence[tuple[str, str]]
-    """Where it does not apply, and why."""
+    """Families to which the method does not apply, with the reason."""
 
 
 def render_bench(results: Mapping[str, Any]) -> str:
-    """One page; the same bytes for the same results."""
+    """Render the page from the content of ``results.json``. Equal results give equal bytes."""
     worlds = [_world(results, line) for line in results["ranking"]]
     style = resources.files("efface.reporting").joinpath("templates/report.css").read_text(encoding="utf-8")
     rows = results["rows"]
@@ -96,38 +96,46 @@ def _world(results: Mapping[str, Any], line: Mapping[str, Any]) -> ScenarioSecti
 
 
 def _settings(results: Mapping[str, Any], line: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each setting of the methods that had several, with its mean score and gap on the selection seeds."""
+    """The settings of methods with several, with mean score and gap on the selection seeds."""
     listed: list[dict[str, Any]] = []
     for pick in results["picks"]:
         if (pick["family"], pick["forget"]) != (line["family"], line["forget"]):
             continue
-        every = results["families"][line["family"]]["methods"][pick["label"]]["settings"]
-        for number, (said, value, gap) in enumerate(zip(told(every), pick["scores"], pick["gaps"], strict=True)):
-            if len(every) > 1:
-                chosen, oracle = number == pick["chosen"], number == pick["by_oracle"]
-                listed.append(
-                    {"label": pick["label"], "number": number + 1, "told": said, "score": value, "gap": gap,
-                     "chosen": chosen, "by_oracle": oracle}
-                )  # fmt: skip
+        settings = results["families"][line["family"]]["methods"][pick["label"]]["settings"]
+        if len(settings) == 1:
+            continue
+        rows = zip(describe_settings(settings), pick["scores"], pick["gaps"], strict=True)
+        listed += [
+            {
+                "label": pick["label"],
+                "number": number + 1,
+                "setting": text,
+                "score": score,
+                "gap": gap,
+                "chosen": number == pick["chosen"],
+                "by_oracle": number == pick["by_oracle"],
+            }
+            for number, (text, score, gap) in enumerate(rows)
+        ]
     return listed
 
 
-def told(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What sets each of several settings apart from the others; ``the defaults`` of one alone is not known here."""
-    flat = [_flat(one) for one in settings]
+def describe_settings(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Describe each setting by the fields that differ between them; a single setting has an empty description."""
+    flat = [_flatten(one) for one in settings]
     varied = [key for key in flat[0] if len({json.dumps(one.get(key)) for one in flat}) > 1] if flat else []
     return [", ".join(f"{key} {one.get(key)}" for key in varied) for one in flat]
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, one in value.items():
-        flat |= _flat(one, f"{prefix}{key}.") if isinstance(one, Mapping) else {prefix + key: one}
+        flat |= _flatten(one, f"{prefix}{key}.") if isinstance(one, Mapping) else {prefix + key: one}
     return flat
 
 
 def _cards(results: Mapping[str, Any], worlds: Sequence[ScenarioSection]) -> list[MethodCard]:
-    """A card for each method of the grid, in the order in which they first come."""
+    """One card per method of the grid, in order of first appearance."""
     labels = list(dict.fromkeys(line["label"] for world in worlds for line in world.line["methods"]))
     labels += [one["label"] for one in results["unfit"] if one["label"] and one["label"] not in labels]
     made: list[MethodCard] = []
@@ -147,15 +155,16 @@ def _cards(results: Mapping[str, Any], worlds: Sequence[ScenarioSection]) -> lis
 
 
 def _setting(results: Mapping[str, Any], world: ScenarioSection, line: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The chosen setting: what sets it apart, and every field of it."""
-    every = results["families"][world.line["family"]]["methods"][line["label"]]["settings"]
+    """The selected setting: a short description and all of its fields."""
+    settings = results["families"][world.line["family"]]["methods"][line["label"]]["settings"]
     if line["setting"] is None:
-        return {"told": "none finished", "fields": {}}
-    return {"told": told(every)[line["setting"]] or "one setting", "fields": _flat(every[line["setting"]])}
+        return {"text": "none finished", "fields": {}}
+    text = describe_settings(settings)[line["setting"]] or "one setting"
+    return {"text": text, "fields": _flatten(settings[line["setting"]])}
 
 
 def _rocs(results: Mapping[str, Any], world: ScenarioSection, line: Mapping[str, Any]) -> list[Plot]:
-    """ROC curves of the chosen setting on the reporting seeds."""
+    """ROC curves of the selected setting on the reporting seeds."""
     here = [
         row
         for row in results["rows"]
@@ -171,7 +180,7 @@ def _rocs(results: Mapping[str, Any], world: ScenarioSection, line: Mapping[str,
 
 
 def overall(ranking: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each method over all worlds: mean gap, mean rank, how often it was in the noise; best mean rank first."""
+    """Summarize each method over all worlds: gap, relative rank, worlds within the noise floor; best rank first."""
     seen: dict[str, dict[str, list[Any]]] = {}
     for world in ranking:
         floor, known = charts.mean(world["floor"]), [line for line in world["methods"] if line["gap"]]

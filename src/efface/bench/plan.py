@@ -1,4 +1,8 @@
-"""Plan: the tasks that answer a grid. A task's request holds all that decides its result, and its digest names it."""
+"""Plan the tasks of a grid.
+
+The request of a task contains everything that decides its result; a digest of the request names the folder of the
+task. A world (:class:`Scenario`) is one combination of family, forget set and seed.
+"""
 
 from __future__ import annotations
 
@@ -27,27 +31,27 @@ from efface.unlearning.methods import METHODS, Method
 
 METHOD_CHOICES: config.Choices = {Method: METHODS}
 DATA_SELECTORS = ("@class:", "@group:")
-"""Selectors that fit some data sets only; whatever else cannot be resolved is a slip of the pen."""
+"""Selectors that some data sets do not have. Any other selector that cannot be resolved is an error."""
 
 
 class TaskKind(StrEnum):
-    """What a task makes, and the folder that it is in."""
+    """What a task produces. The value is the name of its parent folder."""
 
     ORIGINAL = "originals"
     """A trained model."""
     OBSERVATION = "looks"
-    """What an original shows of a forget set."""
+    """Observations of an original, for one forget set."""
     ORACLE = "oracles"
-    """A model retrained without the forget set, and what it shows."""
+    """A model retrained without the forget set, and its observations."""
     CELL = "cells"
-    """An unlearned model, and what it shows."""
+    """An unlearned model, and its observations."""
     JUDGMENT = "judged"
-    """Findings and verdict on one of the three."""
+    """Findings and verdict for an original, an oracle or an unlearned model."""
 
 
 @dataclass(frozen=True, order=True)
 class Scenario:
-    """One division of the data: who is trained on, who is to be forgotten."""
+    """A world: one family, one forget set and one seed."""
 
     family: str
     forget: str
@@ -56,35 +60,35 @@ class Scenario:
 
 @dataclass(frozen=True, eq=False)
 class BenchTask:
-    """One thing to make."""
+    """One task of a bench."""
 
     kind: TaskKind
     request: dict[str, Any]
-    """Everything that decides the result; the digest is its name."""
+    """Everything that decides the result."""
     world: Scenario
     label: str
-    """``original``, ``oracle 1``, or the method's entry in the grid."""
+    """``original``, ``oracle 1`` ..., or the name of the method entry in the grid."""
     setting: int = 0
-    """Which of the entry's settings, from 0."""
+    """Index of the setting in the method entry."""
     subject: BenchTask | None = None
-    """Of a judgment: who is judged."""
+    """The task that a judgment is about."""
     look: BenchTask | None = None
-    """What its original shows of the forget set."""
+    """The observations of the original, for a judgment."""
     original: BenchTask | None = None
     oracles: tuple[BenchTask, ...] = ()
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the request and of what makes results differ from version to version."""
+        """SHA-256 of kind, request and efface version."""
         return json_digest({"kind": self.kind.value, "efface": __version__, **self.request})
 
     def folder(self, home: Path) -> Path:
-        """Where its result is."""
+        """The folder of the result."""
         return home / self.kind.value / self.digest[:16]
 
     @property
     def needs(self) -> tuple[BenchTask, ...]:
-        """What must have been made before, without an error."""
+        """The tasks that must have finished without an error."""
         return tuple(task for task in (self.original, self.look, self.subject) if task is not None)
 
     def __str__(self) -> str:
@@ -98,31 +102,31 @@ class BenchTask:
 
 @dataclass(frozen=True)
 class NotApplicable:
-    """Something of the grid that cannot be: it is said, not dropped."""
+    """A combination of the grid that cannot be run. It is reported, not silently dropped."""
 
     family: str
     forget: str
-    """Empty where it is a method that does not fit the family."""
+    """The forget set that the data does not have; empty if a method does not apply."""
     label: str
-    """Empty where it is a forget set that the data does not have."""
+    """The method that does not apply to the family; empty if a forget set is missing."""
     reason: str
 
 
 @dataclass(frozen=True, eq=False)
 class MethodEntry:
-    """One method of one family, with its settings."""
+    """One method entry of a family, with its settings."""
 
     label: str
     method: str
     settings: tuple[dict[str, Any], ...]
-    """Every field of each, resolved."""
+    """The settings, each with every field resolved."""
     idea: str
-    """The first sentence of its docstring."""
+    """The first paragraph of the docstring of its module."""
 
 
 @dataclass(frozen=True, eq=False)
 class FamilyPlan:
-    """A family made concrete: its recipe, its methods, its forget sets."""
+    """A family with its resolved recipe, methods and forget sets."""
 
     name: str
     data: Any
@@ -132,50 +136,50 @@ class FamilyPlan:
     entries: tuple[MethodEntry, ...]
     unfit: tuple[NotApplicable, ...]
     shape: dict[str, Any] = field(default_factory=dict)
-    """For the page: how many examples each part has, by forget set."""
+    """Number of examples in each part, by forget set; shown on the page."""
 
 
 @dataclass(frozen=True, eq=False)
 class BenchPlan:
-    """Every family, and the tasks of a world."""
+    """The planned families of a grid, and the tasks of each world."""
 
     grid: Grid
     families: dict[str, FamilyPlan]
 
     def worlds(self, seeds: Sequence[int]) -> Iterator[Scenario]:
-        """Families x forget sets x seeds."""
+        """All worlds: families x forget sets x seeds."""
         for family in self.families.values():
             for name in family.forget:
                 yield from (Scenario(family.name, name, seed) for seed in seeds)
 
     def original(self, world: Scenario) -> BenchTask:
-        """The model that the world starts from: the same for all its forget sets."""
+        """The original model, shared by all forget sets of a family and seed."""
         one = self.families[world.family]
         request = {"data": one.data, "split": one.sizes, "recipe": one.recipe, "seed": world.seed}
         request |= {"bf16": True} if self.grid.bf16 else {}
         return BenchTask(TaskKind.ORIGINAL, request, Scenario(world.family, "", world.seed), "original")
 
     def look(self, world: Scenario) -> BenchTask:
-        """What the original shows."""
-        return self._made(world, TaskKind.OBSERVATION, "original", {})
+        """The observations of the original."""
+        return self._task(world, TaskKind.OBSERVATION, "original", {})
 
     def oracles(self, world: Scenario) -> tuple[BenchTask, ...]:
-        """The models retrained without the forget set, each from a seed of its own."""
+        """The models retrained without the forget set, each with its own seed."""
         counts = self.grid.oracles
-        many = counts.selection if world.seed in self.grid.seeds.selection else counts.reporting
-        seeds = [1000 * (number + 1) + world.seed for number in range(many)]
+        count = counts.selection if world.seed in self.grid.seeds.selection else counts.reporting
+        seeds = [1000 * (number + 1) + world.seed for number in range(count)]
         return tuple(
-            self._made(world, TaskKind.ORACLE, f"oracle {number}", {"seed": seed})
+            self._task(world, TaskKind.ORACLE, f"oracle {number}", {"seed": seed})
             for number, seed in enumerate(seeds, 1)
         )
 
     def cell(self, world: Scenario, label: str, setting: int) -> BenchTask:
-        """One method with one setting."""
+        """An unlearned model: one method with one setting."""
         entry = next(one for one in self.families[world.family].entries if one.label == label)
-        return self._made(world, TaskKind.CELL, label, {"method": entry.settings[setting]}, setting)
+        return self._task(world, TaskKind.CELL, label, {"method": entry.settings[setting]}, setting)
 
     def judgment(self, subject: BenchTask) -> BenchTask:
-        """The judgment on an original's look, an oracle or a cell, against all the world's oracles."""
+        """The judgment of observations, an oracle or a cell, against all oracles of its world."""
         look, oracles = self.look(subject.world), self.oracles(subject.world)
         criteria = config.dump(self.grid.criteria)
         request = {
@@ -185,10 +189,18 @@ class BenchPlan:
             "criteria": criteria,
         }
         return BenchTask(
-            TaskKind.JUDGMENT, request, subject.world, subject.label, subject.setting, subject, look, None, oracles
-        )  # fmt: skip
+            TaskKind.JUDGMENT,
+            request,
+            subject.world,
+            subject.label,
+            subject.setting,
+            subject=subject,
+            look=look,
+            oracles=oracles,
+        )
 
-    def _made(self, world: Scenario, kind: TaskKind, label: str, more: dict[str, Any], setting: int = 0) -> BenchTask:
+    def _task(self, world: Scenario, kind: TaskKind, label: str, more: dict[str, Any], setting: int = 0) -> BenchTask:
+        """A task that starts from the original of a world, with ``more`` keys in its request."""
         original = self.original(world)
         request = {
             "original": original.request,
@@ -200,24 +212,30 @@ class BenchPlan:
 
 
 def plan_bench(grid: Grid) -> BenchPlan:
-    """The plan of a grid; data that are not there, settings that no method has and sizes that do not fit are errors."""
-    return BenchPlan(grid, {name: _planned(name, grid.family(name), grid) for name in grid.families})
+    """Plan a grid.
+
+    Raises:
+        EffaceError: Data are missing, a method has no such setting, or the sizes of the split do not fit the data.
+
+    """
+    return BenchPlan(grid, {name: _plan_family(name, grid.family(name), grid) for name in grid.families})
 
 
 def load_divided(one: FamilyPlan, seed: int) -> tuple[Data, Split]:
-    """The data of a family and its division, with nothing to forget yet."""
+    """Load the data of a family and split it, without a forget set."""
     data = load_data({"data": one.data})
     return data, Sizes(**one.sizes).divide(data, seed)
 
 
-def _planned(name: str, family: ModelFamily, grid: Grid) -> FamilyPlan:
+def _plan_family(name: str, family: ModelFamily, grid: Grid) -> FamilyPlan:
+    """Resolve one family, and collect the methods and forget sets that do not apply to it."""
     try:
         data = load_data({"data": family.data})
         chosen = family.split or grid.split
         sizes, split = config.dump(chosen), chosen.divide(data, grid.seeds.reporting[0])
         recipe = build_recipe(data, "simclr", family.recipe)
     except EffaceError as error:
-        raise EffaceError(f"The family '{name}' cannot be made: {error.what}", error.why, error.remedy) from error
+        raise EffaceError(f"The family '{name}' cannot be planned: {error.what}", error.why, error.remedy) from error
     start = Checkpoint(recipe.start(0), recipe)
     entries, unfit = [], []
     for label, value in (family.methods or {}).items():
@@ -227,40 +245,40 @@ def _planned(name: str, family: ModelFamily, grid: Grid) -> FamilyPlan:
             unfit.append(NotApplicable(name, "", label, reason))
         elif entry.settings:
             entries.append(entry)
-    forgotten: dict[str, str] = {}
+    forget_sets: dict[str, str] = {}
     shape: dict[str, Any] = {}
-    for called, selector in (family.forget or {}).items():
+    for set_name, selector in (family.forget or {}).items():
         try:
-            shape[called] = select_forget_set(split, data, selector, grid.seeds.reporting[0]).sizes()
+            shape[set_name] = select_forget_set(split, data, selector, grid.seeds.reporting[0]).sizes()
         except EffaceError as error:
             if len(family.forget or {}) == 1 or not selector.startswith(DATA_SELECTORS):
-                raise EffaceError(f"forget.{called}: {error.what}", error.why, error.remedy) from error
-            unfit.append(NotApplicable(name, called, "", str(error)))
+                raise EffaceError(f"forget.{set_name}: {error.what}", error.why, error.remedy) from error
+            unfit.append(NotApplicable(name, set_name, "", str(error)))
         else:
-            forgotten[called] = selector
+            forget_sets[set_name] = selector
     dumped = config.dump(recipe, CHOICES)
-    return FamilyPlan(name, family.data, sizes, dumped, forgotten, tuple(entries), tuple(unfit), shape)
+    return FamilyPlan(name, family.data, sizes, dumped, forget_sets, tuple(entries), tuple(unfit), shape)
 
 
 def _entry(label: str, value: Any) -> MethodEntry:
-    """A method's entry with every field of each setting."""
-    asked = list_settings(value, label)
-    made = [config.parse_choice(METHODS, one, "method", METHOD_CHOICES, f"methods.{label}.") for one in asked]
+    """Resolve the settings of a method entry."""
+    listed = list_settings(value, label)
+    made = [config.parse_choice(METHODS, one, "method", METHOD_CHOICES, f"methods.{label}.") for one in listed]
     resolved = tuple(json.loads(json.dumps(config.dump(one, METHOD_CHOICES))) for one in made)
     method = resolved[0]["name"] if resolved else label
     return MethodEntry(label, method, resolved, _idea(type(made[0])) if made else "")
 
 
 def _idea(cls: type) -> str:
-    """The first line of the file that a method is."""
+    """The first paragraph of the docstring of a method's module."""
     return (sys.modules[cls.__module__].__doc__ or "").split("\n\n")[0].replace("\n", " ")
 
 
 def _unfit(entry: MethodEntry, start: Checkpoint) -> str:
-    """Why a method does not work on checkpoints of this kind; empty where it does."""
+    """Why a method does not apply to checkpoints of this kind; empty if it does."""
     cls = METHODS[entry.method]
     if cls.exact:
-        return "It is the oracle: retrained models are in every table."
+        return "It is the oracle; every table already contains retrained models."
     try:
         require_fit(entry.method, cls.needs, start)
     except EffaceError as error:

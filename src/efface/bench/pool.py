@@ -1,8 +1,9 @@
-"""Pool: a few one-thread processes that work through jobs, and end with whoever started them.
+"""A pool of single-thread worker processes that survives the death of a worker.
 
-The standard pools give up everything when one of their processes is killed (out of memory, say); here that job has
-failed, a fresh process takes the next one, and the rest goes on. A process watches its parent: should that be killed,
-it ends at once and leaves its half-written folder to be taken up. Ctrl-C reaches the parent alone, which ends the rest.
+The standard pools break when one of their processes is killed (for example when memory runs out). Here only that job
+fails, a new process takes the next one, and the others continue. Each worker watches its parent: if the parent is
+killed, the worker exits at once, and its unfinished folder is continued by the next call. Ctrl-C reaches only the
+parent, which stops the workers.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 TaskFunction = Callable[[Any, Callable[[int, int], None]], Any]
-"""``work(job, tell) -> result``: a function of a module, so that a fresh process can import it."""
-EVERY, PATIENCE = 0.5, 5.0
-"""Seconds between two words of a process about its steps; seconds it is given to end."""
+"""``work(job, tell) -> result``: a module-level function, so that a new process can import it."""
+REPORT_SECONDS, STOP_SECONDS = 0.5, 5.0
+"""Seconds between progress reports of a worker; seconds that a worker has to stop."""
 
 
 @dataclass(frozen=True)
 class FinishedJob:
-    """A job that is over: its result, or why there is none."""
+    """A finished job: its result, or why it failed."""
 
     job: Any
     result: Any = None
@@ -34,47 +35,48 @@ class FinishedJob:
 
 
 class WorkerProcess:
-    """One process and the job that it has."""
+    """A worker process and its current job."""
 
     def __init__(self, work: TaskFunction) -> None:
         spawn = get_context("spawn")
-        self.pipe, theirs = spawn.Pipe()
-        self.process = spawn.Process(target=_serve, args=(theirs, work), daemon=True)
-        with _uninterrupted():
+        self.pipe, worker_end = spawn.Pipe()
+        self.process = spawn.Process(target=_serve, args=(worker_end, work), daemon=True)
+        with _ignore_interrupts():
             self.process.start()
-        theirs.close()
+        worker_end.close()
         self.job: Any = None
         self.steps = (0, 0)
 
     def send_job(self, job: Any) -> None:
-        """Give it a job."""
+        """Send a job to the worker."""
         self.job, self.steps = job, (0, 0)
         self.pipe.send(job)
 
     def poll_result(self) -> FinishedJob | None:
-        """What it has to say: that its job is over, or None."""
+        """Read the messages of the worker; the finished job, or None while it is running."""
         try:
             while self.pipe.poll():
                 kind, value = self.pipe.recv()
                 if kind == "steps":
                     self.steps = value
                     continue
-                return self._over(FinishedJob(self.job, **{kind: value}))
+                return self._finish(FinishedJob(self.job, **{kind: value}))
         except (EOFError, OSError):
-            self.process.join(PATIENCE)
+            self.process.join(STOP_SECONDS)
             code = self.process.exitcode
-            said = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-            return self._over(FinishedJob(self.job, failed=f"Its process ended with {said}: out of memory, or killed."))
+            how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+            failed = f"Its process ended with {how}: it ran out of memory or was killed."
+            return self._finish(FinishedJob(self.job, failed=failed))
         return None
 
-    def _over(self, done: FinishedJob) -> FinishedJob:
+    def _finish(self, done: FinishedJob) -> FinishedJob:
         self.job = None
         return done
 
     def end(self) -> None:
-        """Make it stop, whatever it is doing."""
+        """Stop the worker, whatever it is doing."""
         self.process.terminate()
-        self.process.join(PATIENCE)
+        self.process.join(STOP_SECONDS)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
@@ -88,10 +90,15 @@ def run_jobs(
     over: Callable[[FinishedJob], None],
     watch: Callable[[list[tuple[Any, tuple[int, int]]]], None] = lambda busy: None,
 ) -> None:
-    """Work through jobs until ``next_job`` has none and none is being worked on.
+    """Run jobs until ``next_job`` returns None and no job is running.
 
-    ``next_job``: a job, or None while there is none that can be begun. ``over``: called with each job that ended.
-    ``watch``: called every half second with the jobs in work and their steps.
+    Args:
+        next_job: Returns a job, or None while no job can be started.
+        work: The function that runs a job in a worker.
+        jobs: Number of workers.
+        over: Called with each finished job.
+        watch: Called every half second with the running jobs and their ``(step, steps in total or 0)``.
+
     """
     team: list[WorkerProcess] = []
     try:
@@ -108,7 +115,7 @@ def run_jobs(
             busy = [one for one in team if one.job is not None]
             if not busy:
                 return
-            wait([one.pipe for one in busy], timeout=EVERY)
+            wait([one.pipe for one in busy], timeout=REPORT_SECONDS)
             for one in busy:
                 done = one.poll_result()
                 if done is not None:
@@ -120,8 +127,8 @@ def run_jobs(
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """A process started in here ignores Ctrl-C from its first instruction on."""
+def _ignore_interrupts() -> Iterator[None]:
+    """Ignore Ctrl-C, also in processes that are started here."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -133,14 +140,14 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def _serve(pipe: Connection, work: TaskFunction) -> None:
-    """The life of a process: one job after the other until the pipe closes."""
+    """The main loop of a worker: run jobs until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_follow, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     last = 0.0
 
     def tell(step: int, total: int) -> None:
         nonlocal last
-        if time.monotonic() - last >= EVERY:
+        if time.monotonic() - last >= REPORT_SECONDS:
             last = time.monotonic()
             pipe.send(("steps", (step, total)))
 
@@ -151,13 +158,13 @@ def _serve(pipe: Connection, work: TaskFunction) -> None:
             return
         try:
             answer = ("result", work(job, tell))
-        except Exception as error:  # whatever it is, the parent is told, and says so
+        except Exception as error:  # any failure is reported to the parent
             answer = ("failed", f"{type(error).__name__}: {error}")
         pipe.send(answer)
 
 
-def _follow() -> None:
-    """End at once when the parent does: nobody would hear the result."""
+def _exit_with_parent() -> None:
+    """Exit as soon as the parent process ends."""
     parent = parent_process()
     if parent is not None:
         wait([parent.sentinel])

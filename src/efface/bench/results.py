@@ -1,4 +1,4 @@
-"""Results: what all tasks left, as one JSON-able mapping: what was asked, a row for each model, what was picked."""
+"""Collect the outcomes of all tasks in one JSON-serializable mapping: the grid, one row per model, and the choices."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from efface.bench.plan import METHOD_CHOICES, BenchPlan, BenchTask, FamilyPlan, 
 from efface.bench.tables import headline_numbers, rank_methods
 
 BENCH_RESULTS_FORMAT = 1
-ROUND = 4
-"""Digits of the ROC curves."""
+ROC_DIGITS = 4
+"""Decimals of the stored ROC curves."""
 
 
 def collect_results(
@@ -24,7 +24,16 @@ def collect_results(
     picks: Sequence[Any],
     machine: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Everything that the tables and the page are made of."""
+    """Collect everything that the tables and the page need.
+
+    Args:
+        planned: The plan.
+        tasks: Its tasks.
+        state: Outcomes by digest of the task.
+        picks: The setting choices of the runner.
+        machine: Description of the machine.
+
+    """
     rows = [
         _row(planned, task, state, picks) for task in tasks if task.kind not in (TaskKind.ORIGINAL, TaskKind.JUDGMENT)
     ]
@@ -59,15 +68,14 @@ def _family(one: FamilyPlan) -> dict[str, Any]:
 def _row(
     planned: BenchPlan, task: BenchTask, state: Mapping[str, Mapping[str, Any]], picks: Sequence[Any]
 ) -> dict[str, Any]:
-    """One model: who it is, how it was made, how it ended, what was found."""
+    """The row of one model: identity, setting, status and findings."""
     world, seeds = task.world, planned.grid.seeds
     judged = planned.judgment(task)
-    own, found = state[task.digest], state[judged.digest]
-    error = own.get("error") or found.get("error", "")
-    lost = own.get("blocked") if "error" in own else found.get("blocked")
-    pick = next(
-        (p for p in picks if (p.family, p.forget, p.label) == (world.family, world.forget, task.label)), None
-    )  # fmt: skip
+    outcome, judgment = state[task.digest], state[judged.digest]
+    error = outcome.get("error") or judgment.get("error", "")
+    blocked = outcome.get("blocked") if "error" in outcome else judgment.get("blocked")
+    place = (world.family, world.forget, task.label)
+    pick = next((p for p in picks if (p.family, p.forget, p.label) == place), None)
     chosen, by_oracle = (pick.chosen, pick.by_oracle) if task.kind is TaskKind.CELL and pick else (None, None)
     row: dict[str, Any] = {
         "family": world.family,
@@ -81,7 +89,7 @@ def _row(
         "settings": task.request.get("method", {}),
         "chosen": chosen is not None and task.setting == chosen,
         "by_oracle": by_oracle is not None and task.setting == by_oracle,
-        "status": ("not begun" if lost else "failed") if error else "done",
+        "status": ("not begun" if blocked else "failed") if error else "done",
         "error": error,
         "folder": f"{task.kind.value}/{task.digest[:16]}",
         "judged": f"{judged.kind.value}/{judged.digest[:16]}",
@@ -89,7 +97,7 @@ def _row(
     if error:
         return row
     curves = {
-        signal: {axis: [round(value, ROUND) for value in values] for axis, values in curve.items()}
-        for signal, curve in found["curves"].items()
+        signal: {axis: [round(value, ROC_DIGITS) for value in values] for axis, values in curve.items()}
+        for signal, curve in judgment["curves"].items()
     }
-    return row | headline_numbers(found) | {"findings": found["findings"], "curves": curves}
+    return row | headline_numbers(judgment) | {"findings": judgment["findings"], "curves": curves}

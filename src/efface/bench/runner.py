@@ -1,4 +1,4 @@
-"""Course: a grid from its plan to its page. What is complete is kept, what was cut is taken up, nothing runs twice."""
+"""Run a bench from its grid to its page. Finished tasks are reused, interrupted ones continued."""
 
 from __future__ import annotations
 
@@ -33,44 +33,44 @@ LOCK = "bench.lock"
 
 @dataclass(frozen=True)
 class SettingChoice:
-    """Which setting of an entry is reported, in one family and forget set."""
+    """The setting of a method entry that is reported for one family and forget set."""
 
     family: str
     forget: str
     label: str
     chosen: int | None
-    """By utility on V and membership against V; None where every setting failed."""
+    """Index of the setting with the best score on V; None if every setting failed."""
     by_oracle: int | None
-    """By the average gap to the oracle; None where that is not known."""
+    """Index of the setting with the smallest average gap to the oracle; None if unknown."""
     scores: tuple[float | None, ...]
-    """Mean of what was chosen by over the selection seeds, for each setting; None where one failed."""
+    """Mean score of each setting over the selection seeds; None if it failed on a seed."""
     gaps: tuple[float | None, ...]
-    """Mean average gap, likewise."""
+    """Mean average gap of each setting over the selection seeds."""
 
 
 @dataclass(frozen=True)
 class BenchResult:
-    """How a bench ended."""
+    """The outcome of a bench."""
 
     folder: Path
     made: int
-    """Tasks done in this call."""
+    """Number of tasks that this call ran."""
     kept: int
-    """Tasks that an earlier call had done."""
+    """Number of tasks reused from earlier calls."""
     failed: dict[str, str]
-    """Task to its error; also those that could not be begun because what they start from failed."""
+    """Failed tasks with their errors, including those that were not started because a task they need failed."""
     results: dict[str, Any]
 
 
 @dataclass(eq=False)
 class BenchRunner:
-    """The tasks of a bench and how far each of them is."""
+    """Runs the tasks of a bench and keeps track of their progress."""
 
     home: Path
     grid: Grid
     progress: Progress
     state: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Digest to outcome, of tasks that are over."""
+    """Outcomes of finished tasks, by digest."""
     tasks: dict[str, BenchTask] = field(default_factory=dict)
     folders: dict[Path, BenchTask] = field(default_factory=dict)
     seconds: dict[TaskKind, list[float]] = field(default_factory=dict)
@@ -78,28 +78,28 @@ class BenchRunner:
     made: int = 0
     kept: int = 0
     upcoming: int = 0
-    """Cells that will be asked for once settings are chosen, at least; each is judged too."""
+    """Minimum number of cells to run after the settings are selected; each is judged as well."""
 
     def run_tasks(self, tasks: Iterable[BenchTask]) -> None:
-        """Do the tasks, those first that others need."""
+        """Run tasks in the order of their dependencies."""
         wanted = {task.digest: task for task in tasks if task.digest not in self.tasks}
         self.tasks |= wanted
         self.folders |= {task.folder(self.home): task for task in wanted.values()}
         for digest, task in wanted.items():
-            found = read_outcome(task.folder(self.home))
-            if found is not None:
-                self.state[digest] = found
+            outcome = read_outcome(task.folder(self.home))
+            if outcome is not None:
+                self.state[digest] = outcome
                 self.kept += 1
         waiting = [task for digest, task in wanted.items() if digest not in self.state]
         pool.run_jobs(lambda: self.next_job(waiting), run_bench_task, self.grid.jobs, self.on_finished, self.watch)
 
     def next_job(self, waiting: list[BenchTask]) -> TaskJob | None:
-        """The first task that can be begun; those that never can are over."""
+        """The first task that can start. Tasks whose dependencies failed are marked as failed."""
         for task in list(waiting):
-            lost = next((one for one in task.needs if "error" in self.state.get(one.digest, {})), None)
-            if lost is not None:
+            failed = next((one for one in task.needs if "error" in self.state.get(one.digest, {})), None)
+            if failed is not None:
                 waiting.remove(task)
-                self.state[task.digest] = {"error": f"not begun, because this failed: {lost}", "blocked": True}
+                self.state[task.digest] = {"error": f"not started, because this failed: {failed}", "blocked": True}
             elif all(one.digest in self.state for one in (*task.needs, *task.oracles) if one is not task):
                 waiting.remove(task)
                 self.started_at[task.digest] = monotonic()
@@ -107,8 +107,8 @@ class BenchRunner:
         return None
 
     def job(self, task: BenchTask) -> TaskJob:
-        """The task as a process is handed it."""
-        at = {
+        """The job that a worker process gets for a task."""
+        folders = {
             name: getattr(task, name).folder(self.home)
             for name in ("original", "look", "subject")
             if getattr(task, name)
@@ -121,60 +121,76 @@ class BenchRunner:
             oracles=oracles,
             device=self.grid.device,
             keep_weights=self.grid.keep_weights,
-            **at,
+            **folders,
         )
 
     def on_finished(self, done: pool.FinishedJob) -> None:
-        """Note how a job ended, and say it."""
+        """Store and report the outcome of a job."""
         task = self.folders[done.job.folder]
-        found = done.result if not done.failed else {"error": done.failed, "lost": True}
-        self.state[task.digest], self.made = found, self.made + 1
+        outcome = done.result if not done.failed else {"error": done.failed, "lost": True}
+        self.state[task.digest], self.made = outcome, self.made + 1
         took = monotonic() - self.started_at[task.digest]
         self.seconds.setdefault(task.kind, []).append(took)
-        if "error" in found:
-            self.progress.say(f"failed: {task}: {found['error']}")
+        if "error" in outcome:
+            self.progress.say(f"failed: {task}: {outcome['error']}")
         elif task.kind is not TaskKind.JUDGMENT:
             self.progress.say(f"{self.count()}  {task}  {took:.1f} s")
 
     def failed(self) -> dict[str, str]:
-        """Tasks to their errors; of a model that is not there the judgment is not counted too."""
-        lost = [(self.tasks[digest], one["error"]) for digest, one in self.state.items() if "error" in one]
-        gone = {task.digest for task, _ in lost}
-        return {str(task): error for task, error in lost if task.subject is None or task.subject.digest not in gone}
+        """Failed tasks with their errors; the judgment of a failed model is not listed separately."""
+        errors = [(self.tasks[digest], one["error"]) for digest, one in self.state.items() if "error" in one]
+        digests = {task.digest for task, _ in errors}
+        return {
+            str(task): error for task, error in errors if task.subject is None or task.subject.digest not in digests
+        }
 
     def count(self) -> str:
-        """``12/40``, of the tasks that are known so far and those that are to come at least."""
+        """``12/40``: finished tasks, and the minimum number of tasks in total."""
         return f"{len(self.state)}/{len(self.tasks) + 2 * self.upcoming}"
 
     def watch(self, busy: list[tuple[Any, tuple[int, int]]]) -> None:
-        """Show what is going on and how long it will take."""
+        """Report the running tasks and the remaining time."""
         shown = [
             f"{self.folders[job.folder]}" + (f" {step}/{total}" if total else f" step {step}" if step else "")
             for job, (step, total) in busy
         ]
         failed = len(self.failed())
-        lost = f", {failed} failed" if failed else ""
-        self.progress.status(f"{self.count()}{lost}, {self.left()} left | {' | '.join(shown)}")
+        failures = f", {failed} failed" if failed else ""
+        self.progress.status(f"{self.count()}{failures}, {self.left()} left | {' | '.join(shown)}")
 
     def left(self) -> str:
-        """The time to come, by how long each kind has taken; ``over`` while that of a kind is not known yet.
+        """Estimate the remaining time from the mean time of each kind of task; ``over`` while one kind is unknown.
 
-        Kinds differ by orders of magnitude, so one says nothing about another.
+        Kinds differ by orders of magnitude, so the time of one kind does not predict that of another.
         """
         open_ = Counter(task.kind for digest, task in self.tasks.items() if digest not in self.state)
         open_ += Counter({TaskKind.CELL: self.upcoming, TaskKind.JUDGMENT: self.upcoming})
-        whole = sum(many * _mean(self.seconds[kind]) for kind, many in open_.items() if kind in self.seconds)
-        if not whole:
+        total = sum(count * _mean(self.seconds[kind]) for kind, count in open_.items() if kind in self.seconds)
+        if not total:
             return "?"
         unknown = self.upcoming or any(kind not in self.seconds for kind in open_)
-        seconds = int(whole / self.grid.jobs)
+        seconds = int(total / self.grid.jobs)
         return f"{'over ' if unknown else ''}{seconds // 60}:{seconds % 60:02d}"
 
 
 def run_bench(grid: Grid, home: Path, *, retry: bool = False, progress: Progress | None = None) -> BenchResult:
-    """Run a grid into ``home`` and write its tables and page. ``retry``: run again what failed before.
+    """Run a grid, and write its tables and its page.
 
-    A cell that fails is an outcome like others: the rest goes on. Killed at any moment, the same call goes on.
+    A method that fails is recorded as a failure, and the other tasks continue. If the process is killed, the same
+    call continues where it stopped.
+
+    Args:
+        grid: The grid, from :func:`efface.bench.grid.read_grid`.
+        home: Folder of the bench.
+        retry: Run tasks again that failed before.
+        progress: Reports progress.
+
+    Returns:
+        The outcome, with the results.
+
+    Raises:
+        EffaceError: The grid cannot be planned, or another bench is running in the folder.
+
     """
     progress = progress or Progress()
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -184,16 +200,19 @@ def run_bench(grid: Grid, home: Path, *, retry: bool = False, progress: Progress
         for one in planned.families.values():
             for unfit in one.unfit:
                 progress.say(f"not applicable: {unfit.family}, {unfit.label or unfit.forget}: {unfit.reason}")
-        first = [*_bases(planned, (*grid.seeds.selection, *grid.seeds.reporting)), *_compared(planned)]
+        first = [
+            *_reference_tasks(planned, (*grid.seeds.selection, *grid.seeds.reporting)),
+            *_comparison_tasks(planned),
+        ]
         if retry:
-            _clear(home, first)
+            _delete_failed(home, first)
         work.upcoming = len(grid.seeds.reporting) * sum(1 for _ in _entries(planned))
         work.run_tasks(first)
         work.upcoming = 0
-        picks = [_choose_setting(planned, work, *where) for where in _entries(planned)]
-        second = [task for pick in picks for task in _reported(planned, pick)]
+        picks = [_choose_setting(planned, work, *entry) for entry in _entries(planned)]
+        second = [task for pick in picks for task in _reported_tasks(planned, pick)]
         if retry:
-            _clear(home, second)
+            _delete_failed(home, second)
         work.run_tasks(second)
         machine = Environment.current(torch.__version__, 1, grid.device).model_dump()
         results = collect_results(planned, work.tasks.values(), work.state, picks, machine)
@@ -202,8 +221,8 @@ def run_bench(grid: Grid, home: Path, *, retry: bool = False, progress: Progress
     return BenchResult(home, work.made, work.kept, work.failed(), results)
 
 
-def _bases(planned: BenchPlan, seeds: tuple[int, ...]) -> Iterator[BenchTask]:
-    """Originals, what they show, oracles, and judgments on them."""
+def _reference_tasks(planned: BenchPlan, seeds: tuple[int, ...]) -> Iterator[BenchTask]:
+    """Originals, their observations, oracles, and judgments of these."""
     worlds = list(planned.worlds(seeds))
     yield from {planned.original(world).digest: planned.original(world) for world in worlds}.values()
     for world in worlds:
@@ -212,8 +231,8 @@ def _bases(planned: BenchPlan, seeds: tuple[int, ...]) -> Iterator[BenchTask]:
         yield from (planned.judgment(one) for one in (look, *oracles))
 
 
-def _compared(planned: BenchPlan) -> Iterator[BenchTask]:
-    """Every setting of the entries that have several, on the selection seeds."""
+def _comparison_tasks(planned: BenchPlan) -> Iterator[BenchTask]:
+    """Every setting of the entries with several settings, on the selection seeds."""
     for world in planned.worlds(planned.grid.seeds.selection):
         for entry in planned.families[world.family].entries:
             if len(entry.settings) > 1:
@@ -223,24 +242,24 @@ def _compared(planned: BenchPlan) -> Iterator[BenchTask]:
 
 
 def _entries(planned: BenchPlan) -> Iterator[tuple[str, str, MethodEntry]]:
+    """Family, forget set and entry of every method to report."""
     for one in planned.families.values():
         for name in one.forget:
             yield from ((one.name, name, entry) for entry in one.entries)
 
 
 def _choose_setting(planned: BenchPlan, work: BenchRunner, family: str, name: str, entry: MethodEntry) -> SettingChoice:
-    """The setting to report, and the one that an oracle would have picked."""
+    """Select the setting to report, and find the one that the oracle would select."""
     seeds = planned.grid.seeds.selection
     if len(entry.settings) == 1 or not seeds:
-        return SettingChoice(
-            family, name, entry.label, 0, None, (None,) * len(entry.settings), (None,) * len(entry.settings)
-        )
+        unknown = (None,) * len(entry.settings)
+        return SettingChoice(family, name, entry.label, 0, None, unknown, unknown)
     scored: list[dict[str, Any] | None] = []
     for number in range(len(entry.settings)):
         cells = [planned.cell(Scenario(family, name, seed), entry.label, number) for seed in seeds]
-        found = [work.state[planned.judgment(cell).digest] for cell in cells]
-        good = all("error" not in one for one in found)
-        scored.append({"score": [_score(one) for one in found], "gap": _gaps(found)} if good else None)
+        judgments = [work.state[planned.judgment(cell).digest] for cell in cells]
+        finished = all("error" not in one for one in judgments)
+        scored.append({"score": [_score(one) for one in judgments], "gap": _gaps(judgments)} if finished else None)
     means = {
         key: tuple(_mean(one[key]) if one is not None and one[key] else None for one in scored)
         for key in ("score", "gap")
@@ -254,38 +273,38 @@ def _score(judged: dict[str, Any]) -> float:
 
 
 def _gaps(judged: Iterable[dict[str, Any]]) -> list[float]:
-    """The average gap of each; nothing where there is no oracle."""
+    """The average gap of each judgment that has one; without oracles there is none."""
     values = [f["value"] for one in judged for f in one["findings"] if f["name"] == "oracle_gap.average"]
     return [value for value in values if value is not None]
 
 
-def _reported(planned: BenchPlan, pick: SettingChoice) -> Iterator[BenchTask]:
-    """The picked settings on the reporting seeds."""
+def _reported_tasks(planned: BenchPlan, pick: SettingChoice) -> Iterator[BenchTask]:
+    """The selected setting and that of the oracle, on the reporting seeds."""
     for seed in planned.grid.seeds.reporting:
         for number in sorted({one for one in (pick.chosen, pick.by_oracle) if one is not None}):
             cell = planned.cell(Scenario(pick.family, pick.forget, seed), pick.label, number)
             yield from (cell, planned.judgment(cell))
 
 
-def _clear(home: Path, tasks: Iterable[BenchTask]) -> None:
-    """Delete what failed, and the judgments that had to do without it."""
-    lost: set[str] = set()
+def _delete_failed(home: Path, tasks: Iterable[BenchTask]) -> None:
+    """Delete the folders of failed tasks, and of judgments that lacked a failed oracle."""
+    failed: set[str] = set()
     for task in tasks:
-        found = read_outcome(task.folder(home)) or {}
-        if "error" in found or any(one.digest in lost for one in task.oracles):
-            lost.add(task.digest)
+        outcome = read_outcome(task.folder(home)) or {}
+        if "error" in outcome or any(one.digest in failed for one in task.oracles):
+            failed.add(task.digest)
             shutil.rmtree(task.folder(home), ignore_errors=True)
 
 
 @contextmanager
 def _bench_lock(home: Path) -> Iterator[None]:
-    """Refuse to run beside another bench in the same folder; the lock ends with the process, however it ends."""
+    """Lock the folder against other benches; the lock is released when the process ends, even if it is killed."""
     try:
         import fcntl
     except ImportError:
         raise EffaceError(
             f"A bench cannot be run on this system ({sys.platform}).",
-            "Two processes are kept from the same folder by a lock that only Unix has.",
+            "It needs a file lock that only Unix has, to keep two processes out of the same folder.",
             "Run it on Linux or macOS, and copy the folder.",
         ) from None
     home.mkdir(parents=True, exist_ok=True)
@@ -295,7 +314,7 @@ def _bench_lock(home: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise EffaceError(
                 f"Another bench is running in {home}.",
-                "Two would make the same models.",
+                "Both would train the same models.",
                 "Wait, or choose another --out.",
             ) from error
         yield

@@ -1,13 +1,14 @@
-"""Choice: which setting of a method is reported, decided without the oracle and without the audit's examples.
+"""Select the setting of a method that is reported, without the oracle and without the examples of the audit.
 
     score = leak + drop,   leak = max_s |AUC_s(F, V) - 1/2|,   drop = max(0, U_V(θ₀) - U_V(θ))
 
-V: the examples that methods may see too, never trained on; s: the margins that the verdict looks at. U_V:
-accuracy on V of the classifier, else of 20 nearest retained neighbors, else (no labels) the share of the effective
-rank that is left. Lower is better: a point of AUC weighs as much as a point of accuracy.
+V: the validation examples, never trained on, which methods may use; s: the margins that the verdict uses. U_V is the
+accuracy on V of the classifier, otherwise of 20 nearest neighbors among the retained examples, otherwise (without
+labels) the effective rank relative to its maximum. Lower is better; a point of AUC counts as much as a point of
+accuracy.
 
-Where F is not a random draw, F is compared with V's examples of F's classes, and utility is that of the others:
-a model that never saw a class is not expected to know it. numpy only.
+If F is not a random draw, F is compared with the examples of V that have the classes of F, and utility is measured on
+the others, because a model that never saw a class cannot be expected to know it. numpy only.
 """
 
 from __future__ import annotations
@@ -27,26 +28,32 @@ SELECTION_NEIGHBORS = 20
 
 @dataclass(frozen=True)
 class SelectionScore:
-    """What a setting is chosen by."""
+    """The score by which settings are compared."""
 
     leak: float
     """Largest distance from 1/2 of an AUC of F against V."""
     drop: float
-    """Utility on V lost since the original, as a share."""
+    """Utility on V lost relative to the original, as a share."""
     utility: float
     """Utility on V, as a share."""
 
     @property
     def total(self) -> float:
-        """Lower is better."""
+        """Sum of leak and drop; lower is better."""
         return self.leak + self.drop
 
 
 def score_setting(original: Observations, subject: Observations) -> SelectionScore:
-    """The score of a model, from what it and its original show."""
-    mine = valid_like_forget(subject)
+    """Score an unlearned model.
+
+    Args:
+        original: Observations of its original.
+        subject: Observations of the model, with the part ``valid``.
+
+    """
+    comparable = valid_like_forget(subject)
     aucs = [
-        stats.auc(signals.scores(subject, "forget", name), valid_scores(subject, name, mine))
+        stats.auc(signals.scores(subject, "forget", name), valid_scores(subject, name, comparable))
         for name in signals.prespecified_signals(subject)
         if signals.has_signal(subject, "valid", name)
     ]
@@ -55,7 +62,7 @@ def score_setting(original: Observations, subject: Observations) -> SelectionSco
 
 
 def valid_like_forget(observed: Observations) -> np.ndarray:
-    """Which of V are of F's kind [n]: all for a random F, those of its classes for another."""
+    """Mask ``[n]`` of the examples of V to compare with F: all if F is random, otherwise those with a class of F."""
     count = observed.count("valid")
     if observed.meta.get("random", True) or not observed.has("forget", "labels"):
         return np.ones(count, dtype=bool)
@@ -64,16 +71,16 @@ def valid_like_forget(observed: Observations) -> np.ndarray:
 
 
 def valid_scores(observed: Observations, name: str, kept: np.ndarray) -> np.ndarray:
-    """Scores of the examples of V that are kept and have one."""
+    """Scores of the examples of V that are in the mask ``kept`` and have a score."""
     return signals.scores(observed, "valid", name)[kept[signals.scored_rows(observed, "valid", name)]]
 
 
 def valid_utility(observed: Observations) -> float:
-    """U_V: see the module."""
+    """U_V as a share; see the module docstring."""
     other = np.ones(observed.count("valid"), dtype=bool)
     if not observed.meta.get("random", True):
-        gone = valid_like_forget(observed)
-        other = ~gone if not gone.all() else other
+        like_forget = valid_like_forget(observed)
+        other = ~like_forget if not like_forget.all() else other
     labels = signals.labels(observed, "valid")
     seen = other & (labels >= 0)
     if seen.any() and observed.has("valid", "logits"):
@@ -92,9 +99,15 @@ def valid_utility(observed: Observations) -> float:
 
 
 def best_setting(scored: Sequence[Mapping[str, Any] | None], key: str) -> int | None:
-    """The setting with the lowest mean of ``key`` over seeds; None if no setting has one for each seed.
+    """Find the setting with the lowest mean over seeds.
 
-    ``scored``: for each setting the values of ``key`` by seed, or None where it failed on any.
+    Args:
+        scored: For each setting the values by seed under ``key``, or None if the setting failed on a seed.
+        key: ``score`` or ``gap``.
+
+    Returns:
+        Index of the setting; None if no setting has values.
+
     """
     means = [None if one is None or not one[key] else float(np.mean(one[key])) for one in scored]
     known = [(value, number) for number, value in enumerate(means) if value is not None]

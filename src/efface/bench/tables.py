@@ -1,4 +1,4 @@
-"""Tables: rows of numbers from judgments, the ranking, and the files CSV and JSON. numpy only."""
+"""Turn judgments into rows, rank the methods, and write CSV and JSON files. numpy only."""
 
 from __future__ import annotations
 
@@ -15,15 +15,20 @@ from efface.files import write_text
 
 RESULTS, CELLS, HEADLINE_FINDINGS, RANKING = "results.json", "cells.csv", "findings.csv", "ranking.csv"
 USEFUL = ("utility.accuracy.test", "utility.knn20.test", "utility.effective_rank")
-"""What a model is good for: the first of these that was measured."""
+"""Utility measures in order of preference; the first one that was measured is used."""
 ROUNDING = 1e-12
-"""A spread of so small a share is rounding: the values are the same."""
+"""Relative standard deviation below which values count as equal up to rounding."""
 VERDICT_ORDER = ("removed", "residue", "over-forgotten", "removed, utility lost", "inconclusive")
 Row = Mapping[str, Any]
 
 
 def headline_numbers(judged: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers of one model that tables and page show, from its judgment."""
+    """The numbers of one model for the tables and the page.
+
+    Args:
+        judged: Outcome of the judgment: ``findings``, ``verdict``, ``cost`` and ``choice``.
+
+    """
     by_name = {one["name"]: one for one in judged["findings"]}
     verdict, cost = judged["verdict"], judged["cost"]
     gap = by_name.get("oracle_gap.average", {})
@@ -53,9 +58,9 @@ def headline_numbers(judged: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _signal(one: Mapping[str, Any], by_name: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """One pre-named signal: what the verdict saw, the raw AUC, and what became of the retained."""
+    """The numbers of one prespecified signal: the verdict on it, the raw AUC, and the AUC of retained examples."""
     raw = by_name.get(f"membership.{one['signal']}.auc", {})
-    kept = by_name.get(f"collateral.{one['signal']}.auc", {})
+    retained = by_name.get(f"collateral.{one['signal']}.auc", {})
     return {
         "auc": one["value"],
         "low": one["low"],
@@ -65,14 +70,14 @@ def _signal(one: Mapping[str, Any], by_name: Mapping[str, Mapping[str, Any]]) ->
         "powered": one["powered"],
         "raw": raw.get("value"),
         "raw_oracle": raw.get("oracle"),
-        "retained": kept.get("value"),
-        "retained_original": kept.get("original"),
-        "retained_oracle": kept.get("oracle"),
+        "retained": retained.get("value"),
+        "retained_original": retained.get("original"),
+        "retained_oracle": retained.get("oracle"),
     }
 
 
 def mean_and_spread(values: Iterable[float | None]) -> dict[str, Any] | None:
-    """Mean, standard deviation (None of one) and n of what was measured; None of nothing."""
+    """Mean, standard deviation (None for one value) and number of the values that are not None; None without any."""
     known = [value for value in values if value is not None]
     if not known:
         return None
@@ -83,8 +88,15 @@ def mean_and_spread(values: Iterable[float | None]) -> dict[str, Any] | None:
 
 
 def rank_methods(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """For each family and forget set its reference models, then its methods by the mean average gap on reporting
-    seeds; methods without one come last.
+    """Rank the methods of each family and forget set by mean average gap on the reporting seeds.
+
+    Args:
+        results: ``families``, ``rows`` and ``picks`` of the results.
+
+    Returns:
+        One entry per family and forget set, with the reference models and the methods, best first. Methods without
+        a gap come last.
+
     """
     made: list[dict[str, Any]] = []
     for family, facts in results["families"].items():
@@ -113,7 +125,7 @@ def rank_methods(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _line(rows: Sequence[Row], pick: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
-    """One method: the setting that was chosen without the oracle, and beside it the one that the oracle picks."""
+    """One method: the setting selected without the oracle, and the one that the oracle would select."""
     mine = [row for row in rows if row["kind"] == "method" and row["label"] == pick["label"]]
     chosen = [row for row in mine if row["chosen"]]
     line = {"label": pick["label"], "method": entry["method"], "compared": len(entry["settings"])}
@@ -123,26 +135,28 @@ def _line(rows: Sequence[Row], pick: Mapping[str, Any], entry: Mapping[str, Any]
 
 
 def _summary(rows: Sequence[Row]) -> dict[str, Any]:
-    """Mean and spread over seeds of what can be averaged, and how often each verdict was given."""
-    good = [row for row in rows if row["status"] == "done"]
-    names = list(dict.fromkeys(name for row in good for name in row["signals"]))
+    """Mean and spread over seeds of every number, and the count of each verdict."""
+    finished = [row for row in rows if row["status"] == "done"]
+    names = list(dict.fromkeys(name for row in finished for name in row["signals"]))
     keys = ("auc", "raw", "retained", "retained_oracle", "power")
     return {
         "n": len(rows),
         "errors": [{"seed": row["seed"], "error": row["error"]} for row in rows if row["status"] != "done"],
-        "verdicts": {word: count for word in VERDICT_ORDER if (count := sum(row["verdict"] == word for row in good))},
-        "levels": sorted({row["level"] for row in good}),
-        "gap": mean_and_spread(row["gap"] for row in good),
-        "utility_of": next((row["utility_of"] for row in good), None),
-        "utility": mean_and_spread(row["utility"] for row in good),
-        "seconds": mean_and_spread(row["seconds"] for row in good),
-        "steps": mean_and_spread(row["steps"] for row in good),
+        "verdicts": {
+            word: count for word in VERDICT_ORDER if (count := sum(row["verdict"] == word for row in finished))
+        },
+        "levels": sorted({row["level"] for row in finished}),
+        "gap": mean_and_spread(row["gap"] for row in finished),
+        "utility_of": next((row["utility_of"] for row in finished), None),
+        "utility": mean_and_spread(row["utility"] for row in finished),
+        "seconds": mean_and_spread(row["seconds"] for row in finished),
+        "steps": mean_and_spread(row["steps"] for row in finished),
         "share": {
-            what: mean_and_spread(row["share"][what] for row in good) for what in ("steps", "examples", "seconds")
+            what: mean_and_spread(row["share"][what] for row in finished) for what in ("steps", "examples", "seconds")
         },
         "signals": {
             name: {
-                key: mean_and_spread(row["signals"][name][key] for row in good if name in row["signals"])
+                key: mean_and_spread(row["signals"][name][key] for row in finished if name in row["signals"])
                 for key in keys
             }
             for name in names
@@ -151,21 +165,21 @@ def _summary(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _powered(rows: Sequence[Row]) -> dict[str, tuple[int, int]]:
-    """For each signal in how many of how many worlds it could see the forget set in the original."""
-    seen: dict[str, tuple[int, int]] = {}
+    """For each signal, the number of originals in which it detects the forget set, and the number of originals."""
+    counts: dict[str, tuple[int, int]] = {}
     for row in rows:
         if row["kind"] == "original" and row["status"] == "done":
             for name, one in row["signals"].items():
-                hits, of = seen.get(name, (0, 0))
-                seen[name] = (hits + bool(one["powered"]), of + 1)
-    return seen
+                powered, total = counts.get(name, (0, 0))
+                counts[name] = (powered + bool(one["powered"]), total + 1)
+    return counts
 
 
 # ---- files ----
 
 
 def write_tables(home: Path, results: Mapping[str, Any]) -> None:
-    """``results.json`` with everything, ``cells.csv``, ``findings.csv`` and ``ranking.csv``."""
+    """Write ``results.json`` (everything), ``cells.csv``, ``findings.csv`` and ``ranking.csv``."""
     write_text(home / RESULTS, json.dumps(results, ensure_ascii=False) + "\n")
     write_text(home / CELLS, _csv([_flat(row) for row in results["rows"]]))
     write_text(home / HEADLINE_FINDINGS, _csv(_findings(results["rows"])))
@@ -182,7 +196,7 @@ def write_tables(home: Path, results: Mapping[str, Any]) -> None:
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted columns; lists and settings as JSON."""
+    """Flatten nested mappings to dotted columns; lists and settings become JSON."""
     flat: dict[str, Any] = {}
     for key, one in value.items():
         if key in ("findings", "curves"):
@@ -195,9 +209,10 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _findings(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    who = ("family", "forget", "seed", "role", "kind", "label", "setting")
+    """One line per model and finding."""
+    identity = ("family", "forget", "seed", "role", "kind", "label", "setting")
     return [
-        {key: row[key] for key in who}
+        {key: row[key] for key in identity}
         | {key: one[key] for key in ("name", "value", "original", "oracle", "better", "unit")}
         | {"low": (one["interval"] or (None, None))[0], "high": (one["interval"] or (None, None))[1]}
         | {"n": " ".join(str(number) for number in one["n"])}
@@ -207,7 +222,7 @@ def _findings(rows: Iterable[Row]) -> list[dict[str, Any]]:
 
 
 def _csv(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Lines as CSV, with every column that any of them has, in the order of their first appearance."""
+    """Write lines as CSV with the union of their columns, in order of first appearance."""
     columns = list(dict.fromkeys(key for line in lines for key in line))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""Work: one task of a bench. Its folder is complete, with its outcome, or not there; a failure is an outcome too."""
+"""Run one task of a bench. Its folder appears only when it is complete; a failure is a valid outcome."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ from efface.unlearning import methods
 
 OUTCOME, TASK_OBSERVATIONS, JOURNAL, STORED_ROC_POINTS = "outcome.json", "observations.npz", "journal.jsonl", 60
 StepReporter = Callable[[int, int], None]
-"""``(step, steps in all or 0)``."""
+"""Called with ``(step, steps in total or 0)``."""
 
 
 @dataclass(frozen=True)
 class TaskJob:
-    """A task as a process is handed it: where to write, what to make, and where what it needs is."""
+    """A task as it is sent to a worker process: what to make, where to write it, and the folders it needs."""
 
     kind: TaskKind
     folder: Path
@@ -58,87 +58,109 @@ class TaskJob:
 
 
 def read_outcome(folder: Path) -> dict[str, Any] | None:
-    """What a finished task left; None where it is not finished. ``error``: why it failed, or absent."""
+    """Read the outcome of a task; None if it is not finished. A failed task has the key ``error``."""
     path = folder / OUTCOME
     if not path.exists():
         return None
-    return read_json(path, "result of a task", remedy=f"Remove {folder}, to have it made again.")
+    return read_json(path, "result of a task", remedy=f"Remove {folder} to run the task again.")
 
 
 def run_bench_task(job: TaskJob, tell: StepReporter) -> dict[str, Any]:
-    """Make a task's folder, and give back its outcome.
+    """Run a task, write its folder and return its outcome.
 
-    Whatever the method does wrong is written down as the outcome; a full disk is raised, because the same task would
-    not fail on another.
+    An error of the method is recorded as the outcome. An error of the disk is raised, because it says nothing about
+    the task.
+
+    Args:
+        job: The task.
+        tell: Reports the progress in steps.
+
     """
     torch.set_num_threads(1)
     text = yaml.safe_dump(job.request, sort_keys=False, allow_unicode=True)
-    made: dict[str, Any]
-    with create_run_folder(job.folder, text) as half:
+    outcome: dict[str, Any]
+    with create_run_folder(job.folder, text) as partial:
         try:
-            made = TASK_RUNNERS[job.kind](job, half, tell)
+            outcome = TASK_RUNNERS[job.kind](job, partial, tell)
         except EffaceError as error:  # a method that diverges is a result
-            made = {"error": str(error)}
+            outcome = {"error": str(error)}
         except (RuntimeError, ValueError, ArithmeticError, LookupError, TypeError, MemoryError) as error:
-            made = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
-        (half / OUTCOME).write_text(json.dumps(made) + "\n", encoding="utf-8")
+            outcome = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+        (partial / OUTCOME).write_text(json.dumps(outcome) + "\n", encoding="utf-8")
     with (job.folder.parent.parent / JOURNAL).open("a", encoding="utf-8") as journal:
         journal.write(json.dumps({"made": f"{job.kind}/{job.folder.name}", "at": time(), "pid": os.getpid()}) + "\n")
-    return made
+    return outcome
 
 
-def _original(job: TaskJob, half: Path, tell: StepReporter) -> dict[str, Any]:
-    asked = job.request
-    data, split = _divided(json.dumps([asked["data"], asked["split"], asked["seed"]]))
-    recipe: Recipe = config.build(Recipe, asked["recipe"], CHOICES, "recipe.")
+def _train_original(job: TaskJob, folder: Path, tell: StepReporter) -> dict[str, Any]:
+    """Train an original model."""
+    request = job.request
+    data, split = _load_divided(json.dumps([request["data"], request["split"], request["seed"]]))
+    recipe: Recipe = config.build(Recipe, request["recipe"], CHOICES, "recipe.")
     total = recipe.epochs * -(-len(split.train) // recipe.batch_size)
-    keep = EpochStore(half / EPOCH)
-    made = api.pretrain(
-        data, split, recipe=recipe, seed=asked["seed"], device=job.device, bf16=_bf16(asked),
-        log=_log(tell, total), resume_store=keep,
-    )  # fmt: skip
-    made.save(half)
-    return {"cost": vars(made.training_cost)}
+    checkpoint = api.pretrain(
+        data,
+        split,
+        recipe=recipe,
+        seed=request["seed"],
+        device=job.device,
+        bf16=_bf16(request),
+        log=_log(tell, total),
+        resume_store=EpochStore(folder / EPOCH),
+    )
+    checkpoint.save(folder)
+    return {"cost": vars(checkpoint.training_cost)}
 
 
-def _look(job: TaskJob, half: Path, tell: StepReporter) -> dict[str, Any]:
-    start = Checkpoint.load(_there(job.original))
-    _observe(job, start, half)
-    return {"cost": vars(start.training_cost)}
+def _observe_original(job: TaskJob, folder: Path, tell: StepReporter) -> dict[str, Any]:
+    """Observe an original model on a forget set."""
+    original = Checkpoint.load(_require(job.original))
+    _observe(job, original, folder)
+    return {"cost": vars(original.training_cost)}
 
 
-def _oracle(job: TaskJob, half: Path, tell: StepReporter) -> dict[str, Any]:
-    start, (data, split) = Checkpoint.load(_there(job.original)), _chosen(job.request)
-    total = start.recipe.epochs * -(-len(split.retain) // start.recipe.batch_size)
-    keep, seed = EpochStore(half / EPOCH), job.request["seed"]
-    made = api.unlearn(
-        start, data, split, "retrain", seed=seed, device=job.device, bf16=_bf16(job.request["original"]),
-        log=_log(tell, total), resume_store=keep,
-    )  # fmt: skip
-    return _kept(job, made, half)
+def _retrain(job: TaskJob, folder: Path, tell: StepReporter) -> dict[str, Any]:
+    """Retrain without the forget set, and observe the model."""
+    original, (data, split) = Checkpoint.load(_require(job.original)), _load_world(job.request)
+    total = original.recipe.epochs * -(-len(split.retain) // original.recipe.batch_size)
+    checkpoint = api.unlearn(
+        original,
+        data,
+        split,
+        "retrain",
+        seed=job.request["seed"],
+        device=job.device,
+        bf16=_bf16(job.request["original"]),
+        log=_log(tell, total),
+        resume_store=EpochStore(folder / EPOCH),
+    )
+    return _save(job, checkpoint, folder)
 
 
-def _cell(job: TaskJob, half: Path, tell: StepReporter) -> dict[str, Any]:
-    start, (data, split) = Checkpoint.load(_there(job.original)), _chosen(job.request)
+def _unlearn(job: TaskJob, folder: Path, tell: StepReporter) -> dict[str, Any]:
+    """Unlearn with one method and setting, and observe the model."""
+    original, (data, split) = Checkpoint.load(_require(job.original)), _load_world(job.request)
     method = config.parse_choice(methods.METHODS, job.request["method"], "method", METHOD_CHOICES)
     bf16 = _bf16(job.request["original"])
-    made = api.unlearn(start, data, split, method, device=job.device, bf16=bf16, log=_log(tell, 0))
-    return _kept(job, made, half)
+    checkpoint = api.unlearn(original, data, split, method, device=job.device, bf16=bf16, log=_log(tell, 0))
+    return _save(job, checkpoint, folder)
 
 
 def _bf16(original: dict[str, Any]) -> bool:
-    """As the original was trained."""
+    """Whether the original was trained with bfloat16."""
     return bool(original.get("bf16", False))
 
 
-def _judged(job: TaskJob, half: Path, tell: StepReporter) -> dict[str, Any]:
-    """Findings, verdict, what settings are chosen by, and ROC curves of the score that the verdict is about."""
-    look, subject = _there(job.look), _there(job.subject)
-    original, seen = _seen(look), Observations.load(subject / TASK_OBSERVATIONS)
-    there = [folder for folder in job.oracles if "error" not in (read_outcome(folder) or {"error": ""})]
-    costs = {"subject": _cost(subject), "original": _cost(look)} | ({"oracle": _cost(there[0])} if there else {})
+def _judge(job: TaskJob, folder: Path, tell: StepReporter) -> dict[str, Any]:
+    """Findings, verdict, selection score, and ROC curves of the score that the verdict uses."""
+    look, subject = _require(job.look), _require(job.subject)
+    original, seen = _load_observations(look), Observations.load(subject / TASK_OBSERVATIONS)
+    finished = [one for one in job.oracles if "error" not in (read_outcome(one) or {"error": ""})]
+    costs = {"subject": _cost(subject), "original": _cost(look)}
+    costs |= {"oracle": _cost(finished[0])} if finished else {}
     criteria = config.build(Criteria, job.request["criteria"])
-    result = api.judge_observations(original, seen, [_seen(one) for one in there], criteria=criteria, costs=costs)
+    oracles = [_load_observations(one) for one in finished]
+    result = api.judge_observations(original, seen, oracles, criteria=criteria, costs=costs)
     references = result.evidence.oracles
     curves = {}
     for name in signals.prespecified_signals(seen):
@@ -157,61 +179,63 @@ def _judged(job: TaskJob, half: Path, tell: StepReporter) -> dict[str, Any]:
 
 
 TASK_RUNNERS: dict[TaskKind, Callable[[TaskJob, Path, StepReporter], dict[str, Any]]] = {
-    TaskKind.ORIGINAL: _original,
-    TaskKind.OBSERVATION: _look,
-    TaskKind.ORACLE: _oracle,
-    TaskKind.CELL: _cell,
-    TaskKind.JUDGMENT: _judged,
+    TaskKind.ORIGINAL: _train_original,
+    TaskKind.OBSERVATION: _observe_original,
+    TaskKind.ORACLE: _retrain,
+    TaskKind.CELL: _unlearn,
+    TaskKind.JUDGMENT: _judge,
 }
 
 
-def _kept(job: TaskJob, made: Checkpoint, half: Path) -> dict[str, Any]:
-    """Observe a model, and keep its weights if that was asked for."""
-    _observe(job, made, half)
+def _save(job: TaskJob, checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
+    """Observe a model, and save its weights if the job asks for it."""
+    _observe(job, checkpoint, folder)
     if job.keep_weights:
-        made.save(half)
-    return {"cost": vars(made.training_cost), "digest": made.model.digest()}
+        checkpoint.save(folder)
+    return {"cost": vars(checkpoint.training_cost), "digest": checkpoint.model.digest()}
 
 
-def _observe(job: TaskJob, made: Checkpoint, half: Path) -> None:
-    data, split = _chosen(job.request)
+def _observe(job: TaskJob, checkpoint: Checkpoint, folder: Path) -> None:
+    data, split = _load_world(job.request)
     watch = config.build(ObservationSettings, job.request["watch"])
-    artifacts.save_observations(half / TASK_OBSERVATIONS, api.observe(made, data, split, watch, device=job.device))
+    observations = api.observe(checkpoint, data, split, watch, device=job.device)
+    artifacts.save_observations(folder / TASK_OBSERVATIONS, observations)
 
 
-def _chosen(request: dict[str, Any]) -> tuple[Data, Split]:
-    """The data and the split of a request, with its forget set."""
-    asked = request["original"]
-    named = json.dumps([asked["data"], asked["split"], asked["seed"]])
-    return _divided(named)[0], _forgotten(named, request["forget"])
+def _load_world(request: dict[str, Any]) -> tuple[Data, Split]:
+    """The data of a request, and its split with the forget set."""
+    original = request["original"]
+    key = json.dumps([original["data"], original["split"], original["seed"]])
+    return _load_divided(key)[0], _load_split(key, request["forget"])
 
 
 @lru_cache(maxsize=4)
-def _data(named: str) -> Data:
-    return load_data({"data": json.loads(named)})
+def _load_data(source: str) -> Data:
+    return load_data({"data": json.loads(source)})
 
 
 @lru_cache(maxsize=16)
-def _divided(asked: str) -> tuple[Data, Split]:
-    source, sizes, seed = json.loads(asked)
-    data = _data(json.dumps(source))
+def _load_divided(key: str) -> tuple[Data, Split]:
+    """The data and the split without a forget set; ``key`` is JSON of source, sizes and seed, to be hashable."""
+    source, sizes, seed = json.loads(key)
+    data = _load_data(json.dumps(source))
     return data, Sizes(**sizes).divide(data, seed)
 
 
 @lru_cache(maxsize=16)
-def _forgotten(asked: str, selector: str) -> Split:
-    data, split = _divided(asked)
-    return select_forget_set(split, data, selector, json.loads(asked)[2])
+def _load_split(key: str, selector: str) -> Split:
+    data, split = _load_divided(key)
+    return select_forget_set(split, data, selector, json.loads(key)[2])
 
 
 @lru_cache(maxsize=6)
-def _seen(folder: Path) -> Observations:
+def _load_observations(folder: Path) -> Observations:
     return Observations.load(folder / TASK_OBSERVATIONS)
 
 
 def _cost(folder: Path) -> Cost:
-    spent = TrainingCost(**(read_outcome(folder) or {})["cost"])
-    return Cost(spent.steps, spent.examples, spent.seconds)
+    cost = TrainingCost(**(read_outcome(folder) or {})["cost"])
+    return Cost(cost.steps, cost.examples, cost.seconds)
 
 
 def _log(tell: StepReporter, total: int) -> Log:
@@ -221,7 +245,10 @@ def _log(tell: StepReporter, total: int) -> Log:
     return log
 
 
-def _there(folder: Path | None) -> Path:
+def _require(folder: Path | None) -> Path:
+    """The folder of a dependency, which every plan sets."""
     if folder is None:
-        raise EffaceError("A task was planned without what it starts from.", remedy="This is a bug: please report it.")
+        raise EffaceError(
+            "A task was planned without the task it depends on.", remedy="This is a bug: please report it."
+        )
     return folder

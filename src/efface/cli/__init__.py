@@ -1,6 +1,6 @@
-"""The command line: the only place that prints, asks or exits. Every verb is a few lines around what it runs.
+"""The command line: the only package that prints, asks or exits. Every verb wraps one function of another package.
 
-Exit codes: 0 done (audit: removed) · 1 a bug · 2 the input is wrong · 3 audit: residue; compat: rebuild the index ·
+Exit codes: 0 success (audit: removed) · 1 a bug · 2 wrong input · 3 audit: residue; compat: rebuild the index ·
 4 audit: inconclusive · 5 bench: some models failed · 130 interrupted.
 """
 
@@ -37,7 +37,7 @@ VERBS: tuple[Callable[..., None], ...] = (
     data_command,
     demo_command,
 )
-"""In the order of the help."""
+"""The verbs, in the order of the help."""
 
 app = typer.Typer(
     help="Make a trained vision model forget examples, and show the evidence.",
@@ -53,14 +53,14 @@ app.add_typer(canaries, name="canaries")
 
 @app.callback()
 def limit_threads() -> None:
-    """One job alone is fastest with its threads bound; the user's own settings win."""
+    """Let idle OpenMP threads sleep instead of spin, unless the user has set this."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def main() -> None:
-    """Run the command line; every failure is a sentence and an exit code."""
+    """Run the command line; errors become a message and an exit code."""
     try:
-        code = app(standalone_mode=False)  # what a verb gave to typer.Exit, or None
+        code = app(standalone_mode=False)  # the code that a verb passed to typer.Exit, or None
     except EffaceError as error:
         for label, text in (("error", error.what), ("why", error.why), ("do", error.remedy)):
             if text:
@@ -69,11 +69,11 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except Exception as error:
-        if type(error).__module__.startswith(("click", "typer")):  # wrong usage: click words it well already
+        if type(error).__module__.startswith(("click", "typer")):  # wrong usage: click has a good message
             show: Callable[[], None] = getattr(error, "show")  # noqa: B009
             show()
             raise SystemExit(2) from None
         raise
     if code == INTERRUPTED:
-        typer.echo("\nInterrupted. The same command goes on from the last finished epoch.", err=True)
+        typer.echo("\nInterrupted. The same command resumes from the last finished epoch.", err=True)
     raise SystemExit(code or 0)

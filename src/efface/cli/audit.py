@@ -1,4 +1,4 @@
-"""The verbs that judge them: audit, report."""
+"""The verbs that judge a run: audit, report."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ if TYPE_CHECKING:
 
 def audit_command(
     run: Annotated[
-        Path | None, typer.Argument(metavar="[RUN]", help="The run on trial; none with --embeddings.")
+        Path | None, typer.Argument(metavar="[RUN]", help="The run to audit; none with --embeddings.")
     ] = None,
     embeddings: Annotated[
         tuple[Path, Path] | None,
-        typer.Option("--embeddings", metavar="BEFORE AFTER", help="Judge two files of embeddings instead: no model."),
+        typer.Option("--embeddings", metavar="BEFORE AFTER", help="Judge two files of embeddings instead of a run."),
     ] = None,
     control: Annotated[
         tuple[Path, Path] | None,
         typer.Option("--control", metavar="BEFORE AFTER", help="Embeddings of items that were never trained on."),
     ] = None,
-    views: Annotated[int | None, typer.Option("--views", help="Views per item in rows that follow each other.")] = None,
+    views: Annotated[int | None, typer.Option("--views", help="Views per item, in consecutive rows.")] = None,
     out: Annotated[Path, typer.Option("--out", help="With --embeddings: the folder to write.")] = Path(
         "embeddings-audit"
     ),
     force: Force = False,
     original: Annotated[
-        Path | None, typer.Option("--original", help="By default the run that it was made from.")
+        Path | None, typer.Option("--original", help="The original; by default the run that RUN was made from.")
     ] = None,
     oracle: Annotated[
         list[Path] | None,
-        typer.Option("--oracle", help="A run (or, on your word, another's checkpoint) that never saw F; repeatable."),
+        typer.Option("--oracle", help="A model retrained without F: a run, or (unchecked) a checkpoint; repeatable."),
     ] = None,
     references: Annotated[
-        Path | None, typer.Option("--references", help="A folder that `efface references` filled.")
+        Path | None, typer.Option("--references", help="A folder filled by `efface references`.")
     ] = None,
     trust_pickle: Trust = False,
     plain_ids: Annotated[
-        bool, typer.Option("--plain-ids", help="Write bare keys into the record, not digests.")
+        bool, typer.Option("--plain-ids", help="Write bare keys into the record instead of digests.")
     ] = False,
     config: Config = None,
     set_: Set = None,
@@ -51,29 +51,29 @@ def audit_command(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Judge whether a run forgot: findings, record, report and a verdict as the exit code (0, 3 or 4).
+    """Judge whether a run has forgotten: writes findings, record and report; the exit code is the verdict (0, 3, 4).
 
-    After several requests: the last one, and all of them together against the first original; the worse one counts.
+    After several requests, the last one and all of them together are judged; the exit code is the worse of the two.
     """
     settings = settings_of(config, set_, device=device, trust_pickle=trust_pickle or None)
     if embeddings is not None:
         judge_embeddings(embeddings, control, settings, run, out, views, force=force, as_json=json_, quiet=quiet)
     run = require_run(run, control, views)
     from efface.reporting.page import REPORT
-    from efface.runs import audit as runs_audit
+    from efface.runs.audit import audit_run
 
     with progress(quiet) as shown:
-        judged = runs_audit.audit_run(
+        judged = audit_run(
             run, settings, original=original, oracles=oracle or [], references=references, plain_ids=plain_ids,
             progress=shown,
         )  # fmt: skip
-    result, lines = _told(run, judged)
+    result, lines = _summary(run, judged)
     print_result(result, [*lines, f"Report: {run / REPORT}"], as_json=json_, quiet=quiet)
     raise typer.Exit(judged.exit_code)
 
 
-def _told(run: Path, judged: AuditResult) -> tuple[dict[str, Any], list[str]]:
-    """The verdict, and where earlier requests were audited too theirs: for machines, and in sentences."""
+def _summary(run: Path, judged: AuditResult) -> tuple[dict[str, Any], list[str]]:
+    """The verdict, and that of all requests together if there were several: as JSON and as lines to print."""
     verdict = judged.verdict
     result: dict[str, Any] = {
         "run": str(run),
@@ -83,19 +83,21 @@ def _told(run: Path, judged: AuditResult) -> tuple[dict[str, Any], list[str]]:
     }
     lines = [f"{verdict.word} ({verdict.level}): {verdict.sentence}"]
     if judged.sequence is not None:
-        whole = judged.sequence.verdict
-        word, sentence = (whole.word, whole.sentence) if whole else ("inconclusive", judged.sequence.note)
+        overall = judged.sequence.verdict
+        word, sentence = (overall.word, overall.sentence) if overall else ("inconclusive", judged.sequence.note)
         result |= {"all_requests": {"verdict": word, "count": judged.sequence.count, "sentence": sentence}}
         lines += [f"All {judged.sequence.count} examples of all requests: {word}: {sentence}"]
     return result, lines
 
 
 def require_run(run: Path | None, control: tuple[Path, Path] | None, views: int | None) -> Path:
-    """The run; an error where none was named, or options were given that only embeddings have."""
+    """Return the run; an error if none was named, or if options were given that only apply to embeddings."""
     if run is None or control is not None or views is not None:
         raise EffaceError(
-            "Nothing was said about what to audit." if run is None else "A run has no use for --control and --views.",
-            "--control and --views belong to two files of embeddings." if run is not None else "",
+            "Nothing was said about what to audit."
+            if run is None
+            else "--control and --views cannot be used with a run.",
+            "They describe two files of embeddings." if run is not None else "",
             "Name a run folder, or two files: --embeddings before.npy after.npy.",
         )
     return run
@@ -113,19 +115,19 @@ def judge_embeddings(
     as_json: bool,
     quiet: bool,
 ) -> NoReturn:
-    """The audit of a data owner: arrays alone, and no torch."""
+    """Audit two files of embeddings: arrays alone, without torch."""
     if run is not None or set(settings) - {"criteria"}:
         raise EffaceError(
-            f"Embeddings are judged without {'a run' if run is not None else 'such settings'}.",
+            f"Embeddings are judged without {'a run' if run is not None else 'these settings'}.",
             remedy="Only --control, --views, --out and --set criteria.NAME=VALUE go with --embeddings.",
         )
-    from efface import config as settings_file
+    from efface import config
     from efface.auditing.verdict import Criteria
     from efface.reporting.page import REPORT
-    from efface.runs import audit_embeddings
+    from efface.runs.audit_embeddings import audit_embeddings
 
-    criteria = settings_file.build(Criteria, settings.get("criteria") or {}, path="criteria.")
-    judged = audit_embeddings.audit_embeddings(embeddings, control, out, views=views, criteria=criteria, force=force)
+    criteria = config.build(Criteria, settings.get("criteria") or {}, path="criteria.")
+    judged = audit_embeddings(embeddings, control, out, views=views, criteria=criteria, force=force)
     result = {
         "out": str(out),
         "verdict": judged.word,
@@ -143,7 +145,7 @@ def report_command(
     quiet: Quiet = False,
 ) -> None:
     """Write report.html again from the record, the observations and the log."""
-    from efface.runs import audit as runs_audit
+    from efface.runs.audit import report_run
 
-    path = runs_audit.report_run(run)
+    path = report_run(run)
     print_result({"report": str(path)}, [str(path)], as_json=json_, quiet=quiet)

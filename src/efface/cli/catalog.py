@@ -1,4 +1,4 @@
-"""Listings of methods, audits and data sources, made from their own docstrings and fields."""
+"""Listings of methods, audits and data sources, generated from their docstrings and fields."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from efface.config import describe_fields
 from efface.errors import unknown_name_error
 
 Listing = tuple[dict[str, Any], list[str]]
-"""A JSON-able form and the lines to print."""
+"""A JSON object, and the lines to print."""
 
 
 def describe_methods(name: str | None = None) -> Listing:
-    """All methods with what each needs, or one method's page: equation, source, departures, fields."""
-    from efface.api import METHODS  # with those of installed packages
+    """List all methods with what each needs, or describe one: equation, source, departures, fields."""
+    from efface.api import METHODS  # includes the methods of installed packages
     from efface.unlearning.plugins import get_plugin_origin
 
     needs = {key: cls.needs.names() for key, cls in METHODS.items()}
-    brought = {key: {"origin": whose} for key, cls in METHODS.items() if (whose := get_plugin_origin(cls))}
+    origins = {key: {"origin": origin} for key, cls in METHODS.items() if (origin := get_plugin_origin(cls))}
     if name is None:
         rows, lines = dict[str, Any](), [f"{'method':22}{'needs':26}idea"]
         for key, cls in sorted(METHODS.items()):
-            rows[key] = {"needs": needs[key], "idea": _idea(cls)} | brought.get(key, {})
-            whose = f" [{brought[key]['origin']}]" if key in brought else ""
-            lines.append(f"{key:22}{', '.join(needs[key]):26}{rows[key]['idea']}{whose}")
+            rows[key] = {"needs": needs[key], "idea": _idea(cls)} | origins.get(key, {})
+            origin = f" [{origins[key]['origin']}]" if key in origins else ""
+            lines.append(f"{key:22}{', '.join(needs[key]):26}{rows[key]['idea']}{origin}")
         return rows, lines
     cls = _pick("method", name, METHODS)
     head = [f"Needs  {', '.join(needs[name])}"]
-    if name in brought:
-        head.append(f"From   {brought[name]['origin']}")
-    return _page(name, cls, {"needs": needs[name]} | brought.get(name, {}), head)
+    if name in origins:
+        head.append(f"From   {origins[name]['origin']}")
+    return _page(name, cls, {"needs": needs[name]} | origins.get(name, {}), head)
 
 
 def describe_audits(name: str | None = None) -> Listing:
-    """All audits, or one audit's page."""
+    """List all audits, or describe one."""
     from efface.auditing.audits import AUDITS
 
     if name is None:
@@ -45,8 +45,8 @@ def describe_audits(name: str | None = None) -> Listing:
     return _page(name, _pick("audit", name, AUDITS), {}, [])
 
 
-def sources(name: str | None = None) -> Listing:
-    """All data sources, or one source's page."""
+def describe_sources(name: str | None = None) -> Listing:
+    """List all data sources, or describe one with its options."""
     from efface.data.sources import SOURCES
 
     if name is None:

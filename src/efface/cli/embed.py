@@ -1,4 +1,4 @@
-"""The verbs about stored embeddings: compat, embed."""
+"""The verbs for a search index: embed, compat."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from efface.cli.options import (
 )
 
 Space = Annotated[str | None, typer.Option("--space", help="backbone (the default) or projector.")]
-ObjectiveOption = Annotated[str | None, typer.Option("--objective", help="Of a foreign checkpoint, for its projector.")]
+ObjectiveOption = Annotated[
+    str | None, typer.Option("--objective", help="Objective of a foreign checkpoint, for its projector.")
+]
 BatchSizeOption = Annotated[int | None, typer.Option("--batch-size", help="Images embedded together.")]
 REBUILD = 3
 """Exit code of compat when the index must be rebuilt."""
@@ -30,12 +32,12 @@ REBUILD = 3
 
 def embed_command(
     run: Annotated[Path, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or any library's checkpoint.")],
-    out: Annotated[Path, typer.Option("--out", help="A .npz, or a .npy with its keys beside it.")],
+    out: Annotated[Path, typer.Option("--out", help="A .npz file, or a .npy file that gets a file of keys.")],
     data: DataOption = None,
     space: Space = None,
-    everything: Annotated[bool, typer.Option("--all", help="Also what the run has forgotten.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Include images that the run has forgotten.")] = False,
     without: Annotated[
-        str | None, typer.Option("--without", help="Further rows to leave out: file of keys, @keys:a,b ...")
+        str | None, typer.Option("--without", help="Further images to leave out: file of keys, @keys:a,b ...")
     ] = None,
     objective: ObjectiveOption = None,
     batch_size: BatchSizeOption = None,
@@ -47,15 +49,15 @@ def embed_command(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write embeddings with their keys, to rebuild an index from: without what the run has forgotten."""
+    """Write embeddings and keys for a search index, without the images that the run has forgotten."""
     settings = settings_of(
         config, set_, data=data, objective=objective, space=space, device=device, batch_size=batch_size,
         trust_pickle=trust_pickle or None,
     )  # fmt: skip
-    from efface.runs.embed import embed_checkpoint as write
+    from efface.runs.embed import embed_checkpoint
 
     with progress(quiet) as shown:
-        made = write(run, out, settings, everything=everything, without=without, force=force, progress=shown)
+        made = embed_checkpoint(run, out, settings, everything=everything, without=without, force=force, progress=shown)
     left = f"{made.forgotten} forgotten" + (f" and {made.copies} exact copies of them" if made.copies else "")
     lines = [f"{made.path}: {made.rows} embeddings of {made.width} numbers ({made.space}); left out: {left}"]
     lines += [f"Keys, in the same order: {made.keys}"] if made.keys != made.path else []
@@ -63,17 +65,17 @@ def embed_command(
 
 
 def compat_command(
-    old: Annotated[Path, typer.Argument(metavar="OLD", help="The encoder that the stored vectors are of.")],
+    old: Annotated[Path, typer.Argument(metavar="OLD", help="The encoder that made the stored vectors.")],
     new: Annotated[Path, typer.Argument(metavar="NEW", help="The encoder after unlearning.")],
     data: DataOption = None,
     space: Space = None,
     min_cosine: Annotated[
-        float | None, typer.Option("--min-cosine", help="Least 5 % quantile of cos(old, new); 0.95.")
+        float | None, typer.Option("--min-cosine", help="Smallest 5 % quantile of cos(old, new); 0.95.")
     ] = None,
     min_overlap: Annotated[
-        float | None, typer.Option("--min-overlap", help="Least share of common neighbors; 0.9.")
+        float | None, typer.Option("--min-overlap", help="Smallest share of common neighbors; 0.9.")
     ] = None,
-    neighbors: Annotated[int | None, typer.Option("--neighbors", help="How many neighbors; 10.")] = None,
+    neighbors: Annotated[int | None, typer.Option("--neighbors", help="Number of neighbors; 10.")] = None,
     objective: ObjectiveOption = None,
     batch_size: BatchSizeOption = None,
     trust_pickle: Trust = False,
@@ -83,7 +85,7 @@ def compat_command(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Say whether stored vectors still fit after unlearning (exit code 0) or the index must be rebuilt (3)."""
+    """Check whether stored vectors can be kept after unlearning (exit code 0) or the index must be rebuilt (3)."""
     settings = settings_of(
         config, set_, data=data, objective=objective, space=space, device=device, batch_size=batch_size,
         trust_pickle=trust_pickle or None,
@@ -91,10 +93,10 @@ def compat_command(
     named = {"min_cosine": min_cosine, "min_overlap": min_overlap, "neighbors": neighbors}
     chosen = {key: value for key, value in named.items() if value is not None}
     settings["rule"] = {**(settings.get("rule") or {}), **chosen}
-    from efface.runs.embed import check_compatibility as compare
+    from efface.runs.embed import check_compatibility
 
     with progress(quiet) as shown:
-        found, forgotten = compare(old, new, settings, progress=shown)
+        found, forgotten = check_compatibility(old, new, settings, progress=shown)
     result = found.as_dict() | {"old": str(old), "new": str(new), "forgotten": forgotten}
     print_result(result, found.lines(forgotten), as_json=json_, quiet=quiet)
     raise typer.Exit(0 if found.keep else REBUILD)

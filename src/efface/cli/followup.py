@@ -1,4 +1,4 @@
-"""The verbs that look further: relearn, canaries plan, canaries guess."""
+"""The verbs for further evidence about a run: relearn, canaries plan, canaries guess."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ from efface.cli.options import (
     settings_of,
 )
 
-Original = Annotated[Path | None, typer.Option("--original", help="By default the run that it was made from.")]
+Original = Annotated[
+    Path | None, typer.Option("--original", help="The original; by default the run that RUN was made from.")
+]
 Oracles = Annotated[
     list[Path] | None,
-    typer.Option("--oracle", help="A run (or, on your word, another's checkpoint) that never saw F; repeatable."),
+    typer.Option("--oracle", help="A model retrained without F: a run, or (unchecked) a checkpoint; repeatable."),
 ]
 
 
@@ -34,7 +36,7 @@ def relearn_command(
     oracle: Oracles = None,
     on: Annotated[str | None, typer.Option("--on", help="retain (default) or forget.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps (default 100).")] = None,
-    every: Annotated[int | None, typer.Option("--every", help="Steps between two looks (default 10).")] = None,
+    every: Annotated[int | None, typer.Option("--every", help="Steps between two observations (default 10).")] = None,
     trust_pickle: Trust = False,
     config: Config = None,
     set_: Set = None,
@@ -43,7 +45,7 @@ def relearn_command(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a copy on and see how soon the forgotten comes back, in the run and in the oracles."""
+    """Train copies of the run and of the oracles further, and measure how fast the forgotten examples come back."""
     settings = settings_of(config, set_, seed=seed, device=device, trust_pickle=trust_pickle or None)
     named = {key: value for key, value in {"on": on, "steps": steps, "every": every}.items() if value is not None}
     settings["relearn"] = {**(settings.get("relearn") or {}), **named}
@@ -52,11 +54,11 @@ def relearn_command(
 
     with progress(quiet) as shown:
         kept = relearn_run(run, settings, original=original, oracles=oracle or [], progress=shown)
-    print_result(kept.as_dict(), [*kept.lines(), f"Kept for the next audit: {kept.file}"], as_json=json_, quiet=quiet)
+    print_result(kept.as_dict(), [*kept.lines(), f"Stored for the next audit: {kept.file}"], as_json=json_, quiet=quiet)
 
 
 canaries = typer.Typer(
-    help="Bound a leak in ε by examples whose inclusion was decided by coins before training.",
+    help="Bound a leak in ε from below, by examples whose inclusion in training was decided by coin flips.",
     no_args_is_help=True,
     add_completion=False,
 )
@@ -67,15 +69,17 @@ def plan(
     out: Annotated[Path, typer.Option("--out", help="Folder to write; refused if it exists.")],
     data: DataOption = None,
     keys: Annotated[str | None, typer.Option("--keys", help="File of keys to draw from; by default all.")] = None,
-    count: Annotated[int | None, typer.Option("--count", help="How many canaries; by default all keys.")] = None,
-    guesses: Annotated[int | None, typer.Option("--guesses", help="Coins to guess later; by default a third.")] = None,
+    count: Annotated[int | None, typer.Option("--count", help="Number of canaries; by default all keys.")] = None,
+    guesses: Annotated[
+        int | None, typer.Option("--guesses", help="Number of coins to guess later; by default a third.")
+    ] = None,
     config: Config = None,
     set_: Set = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Repeatable coins; without it they are secret.")] = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Draw the coins before anything is trained: who is included, who is left out."""
+    """Flip the coins before training: which canaries are trained on, and which are left out."""
     settings = settings_of(config, set_, data=data)
     from efface.runs.canary_plan import plan_canaries
 
@@ -89,7 +93,9 @@ def guess(
     planned: Annotated[Path, typer.Option("--plan", help="Folder that `efface canaries plan` wrote.")],
     original: Original = None,
     oracle: Oracles = None,
-    signal: Annotated[str | None, typer.Option("--signal", help="Score to guess by; by default the outermost.")] = None,
+    signal: Annotated[
+        str | None, typer.Option("--signal", help="Score to guess by; by default that of the outermost space.")
+    ] = None,
     trust_pickle: Trust = False,
     config: Config = None,
     set_: Set = None,
@@ -97,7 +103,7 @@ def guess(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Guess the coins from what the run shows, open them, and bound ε from below."""
+    """Guess the coins from observations of the run, reveal them, and bound ε from below."""
     settings: dict[str, Any] = settings_of(
         config, set_, device=device, signal=signal, trust_pickle=trust_pickle or None
     )
@@ -105,4 +111,4 @@ def guess(
 
     with progress(quiet) as shown:
         kept = guess_canaries(run, planned, settings, original=original, oracles=oracle or [], progress=shown)
-    print_result(kept.as_dict(), [*kept.lines(), f"Kept for the next audit: {kept.file}"], as_json=json_, quiet=quiet)
+    print_result(kept.as_dict(), [*kept.lines(), f"Stored for the next audit: {kept.file}"], as_json=json_, quiet=quiet)

@@ -1,4 +1,4 @@
-"""The verbs that say what there is: inspect, methods, audits, data."""
+"""The verbs that list and describe: inspect, methods, audits, data."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def inspect_command(
     trust_pickle: Trust = False,
     json_: Json = False,
 ) -> None:
-    """Say what is in a checkpoint: whose layout, which network, parts, what is personal. Nothing in it is run."""
-    from efface.interop.inspect import inspect_checkpoint as look
+    """Describe a checkpoint: its layout, network and parts, and what may be personal. No code in it is run."""
+    from efface.interop.inspect import inspect_checkpoint
 
-    found = look(checkpoint, trust_pickle=trust_pickle)
+    found = inspect_checkpoint(checkpoint, trust_pickle=trust_pickle)
     print_result(found.as_dict(), found.lines(), as_json=json_, quiet=json_)
 
 
 def methods_command(name: Annotated[str | None, typer.Argument()] = None, json_: Json = False) -> None:
-    """List the unlearning methods and what each needs; with NAME its equation, source and fields."""
+    """List the unlearning methods and what each needs; with NAME, its equation, source and fields."""
     from efface.cli import catalog
 
     result, lines = catalog.describe_methods(name)
@@ -33,7 +33,7 @@ def methods_command(name: Annotated[str | None, typer.Argument()] = None, json_:
 
 
 def audits_command(name: Annotated[str | None, typer.Argument()] = None, json_: Json = False) -> None:
-    """List the audits; with NAME what it measures."""
+    """List the audits; with NAME, what it measures."""
     from efface.cli import catalog
 
     result, lines = catalog.describe_audits(name)
@@ -41,8 +41,8 @@ def audits_command(name: Annotated[str | None, typer.Argument()] = None, json_: 
 
 
 def data_command(name: Annotated[str | None, typer.Argument()] = None, json_: Json = False) -> None:
-    """List the data sources; with NAME its options."""
+    """List the data sources; with NAME, its options."""
     from efface.cli import catalog
 
-    result, lines = catalog.sources(name)
+    result, lines = catalog.describe_sources(name)
     print_result(result, lines, as_json=json_, quiet=json_)

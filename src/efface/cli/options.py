@@ -1,4 +1,4 @@
-"""What the verbs share: their options, their settings, what they show and what they tell."""
+"""Options, settings, progress and output that the verbs share."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to write; refused if it exists.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace --out if it exists.")]
-Config = Annotated[Path | None, typer.Option("--config", help="YAML file with the same settings.")]
+Config = Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="One setting, as key=value; repeatable.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON, last.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors (and --json).")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print only errors (and --json).")]
 Trust = Annotated[
-    bool, typer.Option("--trust-pickle", help="Unpickle a file that asks for classes: it can run what it likes.")
+    bool, typer.Option("--trust-pickle", help="Unpickle a file that asks for classes: it can run any code.")
 ]
 DataOption = Annotated[
     str | None, typer.Option("--data", help="A source's name, or a path: folder, .csv, .jsonl, .npz.")
@@ -31,7 +31,7 @@ DataOption = Annotated[
 
 
 def settings_of(config: Path | None, assignments: list[str] | None, **given: Any) -> dict[str, Any]:
-    """The settings of a verb: the file, then the options, then ``--set``."""
+    """Merge the settings of a verb: from the file, then the options, then ``--set``; later ones win."""
     from efface.config import override, read
 
     values = read(config) if config else {}
@@ -50,7 +50,7 @@ def settings_of(config: Path | None, assignments: list[str] | None, **given: Any
 
 @contextmanager
 def progress(quiet: bool) -> Iterator[Progress]:
-    """A bar with the time left on a terminal, plain lines elsewhere."""
+    """Yield callbacks that show a progress bar on a terminal and plain lines elsewhere; nothing if ``quiet``."""
     from efface.cli.progress import BarProgress, LineProgress
 
     shown = None if quiet else BarProgress() if sys.stderr.isatty() else LineProgress()
@@ -66,7 +66,7 @@ def progress(quiet: bool) -> Iterator[Progress]:
 
 
 def print_result(result: dict[str, Any], lines: list[str], *, as_json: bool, quiet: bool) -> None:
-    """Print the sentences, then the machine-readable line."""
+    """Print the lines unless ``quiet``, then the result as one line of JSON if ``as_json``."""
     if not quiet:
         for line in lines:
             typer.echo(line)

@@ -1,4 +1,4 @@
-"""Progress on a terminal (a bar with the time left) and elsewhere (a plain line now and then)."""
+"""Progress of training: a bar with the remaining time on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import time
 from typing import Any
 
 
-def _sentence(record: dict[str, Any], total: int, began: float, first: int) -> str:
+def _describe(record: dict[str, Any], total: int, began: float, first: int) -> str:
+    """Step, loss terms and remaining time; ``first``: the step at time ``began``."""
     done, terms = record["step"], ", ".join(f"{k} {v:.3f}" for k, v in record["terms"].items())
     if not total:
         return f"step {done}  {terms}"
@@ -18,42 +19,42 @@ def _sentence(record: dict[str, Any], total: int, began: float, first: int) -> s
 
 
 class LineProgress:
-    """A line every few seconds, for logs and pipes."""
+    """Print a line every few seconds, for logs and pipes."""
 
     def __init__(self, every: float = 5.0) -> None:
         self.every, self.last, self.began, self.first = every, 0.0, 0.0, 0
 
     def step(self, record: dict[str, Any], total: int) -> None:
-        """Called after each optimizer step."""
+        """Report one optimizer step."""
         now = time.monotonic()
         if not self.began or record["step"] <= self.first:
             self.began, self.first, self.last = now, record["step"], now
         if now - self.last >= self.every:
             self.last = now
-            print(_sentence(record, total, self.began, self.first), file=sys.stderr, flush=True)
+            print(_describe(record, total, self.began, self.first), file=sys.stderr, flush=True)
 
     def say(self, sentence: str) -> None:
-        """A sentence of its own."""
+        """Print a message."""
         print(sentence, file=sys.stderr, flush=True)
 
     def status(self, sentence: str) -> None:
-        """What is going on: said now and then."""
+        """Print the current activity, if nothing was printed for a while."""
         if time.monotonic() - self.last >= 2 * self.every:
             self.last = time.monotonic()
             self.say(sentence)
 
     def close(self) -> None:
-        """Nothing to clear."""
+        """End the output; there is nothing to clear."""
 
 
 class BarProgress(LineProgress):
-    """One line that is written over; the time left is at its end."""
+    """Show one line that is overwritten, with the remaining time at its end."""
 
     def __init__(self) -> None:
         super().__init__(every=0.2)
 
     def step(self, record: dict[str, Any], total: int) -> None:
-        """Called after each optimizer step."""
+        """Report one optimizer step."""
         now = time.monotonic()
         if not self.began or record["step"] <= self.first:
             self.began, self.first = now, record["step"]
@@ -63,15 +64,15 @@ class BarProgress(LineProgress):
             full = int(width * record["step"] / total) if total else 0
             bar = f"[{'=' * full}{' ' * (width - full)}] " if total else ""
             print(
-                f"\r\033[K{bar}{_sentence(record, total, self.began, self.first)}", end="", file=sys.stderr, flush=True
+                f"\r\033[K{bar}{_describe(record, total, self.began, self.first)}", end="", file=sys.stderr, flush=True
             )
 
     def say(self, sentence: str) -> None:
-        """A sentence above the bar."""
+        """Print a message above the bar."""
         print(f"\r\033[K{sentence}", file=sys.stderr, flush=True)
 
     def status(self, sentence: str) -> None:
-        """What is going on, over what was."""
+        """Show the current activity in place of the bar."""
         if time.monotonic() - self.last >= self.every:
             self.last = time.monotonic()
             room = shutil.get_terminal_size().columns - 1

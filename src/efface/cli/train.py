@@ -42,12 +42,12 @@ def pretrain_command(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train an original checkpoint; cut at any moment, the same command goes on to the same weights."""
+    """Train an original checkpoint; if interrupted, the same command resumes and ends with the same weights."""
     settings = settings_of(config, set_, data=data, objective=objective, seed=seed, device=device)
-    from efface.runs import train
+    from efface.runs.train import pretrain_run
 
     with progress(quiet) as shown:
-        made = train.pretrain_run(out, settings, force=force, progress=shown)
+        made = pretrain_run(out, settings, force=force, progress=shown)
     result = {"run": str(out), "digest": made.model.digest(), **vars(made.training_cost)}
     print_result(
         result,
@@ -64,16 +64,19 @@ def unlearn_command(
         str | None, typer.Option("--forget", help="File of keys, @class:5, @group:x, @random:0.1, @keys:a,b.")
     ] = None,
     method: Annotated[
-        str | None, typer.Option("--method", help="`efface methods` lists them; auto: chosen by unseen examples.")
+        str | None, typer.Option("--method", help="See `efface methods`; auto: chosen by unseen examples.")
     ] = None,
     stop: Annotated[
-        bool, typer.Option("--stop", help="Look at unseen examples on the way, end in time, give back the best state.")
+        bool, typer.Option("--stop", help="Early stopping by unseen examples; returns the best state.")
     ] = False,
     budget: Annotated[
-        str | None, typer.Option("--budget", help="Most optimizer steps: 5% of retraining's, or a number; with --stop.")
+        str | None,
+        typer.Option(
+            "--budget", help="Largest number of optimizer steps: 5% of retraining's, or a number; implies --stop."
+        ),
     ] = None,
     data: DataOption = None,
-    objective: Annotated[str | None, typer.Option("--objective", help="Of a foreign checkpoint.")] = None,
+    objective: Annotated[str | None, typer.Option("--objective", help="Objective of a foreign checkpoint.")] = None,
     trust_pickle: Trust = False,
     config: Config = None,
     set_: Set = None,
@@ -83,23 +86,23 @@ def unlearn_command(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make a checkpoint forget examples: a new run folder beside the original, which stays as it is."""
+    """Unlearn examples from a checkpoint into a new run folder; the original stays as it is."""
     settings = settings_of(
         config, set_, forget=forget, method=method, stop={} if stop else None, budget=budget, data=data,
         objective=objective, seed=seed, device=device, trust_pickle=trust_pickle or None,
     )  # fmt: skip
-    from efface.runs import train
+    from efface.runs.train import unlearn_run
 
     with progress(quiet) as shown:
-        made = train.unlearn_run(start, out, settings, force=force, progress=shown)
+        made = unlearn_run(start, out, settings, force=force, progress=shown)
     meta = made.meta()
     result = {"run": str(out), "digest": meta["digest"], "parent": made.parent, **vars(made.training_cost)}
     result |= {key: meta[key] for key in ("method", "stopped", "search") if meta[key] is not None}
-    print_result(result, _unlearned(out, made), as_json=json_, quiet=quiet)
+    print_result(result, _summary(out, made), as_json=json_, quiet=quiet)
 
 
-def _unlearned(out: Path, made: Checkpoint) -> list[str]:
-    """What was done, and how it came to an end where unseen examples were looked at."""
+def _summary(out: Path, made: Checkpoint) -> list[str]:
+    """The training cost, and the outcome of a search and of early stopping, as lines to print."""
     from efface.training import history
 
     lines = [f"{out}: {made.training_cost.steps} steps, {made.training_cost.seconds:.0f} s"]
@@ -120,10 +123,12 @@ def demo_command(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """See a model forget: pretrain, unlearn two ways, retrain, audit, report."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: its networks are so small that sharing costs time
-    from efface.runs import demo as show
+    """Watch a model forget: pretrain, unlearn with two methods, retrain, audit, report."""
+    os.environ.setdefault(
+        "OMP_NUM_THREADS", "1"
+    )  # set before torch is imported: for networks this small, one thread is fastest
+    from efface.runs.demo import run_demo
 
     with progress(quiet) as shown:
-        result = show.run_demo(data, out, seed=seed or 0, device=device or "auto", force=force, progress=shown)
+        result = run_demo(data, out, seed=seed or 0, device=device or "auto", force=force, progress=shown)
     print_result(result.as_dict(), result.lines(), as_json=json_, quiet=quiet)

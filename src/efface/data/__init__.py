@@ -1,4 +1,4 @@
-"""Examples, splits and selectors: which pictures there are, and which of them are to be forgotten. NumPy only."""
+"""Data sets, splits and selectors: which examples there are, and which of them to forget. NumPy only."""
 
 from typing import TYPE_CHECKING
 

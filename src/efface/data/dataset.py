@@ -1,4 +1,4 @@
-"""Data: images whose identity is a stable key, never a position. numpy only."""
+"""The data set: images that are identified by a stable key, never by their position. NumPy only."""
 
 from __future__ import annotations
 
@@ -18,33 +18,40 @@ UNKNOWN_LABEL = -1
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """N images with their keys and what is known of them; every array is in the same order."""
+    """A data set of N images with keys, labels, groups and captions; all arrays are in the same order.
+
+    Example:
+        >>> data = Data.from_arrays(x, y, keys=["a.png", "b.png"])
+        >>> data.positions(["b.png"])
+        array([1])
+
+    """
 
     x: np.ndarray
-    """Pixels, uint8 [N, C, H, W], 0..255; in memory or memory-mapped."""
+    """Pixels, uint8 [N, C, H, W], 0 to 255; in memory or memory-mapped."""
     keys: np.ndarray
-    """Names of the examples, str [N]: unique and stable, such as ``train/00012`` or ``cats/a.png``."""
+    """Identifiers of the examples, str [N]: unique and stable, such as ``train/00012`` or ``cats/a.png``."""
     y: np.ndarray | None = None
-    """Labels, int64 [N]: positions in ``classes``; -1 where unknown. None: the data has no labels."""
+    """Labels, int64 [N]: positions in ``classes``, or -1 if unknown. None: the data has no labels."""
     classes: tuple[str, ...] = ()
-    """Names of the labels (``"0"``, ``"1"`` ... where they have none); empty without labels."""
+    """Class names (``"0"``, ``"1"`` ... if they have none); empty without labels."""
     group: np.ndarray | None = None
-    """Who or what each example belongs to (a person, a patient), str [N]."""
+    """The person, patient or other group that each example belongs to, str [N]."""
     text: tuple[str, ...] | None = None
-    """Captions, N of them."""
+    """Captions, one for each example."""
     official: np.ndarray | None = None
-    """``train`` or ``test``, str [N], where the source has an official test part."""
+    """``train`` or ``test``, str [N], if the source has an official test set."""
     name: str = "data"
-    """What to call the data in messages."""
+    """Name of the data in messages."""
     skipped: tuple[dict[str, str], ...] = ()
-    """Broken items that were left out because that was asked for: ``key``, ``path``, ``error``."""
+    """Broken items that were left out on request: ``key``, ``path`` and ``error`` of each."""
 
     def __post_init__(self) -> None:
         if self.x.dtype != np.uint8 or self.x.ndim != 4 or 0 in self.x.shape:
             raise EffaceError(
                 f"The images of {self.name} are {self.x.dtype} of shape {list(self.x.shape)}.",
-                "Images are uint8 (0..255) of shape [N, C, H, W], none of them 0.",
-                "Data.from_arrays accepts the other common layouts.",
+                "Expected uint8 (0..255) of shape [N, C, H, W] with no empty dimension.",
+                "Data.from_arrays converts other common layouts.",
             )
         n = len(self.x)
         fields = {
@@ -57,12 +64,14 @@ class Data:
         for field, value in fields.items():
             shape = [len(value)] if isinstance(value, tuple) else None if value is None else list(value.shape)
             if shape is not None and shape != [n]:
-                raise EffaceError(f"{self.name} has {n} images, but its {field} are {shape}.", "One for each image.")
+                raise EffaceError(
+                    f"{self.name} has {n} images, but its {field} are {shape}.", "Expected one per image."
+                )
         self._check_keys()
         self._check_labels()
         if self.official is not None and not set(np.unique(self.official)) <= set(OFFICIAL):
-            strange = sorted(set(np.unique(self.official).tolist()) - set(OFFICIAL))
-            raise EffaceError(f"The official parts of {self.name} hold '{strange[0]}'.", "They are 'train' and 'test'.")
+            unknown = sorted(set(np.unique(self.official).tolist()) - set(OFFICIAL))
+            raise EffaceError(f"The official split of {self.name} has '{unknown[0]}'.", "Use 'train' and 'test'.")
 
     def _check_keys(self) -> None:
         if self.keys.dtype.kind != "U":
@@ -70,17 +79,17 @@ class Data:
         names: list[str] = self.keys.tolist()
         if len(set(names)) < len(names):
             seen: set[str] = set()
-            twice = [key for key in names if key in seen or seen.add(key)]
+            repeated = [key for key in names if key in seen or seen.add(key)]
             raise EffaceError(
-                f"{len(twice)} keys of {self.name} are used more than once: {quote_first(twice)}.",
-                "A key names one example: who is to be forgotten must be clear.",
-                "Give every example a key of its own.",
+                f"{len(repeated)} keys of {self.name} are used more than once: {quote_first(repeated)}.",
+                "A key must identify one example; otherwise it is unclear which one to forget.",
+                "Give every example a unique key.",
             )
-        odd = [ascii(key) for key in names if not _plain(key)]
-        if odd:
+        invalid = [ascii(key) for key in names if not _is_valid_key(key)]
+        if invalid:
             raise EffaceError(
-                f"{len(odd)} keys of {self.name} cannot be written as text: {quote_first(odd)}.",
-                "A key is empty, or holds bytes that are not UTF-8.",
+                f"{len(invalid)} keys of {self.name} cannot be written as text: {quote_first(invalid)}.",
+                "A key is empty, or contains bytes that are not UTF-8.",
                 "Rename these files or keys.",
             )
 
@@ -93,7 +102,7 @@ class Data:
         if low < UNKNOWN_LABEL or high >= len(self.classes):
             raise EffaceError(
                 f"The labels of {self.name} go from {low} to {high}, and it has {len(self.classes)} classes.",
-                "A label is a position in the classes, or -1 where it is unknown.",
+                "A label is a position in the list of classes, or -1 if it is unknown.",
             )
 
     def __len__(self) -> int:
@@ -110,19 +119,24 @@ class Data:
         return {key: position for position, key in enumerate(self.keys.tolist())}
 
     def positions(self, keys: Iterable[str]) -> np.ndarray:
-        """Where the keys are, int64, in their order; an error counts and shows the unknown ones."""
-        asked = [str(key) for key in keys]
-        absent = [key for key in asked if key not in self._index]
+        """Find the positions of ``keys``, int64, in the order of ``keys``.
+
+        Raises:
+            EffaceError: Some keys are not in the data; the message counts them and shows the first ones.
+
+        """
+        wanted = [str(key) for key in keys]
+        absent = [key for key in wanted if key not in self._index]
         if absent:
             raise EffaceError(
-                f"{len(absent)} of {len(asked)} ids are not in {self.name}: {quote_first(absent)}.",
+                f"{len(absent)} of {len(wanted)} ids are not in {self.name}: {quote_first(absent)}.",
                 f"Its ids look like this: {quote_first(self.keys[:3].tolist())}.",
-                "Check the spelling, and that this is the data which the ids are about.",
+                "Check the spelling, and that the ids belong to this data.",
             )
-        return np.array([self._index[key] for key in asked], dtype=np.int64)
+        return np.array([self._index[key] for key in wanted], dtype=np.int64)
 
     def take(self, ids: Any) -> Data:
-        """The examples at positions ``ids`` as Data of their own (a copy), in that order."""
+        """Copy the examples at positions ``ids``, in that order, into a new data set."""
         rows = np.asarray(ids, dtype=np.int64)
         return Data(
             x=np.array(self.x[rows]),
@@ -137,16 +151,16 @@ class Data:
         )
 
     def digest(self) -> str:
-        """SHA-256 (hexadecimal) of all that is known of every example, whatever their order."""
-        whole = hashlib.sha256(repr((self.shape, self.classes, len(self))).encode())
+        """Compute the SHA-256 (hexadecimal) of all images with their keys, labels and captions, in any order."""
+        sha = hashlib.sha256(repr((self.shape, self.classes, len(self))).encode())
         for row in np.argsort(self.keys, kind="stable"):
             label = None if self.y is None else int(self.y[row])
             group = None if self.group is None else str(self.group[row])
             text = None if self.text is None else self.text[row]
             official = None if self.official is None else str(self.official[row])
-            whole.update(repr((str(self.keys[row]), label, group, text, official)).encode("utf-8", "surrogatepass"))
-            whole.update(np.ascontiguousarray(self.x[row]).data)
-        return whole.hexdigest()
+            sha.update(repr((str(self.keys[row]), label, group, text, official)).encode("utf-8", "surrogatepass"))
+            sha.update(np.ascontiguousarray(self.x[row]).data)
+        return sha.hexdigest()
 
     @staticmethod
     def from_arrays(
@@ -160,49 +174,68 @@ class Data:
         official: Iterable[str] | None = None,
         name: str = "arrays",
     ) -> Data:
-        """Data from arrays.
+        """Build a data set from arrays and check it.
 
-        ``x``: integers 0..255, [N, H, W], [N, C, H, W] or [N, H, W, C]; RGBA is put on white. ``y``: integers
-        (-1 unknown) or names, N of them. ``keys``: by default ``00000``, ``00001`` ... : then keep the order
-        for ever.
+        Args:
+            x: Pixels, integers 0 to 255 of shape [N, H, W], [N, C, H, W] or [N, H, W, C]; RGBA is put on white.
+            y: Labels [N]: integers (-1 is unknown) or class names (an empty one is unknown).
+            keys: Identifiers [N]. By default ``00000``, ``00001`` ...; then the order of the rows must never change.
+            classes: Class names; by default those in ``y``, sorted.
+            group: The person or other group of each example [N].
+            text: Captions [N].
+            official: ``train`` or ``test`` for each example [N].
+            name: Name of the data in messages.
+
+        Raises:
+            EffaceError: An array has the wrong shape, type or range, or a key is not unique.
+
         """
         pixels = _images(np.asarray(x), name)
         count = len(pixels)
         names = [f"{row:05d}" for row in range(count)] if keys is None else [str(key) for key in keys]
-        labels, called = _labels(y, None if classes is None else tuple(str(one) for one in classes), name)
+        labels, class_names = _labels(y, None if classes is None else tuple(str(label) for label in classes), name)
         return Data(
             x=pixels,
             keys=_strings(names),
             y=labels,
-            classes=called,
-            group=None if group is None else _strings([str(one) for one in group]),
-            text=None if text is None else tuple(str(one) for one in text),
-            official=None if official is None else _strings([str(one) for one in official]),
+            classes=class_names,
+            group=None if group is None else _strings([str(value) for value in group]),
+            text=None if text is None else tuple(str(value) for value in text),
+            official=None if official is None else _strings([str(value) for value in official]),
             name=name,
         )
 
 
 def quote_first(items: Sequence[str], count: int = 5) -> str:
-    """The first few of many, quoted, for a message."""
-    return ", ".join(f"'{one}'" for one in items[:count]) + (", ..." if len(items) > count else "")
+    """Quote the first few items for a message."""
+    return ", ".join(f"'{item}'" for item in items[:count]) + (", ..." if len(items) > count else "")
 
 
 def rank_by_hash(keys: np.ndarray, seed: int, purpose: str) -> np.ndarray:
-    """A random number for every key, uint64 [N], from the key, ``seed`` and ``purpose`` alone."""
-    start = hashlib.blake2b(f"{purpose}:{seed}:".encode(), digest_size=8)
+    """Draw a random number for every key, uint64 [N], that depends only on the key, ``seed`` and ``purpose``."""
+    prefix = hashlib.blake2b(f"{purpose}:{seed}:".encode(), digest_size=8)
     numbers = bytearray()
     for key in keys.tolist():
-        one = start.copy()
-        one.update(key.encode("utf-8"))
-        numbers += one.digest()
+        hasher = prefix.copy()
+        hasher.update(key.encode("utf-8"))
+        numbers += hasher.digest()
     return np.frombuffer(bytes(numbers), dtype="<u8")
 
 
 def shuffle_by_key(keys: np.ndarray, strata: np.ndarray | None, seed: int, purpose: str) -> np.ndarray:
-    """A random order of the examples, int64 [N], which depends on their keys and not on their order.
+    """Shuffle the examples; the result depends on their keys and not on their order.
 
-    With ``strata`` ([N]) it is a stratified one: any stretch of it holds every stratum in proportion, to
-    within one example. Its start is drawn for each stratum apart, so small strata are not pushed to one end.
+    Args:
+        keys: Identifiers [N].
+        strata: Stratum of each example [N], or None. With strata, any stretch of the order holds every stratum in
+            proportion, to within one example. Each stratum has its own random offset, so small strata are not pushed
+            to one end.
+        seed: Seed of the shuffle.
+        purpose: A name that makes this shuffle independent of others with the same seed.
+
+    Returns:
+        Positions, int64 [N].
+
     """
     rank = rank_by_hash(keys, seed, purpose)
     order = np.argsort(rank, kind="stable")
@@ -224,30 +257,42 @@ def sample_positions(
     seed: int,
     name: str,
 ) -> np.ndarray:
-    """Sorted positions of ``limit`` of the official training examples (of all, where none are official).
+    """Draw a random subset of ``limit`` training examples and return its sorted positions.
 
-    They are a random subset, stratified by class where there are labels; official test examples are kept. The
-    draw depends on the keys and ``seed`` only, and a smaller limit gives a subset of a larger one's.
+    The subset is stratified by class if there are labels, and all official test examples are kept. The draw depends
+    only on the keys and ``seed``, and a smaller limit gives a subset of a larger one.
+
+    Args:
+        keys: Identifiers [N].
+        y: Labels [N], or None.
+        official: ``train`` or ``test`` [N]; None: draw from all examples.
+        limit: Number of training examples to keep; None keeps all.
+        seed: Seed of the draw.
+        name: Name of the data in messages.
+
+    Raises:
+        EffaceError: The limit is not a whole number from 1 to the number of training examples.
+
     """
     everything = np.arange(len(keys))
     pool = everything if official is None else np.flatnonzero(official == "train")
     if limit is None:
         return everything
     if isinstance(limit, bool) or not isinstance(limit, int) or not 0 < limit <= len(pool):
-        raise EffaceError(f"A limit of {limit!r} does not fit {name}.", f"Whole numbers from 1 to {len(pool)} do.")
+        raise EffaceError(f"A limit of {limit!r} does not fit {name}.", f"Use a whole number from 1 to {len(pool)}.")
     kept = pool[shuffle_by_key(keys[pool], None if y is None else y[pool], seed, "limit")[:limit]]
     return np.sort(np.concatenate([kept, np.setdiff1d(everything, pool)]))
 
 
 def limit_examples(data: Data, limit: int | None, seed: int) -> Data:
-    """The data with only ``limit`` of its (official training) examples; see :func:`subset`."""
+    """Keep only ``limit`` of the (official training) examples; see :func:`sample_positions`."""
     if limit is None:
         return data
     return data.take(sample_positions(data.keys, data.y, data.official, limit, seed, data.name))
 
 
-def _plain(key: str) -> bool:
-    """Whether a key can be written down: not empty, no NUL, nothing of a file name that is not UTF-8."""
+def _is_valid_key(key: str) -> bool:
+    """Return whether a key is not empty, has no NUL character and can be encoded as UTF-8."""
     try:
         key.encode("utf-8")
     except UnicodeEncodeError:
@@ -260,11 +305,11 @@ def _strings(values: Sequence[str]) -> np.ndarray:
 
 
 def _images(x: np.ndarray, name: str) -> np.ndarray:
-    """Pixels as uint8 [N, C, H, W]."""
+    """Convert pixels to uint8 [N, C, H, W]."""
     if x.ndim not in (3, 4) or 0 in x.shape:
         raise EffaceError(
             f"The images of {name} have shape {list(x.shape)}.",
-            "Expected [N, H, W], [N, C, H, W] or [N, H, W, C], none of them 0.",
+            "Expected [N, H, W], [N, C, H, W] or [N, H, W, C] with no empty dimension.",
         )
     if x.dtype.kind not in "uib":
         raise EffaceError(
@@ -274,7 +319,7 @@ def _images(x: np.ndarray, name: str) -> np.ndarray:
         )
     if x.dtype != np.uint8:
         if x.min() < 0 or x.max() > 255:
-            raise EffaceError(f"The pixels of {name} go from {x.min()} to {x.max()}.", "They go from 0 to 255.")
+            raise EffaceError(f"The pixels of {name} go from {x.min()} to {x.max()}.", "Expected 0 to 255.")
         x = x.astype(np.uint8)
     if x.ndim == 3:
         return x[:, None]
@@ -287,7 +332,7 @@ def _images(x: np.ndarray, name: str) -> np.ndarray:
 
 
 def _labels(y: Any, classes: tuple[str, ...] | None, name: str) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """Labels as int64 and the names of the classes."""
+    """Convert labels to int64 and return them with the class names."""
     if y is None:
         return None, ()
     values = np.asarray(y)
@@ -301,26 +346,36 @@ def _labels(y: Any, classes: tuple[str, ...] | None, name: str) -> tuple[np.ndar
         )
     if values.dtype.kind in "ui":
         values = values.astype(np.int64)
-        return values, classes or tuple(str(one) for one in range(int(values.max()) + 1))
-    return encode_labels([str(one) for one in values.tolist()], classes, name)
+        return values, classes or tuple(str(label) for label in range(int(values.max()) + 1))
+    return encode_labels([str(label) for label in values.tolist()], classes, name)
 
 
 def encode_labels(
     labels: Sequence[str], classes: tuple[str, ...] | None = None, name: str = "data"
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Named labels as int64 and their classes: sorted (as numbers if all are); an empty name is unknown."""
+    """Convert label names to int64.
+
+    Args:
+        labels: A class name for each example; an empty one is unknown.
+        classes: All class names; by default those in ``labels``, sorted (as numbers if they all are).
+        name: Name of the data in messages.
+
+    Returns:
+        The labels [N] (positions in the class names, -1 is unknown) and the class names.
+
+    """
     present = {label for label in labels if label}
-    number = all(label.isdecimal() for label in present)
-    called = classes or tuple(sorted(present, key=(lambda one: (int(one), one)) if number else None))
-    index = {label: position for position, label in enumerate(called)} | {"": UNKNOWN_LABEL}
-    strange = sorted(present - set(called))
-    if strange:
-        raise EffaceError(f"{len(strange)} labels of {name} are not among its classes: {quote_first(strange)}.")
-    return np.array([index[label] for label in labels], dtype=np.int64), called
+    numeric = all(label.isdecimal() for label in present)
+    class_names = classes or tuple(sorted(present, key=(lambda label: (int(label), label)) if numeric else None))
+    index = {label: position for position, label in enumerate(class_names)} | {"": UNKNOWN_LABEL}
+    unknown = sorted(present - set(class_names))
+    if unknown:
+        raise EffaceError(f"{len(unknown)} labels of {name} are not among its classes: {quote_first(unknown)}.")
+    return np.array([index[label] for label in labels], dtype=np.int64), class_names
 
 
 def require_labels(data: Data, positions: Any, who: str) -> None:
-    """An error unless every example at ``positions`` has a label."""
+    """Raise unless every example at ``positions`` has a label; ``who`` needs them."""
     if data.y is None or (data.y[positions] < 0).any():
         raise EffaceError(
             f"{who} needs labels, and {'the data has none' if data.y is None else 'some examples have none'}.",
@@ -329,17 +384,17 @@ def require_labels(data: Data, positions: Any, who: str) -> None:
 
 
 def require_captions(data: Data, positions: Iterable[int], who: str) -> None:
-    """An error unless every example at ``positions`` has a caption."""
+    """Raise unless every example at ``positions`` has a caption; ``who`` needs them."""
     if data.text is None:
         raise EffaceError(
             f"{who} needs captions, and the data has none.",
-            f"{data.name} has no column 'caption'; a manifest's captions are read from there and nowhere else.",
-            "Give the column of the captions that name, or use a label-free objective: simclr, moco, byol.",
+            f"{data.name} has no column 'caption', from which the captions of a manifest are read.",
+            "Name the column with the captions 'caption', or use a label-free objective: simclr, moco, byol.",
         )
     absent = [row for row in positions if not data.text[row].strip()]
     if absent:
         raise EffaceError(
             f"{who} needs captions, and {len(absent)} have none.",
-            f"Such as '{data.keys[absent[0]]}'.",
-            "Write a caption for each, or leave them out of the manifest.",
+            f"The first one is '{data.keys[absent[0]]}'.",
+            "Add the captions, or leave these examples out of the manifest.",
         )

@@ -1,9 +1,9 @@
-"""Image files to one array of pixels, decoded once into a memory-mapped cache.
+"""Decode image files into one array of pixels, once, in a memory-mapped cache.
 
-Rules, in this order: the rotation noted in EXIF is applied; of an animation the first frame counts; 16-bit
-gray is scaled to 8 bits; what is transparent is put on white; then gray (luminance) or RGB. With ``size`` the
-largest centered square is scaled to ``size`` x ``size``, antialiased (bilinear): the shorter side scaled to
-``size``, then a center crop. Smaller images, down to one pixel, are scaled up.
+Images are converted in this order: the EXIF rotation is applied; only the first frame of an animation is used; 16-bit
+gray is scaled to 8 bits; transparent pixels are put on white; the result is gray (luminance) or RGB. With ``size`` the
+largest centered square is scaled to ``size`` x ``size`` with antialiasing (bilinear), which equals scaling the shorter
+side to ``size`` and cropping the center. Smaller images are scaled up.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from efface.errors import EffaceError
 from efface.files import disk_errors
 
 RULES = 1
-"""Raise it when decoding changes: older caches are then decoded anew."""
+"""Version of the decoding rules; increase it when they change, so that older caches are not used."""
 SUFFIXES = frozenset(
     (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2")
 )
@@ -40,7 +40,7 @@ STALE_SECONDS = 24 * 3600
 
 @dataclass(frozen=True)
 class ImageFile:
-    """One image file and what its data set says of it."""
+    """One image file with its key, label, caption, group and official part (``train`` or ``test``)."""
 
     key: str
     path: Path
@@ -52,28 +52,32 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """How files become pixels."""
+    """How image files are decoded."""
 
     size: int | None = None
+    """Side of the images in pixels; None: the images keep their size, and it must be the same for all."""
     channels: int | None = None
+    """1 (gray) or 3 (color); None: 1 if all images are gray."""
     skip_broken: bool = False
+    """Leave out images that cannot be read instead of raising."""
     cache: str | None = None
+    """Folder for decoded pixels; None: a folder in :func:`cache_home`."""
 
     def __post_init__(self) -> None:
         for name, value, fits in (
-            ("size", self.size, lambda one: one >= 1),
-            ("channels", self.channels, lambda one: one in (1, 3)),
+            ("size", self.size, lambda size: size >= 1),
+            ("channels", self.channels, lambda channels: channels in (1, 3)),
         ):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not fits(value)):
                 raise EffaceError(
                     f"The option '{name}' cannot be {value!r}.",
-                    "Pixels along a side, at least 1." if name == "size" else "1 (gray) or 3 (color).",
+                    "It is a number of pixels, at least 1." if name == "size" else "It is 1 (gray) or 3 (color).",
                 )
 
 
 @dataclass(frozen=True)
 class _Header:
-    """What is known of an image before its pixels are read."""
+    """The properties of an image that are known before its pixels are decoded."""
 
     width: int
     height: int
@@ -81,7 +85,7 @@ class _Header:
 
 
 def cache_home() -> Path:
-    """Where efface keeps what it can make again: ``$XDG_CACHE_HOME/efface``, else ``~/.cache/efface``."""
+    """Return the folder for files that can be recreated: ``$XDG_CACHE_HOME/efface``, or ``~/.cache/efface``."""
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "efface"
 
@@ -89,168 +93,188 @@ def cache_home() -> Path:
 def load_pixels(
     items: Sequence[ImageFile], options: ImageOptions
 ) -> tuple[np.ndarray, list[ImageFile], list[dict[str, str]]]:
-    """The images as uint8 [N, C, H, W] (memory-mapped), the items they are of, and the broken ones left out.
+    """Decode image files, or load their pixels from the cache.
 
-    Raises at a broken image, with its key and path, unless ``options.skip_broken``. The cache is keyed by the
-    options and by every file's key, path, length and time, so that a changed file is decoded anew; it is
-    written under another name and renamed when complete.
+    The cache is keyed by the options and by the key, path, size and modification time of every file, so a changed file
+    is decoded again. It is written under another name and renamed when complete.
+
+    Args:
+        items: The image files.
+        options: How to decode them.
+
+    Returns:
+        The pixels, uint8 [N, C, H, W] (memory-mapped); the items that were decoded; and the ones that were left out
+        because they are broken.
+
+    Raises:
+        EffaceError: An image cannot be read and ``options.skip_broken`` is not set, or the images differ in size and
+            ``options.size`` is not set.
+
     """
     home = Path(options.cache).expanduser() if options.cache else cache_home() / "pixels"
-    place = home / _digest(items, options)
-    found = _cached(place)
-    if found is None:
-        with disk_errors(place):
-            _decode_into(place, items, options)
-        found = _cached(place)
-        if found is None:
+    folder = home / _cache_key(items, options)
+    cached = _read_cache(folder)
+    if cached is None:
+        with disk_errors(folder):
+            _write_cache(folder, items, options)
+        cached = _read_cache(folder)
+        if cached is None:
             raise EffaceError(
-                f"The decoded images in {place} cannot be read back.",
+                f"The decoded images in {folder} cannot be read back.",
                 "They were written a moment ago.",
                 "Check the disk, or choose another folder with --set data.cache=FOLDER.",
             )
-    x, skipped = found
+    x, skipped = cached
     if skipped and not options.skip_broken:
-        raise _broken(skipped, len(items))
-    absent = {one["key"] for one in skipped}
+        raise _broken_error(skipped, len(items))
+    absent = {item["key"] for item in skipped}
     return x, [item for item in items if item.key not in absent], skipped
 
 
 def to_array(image: Image.Image, size: int | None, channels: int) -> np.ndarray:
-    """One image by the module's rules, uint8 [C, H, W]."""
+    """Convert one image to uint8 [C, H, W] by the rules at the top of this module."""
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers, whose range is not known")
     if image.mode.startswith("I"):
-        deep = np.asarray(image).astype(np.int64)
-        if deep.min() < 0 or deep.max() > 65535:
-            raise ValueError(f"its pixels go from {deep.min()} to {deep.max()}, and 0 to 65535 is the most")
-        image = Image.fromarray(((deep + 128) // 257).astype(np.uint8))
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"its pixels go from {values.min()} to {values.max()}, outside of 0 to 65535")
+        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
     elif image.has_transparency_data:
-        top = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", top.size, "white"), top)
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     image = image.convert("L" if channels == 1 else "RGB")
     if size is not None:
         side = min(image.size)
         left, upper = (image.width - side) / 2, (image.height - side) / 2
-        # Cropping first keeps a 1 x 10 000 image from becoming 32 x 320 000 on its way.
+        # Cropping first avoids huge intermediate images: 1 x 10 000 pixels would first become 32 x 320 000.
         box = (left, upper, left + side, upper + side)
         image = image.resize((size, size), Image.Resampling.BILINEAR, box)
     array = np.asarray(image)
     return array[None] if channels == 1 else array.transpose(2, 0, 1)
 
 
-def _digest(items: Sequence[ImageFile], options: ImageOptions) -> str:
-    whole = hashlib.sha256(repr((RULES, options.size, options.channels)).encode())
+def _cache_key(items: Sequence[ImageFile], options: ImageOptions) -> str:
+    """Hash everything that the decoded pixels depend on."""
+    sha = hashlib.sha256(repr((RULES, options.size, options.channels)).encode())
     for item in items:
         try:
             status = item.path.stat()
             stamp = (status.st_size, status.st_mtime_ns)
         except OSError:
             stamp = None
-        whole.update(repr((item.key, str(item.path.absolute()), stamp)).encode("utf-8", "surrogateescape"))
-    return whole.hexdigest()[:32]
+        sha.update(repr((item.key, str(item.path.absolute()), stamp)).encode("utf-8", "surrogateescape"))
+    return sha.hexdigest()[:32]
 
 
-def _cached(place: Path) -> tuple[np.ndarray, list[dict[str, str]]] | None:
-    """What an earlier run decoded, if it is all there."""
+def _read_cache(folder: Path) -> tuple[np.ndarray, list[dict[str, str]]] | None:
+    """Load the pixels that an earlier run decoded, and the list of skipped files; None if they are incomplete."""
     try:
-        index = json.loads((place / INDEX).read_text(encoding="utf-8"))
-        # Copy-on-write: torch wants a writable array, and nothing ever reaches the file.
-        x = np.load(place / PIXELS, mmap_mode="c", allow_pickle=False)
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        # Copy-on-write: torch needs a writable array, but nothing is ever written to the file.
+        x = np.load(folder / PIXELS, mmap_mode="c", allow_pickle=False)
         return (x, index["skipped"]) if list(x.shape) == index["shape"] else None
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
 
 
-def _decode_into(place: Path, items: Sequence[ImageFile], options: ImageOptions) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    for old in place.parent.glob("*.partial"):
+def _write_cache(folder: Path, items: Sequence[ImageFile], options: ImageOptions) -> None:
+    """Decode the images into a temporary folder, then rename it to ``folder``."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for old in folder.parent.glob("*.partial"):
         if time.time() - old.stat().st_mtime > STALE_SECONDS:
             shutil.rmtree(old, ignore_errors=True)
-    half = place.with_name(f"{place.name}.{os.getpid()}.partial")
-    shutil.rmtree(half, ignore_errors=True)
-    half.mkdir()
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
     try:
-        _decode(half, items, options)
-        shutil.rmtree(place, ignore_errors=True)
-        os.replace(half, place)
+        _decode(partial, items, options)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
     except OSError:
-        # Another process may have finished the same folder first: then its work is as good.
-        if _cached(place) is None:
+        # Another process may have finished the same folder first; its result is equally good.
+        if _read_cache(folder) is None:
             raise
     finally:
-        shutil.rmtree(half, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
-def _decode(half: Path, items: Sequence[ImageFile], options: ImageOptions) -> None:
-    headers, skipped = _headers(items, options)
-    good = [(item, header) for item, header in zip(items, headers, strict=True) if header is not None]
-    height, width = _common_size([header for _, header in good], options)
-    channels = options.channels or (1 if all(header.gray for _, header in good) else 3)
+def _decode(folder: Path, items: Sequence[ImageFile], options: ImageOptions) -> None:
+    """Write the pixels and the index of all images into ``folder``."""
+    headers, skipped = _read_headers(items, options)
+    readable = [(item, header) for item, header in zip(items, headers, strict=True) if header is not None]
+    height, width = _common_size([header for _, header in readable], options)
+    channels = options.channels or (1 if all(header.gray for _, header in readable) else 3)
 
     def decode(item: ImageFile) -> np.ndarray | str:
         try:
             with Image.open(item.path) as image:
                 array = to_array(image, options.size, channels)
             if array.shape != (channels, height, width):
-                return f"it is {array.shape[2]} x {array.shape[1]}, and its header says otherwise"
+                return f"it is {array.shape[2]} x {array.shape[1]}, but its header says otherwise"
             return np.ascontiguousarray(array)
         except MemoryError:
             raise
         except Exception as error:
-            return _reason(error)
+            return _describe_error(error)
 
     count = 0
-    with open(half / PIXELS, "wb") as file:
-        start = _write_header(file, (len(good), channels, height, width))
-        for item, result in zip((item for item, _ in good), _in_threads(decode, [i for i, _ in good]), strict=True):
+    files = [item for item, _ in readable]
+    with open(folder / PIXELS, "wb") as file:
+        start = _write_header(file, (len(files), channels, height, width))
+        for item, result in zip(files, _map_in_threads(decode, files), strict=True):
             if isinstance(result, str):
-                skipped.append(_entry(item, result))
+                skipped.append(_describe_broken(item, result))
                 if not options.skip_broken:
-                    raise _broken(skipped, len(items))
+                    raise _broken_error(skipped, len(items))
             else:
                 file.write(result.data)
                 count += 1
-        # The header of .npy leaves room for a longer first axis: rewriting it moves nothing.
+        # The .npy header is padded for a longer first axis, so rewriting it does not move the pixels.
         file.seek(0)
         if _write_header(file, (count, channels, height, width)) != start:
             raise RuntimeError("the header of the pixels changed its length")
     if not count:
-        raise _broken(skipped, len(items))
+        raise _broken_error(skipped, len(items))
     index = {"shape": [count, channels, height, width], "skipped": skipped}
-    (half / INDEX).write_text(json.dumps(index), encoding="utf-8")
+    (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
 
 
-def _headers(items: Sequence[ImageFile], options: ImageOptions) -> tuple[list[_Header | None], list[dict[str, str]]]:
-    """Every image's header, None where it is broken, and the broken ones."""
+def _read_headers(
+    items: Sequence[ImageFile], options: ImageOptions
+) -> tuple[list[_Header | None], list[dict[str, str]]]:
+    """Read the header of every image (None if it is broken), and list the broken ones."""
 
     def read(item: ImageFile) -> _Header | str:
         try:
             with Image.open(item.path) as image:
-                width, height = image.size[::-1] if _turned(image) else image.size
+                width, height = image.size[::-1] if _is_rotated(image) else image.size
                 if width * height == 1:
-                    return "it has one pixel: nothing can be seen in it"
+                    return "it has only one pixel"
                 return _Header(width, height, image.mode in GRAY or image.mode.startswith("I;16"))
         except MemoryError:
             raise
         except Exception as error:
-            return _reason(error)
+            return _describe_error(error)
 
-    results = list(_in_threads(read, items))
-    skipped = [_entry(item, one) for item, one in zip(items, results, strict=True) if isinstance(one, str)]
+    results = list(_map_in_threads(read, items))
+    broken = [(item, result) for item, result in zip(items, results, strict=True) if isinstance(result, str)]
+    skipped = [_describe_broken(item, error) for item, error in broken]
     if skipped and (not options.skip_broken or len(skipped) == len(items)):
-        raise _broken(skipped, len(items))
-    return [None if isinstance(one, str) else one for one in results], skipped
+        raise _broken_error(skipped, len(items))
+    return [None if isinstance(result, str) else result for result in results], skipped
 
 
-def _turned(image: Image.Image) -> bool:
-    """Whether EXIF says that width and height are to be exchanged."""
+def _is_rotated(image: Image.Image) -> bool:
+    """Return whether the EXIF rotation swaps width and height."""
     if image.format == "PNG" and "exif" not in image.info:
-        return False  # Pillow would decode the whole file to look behind the pixels
+        return False  # Pillow would decode the whole file to find EXIF data behind the pixels
     return image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
 
 
 def _common_size(headers: Sequence[_Header], options: ImageOptions) -> tuple[int, int]:
+    """Return the height and width of all images; raise if they differ and no size is given."""
     if options.size is not None:
         return options.size, options.size
     sizes = Counter((header.width, header.height) for header in headers)
@@ -260,24 +284,25 @@ def _common_size(headers: Sequence[_Header], options: ImageOptions) -> tuple[int
         raise EffaceError(
             f"The images have {len(sizes)} sizes: {shown}{', ...' if len(sizes) > 5 else ''}.",
             "A network is trained on images of one size.",
-            "Add --set data.size=N: the shorter side is scaled to N, then the center is cut out. "
-            f"(It has {shorter[0]} to {shorter[-1]} pixels now.)",
+            "Add --set data.size=N: the shorter side is scaled to N pixels, then the center is cropped. "
+            f"(The shorter sides have {shorter[0]} to {shorter[-1]} pixels now.)",
         )
     width, height = next(iter(sizes))
     return height, width
 
 
-def _in_threads(function: Any, items: Sequence[ImageFile]) -> Iterator[Any]:
-    """``function`` of every item, in order; only a few results are held at a time."""
+def _map_in_threads(function: Any, items: Sequence[ImageFile]) -> Iterator[Any]:
+    """Apply ``function`` to every item in order; only a few results are in memory at a time."""
     threads = min(8, os.cpu_count() or 1)
     with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        todo = iter(items)
-        while chunk := list(islice(todo, 8 * threads)):
+        remaining = iter(items)
+        while chunk := list(islice(remaining, 8 * threads)):
             yield from pool.map(function, chunk)
 
 
 def _write_header(file: Any, shape: tuple[int, ...]) -> int:
+    """Write the .npy header for uint8 pixels of this shape, and return the position after it."""
     np.lib.format.write_array_header_1_0(
         file,
         {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": shape},
@@ -285,19 +310,19 @@ def _write_header(file: Any, shape: tuple[int, ...]) -> int:
     return int(file.tell())
 
 
-def _entry(item: ImageFile, error: str) -> dict[str, str]:
+def _describe_broken(item: ImageFile, error: str) -> dict[str, str]:
     return {"key": item.key, "path": str(item.path), "error": error}
 
 
-def _reason(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     return "there is no such file" if isinstance(error, FileNotFoundError) else str(error) or type(error).__name__
 
 
-def _broken(skipped: Sequence[dict[str, str]], total: int) -> EffaceError:
-    shown = "; ".join(f"'{one['key']}' at {one['path']}: {one['error']}" for one in skipped[:5])
-    every = len(skipped) == total
+def _broken_error(skipped: Sequence[dict[str, str]], total: int) -> EffaceError:
+    shown = "; ".join(f"'{item['key']}' at {item['path']}: {item['error']}" for item in skipped[:5])
+    all_broken = len(skipped) == total
     return EffaceError(
         f"{len(skipped)} of {total} images cannot be read.",
         f"{shown}{'; ...' if len(skipped) > 5 else ''}.",
-        "Mend the files." if every else "Mend the files, or leave them out with --set data.skip_broken=true.",
+        "Repair the files." if all_broken else "Repair the files, or skip them with --set data.skip_broken=true.",
     )

@@ -1,4 +1,4 @@
-"""Official sets: published data with an official test part, under keys such as ``train/00012``."""
+"""Public data sets with an official test set; their keys look like ``train/00012``."""
 
 from __future__ import annotations
 
@@ -31,31 +31,34 @@ FASHION = (
 def load_fashion_mnist(
     root: str | None = None, limit: int | None = None, limit_seed: int = 0, download: bool = False
 ) -> Data:
-    """70 000 pictures of clothes, 28 x 28 gray, 10 classes, of which 10 000 are the official test part.
+    """Load 70 000 pictures of clothes, 28 x 28 gray, 10 classes, of which 10 000 are the official test set.
 
-    root: folder with the IDX files (gzipped or not), or a torchvision root; by default Debian's folder
-    (package dataset-fashion-mnist), then the download folder. limit: keep a random subset of so many official
-    training images, stratified by class, beside all test images. limit_seed: its seed. download: fetch into
-    root.
+    Args:
+        root: Folder with the IDX files (gzipped or not), or a torchvision root; by default Debian's folder (package
+            dataset-fashion-mnist), then the download folder.
+        limit: Keep a random subset of this many official training images, stratified by class, and all test images.
+        limit_seed: Seed of the subset.
+        download: Download the data into root.
+
     """
     folder = _fashion_folder(root)
     if folder is None and download:
-        where = Path(root) if root else get_download_root()
-        _torchvision("FashionMNIST", where, True)
-        folder = _fashion_folder(str(where))
+        target = Path(root) if root else get_download_root()
+        _torchvision("FashionMNIST", target, True)
+        folder = _fashion_folder(str(target))
     if folder is None:
         places = [root] if root else [str(DEBIAN), str(get_download_root())]
         raise EffaceError(
             f"Fashion-MNIST is not in {' or '.join(places)}.",
             "Its four files are named train-images-idx3-ubyte.gz and so on.",
-            "Either `apt install dataset-fashion-mnist` (Debian, Ubuntu), or give --set data.root=FOLDER of "
-            "a torchvision copy, or --set data.download=true.",
+            "Run `apt install dataset-fashion-mnist` (Debian, Ubuntu), or use --set data.root=FOLDER of a "
+            "torchvision copy, or --set data.download=true.",
         )
     parts = {"train": "train", "test": "t10k"}
-    return _official(
+    return _combine_parts(
         "fashion-mnist",
-        {part: _idx(folder, f"{stem}-images-idx3-ubyte", 3)[:, None] for part, stem in parts.items()},
-        {part: _idx(folder, f"{stem}-labels-idx1-ubyte", 1) for part, stem in parts.items()},
+        {part: _read_idx(folder, f"{stem}-images-idx3-ubyte", 3)[:, None] for part, stem in parts.items()},
+        {part: _read_idx(folder, f"{stem}-labels-idx1-ubyte", 1) for part, stem in parts.items()},
         FASHION,
         limit,
         limit_seed,
@@ -65,11 +68,14 @@ def load_fashion_mnist(
 def load_cifar10(
     root: str | None = None, limit: int | None = None, limit_seed: int = 0, download: bool = False
 ) -> Data:
-    """60 000 color pictures, 32 x 32, 10 classes, of which 10 000 are the official test part.
+    """Load 60 000 color pictures, 32 x 32, 10 classes, of which 10 000 are the official test set.
 
-    root: a torchvision root (the folder that holds cifar-10-batches-py). limit: keep a random subset of so
-    many official training images, stratified by class, beside all test images. limit_seed: its seed.
-    download: fetch into root.
+    Args:
+        root: A torchvision root (the folder that contains cifar-10-batches-py).
+        limit: Keep a random subset of this many official training images, stratified by class, and all test images.
+        limit_seed: Seed of the subset.
+        download: Download the data into root.
+
     """
     return _cifar("CIFAR10", "cifar10", root, limit, limit_seed, download)
 
@@ -77,30 +83,36 @@ def load_cifar10(
 def load_cifar100(
     root: str | None = None, limit: int | None = None, limit_seed: int = 0, download: bool = False
 ) -> Data:
-    """60 000 color pictures, 32 x 32, 100 classes, of which 10 000 are the official test part.
+    """Load 60 000 color pictures, 32 x 32, 100 classes, of which 10 000 are the official test set.
 
-    root: a torchvision root (the folder that holds cifar-100-python). limit: keep a random subset of so many
-    official training images, stratified by class, beside all test images. limit_seed: its seed. download:
-    fetch into root.
+    Args:
+        root: A torchvision root (the folder that contains cifar-100-python).
+        limit: Keep a random subset of this many official training images, stratified by class, and all test images.
+        limit_seed: Seed of the subset.
+        download: Download the data into root.
+
     """
     return _cifar("CIFAR100", "cifar100", root, limit, limit_seed, download)
 
 
 def load_svhn(root: str | None = None, limit: int | None = None, limit_seed: int = 0, download: bool = False) -> Data:
-    """99 289 house numbers in color, 32 x 32, 10 classes, of which 26 032 are the official test part.
+    """Load 99 289 house numbers in color, 32 x 32, 10 classes, of which 26 032 are the official test set.
 
-    root: a torchvision root (the folder that holds train_32x32.mat and test_32x32.mat). limit: keep a random
-    subset of so many official training images, stratified by class, beside all test images. limit_seed: its
-    seed. download: fetch into root.
+    Args:
+        root: A torchvision root (the folder that contains train_32x32.mat and test_32x32.mat).
+        limit: Keep a random subset of this many official training images, stratified by class, and all test images.
+        limit_seed: Seed of the subset.
+        download: Download the data into root.
+
     """
-    where = Path(root) if root else get_download_root()
-    found = {part: _torchvision("SVHN", where, download, split=part) for part in ("train", "test")}
-    x = {part: np.asarray(one.data) for part, one in found.items()}
-    y = {part: np.asarray(one.labels) for part, one in found.items()}
-    return _official("svhn", x, y, tuple("0123456789"), limit, limit_seed)
+    folder = Path(root) if root else get_download_root()
+    sets = {part: _torchvision("SVHN", folder, download, split=part) for part in ("train", "test")}
+    x = {part: np.asarray(dataset.data) for part, dataset in sets.items()}
+    y = {part: np.asarray(dataset.labels) for part, dataset in sets.items()}
+    return _combine_parts("svhn", x, y, tuple("0123456789"), limit, limit_seed)
 
 
-def _official(
+def _combine_parts(
     name: str,
     x: dict[str, np.ndarray],
     y: dict[str, np.ndarray],
@@ -108,7 +120,7 @@ def _official(
     limit: int | None,
     limit_seed: int,
 ) -> Data:
-    """Data of a set with official parts: arrays by part to keys such as ``train/00012``."""
+    """Combine the arrays of the training and test parts into one data set with keys such as ``train/00012``."""
     keys = [f"{part}/{row:05d}" for part, images in x.items() for row in range(len(images))]
     parts = [part for part, images in x.items() for _ in range(len(images))]
     data = Data.from_arrays(
@@ -123,49 +135,51 @@ def _official(
 
 
 def get_download_root() -> Path:
-    """The torchvision root used where none is named."""
+    """Return the torchvision root that is used by default."""
     return cache_home() / "downloads"
 
 
 def _fashion_folder(root: str | None) -> Path | None:
-    """The folder that holds the four files."""
+    """Find the folder that contains the four files."""
     roots = [Path(root).expanduser()] if root else [DEBIAN, get_download_root()]
-    inside = [place for one in roots for place in (one, one / "FashionMNIST" / "raw")]
+    folders = [folder for top in roots for folder in (top, top / "FashionMNIST" / "raw")]
     stem = "train-images-idx3-ubyte"
-    return next((place for place in inside if (place / stem).is_file() or (place / f"{stem}.gz").is_file()), None)
+    return next((f for f in folders if (f / stem).is_file() or (f / f"{stem}.gz").is_file()), None)
 
 
-def _idx(folder: Path, stem: str, dimensions: int) -> np.ndarray:
-    """A file of bytes in IDX form, gzipped or not."""
+def _read_idx(folder: Path, stem: str, dimensions: int) -> np.ndarray:
+    """Read a file of bytes in IDX format, gzipped or not."""
     packed, plain = folder / f"{stem}.gz", folder / stem
     path = packed if packed.is_file() else plain
     try:
         content = gzip.decompress(path.read_bytes()) if path == packed else path.read_bytes()
     except FileNotFoundError:
-        raise EffaceError(f"{plain} (or .gz) is missing.", "The set has four files.", "Fetch it again.") from None
+        raise EffaceError(
+            f"{plain} (or .gz) is missing.", "The data set has four files.", "Download it again."
+        ) from None
     except (OSError, EOFError, zlib.error) as error:
-        raise EffaceError(f"{path} is damaged.", str(error), "Fetch it again.") from error
+        raise EffaceError(f"{path} is damaged.", str(error), "Download it again.") from error
     start = 4 + 4 * dimensions
-    shape = tuple(int(one) for one in np.frombuffer(content[4:start], ">u4"))
+    shape = tuple(int(size) for size in np.frombuffer(content[4:start], ">u4"))
     if content[:4] != bytes((0, 0, 8, dimensions)) or len(content) != start + int(np.prod(shape)):
         raise EffaceError(
             f"{path} is damaged.",
             f"Its {len(content)} bytes are not an IDX file of bytes with {dimensions} dimensions.",
-            "Fetch it again.",
+            "Download it again.",
         )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
 def _cifar(kind: str, name: str, root: str | None, limit: int | None, limit_seed: int, download: bool) -> Data:
-    where = Path(root) if root else get_download_root()
-    found = {part: _torchvision(kind, where, download, train=part == "train") for part in ("train", "test")}
-    x = {part: np.asarray(one.data).transpose(0, 3, 1, 2) for part, one in found.items()}
-    y = {part: np.asarray(one.targets) for part, one in found.items()}
-    return _official(name, x, y, tuple(found["train"].classes), limit, limit_seed)
+    folder = Path(root) if root else get_download_root()
+    sets = {part: _torchvision(kind, folder, download, train=part == "train") for part in ("train", "test")}
+    x = {part: np.asarray(dataset.data).transpose(0, 3, 1, 2) for part, dataset in sets.items()}
+    y = {part: np.asarray(dataset.targets) for part, dataset in sets.items()}
+    return _combine_parts(name, x, y, tuple(sets["train"].classes), limit, limit_seed)
 
 
 def _torchvision(kind: str, root: Path, download: bool, **options: Any) -> Any:
-    """One of torchvision's data sets; torchvision checks its files against their known digests."""
+    """Load a data set with torchvision, which checks its files against their known digests."""
     from torchvision import datasets
 
     root = root.expanduser()
@@ -175,7 +189,9 @@ def _torchvision(kind: str, root: Path, download: bool, **options: Any) -> Any:
         raise EffaceError(
             f"{kind} is not in {root}, or its files there are damaged.",
             str(error).split(". ")[0].rstrip(".") + ".",
-            "Give --set data.root=FOLDER of a torchvision copy, or --set data.download=true.",
+            "Use --set data.root=FOLDER of a torchvision copy, or --set data.download=true.",
         ) from error
     except OSError as error:
-        raise EffaceError(f"{kind} could not be fetched into {root}.", str(error), "Try again, or copy it.") from error
+        raise EffaceError(
+            f"{kind} could not be downloaded into {root}.", str(error), "Try again, or copy the files there."
+        ) from error

@@ -1,4 +1,4 @@
-"""Sources: names and paths to Data. The literal dict ``SOURCES`` is all there is to register."""
+"""Data sources: load a data set by name or from a path. To add a source, add it to the dict ``SOURCES``."""
 
 from __future__ import annotations
 
@@ -20,80 +20,94 @@ from efface.errors import EffaceError, suggest_name
 
 TABLES = (".csv", ".jsonl")
 MANIFEST_COLUMNS = ("key", "path", "label", "caption", "group")
-TESTED = ("test", "val", "valid", "validation")
-"""Sub-folders beside ``train`` that are read as the official test part."""
+TEST_FOLDERS = ("test", "val", "valid", "validation")
+"""Sub-folders next to ``train`` that are read as the official test set."""
 
 
 def load(source: str | os.PathLike[str], **options: Any) -> Data:
-    """Data from a source's name or from a path: an image folder, a ``.csv`` or ``.jsonl`` manifest, an
-    ``.npz``.
+    """Load a data set.
 
-    ``options``: those of the source; ``efface data NAME`` lists them. A name wins over a file of that name.
+    Args:
+        source: The name of a source, or the path of an image folder, a ``.csv`` or ``.jsonl`` manifest, or an ``.npz``.
+            A name takes precedence over a file of that name.
+        options: The options of the source; ``efface data NAME`` lists them.
 
-    >>> load("fashion-mnist")
-    >>> load("pictures/", size=32)
+    Raises:
+        EffaceError: The source or an option is unknown, or the data cannot be read.
+
+    Example:
+        >>> load("fashion-mnist")
+        >>> load("pictures/", size=32)
+
     """
     name = str(source)
     if name not in SOURCES:
         if "root" in options:
             raise EffaceError(
                 f"The data is named twice: '{name}' and root '{options['root']}'.",
-                "A path is itself the root.",
+                "A path is used as the root.",
                 f"Leave out data.root, or name a source: {', '.join(sorted(SOURCES))}.",
             )
-        name, options = _from_path(name), {"root": str(source), **options}
-    function = SOURCES[name]
-    known = inspect.signature(function).parameters
+        name, options = _choose_source(name), {"root": str(source), **options}
+    loader = SOURCES[name]
+    known = inspect.signature(loader).parameters
     for option in options:
         if option not in known:
             raise EffaceError(
                 f"The data source '{name}' has no option '{option}'.{suggest_name(option, known)}",
                 f"Its options: {', '.join(known)}.",
             )
-    missing = [key for key, one in known.items() if one.default is inspect.Parameter.empty and key not in options]
+    missing = [key for key, p in known.items() if p.default is inspect.Parameter.empty and key not in options]
     if missing:
         raise EffaceError(
             f"The data source '{name}' needs '{missing[0]}'.", remedy=f"Add --set data.{missing[0]}=PATH."
         )
-    return function(**options)
+    return loader(**options)
 
 
 def load_handwritten_digits(limit: int | None = None, limit_seed: int = 0) -> Data:
-    """1 797 handwritten digits, 8 x 8 gray, 10 classes; comes with scikit-learn, no official test part.
+    """Load 1 797 handwritten digits, 8 x 8 gray, 10 classes; part of scikit-learn, no official test set.
 
-    limit: keep a random subset of so many, stratified by class. limit_seed: seed of that subset.
+    Args:
+        limit: Keep a random subset of this size, stratified by class.
+        limit_seed: Seed of the subset.
+
     """
     from sklearn.datasets import load_digits
 
-    found: Any = load_digits()
-    x = (np.asarray(found["data"]).reshape(-1, 1, 8, 8) * (255 / 16)).round().astype(np.uint8)
-    return limit_examples(Data.from_arrays(x, found["target"], name="digits"), limit, limit_seed)
+    digits: Any = load_digits()
+    x = (np.asarray(digits["data"]).reshape(-1, 1, 8, 8) * (255 / 16)).round().astype(np.uint8)
+    return limit_examples(Data.from_arrays(x, digits["target"], name="digits"), limit, limit_seed)
 
 
 def load_npz(root: str, limit: int | None = None, limit_seed: int = 0) -> Data:
-    """Arrays in an .npz file: x, and where there are any y, keys, classes, group, text, official.
+    """Load the arrays of an .npz file: x, and optionally y, keys, classes, group, text and official.
 
-    root: the file. x: integers 0..255 of shape [N, H, W], [N, C, H, W] or [N, H, W, C]. y: integers or names.
-    limit: keep a random subset of so many (official training) images, stratified by class. limit_seed: its
-    seed.
+    x holds integers 0 to 255 of shape [N, H, W], [N, C, H, W] or [N, H, W, C], and y holds integers or class names.
+
+    Args:
+        root: Path of the file.
+        limit: Keep a random subset of this many (official training) images, stratified by class.
+        limit_seed: Seed of the subset.
+
     """
     known = ("x", "y", "keys", "classes", "group", "text", "official")
     try:
         with open(root, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in known if name in file.files}
-            there = list(file.files)
+            names = list(file.files)
     except FileNotFoundError:
         raise EffaceError(f"There is no file {root}.") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
         raise EffaceError(
             f"{root} cannot be read as an .npz of plain arrays.",
-            f"It is damaged, or holds Python objects, which are not loaded: {error}",
+            f"It is damaged, or contains Python objects, which are never loaded: {error}",
             "Write it with numpy.savez(path, x=..., y=..., keys=...).",
         ) from error
     if "x" not in arrays:
         raise EffaceError(
-            f"{root} holds no images.",
-            f"They are looked for under the name 'x'; it holds: {', '.join(there) or 'nothing'}.",
+            f"{root} contains no images.",
+            f"The images must have the name 'x'; the file contains: {', '.join(names) or 'nothing'}.",
             "Write it with numpy.savez(path, x=..., y=..., keys=...).",
         )
     return limit_examples(Data.from_arrays(**arrays, name=Path(root).name), limit, limit_seed)
@@ -108,24 +122,29 @@ def load_image_folder(
     skip_broken: bool = False,
     cache: str | None = None,
 ) -> Data:
-    """A folder of images: one sub-folder for each class, or all of them in it and unlabelled.
+    """Load a folder of images: one sub-folder for each class, or a flat folder without labels.
 
-    A key is the path below the folder, as in cats/a.png. Sub-folders named train and test (or val), each with
-    a folder for each class, make official parts. root: the folder. size: scale the shorter side to so many
-    pixels, then cut out the center; by default images stay as they are and must be of one size. channels: 1
-    gray or 3 color; by default 1 if all images are gray. limit: decode only a random subset of so many
-    (official training) images, stratified by class. limit_seed: its seed. skip_broken: leave out images that
-    cannot be read, and record them. cache: folder for decoded pixels.
+    The key of an image is its path below the folder, such as cats/a.png. Sub-folders named train and test (or val),
+    each with a folder for each class, are read as the official training and test sets.
+
+    Args:
+        root: Path of the folder.
+        size: Scale the shorter side to this many pixels, then crop the center; by default images keep their size, which
+            must be the same for all.
+        channels: 1 (gray) or 3 (color); by default 1 if all images are gray.
+        limit: Decode only a random subset of this many (official training) images, stratified by class.
+        limit_seed: Seed of the subset.
+        skip_broken: Leave out images that cannot be read, and record them.
+        cache: Folder for decoded pixels.
+
     """
     top = Path(root).expanduser()
     if not top.is_dir():
         raise EffaceError(f"There is no folder {root}.", remedy="Check --set data.root or the path.")
-    items = _in_folder(top)
-    labelled, divided = any(item.label for item in items), any(item.official for item in items)
-    columns = {"label"} if labelled else set[str]()
-    columns |= {"official"} if divided else set()
+    items = _list_images(top)
+    columns = {column for column in ("label", "official") if any(getattr(item, column) for item in items)}
     options = ImageOptions(size, channels, skip_broken, cache)
-    return _from_files(items, columns, options, limit, limit_seed, top.name or str(top))
+    return _load_files(items, columns, options, limit, limit_seed, top.name or str(top))
 
 
 def load_manifest(
@@ -137,26 +156,33 @@ def load_manifest(
     skip_broken: bool = False,
     cache: str | None = None,
 ) -> Data:
-    """A table of images, .csv (with a header) or .jsonl: path, and where there are any key, label, caption,
-    group.
+    """Load a table of images, .csv or .jsonl, with a column path and optionally key, label, caption and group.
 
-    A path is relative to the table. A key is by default the path as it is written. An empty label is unknown.
-    root: the table. size: scale the shorter side to so many pixels, then cut out the center; by default
-    images stay as they are and must be of one size. channels: 1 gray or 3 color; by default 1 if all images
-    are gray. limit: decode only a random subset of so many images, stratified by class. limit_seed: its seed.
-    skip_broken: leave out images that cannot be read, and record them. cache: folder for decoded pixels.
+    A .csv has a header. Paths are relative to the table. The key is by default the path as it is written. An empty
+    label is unknown.
+
+    Args:
+        root: Path of the table.
+        size: Scale the shorter side to this many pixels, then crop the center; by default images keep their size, which
+            must be the same for all.
+        channels: 1 (gray) or 3 (color); by default 1 if all images are gray.
+        limit: Decode only a random subset of this many images, stratified by class.
+        limit_seed: Seed of the subset.
+        skip_broken: Leave out images that cannot be read, and record them.
+        cache: Folder for decoded pixels.
+
     """
     table = Path(root).expanduser()
-    rows = _table(table)
+    rows = _read_table(table)
     columns = {column for row in rows for column in row}
-    _refuse_slips(table, columns)
-    items = [_item(table, number, row) for number, row in enumerate(rows, 1)]
+    _check_columns(table, columns)
+    items = [_parse_row(table, number, row) for number, row in enumerate(rows, 1)]
     options = ImageOptions(size, channels, skip_broken, cache)
-    return _from_files(items, columns, options, limit, limit_seed, table.name)
+    return _load_files(items, columns, options, limit, limit_seed, table.name)
 
 
-def _from_path(name: str) -> str:
-    """Which source reads the path ``name``."""
+def _choose_source(name: str) -> str:
+    """Return the name of the source that reads the path ``name``."""
     path = Path(name).expanduser()
     if path.is_dir():
         return "folder"
@@ -168,8 +194,8 @@ def _from_path(name: str) -> str:
     if path.is_file():
         raise EffaceError(
             f"{name} is not a kind of file that can be read as data.",
-            f"Files are {', '.join(TABLES)} (manifests) and .npz (arrays); folders hold images.",
-            f"Name such a file, a folder, or a data source: {known}.",
+            f"Supported are {', '.join(TABLES)} (manifests), .npz (arrays), and folders of images.",
+            f"Use such a file, a folder, or the name of a data source: {known}.",
         )
     raise EffaceError(
         f"There is no data source called '{name}', and no file or folder either.{suggest_name(name, SOURCES)}",
@@ -178,63 +204,62 @@ def _from_path(name: str) -> str:
     )
 
 
-def _from_files(
+def _load_files(
     items: Sequence[ImageFile], columns: set[str], options: ImageOptions, limit: int | None, limit_seed: int, name: str
 ) -> Data:
-    """Data of image files; ``columns``: what is known of them."""
+    """Load image files; ``columns`` says which of label, official, group and caption are known."""
     y, classes = encode_labels([item.label for item in items], name=name) if "label" in columns else (None, ())
     official = np.array([item.official for item in items]) if "official" in columns else None
     keys = np.array([item.key for item in items])
     kept = sample_positions(keys, y, official, limit, limit_seed, name)
-    x, there, skipped = load_pixels([items[row] for row in kept], options)
+    x, loaded, skipped = load_pixels([items[row] for row in kept], options)
     if skipped:
-        absent = [one["key"] for one in skipped]
+        absent = [item["key"] for item in skipped]
         kept = kept[~np.isin(keys[kept], absent)]
     return Data(
         x=x,
         keys=keys[kept],
         y=None if y is None else y[kept],
         classes=classes,
-        group=np.array([item.group for item in there]) if "group" in columns else None,
-        text=tuple(item.caption for item in there) if "caption" in columns else None,
+        group=np.array([item.group for item in loaded]) if "group" in columns else None,
+        text=tuple(item.caption for item in loaded) if "caption" in columns else None,
         official=None if official is None else official[kept],
         name=name,
         skipped=tuple(skipped),
     )
 
 
-def _in_folder(top: Path) -> list[ImageFile]:
-    """The images below ``top``, sorted by key, with the class (and the official part) that their folders
-    say."""
+def _list_images(top: Path) -> list[ImageFile]:
+    """List the images below ``top``, sorted by key, with the class and official part given by their folders."""
     names = sorted(path.relative_to(top).as_posix() for path in _walk(top))
-    found = [name.split("/") for name in names if Path(name).suffix.lower() in SUFFIXES]
-    if not found:
+    images = [name.split("/") for name in names if Path(name).suffix.lower() in SUFFIXES]
+    if not images:
         others = sorted({Path(name).suffix.lower() or Path(name).name for name in names})
         raise EffaceError(
             f"There are no images in {top}.",
-            f"It holds {len(names)} other files: {quote_first(others)}." if names else "It is empty.",
-            f"Images end in {', '.join(sorted(SUFFIXES))}.",
+            f"It contains {len(names)} other files: {quote_first(others)}." if names else "It is empty.",
+            f"Image files end in {', '.join(sorted(SUFFIXES))}.",
         )
-    loose = [parts[0] for parts in found if len(parts) == 1]
-    if loose and len(loose) < len(found):
+    loose = [parts[0] for parts in images if len(parts) == 1]
+    if loose and len(loose) < len(images):
         raise EffaceError(
-            f"{top} has {len(loose)} images beside its sub-folders: {quote_first(loose)}.",
-            "Either every image lies in the folder of its class, or none does.",
+            f"{top} has {len(loose)} images besides its sub-folders: {quote_first(loose)}.",
+            "Either all images are in the folders of their classes, or none is.",
             "Move them, or write a manifest.",
         )
-    heads = {parts[0] for parts in found}
-    if "train" in heads and heads & set(TESTED):
-        return [_divided(top, parts, heads) for parts in found]
-    return [ImageFile("/".join(p), top.joinpath(*p), label=p[0] if len(p) > 1 else "") for p in found]
+    heads = {parts[0] for parts in images}
+    if "train" in heads and heads & set(TEST_FOLDERS):
+        return [_official_image(top, parts, heads) for parts in images]
+    return [ImageFile("/".join(p), top.joinpath(*p), label=p[0] if len(p) > 1 else "") for p in images]
 
 
-def _divided(top: Path, parts: list[str], heads: set[str]) -> ImageFile:
-    """An image below train/ or test/."""
+def _official_image(top: Path, parts: list[str], heads: set[str]) -> ImageFile:
+    """Describe an image below train/ or test/; ``parts`` is its path, ``heads`` are all sub-folders of ``top``."""
     if len(heads) != 2:
         raise EffaceError(
             f"{top} has the sub-folders {', '.join(sorted(heads))}.",
-            "With train and one of test, val beside it they are official parts; these are something else.",
-            "Name one of them as the folder, or write a manifest.",
+            "Folders train and test (or val) are official parts, and no other folder may be next to them.",
+            "Load one of the sub-folders, or write a manifest.",
         )
     part = "train" if parts[0] == "train" else "test"
     label = parts[1] if len(parts) > 2 else ""
@@ -242,7 +267,7 @@ def _divided(top: Path, parts: list[str], heads: set[str]) -> ImageFile:
 
 
 def _walk(top: Path) -> Iterator[Path]:
-    """Every file that is not hidden; links are followed, each folder once."""
+    """Iterate over all files that are not hidden; links are followed, and each folder is read once."""
     seen: set[str] = set()
     for here, folders, files in os.walk(top, followlinks=True):
         real = os.path.realpath(here)
@@ -254,34 +279,34 @@ def _walk(top: Path) -> Iterator[Path]:
         yield from (Path(here, name) for name in files if not name.startswith("."))
 
 
-def _table(table: Path) -> list[dict[str, Any]]:
-    """The rows of a manifest, with the columns that are known or near to it."""
+def _read_table(table: Path) -> list[dict[str, Any]]:
+    """Read the rows of a manifest."""
     try:
         text = table.read_text(encoding="utf-8-sig")
-        rows = _jsonl(text) if table.suffix.lower() == ".jsonl" else _csv(text)
+        rows = _parse_jsonl(text) if table.suffix.lower() == ".jsonl" else _parse_csv(text)
     except FileNotFoundError:
         raise EffaceError(f"There is no manifest {table}.", remedy="Check --set data.root or the path.") from None
     except (OSError, UnicodeDecodeError, ValueError, csv.Error) as error:
         raise EffaceError(
             f"{table} cannot be read as a manifest.",
             str(error),
-            f"A .csv with a header, or a .jsonl with an object on each line; columns: {', '.join(MANIFEST_COLUMNS)}.",
+            f"Use a .csv with a header, or a .jsonl with one object per line; columns: {', '.join(MANIFEST_COLUMNS)}.",
         ) from error
     if not rows:
-        raise EffaceError(f"{table} lists no images.", "It is empty, or has a header alone.")
+        raise EffaceError(f"{table} lists no images.", "It is empty, or has only a header.")
     return rows
 
 
-def _csv(text: str) -> list[dict[str, Any]]:
+def _parse_csv(text: str) -> list[dict[str, Any]]:
     reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
     rows = list(reader)
     for number, row in enumerate(rows, 2):
         if None in row or None in row.values():
-            raise ValueError(f"Row {number} has not as many columns as the header.")
+            raise ValueError(f"Row {number} does not have as many columns as the header.")
     return rows
 
 
-def _jsonl(text: str) -> list[dict[str, Any]]:
+def _parse_jsonl(text: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
@@ -296,19 +321,16 @@ def _jsonl(text: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _refuse_slips(table: Path, columns: set[str]) -> None:
-    """A column that is nearly one of ours is a slip that would go unnoticed."""
+def _check_columns(table: Path, columns: set[str]) -> None:
+    """Raise if there is no column ``path``, or if a column looks like a misspelled one that would be ignored."""
     for column in sorted(columns - set(MANIFEST_COLUMNS)):
-        missing = [
-            one
-            for one in MANIFEST_COLUMNS
-            if one not in columns and one in suggest_name(column.strip().lower(), MANIFEST_COLUMNS)
-        ]
+        suggestion = suggest_name(column.strip().lower(), MANIFEST_COLUMNS)
+        missing = [known for known in MANIFEST_COLUMNS if known not in columns and known in suggestion]
         if missing:
             raise EffaceError(
-                f"{table} has a column '{column}' and no '{missing[0]}'.",
+                f"{table} has a column '{column}' but no '{missing[0]}'.",
                 "It would be ignored.",
-                f"Name it '{missing[0]}' if it is meant so, and otherwise something less like it.",
+                f"Rename it to '{missing[0]}' if that is meant, or otherwise to a less similar name.",
             )
     if "path" not in columns:
         raise EffaceError(
@@ -318,8 +340,8 @@ def _refuse_slips(table: Path, columns: set[str]) -> None:
         )
 
 
-def _item(table: Path, number: int, row: dict[str, Any]) -> ImageFile:
-    """One row of a manifest."""
+def _parse_row(table: Path, number: int, row: dict[str, Any]) -> ImageFile:
+    """Convert one row of a manifest."""
     values: dict[str, str] = {}
     for column in MANIFEST_COLUMNS:
         value = row.get(column)

@@ -1,4 +1,4 @@
-"""Checkpoints of other libraries: recognized, read safely, and written back in their own layout."""
+"""Checkpoints of other libraries: recognize them, read them safely, and write them back in their own layout."""
 
 from typing import TYPE_CHECKING
 
@@ -8,18 +8,23 @@ if TYPE_CHECKING:
     from efface.interop.checkpoint_file import ForeignCheckpoint, read_foreign
     from efface.interop.inspect import inspect_checkpoint
     from efface.interop.layouts.protocol import Layout
+    from efface.interop.load import LoadedCheckpoint, load_checkpoint
 
 _HOMES = {
     "ForeignCheckpoint": "checkpoint_file",
     "Layout": "layouts.protocol",
+    "LoadedCheckpoint": "load",
     "inspect_checkpoint": "inspect",
+    "load_checkpoint": "load",
     "read_foreign": "checkpoint_file",
 }
 
 __all__ = [
     "ForeignCheckpoint",
     "Layout",
+    "LoadedCheckpoint",
     "inspect_checkpoint",
+    "load_checkpoint",
     "read_foreign",
 ]
 

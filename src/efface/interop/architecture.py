@@ -1,4 +1,4 @@
-"""Guess a network from the names and shapes of its weights, and say what they do not show."""
+"""Guess the architecture of a network from the names and shapes of its weights, and note what they do not show."""
 
 from __future__ import annotations
 
@@ -28,66 +28,83 @@ RESNETS: dict[tuple[tuple[int, ...], int, int], str] = {
     ((3, 4, 6, 3), 128, 32): "resnext50_32x4d",
     ((3, 4, 23, 3), 256, 32): "resnext101_32x8d",
 }
-"""Blocks per stage, then (0, width) of basic blocks or (inner width, groups) of bottlenecks: torchvision's name."""
+"""Blocks per stage, then (0, width) of basic blocks or (inner width, groups) of bottlenecks, to torchvision's name."""
 VITS = {192: "tiny", 384: "small", 768: "base", 1024: "large"}
 """Width to name of the Vision Transformers whose heads are 64 wide."""
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and standard deviation per channel that torchvision and timm normalize ImageNet with."""
 OPEN_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-"""What CLIP subtracts and divides by."""
+"""Mean and standard deviation per channel that CLIP normalizes with."""
 CIFAR = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
-"""What solo-learn subtracts and divides by."""
+"""Mean and standard deviation per channel that solo-learn normalizes with, by data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GuessedArchitecture:
-    """What a foreign network seems to be."""
+    """The guessed architecture of a foreign network."""
 
     name: str
-    """In words."""
+    """The architecture in words."""
     backbone: Backbone | None = None
-    """As a setting; ``None`` where no backbone here has these weights."""
+    """The backbone as a setting; ``None`` where no backbone here has these weights."""
     channels: int = 3
     size: tuple[int, int] | None = None
-    """Height and width of the images, where the weights fix them."""
+    """Height and width of the images, where the weights determine them."""
     mean: Numbers | None = None
-    """Subtracted from images in [0, 1], per channel; ``None`` where nothing is known."""
+    """Subtracted from images in [0, 1], per channel; ``None`` where it is not known."""
     std: Numbers | None = None
+    """Standard deviation per channel, by which images are divided."""
     notes: tuple[str, ...] = ()
     """What was assumed because no weight shows it."""
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
+        """Return a dictionary that can be written as JSON."""
         backbone = None if self.backbone is None else vars(self.backbone)
         return vars(self) | {"backbone": backbone, "notes": list(self.notes)}
 
 
 def guess_architecture(foreign: ForeignCheckpoint) -> GuessedArchitecture:
-    """The architecture of a file's backbone."""
+    """Guess the architecture of a file's backbone.
+
+    The library's own configuration is used where the file has one. Otherwise the names and shapes of the weights tell,
+    and ``notes`` say what was assumed because no weight shows it.
+
+    Example:
+        >>> guess_architecture(read_foreign(Path("resnet18.pth"))).backbone
+        Backbone(name='torchvision:resnet18', ...)
+
+    """
     weights = foreign.part(Role.BACKBONE)
     shapes = {name: tuple(value.shape) for name, value in weights.items()}
     channels = next((shape[1] for shape in shapes.values() if len(shape) == 4), 3)
-    mean, std, told = find_normalization(foreign, channels)
-    for look in (_of_transformers, _open_clip, _resnet, _transformer, _named):
-        found = look(shapes, foreign)
+    mean, std, notes = find_normalization(foreign, channels)
+    for guess in (_guess_transformers, _guess_open_clip, _guess_resnet, _guess_vit, _guess_by_name):
+        found = guess(shapes, foreign)
         if found is not None:
-            return replace(found, mean=mean, std=std, notes=(*found.notes, *told))
+            return replace(found, mean=mean, std=std, notes=(*found.notes, *notes))
     name = "unknown" if foreign.layout.name == "plain" else f"unknown, in the layout of {foreign.layout.name}"
     return GuessedArchitecture(
-        name=name, channels=channels, mean=mean, std=std, notes=("set recipe.backbone.name", *told)
+        name=name, channels=channels, mean=mean, std=std, notes=("set recipe.backbone.name", *notes)
     )
 
 
 def find_normalization(
     foreign: ForeignCheckpoint, channels: int
 ) -> tuple[Numbers | None, Numbers | None, tuple[str, ...]]:
-    """Mean and standard deviation per channel that the file states, or that its library uses, and where from."""
+    """Find the normalization that the file states, or that its library uses by default.
+
+    Returns:
+        Mean and standard deviation per channel (``None`` where they are not known), and notes that say where they
+        come from.
+
+    """
     meta = foreign.meta
-    own = foreign.part(Role.BUFFERS)
     if foreign.layout.name == "efface":
-        return _numbers(own["mean"]), _numbers(own["std"]), ()
+        buffers = foreign.part(Role.BUFFERS)
+        return _numbers(buffers["mean"]), _numbers(buffers["std"]), ()
     stated: Any = (meta.get("config.json") or {}).get("pretrained_cfg") or {}
     stated = stated or (meta.get("open_clip_config.json") or {}).get("preprocess_cfg") or {}
     images: Any = meta.get("preprocessor_config.json") or {}
@@ -96,7 +113,7 @@ def find_normalization(
     mean, std = stated.get("mean", images.get("image_mean")), stated.get("std", images.get("image_std"))
     if mean and std:
         return tuple(map(float, mean)), tuple(map(float, std)), ("normalization as its configuration states",)
-    dataset = str(_args(meta, "data", "dataset") or _args(meta, "dataset") or "").lower()
+    dataset = str(_read_args(meta, "data", "dataset") or _read_args(meta, "dataset") or "").lower()
     if foreign.layout.name == "solo" and dataset in CIFAR:
         return (*CIFAR[dataset], (f"normalization as solo-learn has it for {dataset}",))
     if foreign.layout.name == "open_clip":
@@ -110,16 +127,16 @@ def _numbers(value: Tensor) -> Numbers:
     return tuple(float(number) for number in value.flatten())
 
 
-def _args(meta: Mapping[str, Any], *keys: str) -> Any:
-    """A nested setting of ``args.json``."""
+def _read_args(meta: Mapping[str, Any], *keys: str) -> Any:
+    """Return a nested setting of ``args.json``; ``None`` if it is not there."""
     value: Any = meta.get("args.json")
     for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None
     return value
 
 
-def _of_transformers(shapes: Shapes, foreign: ForeignCheckpoint) -> GuessedArchitecture | None:
-    """What ``config.json`` says, for the kinds that can be built by the library's own classes."""
+def _guess_transformers(shapes: Shapes, foreign: ForeignCheckpoint) -> GuessedArchitecture | None:
+    """Read ``config.json``, for the model types that are built with the library's own classes."""
     kind = foreign.layout.name.removeprefix("transformers:")
     if kind == foreign.layout.name or kind not in huggingface.SUPPORTED_MODEL_TYPES:
         return None
@@ -141,8 +158,8 @@ def _of_transformers(shapes: Shapes, foreign: ForeignCheckpoint) -> GuessedArchi
     )
 
 
-def _open_clip(shapes: Shapes, foreign: ForeignCheckpoint) -> GuessedArchitecture | None:
-    """A Vision Transformer of open_clip: from its configuration, or else from its shapes."""
+def _guess_open_clip(shapes: Shapes, foreign: ForeignCheckpoint) -> GuessedArchitecture | None:
+    """Guess a Vision Transformer of open_clip from its configuration, or else from its shapes."""
     if foreign.layout.name != "open_clip" or "class_embedding" not in shapes or "conv1.weight" not in shapes:
         return None
     width, channels, patch, _ = shapes["conv1.weight"]
@@ -150,9 +167,9 @@ def _open_clip(shapes: Shapes, foreign: ForeignCheckpoint) -> GuessedArchitectur
     stated = read_model_cfg(foreign)
     options: dict[str, Any] = dict(stated.get("vision_cfg") or {})
     depth, hidden = _depth(shapes), shapes["transformer.resblocks.0.mlp.c_fc.weight"][0]
-    told = "its configuration"
+    source = "its configuration"
     if not options:
-        told = "shapes alone: heads 64 wide and GELU are assumed (quick_gelu: true for OpenAI's own weights)"
+        source = "shapes alone: heads 64 wide and GELU are assumed (quick_gelu: true for OpenAI's own weights)"
         options = {"width": width, "layers": depth, "patch_size": patch, "mlp_ratio": hidden / width}
     options |= {"image_size": side, **({"quick_gelu": True} if stated.get("quick_gelu") else {})}
     return GuessedArchitecture(
@@ -160,12 +177,15 @@ def _open_clip(shapes: Shapes, foreign: ForeignCheckpoint) -> GuessedArchitectur
         backbone=Backbone(name="open_clip:custom", options=options),
         channels=channels,
         size=(side, side),
-        notes=(f"image and text tower from {told}",),
+        notes=(f"image and text tower from {source}",),
     )
 
 
 def read_text_tower(foreign: ForeignCheckpoint) -> dict[str, Any]:
-    """Settings of the text tower of open_clip's files, with the width of the space that both towers share."""
+    """Read the settings of open_clip's text tower, and the width of the space that both towers share.
+
+    Empty if the file has no such text tower.
+    """
     weights = {name: tuple(value.shape) for name, value in foreign.part(Role.TEXT).items()}
     if not {"token_embedding.weight", "positional_embedding", "text_projection"} <= weights.keys():
         return {}
@@ -180,7 +200,7 @@ def read_text_tower(foreign: ForeignCheckpoint) -> dict[str, Any]:
 
 
 def read_model_cfg(foreign: ForeignCheckpoint) -> dict[str, Any]:
-    """``model_cfg`` of ``open_clip_config.json``; empty where there is none."""
+    """Return ``model_cfg`` of ``open_clip_config.json``; empty if there is none."""
     return (foreign.meta.get("open_clip_config.json") or {}).get("model_cfg") or {}
 
 
@@ -188,7 +208,7 @@ def _depth(shapes: Shapes) -> int:
     return 1 + max(int(m[1]) for name in shapes if (m := re.match(r"transformer\.resblocks\.(\d+)\.", name)))
 
 
-def _resnet(shapes: Shapes, foreign: ForeignCheckpoint) -> GuessedArchitecture | None:
+def _guess_resnet(shapes: Shapes, foreign: ForeignCheckpoint) -> GuessedArchitecture | None:
     if "conv1.weight" not in shapes or "layer1.0.conv1.weight" not in shapes:
         return None
     width, channels, kernel, _ = shapes["conv1.weight"]
@@ -198,12 +218,12 @@ def _resnet(shapes: Shapes, foreign: ForeignCheckpoint) -> GuessedArchitecture |
     inner, grouped = shapes["layer1.0.conv1.weight"][0], shapes["layer1.0.conv2.weight"]
     deep = "layer1.0.conv3.weight" in shapes
     name = RESNETS.get((blocks, inner, grouped[0] // grouped[1]) if deep else (blocks, 0, width))
-    said = f"a ResNet with {kernel}x{kernel} stem, {'-'.join(map(str, blocks))} "
-    said += f"{'bottlenecks' if deep else 'basic blocks'}, {width} channels"
+    description = f"a ResNet with {kernel}x{kernel} stem, {'-'.join(map(str, blocks))} "
+    description += f"{'bottlenecks' if deep else 'basic blocks'}, {width} channels"
     if name and kernel == 7:
-        return GuessedArchitecture(name=said, backbone=Backbone(name=f"torchvision:{name}"), channels=channels)
+        return GuessedArchitecture(name=description, backbone=Backbone(name=f"torchvision:{name}"), channels=channels)
     if kernel != 3:
-        return GuessedArchitecture(name=said, channels=channels)
+        return GuessedArchitecture(name=description, channels=channels)
     padding = foreign.layout.stem_padding or 1
     stride = Backbone().stride if foreign.layout.name == "efface" else 1
     note = f"stem assumed: stride {stride}, padding {padding}, no max-pool (shapes do not show them)"
@@ -212,12 +232,12 @@ def _resnet(shapes: Shapes, foreign: ForeignCheckpoint) -> GuessedArchitecture |
         options: dict[str, Any] = {"padding": padding} if padding != 1 else {}
         options |= {} if foreign.layout.stem_relu else {"stem_relu": False}
         backbone = Backbone(name=small, width=width, stride=stride, options=options)
-        return GuessedArchitecture(name=said, backbone=backbone, channels=channels, notes=(note,))
+        return GuessedArchitecture(name=description, backbone=backbone, channels=channels, notes=(note,))
     backbone = Backbone(name=f"torchvision:{name}", options={"small_stem": padding}) if name else None
-    return GuessedArchitecture(name=said, backbone=backbone, channels=channels, notes=(note,))
+    return GuessedArchitecture(name=description, backbone=backbone, channels=channels, notes=(note,))
 
 
-def _transformer(shapes: Shapes, foreign: ForeignCheckpoint) -> GuessedArchitecture | None:
+def _guess_vit(shapes: Shapes, foreign: ForeignCheckpoint) -> GuessedArchitecture | None:
     if "patch_embed.proj.weight" not in shapes or "blocks.0.attn.qkv.weight" not in shapes:
         return None
     width, channels, patch, _ = shapes["patch_embed.proj.weight"]
@@ -227,7 +247,7 @@ def _transformer(shapes: Shapes, foreign: ForeignCheckpoint) -> GuessedArchitect
     prefix = ("cls_token" in shapes) + registers
     side = next((math.isqrt(n) for n in (tokens - prefix, tokens) if n > 0 and math.isqrt(n) ** 2 == n), 0)
     inside = math.isqrt(tokens - prefix) ** 2 == tokens - prefix if tokens > prefix else False
-    heads, note = _heads(width, foreign)
+    heads, note = _guess_heads(width, foreign)
     options: dict[str, Any] = {
         "img_size": side * patch,
         "patch_size": patch,
@@ -243,17 +263,19 @@ def _transformer(shapes: Shapes, foreign: ForeignCheckpoint) -> GuessedArchitect
     options |= {"class_token": False, "global_pool": "avg"} if "cls_token" not in shapes else {}
     options |= {"reg_tokens": registers} if registers else {}
     options |= {"no_embed_class": True} if prefix and not inside else {}
-    said = f"a Vision Transformer, {depth} blocks of {width}, patches of {patch}x{patch}, images of {side * patch}"
+    description = (
+        f"a Vision Transformer, {depth} blocks of {width}, patches of {patch}x{patch}, images of {side * patch}"
+    )
     if not side:
-        return GuessedArchitecture(name=said, channels=channels, notes=("its position embedding is not square",))
+        return GuessedArchitecture(name=description, channels=channels, notes=("its position embedding is not square",))
     name = f"timm:vit_{VITS.get(width, 'tiny')}_patch16_224"
     size = (side * patch, side * patch)
     backbone = Backbone(name=name, options=options)
-    return GuessedArchitecture(name=said, backbone=backbone, channels=channels, size=size, notes=(note,))
+    return GuessedArchitecture(name=description, backbone=backbone, channels=channels, size=size, notes=(note,))
 
 
-def _heads(width: int, foreign: ForeignCheckpoint) -> tuple[int, str]:
-    """Number of attention heads: no weight shows it."""
+def _guess_heads(width: int, foreign: ForeignCheckpoint) -> tuple[int, str]:
+    """Return the number of attention heads, with a note; no weight shows it."""
     config: Any = foreign.meta.get("config.json") or {}
     stated = (config.get("model_args") or {}).get("num_heads")
     if isinstance(stated, int):
@@ -262,8 +284,8 @@ def _heads(width: int, foreign: ForeignCheckpoint) -> tuple[int, str]:
     return heads, f"{heads} attention heads assumed, 64 wide (no weight shows it)"
 
 
-def _named(shapes: Shapes, foreign: ForeignCheckpoint) -> GuessedArchitecture | None:
-    """What the file calls itself, for the networks of timm and torchvision whose shapes are not read here."""
+def _guess_by_name(shapes: Shapes, foreign: ForeignCheckpoint) -> GuessedArchitecture | None:
+    """Take the name that the file states, for networks of timm and torchvision that are not known by their shapes."""
     meta, config = foreign.meta, foreign.meta.get("config.json") or {}
     settings: Any = meta.get("args") if isinstance(meta.get("args"), Mapping) else {}
     word = config.get("architecture") or meta.get("arch") or settings.get("model") or settings.get("arch")

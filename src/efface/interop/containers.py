@@ -1,11 +1,11 @@
-"""Containers: torch files, safetensors files and folders, opened safely and written back as they were.
+"""Open torch files, safetensors files and model folders safely, and write them back in the same form.
 
-A container holds flat names and tensors (``state``) and what stands beside them (``meta``). Writing takes the tensors
-that changed and leaves everything else as it was: a safetensors file is copied and its changed bytes replaced, so
-that its header stays; a torch file keeps its nesting, the order of its keys and their kind of dictionary.
+A container holds tensors under flat names (``state``) and the plain entries beside them (``meta``). Writing replaces
+the tensors that changed and preserves everything else: a safetensors file is copied and only the changed bytes are
+replaced, so its header stays; a torch file keeps its nesting, the order of its keys and its types of dictionaries.
 
-Written ``cleaned``, after unlearning, only weights and plain settings go along: optimizer moments, random states,
-schedules and other copies of the weights stay behind, and each is named in the notes that come back.
+After unlearning, a container is written ``cleaned``: with its weights and plain settings only. Optimizer moments,
+random states, schedules and other copies of the weights are left out, and each is named in the notes that are returned.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from efface.errors import EffaceError
 from efface.interop.safe_load import load_torch
 
 SIDECARS = ("args.json", "config.json", "open_clip_config.json", "preprocessor_config.json")
-"""Files beside the weights that say what they are; they go along."""
-MAIN = ("state_dict", "model_state_dict", "model", "module", "net")
-"""What the section with the weights is called in a torch file."""
-SPENT = re.compile(r"(^|_)(optim|sched|scaler|rng|random|amp$|callbacks|loops)")
-"""In the names of entries that belong to a training run and not to its result."""
-SIDES = ("student", "teacher")
-"""Sections that keep their names, because they say which network it is."""
+"""Files beside the weights that describe them; they are copied along."""
+WEIGHT_SECTIONS = ("state_dict", "model_state_dict", "model", "module", "net")
+"""Names of the section with the weights in a torch file."""
+TRAINING_STATE = re.compile(r"(^|_)(optim|sched|scaler|rng|random|amp$|callbacks|loops)")
+"""Matches the names of entries that belong to a training run and not to its result."""
+NETWORK_SECTIONS = ("student", "teacher")
+"""Sections that keep their names, because the name tells which network it is."""
 TEXT_SUFFIXES = (".json", ".txt", ".md", ".model", ".yaml", ".yml", ".jinja", ".py", "")
-"""Suffixes of files in a model's folder that hold no weights."""
+"""Suffixes of files in a model folder that hold no weights."""
 WEIGHT_STEMS = ("model", "pytorch_model", "open_clip_model", "open_clip_pytorch_model")
-"""What a folder calls its weights, best first."""
+"""Names of the weights in a model folder, best first."""
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt")
-"""Their suffixes, best first."""
+"""Suffixes of the weights in a model folder, best first."""
 
 
 class Container(Protocol):
-    """An opened checkpoint of any kind."""
+    """An opened checkpoint: a torch file, a safetensors file or a folder."""
 
     @property
     def path(self) -> Path:
@@ -54,25 +54,44 @@ class Container(Protocol):
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """Flat names to tensors, in the order of the file; ``section/name`` in a side section."""
+        """Flat name to tensor, in the order of the file; ``section/name`` outside of the main section."""
         ...
 
     @property
     def meta(self) -> dict[str, Any]:
-        """Plain entries, and the JSON files beside it under their file names."""
+        """Plain entries, and the JSON files beside the weights under their file names."""
         ...
 
     def entries(self) -> dict[str, str]:
-        """What stands beside the weights, and what becomes of each entry when it is written cleaned."""
+        """Describe what is beside the weights: entry to what happens to it when the container is written cleaned."""
         ...
 
     def write(self, folder: Path, changed: Mapping[str, Tensor], *, cleaned: bool) -> dict[str, str]:
-        """Write a copy of the same name into ``folder``; what was left behind: name to reason."""
+        """Write a copy with the same name into a folder.
+
+        Args:
+            folder: An existing folder.
+            changed: Tensors that replace those of the same names; shapes and dtypes must be equal.
+            cleaned: Whether to leave out the state of the training run.
+
+        Returns:
+            What was left out: name to reason.
+
+        """
         ...
 
 
 def open_container(path: Path, *, trust_pickle: bool = False) -> Container:
-    """Open a file or folder; see :func:`efface.interop.safe_load.load_torch` for ``trust_pickle``."""
+    """Open a file of weights or a model folder.
+
+    Args:
+        path: The file or folder.
+        trust_pickle: See :func:`efface.interop.safe_load.load_torch`.
+
+    Raises:
+        EffaceError: There is nothing at that path, it is refused as unsafe or damaged, or it holds no named tensors.
+
+    """
     path = Path(path)
     if not path.exists():
         raise EffaceError(f"There is no checkpoint at {path}.", remedy="Check the path.")
@@ -103,11 +122,11 @@ class SafetensorsFile:
             raise EffaceError(f"{path} holds no named tensors.", "Its header is empty.")
 
     def entries(self) -> dict[str, str]:
-        """Its metadata."""
+        """Return the metadata of the header; all of it is kept."""
         return {name: f"kept: {value}" for name, value in self.meta.items() if name not in SIDECARS}
 
     def write(self, folder: Path, changed: Mapping[str, Tensor], *, cleaned: bool) -> dict[str, str]:
-        """Copy the file and replace the bytes of the changed tensors; header and metadata stay as they are."""
+        """Copy the file and replace the bytes of the changed tensors; header and metadata stay the same."""
         check_changed_tensors(self.state, changed, self.path)
         target = folder / self.path.name
         shutil.copyfile(self.path, target)
@@ -120,7 +139,7 @@ class SafetensorsFile:
 
 
 class TorchFile:
-    """One file of ``torch.save``: a state dict, or a dictionary with some among its entries."""
+    """One file of ``torch.save``: a state dict, or a dictionary with state dicts among its entries."""
 
     def __init__(self, path: Path, content: Any) -> None:
         self.path, self.content = path, content
@@ -130,15 +149,15 @@ class TorchFile:
                 f"It holds a {type(content).__name__}.",
                 "Save the state dict: torch.save(model.state_dict(), ...).",
             )
-        self.main, self.sections = _sections(content)
+        self.main, self.sections = _find_sections(content)
         self.state: dict[str, Tensor] = {}
         self.places: dict[str, tuple[str | None, str]] = {}
         for section in self.sections:
-            start = "" if section == self.main else f"{section}/"
+            prefix = "" if section == self.main else f"{section}/"
             for name, value in self.get_section(section).items():
                 if isinstance(name, str) and isinstance(value, Tensor):
-                    self.state[start + name] = value
-                    self.places[start + name] = (section, name)
+                    self.state[prefix + name] = value
+                    self.places[prefix + name] = (section, name)
         if not self.state:
             raise EffaceError(f"{path} holds no named tensors.", f"Its entries: {', '.join(map(str, content))[:200]}.")
         self.meta = {
@@ -146,37 +165,37 @@ class TorchFile:
         } | read_sidecars(path)
 
     def get_section(self, section: str | None) -> dict[Any, Any]:
-        """The dictionary of a section; ``None``: the file's own."""
+        """Return the dictionary of a section; ``None`` stands for the file's top level."""
         return self.content if section is None else self.content[section]
 
     def entries(self) -> dict[str, str]:
-        """The file's entries that are no weights."""
-        left = _left(self.content, self.sections)
-        others = [key for key in self.content if key not in self.sections and str(key) not in left]
-        kept = {str(key): f"kept: {_short(self.content[key])}" for key in others if key not in self.state}
-        return kept | left
+        """Return the entries of the file that are not weights: name to what happens to each."""
+        dropped = _dropped_entries(self.content, self.sections)
+        others = [key for key in self.content if key not in self.sections and str(key) not in dropped]
+        kept = {str(key): f"kept: {_abbreviate(self.content[key])}" for key in others if key not in self.state}
+        return kept | dropped
 
     def write(self, folder: Path, changed: Mapping[str, Tensor], *, cleaned: bool) -> dict[str, str]:
-        """Save the same nesting with the changed tensors in place."""
+        """Save the same nested dictionaries with the changed tensors in place."""
         check_changed_tensors(self.state, changed, self.path)
-        fresh = copy.copy(self.content)
-        inner = {section: copy.copy(self.get_section(section)) for section in self.sections if section is not None}
-        fresh.update(inner)
+        content = copy.copy(self.content)
+        sections = {section: copy.copy(self.get_section(section)) for section in self.sections if section is not None}
+        content.update(sections)
         for name, value in changed.items():
-            section, own = self.places[name]
-            (fresh if section is None else inner[section])[own] = value.detach().cpu().contiguous()
-        notes = _left(fresh, self.sections) if cleaned else {}
-        for key in [key for key in fresh if str(key) in notes]:
-            del fresh[key]
-        new = zipfile.is_zipfile(self.path)
-        torch.save(fresh, folder / self.path.name, _use_new_zipfile_serialization=new)
+            section, key = self.places[name]
+            (content if section is None else sections[section])[key] = value.detach().cpu().contiguous()
+        notes = _dropped_entries(content, self.sections) if cleaned else {}
+        for key in [key for key in content if str(key) in notes]:
+            del content[key]
+        zipped = zipfile.is_zipfile(self.path)
+        torch.save(content, folder / self.path.name, _use_new_zipfile_serialization=zipped)
         copy_sidecars(self.path, folder)
         return notes
 
 
 @dataclass(frozen=True, eq=False)
 class Folder:
-    """A model's folder: one file of weights or several shards, and small files around them."""
+    """A model folder: one file of weights or several shards, and small files beside them."""
 
     path: Path
     members: tuple[Container, ...]
@@ -187,35 +206,36 @@ class Folder:
         state: dict[str, Tensor] = {}
         meta: dict[str, Any] = {}
         for member in self.members:
-            double = [name for name in member.state if name in state]
-            if double:
+            duplicates = [name for name in member.state if name in state]
+            if duplicates:
                 raise EffaceError(
-                    f"{self.path} holds '{double[0]}' twice.", f"Once more in {member.path.name}.", "Fetch it again."
+                    f"{self.path} holds '{duplicates[0]}' twice.",
+                    f"Once more in {member.path.name}.",
+                    "Fetch it again.",
                 )
             state |= member.state
             meta |= member.meta
         object.__setattr__(self, "state", state)
         object.__setattr__(self, "meta", meta)
 
-    def _around(self) -> list[Path]:
+    def _other_files(self) -> list[Path]:
         weights = {member.path.name for member in self.members}
         return [item for item in sorted(self.path.iterdir()) if item.name not in weights]
 
     def entries(self) -> dict[str, str]:
-        """The files around the weights."""
-        fates = {True: "kept", False: "left behind: it may hold weights or a training state"}
-        return {
-            item.name: fates[item.is_file() and item.suffix.lower() in TEXT_SUFFIXES and not _spent(item.stem)]
-            for item in self._around()
-        }
+        """Return the files beside the weights: name to what happens to each."""
+        outcome = {True: "kept", False: "left behind: it may hold weights or a training state"}
+        return {item.name: outcome[_is_safe_to_keep(item)] for item in self._other_files()}
 
     def write(self, folder: Path, changed: Mapping[str, Tensor], *, cleaned: bool) -> dict[str, str]:
-        """Copy the folder, its weights with the changed tensors; cleaned, nothing else that may hold weights."""
+        """Copy the folder, with the changed tensors in its weights; cleaned, no other file that may hold weights."""
         check_changed_tensors(self.state, changed, self.path)
         target = folder / self.path.name
         target.mkdir(parents=True, exist_ok=True)
-        notes = {name: fate for name, fate in self.entries().items() if not fate.startswith("kept")} if cleaned else {}
-        for item in self._around():
+        notes: dict[str, str] = {}
+        if cleaned:
+            notes = {name: outcome for name, outcome in self.entries().items() if not outcome.startswith("kept")}
+        for item in self._other_files():
             if item.name in notes:
                 continue
             if item.is_dir():
@@ -223,13 +243,13 @@ class Folder:
             else:
                 shutil.copyfile(item, target / item.name)
         for member in self.members:
-            own = {name: value for name, value in changed.items() if name in member.state}
-            notes |= member.write(target, own, cleaned=cleaned)
+            inside = {name: value for name, value in changed.items() if name in member.state}
+            notes |= member.write(target, inside, cleaned=cleaned)
         return notes
 
 
 def open_folder(path: Path, *, trust_pickle: bool = False) -> Folder:
-    """The weights of a model's folder: safetensors before ``.bin``, whole or in shards."""
+    """Open a model folder. Safetensors are preferred to ``.bin``, and one file to shards."""
     if (path / ".metadata").exists() or any(path.glob("*.distcp")):
         raise EffaceError(
             f"{path} is a distributed checkpoint in pieces.",
@@ -237,7 +257,7 @@ def open_folder(path: Path, *, trust_pickle: bool = False) -> Folder:
         )
     found = weights_file(path)
     if found is not None and found.suffix == ".json":
-        return Folder(path, _shards(found, trust_pickle))
+        return Folder(path, _open_shards(found, trust_pickle))
     if found is not None:
         return Folder(path, (open_container(found, trust_pickle=trust_pickle),))
     raise EffaceError(
@@ -248,7 +268,7 @@ def open_folder(path: Path, *, trust_pickle: bool = False) -> Folder:
 
 
 def weights_file(path: Path) -> Path | None:
-    """A file itself; of a folder its file of weights, or the index of its shards; ``None`` if it has neither."""
+    """Return a file itself, or the weights or index of shards in a folder; ``None`` if there are none."""
     if path.is_file():
         return path
     names = [
@@ -257,7 +277,7 @@ def weights_file(path: Path) -> Path | None:
     return next((path / name for name in names if (path / name).is_file()), None)
 
 
-def _shards(index: Path, trust_pickle: bool) -> tuple[Container, ...]:
+def _open_shards(index: Path, trust_pickle: bool) -> tuple[Container, ...]:
     listed = read_json_sidecar(index).get("weight_map")
     if not isinstance(listed, dict) or not listed:
         raise EffaceError(f"{index} lists no tensors.", "It should have a 'weight_map'.", "Fetch it again.")
@@ -279,7 +299,7 @@ def _shards(index: Path, trust_pickle: bool) -> tuple[Container, ...]:
 
 
 def check_changed_tensors(state: Mapping[str, Tensor], changed: Mapping[str, Tensor], path: Path) -> None:
-    """An error unless each changed tensor has the name, shape and type of one in the file."""
+    """Raise an error unless each changed tensor has the name, shape and dtype of one in the file."""
     for name, value in changed.items():
         old = state.get(name)
         if old is None or old.shape != value.shape or old.dtype != value.dtype:
@@ -291,19 +311,19 @@ def check_changed_tensors(state: Mapping[str, Tensor], changed: Mapping[str, Ten
 
 
 def read_sidecars(path: Path) -> dict[str, Any]:
-    """The JSON files beside a file of weights, under their file names."""
+    """Read the JSON files beside a file of weights: file name to content."""
     return {name: read_json_sidecar(path.parent / name) for name in SIDECARS if (path.parent / name).is_file()}
 
 
 def copy_sidecars(path: Path, folder: Path) -> None:
-    """Copy the JSON files beside a file of weights into a folder, unless they are there."""
+    """Copy the JSON files beside a file of weights into a folder, unless it has them already."""
     for name in SIDECARS:
         if (path.parent / name).is_file() and not (folder / name).exists():
             shutil.copyfile(path.parent / name, folder / name)
 
 
 def read_json_sidecar(path: Path) -> dict[str, Any]:
-    """A JSON object from a file."""
+    """Read a JSON object from a file; any other JSON value counts as empty."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -312,7 +332,7 @@ def read_json_sidecar(path: Path) -> dict[str, Any]:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value is made of nothing but numbers, text and their containers."""
+    """Whether a value consists only of numbers, text and containers of them."""
     if isinstance(value, Namespace):
         return is_plain(vars(value))
     if isinstance(value, Mapping):
@@ -323,45 +343,53 @@ def is_plain(value: Any) -> bool:
 
 
 def to_plain_settings(value: Any) -> Any:
-    """A plain value, a Namespace as a dictionary."""
+    """Return a plain value; a Namespace becomes a dictionary."""
     return vars(value) if isinstance(value, Namespace) else value
 
 
-def _sections(content: dict[Any, Any]) -> tuple[str | None, list[str | None]]:
-    """The section with the weights, and all of them; ``None`` stands for the file itself, "" for no such section."""
+def _find_sections(content: dict[Any, Any]) -> tuple[str | None, list[str | None]]:
+    """Return the main section and all sections that hold weights.
+
+    A section is a key of ``content``; ``None`` stands for the top level. The main section is "" if there is none.
+    """
 
     def is_state(value: Any) -> bool:
         return isinstance(value, dict) and bool(value) and all(isinstance(v, Tensor) for v in value.values())
 
-    named = [key for key in MAIN if isinstance(content.get(key), dict)][:1]
-    sections = [*named, *(key for key, value in content.items() if is_state(value) and not _spent(key))]
+    named = [key for key in WEIGHT_SECTIONS if isinstance(content.get(key), dict)][:1]
+    sections = [*named, *(key for key, value in content.items() if is_state(value) and not _is_training_state(key))]
     sections = list(dict.fromkeys(sections))
     if named:
         return named[0], [*sections]
-    if len(sections) == 1 and sections[0] not in SIDES:
+    if len(sections) == 1 and sections[0] not in NETWORK_SECTIONS:
         return sections[0], [*sections]
     if any(isinstance(value, Tensor) for value in content.values()):
         return None, [None, *sections]
     return "", [*sections]
 
 
-def _spent(key: Any) -> bool:
-    return SPENT.search(str(key).lower()) is not None
+def _is_safe_to_keep(item: Path) -> bool:
+    """Whether an item of a model folder is a text file that describes the model."""
+    return item.is_file() and item.suffix.lower() in TEXT_SUFFIXES and not _is_training_state(item.stem)
 
 
-def _left(content: dict[Any, Any], sections: list[str | None]) -> dict[str, str]:
-    """Entries that stay behind: those of the training run, and those that are not plain and may hold anything."""
+def _is_training_state(key: Any) -> bool:
+    return TRAINING_STATE.search(str(key).lower()) is not None
+
+
+def _dropped_entries(content: dict[Any, Any], sections: list[str | None]) -> dict[str, str]:
+    """Return the entries to leave out, with reasons: those of the training run, and those that may hold anything."""
     notes: dict[str, str] = {}
     for key, value in content.items():
         if key in sections or (None in sections and isinstance(value, Tensor)):
             continue
-        if _spent(key):
+        if _is_training_state(key):
             notes[str(key)] = "dropped: it belongs to the training run"
         elif not is_plain(value):
             notes[str(key)] = "dropped: it is not made of plain settings"
     return notes
 
 
-def _short(value: Any) -> str:
+def _abbreviate(value: Any) -> str:
     text = str(to_plain_settings(value))
     return text if len(text) <= 60 else text[:57] + "..."

@@ -1,73 +1,74 @@
-"""Adopt a foreign checkpoint: its weights into a Model, and an unlearned Model's weights back into its layout.
+"""Import the weights of a foreign checkpoint into a model.
 
-Nothing is loaded by halves: every tensor of the backbone and of the projector has its place in the network, or an
-error shows what does not fit. On the way back every tensor of the file is decided about, and each decision is noted.
+A checkpoint is imported as a whole or not at all: every tensor of the backbone and of the projector must have its
+place in the network, or an error shows which ones do not fit.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from efface.errors import EffaceError
-from efface.interop.checkpoint_file import ForeignCheckpoint
+from efface.interop.checkpoint_file import BATCH_COUNTER, ForeignCheckpoint, read_queue_keys
 from efface.interop.layouts import Role
 from efface.training.model import Model
 
-Tensors = dict[str, Tensor]
-
-
-COUNTER = "num_batches_tracked"
-"""Of BatchNorm; files from before it existed lack it."""
-
-
-HALF_PRECISION = (torch.float16, torch.bfloat16)
-
-
 MAX_LISTED_NAMES = 6
-"""Names listed of each kind that does not fit."""
+"""At most so many names are listed of each kind that does not fit."""
 
 
 @dataclass(frozen=True)
 class ImportedModel:
-    """A model with foreign weights, and what to know about it."""
+    """A model with foreign weights."""
 
     model: Model
     notes: tuple[str, ...] = ()
+    """Parts of the model that the file does not have, and what they start with instead."""
 
 
 def import_model(
     foreign: ForeignCheckpoint, model: Model, objective: str, *, fresh_head: bool = False
 ) -> ImportedModel:
-    """Put the file's weights into a fresh model: all of backbone and head, and what it has of the other parts.
+    """Load a file's weights into a newly built model.
 
-    ``fresh_head``: where the file has no head, leave the model's own, untrained one.
+    Backbone, head, predictor and text tower must be complete. The momentum encoder and the queue are taken over where
+    they fit; where they do not, they start as in a new training run.
+
+    Args:
+        foreign: The checkpoint.
+        model: A model of the same architecture; it is changed in place.
+        objective: Name of the objective, for error messages.
+        fresh_head: Whether a file without a head is accepted; the model then keeps its own, untrained head.
+
+    Raises:
+        EffaceError: Tensors are missing, unexpected, of another shape, quantized or not finite.
+
     """
     notes: list[str] = []
-    fresh = {"backbone": _fitted(model.backbone, foreign, Role.BACKBONE)}
-    bare = not foreign.part(Role.HEAD)
-    if bare and not fresh_head:
+    parts = {"backbone": _matched(model.backbone, foreign, Role.BACKBONE)}
+    headless = not foreign.part(Role.HEAD)
+    if headless and not fresh_head:
         raise EffaceError(
             f"{foreign.path} has a backbone but no head.",
-            f"The objective '{objective}' needs the {_head(objective)} that it was trained with.",
+            f"The objective '{objective}' needs the {_describe_head(objective)} that it was trained with.",
             "Bring the checkpoint of the training run, before its head was taken off; or put an untrained one on: "
             "--set fresh_head=true.",
         )
-    if bare:
-        notes.append(f"the file has no head: the {_head(objective)} starts untrained")
+    if headless:
+        notes.append(f"the file has no head: the {_describe_head(objective)} starts untrained")
     else:
-        fresh["head"] = _fitted(model.head, foreign, Role.HEAD, objective)
-    if model.predictor is not None and not bare:
-        fresh["predictor"] = _fitted(model.predictor, foreign, Role.PREDICTOR, objective)
+        parts["head"] = _matched(model.head, foreign, Role.HEAD, objective)
+    if model.predictor is not None and not headless:
+        parts["predictor"] = _matched(model.predictor, foreign, Role.PREDICTOR, objective)
     if model.text is not None:
-        fresh["text.network"] = _fitted(model.text.network, foreign, Role.TEXT, objective)
-        fresh[""] = _scale(model, foreign)
+        parts["text.network"] = _matched(model.text.network, foreign, Role.TEXT, objective)
+        parts[""] = _read_scale(model, foreign)
     state = {
-        f"{part}.{name}".removeprefix("."): value for part, inside in fresh.items() for name, value in inside.items()
+        f"{part}.{name}".removeprefix("."): value for part, inside in parts.items() for name, value in inside.items()
     }
-    _finite(foreign)
+    _require_finite(foreign)
     model.load_state_dict(state, strict=False)
     if model.momentum_encoder is not None:
         notes += _import_momentum_encoder(model, foreign)
@@ -76,77 +77,69 @@ def import_model(
     return ImportedModel(model, tuple(notes))
 
 
-def import_backbone(foreign: ForeignCheckpoint, model: Model) -> Model:
-    """Put the file's backbone alone into a fresh model; the head stays untrained."""
-    _finite(foreign)
-    model.backbone.load_state_dict(_fitted(model.backbone, foreign, Role.BACKBONE), strict=False)
-    return model
+def import_backbone(foreign: ForeignCheckpoint, model: Model) -> ImportedModel:
+    """Load only a file's backbone into a newly built model; the head stays untrained."""
+    _require_finite(foreign)
+    model.backbone.load_state_dict(_matched(model.backbone, foreign, Role.BACKBONE), strict=False)
+    return ImportedModel(model)
 
 
-def _scale(model: Model, foreign: ForeignCheckpoint) -> Tensors:
-    theirs = foreign.part(Role.SCALE).get("logit_scale")
-    if theirs is None or theirs.numel() != 1 or model.scale is None:
+def _read_scale(model: Model, foreign: ForeignCheckpoint) -> dict[str, Tensor]:
+    scale = foreign.part(Role.SCALE).get("logit_scale")
+    if scale is None or scale.numel() != 1 or model.scale is None:
         raise EffaceError(f"{foreign.path} has no single logit scale.", "CLIP's loss has one for all pairs.")
-    return {"scale": theirs.reshape(()).to(model.scale.dtype)}
+    return {"scale": scale.reshape(()).to(model.scale.dtype)}
 
 
 def _import_momentum_encoder(model: Model, foreign: ForeignCheckpoint) -> list[str]:
     model.add_momentum_encoder()
-    theirs, own = foreign.part(Role.TWIN), model.get_submodule("momentum_encoder").state_dict()
-    if any(name not in theirs or theirs[name].shape != own[name].shape for name in own if not name.endswith(COUNTER)):
-        return ["the file has no whole momentum twin: it starts as a copy of the trained network"]
-    there = {name: theirs[name].to(value.dtype) for name, value in own.items() if name in theirs}
-    model.get_submodule("momentum_encoder").load_state_dict(own | there)
+    momentum_encoder = model.get_submodule("momentum_encoder")
+    stored, target = foreign.part(Role.MOMENTUM_ENCODER), momentum_encoder.state_dict()
+    required = [name for name in target if not name.endswith(BATCH_COUNTER)]
+    if any(name not in stored or stored[name].shape != target[name].shape for name in required):
+        return ["the file has no complete momentum encoder: it starts as a copy of the trained network"]
+    loaded = {name: stored[name].to(value.dtype) for name, value in target.items() if name in stored}
+    momentum_encoder.load_state_dict(target | loaded)
     return []
 
 
 def _import_queue(model: Model, foreign: ForeignCheckpoint) -> list[str]:
-    theirs, own = foreign.part(Role.QUEUE).get("queue"), model.queue
-    keys = None if theirs is None or own is None else read_queue_keys(theirs, own.shape[1], foreign)
-    if keys is None or own is None or keys.shape != own.shape:
+    stored, target = foreign.part(Role.QUEUE).get("queue"), model.queue
+    keys = None if stored is None or target is None else read_queue_keys(stored, target.shape[1], foreign)
+    if keys is None or target is None or keys.shape != target.shape:
         return ["the file has no queue that fits: it starts with random directions"]
-    model.queue = keys.to(own.dtype).contiguous().clone()
+    model.queue = keys.to(target.dtype).contiguous().clone()
     return []
 
 
-def read_queue_keys(queue: Tensor, dim: int, foreign: ForeignCheckpoint) -> Tensor:
-    """A foreign queue as rows of keys, [K, dim]: most keep [dim, K], solo-learn one for each view [2, dim, K]."""
-    first = queue[0] if queue.dim() == 3 else queue
-    return first if _in_rows(first, dim, foreign) else first.T
-
-
-def _in_rows(queue: Tensor, dim: int, foreign: ForeignCheckpoint) -> bool:
-    return foreign.layout.name == "efface" or (queue.shape[0] != dim and queue.shape[1] == dim)
-
-
-def _fitted(module: nn.Module, foreign: ForeignCheckpoint, role: Role, objective: str = "") -> Tensors:
-    """The file's tensors for a module, in the module's types; an error with a table unless each one fits."""
-    own, theirs = module.state_dict(), foreign.part(role)
-    missing = [name for name in own if name not in theirs and not name.endswith(COUNTER)]
-    unexpected = [name for name in theirs if name not in own]
-    both = [name for name in theirs if name in own]
+def _matched(module: nn.Module, foreign: ForeignCheckpoint, role: Role, objective: str = "") -> dict[str, Tensor]:
+    """Return the file's tensors of one role, cast to the module's dtypes; an error with a table if any does not fit."""
+    target, stored = module.state_dict(), foreign.part(role)
+    missing = [name for name in target if name not in stored and not name.endswith(BATCH_COUNTER)]
+    unexpected = [name for name in stored if name not in target]
+    both = [name for name in stored if name in target]
     shapes = [
-        f"{name}: {tuple(theirs[name].shape)} in the file, {tuple(own[name].shape)} here"
+        f"{name}: {tuple(stored[name].shape)} in the file, {tuple(target[name].shape)} here"
         for name in both
-        if theirs[name].shape != own[name].shape
+        if stored[name].shape != target[name].shape
     ]
     if missing or unexpected or shapes:
-        table = [f"{len(both) - len(shapes)} of {len(theirs)} tensors match."]
+        table = [f"{len(both) - len(shapes)} of {len(stored)} tensors match."]
         for kind, names in (("Missing", missing), ("Unexpected", unexpected), ("Of another shape", shapes)):
             more = f" and {len(names) - MAX_LISTED_NAMES} more" if len(names) > MAX_LISTED_NAMES else ""
             table.append(f"{kind}: {len(names)}{': ' if names else ''}{'; '.join(names[:MAX_LISTED_NAMES])}{more}.")
-        raise _misfit(foreign, role, objective, "\n".join(table))
-    coded = [name for name in both if own[name].is_floating_point() and not theirs[name].is_floating_point()]
-    if coded:
+        raise _mismatch_error(foreign, role, objective, "\n".join(table))
+    quantized = [name for name in both if target[name].is_floating_point() and not stored[name].is_floating_point()]
+    if quantized:
         raise EffaceError(
             f"The {role} in {foreign.path} is quantized.",
-            f"'{coded[0]}' is {theirs[coded[0]].dtype}.",
+            f"'{quantized[0]}' is {stored[quantized[0]].dtype}.",
             "Bring the checkpoint from before quantization.",
         )
-    return {name: theirs[name].to(own[name].dtype) for name in both}
+    return {name: stored[name].to(target[name].dtype) for name in both}
 
 
-def _misfit(foreign: ForeignCheckpoint, role: Role, objective: str, table: str) -> EffaceError:
+def _mismatch_error(foreign: ForeignCheckpoint, role: Role, objective: str, table: str) -> EffaceError:
     if role is Role.BACKBONE:
         return EffaceError(
             f"The backbone in {foreign.path} is another architecture than the one it was put into.",
@@ -157,12 +150,12 @@ def _misfit(foreign: ForeignCheckpoint, role: Role, objective: str, table: str) 
     return EffaceError(
         f"The {role} in {foreign.path} is not one that the objective '{objective}' can have here.",
         f"It has: {shapes}. {table}",
-        f"A {_head(objective)} is expected. Name the objective that it was trained with (--objective), or bring a "
-        "checkpoint with such a head.",
+        f"A {_describe_head(objective)} is expected. Name the objective that it was trained with (--objective), or "
+        "bring a checkpoint with such a head.",
     )
 
 
-def _head(objective: str) -> str:
+def _describe_head(objective: str) -> str:
     if objective == "cross_entropy":
         return "single linear layer over the classes of the data"
     if objective == "clip":
@@ -170,7 +163,7 @@ def _head(objective: str) -> str:
     return "projector of linear layers, BatchNorm and activations"
 
 
-def _finite(foreign: ForeignCheckpoint) -> None:
+def _require_finite(foreign: ForeignCheckpoint) -> None:
     state = foreign.container.state
     broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:

@@ -1,4 +1,4 @@
-"""Say what is in a checkpoint without running anything of it: layout, network, parts, what in it is personal."""
+"""Describe a checkpoint without running anything in it: layout, network, parts, and what may hold personal data."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 from torch import Tensor
 
 from efface.errors import EffaceError
-from efface.interop import checkpoint_file
 from efface.interop.architecture import guess_architecture
+from efface.interop.checkpoint_file import find_sibling_checkpoints, read_foreign
 from efface.training.checkpoint import META, WEIGHTS, read_meta, read_weights
 from efface.training.model import digest
 
 PERSONAL = {
     "queue": "literal embeddings of training images: purge, refill from retained examples",
-    "twin": "a momentum copy that remembers what the online network forgot: let it follow or copy it again",
+    "twin": "a momentum copy that remembers what the online network forgot: update it or copy it again",
     "prototypes": "directions fitted to embeddings of training images: start afresh",
     "predictor": "trained on the same images as the backbone",
     "optimizer": "moments of past gradients: drop",
@@ -26,35 +26,35 @@ PERSONAL = {
 
 @dataclass(frozen=True)
 class CheckpointContents:
-    """What a checkpoint holds."""
+    """Contents of a checkpoint."""
 
     path: str
     digest: str
     parts: dict[str, dict[str, Any]]
-    """Part to tensors, numbers, types, and what is personal in it."""
+    """Part to its tensors, numbers and dtypes, and why it may hold personal data."""
     finite: bool
     """Whether every number is finite."""
     meta: dict[str, Any] = field(default_factory=dict)
-    """The run's own meta data; empty for a foreign checkpoint."""
+    """The run's own metadata; empty for a foreign checkpoint."""
     layout: str = "efface"
-    """Whose layout it is."""
+    """The library or method whose layout it has."""
     architecture: dict[str, Any] = field(default_factory=dict)
-    """What the network seems to be; empty for a run folder, which knows."""
+    """The guessed architecture; empty for a run folder, which stores it."""
     entries: dict[str, str] = field(default_factory=dict)
-    """Entries beside the weights, and what becomes of each after unlearning."""
+    """Entries beside the weights, and what happens to each after unlearning."""
     copies: list[str] = field(default_factory=list)
-    """Other files that may hold the same memory: nothing here changes them."""
+    """Other files that may remember the same images; unlearning does not change them."""
     notes: list[str] = field(default_factory=list)
-    """What to know about it that its tensors do not show."""
+    """What its tensors do not show, and what was assumed."""
     trusted: bool = False
-    """Whether it was unpickled on request, so that it could run what it liked."""
+    """Whether it was unpickled on request, so that code in it may have run."""
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
+        """Return a dictionary that can be written as JSON."""
         return vars(self).copy()
 
     def lines(self) -> list[str]:
-        """Sentences for a terminal."""
+        """Return the lines to print on a terminal."""
         head = [self.path, f"digest  {self.digest}", f"layout  {self.layout}"]
         if self.meta:
             recipe = self.meta["recipe"]
@@ -67,7 +67,7 @@ class CheckpointContents:
             backbone = self.architecture["backbone"]
             head += [
                 f"network {self.architecture['name']}",
-                f"setting {_setting(backbone) if backbone else 'none: no backbone here has these weights'}",
+                f"setting {_format_backbone(backbone) if backbone else 'none: no backbone here has these weights'}",
             ]
         safe = "NOT KNOWN: it was unpickled on your word" if self.trusted else "read without running anything in it"
         lines = [
@@ -90,33 +90,48 @@ class CheckpointContents:
 
 
 def inspect_checkpoint(path: Path, *, trust_pickle: bool = False) -> CheckpointContents:
-    """What is in a run folder or a foreign checkpoint; a file that asks for foreign classes is refused."""
+    """Describe a run folder or a foreign checkpoint.
+
+    Args:
+        path: A run folder, a file of weights, or a model folder of another library.
+        trust_pickle: See :func:`efface.interop.safe_load.load_torch`.
+
+    Raises:
+        EffaceError: There is nothing at that path, or the file cannot be read safely.
+
+    Example:
+        >>> inspect_checkpoint(Path("moco_v2_800ep.pth.tar")).layout
+        'moco'
+
+    """
     path = Path(path)
     if (path / META).is_file():
         weights = read_weights(path / WEIGHTS)
         roles = {name: name.split(".")[0] for name in weights}
-        return CheckpointContents(str(path), digest(weights), _parts(weights, roles), _finite(weights), read_meta(path))
+        return CheckpointContents(
+            str(path), digest(weights), _describe_parts(weights, roles), _all_finite(weights), read_meta(path)
+        )
     if not path.exists():
         raise EffaceError(
             f"There is no checkpoint at {path}.", f"A run folder holds {WEIGHTS} and {META}.", "Check the path."
         )
-    found = checkpoint_file.read_foreign(path, trust_pickle=trust_pickle)
-    weights, seen = found.container.state, guess_architecture(found)
+    found = read_foreign(path, trust_pickle=trust_pickle)
+    weights, architecture = found.container.state, guess_architecture(found)
     return CheckpointContents(
         str(path),
         digest(weights),
-        _parts(weights, {name: str(place.role) for name, place in found.table.items()}),
-        _finite(weights),
+        _describe_parts(weights, {name: str(place.role) for name, place in found.table.items()}),
+        _all_finite(weights),
         layout=found.layout.name,
-        architecture=seen.as_dict(),
+        architecture=architecture.as_dict(),
         entries=found.container.entries(),
-        copies=checkpoint_file.find_sibling_checkpoints(found.container),
-        notes=[*found.layout.notes, *seen.notes],
+        copies=find_sibling_checkpoints(found.container),
+        notes=[*found.layout.notes, *architecture.notes],
         trusted=trust_pickle,
     )
 
 
-def _parts(weights: Mapping[str, Tensor], roles: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+def _describe_parts(weights: Mapping[str, Tensor], roles: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     parts: dict[str, dict[str, Any]] = {}
     for name, value in weights.items():
         part = roles[name]
@@ -129,12 +144,12 @@ def _parts(weights: Mapping[str, Tensor], roles: Mapping[str, str]) -> dict[str,
     return parts
 
 
-def _finite(weights: Mapping[str, Tensor]) -> bool:
+def _all_finite(weights: Mapping[str, Tensor]) -> bool:
     return all(bool(v.isfinite().all()) for v in weights.values() if v.is_floating_point())
 
 
-def _setting(backbone: dict[str, Any]) -> str:
-    """A backbone as one writes it after ``--set``; width and stride are of the small ResNets alone."""
+def _format_backbone(backbone: dict[str, Any]) -> str:
+    """Format a backbone as it is written after ``--set``; only the small ResNets have a width and a stride."""
     shown = [f"recipe.backbone.name={backbone['name']}"]
     if ":" not in backbone["name"]:
         shown += [f"recipe.backbone.width={backbone['width']}", f"recipe.backbone.stride={backbone['stride']}"]

@@ -1,7 +1,15 @@
-"""Evidence: from a judged audit to the files that stand for it: findings, record and report. numpy only.
+"""The evidence bundle: the files that document one audit in a run folder. numpy only.
 
-``compose`` says everything in one record; ``write`` seals it (ids become keyed digests) and puts
-``findings.json``, ``record.json``, its schema, ``items.key`` and ``report.html`` into a folder.
+============================ ====================================================
+``findings.json``            every finding
+``record.json``              the record (see :mod:`efface.reporting.record`)
+``record.schema.json``       the JSON schema of the record
+``items.key``                the key of the digests of the forgotten examples
+``report.html``              the report
+============================ ====================================================
+
+:func:`compose_record` collects the facts of an audit in a :class:`Record`; :func:`write_evidence` seals it (ids
+become keyed digests) and writes the files.
 """
 
 from __future__ import annotations
@@ -21,38 +29,41 @@ from efface.data.split import Split
 from efface.errors import EffaceError
 from efface.files import write_text
 from efface.reporting.environment import Environment
-from efface.reporting.page import REPORT, render_report
-from efface.reporting.record import (
-    RECORD,
+from efface.reporting.facts import (
     CheckpointFacts,
     DataFacts,
     LogFacts,
     MeasuredChange,
     PartChange,
-    Record,
     Request,
     SplitFacts,
-    file_digest,
-    json_digest,
 )
+from efface.reporting.page import REPORT, render_report
+from efface.reporting.record import RECORD, Record, file_digest, json_digest
 from efface.reporting.redaction import KEY_FILE, read_key
 from efface.training.history import SearchHistory, StoppingResult, from_dict
 
 FINDINGS = "findings.json"
-
-
 RECORDED_FILES = ("checkpoint.safetensors", "meta.json", "split.json", "observations.npz", "log.jsonl")
-"""Files of a run folder whose digests the record holds."""
+"""Files of a run folder whose digests are stored in the record."""
 
 
 def checkpoint_facts(meta: Mapping[str, Any], file: str = "", sha256: str = "", claim: str = "") -> CheckpointFacts:
-    """What the record says of a checkpoint, from the meta data that :meth:`Checkpoint.save` writes."""
-    kept = {key: meta[key] for key in ("digest", "parent", "method", "origin", "exact", "seed", "split", "purged")}
-    kept |= {
+    """Describe a checkpoint for the record.
+
+    Args:
+        meta: The metadata that :meth:`Checkpoint.save` writes.
+        file: Path of the weights.
+        sha256: SHA-256 of that file.
+        claim: Statement by the user that was not checked.
+
+    """
+    facts = {key: meta[key] for key in ("digest", "parent", "method", "origin", "exact", "seed", "split", "purged")}
+    facts |= {
         "stopped": from_dict(StoppingResult, meta.get("stopped")),
         "search": from_dict(SearchHistory, meta.get("search")),
     }
-    return CheckpointFacts(file=file, sha256=sha256, claim=claim, **kept)
+    return CheckpointFacts(file=file, sha256=sha256, claim=claim, **facts)
 
 
 def compose_record(
@@ -73,9 +84,25 @@ def compose_record(
     warnings: Sequence[str] = (),
     requests: RequestSequence | None = None,
 ) -> Record:
-    """One unsealed record. ``checkpoints``: ``original``, ``subject``, ``oracle 1`` ...
+    """Collect the facts of an audit in an unsealed record.
 
-    ``warnings``: beside those of the split.
+    Args:
+        data: The data set.
+        split: The split, with the provenance of its forget set.
+        checkpoints: By role: ``original``, ``subject`` (the unlearned model), ``oracle 1`` ...
+        verdict: Verdict of the audit.
+        findings: Findings of the audit.
+        environment: Machine and versions.
+        criteria: What counts as removed.
+        changes: How much unlearning changed each part of the model.
+        costs: Training cost of ``subject``, ``original`` and ``oracle``, where known.
+        config: The resolved configuration.
+        log: Lines of the training log.
+        lineage: Model digests from the first ancestor to the subject; by default original and subject.
+        goal: Goal of the request.
+        warnings: Warnings in addition to those of the split.
+        requests: All requests so far, if this was not the first.
+
     """
     provenance, subject = split.provenance, checkpoints["subject"]
     original = checkpoints["original"].digest
@@ -137,13 +164,25 @@ def write_evidence(
     *,
     plain_ids: bool = False,
 ) -> Record:
-    """Seal the record about ``ids`` and write all of it into an existing folder; the sealed record.
+    """Seal a record and write the evidence bundle into an existing folder.
 
-    A folder that was audited before keeps its key, so that digests of the same ids stay the same.
+    A folder that was audited before keeps its key, so that the same ids keep the same digests.
+
+    Args:
+        folder: The run folder.
+        record: Record from :func:`compose_record`.
+        ids: Ids of the forgotten examples.
+        seen: Observations by role: ``original``, ``subject``, ``oracle 1`` ...
+        log: Lines of the training log.
+        plain_ids: Store bare ids instead of keyed digests.
+
+    Returns:
+        The sealed record.
+
     """
     folder = Path(folder)
-    there = {name: file_digest(folder / name) for name in RECORDED_FILES if (folder / name).exists()}
-    record = record.model_copy(update={"files": there})
+    digests = {name: file_digest(folder / name) for name in RECORDED_FILES if (folder / name).exists()}
+    record = record.model_copy(update={"files": digests})
     secret = read_key(folder / KEY_FILE) if (folder / KEY_FILE).exists() else None
     record, secret = record.sealed(ids, plain_ids=plain_ids, secret=secret)
     write_text(folder / FINDINGS, json.dumps([asdict(one) for one in record.findings], indent=1) + "\n")
@@ -155,14 +194,14 @@ def write_evidence(
 def write_report(
     folder: Path, record: Record, seen: Mapping[str, Observations], log: Sequence[Mapping[str, Any]]
 ) -> Path:
-    """Render ``report.html`` from a record and what its models show; the page's path."""
+    """Render ``report.html`` from a record and the observations of its models, and return its path."""
     path = Path(folder) / REPORT
     write_text(path, render_report(record, seen, log))
     return path
 
 
 def require_record(folder: Path) -> Record:
-    """The record of an audited run."""
+    """Load the record of a run folder; a run that was not audited raises."""
     if not (Path(folder) / RECORD).exists():
         raise EffaceError(f"{folder} has not been audited: it has no {RECORD}.", remedy=f"Run `efface audit {folder}`.")
     return Record.load(folder)

@@ -1,4 +1,4 @@
-"""Environment: the machine and the versions that a result was computed with."""
+"""Describe the machine and the software versions that a result was computed with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from efface.schema import RecordModel
 
 
 class Environment(RecordModel):
-    """Where it was computed."""
+    """The machine and the software versions of a computation."""
 
     python: str
     torch: str
@@ -21,7 +21,14 @@ class Environment(RecordModel):
 
     @staticmethod
     def current(torch: str, threads: int, device: str = "cpu") -> Environment:
-        """This machine; ``torch`` is the version string, because nothing here imports it."""
+        """Describe this machine.
+
+        Args:
+            torch: Version of PyTorch, passed as a string because this package does not import torch.
+            threads: Number of threads of the computation.
+            device: Device of the computation.
+
+        """
         system = f"{platform.system()} {platform.release()} {platform.machine()}"
         cpu = f"{_processor()}, {os.cpu_count()} logical"
         python = platform.python_version()
@@ -32,6 +39,6 @@ def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        lines = []  # not Linux: the platform module knows what there is to know
-    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or "unknown")
+        lines = []  # not Linux: fall back to the platform module
+    models = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or "unknown")

@@ -1,4 +1,4 @@
-"""How measurements, settings and digests are written in the report."""
+"""Format numbers, settings and digests for the HTML pages, and set up the templates."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ from efface import stats
 from efface.auditing.evidence import Finding
 from efface.auditing.formatting import DASH, format_count, format_number
 from efface.auditing.verdict import SignalVerdict
-from efface.reporting.figures import audit
+from efface.reporting.figures.audit import slug
 from efface.reporting.wording import SIGNAL_PLACES, SYMBOLS
 
 
 def format_data(value: float | None, digits: int = 3) -> Markup:
-    """A number as it is read, with its full value in the markup for machines."""
+    """A rounded number, with its full value in the markup for programs that read the page."""
     if value is None:
         return Markup('<span class="absent">{}</span>').format(DASH)
     return Markup('<data value="{}">{}</data>').format(repr(value), format_number(value, digits))
 
 
 def ceiling(value: float | None) -> Markup:
-    """The largest leak that could be shown, rounded down as the verdict's limits have it."""
+    """The largest leak that could be detected, rounded down as in the limits of the verdict."""
     if value is None:
         return format_data(value)
     return Markup('<data value="{}">{:g}</data>').format(repr(value), stats.rounded_down(value))
 
 
 def format_interval(interval: Sequence[float] | None) -> Markup:
-    """An interval."""
+    """An interval as ``low to high``."""
     if interval is None:
         return Markup('<span class="absent">{}</span>').format(DASH)
     return Markup('<span class="span">{} to {}</span>').format(format_data(interval[0]), format_data(interval[1]))
 
 
 def format_digest(value: str | None) -> Markup:
-    """A digest that can be copied whole, and breaks anywhere."""
+    """A complete digest, which may break anywhere in a line."""
     return Markup("<code class=digest>{}</code>").format(value) if value else Markup("<span class=absent>none</span>")
 
 
 def shorten_digest(value: str | None) -> Markup:
-    """The first twelve characters of a digest, which tell two apart."""
+    """The first twelve characters of a digest, enough to distinguish checkpoints."""
     if not value:
         return Markup('<span class="absent">none</span>')
     bare = value.rpartition(":")[2]
@@ -59,7 +59,7 @@ def format_time(value: datetime) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds as people say them."""
+    """A duration in seconds, minutes or hours."""
     if seconds < 120:
         return f"{seconds:.1f} s"
     if seconds < 7200:
@@ -68,29 +68,29 @@ def format_duration(seconds: float) -> str:
 
 
 def pairs_right(auc: float) -> str:
-    """An AUC as what it is: of a hundred pairs, how many the attack gets right."""
+    """An AUC as the number of pairs, of a hundred, that the attack gets right."""
     return f"{100 * auc:.1f}"
 
 
 def format_percent(share: float) -> str:
-    """A share in percent, without trailing zeros and without the sign."""
+    """A share in percent, without trailing zeros and without the percent sign."""
     return f"{100 * share:.6g}"
 
 
 def format_share(value: float | None) -> str:
-    """A share in percent, to a tenth."""
+    """A share in percent with one decimal."""
     return DASH if value is None else f"{100 * value:.1f}"
 
 
 def format_setting(value: Any) -> str:
-    """A setting as its author would write it."""
+    """A setting as a user would write it."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 @cache
 def template_environment() -> Environment:
-    """The templates of pages, with the ways in which numbers are written."""
-    made = Environment(
+    """The Jinja environment of the pages, with the filters that format numbers."""
+    environment = Environment(
         loader=PackageLoader("efface.reporting", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -98,14 +98,27 @@ def template_environment() -> Environment:
         lstrip_blocks=True,
     )
     filters: dict[str, Any] = {
-        "number": format_number, "count": format_count, "data": format_data, "span": format_interval, "digest": format_digest, "short": shorten_digest,
-        "ceiling": ceiling, "moment": format_time, "duration": format_duration, "pairs_right": pairs_right, "pretty": format_setting,
-        "plural": pluralize, "percent": format_percent, "anchor": anchor, "linked": linked, "share": format_share,
-    }  # fmt: skip
-    names: dict[str, Any] = {"SYMBOLS": SYMBOLS, "PLACES": SIGNAL_PLACES, "wanted": needed_examples_text}
-    made.filters.update(filters)
-    made.globals.update(names)
-    return made
+        "number": format_number,
+        "count": format_count,
+        "data": format_data,
+        "span": format_interval,
+        "digest": format_digest,
+        "short": shorten_digest,
+        "ceiling": ceiling,
+        "moment": format_time,
+        "duration": format_duration,
+        "pairs_right": pairs_right,
+        "pretty": format_setting,
+        "plural": pluralize,
+        "percent": format_percent,
+        "anchor": anchor,
+        "linked": linked,
+        "share": format_share,
+    }
+    variables: dict[str, Any] = {"SYMBOLS": SYMBOLS, "PLACES": SIGNAL_PLACES, "wanted": needed_examples_text}
+    environment.filters.update(filters)
+    environment.globals.update(variables)
+    return environment
 
 
 def pluralize(value: int, one: str, many: str = "") -> str:
@@ -114,21 +127,21 @@ def pluralize(value: int, one: str, many: str = "") -> str:
 
 
 def needed_examples_text(one: SignalVerdict) -> str:
-    """What would decide an open signal."""
+    """How many forgotten examples would be needed to decide an inconclusive signal; empty if it is decided."""
     if one.word != "inconclusive":
         return ""
     if one.needed is None:
-        return "no number of forgotten examples would decide with these never-trained examples"
-    return f"about {format_count(one.needed)} forgotten examples would decide"
+        return "with these never-trained examples, no number of forgotten examples would be enough to decide"
+    return f"about {format_count(one.needed)} forgotten examples would be needed to decide"
 
 
 def anchor(name: str) -> str:
-    """Where a finding's row is on the page."""
-    return f"f-{audit.slug(name)}"
+    """The id of a finding's row on the page."""
+    return f"f-{slug(name)}"
 
 
 def linked(value: Any, one: Finding | None) -> Markup:
-    """A number as a link to the row of the finding that it is of; plain where there is none."""
+    """A number as a link to the row of its finding; plain text if there is no finding."""
     shown = value if isinstance(value, Markup) else format_data(value)
     if one is None:
         return shown

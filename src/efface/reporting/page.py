@@ -1,7 +1,7 @@
-"""Report: a record, the observations and the log as one page that needs nothing else.
+"""The report page of an audit: one self-contained HTML file from the record, the observations and the log.
 
-Page one is for whoever answers for the data, then comes the engineer's part, then the researcher's. Every
-number on the page is the record's, the observations' or the log's; what is missing is said to be missing.
+The first page is for the data owner, followed by a part for the engineer and a part for the researcher. Every number
+comes from the record, the observations or the training log; whatever is missing is reported as missing.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from efface.auditing import signals
 from efface.auditing.evidence import Cost, Finding
 from efface.auditing.observations import Observations
 from efface.auditing.verdict import SignalVerdict
+from efface.reporting.facts import CheckpointFacts
 from efface.reporting.figures import audit, curves
 from efface.reporting.figures.forget_retain import draw_forget_retain
 from efface.reporting.format import template_environment
-from efface.reporting.record import CheckpointFacts, Record
+from efface.reporting.record import Record
 from efface.reporting.wording import wording_for
 from efface.training.history import describe_search, describe_stopping
 
@@ -30,22 +31,32 @@ REPORT = "report.html"
 
 
 def render_report(record: Record, observations: Mapping[str, Observations], log: Sequence[Mapping[str, Any]]) -> str:
-    """One self-contained page: no script, no network, the same bytes for the same arguments.
+    """Render the report as one HTML page, without scripts or network access. Equal arguments give equal bytes.
 
-    ``observations``: ``original``, ``subject``, ``oracle 1`` ...; without the first two no scores are drawn.
-    ``log``: records with ``step``, ``phase``, ``lr`` and ``terms``.
+    Args:
+        record: The sealed record.
+        observations: By role: ``original``, ``subject``, ``oracle 1`` ... Scores are drawn only if the first two
+            are given.
+        log: Lines of the training log, with ``step``, ``phase``, ``lr`` and ``terms``.
+
+    Returns:
+        The page.
+
+    Example:
+        >>> page = render_report(Record.load(folder), {}, [])  # doctest: +SKIP
+
     """
-    verdict, signs, subject = record.verdict, record.verdict.signals, record.checkpoints.get("subject")
-    useful = [f for f in record.findings if f.name.startswith("utility.")]
+    verdict, judged, subject = record.verdict, record.verdict.signals, record.checkpoints.get("subject")
+    utility = [f for f in record.findings if f.name.startswith("utility.")]
     style = resources.files("efface.reporting").joinpath("templates/report.css").read_text(encoding="utf-8")
     seen = audit.build_evidence(observations)
-    drawn = [s.signal for s in signs if seen is not None and signals.has_signal(seen.subject, "forget", s.signal)]
+    drawn = [s.signal for s in judged if seen is not None and signals.has_signal(seen.subject, "forget", s.signal)]
     return template_environment().get_template("report.html").render(
         record=record,
         verdict=verdict,
         words=wording_for(verdict),
         style=Markup(style),
-        intervals=audit.draw_intervals(signs, verdict.delta, verdict.alpha) if signs else None,
+        intervals=audit.draw_intervals(judged, verdict.delta, verdict.alpha) if judged else None,
         scores=[(s, audit.draw_histograms(seen, s), audit.draw_roc(seen, s)) for s in drawn] if seen else [],
         plane=draw_forget_retain(seen, drawn, verdict.delta) if seen else None,
         observed=_observed(observations),
@@ -53,10 +64,10 @@ def render_report(record: Record, observations: Mapping[str, Observations], log:
         relearned=curves.draw_relearning(record.findings),
         looked=curves.draw_stopping(subject.stopped) if subject else None,
         ending=_ending(subject),
-        utility=useful,
-        utility_figure=audit.draw_utility(useful),
+        utility=utility,
+        utility_figure=audit.draw_utility(utility),
         at={one.name: one for one in record.findings},
-        each=_each(record.findings, signs),
+        each=_each(record.findings, judged),
         groups=_groups(record.findings),
         seeds=_seeds(record.findings),
         cost=_cost(record.cost),
@@ -69,33 +80,33 @@ def render_report(record: Record, observations: Mapping[str, Observations], log:
 
 @dataclass(frozen=True)
 class FindingGroup:
-    """One audit's findings, each with the number of its note (0: none), and the notes, each once."""
+    """The findings of one audit, and their notes without repetitions."""
 
     name: str
     place: int
     findings: tuple[tuple[Finding, int, int], ...]
-    """Each with the number of its note and its place in ``findings.json``."""
+    """Each finding with the number of its note (0: no note) and its index in ``findings.json``."""
     notes: tuple[str, ...]
 
 
 def _groups(findings: Sequence[Finding]) -> list[FindingGroup]:
-    """Findings by the audit that made them, in the order they came."""
+    """Group findings by audit, in their order."""
     grouped: dict[str, list[tuple[int, Finding]]] = {}
     for row, one in enumerate(findings):
         grouped.setdefault(one.name.partition(".")[0], []).append((row, one))
-    made: list[FindingGroup] = []
+    groups: list[FindingGroup] = []
     for place, (name, members) in enumerate(grouped.items(), 1):
-        said = ["; ".join(part for part in (one.unit, one.note) if part) for _, one in members]
-        notes = tuple(dict.fromkeys(note for note in said if note))
-        numbered = (notes.index(note) + 1 if note else 0 for note in said)
-        listed = tuple((one, note, row) for (row, one), note in zip(members, numbered, strict=True))
-        made.append(FindingGroup(name, place, listed, notes))
-    return made
+        texts = ["; ".join(part for part in (one.unit, one.note) if part) for _, one in members]
+        notes = tuple(dict.fromkeys(note for note in texts if note))
+        numbers = (notes.index(note) + 1 if note else 0 for note in texts)
+        rows = tuple((one, number, row) for (row, one), number in zip(members, numbers, strict=True))
+        groups.append(FindingGroup(name, place, rows, notes))
+    return groups
 
 
 @dataclass(frozen=True)
 class ExampleEvidence:
-    """One signal's evidence example by example; None where it was not measured."""
+    """Evidence about single examples from one signal; None for what was not measured."""
 
     signal: str
     beyond: Finding
@@ -106,11 +117,11 @@ class ExampleEvidence:
     figure: audit.Figure | None
 
 
-def _each(findings: Sequence[Finding], signs: Sequence[SignalVerdict]) -> list[ExampleEvidence]:
-    """Per signal; the one that tells most of the forgotten first."""
+def _each(findings: Sequence[Finding], judged: Sequence[SignalVerdict]) -> list[ExampleEvidence]:
+    """The evidence of each signal, starting with the signal on which most forgotten examples stand out."""
     at = {one.name: one for one in findings}
     found: list[ExampleEvidence] = []
-    for one in signs:
+    for one in judged:
         name = f"per_example.{one.signal}"
         if f"{name}.beyond" not in at:
             continue
@@ -124,7 +135,7 @@ def _each(findings: Sequence[Finding], signs: Sequence[SignalVerdict]) -> list[E
 
 @dataclass(frozen=True)
 class MetricBySeed:
-    """One metric of every model: the subject, the original, each oracle, and the oracles' mean and spread."""
+    """One metric of the subject, the original and each oracle, with mean and standard deviation over the oracles."""
 
     name: str
     subject: float
@@ -135,28 +146,29 @@ class MetricBySeed:
 
 
 def _seeds(findings: Sequence[Finding]) -> list[MetricBySeed]:
-    """The oracle gap's metrics, one row each; none without oracles."""
+    """One row for each metric of the oracle gap; empty without oracles."""
     rows: list[MetricBySeed] = []
     for one in findings:
-        seen = one.details.get("oracles")
-        if one.name.startswith("oracle_gap.") and seen:
-            middle = math.fsum(seen) / len(seen)
-            spread = math.sqrt(math.fsum((v - middle) ** 2 for v in seen) / (len(seen) - 1)) if len(seen) > 1 else None
+        values = one.details.get("oracles")
+        if one.name.startswith("oracle_gap.") and values:
+            count = len(values)
+            mean = math.fsum(values) / count
+            deviation = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (count - 1)) if count > 1 else None
             name, details = one.name.removeprefix("oracle_gap."), one.details
-            rows.append(MetricBySeed(name, details["subject"], details.get("original"), tuple(seen), middle, spread))
+            rows.append(MetricBySeed(name, details["subject"], details.get("original"), tuple(values), mean, deviation))
     return rows
 
 
 def _ending(subject: CheckpointFacts | None) -> list[str]:
-    """How the method was chosen and came to its end, in sentences; none where nobody looked on."""
+    """Sentences on how the method was chosen and why it stopped; empty without a search and early stopping."""
     if subject is None:
         return []
-    chosen = [describe_search(subject.search)] if subject.search else []
-    return chosen + ([describe_stopping(subject.stopped)] if subject.stopped else [])
+    search = [describe_search(subject.search)] if subject.search else []
+    return search + ([describe_stopping(subject.stopped)] if subject.stopped else [])
 
 
 def _cost(cost: Mapping[str, Cost]) -> list[tuple[str, Cost, float | None]]:
-    """Who, what it took, and its time as a share of retraining's."""
+    """Rows of the cost table: label, cost, and time as a fraction of the time of retraining."""
     full = cost.get("oracle")
     labels = {"subject": "unlearning", "original": "training the original", "oracle": "retraining"}
     return [
@@ -169,7 +181,7 @@ def _cost(cost: Mapping[str, Cost]) -> list[tuple[str, Cost, float | None]]:
 def _observed(
     observations: Mapping[str, Observations],
 ) -> list[tuple[str, str, list[tuple[str, int, int | None]]]]:
-    """Per model: its digest, and of each part how many examples were looked at, of how many."""
+    """For each model its name and digest, and the number of observed examples of each part and its size."""
     return [
         (name, o.model, [(p, n, o.meta.get("whole", {}).get(p)) for p, n in _counts(o).items()])
         for name, o in observations.items()

@@ -1,8 +1,8 @@
-"""Items: which examples a record is about, told only to the holder of a key.
+"""Keep ids out of records: forgotten examples are stored as keyed digests.
 
-A plain digest of an id would hide nothing: ids can be guessed and hashed. So every id is digested with
-HMAC-SHA256 under a random secret of the record's own, which is kept in a file beside it (``items.key``),
-never in it. Whoever holds the key can check an id without this package::
+A plain digest of an id would hide nothing, because ids can be guessed and hashed. Every id is therefore digested
+with HMAC-SHA256 under a random secret that belongs to one record. The secret is stored next to the record, in
+``items.key``, and never in it. With the key, an id can be checked without this package::
 
     printf '%s' ID | openssl dgst -sha256 -mac HMAC -macopt hexkey:$(cat items.key)
 """
@@ -31,41 +31,41 @@ _SELECTOR = re.compile(r"@keys:(.*)", re.DOTALL)
 
 
 class Items(RecordModel):
-    """The examples to forget, as keyed digests (or as bare ids, where that was asked for)."""
+    """The forgotten examples, as keyed digests (or as bare ids, if that was requested)."""
 
     scheme: Literal["hmac-sha256", "plain"] = "hmac-sha256"
     """``hmac-sha256``: ``values`` are HMAC-SHA256(secret, id in UTF-8), hexadecimal. ``plain``: bare ids."""
     count: int = 0
-    """How many there are."""
+    """Number of examples."""
     key_digest: str = ""
-    """SHA-256 of the secret: tells whether a key file belongs to this record, and nothing else."""
+    """SHA-256 of the secret: shows whether a key file belongs to this record, and reveals nothing else."""
     values: tuple[str, ...] = ()
-    """Sorted, so that their order says nothing."""
+    """Sorted, so that their order reveals nothing."""
 
     @staticmethod
     def of(ids: Iterable[str], secret: bytes | None) -> Items:
-        """The items for ``ids`` under ``secret``; bare ids where it is None. Raises if an id comes twice."""
-        every = [str(one) for one in ids]
-        if len(set(every)) < len(every):
+        """Digest ``ids`` under ``secret`` (bare ids if it is None). A repeated id raises."""
+        names = [str(one) for one in ids]
+        if len(set(names)) < len(names):
             raise EffaceError(
-                f"{len(every) - len(set(every))} ids are in the request more than once.",
-                "Every example is forgotten once.",
+                f"{len(names) - len(set(names))} ids are in the request more than once.",
+                "Every example can be forgotten only once.",
                 "Remove the repeated ids.",
             )
         if secret is None:
-            return Items(scheme="plain", count=len(every), values=tuple(sorted(every)))
-        values = tuple(sorted(hmac_digest(secret, one) for one in every))
-        return Items(count=len(every), key_digest=hashlib.sha256(secret).hexdigest(), values=values)
+            return Items(scheme="plain", count=len(names), values=tuple(sorted(names)))
+        values = tuple(sorted(hmac_digest(secret, one) for one in names))
+        return Items(count=len(names), key_digest=hashlib.sha256(secret).hexdigest(), values=values)
 
     def contains(self, item: str, secret: bytes | None) -> bool:
-        """Whether ``item`` is among them; raises where the secret is missing or another record's."""
+        """Whether ``item`` is one of the examples. A missing secret, or that of another record, raises."""
         if self.scheme == "plain":
             return item in self.values
         if secret is None or hashlib.sha256(secret).hexdigest() != self.key_digest:
             raise EffaceError(
                 f"The key is {'missing' if secret is None else 'not the one of this record'}.",
-                "The record holds keyed digests: without its key nobody can tell which examples they are.",
-                f"Use the {KEY_FILE} that was written beside this record.",
+                "The record holds keyed digests, which cannot be matched to examples without its key.",
+                f"Use the {KEY_FILE} that was saved next to this record.",
             )
         return hmac_digest(secret, item) in self.values
 
@@ -81,7 +81,7 @@ def hmac_digest(secret: bytes, text: str) -> str:
 
 
 def write_key(folder: Path, secret: bytes) -> None:
-    """Write the secret into ``items.key``, readable by its owner alone from its first byte on."""
+    """Write the secret to ``items.key``, which is created readable by its owner only."""
     path = folder / KEY_FILE
     fresh = path.with_name(KEY_FILE + ".tmp")
     with disk_errors(path):
@@ -93,37 +93,45 @@ def write_key(folder: Path, secret: bytes) -> None:
 
 
 def read_key(path: Path) -> bytes:
-    """The secret that :func:`write_key` wrote."""
+    """Read the secret that :func:`write_key` wrote."""
     try:
         secret = bytes.fromhex(path.read_text(encoding="ascii").strip())
     except FileNotFoundError:
-        raise EffaceError(f"There is no key at {path}.", remedy=f"Name the {KEY_FILE} of this record.") from None
+        raise EffaceError(f"There is no key at {path}.", remedy=f"Pass the {KEY_FILE} of this record.") from None
     except (OSError, ValueError) as error:
         raise EffaceError(
             f"{path} cannot be read as a key.", f"It should be one line of hexadecimal: {error}"
         ) from error
     if len(secret) != SECRET_BYTES:
-        raise EffaceError(f"{path} holds {len(secret)} bytes.", f"A key has {SECRET_BYTES}.", "Fetch it again.")
+        raise EffaceError(
+            f"{path} holds {len(secret)} bytes.", f"A key has {SECRET_BYTES}.", "Restore the key file from a backup."
+        )
     return secret
 
 
 class Redactor:
-    """Takes bare ids out of everything else a record says: selectors, warnings, labels of figures."""
+    """Replace bare ids in the text of a record (selectors, warnings, labels) by short keyed digests.
+
+    Args:
+        ids: Ids to replace.
+        secret: Key of the digests.
+
+    """
 
     def __init__(self, ids: Collection[str], secret: bytes) -> None:
         self.secret, self.ids = secret, {str(one) for one in ids}
-        # An id that reads like a number or a short word is taken for one where nothing marks it as an id.
+        # In free text an id that looks like a number or a short word is ambiguous: it is replaced only if marked as id.
         self.distinctive_ids = {one for one in self.ids if len(one) > 2 and not one.isdigit()}
         self.ids_with_spaces = sorted(
             (one for one in self.distinctive_ids if not _TOKEN.fullmatch(one)), key=len, reverse=True
         )
 
     def name(self, item: str) -> str:
-        """What stands in the place of an id: the start of its keyed digest."""
+        """The replacement of an id: the start of its keyed digest."""
         return f"item:{hmac_digest(self.secret, item)[:12]}"
 
     def __call__(self, value: Any) -> Any:
-        """``value`` (of JSON's types) with every id in it replaced."""
+        """A copy of ``value`` (of JSON types) with every id replaced."""
         if isinstance(value, str):
             return self.name(value) if value in self.ids else self.text(value)
         if isinstance(value, dict):
@@ -133,12 +141,12 @@ class Redactor:
         return value
 
     def text(self, text: str) -> str:
-        """Free text: ids as words of their own, in quotes, or listed in a ``@keys:`` selector."""
-        chosen = _SELECTOR.search(text)
-        if chosen:
-            listed = (one.strip() for one in chosen.group(1).split(","))
-            names = ",".join(self.name(one) if one in self.ids else one for one in listed)
-            text = f"{text[: chosen.start()]}@keys:{names}"
+        """Replace ids in free text: as separate words, in quotes, or in a ``@keys:`` selector."""
+        selector = _SELECTOR.search(text)
+        if selector:
+            keys = (one.strip() for one in selector.group(1).split(","))
+            names = ",".join(self.name(one) if one in self.ids else one for one in keys)
+            text = f"{text[: selector.start()]}@keys:{names}"
         for one in self.ids_with_spaces:
             text = text.replace(one, self.name(one))
         text = _QUOTED.sub(self._quoted, text)

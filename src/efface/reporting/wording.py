@@ -1,4 +1,4 @@
-"""What each verdict means, for someone who has never heard of it, and what to do next."""
+"""Explain each verdict to readers who are new to it, and say what to do next."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from efface.auditing.verdict import Verdict, VerdictWord
 
 @dataclass(frozen=True)
 class Wording:
-    """A verdict in plain words."""
+    """A verdict in plain English."""
 
     symbol: str
-    """Name of the drawing beside the word."""
+    """Name of the icon next to the verdict word."""
     headline: str
     meaning: str
     then: str
@@ -22,68 +22,72 @@ class Wording:
 WORDINGS: dict[VerdictWord, Wording] = {
     "removed": Wording(
         "check",
-        "No trace was found, at the resolution tested.",
+        "No trace was found at the tested resolution.",
         "To the attack, the forgotten examples now look like examples that the model was never trained on.",
-        "The new checkpoint can take the old one’s place. Then work through the list of other copies below.",
+        "The new checkpoint can replace the old one. Then work through the list of other copies below.",
     ),
     "residue": Wording(
         "cross",
-        "A trace is left.",
+        "A trace remains.",
         "The attack can still tell the forgotten examples from examples that the model was never trained on.",
-        "Do not count the request as done with this checkpoint. Unlearn with more strength or another "
-        "method, or retrain without the examples.",
+        "Do not treat the request as fulfilled with this checkpoint. Unlearn more strongly, use another method, or "
+        "retrain without the examples.",
     ),
     "over-forgotten": Wording(
         "down",
-        "The examples stand out again, in the other direction.",
-        "The model now treats the forgotten examples worse than examples it was never trained on, and "
-        "standing out downwards gives them away as well.",
-        "Do not count the request as done with this checkpoint. Unlearn with less strength or stop earlier, "
-        "or retrain without the examples.",
+        "The examples stand out in the opposite direction.",
+        "The model now does worse on the forgotten examples than on examples it was never trained on. That also "
+        "reveals them.",
+        "Do not treat the request as fulfilled with this checkpoint. Unlearn less strongly, stop earlier, or retrain "
+        "without the examples.",
     ),
     "inconclusive": Wording(
         "question",
-        "The evidence does not decide.",
-        "There are too few examples, or the measurement is too coarse, to say whether a trace is left.",
-        "This is neither a pass nor a failure. Audit again with more never-trained examples or with "
-        "retrained models to compare with, or retrain without the examples.",
+        "The evidence is not enough to decide.",
+        "There are too few examples, or the measurement is too imprecise, to say whether a trace remains.",
+        "This is neither a pass nor a failure. Audit again with more never-trained examples or with retrained "
+        "models for comparison, or retrain without the examples.",
     ),
     "removed, utility lost": Wording(
         "exclamation",
-        "No trace was found, but the model has lost its use.",
-        "A model that has been damaged forgets too. Here the forgotten examples no longer show, and neither "
-        "does much of what the model was for.",
-        "Do not deploy this checkpoint. Unlearn with less strength or another method, or retrain without the examples.",
+        "No trace was found, but the model is no longer useful.",
+        "Damaging a model also makes it forget. The forgotten examples can no longer be detected, but much of what the "
+        "model was good at is lost as well.",
+        "Do not deploy this checkpoint. Unlearn less strongly, use another method, or retrain without the examples.",
     ),
 }
 BLIND = Wording(
     "question",
-    "The attack is blind to these examples.",
-    "Even before anything was unlearned it could not tell them from never-trained examples by clearly more than what "
-    "counts as nothing to tell. That it sees nothing now therefore says nothing.",
-    "This is neither a pass nor a failure. Audit again with retrained models to compare with, or retrain "
-    "without the examples.",
+    "The attack cannot detect these examples.",
+    "Even before unlearning, it could not clearly distinguish them from never-trained examples. Finding nothing now "
+    "therefore means nothing.",
+    "This is neither a pass nor a failure. Audit again with retrained models for comparison, or retrain without the "
+    "examples.",
 )
 BLINDED = Wording(
     "question",
-    "The attack was blinded.",
-    "It does not see the forgotten examples any more, but neither does it see the retained ones, which the model was "
-    "trained on. Noise, a new head and forgetting everybody look like that: another attack may still see a trace.",
-    "This is neither a pass nor a failure. Look at what was changed besides the forgotten examples, or retrain without "
-    "them.",
+    "Unlearning disabled the attack.",
+    "It no longer detects the forgotten examples, but it does not detect the retained ones either, although the model "
+    "was trained on them. Added noise, a new head, or a model that forgot everything would have this effect: another "
+    "attack may still find a trace.",
+    "This is neither a pass nor a failure. Check what else unlearning changed, or retrain without the examples.",
 )
 SYMBOLS: dict[str, str] = {word: words.symbol for word, words in WORDINGS.items()}
 SIGNAL_PLACES = {
     "backbone.margin": "the encoder’s output",
     "projector.margin": "the projection head’s output",
-    "pair.margin": "how an image fits its caption",
-    "logits.margin": "the classifier’s answer",
+    "pair.margin": "the match between an image and its caption",
+    "logits.margin": "the classifier’s output",
 }
-"""Signals as the places where an attacker looks."""
+"""What the attack reads, by signal."""
 
 
 def wording_for(verdict: Verdict) -> Wording:
-    """The plain words for a verdict; an inconclusive one may be undecided, blind from the start, or blinded."""
+    """Choose the wording of a verdict.
+
+    An inconclusive verdict has three wordings: too little evidence, an attack without power even on the original
+    (``BLIND``), and an attack that unlearning disabled (``BLINDED``).
+    """
     if verdict.word != "inconclusive":
         return WORDINGS[verdict.word]
     if not any(one.powered for one in verdict.signals):

@@ -1,4 +1,4 @@
-"""What later audits find beside a run: observations and extra findings."""
+"""Files in a run folder that later audits read: observations, and findings of other verbs."""
 
 from __future__ import annotations
 
@@ -17,25 +17,34 @@ from efface.files import disk_errors, write_text
 
 
 def findings_file_name(name: str) -> str:
-    """The file in which a verb of its own keeps its findings about a run."""
+    """Name of the file in which a verb stores its findings about a run."""
     return f"findings-{name}.json"
 
 
 @dataclass(frozen=True)
 class ExtraFindings:
-    """What other verbs kept about a run."""
+    """Findings that other verbs stored about a run."""
 
     findings: list[Finding]
     claims: list[str]
-    """What is said of the models they compared it with that nobody checked."""
+    """What is stated about the models that they compared it with, but was not checked."""
 
 
 def save_extra_findings(
     folder: Path, name: str, subject: Observations, found: Sequence[Finding], claims: Sequence[str] = ()
 ) -> Path:
-    """Keep findings about a run beside it, for the next audit to take into the record; the file's path.
+    """Store findings about a run in its folder; the next audit takes them into the record.
 
-    ``claims``: what is said of the models that it was compared with and nobody checked.
+    Args:
+        folder: The run folder.
+        name: Name of the verb; an earlier file of the same verb is replaced.
+        subject: The observations that the findings are about.
+        found: The findings.
+        claims: What is stated about the models that the run was compared with, but was not checked.
+
+    Returns:
+        The path of the file.
+
     """
     path = Path(folder) / findings_file_name(name)
     content = {
@@ -49,7 +58,7 @@ def save_extra_findings(
 
 
 def read_extra_findings(folder: Path, subject: Observations) -> ExtraFindings:
-    """What other verbs kept about this very model and split; what is about another is left out."""
+    """Read the findings that other verbs stored about this model and split; those about others are left out."""
     found = ExtraFindings([], [])
     for path in sorted(Path(folder).glob(findings_file_name("*"))):
         try:
@@ -66,34 +75,37 @@ def read_extra_findings(folder: Path, subject: Observations) -> ExtraFindings:
 
 
 def read_observations(files: Mapping[str, Path]) -> dict[str, Observations]:
-    """The observations that can still be found, by role; the page says what is missing."""
+    """Read the observations whose files still exist, by role."""
     return {role: Observations.load(path) for role, path in files.items() if path.exists()}
 
 
-def save_observations(path: Path, seen: Observations) -> None:
-    """Replace a file of observations as a whole."""
+def save_observations(path: Path, observations: Observations) -> None:
+    """Write a file of observations atomically."""
     with disk_errors(path):
         fresh = path.with_name(path.name + ".tmp")
-        seen.save(fresh)
+        observations.save(fresh)
         fresh.replace(path)
 
 
 @dataclass(frozen=True, eq=False)
 class SavedFindings:
-    """Findings that were kept beside a run."""
+    """Findings that were stored in a run folder."""
 
     findings: list[Finding]
     file: Path
     claims: list[str]
-    """What is said of the oracles that nobody checked; the next audit's record repeats it."""
+    """What is stated about the retrained references but was not checked; repeated in the next audit's record."""
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return {one.name: {"value": one.value, "original": one.original, "oracle": one.oracle, "note": one.note}
-                for one in self.findings} | {"file": str(self.file), "claims": self.claims}  # fmt: skip
+        """The findings as a JSON object."""
+        rows = {
+            one.name: {"value": one.value, "original": one.original, "oracle": one.oracle, "note": one.note}
+            for one in self.findings
+        }
+        return rows | {"file": str(self.file), "claims": self.claims}
 
     def lines(self) -> list[str]:
-        """One line for each finding."""
+        """The findings as lines to print."""
         return [
             f"{one.name}: {'none' if one.value is None else f'{one.value:.4g}'} ({one.note})" for one in self.findings
         ]

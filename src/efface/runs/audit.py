@@ -1,64 +1,42 @@
-"""The verbs ``audit`` and ``report`` on run folders: who is compared with whom, and that they may be."""
+"""The verbs ``audit`` and ``report``: judge a run folder, and write the evidence into it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from efface import api, config
-from efface.auditing.observers.observe import ObservationSettings
 from efface.auditing.observers.weight_changes import measure_changes
 from efface.auditing.sequential import RequestSequence
-from efface.auditing.verdict import Criteria
 from efface.files import LOG
 from efface.reporting import bundle
 from efface.reporting.environment import Environment
 from efface.reporting.record import Record, file_digest
-from efface.runs import artifacts, sequential
+from efface.runs import artifacts
 from efface.runs.comparison import (
     OBSERVATIONS_FILE,
     Comparison,
-    _lineage,
-    _observations_path,
-    _oracle_observations_path,
     build_comparison,
+    find_observations,
+    lineage,
+    observations_path,
+    oracle_observations_path,
 )
 from efface.runs.folder import read_log
-from efface.runs.run import Progress, refuse_unknown
-from efface.training import loop
+from efface.runs.requests import AuditRequest
+from efface.runs.run import Progress
+from efface.runs.sequential import audit_sequence
+from efface.training import devices
 from efface.training.checkpoint import read_meta
-
-
-@dataclass(frozen=True)
-class AuditRequest:
-    """How an audit is to be done."""
-
-    criteria: Criteria
-    watch: ObservationSettings
-    device: str
-    goal: str
-    trust: bool
-
-    @classmethod
-    def from_settings(cls, settings: Mapping[str, Any]) -> AuditRequest:
-        """From the settings of the verb; unknown ones are refused."""
-        refuse_unknown(settings, {"criteria", "watch", "goal", "device", "trust_pickle"})
-        return cls(
-            config.build(Criteria, settings.get("criteria") or {}, path="criteria."),
-            config.build(ObservationSettings, settings.get("watch") or {}, path="watch."),
-            str(settings.get("device", "auto")),
-            str(settings.get("goal", "")),
-            bool(settings.get("trust_pickle")),
-        )
 
 
 def audit_run(
     run: Path,
-    settings: Mapping[str, Any],
+    request: AuditRequest | Mapping[str, Any],
     *,
     original: Path | None = None,
     oracles: Sequence[Path] = (),
@@ -66,46 +44,65 @@ def audit_run(
     plain_ids: bool = False,
     progress: Progress | None = None,
 ) -> api.AuditResult:
-    """Judge a run and write the evidence into its folder. ``settings``: criteria, watch, goal, device, trust_pickle.
+    """Judge an unlearned run, and write findings, record and report into its folder.
 
-    ``oracles``: runs that never saw the examples, which is checked; or other libraries' checkpoints of the same shape,
-    of which the user states it, and the record says so. ``references``: a folder that :mod:`efface.runs.references` filled;
-    its models are taken beside them.
+    Args:
+        run: The run folder.
+        request: An :class:`AuditRequest`, or a mapping with its fields.
+        original: Where the original is now; by default where it was when the run was made.
+        oracles: Retrained references: run folders that never saw the examples to forget, which is checked; or
+            checkpoints of other libraries with the same architecture, which is not; the record says so.
+        references: A folder filled by :mod:`efface.runs.references`; its models are used as well.
+        plain_ids: Write bare keys into the record instead of digests.
+        progress: Receives progress messages.
+
+    Returns:
+        Findings and verdict. ``exit_code`` is 0 (removed), 3 (residue) or 4 (inconclusive).
+
+    Raises:
+        EffaceError: A setting is unknown, or a model cannot be compared with the run.
+
+    Example:
+        >>> result = audit_run(Path("runs/forgotten"), {}, oracles=[Path("runs/retrained")])  # doctest: +SKIP
+        >>> result.verdict.word  # doctest: +SKIP
+
     """
-    progress, asked = progress or Progress(), AuditRequest.from_settings(settings)
-    beside = build_comparison(
-        run, asked.watch, asked.device, progress,
-        original=original, oracles=oracles, references=references, trust=asked.trust,
+    progress, request = progress or Progress(), AuditRequest.of(request)
+    compared = build_comparison(
+        run, request.watch, request.device, progress,
+        original=original, oracles=oracles, references=references, trust=request.trust_pickle,
     )  # fmt: skip
-    subject, models, seen = beside.subject, beside.models, beside.observations
+    subject, observations = compared.subject, compared.observations
     result = api.judge_observations(
-        seen["original"],
-        seen["subject"],
-        beside.oracles,
-        criteria=asked.criteria,
-        costs=beside.costs,
-        unlearned=beside.unlearned,
+        observations["original"],
+        observations["subject"],
+        compared.oracles,
+        criteria=request.criteria,
+        costs=compared.costs,
+        unlearned=compared.unlearned,
     )
-    kept = artifacts.read_extra_findings(subject.folder, seen["subject"])
-    result.findings.extend(kept.findings)
-    requests = sequential.audit_sequence(subject, models, original, asked.criteria, asked.watch, asked.device, progress)
+    extra = artifacts.read_extra_findings(subject.folder, observations["subject"])
+    result.findings.extend(extra.findings)
+    sequence = audit_sequence(
+        subject, compared.models, original, request.criteria, request.watch, request.device, progress
+    )
     log = read_log(subject.folder / LOG)
-    record = _build_record(beside, asked, result, log, (*beside.claims, *kept.claims), requests)
+    record = _build_record(compared, request, result, log, (*compared.claims, *extra.claims), sequence)
     keys = [str(key) for key in subject.data.keys[subject.split.forget]]
-    bundle.write_evidence(subject.folder, record, keys, seen, log, plain_ids=plain_ids)
-    return replace(result, sequence=requests)
+    bundle.write_evidence(subject.folder, record, keys, observations, log, plain_ids=plain_ids)
+    return replace(result, sequence=sequence)
 
 
 def _build_record(
-    beside: Comparison,
-    asked: AuditRequest,
+    compared: Comparison,
+    request: AuditRequest,
     result: api.AuditResult,
     log: Sequence[Mapping[str, Any]],
     claims: Sequence[str],
-    requests: RequestSequence | None,
+    sequence: RequestSequence | None,
 ) -> Record:
-    """The record of an audit, unsealed."""
-    subject, models = beside.subject, beside.models
+    """The record of an audit before it is sealed."""
+    subject, models = compared.subject, compared.models
     return bundle.compose_record(
         subject.data,
         subject.split,
@@ -115,33 +112,36 @@ def _build_record(
         },
         result.verdict,
         result.findings,
-        Environment.current(torch.__version__, torch.get_num_threads(), str(loop.resolve_device(asked.device))),
-        criteria=asked.criteria,
+        Environment.current(torch.__version__, torch.get_num_threads(), str(devices.resolve_device(request.device))),
+        criteria=request.criteria,
         changes=measure_changes(
             models["original"].load().model, models["subject"].load().model, models["subject"].meta["purged"]
         ),
-        costs=beside.costs,
+        costs=compared.costs,
         config=subject.request
-        | {"audit": {"watch": config.dump(asked.watch), "criteria": config.dump(asked.criteria)}},
+        | {"audit": {"watch": config.dump(request.watch), "criteria": config.dump(request.criteria)}},
         log=log,
-        lineage=_lineage(subject),
-        goal=asked.goal,
+        lineage=lineage(subject),
+        goal=request.goal,
         warnings=claims,
-        requests=requests,
+        requests=sequence,
     )
 
 
 def report_run(run: Path) -> Path:
-    """Write ``report.html`` again from the record and whatever observations are still there; its path."""
-    record = bundle.require_record(Path(run))
-    split = read_meta(run)["split"]
+    """Write ``report.html`` again from the record and the observations that still exist; returns its path."""
+    run = Path(run)
+    record = bundle.require_record(run)
+    meta = read_meta(run)
     files: dict[str, Path] = {}
     for role, facts in record.checkpoints.items():
-        home = Path(run) if role == "subject" else Path(facts.file).parent
-        files[role] = (
-            _oracle_observations_path(Path(run), facts.digest) if facts.claim else _observations_path(home, split)
-        )
-    beside = Path(run) / f"original-{OBSERVATIONS_FILE}"
-    if beside.exists():
-        files["original"] = beside
-    return bundle.write_report(Path(run), record, artifacts.read_observations(files), read_log(Path(run) / LOG))
+        if facts.claim:
+            files[role] = oracle_observations_path(run, facts.digest)
+        elif role == "subject":
+            files[role] = observations_path(run, meta, meta["split"])
+        else:
+            files[role] = find_observations(Path(facts.file).parent, meta["split"])
+    foreign_original = run / f"original-{OBSERVATIONS_FILE}"
+    if foreign_original.exists():
+        files["original"] = foreign_original
+    return bundle.write_report(run, record, artifacts.read_observations(files), read_log(run / LOG))

@@ -1,4 +1,4 @@
-"""The files of a data owner's audit: findings, what they were made from, and one page that needs nothing else."""
+"""Audit embeddings without access to the model: read two files, and write findings and a report page."""
 
 from __future__ import annotations
 
@@ -34,7 +34,20 @@ def audit_embeddings(
     criteria: Criteria | None = None,
     force: bool = False,
 ) -> EmbeddingVerdict:
-    """Read the files (before, after), judge them, and write ``out``: findings.json, audit.json, report.html."""
+    """Judge embeddings from before and after unlearning, and write ``findings.json``, ``audit.json``, ``report.html``.
+
+    Args:
+        embeddings: Files of embeddings of the forgotten items: before, after.
+        control: Files of embeddings of items that were never trained on: before, after.
+        out: Folder to write.
+        views: Number of views per item, in consecutive rows.
+        criteria: Criteria of the verdict; only ``delta`` and ``alpha`` are used.
+        force: Replace ``out`` if it exists.
+
+    Raises:
+        EffaceError: A file cannot be read, or the files do not belong together.
+
+    """
     parts = _parts(embeddings, control, views)
     judged = judge_embedding_pairs(parts["forget"], parts.get("control"), criteria)
     files = [*embeddings, *(control or ())]
@@ -60,6 +73,7 @@ def audit_embeddings(
 
 
 def _parts(embeddings: Sequence[Path], control: Sequence[Path] | None, views: int | None) -> dict[str, EmbeddingPair]:
+    """The pairs ``forget`` and, where there are control items, ``control``, each matched by key."""
     before, after = (read_embeddings(path, views) for path in embeddings)
     if set(before) != set(after):
         raise EffaceError(f"Only one of {embeddings[0]} and {embeddings[1]} has control items.")
@@ -76,7 +90,7 @@ def _parts(embeddings: Sequence[Path], control: Sequence[Path] | None, views: in
         if len(shared):
             raise EffaceError(
                 f"{len(shared)} items are both forgotten and control.",
-                "What was trained on cannot stand for what was not.",
+                "Control items are items that were never trained on.",
             )
     return parts
 

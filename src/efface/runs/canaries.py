@@ -1,4 +1,4 @@
-"""The verb ``canaries guess``: guess which canaries a model was trained on, and keep the bound that follows."""
+"""The verb ``canaries guess``: guess which canaries a model was trained on, and store the bound that follows."""
 
 from __future__ import annotations
 
@@ -6,47 +6,58 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from efface import config
 from efface.auditing.attacks import canary_guessing
-from efface.auditing.observers.observe import ObservationSettings
-from efface.data import canaries
+from efface.data.canaries import CanaryPlan, read_canary_plan, read_coins
 from efface.data.dataset import Data
 from efface.errors import EffaceError
 from efface.runs.artifacts import SavedFindings
-from efface.runs.comparison import _save_findings, build_comparison
-from efface.runs.run import Progress, refuse_unknown
+from efface.runs.comparison import build_comparison, save_findings
+from efface.runs.requests import GuessRequest
+from efface.runs.run import Progress
 
 
 def guess_canaries(
     run: Path,
     folder: Path,
-    settings: Mapping[str, Any],
+    request: GuessRequest | Mapping[str, Any],
     *,
     original: Path | None = None,
     oracles: Sequence[Path] = (),
     progress: Progress | None = None,
 ) -> SavedFindings:
-    """Guess which canaries of a plan were included, open the coins, and keep the bound.
+    """Guess which canaries of a plan were included, reveal the coins, and store the lower bound on ε.
 
-    ``settings``: watch, device, signal, level, delta, trust_pickle.
+    Args:
+        run: A run that forgot the included canaries; the findings are stored in its folder for the next audit.
+        folder: The plan, as written by ``efface canaries plan``.
+        request: A :class:`GuessRequest`, or a mapping with its fields: watch, device, signal, level, delta,
+            trust_pickle.
+        original: Where the original is now; by default where it was when the run was made.
+        oracles: Retrained references.
+        progress: Receives progress messages.
+
     """
-    progress = progress or Progress()
-    refuse_unknown(settings, {"watch", "device", "signal", "level", "delta", "trust_pickle"})
-    watch = config.build(ObservationSettings, settings.get("watch") or {}, path="watch.")
-    public = canaries.read_canary_plan(folder)
-    device = str(settings.get("device", "auto"))
-    trust = bool(settings.get("trust_pickle"))
-    beside = build_comparison(run, watch, device, progress, original=original, oracles=oracles, trust=trust)
-    _same_data(public, beside.subject.data, folder)
-    found = canary_guessing.canary_findings(
-        public, canaries.read_coins(folder, public), beside.observations["original"], beside.observations["subject"], beside.oracles,
-        signal=settings.get("signal"), level=float(settings.get("level", 0.95)), delta=float(settings.get("delta", 0)),
-    )  # fmt: skip
-    return _save_findings(beside, "canaries", found)
+    progress, request = progress or Progress(), GuessRequest.of(request)
+    plan = read_canary_plan(folder)
+    compared = build_comparison(
+        run, request.watch, request.device, progress, original=original, oracles=oracles, trust=request.trust_pickle
+    )
+    _require_same_data(plan, compared.subject.data, folder)
+    findings = canary_guessing.canary_findings(
+        plan,
+        read_coins(folder, plan),
+        compared.observations["original"],
+        compared.observations["subject"],
+        compared.oracles,
+        signal=request.signal,
+        level=request.level,
+        delta=request.delta,
+    )
+    return save_findings(compared, "canaries", findings)
 
 
-def _same_data(public: canaries.CanaryPlan, data: Data, folder: Path) -> None:
-    if public.data and public.data != data.digest():
+def _require_same_data(plan: CanaryPlan, data: Data, folder: Path) -> None:
+    if plan.data and plan.data != data.digest():
         raise EffaceError(
             f"The plan in {folder} was made for other data.", remedy="Name the plan that this run was trained with."
         )

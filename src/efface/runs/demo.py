@@ -1,15 +1,15 @@
-"""The demo: a contrastive encoder over-fitted on few images, so that forgetting can be seen, made to forget a tenth.
+"""The demo: overfit a contrastive encoder on few images, unlearn a tenth of them, and audit the results.
 
-It runs the same verbs as everybody: pretrain, unlearn (fine-tune, gradient constraint, retrain), audit, report. The
-regime is chosen so that the audit has power: few images, many epochs, a low temperature and mild crops make an
-encoder remember single images well enough for an attack to see it (``research/demo_power.py`` measures how often).
+It runs the usual verbs: pretrain, unlearn (fine-tune, gradient constraint, retrain), audit, report. The settings are
+chosen so that the audit has power: few images, many epochs, a low temperature and mild crops make an encoder memorize
+single images well enough for an attack to detect it (``research/demo_power.py`` measures how often).
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
@@ -23,7 +23,7 @@ from efface.errors import EffaceError, unknown_name_error
 from efface.files import write_text
 from efface.reporting.page import REPORT
 from efface.runs import audit, train
-from efface.runs import run as runs_run
+from efface.runs.run import Progress
 from efface.training.checkpoint import read_meta
 
 _VIEWS = {"crop": [0.6, 1.0], "flip": False, "brightness": 0.4, "contrast": 0.4, "saturation": 0, "hue": 0}
@@ -52,7 +52,7 @@ REGIMES: dict[str, dict[str, Any]] = {
         },
     },
 }
-"""By data set: what the original is trained on and how."""
+"""Settings of the original, by data set."""
 FORGET = "@random:0.1"
 DEMO_METHODS = ("finetune", "gradient_constraint")
 DONE, DEMO_REQUEST = "demo.json", "demo.yaml"
@@ -60,32 +60,32 @@ DONE, DEMO_REQUEST = "demo.json", "demo.yaml"
 
 @dataclass(frozen=True)
 class DemoRow:
-    """One model in the table."""
+    """One model in the table of results."""
 
     model: str
     verdict: str
     membership: dict[str, float]
-    """AUC of forget against never-trained examples on each pre-named signal; 0.5: nothing to tell."""
+    """AUC of forget against never-trained examples for each pre-registered signal; 0.5: no difference."""
     knn: float | None
-    """kNN accuracy on test."""
+    """kNN accuracy on the test examples."""
     steps: int
     seconds: float
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo showed."""
+    """The results of the demo."""
 
     rows: tuple[DemoRow, ...]
     reports: dict[str, str]
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
+        """The results as a JSON object."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """The table, what it means, and where the reports are."""
+        """The results as lines to print: the table, how to read it, and where the reports are."""
         signals = list(self.rows[0].membership)
         head = ["model", "verdict", *(f"{signal.split('.')[0]} AUC" for signal in signals), "kNN", "steps", "time"]
         table = [head]
@@ -99,7 +99,7 @@ class DemoResult:
             *text,
             "",
             "AUC: how well an attacker tells the forgotten examples from never-trained ones (0.5: not at all).",
-            "Retrained is the model that never saw them: what the others are measured against.",
+            "retrained: the model that never saw them, which the others are measured against.",
             *(f"Report: {path}" for path in self.reports.values()),
             f"{self.seconds:.0f} s in all.",
         ]
@@ -112,22 +112,35 @@ def run_demo(
     seed: int = 0,
     device: str = "auto",
     force: bool = False,
-    progress: runs_run.Progress | None = None,
+    progress: Progress | None = None,
 ) -> DemoResult:
-    """Run the demo into ``out``; cut short, the same call goes on where it stopped."""
+    """Run the demo into the folder ``out``; if interrupted, the same call resumes where it stopped.
+
+    Args:
+        data: ``digits`` or ``fashion-mnist``.
+        out: Folder for the runs.
+        seed: Seed of everything random.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        force: Delete ``out`` first, if it is the folder of a demo.
+        progress: Receives steps and messages.
+
+    Example:
+        >>> run_demo("digits", Path("runs/demo")).lines()  # doctest: +SKIP
+
+    """
     if data not in REGIMES:
         raise unknown_name_error("demo", data, REGIMES)
-    progress, began = progress or runs_run.Progress(), monotonic()
+    progress, began = progress or Progress(), monotonic()
     common: dict[str, Any] = {"seed": seed, "device": device, "bf16": False}  # the same table on every CPU
-    _open(out, {"data": data, "regime": REGIMES[data], **common}, force)
+    _prepare_folder(out, {"data": data, "regime": REGIMES[data], **common}, force)
     original = out / "original"
-    _made(original, progress, lambda: train.pretrain_run(original, REGIMES[data] | common, progress=progress))
+    _make(original, progress, lambda: train.pretrain_run(original, REGIMES[data] | common, progress=progress))
     names = {"retrain": "retrained", **{method: method for method in DEMO_METHODS}}
     for method, name in names.items():
         settings = {"forget": FORGET, "method": method, **common}
         if method == "retrain":
-            settings["seed"] = seed + 1  # an oracle of its own, not the original's twin
-        _made(
+            settings["seed"] = seed + 1  # so that it is independent of the original
+        _make(
             out / name, progress, lambda o=out / name, s=settings: train.unlearn_run(original, o, s, progress=progress)
         )
     judged = {
@@ -139,27 +152,29 @@ def run_demo(
     return shown
 
 
-def _open(out: Path, request: Mapping[str, Any], force: bool) -> None:
-    """The demo's folder: new, or that of the same request which was cut."""
+def _prepare_folder(out: Path, request: Mapping[str, Any], force: bool) -> None:
+    """Create the folder of the demo, or reuse the one of an interrupted demo with the same settings."""
     text = yaml.safe_dump(dict(request), sort_keys=False)
-    asked = out / DEMO_REQUEST
-    same = asked.exists() and asked.read_text(encoding="utf-8") == text
+    stored = out / DEMO_REQUEST
+    same = stored.exists() and stored.read_text(encoding="utf-8") == text
     if out.exists() and not force and (not same or (out / DONE).exists()):
         raise EffaceError(
-            f"{out} exists already.", "Nothing is overwritten unasked.", "Choose another --out, or add --force."
+            f"{out} exists already.",
+            "Existing folders are replaced only on request.",
+            "Choose another --out, or add --force.",
         )
     if force and out.exists():
-        if not asked.exists():
+        if not stored.exists():
             raise EffaceError(
-                f"{out} is not a demo's folder, so --force does not delete it.", remedy="Choose another --out."
+                f"{out} is not the folder of a demo, so --force does not delete it.", remedy="Choose another --out."
             )
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
-    write_text(asked, text)
+    write_text(stored, text)
 
 
-def _made(out: Path, progress: runs_run.Progress, make: Any) -> None:
-    """Make a run unless an earlier attempt finished it."""
+def _make(out: Path, progress: Progress, make: Callable[[], Any]) -> None:
+    """Make a run, unless an earlier attempt has finished it."""
     progress.say(f"{out.name}: {'kept from before' if out.exists() else 'making'}")
     if not out.exists():
         make()

@@ -1,4 +1,4 @@
-"""Run folders: written under a temporary name, renamed when complete, never overwritten without being asked."""
+"""Run folders: written under a temporary name, renamed when complete, and replaced only on request."""
 
 from __future__ import annotations
 
@@ -23,23 +23,33 @@ def partial_path(out: Path) -> Path:
 
 
 def failed_log_path(out: Path) -> Path:
-    """Where the log of a training that diverged is kept."""
+    """Where the log of a diverged training is kept."""
     return out.with_name(out.name + ".failed")
 
 
 @contextmanager
 def create_run_folder(out: Path, request: str, *, force: bool = False) -> Iterator[Path]:
-    """A folder to write into, which becomes ``out`` when the block ends well.
+    """Yield a folder to write into, which becomes ``out`` when the block ends without an error.
 
-    ``request``: the resolved configuration as text; it is kept in the folder. If an earlier attempt at the *same*
-    request was cut, its half-written folder is given back, so that training can go on from its last epoch. A request
-    that is refused before its first step leaves no folder; of one that diverged, what there was goes to ``OUT.failed``,
-    because the same request would diverge again and a changed one needs the place.
+    If an earlier attempt at the *same* request was interrupted, its partial folder is yielded again, so that training
+    resumes from its last epoch. A request that fails before its first step leaves no folder. The folder of a training
+    that diverged is moved to ``OUT.failed``: the same request would diverge again, and a changed one needs its place.
+
+    Args:
+        out: The folder to write.
+        request: The resolved configuration as YAML; stored in the folder.
+        force: Replace ``out``, and a partial folder of another request.
+
+    Raises:
+        EffaceError: ``out`` exists, or the partial folder of another request is in the way.
+
     """
     out = Path(out)
     if out.exists() and not force:
         raise EffaceError(
-            f"{out} exists already.", "Nothing is overwritten unasked.", "Choose another --out, or add --force."
+            f"{out} exists already.",
+            "Existing folders are replaced only on request.",
+            "Choose another --out, or add --force.",
         )
     if out.exists() and not (out / REQUEST).is_file():
         raise EffaceError(f"{out} is not a run folder, so --force does not replace it.", remedy="Choose another --out.")
@@ -63,7 +73,7 @@ def create_run_folder(out: Path, request: str, *, force: bool = False) -> Iterat
 
 
 def _leave(half: Path, out: Path, error: BaseException) -> None:
-    """After an error: keep what can be gone on from, and nothing else."""
+    """Clean up after an error: keep a partial folder only if training can resume from it."""
     if not (half / LOG).exists() and not (half / EPOCH).exists():
         shutil.rmtree(half)
     elif isinstance(error, DivergenceError):
@@ -76,28 +86,28 @@ def _same(path: Path, text: str) -> bool:
 
 
 def _another(half: Path, out: Path, request: str) -> EffaceError:
-    """The error for a half-written folder that belongs to another request: what differs, and the ways out."""
+    """The error for a partial folder of another request: how the requests differ, and what to do."""
     try:
-        told = _difference((half / REQUEST).read_text(encoding="utf-8"), request)
+        difference = _difference((half / REQUEST).read_text(encoding="utf-8"), request)
     except (FileNotFoundError, yaml.YAMLError):
-        told = "It does not say which."  # killed while that was written
+        difference = "It does not say which."  # killed while the request was written
     return EffaceError(
         f"{half} is the unfinished folder of another request for {out}.",
-        f"{told} It may still be running, or was cut.",
-        "Choose another --out, or add --force to start anew in its place; to finish it, repeat its own command.",
+        f"{difference} It may still be running, or was interrupted.",
+        "Choose another --out, or add --force to replace it; to finish it, repeat its own command.",
     )
 
 
 def _difference(stored: str, request: str) -> str:
     """The first settings in which two requests differ, with both values."""
-    theirs, ours = (dict(_settings(yaml.safe_load(text))) for text in (stored, request))
-    names = [name for name in ours | theirs if theirs.get(name) != ours.get(name)]
-    said = [f"{name}: {theirs.get(name, 'not set')} there, {ours.get(name, 'not set')} here" for name in names[:5]]
-    return f"{'; '.join(said)}{f'; and {len(names) - 5} more' if len(names) > 5 else ''}."
+    there, here = (dict(_settings(yaml.safe_load(text))) for text in (stored, request))
+    names = [name for name in here | there if there.get(name) != here.get(name)]
+    shown = [f"{name}: {there.get(name, 'not set')} there, {here.get(name, 'not set')} here" for name in names[:5]]
+    return f"{'; '.join(shown)}{f'; and {len(names) - 5} more' if len(names) > 5 else ''}."
 
 
 def _settings(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """The single values of a nested mapping, by dotted name."""
+    """Yield the leaf values of a nested mapping with their dotted names."""
     if not isinstance(value, dict):
         yield name, value
         return
@@ -106,28 +116,28 @@ def _settings(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def read_request(folder: Path) -> dict[str, Any]:
-    """What a run was asked for, its ``config.yaml``; an error where it is not whole."""
+    """Read the ``config.yaml`` of a run folder: the settings that the run was made with."""
     path = Path(folder) / REQUEST
     found = config.read(path)
-    lacking = [name for name in ("verb", "data", "seed") if name not in found]
-    if lacking:
+    missing = [name for name in ("verb", "data", "seed") if name not in found]
+    if missing:
         raise EffaceError(
-            f"{path} is no run's request.",
-            f"It lacks {', '.join(lacking)}: it is damaged or something else.",
+            f"{path} is not the configuration of a run.",
+            f"It has no {', '.join(missing)}: it is damaged, or another file.",
             "Restore it, or make the run again.",
         )
     return found
 
 
 class JsonLines:
-    """``log.jsonl``: one line per optimizer step. Lines of steps that a resumed run repeats are dropped first."""
+    """Write ``log.jsonl``, one line per optimizer step; a resumed run first drops the steps that it repeats."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.file: TextIO | None = None
 
     def __call__(self, record: dict[str, Any]) -> None:
-        """Append one record; it is on its way to the disk before the next step begins."""
+        """Append one record, and flush it."""
         if self.file is None:
             kept = [old for old in read_log(self.path) if old.get("step", 0) < record["step"]]
             self.path.write_text("".join(json.dumps(old) + "\n" for old in kept), encoding="utf-8")
@@ -141,7 +151,7 @@ class JsonLines:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of a ``log.jsonl`` up to the first line that is none: the last one, if a kill cut it."""
+    """Read the records of a ``log.jsonl`` up to the first invalid line, such as one cut by a kill; empty if missing."""
     if not path.exists():
         return []
     records = []

@@ -1,4 +1,4 @@
-"""Start a run from another library's checkpoint, and write the result back in its layout."""
+"""Start a run from another library's checkpoint, and write the result back in that library's layout."""
 
 from __future__ import annotations
 
@@ -14,40 +14,19 @@ import torch
 from efface import config
 from efface.data.dataset import Data
 from efface.data.split import Split
-from efface.interop import checkpoint_file
-from efface.interop.checkpoint_file import ForeignCheckpoint
+from efface.interop.checkpoint_file import read_foreign
 from efface.interop.containers import weights_file
 from efface.interop.export_weights import export_checkpoint
-from efface.interop.import_weights import import_model
-from efface.interop.recipe import infer_recipe
+from efface.interop.load import LoadedCheckpoint, load_checkpoint
 from efface.interop.sanity_check import compare_with_random, require_better_than_random
 from efface.runs.run import Common, Sizes, load_data
-from efface.training import loop
 from efface.training.batch import Subset
 from efface.training.checkpoint import META, Checkpoint
+from efface.training.devices import resolve_device
 from efface.training.loop import Run
 from efface.training.model import Model
 from efface.training.objectives import CHOICES
 from efface.training.recipe import Recipe
-
-FOREIGN = {"data", "split", "objective", "recipe", "trust_pickle", "check", "fresh_head"}
-"""Settings of unlearning that only a foreign checkpoint needs: a run folder knows."""
-
-
-def foreign_start(path: Path, settings: Mapping[str, Any], seed: int) -> tuple[Data, Split, Checkpoint, dict[str, Any]]:
-    """A foreign checkpoint as it was when a run was made from it; ``settings``: that run's request."""
-    return _foreign(path, settings, seed, lambda sentence: None)
-
-
-def _foreign(
-    path: Path, settings: Mapping[str, Any], seed: int, say: Callable[[str], None]
-) -> tuple[Data, Split, Checkpoint, dict[str, Any]]:
-    """A foreign checkpoint adopted; the file's own tensors are let go again, and read anew to be handed back."""
-    return _adopted(_read(path, settings), settings, seed, say)
-
-
-def _read(path: Path, settings: Mapping[str, Any]) -> ForeignCheckpoint:
-    return checkpoint_file.read_foreign(path, trust_pickle=bool(settings.get("trust_pickle")))
 
 
 def is_foreign(start: Path) -> bool:
@@ -55,52 +34,69 @@ def is_foreign(start: Path) -> bool:
     return not (start / META).exists() and weights_file(start) is not None
 
 
-def _adopted(
-    file: ForeignCheckpoint, settings: Mapping[str, Any], seed: int, say: Callable[[str], None]
+def load_foreign(path: Path, data: Data, settings: Mapping[str, Any], seed: int) -> Checkpoint:
+    """Load a foreign checkpoint as the original of a run.
+
+    Args:
+        path: The file or folder.
+        data: The data of the run.
+        settings: The run's request; ``objective``, ``recipe``, ``fresh_head`` and ``trust_pickle`` are used.
+        seed: The run's seed: the parts that the file does not have are drawn with it.
+
+    """
+    loaded = _load(path, data, settings, seed)
+    return _as_checkpoint(loaded, seed)
+
+
+def start_from_foreign(
+    path: Path, settings: Mapping[str, Any], seed: int, say: Callable[[str], None]
 ) -> tuple[Data, Split, Checkpoint, dict[str, Any]]:
-    """Foreign weights in a model of our own: its shape from the file, changed by the settings."""
+    """Load a foreign checkpoint, its data and its split, to unlearn from it.
+
+    The tensors of the file are released, to save memory; :func:`export_result` reads them again.
+
+    Args:
+        path: The file or folder.
+        settings: The request to unlearn.
+        seed: Seed of the split, and of the parts that the file does not have.
+        say: Receives one sentence for everything that was assumed.
+
+    Returns:
+        Data, split, checkpoint, and the settings that the run stores because the file does not hold them.
+
+    """
     data = load_data(settings)
-    shape = infer_recipe(file, data, settings)
-    recipe, seen, changed = shape.recipe, shape.seen, dict(settings.get("recipe") or {})
-    adopted = import_model(file, recipe.start(seed), shape.objective, fresh_head=bool(settings.get("fresh_head")))
-    if shape.guessed:
-        say(
-            f"{file.path.name}: nothing says what it was trained with; taken to be {shape.objective} "
-            "(else: --objective)"
-        )
-    settled = {"mean", "std"} & changed.keys(), changed.get("backbone")
-    guessed = [note for note in seen.notes if not settled[0 if note.startswith("normalization") else 1]]
-    for note in (*file.layout.notes, *guessed, *adopted.notes):
-        say(f"{file.path.name}: {note}")
-    checkpoint = Checkpoint(adopted.model, recipe, seed=seed, trained=False)
+    loaded = _load(path, data, settings, seed)
+    file_name = loaded.file.path.name
+    for note in loaded.notes:
+        say(f"{file_name}: {note}")
     sizes = config.build(Sizes, settings.get("split") or {}, path="split.")
     split = sizes.divide(data, seed)
     if sizes.trained is None:
         say(
-            f"{file.path.name}: nothing says what it was trained on; taken to be {len(split.train)} of {len(data)} "
+            f"{file_name}: nothing says what it was trained on; taken to be {len(split.train)} of {len(data)} "
             "images, and the rest as never seen (else: --set split.trained=FILE of keys)"
         )
-    inherited = {"data": settings["data"], "split": settings.get("split") or {}, "recipe": config.dump(recipe, CHOICES)}
+    inherited = {
+        "data": settings["data"],
+        "split": settings.get("split") or {},
+        "recipe": config.dump(loaded.recipe, CHOICES),
+    }
     inherited |= {key: True for key in ("trust_pickle", "fresh_head") if settings.get(key)}
-    return data, split, checkpoint, inherited
+    return data, split, _as_checkpoint(loaded, seed), inherited
 
 
-def _random(recipe: Recipe, seed: int, device: torch.device) -> Model:
-    return recipe.start(seed).to(device)
-
-
-def _probe(path: Path, start: Checkpoint, data: Data, split: Split, common: Common) -> None:
-    """Refuse an encoder that sees no more than the same network with random weights."""
-    device, run = loop.resolve_device(common.device), Run(seed=common.seed)
+def require_trained_encoder(path: Path, start: Checkpoint, data: Data, split: Split, common: Common) -> None:
+    """Raise an error unless the encoder is better than the same network with random weights."""
+    device, run = resolve_device(common.device), Run(seed=common.seed)
     seeds = [run.rng("random", n).initial_seed() % 2**31 for n in range(3)]
-    others = [partial(_random, start.recipe, seed, device) for seed in seeds]
-    part = Subset.of(data, split.train, start.recipe.views, "probe", device)
-    require_better_than_random(
-        compare_with_random(start.model.to(device), others, part, run.rng("probe")), path, start.recipe
-    )
+    random_models = [partial(_random_model, start.recipe, seed, device) for seed in seeds]
+    images = Subset.of(data, split.train, start.recipe.views, "probe", device)
+    results = compare_with_random(start.model.to(device), random_models, images, run.rng("probe"))
+    require_better_than_random(results, path, start.recipe)
 
 
-def _hand_back(
+def export_result(
     path: Path,
     settings: Mapping[str, Any],
     result: Checkpoint,
@@ -109,12 +105,38 @@ def _hand_back(
     common: Common,
     folder: Path,
 ) -> Checkpoint:
-    """Write the result in the foreign layout too, and note what was done with each part of it."""
+    """Write an unlearned model to ``folder/foreign`` in the layout of the file that it was made from.
+
+    Returns:
+        The checkpoint, with a note for each part of the file that says what was done with it.
+
+    """
     out, run = folder / "foreign", Run(seed=common.seed)
     if out.exists():
-        shutil.rmtree(out)  # of an attempt that was cut
+        shutil.rmtree(out)  # left by an attempt that was interrupted
     out.mkdir()
-    retain = Subset.of(data, split.retain, result.recipe.views, "retain", loop.resolve_device(common.device))
+    retain = Subset.of(data, split.retain, result.recipe.views, "retain", resolve_device(common.device))
     batches = retain.batches(256, run.rng("purge")) if len(retain) else ()
-    notes = export_checkpoint(_read(path, settings), result.model, batches, run.rng("foreign"), out)
+    file = read_foreign(path, trust_pickle=bool(settings.get("trust_pickle")))
+    notes = export_checkpoint(file, result.model, batches, run.rng("foreign"), out)
     return replace(result, purged=result.purged | notes)
+
+
+def _load(path: Path, data: Data, settings: Mapping[str, Any], seed: int) -> LoadedCheckpoint:
+    return load_checkpoint(
+        path,
+        data,
+        objective=settings.get("objective"),
+        recipe=settings.get("recipe"),
+        seed=seed,
+        fresh_head=bool(settings.get("fresh_head")),
+        trust_pickle=bool(settings.get("trust_pickle")),
+    )
+
+
+def _as_checkpoint(loaded: LoadedCheckpoint, seed: int) -> Checkpoint:
+    return Checkpoint(loaded.model, loaded.recipe, seed=seed, trained=False)
+
+
+def _random_model(recipe: Recipe, seed: int, device: torch.device) -> Model:
+    return recipe.start(seed).to(device)

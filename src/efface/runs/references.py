@@ -1,13 +1,13 @@
-"""References: models made with a run's own recipe, as tasks that any machine can do, each in a folder of its own.
+"""Reference models for an audit, made with the run's own recipe as independent tasks that any machine can do.
 
-    out        retrained on what is kept, seed k: never saw F           level A1: 1 to 8 of them
-    original   trained on all, seed k                                   what "in" starts from
+    out        retrained without F, seed k: a retrained reference       level A1: 1 to 8 of them
+    original   trained on everything, seed k                            the start of "in"
     in         original k, unlearned by the run's own method            level A2: 32 pairs of in and out
 
-A plan is a folder: ``plan.json`` and ``split.json`` (all that a machine needs but the data), ``tasks.jsonl`` (one a
-line), and a run folder for each finished task, named by what went into it: kind, recipe, split, seed, method. The same
-task has the same name everywhere, so merging two machines' work is copying folders, and doing a task twice is doing
-nothing.
+A plan is a folder with ``plan.json`` and ``split.json`` (everything that a machine needs except the data),
+``tasks.jsonl`` (one task per line), and a run folder for each finished task, named by what goes into it: kind, recipe,
+split, seed, method. The same task has the same name on every machine, so the work of two machines is merged by copying
+folders, and a finished task is never repeated.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from efface.errors import EffaceError, unknown_name_error
 from efface.files import EPOCH, REQUEST, SPLIT, read_json, write_text
 from efface.runs.folder import create_run_folder, read_request
 from efface.runs.run import Progress, load_data, logging, open_run
-from efface.training import loop
-from efface.training.checkpoint import META, Checkpoint, EpochStore, read_meta
+from efface.training import devices
+from efface.training.checkpoint import META, Checkpoint, EpochStore
 from efface.training.objectives import CHOICES
 from efface.training.recipe import Recipe
 
 PLAN, TASKS = "plan.json", "tasks.jsonl"
 FIRST_SEED = 1000
-"""Seeds of references: the original's seed plus this and their number, so that nobody's own oracle is among them."""
+"""Reference number k has the original's seed plus this plus k, so that no reference repeats a user's own model."""
 ReferenceKind = Literal["out", "original", "in"]
 
 
@@ -52,27 +52,27 @@ class ReferenceTask:
     """One model to make."""
 
     name: str
-    """Its folder: the kind, and a digest of all that goes into it."""
+    """Name of its folder: the kind, and a digest of everything that goes into it."""
     kind: ReferenceKind
     seed: int
     needs: tuple[str, ...] = ()
-    """Tasks whose models it starts from."""
+    """Names of the tasks whose models it starts from."""
     seconds: float | None = None
-    """What it will take on one thread, by the original's own cost; None where that is unknown."""
+    """Expected time on one thread, from the original's own cost; None if that is unknown."""
     bytes: int = 0
-    """What it will take on disk."""
+    """Expected size on disk."""
 
 
 @dataclass(frozen=True, eq=False)
 class ReferencePlan:
-    """What all tasks share, and the tasks."""
+    """A set of tasks, and the settings that they share."""
 
     home: Path
     data: Any
-    """The data source's options."""
+    """The data source and its options."""
     recipe: dict[str, Any]
     method: dict[str, Any]
-    """The run's own method."""
+    """The unlearning method of the run, with its settings."""
     parent: str
     """Digest of the original."""
     split: str
@@ -82,29 +82,29 @@ class ReferencePlan:
     tasks: tuple[ReferenceTask, ...] = field(default=())
 
     def shared(self) -> dict[str, Any]:
-        """All but the tasks, JSON-able."""
+        """Everything except the tasks, ready for JSON."""
         named = ("data", "recipe", "method", "parent", "split", "seed")
         return {"format": 1} | {name: getattr(self, name) for name in named}
 
     def task(self, name: str) -> ReferenceTask:
-        """The task called ``name``; an error that lists near names."""
+        """Return the task called ``name``; the error for an unknown one suggests similar names."""
         for one in self.tasks:
             if one.name == name:
                 return one
         raise unknown_name_error("task", name, [one.name for one in self.tasks])
 
     def done(self, task: ReferenceTask) -> bool:
-        """Whether its folder is complete."""
+        """Whether the task's folder is complete."""
         return (self.home / task.name / META).exists()
 
     def save(self) -> None:
-        """Write ``plan.json`` and ``tasks.jsonl``; refused where the folder holds another plan."""
+        """Write ``plan.json`` and ``tasks.jsonl``; an error if the folder holds another plan."""
         text = json.dumps(self.shared(), indent=1) + "\n"
         path = self.home / PLAN
         if path.exists() and read_json(path, "plan of references") != json.loads(text):
             raise EffaceError(
                 f"{self.home} holds the references of another run.",
-                "Its recipe, split, method or original differs.",
+                "Its recipe, split, method or original is different.",
                 "Choose another --out.",
             )
         write_text(path, text)
@@ -112,7 +112,7 @@ class ReferencePlan:
 
     @staticmethod
     def load(home: Path) -> ReferencePlan:
-        """What :meth:`save` wrote."""
+        """Read a plan written by :meth:`save`."""
         try:
             shared = json.loads((home / PLAN).read_text(encoding="utf-8"))
             lines = [json.loads(line) for line in (home / TASKS).read_text(encoding="utf-8").splitlines()]
@@ -125,151 +125,169 @@ class ReferencePlan:
             ) from None
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise EffaceError(
-                f"The plan in {home} cannot be read.", f"It is damaged or something else: {error}", "Plan again."
+                f"The plan in {home} cannot be read.", f"It is damaged, or no plan: {error}", "Plan again."
             ) from error
 
 
 def plan_references(run: Path, home: Path, count: int = 8, pairs: int = 0) -> ReferencePlan:
-    """The references of ``run``: ``count`` that never saw F (or ``pairs``, if more), and ``pairs`` unlearned ones.
+    """Plan reference models for a run; nothing is written.
 
-    Nothing is written. A plan that exists is extended, never cut.
+    Args:
+        run: The unlearned run folder.
+        home: Folder of the plan. A plan that it holds already is extended; no task is removed.
+        count: Number of models retrained without F.
+        pairs: Number of pairs of an unlearned and a retrained model, for level A2. At least as many retrained models
+            are planned.
+
+    Raises:
+        EffaceError: The models cannot be made again, for example because the original was not trained here.
+
     """
     if min(count, pairs) < 0 or count + pairs < 1:
-        raise EffaceError(f"{count} references and {pairs} pairs are no plan.", remedy="Ask for at least one.")
+        raise EffaceError(f"{count} references and {pairs} pairs cannot be planned.", remedy="Ask for at least one.")
     subject = open_run(run)
-    meta = read_meta(run)
+    meta = subject.meta
     source = Path(str(subject.request.get("from", "")))
     if not (source / META).exists():
         raise EffaceError(
-            f"The original is not at {source} any more, or is no run folder.",
+            f"The original is no longer at {source}, or is no run folder.",
             "References are made with the original's own recipe.",
-            "Restore it; for foreign weights there is no recipe, so nothing can be retrained as they were.",
+            "Restore it. Foreign weights come without a recipe, so references cannot be made for them.",
         )
-    start = read_meta(source)
-    _plannable(run, meta, start, pairs)
-    made = ReferencePlan(
+    start = subject.folders.read(source).meta
+    _require_repeatable(run, meta, start, pairs)
+    plan = ReferencePlan(
         home, subject.request["data"], meta["recipe"], meta["method"], start["digest"], meta["split"], start["seed"]
     )
-    before = ReferencePlan.load(home).tasks if (home / PLAN).exists() else ()
+    earlier = ReferencePlan.load(home).tasks if (home / PLAN).exists() else ()
     kept = len(subject.split.retain) / max(1, len(subject.split.train))
     sizes = {"out": _bytes(source), "original": _bytes(source), "in": _bytes(run)}
-    full, own = start["cost"]["seconds"] or None, meta["cost"]["seconds"] or None
-    costs = {"out": full and full * kept, "original": full, "in": own}
+    training, unlearning = start["cost"]["seconds"] or None, meta["cost"]["seconds"] or None
+    costs = {"out": training and training * kept, "original": training, "in": unlearning}
     tasks: dict[str, ReferenceTask] = {}
     for number in range(max(count, pairs)):
         for kind in ("out", "original", "in") if number < pairs else ("out",):
-            task = _task(made, kind, number)
+            task = _task(plan, kind, number)
             tasks[task.name] = replace(task, seconds=costs[kind], bytes=sizes[kind])
-    tasks |= {task.name: task for task in before if task.name not in tasks}
-    return replace(made, tasks=tuple(tasks.values()))
+    tasks |= {task.name: task for task in earlier if task.name not in tasks}
+    return replace(plan, tasks=tuple(tasks.values()))
 
 
-def _plannable(run: Path, meta: Mapping[str, Any], start: Mapping[str, Any], pairs: int) -> None:
-    """An error where the run's models cannot be made again."""
+def _require_repeatable(run: Path, meta: Mapping[str, Any], start: Mapping[str, Any], pairs: int) -> None:
+    """Raise an error if the run's models cannot be made again with other seeds."""
     if meta["method"] is None:
         raise EffaceError(
             f"{run} was asked to forget nothing: it is an original.", remedy="Name a run that `efface unlearn` made."
         )
     if not start["trained"]:
         raise EffaceError(
-            f"The original of {run} was not trained here, so nothing can be retrained as it was.",
+            f"The original of {run} was not trained with efface, so it cannot be trained again.",
             "Foreign weights come without the recipe that made them.",
-            "Give references of your own with --oracle.",
+            "Train references yourself and name them with --oracle.",
         )
     if pairs and (meta["exact"] or start["method"] is not None):
         why = "its method retrains" if meta["exact"] else "it was unlearned from a model that had been unlearned before"
         raise EffaceError(
             f"{run} has no pairs: {why}.",
-            "A pair is a model retrained, and another original of the same recipe unlearned.",
+            "A pair is a retrained model, and another original of the same recipe that is unlearned.",
             "Ask for references only: --count.",
         )
 
 
-def _task(made: ReferencePlan, kind: ReferenceKind, number: int) -> ReferenceTask:
-    seed = made.seed + FIRST_SEED + number
-    said = {"kind": kind, "recipe": made.recipe, "split": made.split, "seed": seed}
+def _task(plan: ReferencePlan, kind: ReferenceKind, number: int) -> ReferenceTask:
+    seed = plan.seed + FIRST_SEED + number
+    content = {"kind": kind, "recipe": plan.recipe, "split": plan.split, "seed": seed}
     if kind == "in":
-        said["method"] = made.method
-    name = f"{kind}-{hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]}"
-    return ReferenceTask(name, kind, seed, (_task(made, "original", number).name,) if kind == "in" else ())
+        content["method"] = plan.method
+    name = f"{kind}-{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]}"
+    return ReferenceTask(name, kind, seed, (_task(plan, "original", number).name,) if kind == "in" else ())
 
 
 def _bytes(folder: Path) -> int:
-    """Size of a run folder of the kind."""
+    """Size of a run folder, without its pages."""
     return sum(path.stat().st_size for path in folder.iterdir() if path.is_file() and path.suffix != ".html")
 
 
-def write_reference_plan(run: Path, made: ReferencePlan) -> None:
-    """Write a plan with the split that its tasks need."""
-    made.home.mkdir(parents=True, exist_ok=True)
-    made.save()
-    write_text(made.home / SPLIT, (Path(run) / SPLIT).read_text(encoding="utf-8"))
-
-
-# ---- making them ----
+def write_reference_plan(run: Path, plan: ReferencePlan) -> None:
+    """Write a plan, and the split of ``run`` that its tasks need."""
+    plan.home.mkdir(parents=True, exist_ok=True)
+    plan.save()
+    write_text(plan.home / SPLIT, (Path(run) / SPLIT).read_text(encoding="utf-8"))
 
 
 def run_task(home: Path, name: str, *, device: str = "auto", progress: Progress | None = None) -> Path:
-    """Do one task, and first what it needs; its folder. What is done is not done again."""
-    made = ReferencePlan.load(home)
-    task = made.task(name)
+    """Do one task of the plan in ``home``, after the tasks that it needs; a finished task is not repeated.
+
+    Args:
+        home: Folder of the plan.
+        name: Name of the task.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        progress: Receives steps and messages.
+
+    Returns:
+        The run folder of the task.
+
+    Raises:
+        EffaceError: There is no such task, another process is doing it, or the data are not those of the plan.
+
+    """
+    plan = ReferencePlan.load(home)
+    task = plan.task(name)
     starts = [run_task(home, need, device=device, progress=progress) for need in task.needs]
     folder = home / name
     with _task_lock(home, name):
-        if not made.done(task):
-            _make(made, task, starts, device, progress or Progress())
+        if not plan.done(task):
+            _make(plan, task, starts, device, progress or Progress())
     return folder
 
 
 @lru_cache(maxsize=1)
-def _data(text: str) -> Data:
+def _load_data(text: str) -> Data:
     return load_data(json.loads(text))
 
 
-def _make(made: ReferencePlan, task: ReferenceTask, starts: Sequence[Path], device: str, progress: Progress) -> None:
-    data = _data(json.dumps({"data": made.data}))
-    split = Split.load(made.home, data)
-    if split.digest(data) != made.split:
+def _make(plan: ReferencePlan, task: ReferenceTask, starts: Sequence[Path], device: str, progress: Progress) -> None:
+    data = _load_data(json.dumps({"data": plan.data}))
+    split = Split.load(plan.home, data)
+    if split.digest(data) != plan.split:
         raise EffaceError(
-            f"The split in {made.home} is not the one of its plan.",
-            "The data differ from those that were planned with, or the file was changed.",
+            f"The split in {plan.home} is not the one of its plan.",
+            "The data differ from those of the plan, or the file was changed.",
             "Load the same data, or plan again.",
         )
-    recipe: Recipe = config.build(Recipe, made.recipe, CHOICES, "recipe.")
-    request = {"verb": "references", "kind": task.kind, "seed": task.seed, "data": made.data, "split": made.split}
+    recipe: Recipe = config.build(Recipe, plan.recipe, CHOICES, "recipe.")
+    request = {"verb": "references", "kind": task.kind, "seed": task.seed, "data": plan.data, "split": plan.split}
     if task.kind == "in":
-        request |= {"method": made.method}
-    bf16 = loop.prefers_bfloat16(loop.resolve_device(device))
-    given: dict[str, Any] = {"seed": task.seed, "device": device, "bf16": bf16}
-    with create_run_folder(made.home / task.name, yaml.safe_dump(request, sort_keys=False)) as folder:
+        request |= {"method": plan.method}
+    bf16 = devices.prefers_bfloat16(devices.resolve_device(device))
+    with create_run_folder(plan.home / task.name, yaml.safe_dump(request, sort_keys=False)) as folder:
         split.save(folder, data)
         part = split.train if task.kind == "original" else split.retain
         total = 0 if task.kind == "in" else recipe.epochs * -(-len(part) // recipe.batch_size)
         with logging(folder, progress, total) as log:
-            given |= {"log": log}
-            keep = EpochStore(folder / EPOCH)
+            options: dict[str, Any] = {"seed": task.seed, "device": device, "bf16": bf16, "log": log}
+            store = EpochStore(folder / EPOCH)
             if task.kind == "original":
-                done = api.pretrain(data, split, recipe=recipe, resume_store=keep, **given)
+                result = api.pretrain(data, split, recipe=recipe, resume_store=store, **options)
             elif task.kind == "out":
-                start = Checkpoint(recipe.start(made.seed), recipe, seed=made.seed)
-                done = replace(
-                    api.unlearn(start, data, split, "retrain", resume_store=keep, **given), parent=made.parent
-                )
+                start = Checkpoint(recipe.start(plan.seed), recipe, seed=plan.seed)
+                result = api.unlearn(start, data, split, "retrain", resume_store=store, **options)
+                result = replace(result, parent=plan.parent)
             else:
-                method = dict(made.method)
-                done = api.unlearn(Checkpoint.load(starts[0]), data, split, method.pop("name"), **given, **method)
-        done.save(folder)
+                method = dict(plan.method)
+                result = api.unlearn(Checkpoint.load(starts[0]), data, split, method.pop("name"), **options, **method)
+        result.save(folder)
 
 
 @contextmanager
 def _task_lock(home: Path, name: str) -> Iterator[None]:
-    """Keep a second process from the same task; a killed one leaves nothing that hinders."""
+    """Keep other processes from doing the same task; the lock of a killed process is released."""
     try:
         import fcntl
     except ImportError:
         raise EffaceError(
             f"References cannot be made on this system ({sys.platform}).",
-            "Two processes are kept from the same task by a lock that only Unix has.",
+            "Processes share the tasks with a file lock that only Unix has.",
             "Make them on Linux or macOS and copy the folders: they can be audited here.",
         ) from None
     with open(home / f"{name}.lock", "w", encoding="ascii") as file:
@@ -283,22 +301,36 @@ def _task_lock(home: Path, name: str) -> Iterator[None]:
 
 
 def run_all_tasks(
-    made: ReferencePlan,
+    plan: ReferencePlan,
     *,
     jobs: int | None = None,
     device: str = "auto",
     say: Callable[[str], None] = lambda sentence: None,
 ) -> int:
-    """Do what is left of a plan in one-thread processes; how many tasks that was. Cut, the same call goes on."""
-    left = [task for task in made.tasks if not made.done(task)]
+    """Do the unfinished tasks of a plan in processes with one thread each; if interrupted, the same call resumes.
+
+    Args:
+        plan: The plan.
+        jobs: Number of processes; by default one per core, and a single one on an accelerator.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        say: Receives a message after each task.
+
+    Returns:
+        The number of tasks that were unfinished.
+
+    Raises:
+        EffaceError: A task failed; raised once all others have ended.
+
+    """
+    left = [task for task in plan.tasks if not plan.done(task)]
     needed = {need for task in left for need in task.needs}
-    heads = [task for task in left if task.name not in needed]  # "in" makes its original itself
-    jobs = max(1, min(len(heads), jobs or (os.cpu_count() or 1) if loop.resolve_device(device).type == "cpu" else 1))
+    heads = [task for task in left if task.name not in needed]  # a task of kind "in" makes its original itself
+    jobs = max(1, min(len(heads), jobs or (os.cpu_count() or 1) if devices.resolve_device(device).type == "cpu" else 1))
     began, failed = monotonic(), []
     threads, os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS"), "1"
     try:
         with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-            running = {pool.submit(_in_process, made.home, task.name, device): task for task in heads}
+            running = {pool.submit(_in_process, plan.home, task.name, device): task for task in heads}
             for number, finished in enumerate(as_completed(running), 1):
                 error = finished.exception()
                 failed += [error] if error else []
@@ -319,11 +351,8 @@ def _in_process(home: Path, name: str, device: str) -> None:
     run_task(home, name, device=device)
 
 
-# ---- what there is ----
-
-
 def list_finished(home: Path) -> dict[ReferenceKind, list[Path]]:
-    """The complete folders of a plan by kind, in the order of their seeds; also what was copied from elsewhere."""
+    """The finished models in a folder by kind, ordered by seed, including those copied from other machines."""
     found: dict[ReferenceKind, list[tuple[int, Path]]] = {"out": [], "original": [], "in": []}
     if not home.is_dir():
         raise EffaceError(f"There is no folder {home}.", remedy="Make it with `efface references RUN --out DIR`.")
@@ -339,12 +368,12 @@ def list_finished(home: Path) -> dict[ReferenceKind, list[Path]]:
     return {kind: [folder for _, folder in sorted(folders)] for kind, folders in found.items()}
 
 
-def summarize_plan(made: ReferencePlan, jobs: int | None = None) -> tuple[dict[str, Any], list[str]]:
-    """What is planned, what is done, what the rest will take: JSON-able, and in lines."""
+def summarize_plan(plan: ReferencePlan, jobs: int | None = None) -> tuple[dict[str, Any], list[str]]:
+    """Count planned and unfinished tasks and estimate the rest: as a JSON object, and as lines to print."""
     kinds: dict[str, Any] = {}
     for kind in ("out", "original", "in"):
-        tasks = [task for task in made.tasks if task.kind == kind]
-        left = [task for task in tasks if not made.done(task)]
+        tasks = [task for task in plan.tasks if task.kind == kind]
+        left = [task for task in tasks if not plan.done(task)]
         known = all(task.seconds is not None for task in left)
         seconds = sum(task.seconds or 0 for task in left) if known else None
         kinds[kind] = {"tasks": len(tasks), "left": len(left), "seconds": seconds, "bytes": sum(t.bytes for t in left)}
@@ -357,10 +386,10 @@ def summarize_plan(made: ReferencePlan, jobs: int | None = None) -> tuple[dict[s
         lines.append(f"{kind:10}{row['tasks']:6}{row['left']:6}{minutes:>9}{row['bytes'] / 1e6:8.1f}")
     count = jobs or os.cpu_count() or 1
     if total is None:
-        lines.append("What it will take is not known: the original's own cost was not recorded.")
+        lines.append("The time cannot be estimated: the cost of the original was not recorded.")
     else:
         lines.append(
-            f"About {total / 60:.1f} minutes of one process ({total / 60 / count:.1f} with {count}), as long as the "
-            f"original took where it was made; {size / 1e6:.1f} MB of disk."
+            f"About {total / 60:.1f} minutes of one process ({total / 60 / count:.1f} with {count}), if this machine "
+            f"is as fast as the one that made the original; {size / 1e6:.1f} MB of disk."
         )
-    return {"home": str(made.home), "kinds": kinds, "seconds": total, "bytes": size}, lines
+    return {"home": str(plan.home), "kinds": kinds, "seconds": total, "bytes": size}, lines

@@ -1,4 +1,4 @@
-"""The verb ``relearn``: train copies of a run on, and keep how soon the forgotten comes back."""
+"""The verb ``relearn``: train copies of a run further, and measure how fast the forgotten examples come back."""
 
 from __future__ import annotations
 
@@ -7,53 +7,57 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from efface import config
 from efface.auditing.audits import AUDITS
 from efface.auditing.evidence import Evidence, RelearnedCopies
-from efface.auditing.observers.observe import ObservationSettings
-from efface.auditing.observers.relearn import RelearnSettings, relearn_model
+from efface.auditing.observers.relearn import relearn_model
 from efface.runs.artifacts import SavedFindings
-from efface.runs.comparison import Comparison, _save_findings, build_comparison
-from efface.runs.run import Progress, refuse_unknown
-from efface.training import loop
-from efface.training.objectives import OBJECTIVES, Objective
+from efface.runs.comparison import Comparison, build_comparison, save_findings
+from efface.runs.requests import RelearnRequest
+from efface.runs.run import Progress
+from efface.training import devices
 
 
 def relearn_run(
     run: Path,
-    settings: Mapping[str, Any],
+    request: RelearnRequest | Mapping[str, Any],
     *,
     original: Path | None = None,
     oracles: Sequence[Path] = (),
     progress: Progress | None = None,
 ) -> SavedFindings:
-    """Train copies of a run and of its oracles on, and keep how soon the forgotten comes back.
+    """Train copies of a run and of its retrained references further, and store how fast the forgotten comes back.
 
-    ``settings``: relearn (fields of :class:`RelearnSettings`), watch, seed, device, trust_pickle. The runs themselves
-    are only read.
+    The runs themselves are only read.
+
+    Args:
+        run: The unlearned run folder; the findings are stored in it for the next audit.
+        request: A :class:`RelearnRequest`, or a mapping with its fields: relearn, watch, seed, device, trust_pickle.
+        original: Where the original is now; by default where it was when the run was made.
+        oracles: Retrained references.
+        progress: Receives progress messages.
+
     """
-    progress = progress or Progress()
-    refuse_unknown(settings, {"relearn", "watch", "seed", "device", "trust_pickle"})
-    asked = config.build(RelearnSettings, settings.get("relearn") or {}, {Objective: OBJECTIVES}, "relearn.")
-    watch = config.build(ObservationSettings, {"gradient": False} | dict(settings.get("watch") or {}), path="watch.")
-    device = str(settings.get("device", "auto"))
-    trust = bool(settings.get("trust_pickle"))
-    beside = build_comparison(run, watch, device, progress, original=original, oracles=oracles, trust=trust)
-    looks: dict[str, Any] = {}
-    for name, model in beside.models.items():
+    progress, request = progress or Progress(), RelearnRequest.of(request)
+    how, watch = request.relearn, request.watch
+    compared = build_comparison(
+        run, watch, request.device, progress, original=original, oracles=oracles, trust=request.trust_pickle
+    )
+    snapshots: dict[str, Any] = {}
+    for name, model in compared.models.items():
         if name == "original":
             continue
-        progress.say(f"Relearning: {asked.steps} steps on {asked.on.value} with a copy of {model.weights.parent.name}")
-        looks[name] = relearn_model(
-            model.load(), beside.subject.data, beside.subject.split, asked, watch,
-            seed=int(settings.get("seed", 0)), device=loop.resolve_device(device),
+        progress.say(f"Relearning: {how.steps} steps on {how.on.value} with a copy of {model.weights.parent.name}")
+        snapshots[name] = relearn_model(
+            model.load(), compared.subject.data, compared.subject.split, how, watch,
+            seed=request.seed, device=devices.resolve_device(request.device),
         )  # fmt: skip
-    judged = replace(_evidence(beside), relearned=(RelearnedCopies(asked.on.value, looks),))
-    found = AUDITS["relearn"]().findings(judged)
-    return _save_findings(beside, f"relearn-{asked.on.value}", found)
+    evidence = replace(_evidence(compared), relearned=(RelearnedCopies(how.on.value, snapshots),))
+    findings = AUDITS["relearn"]().findings(evidence)
+    return save_findings(compared, f"relearn-{how.on.value}", findings)
 
 
-def _evidence(beside: Comparison) -> Evidence:
-    subject = beside.observations["subject"]
-    others = tuple(one for one in beside.oracles if one.model != subject.model)
-    return Evidence(beside.observations["original"], subject, others)
+def _evidence(compared: Comparison) -> Evidence:
+    """Original, subject and references, without references that have the subject's own weights."""
+    subject = compared.observations["subject"]
+    others = tuple(one for one in compared.oracles if one.model != subject.model)
+    return Evidence(compared.observations["original"], subject, others)

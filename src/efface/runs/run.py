@@ -1,21 +1,22 @@
-"""An opened run folder, its data and split, and the settings that every verb shares."""
+"""Opened run folders with their data and split, and the settings that several verbs share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from efface import config
 from efface.data.dataset import Data
 from efface.data.sources import load
 from efface.data.split import Split, partition, partition_around_training
-from efface.errors import EffaceError, suggest_name
+from efface.errors import EffaceError
 from efface.files import LOG
 from efface.runs.folder import JsonLines, read_request
-from efface.training import loop
+from efface.training import devices
+from efface.training.batch import Log
 from efface.training.checkpoint import Checkpoint, read_meta
 
 
@@ -24,28 +25,28 @@ class Sizes:
     """Sizes of the split, as fractions (below 1) or counts; fixed at pretraining and stored."""
 
     train: float | int | None = None
-    """Training examples; by default all that the others leave."""
+    """Training examples; by default everything that the other parts leave."""
     valid: float | int = 0.1
-    """Never trained on; methods may see them."""
+    """Never trained on; methods may use them."""
     holdout: float | int = 0.1
-    """Never trained on; only audits see them: the non-members."""
+    """Never trained on and reserved for audits: the non-members."""
     test: float | int = 0.1
     """Never trained on; utility is measured here."""
     canaries: str | None = None
-    """Folder that `efface canaries plan` wrote: included ones are trained on, excluded ones are in the holdout."""
+    """Folder written by `efface canaries plan`: included canaries are trained on, excluded ones are in the holdout."""
     trained: str | None = None
-    """Of a foreign checkpoint: what it was trained on, as a file of keys or a selector such as ``@group:train``. The
+    """For a foreign checkpoint: what it was trained on, as a file of keys or a selector such as ``@group:train``. The
     other parts are drawn from the rest."""
 
     def divide(self, data: Data, seed: int) -> Split:
-        """The data divided by these sizes."""
+        """Divide the data into parts of these sizes."""
         drawn = {"valid": self.valid, "holdout": self.holdout, "test": self.test}
         if self.trained is None:
             return partition(data, train=self.train, **drawn, canaries=self.canaries, seed=seed)
         if self.canaries is not None:
             raise EffaceError(
                 "split.canaries and split.trained were both given.",
-                "Canaries are planted before training, and the foreign checkpoint was trained already.",
+                "Canaries are planned before training, and the foreign checkpoint was trained already.",
                 "Give one of the two.",
             )
         return partition_around_training(data, self.trained, **drawn, seed=seed)
@@ -53,57 +54,129 @@ class Sizes:
 
 @dataclass(frozen=True, kw_only=True)
 class Common:
-    """Settings that every verb shares."""
+    """Settings shared by the verbs that train."""
 
     seed: int = 0
     """Seed of everything random."""
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda``, ``mps``."""
     bf16: bool | None = None
-    """bfloat16 autocast; by default where it is faster: on a GPU, and on a CPU that can multiply bfloat16."""
+    """bfloat16 autocast; by default used where it is faster: on a GPU, and on a CPU that multiplies bfloat16."""
 
-
-@dataclass(frozen=True, eq=False)
-class OpenedRun:
-    """A run folder with the data and split it was made with."""
-
-    folder: Path
-    request: dict[str, Any]
-    data: Data
-    split: Split
-
-    def checkpoint(self) -> Checkpoint:
-        """The run's checkpoint."""
-        return Checkpoint.load(self.folder)
+    def resolve(self) -> Common:
+        """These settings alone, with the precision decided, so that a run records which one it used."""
+        bf16 = self.bf16
+        if bf16 is None:
+            bf16 = devices.prefers_bfloat16(devices.resolve_device(self.device))
+        return Common(seed=self.seed, device=self.device, bf16=bf16)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a verb reports: optimizer steps as they happen, and sentences worth saying."""
+    """Callbacks through which a verb reports its progress; by default nothing is shown."""
 
     steps: Callable[[dict[str, Any], int], None] = lambda record, total: None
+    """Called after each optimizer step with its log record and the total number of steps (0: unknown)."""
     say: Callable[[str], None] = lambda sentence: None
+    """Called with a message to keep."""
     status: Callable[[str], None] = lambda sentence: None
-    """What is going on at the moment; the next one takes its place."""
+    """Called with a description of the current activity, which replaces the previous one."""
+
+
+@dataclass(frozen=True, eq=False)
+class StoredRun:
+    """A finished run folder whose ``meta.json`` and ``config.yaml`` are each read once."""
+
+    folder: Path
+    meta: dict[str, Any]
+    """The content of ``meta.json``."""
+
+    @cached_property
+    def request(self) -> dict[str, Any]:
+        """The content of ``config.yaml``: the settings that the run was made with."""
+        return read_request(self.folder)
+
+    def checkpoint(self) -> Checkpoint:
+        """Load the run's checkpoint."""
+        return Checkpoint.load(self.folder, self.meta)
+
+
+class RunFolders:
+    """Run folders by path; each is read on first use and kept, so that an audit reads every ``meta.json`` once."""
+
+    def __init__(self) -> None:
+        self._runs: dict[Path, StoredRun] = {}
+
+    def read(self, folder: Path) -> StoredRun:
+        """Return the run stored in ``folder``.
+
+        Raises:
+            EffaceError: The folder does not exist, is no run folder, or its ``meta.json`` is damaged.
+
+        """
+        key = Path(folder).resolve()
+        if key not in self._runs:
+            self._runs[key] = StoredRun(Path(folder), read_meta(folder))
+        return self._runs[key]
+
+
+@dataclass(frozen=True, eq=False)
+class OpenedRun:
+    """A run folder with the data and the split that it was made with."""
+
+    stored: StoredRun
+    data: Data
+    split: Split
+    folders: RunFolders
+    """Reads the run folders that this one is compared with, such as its ancestors; includes this one."""
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.stored.folder
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """The content of ``meta.json``."""
+        return self.stored.meta
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """The content of ``config.yaml``."""
+        return self.stored.request
+
+    def checkpoint(self) -> Checkpoint:
+        """Load the run's checkpoint."""
+        return self.stored.checkpoint()
 
 
 def open_run(folder: Path) -> OpenedRun:
-    """A finished run folder, its data loaded and its split checked against them."""
-    meta = read_meta(folder)
-    request = read_request(folder)
-    data = load_data(request)
+    """Open a finished run folder: load its data and check that the stored split fits them.
+
+    Raises:
+        EffaceError: The folder is no run folder, one of its files is damaged, or the split is not the one that the
+            checkpoint was made with.
+
+    Example:
+        >>> run = open_run(Path("runs/forgotten"))  # doctest: +SKIP
+        >>> run.meta["method"]["name"], len(run.split.forget)  # doctest: +SKIP
+
+    """
+    folders = RunFolders()
+    stored = folders.read(folder)
+    data = load_data(stored.request)
     split = Split.load(folder, data)
-    if split.digest(data) != meta["split"]:
+    if split.digest(data) != stored.meta["split"]:
         raise EffaceError(
             f"The split stored in {folder} is not the one its checkpoint was made with.",
             remedy="Restore the folder from where it came, or make it again.",
         )
-    return OpenedRun(Path(folder), request, data, split)
+    return OpenedRun(stored, data, split, folders)
 
 
 @contextmanager
-def logging(folder: Path, progress: Progress, total: int):
-    """A log that writes ``log.jsonl`` in the folder and shows progress."""
+def logging(folder: Path, progress: Progress, total: int) -> Iterator[Log]:
+    """Yield a log function that appends to ``log.jsonl`` in the folder and reports progress out of ``total`` steps."""
     lines = JsonLines(folder / LOG)
 
     def log(record: dict[str, Any]) -> None:
@@ -116,30 +189,8 @@ def logging(folder: Path, progress: Progress, total: int):
         lines.close()
 
 
-_COMMON = tuple(Common.__dataclass_fields__)
-
-
-def _common(settings: Mapping[str, Any]) -> Common:
-    """With the precision that was chosen, so that the run says which it was."""
-    asked = config.build(Common, {key: settings[key] for key in _COMMON if key in settings})
-    return (
-        asked
-        if asked.bf16 is not None
-        else replace(asked, bf16=loop.prefers_bfloat16(loop.resolve_device(asked.device)))
-    )
-
-
-def refuse_unknown(settings: Mapping[str, Any], known: set[str]) -> None:
-    """An error that names a setting which this verb does not have, and the nearest that it has."""
-    for key in settings:
-        if key not in known:
-            raise EffaceError(
-                f"There is no setting '{key}' here.{suggest_name(key, known)}", f"Known: {', '.join(sorted(known))}."
-            )
-
-
 def load_data(settings: Mapping[str, Any]) -> Data:
-    """The data that ``settings["data"]`` names: a source, a path, or a mapping with ``source`` and options."""
+    """Load the data named by ``settings["data"]``: a source, a path, or a mapping with ``source`` and its options."""
     value = settings.get("data")
     if not value:
         raise EffaceError(
@@ -147,9 +198,3 @@ def load_data(settings: Mapping[str, Any]) -> Data:
         )
     options = {"source": value} if isinstance(value, str) else dict(value)
     return load(str(options.pop("source", options.pop("name", ""))), **options)
-
-
-def _opened(start: Path) -> tuple[Data, Split, Checkpoint, dict[str, Any]]:
-    run = open_run(start)
-    inherited = {"data": run.request["data"]}
-    return run.data, run.split, run.checkpoint(), inherited

@@ -1,8 +1,8 @@
-"""Several requests, one after the other: all of them judged as one, and how far each moved the model."""
+"""Audit several requests made one after the other: all of them as one, and the drift of the model over them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,55 +15,68 @@ from efface.auditing.verdict import Criteria
 from efface.data.split import EARLIER, Split, merge_requests, read_split
 from efface.files import REQUEST
 from efface.runs.comparison import AuditedModel, foreign_original, observations_file_name
-from efface.runs.folder import read_request
 from efface.runs.foreign import is_foreign
 from efface.runs.run import OpenedRun, Progress
-from efface.training.checkpoint import WEIGHTS, Checkpoint, read_meta
+from efface.training.checkpoint import WEIGHTS
 
 
 def audit_sequence(
     subject: OpenedRun,
     models: Mapping[str, AuditedModel],
-    named: Path | None,
+    original: Path | None,
     criteria: Criteria,
     watch: ObservationSettings,
     device: str,
     progress: Progress,
 ) -> RequestSequence | None:
-    """All requests so far as one, against the first original, and how far each moved the model; None for a first."""
+    """Judge all requests so far as one against the first original, and measure how far each moved the model.
+
+    Args:
+        subject: The run of the last request.
+        models: The models of the audit of the last request, by role.
+        original: Where the user says an ancestor is now.
+        criteria: Criteria of the verdict.
+        watch: How to observe the models.
+        device: Device for the observation.
+        progress: Receives progress messages.
+
+    Returns:
+        The sequence; None if the subject's request is the first one.
+
+    """
     if not len(subject.split.earlier):
         return None
     split = merge_requests(subject.split, subject.data)
-    chain, note = _chain(subject, split, named)
+    chain, note = _chain(subject, split, original)
     progress.say(f"Judging all {len(split.forget)} examples forgotten so far, over {len(chain) - 1} requests")
 
-    seen = [one.observe(subject.data, split, watch, device, progress) for one, _ in chain]
-    steps = _steps(chain, seen)
+    observed = [model.observe(subject.data, split, watch, device, progress) for model, _ in chain]
+    steps = _steps(chain, observed)
     if note:
         return RequestSequence(steps=steps, count=len(split.forget), note=note)
     name = observations_file_name(split.digest(subject.data))
     oracles = [
         replace(
-            one,
-            observations_file=one.observations_file.with_name(
-                f"{one.meta['digest'][:8]}-{name}" if one.claim else name
+            model,
+            observations_file=model.observations_file.with_name(
+                f"{model.meta['digest'][:8]}-{name}" if model.claim else name
             ),
         ).observe(subject.data, split, watch, device, progress)
-        for role, one in models.items()
+        for role, model in models.items()
         if role.startswith("oracle")
     ]
-    result = api.judge_observations(seen[0], seen[-1], oracles, criteria=criteria)
+    result = api.judge_observations(observed[0], observed[-1], oracles, criteria=criteria)
     return RequestSequence(
         steps=steps, count=len(split.forget), verdict=result.verdict, findings=strip_details(result.findings)
     )
 
 
-def _steps(chain: Sequence[tuple[AuditedModel, int]], seen: Sequence[Observations]) -> tuple[SequenceStep, ...]:
-    """Utility, CKA and weights of each model against the one before it and the first."""
+def _steps(chain: Sequence[tuple[AuditedModel, int]], observed: Sequence[Observations]) -> tuple[SequenceStep, ...]:
+    """Utility, CKA and weight change of each model relative to the previous one and to the first."""
     loaded = [model.load().model for model, _ in chain]
     return tuple(
         measure_step(
-            seen[: i + 1],
+            observed[: i + 1],
             method=model.meta["method"],
             forgotten=forgotten,
             moved_before=relative_change(loaded[i - 1], loaded[i]) if i else None,
@@ -74,34 +87,28 @@ def _steps(chain: Sequence[tuple[AuditedModel, int]], seen: Sequence[Observation
 
 
 def _chain(subject: OpenedRun, split: Split, named: Path | None) -> tuple[list[tuple[AuditedModel, int]], str]:
-    """The models from the first original to the subject, each with how many examples it was to have forgotten.
+    """The models from the first original to the subject, and why the first original is not among them.
 
-    Second: why the first of them is not the first original, where its folder is gone. ``named``: where an ancestor
-    is now; it takes the place of the first one if it trained on all of the examples.
+    Each model comes with the number of examples that it was to have forgotten; the note is empty if the chain is
+    complete. ``named``: where an ancestor is now; it is used for the first folder that no longer exists.
     """
-    digest, folder, request = split.digest(subject.data), subject.folder, subject.request
+    digest, run, folder = split.digest(subject.data), subject.stored, subject.folder
     found: list[tuple[AuditedModel, int]] = []
     while True:
         stored = read_split(folder)["parts"]
         forgotten = len(stored["forget"]) + len(stored.get(EARLIER, ()))
-        run = AuditedModel(
-            read_meta(folder), folder / WEIGHTS, _loader(folder), folder / observations_file_name(digest)
-        )
-        found.append((run, forgotten))
-        source = Path(str(request.get("from", "")))
-        if request.get("verb") != "unlearn":
+        path = folder / observations_file_name(digest)
+        found.append((AuditedModel(run.meta, folder / WEIGHTS, run.checkpoint, path), forgotten))
+        source = Path(str(run.request.get("from", "")))
+        if run.request.get("verb") != "unlearn":
             return found[::-1], ""
-        if named is not None and not source.exists() and read_meta(folder)["parent"] == read_meta(named)["digest"]:
-            source = named
+        if named is not None and not source.exists():
+            source = named if subject.folders.read(named).meta["digest"] == run.meta["parent"] else source
         if is_foreign(source):
-            return [(foreign_original(folder, request, source, digest), 0), *found[::-1]], ""
+            return [(foreign_original(run, source, subject.data, digest), 0), *found[::-1]], ""
         if not (source / REQUEST).exists():
             return found[::-1], (
                 f"Not judged: {folder} was made from {source}, which is not there any more, and only the first "
                 "original shows whether all of it is forgotten."
             )
-        folder, request = source, read_request(source)
-
-
-def _loader(folder: Path) -> Callable[[], Checkpoint]:
-    return lambda: Checkpoint.load(folder)
+        run, folder = subject.folders.read(source), source

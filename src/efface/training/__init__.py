@@ -1,4 +1,4 @@
-"""Models, objectives and the one training loop, with checkpoints of our own."""
+"""Models, training objectives, the training loop, and efface's own checkpoints."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""The small values that methods, objectives and the training loop hand to each other."""
+"""Batches of examples, and the small values that methods, objectives and the training loop exchange."""
 
 from __future__ import annotations
 
@@ -14,57 +14,22 @@ from efface.errors import EffaceError
 from efface.training.augment import Views
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
-"""``(images [B, C, H, W] in [0, 1], generator) -> the same shape``: one random view of each image."""
-
-
-@dataclass(frozen=True)
-class LossOutput:
-    """What an objective says of a batch."""
-
-    per_example: Tensor
-    """Loss of each example, [B]; lower is better fitted."""
-    carry: Tensor | None = None
-    """What :meth:`ObjectiveOption.after_step` needs to move the state (MoCo: the new keys, [B, d]); ``None`` if nothing."""
-
-    def rows(self, first: int, last: int | None = None) -> LossOutput:
-        """The outcome of some rows of a joint batch, their carry with them."""
-        carry = None if self.carry is None else self.carry[first:last]
-        return LossOutput(self.per_example[first:last], carry)
-
-
-@dataclass(frozen=True)
-class ContrastiveTerms:
-    """An objective that compares pairs, in its parts: the loss of each example is ``repel - attract``."""
-
-    anchor: Tensor
-    """Normalized embedding of each anchor (the first view), [B, d]."""
-    attract: Tensor
-    """How much the example is pulled to its partner (the second view, the caption), over the temperature, [B]."""
-    repel: Tensor
-    """How much it is pushed from all that it is compared with, [B]; a constant where nothing is (BYOL, SimSiam)."""
-    partners: Tensor
-    """Normalized embeddings of the further partners asked for, [M, d]; without gradient where targets have none."""
-    carry: Tensor | None = None
-    """As in :class:`LossOutput`."""
-
-
-@dataclass(frozen=True)
-class LossTerms:
-    """What one optimizer step minimizes: the sum of named terms that are already weighted."""
-
-    terms: dict[str, Tensor]
-    """Name to scalar; each is logged under its name."""
-    carry: Tensor | None = None
-    """Passed to :meth:`ObjectiveOption.after_step` after the step; leave it out and the queue does not move."""
-    extra_examples: int = 0
-    """Examples that the step showed beside its batch's own."""
+"""Makes one random view of each image: ``(images [B, C, H, W] in [0, 1], generator) -> the same shape``."""
 
 
 class Batch:
     """Some examples and their random views.
 
-    A view is drawn once and remembered, from a seed of its own: asking for ``view(1)`` twice gives the same tensor,
-    so a loss is a pure function of ``(model, batch)`` and two models can be shown the very same views.
+    Each view is drawn once, from its own seed, and cached: ``view(1)`` always returns the same tensor. So a loss is a
+    pure function of ``(model, batch)``, and two models can be compared on exactly the same views.
+
+    Args:
+        clean: Un-augmented images, [B, C, H, W] in [0, 1].
+        view: Makes a random view of all images from its number, [B, C, H, W].
+        ids: Positions of the examples in the data, [B].
+        y: Integer labels, [B], if there are any.
+        text: Captions, B of them, if there are any.
+
     """
 
     def __init__(
@@ -78,7 +43,7 @@ class Batch:
         self.clean = clean
         """Un-augmented images, [B, C, H, W] in [0, 1]."""
         self.ids = ids
-        """Positions in the data, [B]."""
+        """Positions of the examples in the data, [B]."""
         self.y = y
         """Integer labels, [B], or ``None``."""
         self.text = text
@@ -89,17 +54,27 @@ class Batch:
         return len(self.ids)
 
     def view(self, number: int) -> Tensor:
-        """Random view ``number`` (0, 1, ...) of every image, [B, C, H, W]."""
+        """Return random view ``number`` (0, 1, ...) of every image, [B, C, H, W]."""
         if number not in self._views:
             self._views[number] = self._make(number)
         return self._views[number]
 
     def labels(self) -> Tensor:
-        """``y``, or an error that says labels are needed."""
-        return _known(self.y)
+        """Return ``y``.
+
+        Raises:
+            EffaceError: If there are no labels.
+
+        """
+        return _require_labels(self.y)
 
     def captions(self) -> Sequence[str]:
-        """``text``, or an error that says captions are needed."""
+        """Return ``text``.
+
+        Raises:
+            EffaceError: If there are no captions.
+
+        """
         if self.text is None:
             raise EffaceError(
                 "This objective needs a caption for every image, and the data has none.",
@@ -108,25 +83,25 @@ class Batch:
         return self.text
 
     def __add__(self, other: Batch) -> Batch:
-        """Both batches as one: the rows of ``self`` first."""
-        both = self.y is not None and other.y is not None
+        """Join two batches, rows of ``self`` first; labels or captions are kept if both have them."""
+        labeled = self.y is not None and other.y is not None
         return Batch(
             torch.cat([self.clean, other.clean]),
             lambda number: torch.cat([self.view(number), other.view(number)]),
             torch.cat([self.ids, other.ids]),
-            torch.cat([self.labels(), other.labels()]) if both else None,
+            torch.cat([self.labels(), other.labels()]) if labeled else None,
             [*self.text, *other.text] if self.text is not None and other.text is not None else None,
         )
 
     def rows(self, first: int, last: int | None = None) -> Batch:
-        """Some of the examples, with the views that they have here."""
-        some = slice(first, last)
+        """Take the examples from row ``first`` up to ``last``, with the views that they have in this batch."""
+        taken = slice(first, last)
         return Batch(
-            self.clean[some],
-            lambda number: self.view(number)[some],
-            self.ids[some],
-            None if self.y is None else self.y[some],
-            None if self.text is None else self.text[some],
+            self.clean[taken],
+            lambda number: self.view(number)[taken],
+            self.ids[taken],
+            None if self.y is None else self.y[taken],
+            None if self.text is None else self.text[taken],
         )
 
     def copy_with(
@@ -136,51 +111,57 @@ class Batch:
         y: Tensor | None = None,
         text: Sequence[str] | None = None,
     ) -> Batch:
-        """The same examples with other views, labels or captions (a wrong target)."""
+        """Copy the batch with other views, labels or captions, such as wrong targets."""
         return Batch(
             self.clean, view or self.view, self.ids, self.y if y is None else y, self.text if text is None else text
         )
 
     def pair_with(self, other: Batch, number: int = 1) -> Batch:
-        """The same examples, each paired with the example of ``other`` in its row: its view ``number``, its text."""
-        own = Batch(self.clean, self.view, self.ids, self.y, other.text)
-        return own.copy_with(view=lambda asked: other.view(number) if asked == 1 else self.view(asked))
+        """Pair each example with the one of ``other`` in its row: view 1 and caption are replaced.
 
+        Args:
+            other: A batch of the same size.
+            number: Which view of ``other`` becomes view 1.
 
-def _known(y: Tensor | None) -> Tensor:
-    if y is None:
-        raise EffaceError(
-            "This objective or method needs labels, and the data has none.",
-            remedy="Use a label-free objective (simclr, moco, byol), or data with labels.",
-        )
-    return y
+        """
+        paired = Batch(self.clean, self.view, self.ids, self.y, other.text)
+        return paired.copy_with(view=lambda index: other.view(number) if index == 1 else self.view(index))
 
 
 @dataclass(frozen=True, eq=False)
 class Subset:
-    """Some of the data, ready to be served in batches: what a method holds in its hand."""
+    """Some examples of the data, ready to be served in batches.
+
+    Example:
+        >>> retain = Subset.of(data, split.retain, recipe.views, "retain", device)
+        >>> for batch in retain.batches(256, run.rng("retain")):
+        ...     loss = model.objective.loss(model, batch)
+
+    """
 
     x: Tensor
-    """Every image of the data, uint8 [N, C, H, W]; shared, possibly memory-mapped; only ``ids`` are read."""
+    """All images of the data, uint8 [N, C, H, W]; shared and possibly memory-mapped; only rows ``ids`` are read."""
     ids: Tensor
-    """Positions of this part's examples, int64 [n]."""
+    """Positions of the examples in the data, int64 [n]."""
     augment: Augment
     y: Tensor | None = None
     """Labels of all the data, int64 [N], or ``None``."""
     text: Sequence[str] | None = None
+    """Captions of all the data, N of them, or ``None``."""
     name: str = "part"
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @classmethod
     def of(cls, data: Data, positions: Any, views: Views, name: str, device: torch.device) -> Subset:
-        """The examples of ``data`` at ``positions``, ready to be served in batches.
+        """Take the examples of ``data`` at ``positions``.
 
         Args:
             data: All the examples; its arrays are shared, not copied.
             positions: Positions in the data, integers [n].
             views: The augmentations that draw a random view of each image.
-            name: What it is called in logs, such as ``retain``.
-            device: Where batches are put.
+            name: Name of the subset in logs, such as ``retain``.
+            device: Device of the batches.
+
         """
         return cls(
             x=torch.from_numpy(data.x),
@@ -196,32 +177,37 @@ class Subset:
         return len(self.ids)
 
     def batches(self, size: int, rng: torch.Generator) -> Iterator[Batch]:
-        """One pass in random order, in near-equal batches of at most ``size``: nothing is left out."""
+        """Serve all examples once, in random order, in batches of near-equal size, at most ``size``."""
         order = self.ids[torch.randperm(len(self.ids), generator=rng)]
         for rows in order.tensor_split(self.count_batches(size)) if len(order) else ():
             yield self.batch(rows, rng)
 
     def cycle(self, size: int, rng: torch.Generator) -> Iterator[Batch]:
-        """Batches without end, reshuffled at each pass; of an empty part, none."""
+        """Serve batches without end, reshuffled at each pass; an empty subset has none."""
         while len(self):
             yield from self.batches(size, rng)
 
     def labels(self) -> Tensor:
-        """Label of each of its examples, [n], or an error that says labels are needed."""
-        return _known(self.y)[self.ids]
+        """Return the label of each example, [n].
+
+        Raises:
+            EffaceError: If there are no labels.
+
+        """
+        return _require_labels(self.y)[self.ids]
 
     def count_batches(self, size: int) -> int:
-        """How many batches one pass gives."""
+        """Count the batches of one pass."""
         return -(-len(self.ids) // size)
 
     def ordered_batches(self, size: int) -> Iterator[Batch]:
-        """One pass in order, nothing left out; views are seeded by position."""
+        """Serve all examples once, in order, with the same views on every call."""
         rng = torch.Generator().manual_seed(0)
         for rows in self.ids.split(size):
             yield self.batch(rows, rng)
 
     def batch(self, rows: Tensor, rng: torch.Generator) -> Batch:
-        """The examples at ``rows`` (positions in the data); one number is drawn from ``rng`` to seed their views."""
+        """Make a batch of the examples at ``rows`` (positions in the data); ``rng`` seeds their views."""
         seed = int(torch.randint(2**62, (), generator=rng))
         clean = self.x[rows].to(self.device).float().div_(255)
 
@@ -238,9 +224,61 @@ class Subset:
         )
 
 
+@dataclass(frozen=True)
+class LossOutput:
+    """The loss of an objective on a batch."""
+
+    per_example: Tensor
+    """Loss of each example, [B]; lower: better fitted."""
+    carry: Tensor | None = None
+    """What :meth:`Objective.after_step` needs to move the state (MoCo: the new keys, [B, d]), or ``None``."""
+
+    def rows(self, first: int, last: int | None = None) -> LossOutput:
+        """Take some rows of a joint batch, with their carry."""
+        carry = None if self.carry is None else self.carry[first:last]
+        return LossOutput(self.per_example[first:last], carry)
+
+
+@dataclass(frozen=True)
+class ContrastiveTerms:
+    """The loss of an objective that compares pairs, split: the loss of each example is ``repel - attract``."""
+
+    anchor: Tensor
+    """Normalized embedding of each anchor (the first view), [B, d]."""
+    attract: Tensor
+    """Similarity of each example and its partner (second view or caption), divided by the temperature, [B]."""
+    repel: Tensor
+    """How strongly the examples it is compared with repel it, [B]; a constant if none do (BYOL, SimSiam)."""
+    partners: Tensor
+    """Normalized embeddings of the partners of ``others``, [M, d]; without gradient if targets have none."""
+    carry: Tensor | None = None
+    """As in :class:`LossOutput`."""
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """What one optimizer step minimizes: the sum of named, already weighted terms."""
+
+    terms: dict[str, Tensor]
+    """Name to scalar; each is logged under its name."""
+    carry: Tensor | None = None
+    """Passed to :meth:`Objective.after_step` after the step; ``None`` leaves the queue unchanged."""
+    extra_examples: int = 0
+    """Examples that the step processed in addition to those of its batch, for the training cost."""
+
+
 class Log(Protocol):
-    """Where a run writes what it does."""
+    """Receives the log records of a run."""
 
     def __call__(self, record: dict[str, Any]) -> None:
-        """Append one line: ``{"step", "phase", "terms": {name: value}, ...}``."""
+        """Append one record: ``{"step", "phase", "terms": {name: value}, ...}``."""
         ...
+
+
+def _require_labels(y: Tensor | None) -> Tensor:
+    if y is None:
+        raise EffaceError(
+            "This objective or method needs labels, and the data has none.",
+            remedy="Use a label-free objective (simclr, moco, byol), or data with labels.",
+        )
+    return y

@@ -1,4 +1,4 @@
-"""Checkpoint: weights with their recipe and lineage; and the saved state of a training run that was cut."""
+"""Checkpoints: weights with their recipe and lineage, and the saved state of an unfinished training run."""
 
 from __future__ import annotations
 
@@ -26,42 +26,53 @@ from efface.training.optim import ScheduledOptimizer
 from efface.training.recipe import Recipe
 
 CHECKPOINT_FORMAT = 1
-
-
+"""Version of ``meta.json``."""
 WEIGHTS, META = "checkpoint.safetensors", "meta.json"
+"""Names of a checkpoint's two files."""
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A model with what is known about how it was made."""
+    """A model, with how it was made.
+
+    Example:
+        >>> checkpoint = Checkpoint.load(Path("runs/original"))
+        >>> features = checkpoint.model.features(images)
+
+    """
 
     model: Model
     recipe: Recipe
-    """How it was trained; retraining uses this very recipe, so that the oracle cannot differ by accident."""
+    """How it was trained. Retraining uses the same recipe, so that the oracle cannot differ by accident."""
     seed: int = 0
     parent: str | None = None
-    """Digest of the checkpoint it was made from; ``None`` for an original."""
+    """Digest of the checkpoint it was unlearned from; ``None`` for an original."""
     method: dict[str, Any] | None = None
     """Name and hyper-parameters of the unlearning method; ``None`` for an original."""
     origin: str = ""
-    """The package that the method came from; empty for those of efface: see :mod:`efface.unlearning.plugins`."""
+    """The package that provides the method; empty for efface's own: see :mod:`efface.unlearning.plugins`."""
     exact: bool = False
-    """Whether it never saw the forget set: an oracle."""
+    """Whether it was trained without the forget set: an oracle."""
     split: str = ""
     """Digest of the split it was made with."""
     training_cost: TrainingCost = field(default_factory=TrainingCost)
-    """What it cost."""
+    """What training or unlearning cost."""
     purged: dict[str, str] = field(default_factory=dict)
-    """What was done with the state that remembers training images: part to action."""
+    """What was done with state that remembers training images, by the name of the part."""
     trained: bool = True
-    """Whether the recipe is how it was trained, and not only the shape that foreign weights were put into."""
+    """Whether the recipe says how it was trained; ``False`` if it only describes the shape of foreign weights."""
     stopped: StoppingResult | None = None
-    """When and why it was stopped, if unseen examples were looked at: see :mod:`efface.unlearning.early_stopping`."""
+    """When and why early stopping ended the method, if it was used: see :mod:`efface.unlearning.early_stopping`."""
     search: SearchHistory | None = None
-    """What was tried, if the method was chosen by unseen examples: see :mod:`efface.unlearning.search`."""
+    """The trials, if the method was chosen by a search: see :mod:`efface.unlearning.search`."""
 
     def save(self, folder: Path) -> None:
-        """Write weights and meta data into an existing folder."""
+        """Write weights and metadata into an existing folder.
+
+        Raises:
+            OSError: If the weights cannot be written, for example because the disk is full.
+
+        """
         folder = Path(folder)
         weights = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
         try:
@@ -71,7 +82,7 @@ class Checkpoint:
         (folder / META).write_text(json.dumps(self.meta(), indent=1) + "\n", encoding="utf-8")
 
     def meta(self) -> dict[str, Any]:
-        """All that is known of it but the weights, JSON-able; ``digest`` names the weights."""
+        """Collect everything but the weights, as plain values for ``meta.json``; ``digest`` identifies the weights."""
         return {
             "format": CHECKPOINT_FORMAT,
             "digest": self.model.digest(),
@@ -90,17 +101,23 @@ class Checkpoint:
         }
 
     @staticmethod
-    def load(folder: Path) -> Checkpoint:
-        """Read what :meth:`save` wrote; damage, foreign shapes and NaN weights are errors."""
+    def load(folder: Path, meta: dict[str, Any] | None = None) -> Checkpoint:
+        """Load what :meth:`save` wrote.
+
+        Raises:
+            EffaceError: If a file is missing, damaged or of a newer format, if the weights do not fit the recipe or
+                the digest, or if they are not all finite.
+
+        """
         folder = Path(folder)
-        meta = read_meta(folder)
+        meta = read_meta(folder) if meta is None else meta
         recipe: Recipe = config.build(Recipe, meta["recipe"], CHOICES, "recipe.")
         model = load_weights(recipe.start(meta["seed"]), read_weights(folder / WEIGHTS), str(folder))
         if model.digest() != meta["digest"]:
             raise EffaceError(
-                f"The weights in {folder} are not the ones its {META} speaks of.",
+                f"The weights in {folder} are not the ones that its {META} describes.",
                 f"Digest expected: {meta['digest'][:16]}; found: {model.digest()[:16]}.",
-                "Restore the folder from where it came, or make it again.",
+                "Restore the folder from its source, or make it again.",
             )
         kept = {key: meta[key] for key in ("seed", "parent", "method", "origin", "exact", "split", "purged", "trained")}
         kept |= {
@@ -111,7 +128,12 @@ class Checkpoint:
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """The ``meta.json`` of a run folder."""
+    """Read the ``meta.json`` of a run folder.
+
+    Raises:
+        EffaceError: If the folder or the file is missing, or if a newer efface wrote it.
+
+    """
     if not Path(folder).exists():
         raise EffaceError(f"There is no checkpoint at {folder}.", remedy="Check the path, or run `efface pretrain`.")
     if not (Path(folder) / META).exists():
@@ -123,11 +145,11 @@ def read_meta(folder: Path) -> dict[str, Any]:
         raise EffaceError(f"{Path(folder) / META} is not a checkpoint's description.", "It has no format.")
     if meta["format"] > CHECKPOINT_FORMAT:
         raise EffaceError(f"{folder} was written by a newer efface (format {meta['format']}).", remedy="Upgrade.")
-    return {"origin": ""} | meta  # runs of before other packages could bring a method
+    return {"origin": ""} | meta  # older files have no origin
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Named tensors of a run's ``.safetensors`` file."""
+    """Read the named tensors of a ``.safetensors`` file."""
     if not path.is_file():
         raise EffaceError(f"There is no checkpoint at {path}.", remedy="Check the path.")
     try:
@@ -137,52 +159,63 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_weights(model: Model, weights: dict[str, Tensor], source: str) -> Model:
-    """Put weights into a model: every name and shape must match, every number be finite."""
-    own = model.state_dict()
-    missing, surplus = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    """Load weights into a model, in place.
+
+    Args:
+        model: The model.
+        weights: Name to tensor, as in the model's state dict.
+        source: Where the weights come from, for error messages.
+
+    Raises:
+        EffaceError: If a name or shape does not match, or if a number is not finite.
+
+    """
+    expected = model.state_dict()
+    missing, surplus = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     shapes = [
-        f"{name}: {tuple(weights[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in own.keys() & weights.keys()
-        if weights[name].shape != own[name].shape
+        f"{name}: {tuple(weights[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in expected.keys() & weights.keys()
+        if weights[name].shape != expected[name].shape
     ]
     if missing or surplus or shapes:
         raise EffaceError(
             f"The weights in {source} belong to another architecture.",
-            f"Missing: {_some(missing)}. Unexpected: {_some(surplus)}. Of another shape: {_some(sorted(shapes))}.",
+            f"Missing: {_list_names(missing)}. Unexpected: {_list_names(surplus)}. "
+            f"Of another shape: {_list_names(sorted(shapes))}.",
             "Set the backbone, width, image size and objective that it was trained with.",
         )
     broken = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
         raise EffaceError(
             f"The weights in {source} are not all finite numbers.",
-            f"NaN or infinite in {len(broken)} tensors: {_some(sorted(broken))}.",
+            f"NaN or infinite in {len(broken)} tensors: {_list_names(sorted(broken))}.",
             "Go back to a checkpoint from before the training diverged.",
         )
     model.load_state_dict(weights)
     return model
 
 
-def _some(names: list[str]) -> str:
+def _list_names(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "none"
 
 
 @dataclass(frozen=True)
 class EpochStore:
-    """Keeps the newest epoch of a training run in one file, replaced atomically."""
+    """Keeps the latest epoch of a training run in one file: a :class:`ResumeStore`."""
 
     path: Path
 
-    def save(self, model: Model, optimizer: ScheduledOptimizer, epoch: int, tally: TrainingCost) -> None:
-        """Replace the saved state by this one: a kill leaves the old one or the new one, never half of one."""
-        fresh = self.path.with_suffix(".tmp")
-        state = {"model": model.state_dict(), "optimizer": optimizer.state(), "epoch": epoch, "tally": vars(tally)}
-        buffer = io.BytesIO()  # torch's own writer hides a full disk behind a RuntimeError
+    def save(self, model: Model, optimizer: ScheduledOptimizer, epoch: int, cost: TrainingCost) -> None:
+        """Replace the saved state atomically: after a kill, the file holds either the old or the new state."""
+        temporary = self.path.with_suffix(".tmp")
+        state = {"model": model.state_dict(), "optimizer": optimizer.state(), "epoch": epoch, "tally": vars(cost)}
+        buffer = io.BytesIO()  # torch's own writer reports a full disk as a RuntimeError
         torch.save(state, buffer)
-        fresh.write_bytes(buffer.getbuffer())
-        os.replace(fresh, self.path)
+        temporary.write_bytes(buffer.getbuffer())
+        os.replace(temporary, self.path)
 
     def restore(self, model: Model, optimizer: ScheduledOptimizer) -> tuple[int, TrainingCost] | None:
-        """Put the newest saved epoch back; ``None`` where there is none."""
+        """Load the latest saved epoch into model and optimizer; return ``None`` if nothing is saved."""
         if not self.path.exists():
             return None
         state = torch.load(self.path, weights_only=True)

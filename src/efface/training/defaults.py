@@ -1,4 +1,4 @@
-"""Default recipes: what fits the data and the objective where the user stated nothing."""
+"""Default recipes: settings that fit the data and the objective, unless the user sets them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,22 @@ from efface.training.recipe import Recipe
 
 
 def default_recipe(data: Data, objective: str | Objective, **changed: Any) -> Recipe:
-    """A recipe that fits the data: its channels, size and classes; augmentation by kind of objective.
+    """Build a recipe that fits the data and the objective.
 
-    Classifiers see shifted and flipped images, encoders crops, flips and color jitter, image-text models crops alone:
-    a caption may speak of colors and sides. ``changed``: recipe fields.
+    Classifiers are trained on shifted and flipped images, encoders on crops with flips and color jitter, image-text
+    models on crops alone, because a caption may mention colors or sides.
+
+    Args:
+        data: Gives channels, image size and classes.
+        objective: An objective, or its name for the default one.
+        changed: Recipe fields to set otherwise.
+
+    Raises:
+        EffaceError: If the objective is unknown, or needs labels or captions that the data does not have.
+
+    Example:
+        >>> recipe = default_recipe(data, "simclr", epochs=200)
+
     """
     chosen = objective_class(objective)() if isinstance(objective, str) else objective
     channels, height, width = data.shape
@@ -28,14 +40,14 @@ def default_recipe(data: Data, objective: str | Objective, **changed: Any) -> Re
             f"The objective '{get_objective_name(chosen)}' needs labels, and {data.name} has none.",
             remedy="Use a label-free objective: simclr, moco, byol.",
         )
-    still = replace(Views.none(), jitter_prob=Views().jitter_prob)
+    plain = replace(Views.none(), jitter_prob=Views().jitter_prob)
     views, optim = Views(), Optim(lr=0.06, warmup=0.05)
     if chosen.needs_labels:
-        views, optim = replace(still, flip=True, shift=max(1, height // 8)), Optim(lr=0.1, warmup=0.05)
+        views, optim = replace(plain, flip=True, shift=max(1, height // 8)), Optim(lr=0.1, warmup=0.05)
     if chosen.needs_captions:
         require_captions(data, range(len(data)), f"The objective '{get_objective_name(chosen)}'")
-        views, optim = replace(still, crop=(0.8, 1.0)), Optim(rule=OptimizerType.ADAMW, lr=1e-3, warmup=0.05)
-    given = {
+        views, optim = replace(plain, crop=(0.8, 1.0)), Optim(rule=OptimizerType.ADAMW, lr=1e-3, warmup=0.05)
+    defaults = {
         "objective": chosen,
         "channels": channels,
         "size": (height, width),
@@ -43,27 +55,40 @@ def default_recipe(data: Data, objective: str | Objective, **changed: Any) -> Re
         "views": views,
         "optim": optim,
     }
-    return Recipe(**(given | changed))
+    return Recipe(**(defaults | changed))
 
 
 def get_objective_name(objective: Objective) -> str:
-    """As on the command line."""
+    """Return the name of an objective on the command line."""
     return str(config.dump(objective, CHOICES)["name"])
 
 
 def build_recipe(data: Data, objective: str, changed: Mapping[str, Any]) -> Recipe:
-    """The default recipe for the data and objective, with the user's changes."""
+    """Build the default recipe for the data and an objective, with the user's settings on top.
+
+    Args:
+        data: Gives channels, image size and classes.
+        objective: Name of the objective, unless ``changed`` names one.
+        changed: Settings as in a YAML file, nested; they may leave out anything.
+
+    Raises:
+        EffaceError: If a setting is unknown or impossible.
+
+    """
     values = {key: value for key, value in changed.items() if key != "objective"}
-    named = changed.get("objective", objective)
-    named = {"name": objective, **named} if isinstance(named, Mapping) else named
-    chosen = config.parse_choice(OBJECTIVES, named, "objective", CHOICES, "recipe.objective.")
+    setting = changed.get("objective", objective)
+    setting = {"name": objective, **setting} if isinstance(setting, Mapping) else setting
+    chosen = config.parse_choice(OBJECTIVES, setting, "objective", CHOICES, "recipe.objective.")
     base = config.dump(default_recipe(data, chosen), CHOICES)
-    return config.build(Recipe, _merged(base, values), CHOICES, "recipe.")
+    return config.build(Recipe, merge_settings(base, values), CHOICES, "recipe.")
 
 
-def _merged(base: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
+def merge_settings(base: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge nested settings; where both have a value that is not a mapping, ``changed`` wins."""
     result = dict(base)
     for key, value in changed.items():
         inner = result.get(key)
-        result[key] = _merged(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+        result[key] = (
+            merge_settings(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+        )
     return result

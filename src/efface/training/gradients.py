@@ -1,8 +1,9 @@
-"""Gradients and what is made of them, always exact, never by finite differences.
+"""Exact gradients and quantities derived from them; nothing uses finite differences.
 
-Norms of per-example gradients (differentiable where asked); squared gradients (the diagonal of the empirical Fisher
-information); Hessian-vector products and the linear systems that they solve. Vectors over the weights are flat, [P],
-in the order of ``model.trainable_parameters()``: ``flat`` makes one, ``pieces`` takes it apart.
+Norms of per-example gradients (optionally differentiable), squared gradients (the diagonal of the empirical Fisher
+information), Hessian-vector products, and a solver for linear systems given by such products. Vectors over the weights
+are flat, [P], in the order of ``model.trainable_parameters()``: see :func:`flatten_parts` and
+:func:`unflatten_vector`.
 """
 
 from __future__ import annotations
@@ -18,68 +19,76 @@ from efface.training.batch import Batch
 from efface.training.model import Model, frozen_statistics
 
 Loss = Callable[[Tensor], Tensor]
-"""Images [B, C, H, W] to per-example losses [B], each a function of its own image."""
+"""Maps images [B, C, H, W] to per-example losses [B], each a function of its own image alone."""
 BatchLoss = Callable[[Batch], Tensor]
-"""A batch to one number that depends on the model's weights."""
+"""Maps a batch to a scalar that depends on the weights of the model."""
 
 
 def input_norms(loss: Loss, x: Tensor, *, graph: bool = False) -> Tensor:
-    """‖∂ℓ_i/∂x_i‖₂ of each image, [B] >= 0. With ``graph`` it can be differentiated once more."""
+    """Compute ‖∂ℓ_i/∂x_i‖₂ of each image, [B] >= 0; with ``graph`` the result is differentiable."""
     x = x.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(loss(x).sum(), x, create_graph=graph)
     return row_norms(gradient)
 
 
 def feature_norms(model: Model, loss: Loss, x: Tensor, *, graph: bool = False) -> Tensor:
-    """‖∂ℓ_i/∂f(x_i)‖₂ with respect to the backbone's output, [B] >= 0."""
-    seen: list[Tensor] = []
+    """Compute ‖∂ℓ_i/∂f(x_i)‖₂, with f the backbone, [B] >= 0; with ``graph`` the result is differentiable."""
+    outputs: list[Tensor] = []
 
-    def see(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-        seen.append(output)
+    def keep_output(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        outputs.append(output)
 
-    hook = model.backbone.register_forward_hook(see)
+    hook = model.backbone.register_forward_hook(keep_output)
     try:
         total = loss(x).sum()
     finally:
         hook.remove()
-    (gradient,) = torch.autograd.grad(total, seen[-1], create_graph=graph)
+    (gradient,) = torch.autograd.grad(total, outputs[-1], create_graph=graph)
     return row_norms(gradient)
 
 
 def parameter_norm(model: Model, loss: Loss, x: Tensor, *, graph: bool = False) -> Tensor:
-    """‖∂ mean_i ℓ_i / ∂θ‖₂ of the whole batch, [1] >= 0: one number, because per-example ones cost B passes."""
+    """Compute ‖∂ mean_i ℓ_i / ∂θ‖₂ of the batch, [1] >= 0; per-example norms would cost B backward passes."""
     gradients = torch.autograd.grad(loss(x).mean(), model.trainable_parameters(), create_graph=graph, allow_unused=True)
     return row_norms(torch.cat([g.flatten() for g in gradients if g is not None])[None])
 
 
 def row_norms(gradient: Tensor) -> Tensor:
-    """Euclidean norm of each row, [B]; its own gradient stays finite at zero."""
+    """Compute the Euclidean norm of each row, [B]; its gradient is finite at zero."""
     return (gradient.flatten(1).square().sum(1) + 1e-24).sqrt()
 
 
 def flatten_parts(model: Model, parts: Sequence[Tensor | None]) -> Tensor:
-    """One number per trainable weight as one vector, [P]; zeros where a part is ``None``."""
+    """Join one tensor per trainable parameter into one vector, [P], with zeros where a tensor is ``None``."""
     pairs = zip(model.trainable_parameters(), parts, strict=True)
-    return torch.cat([(torch.zeros_like(own) if part is None else part).reshape(-1) for own, part in pairs])
+    return torch.cat([(torch.zeros_like(weight) if part is None else part).reshape(-1) for weight, part in pairs])
 
 
 def unflatten_vector(model: Model, vector: Tensor) -> list[Tensor]:
-    """A vector [P] as tensors in the shapes of the trainable weights."""
-    own = model.trainable_parameters()
-    return [part.view(weight.shape) for weight, part in zip(own, vector.split([w.numel() for w in own]), strict=True)]
+    """Split a vector [P] into tensors with the shapes of the trainable parameters."""
+    weights = model.trainable_parameters()
+    parts = vector.split([weight.numel() for weight in weights])
+    return [part.view(weight.shape) for weight, part in zip(weights, parts, strict=True)]
 
 
 def compute_gradient(model: Model, value: Tensor, *, graph: bool = False) -> Tensor:
-    """∂value/∂θ, [P]. With ``graph`` it can be differentiated once more."""
+    """Compute ∂value/∂θ, [P]; with ``graph`` the result is differentiable."""
     return flatten_parts(
         model, torch.autograd.grad(value, model.trainable_parameters(), create_graph=graph, allow_unused=True)
     )
 
 
 def squared_gradients(model: Model, batches: Iterable[Batch], value: BatchLoss) -> Tensor:
-    """Mean over the batches of (∂value/∂θ)², [P] >= 0; the batch decides which examples share a square.
+    """Average (∂value/∂θ)² over batches, [P] >= 0.
 
-    Where a value is the loss of one example, this is the diagonal of the empirical Fisher information.
+    Gradients are summed over the examples of a batch before they are squared. With the loss of single examples this
+    is the diagonal of the empirical Fisher information.
+
+    Args:
+        model: The model; its statistics are frozen meanwhile.
+        batches: At least one batch.
+        value: The scalar to differentiate, such as the mean loss of the batch.
+
     """
     total, count = torch.zeros_like(flatten_parts(model, model.trainable_parameters())), 0
     with differentiable_twice(model):
@@ -90,7 +99,15 @@ def squared_gradients(model: Model, batches: Iterable[Batch], value: BatchLoss) 
 
 
 def hessian_vector(model: Model, batches: Iterable[Batch], value: BatchLoss, vector: Tensor) -> Tensor:
-    """H v, [P], with H the Hessian by the weights of the sum of the batches' values; v is [P]."""
+    """Compute H v, [P], with H the Hessian, with respect to the weights, of the sum of ``value`` over the batches.
+
+    Args:
+        model: The model; its statistics are frozen meanwhile.
+        batches: The batches to sum over.
+        value: The scalar to differentiate twice.
+        vector: v, [P].
+
+    """
     total = torch.zeros_like(vector)
     with differentiable_twice(model):
         for batch in batches:
@@ -100,7 +117,7 @@ def hessian_vector(model: Model, batches: Iterable[Batch], value: BatchLoss, vec
 
 
 class NegativeCurvatureError(ArithmeticError):
-    """A direction along which the matrix does not curve upwards; ``curvature``: its pᵀAp / pᵀp <= 0."""
+    """The matrix is not positive definite: along some direction p, ``curvature`` = pᵀAp / pᵀp <= 0."""
 
     def __init__(self, curvature: float) -> None:
         super().__init__(f"curvature {curvature:g} along a conjugate direction")
@@ -115,32 +132,40 @@ def conjugate_gradient(
     tolerance: float = 1e-6,
     watch: Callable[[int, float], None] = lambda number, residual: None,
 ) -> Tensor:
-    """x with A x = b, from x = 0, for a positive definite A that is known by its ``product`` alone.
+    """Solve A x = b by conjugate gradients, starting from x = 0.
 
-    Stops after ``iterations`` or where ‖b - A x‖ <= ``tolerance`` ‖b‖; ``watch`` is told each number and relative
-    residual. Raises :class:`NegativeCurvatureError` where A turns out not to be positive definite.
+    Args:
+        product: Computes A v of a vector v; A is positive definite.
+        b: The right-hand side.
+        iterations: Largest number of iterations.
+        tolerance: Stop once ‖b - A x‖ <= ``tolerance`` ‖b‖.
+        watch: Called after each iteration with its number, from 1, and the relative residual.
+
+    Raises:
+        NegativeCurvatureError: If A turns out not to be positive definite.
+
     """
     x, r = torch.zeros_like(b), b.clone()
-    p, size = r.clone(), r.dot(r)
-    goal = float(tolerance * size.sqrt())
+    p, squared = r.clone(), r.dot(r)
+    goal = float(tolerance * squared.sqrt())
     for number in range(1, iterations + 1):
-        if float(size.sqrt()) <= goal:
+        if float(squared.sqrt()) <= goal:
             break
-        curved = product(p)
-        curvature = float(p.dot(curved) / p.dot(p))
+        product_p = product(p)
+        curvature = float(p.dot(product_p) / p.dot(p))
         if curvature <= 0:
             raise NegativeCurvatureError(curvature)
-        along = size / p.dot(curved)
-        x, r = x + along * p, r - along * curved
-        fresh = r.dot(r)
-        p, size = r + fresh / size * p, fresh
-        watch(number, float(size.sqrt() / b.norm()))
+        step = squared / p.dot(product_p)
+        x, r = x + step * p, r - step * product_p
+        new = r.dot(r)
+        p, squared = r + new / squared * p, new
+        watch(number, float(squared.sqrt() / b.norm()))
     return x
 
 
 @contextmanager
 def differentiable_twice(model: Model) -> Iterator[None]:
-    """Statistics frozen, dropout off, float32, attention by its formula: what a second derivative needs."""
+    """Context for second derivatives: frozen statistics, no dropout, float32, attention without fused kernels."""
     bf16, model.bf16 = model.bf16, False
     try:
         with frozen_statistics(model), sdpa_kernel(SDPBackend.MATH):

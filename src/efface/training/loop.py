@@ -1,4 +1,8 @@
-"""The only training loop: pretraining, fine-tuning, unlearning and retraining differ in data, terms and length."""
+"""The only training loop: pretraining, fine-tuning, unlearning and retraining differ in data, loss and length.
+
+:func:`fit` trains by a recipe, :func:`train_steps` runs over any batches with any loss, :func:`train_step` is one
+update. All three log to, draw their randomness from and are counted by a :class:`Run`.
+"""
 
 from __future__ import annotations
 
@@ -14,129 +18,96 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from efface.errors import DivergenceError, EffaceError
+from efface.errors import DivergenceError
 from efface.training.batch import Batch, Log, LossTerms, Subset
 from efface.training.model import Model
 from efface.training.optim import ScheduledOptimizer
 from efface.training.recipe import Recipe
 
-
-def resolve_device(name: str | torch.device = "auto") -> torch.device:
-    """``auto``: the GPU where there is one, else the CPU."""
-    if isinstance(name, torch.device):
-        return name
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise EffaceError(
-            f"The device '{name}' cannot be used.", str(error).split("\n")[0], "Try --device cpu."
-        ) from error
-    return device
-
-
-def prefers_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 autocast is faster than float32: on GPUs, and on CPUs that can multiply bfloat16."""
-    if device.type == "cpu":
-        can = getattr(torch.cpu, "get_capabilities", dict)()
-        return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
-    return device.type == "cuda"
-
-
 LossTermsFunction = Callable[[Batch], LossTerms]
-"""What to minimize on a batch."""
+"""Computes the loss terms that a step minimizes on a batch."""
 
 
-class ResumeStore(Protocol):
-    """Saves a training run after each epoch, and gives back the newest one."""
+def fit(model: Model, subset: Subset, recipe: Recipe, run: Run) -> Model:
+    """Train a model on a subset by its recipe. Pretraining uses all examples, retraining fewer; nothing else differs.
 
-    def restore(self, model: Model, optimizer: ScheduledOptimizer) -> tuple[int, TrainingCost] | None:
-        """Put the newest saved state back; how many epochs are done, and what they cost."""
-        ...
+    If ``run.resume_store`` is set, the state is saved after every epoch, and an interrupted run continues from there
+    with bit-identical results.
 
-    def save(self, model: Model, optimizer: ScheduledOptimizer, epoch: int, tally: TrainingCost) -> None:
-        """Save the state after ``epoch`` epochs, atomically."""
-        ...
+    Args:
+        model: The model to train, in place.
+        subset: The training examples.
+        recipe: Number of epochs, batch size and optimizer.
+        run: Seed, device, log and training cost of this run.
+
+    Returns:
+        The same model, trained.
+
+    Raises:
+        DivergenceError: If a loss is not finite.
+
+    Example:
+        >>> model = fit(recipe.start(seed=0), train, recipe, Run(seed=0))
+
+    """
+    optimizer = recipe.optim.build(model, recipe.epochs * subset.count_batches(recipe.batch_size))
+
+    def task(batch: Batch) -> LossTerms:
+        output = model.objective.loss(model, batch)
+        return LossTerms({"task": output.per_example.mean()}, output.carry)
+
+    restored = run.resume_store.restore(model, optimizer) if run.resume_store else None
+    first = 0
+    if restored is not None:
+        first, cost = restored
+        run.training_cost.steps, run.training_cost.examples, run.training_cost.seconds = (
+            cost.steps,
+            cost.examples,
+            cost.seconds,
+        )
+    for epoch in range(first, recipe.epochs):
+        train_steps(model, subset.batches(recipe.batch_size, run.rng("train", epoch)), task, optimizer, run)
+        if run.resume_store:
+            run.resume_store.save(model, optimizer, epoch + 1, run.training_cost)
+    return model
 
 
-class StepCallback(Protocol):
-    """Looks at a model between two steps, and may end the training by an exception of its own."""
+def train_steps(
+    model: Model,
+    batches: Iterable[Batch],
+    terms: LossTermsFunction,
+    optimizer: ScheduledOptimizer,
+    run: Run,
+    *,
+    phase: str = "train",
+    only: dict[nn.Parameter, Tensor] | None = None,
+) -> None:
+    """Take a :func:`train_step` on each batch, and call the run's callbacks after each.
 
-    def on_step_end(self, model: Model, optimizer: ScheduledOptimizer) -> None:
-        """Called after each step of :func:`descend`."""
-        ...
+    The model is put in training mode. Dropout and other random layers draw from the run's seed, not from the global
+    generator.
 
+    Args:
+        model: The model to train, in place.
+        batches: One batch per step.
+        terms: Computes the loss terms of a batch.
+        optimizer: The optimizer, scheduled for as many steps.
+        run: Seed, device, log, callbacks and training cost of this run.
+        phase: Name of these steps in the log.
+        only: Boolean masks of the weights that may change, by parameter; parameters without a mask may change freely.
 
-@dataclass
-class TrainingCost:
-    """What a run has cost so far."""
+    Raises:
+        DivergenceError: If the sum of the terms is not finite.
 
-    steps: int = 0
-    """Optimizer steps."""
-    examples: int = 0
-    """Examples shown, counted once per step that showed them."""
-    seconds: float = 0.0
-    """Wall time inside the steps."""
-
-    def add(self, more: TrainingCost) -> None:
-        """Count what another run cost too."""
-        self.steps += more.steps
-        self.examples += more.examples
-        self.seconds += more.seconds
-
-
-def discard_record(record: dict[str, Any]) -> None:
-    """A log that keeps nothing."""
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """One execution: its seed, where it computes, where it logs, what it has cost."""
-
-    seed: int = 0
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    log: Log = discard_record
-    bf16: bool = False
-    """Networks under bfloat16 autocast."""
-    resume_store: ResumeStore | None = None
-    training_cost: TrainingCost = field(default_factory=TrainingCost)
-    callbacks: list[StepCallback] = field(default_factory=list)
-    """Who looks on: see :mod:`efface.unlearning.early_stopping`."""
-
-    def rng(self, name: str, *numbers: int) -> torch.Generator:
-        """A generator of its own for every purpose, on the CPU: the same for the same seed, name and numbers."""
-        text = f"{self.seed}:{name}:{','.join(map(str, numbers))}"
-        return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7]))
-
-    def log_values(
-        self,
-        phase: str,
-        terms: dict[str, float] | None = None,
-        *,
-        number: int | None = None,
-        examples: int = 0,
-        **found: Any,
-    ) -> None:
-        """Log what is no optimizer step: numbers by name, refused unless finite; ``examples`` shown for them.
-
-        ``number``: of an iteration that has one; otherwise the line bears the number of the last optimizer step.
-        ``found``: whatever else is worth a word, such as whether a stop rule was met.
-        """
-        terms = terms or {}
-        if not all(map(math.isfinite, terms.values())):
-            raise DivergenceError(terms, self.training_cost.steps)
-        self.training_cost.examples += examples
-        step = self.training_cost.steps if number is None else number
-        self.log({"step": step, "phase": phase, "terms": terms, "total": sum(terms.values()), **found})
-
-    @contextmanager
-    def timed(self) -> Iterator[None]:
-        """Count the wall time inside as the run's."""
-        began = time.perf_counter()
-        yield
-        self.training_cost.seconds += time.perf_counter() - began
+    """
+    model.train()
+    model.bf16 = run.bf16
+    with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):
+        torch.manual_seed(run.rng("dropout", run.training_cost.steps).initial_seed())
+        for batch in batches:
+            train_step(model, batch, terms, optimizer, run, phase=phase, only=only)
+            for callback in run.callbacks:
+                callback.on_step_end(model, optimizer)
 
 
 def train_step(
@@ -149,10 +120,14 @@ def train_step(
     phase: str = "train",
     only: dict[nn.Parameter, Tensor] | None = None,
 ) -> dict[str, float]:
-    """One update: sum the terms, refuse a sum that is not finite, descend, move twin and queue, log.
+    """Take one optimizer step: sum the terms, update the weights, move momentum encoder and queue, log.
 
-    ``only``: boolean masks of the weights that may change. The others are put back after the update, because
-    masking gradients alone is undone by momentum and weight decay.
+    Args and Raises: as for :func:`train_steps`. Weights outside the masks ``only`` are restored after the update,
+    because masking their gradients would not stop momentum and weight decay from moving them.
+
+    Returns:
+        Name to value of each term.
+
     """
     began = time.perf_counter()
     result = terms(batch)
@@ -178,54 +153,111 @@ def train_step(
     return values
 
 
-def train_steps(
-    model: Model,
-    batches: Iterable[Batch],
-    terms: LossTermsFunction,
-    optimizer: ScheduledOptimizer,
-    run: Run,
-    *,
-    phase: str = "train",
-    only: dict[nn.Parameter, Tensor] | None = None,
-) -> None:
-    """A :func:`step` on each batch. Dropout and its kin draw from the run's own generator, not the global one."""
-    model.train()
-    model.bf16 = run.bf16
-    with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):
-        torch.manual_seed(run.rng("dropout", run.training_cost.steps).initial_seed())
-        for batch in batches:
-            train_step(model, batch, terms, optimizer, run, phase=phase, only=only)
-            for watcher in run.callbacks:
-                watcher.on_step_end(model, optimizer)
-
-
-def fit(model: Model, part: Subset, recipe: Recipe, run: Run) -> Model:
-    """Train a model on a part by its recipe: this is pretraining, and retraining is the same on fewer examples.
-
-    With ``run.resume_store``, every epoch is saved and a run that was cut goes on bit-identically.
-    """
-    optimizer = recipe.optim.build(model, recipe.epochs * part.count_batches(recipe.batch_size))
-
-    def task(batch: Batch) -> LossTerms:
-        outcome = model.objective.loss(model, batch)
-        return LossTerms({"task": outcome.per_example.mean()}, outcome.carry)
-
-    done = run.resume_store.restore(model, optimizer) if run.resume_store else None
-    first = 0
-    if done is not None:
-        first, spent = done
-        run.training_cost.steps, run.training_cost.examples, run.training_cost.seconds = (
-            spent.steps,
-            spent.examples,
-            spent.seconds,
-        )
-    for epoch in range(first, recipe.epochs):
-        train_steps(model, part.batches(recipe.batch_size, run.rng("train", epoch)), task, optimizer, run)
-        if run.resume_store:
-            run.resume_store.save(model, optimizer, epoch + 1, run.training_cost)
-    return model
-
-
 def frozen_copy(model: Model) -> Model:
-    """A deep copy in evaluation mode that shares no storage and takes no gradient: a teacher."""
+    """Copy a model as a teacher: in evaluation mode, without gradients, sharing no storage with the original."""
     return copy.deepcopy(model).requires_grad_(False).eval()
+
+
+@dataclass
+class TrainingCost:
+    """What a run has cost so far."""
+
+    steps: int = 0
+    """Optimizer steps."""
+    examples: int = 0
+    """Examples processed; an example counts once for each step that uses it."""
+    seconds: float = 0.0
+    """Wall time spent in the steps."""
+
+    def add(self, more: TrainingCost) -> None:
+        """Add the cost of another run."""
+        self.steps += more.steps
+        self.examples += more.examples
+        self.seconds += more.seconds
+
+
+class ResumeStore(Protocol):
+    """Saves the state of a training run after each epoch, and restores the latest one."""
+
+    def restore(self, model: Model, optimizer: ScheduledOptimizer) -> tuple[int, TrainingCost] | None:
+        """Load the latest saved state; return the finished epochs and their cost, or ``None`` if nothing is saved."""
+        ...
+
+    def save(self, model: Model, optimizer: ScheduledOptimizer, epoch: int, cost: TrainingCost) -> None:
+        """Save the state after ``epoch`` epochs, atomically."""
+        ...
+
+
+class StepCallback(Protocol):
+    """Observes a model between steps; it may end the training by raising an exception of its own."""
+
+    def on_step_end(self, model: Model, optimizer: ScheduledOptimizer) -> None:
+        """Called by :func:`train_steps` after each step."""
+        ...
+
+
+def discard_record(record: dict[str, Any]) -> None:
+    """A log that keeps nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One execution of a method: its seed, its device, its log and its cost so far.
+
+    Example:
+        >>> run = Run(seed=1, device=resolve_device("auto"))
+        >>> batches = retain.batches(256, run.rng("retain", epoch))
+
+    """
+
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    log: Log = discard_record
+    bf16: bool = False
+    """Run the networks under bfloat16 autocast."""
+    resume_store: ResumeStore | None = None
+    """Where :func:`fit` saves each epoch, and continues from; ``None``: nowhere."""
+    training_cost: TrainingCost = field(default_factory=TrainingCost)
+    callbacks: list[StepCallback] = field(default_factory=list)
+    """Called after each step, in this order, such as those of :mod:`efface.unlearning.early_stopping`."""
+
+    def rng(self, name: str, *numbers: int) -> torch.Generator:
+        """Make a CPU generator for one purpose, seeded by the run's seed, the purpose's name and numbers."""
+        text = f"{self.seed}:{name}:{','.join(map(str, numbers))}"
+        return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7]))
+
+    def log_values(
+        self,
+        phase: str,
+        terms: dict[str, float] | None = None,
+        *,
+        number: int | None = None,
+        examples: int = 0,
+        **found: Any,
+    ) -> None:
+        """Log measured values that do not belong to an optimizer step.
+
+        Args:
+            phase: What was measured.
+            terms: Name to value; each must be finite.
+            number: Number of the iteration; by default that of the last optimizer step.
+            examples: Examples processed for the measurement, added to the training cost.
+            found: Anything else to log, such as whether a stopping rule was met.
+
+        Raises:
+            DivergenceError: If a value is not finite.
+
+        """
+        terms = terms or {}
+        if not all(map(math.isfinite, terms.values())):
+            raise DivergenceError(terms, self.training_cost.steps)
+        self.training_cost.examples += examples
+        step = self.training_cost.steps if number is None else number
+        self.log({"step": step, "phase": phase, "terms": terms, "total": sum(terms.values()), **found})
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Add the wall time spent in the block to the training cost."""
+        began = time.perf_counter()
+        yield
+        self.training_cost.seconds += time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""The recipe: all that a training run is made with, so that retraining repeats it exactly."""
+"""The recipe: everything that determines a training run but data and seed, so that retraining repeats it exactly."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from efface.training.optim import Optim
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a checkpoint was trained: enough to train it again on other examples."""
+    """How a checkpoint was trained; enough to train it again on other examples.
+
+    Example:
+        >>> recipe = Recipe(objective=SimClr(), epochs=200)
+        >>> model = fit(recipe.start(seed=0), train, recipe, Run(seed=0))
+
+    """
 
     objective: Objective
     backbone: Backbone = field(default_factory=Backbone)
@@ -28,10 +34,10 @@ class Recipe:
     optim: Optim = field(default_factory=Optim)
     views: Views = field(default_factory=Views)
     mean: float | tuple[float, ...] = 0.5
-    """Subtracted from images in [0, 1], one number or one per channel; a constant, so that nothing about the data
-    hides in it."""
+    """Subtracted from images in [0, 1], one number or one per channel; constants, so that they hold no information
+    about the data."""
     std: float | tuple[float, ...] = 0.25
-    """Divides images after the mean is gone."""
+    """Images are divided by it after the mean is subtracted, one number or one per channel."""
 
     def __post_init__(self) -> None:
         for name, value in (("mean", self.mean), ("std", self.std)):
@@ -42,11 +48,11 @@ class Recipe:
                 )
 
     def start(self, seed: int) -> Model:
-        """A fresh, untrained model: the same weights for the same seed, whatever was drawn before."""
+        """Build an untrained model; its weights depend on recipe and seed alone, not on the global generator."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             backbone = self.backbone.build(self.channels, self.size)
-            width = int(getattr(backbone, "dim"))  # noqa: B009  (every backbone has it; nn.Module hides it)
+            width = int(getattr(backbone, "dim"))  # noqa: B009  (every backbone has it, but its type is nn.Module)
             mean, std = (torch.tensor(value).expand(self.channels).clone() for value in (self.mean, self.std))
             model = self.objective.build_model(backbone, width, self.classes, mean, std)
         if model.channels_last:

@@ -1,4 +1,4 @@
-"""What a method is handed: only the parts it declares, as batches of the checkpoint's own views, and never more."""
+"""Build the inputs of a method: exactly the splits it declares in ``needs``, with the checkpoint's own views."""
 
 from __future__ import annotations
 
@@ -15,60 +15,93 @@ from efface.training.objectives import OBJECTIVES
 from efface.unlearning.methods import METHODS, Method
 from efface.unlearning.protocol import MethodInputs, Needs
 
-MAY_SEE = ("forget", "retain", "valid")
-"""The parts that a method can ever be given: never the audit's holdout, spare or test."""
+METHOD_SPLITS = ("forget", "retain", "valid")
+"""The splits that a method can declare. The audit's own (holdout, spare, test) are never among them."""
 
 
 def build_inputs(method: Method, start: Checkpoint, data: Data, split: Split, device: torch.device) -> MethodInputs:
-    """Only the parts that the method declares, each with something in it."""
+    """Build the inputs of a method: exactly the splits it declares in ``needs``.
+
+    Args:
+        method: The method that is going to run.
+        start: The checkpoint that it starts from; its views augment the images.
+        data: All examples.
+        split: Which examples are to be forgotten, retained, or were never trained on.
+        device: Where batches are put.
+
+    Returns:
+        The declared subsets, and the recipe of the original if efface trained it.
+
+    Raises:
+        EffaceError: If the checkpoint is of the wrong kind, or if a declared split is empty, without labels or
+            without captions that are needed.
+
+    """
     name = get_method_name(method)
     require_fit(name, method.needs, start)
-    parts: dict[str, Subset] = {}
-    for part in MAY_SEE:
-        if Needs[part.upper()] not in method.needs:
+    objective = start.recipe.objective
+    reader = f"{name} on a '{get_objective_name(objective)}' checkpoint"
+    subsets: dict[str, Subset] = {}
+    for split_name in METHOD_SPLITS:
+        need = Needs[split_name.upper()]
+        if need not in method.needs:
             continue
-        positions = getattr(split, part)
+        positions = getattr(split, split_name)
         if not len(positions):
-            free = [key for key, cls in METHODS.items() if Needs[part.upper()] not in cls.needs]
+            others = [key for key, cls in METHODS.items() if need not in cls.needs]
             raise EffaceError(
-                f"{name} needs the {part} examples, but this request has none ({part}: 0 of {len(data)}).",
-                f"Methods that work without: {', '.join(free) or 'none'}.",
+                f"{name} needs the {split_name} examples, but this request has none ({split_name}: 0 of {len(data)}).",
+                f"Methods that work without: {', '.join(others) or 'none'}.",
             )
-        if start.recipe.objective.needs_labels or Needs.LABELS in method.needs:
-            require_labels(data, positions, f"{name} on a '{get_objective_name(start.recipe.objective)}' checkpoint")
-        if start.recipe.objective.needs_captions:
-            require_captions(data, positions, f"{name} on a '{get_objective_name(start.recipe.objective)}' checkpoint")
-        parts[part] = Subset.of(data, positions, start.recipe.views, part, device)
-    return MethodInputs(method.needs, parts, start.recipe if start.trained else None)
+        if objective.needs_labels or Needs.LABELS in method.needs:
+            require_labels(data, positions, reader)
+        if objective.needs_captions:
+            require_captions(data, positions, reader)
+        subsets[split_name] = Subset.of(data, positions, start.recipe.views, split_name, device)
+    return MethodInputs(method.needs, subsets, start.recipe if start.trained else None)
 
 
 def get_method_name(method: Method) -> str:
-    """What it is called in ``METHODS``, and so in records; an error for one that is not there."""
+    """The name of a method in ``METHODS``, which records use; an error if it is not registered there."""
     for name, cls in METHODS.items():
         if cls is type(method):
             return name
-    mine = type(method).__name__
+    class_name = type(method).__name__
     raise EffaceError(
-        f"{mine} has no name: it is not among the methods.",
-        "A record says what was done by the method's name.",
-        f"Set efface.methods.METHODS['a_name'] = {mine}, or declare an entry point in a package (CONTRIBUTING.md).",
+        f"{class_name} has no name: it is not among the methods.",
+        "Records identify a method by its name.",
+        f"Set efface.methods.METHODS['a_name'] = {class_name}, or declare an entry point in a package "
+        "(CONTRIBUTING.md).",
     )
 
 
 def require_fit(name: str, needs: Needs, start: Checkpoint) -> None:
-    """An error unless the checkpoint is of the kind that the method works on."""
+    """Raise an error unless the checkpoint is of the kind that a method works on.
+
+    Args:
+        name: Name of the method, for the message.
+        needs: What the method declares.
+        start: The checkpoint that it would start from.
+
+    Raises:
+        EffaceError: If the method needs a classifier, an encoder trained on pairs or a transformer, and ``start`` is
+            none; it names the methods that work on any checkpoint.
+
+    """
     objective = start.recipe.objective
     paired = ", ".join(key for key, cls in OBJECTIVES.items() if cls.contrasts_pairs)
-    wrong = {
+    misfits = {
         "classifiers": Needs.LABELS in needs and not objective.needs_labels,
         f"encoders that were trained by comparing pairs ({paired})": Needs.PAIRS in needs
         and not objective.contrasts_pairs,
     }
-    for kind in (kind for kind, unfit in wrong.items() if unfit):
-        fit = [key for key, cls in METHODS.items() if not (Needs.LABELS | Needs.PAIRS | Needs.ATTENTION) & cls.needs]
+    for kind in (kind for kind, misfit in misfits.items() if misfit):
+        general = [
+            key for key, cls in METHODS.items() if not (Needs.LABELS | Needs.PAIRS | Needs.ATTENTION) & cls.needs
+        ]
         raise EffaceError(
             f"{name} works on {kind}, and this checkpoint was trained with '{get_objective_name(objective)}'.",
-            f"Methods that work on any checkpoint: {', '.join(fit)}.",
+            f"Methods that work on any checkpoint: {', '.join(general)}.",
         )
     if Needs.ATTENTION in needs:
         find_attention_reader(start.model.backbone, name)

@@ -1,10 +1,11 @@
-"""Margins that can be differentiated: how much more an example agrees with itself than with strangers.
+"""Differentiable margins: how much more similar an example is to itself than to other examples.
 
     s(x) = cos(z, z') - τ/2 · Σ_{u ∈ {z, z'}} log mean_{b ∈ B} e^{cos(u, b)/τ}        in a space of embeddings
     s(x) = z_y - log Σ_{c ≠ y} e^{z_c}                                                 of a classifier's logits
 
-z, z': embeddings of two views; B: both views of the bank's examples, without x's own. Higher is more member-like. An
-audit's margins are these, up to a constant and a factor, with more views and a bank of its own.
+z, z': embeddings of two views; B (the bank): both views of the last examples of the batch, without those of x itself.
+A higher margin is more member-like. The margins of an audit are the same up to a constant and a factor, with more views
+and a bank of their own.
 """
 
 from __future__ import annotations
@@ -20,31 +21,43 @@ BACKBONE, OUTPUT = "backbone", "output"
 
 
 def compute_margins(model: Model, batch: Batch, bank: int, tau: float) -> dict[str, Tensor]:
-    """Margin of each example, [B], in the features and in what the head makes of them: embeddings or logits.
+    """Margin of each example in the backbone's features and in the output (embeddings of the projector, or logits).
 
-    The last ``bank`` examples of the batch are the bank; at least two. BatchNorm uses its running statistics.
+    BatchNorm uses its running statistics, so that examples do not affect each other.
+
+    Args:
+        model: The model whose margins are measured.
+        batch: The examples; the last ``bank`` of them are the bank.
+        bank: Number of examples in the bank, at least 2.
+        tau: Temperature τ in spaces of embeddings.
+
+    Returns:
+        Margins [B] by space, ``backbone`` and ``output``; higher is more member-like.
+
     """
     with frozen_statistics(model):
         features = model.features(torch.cat([batch.view(0), batch.view(1)]))
         outputs = model.project(features)
-    inner = features.tensor_split(2)
+    first_features, second_features = features.tensor_split(2)
     first, second = outputs.tensor_split(2)
-    labelled = model.objective.needs_labels
-    outer = label_margin(first, batch.labels()) if labelled else contrastive_margin(first, second, bank, tau)
-    return {BACKBONE: contrastive_margin(inner[0], inner[1], bank, tau), OUTPUT: outer}
+    if model.objective.needs_labels:
+        output = label_margin(first, batch.labels())
+    else:
+        output = contrastive_margin(first, second, bank, tau)
+    return {BACKBONE: contrastive_margin(first_features, second_features, bank, tau), OUTPUT: output}
 
 
 def contrastive_margin(first: Tensor, second: Tensor, bank: int, tau: float) -> Tensor:
-    """s of two views' embeddings, [B, d] each; per example, [B]. The last ``bank`` rows are the bank."""
+    """Margin of each example, [B], from the embeddings of two views, [B, d] each; the last ``bank`` rows are B."""
     a, b, count = normalize_rows(first), normalize_rows(second), len(first)
     rows = torch.arange(count, device=a.device)
-    own = rows[:, None] == rows[count - bank :].repeat(2)[None]
-    strangers = torch.cat([a[count - bank :], b[count - bank :]])
-    crowd = [(u @ strangers.T / tau).masked_fill(own, -torch.inf).logsumexp(1) for u in (a, b)]
-    return (a * b).sum(1) - tau * ((crowd[0] + crowd[1]) / 2 - (~own).sum(1).log())
+    is_self = rows[:, None] == rows[count - bank :].repeat(2)[None]
+    bank_rows = torch.cat([a[count - bank :], b[count - bank :]])
+    log_sums = [(u @ bank_rows.T / tau).masked_fill(is_self, -torch.inf).logsumexp(1) for u in (a, b)]
+    return (a * b).sum(1) - tau * ((log_sums[0] + log_sums[1]) / 2 - (~is_self).sum(1).log())
 
 
 def label_margin(logits: Tensor, labels: Tensor) -> Tensor:
     """Log odds of each example's label, [B], from logits [B, classes]."""
-    own = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()
-    return logits[own] - logits.masked_fill(own, -torch.inf).logsumexp(1)
+    is_label = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()
+    return logits[is_label] - logits.masked_fill(is_label, -torch.inf).logsumexp(1)

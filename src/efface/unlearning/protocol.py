@@ -1,4 +1,4 @@
-"""The method protocol, and what several methods say in one line."""
+"""The method protocol, and the losses and gradients that several methods share."""
 
 from __future__ import annotations
 
@@ -18,77 +18,8 @@ from efface.training.model import Model
 from efface.training.recipe import Recipe
 
 
-class Method(Protocol):
-    """A frozen dataclass of hyper-parameters with one verb.
-
-    ``unlearn`` may change the model that it is given: whoever calls it hands it a copy.
-    """
-
-    needs: ClassVar[Needs]
-    """What it must be given; anything else is unreachable from it."""
-    exact: ClassVar[bool]
-    """Whether the result never saw the forget set (retraining), so that it may serve as an oracle."""
-
-    def unlearn(self, model: Model, given: MethodInputs, run: Run) -> Model:
-        """The unlearned model."""
-        ...
-
-
-def task_loss(model: Model) -> LossTermsFunction:
-    """Minimize the objective that the model was trained with; its keys may enter the queue."""
-
-    def terms(batch: Batch) -> LossTerms:
-        outcome = model.objective.loss(model, batch)
-        return LossTerms({"task": outcome.per_example.mean()}, outcome.carry)
-
-    return terms
-
-
-def disagreement(teacher: Model, model: Model, batch: Batch) -> Tensor:
-    """How far the model is from its teacher on the first view of each example, [B] >= 0."""
-    return model.objective.distance(teacher.outputs(batch), model.outputs(batch))
-
-
-def wrong_target_loss(
-    model: Model, forget: Iterator[Batch], weight: float, few: int, rng: torch.Generator
-) -> LossTermsFunction:
-    """The task on R, and ``weight`` times the task on F with wrong targets.
-
-    F is scrambled together with the first ``few`` of the retained examples, so that a wrong label can be one that F
-    does not have and a single forgotten example finds another image; only F's own loss is taken of that batch.
-    """
-
-    def terms(batch: Batch) -> LossTerms:
-        gone, some = next(forget), batch.rows(0, few)
-        outcome = model.objective.loss(model, batch)
-        wrong = model.objective.loss(model, model.objective.corrupt_targets(some + gone, rng)).rows(len(some))
-        losses = {"task": outcome.per_example.mean(), "wrong": weight * wrong.per_example.mean()}
-        return LossTerms(losses, outcome.carry, extra_examples=len(gone))
-
-    return terms
-
-
-def loss_among_retained(model: Model, gone: Batch, kept: Batch) -> Tensor:
-    """Loss of each forgotten example in one batch with retained ones, [B]: contrastive losses need company."""
-    return model.objective.loss(model, gone + kept).per_example[: len(gone)]
-
-
-def forget_gradient(model: Model, given: MethodInputs, size: int, few: int, run: Run) -> Tensor:
-    """∂ Σ_F ℓ / ∂θ, [P]: ``few`` forgotten examples at a time, each batch beside ``size`` retained ones."""
-    kept = given.retain.cycle(size, run.rng("beside"))
-    total, loss, shown = torch.zeros(sum(w.numel() for w in model.trainable_parameters()), device=run.device), 0.0, 0
-    with differentiable_twice(model):
-        for gone in given.forget.batches(few, run.rng("gradient")):
-            company = next(kept)
-            value = loss_among_retained(model, gone, company).sum()
-            total += compute_gradient(model, value)
-            loss, shown = loss + float(value.detach()), shown + len(gone) + len(company)
-    run.log_values("gradient", {"forget": loss / len(given.forget)}, examples=shown)
-    return total
-
-
 class Needs(Flag):
-    """What a method must be given. Whatever it does not declare is unreachable from it."""
+    """What a method reads. It cannot reach anything that it does not declare."""
 
     NOTHING = 0
     FORGET = auto()
@@ -96,11 +27,11 @@ class Needs(Flag):
     RETAIN = auto()
     """The other training examples."""
     VALID = auto()
-    """Examples of the same source that were never trained on (never the audit's own)."""
+    """Examples of the same source that were never trained on, and that no audit uses."""
     LABELS = auto()
-    """A label for every example it is given, and a classifier: a checkpoint whose objective reads labels."""
+    """A classifier (a checkpoint whose objective reads labels), and a label for every example."""
     RECIPE = auto()
-    """How the original was trained: retraining starts from the same recipe."""
+    """How the original was trained, so that a fresh model can be trained the same way."""
     ATTENTION = auto()
     """A transformer whose attention maps can be read."""
     PAIRS = auto()
@@ -113,35 +44,38 @@ class Needs(Flag):
 
 @dataclass(frozen=True, eq=False)
 class MethodInputs:
-    """What a method may see: the parts it declared in ``needs``; asking for another is an error."""
+    """The examples and the recipe that a method declared in ``needs``; reading anything else is an error."""
 
     needs: Needs
-    parts: dict[str, Subset]
+    """What the method declared."""
+    subsets: dict[str, Subset]
+    """Examples by name: ``forget``, ``retain``, ``valid``."""
     original_recipe: Recipe | None = None
+    """How the original was trained, or ``None`` if that is unknown (imported checkpoints)."""
 
-    def _part(self, name: str, need: Needs) -> Subset:
-        if need not in self.needs or name not in self.parts:
+    def _subset(self, name: str, need: Needs) -> Subset:
+        if need not in self.needs or name not in self.subsets:
             raise EffaceError(
                 f"This method asked for the '{name}' examples without declaring that it needs them.",
                 f"It declared: {', '.join(self.needs.names()) or 'nothing'}.",
                 f"Add Needs.{need.name} to the method's `needs`.",
             )
-        return self.parts[name]
+        return self.subsets[name]
 
     @property
     def forget(self) -> Subset:
         """The examples to forget."""
-        return self._part("forget", Needs.FORGET)
+        return self._subset("forget", Needs.FORGET)
 
     @property
     def retain(self) -> Subset:
         """The other training examples."""
-        return self._part("retain", Needs.RETAIN)
+        return self._subset("retain", Needs.RETAIN)
 
     @property
     def valid(self) -> Subset:
         """Examples of the same source that were never trained on."""
-        return self._part("valid", Needs.VALID)
+        return self._subset("valid", Needs.VALID)
 
     @property
     def recipe(self) -> Recipe:
@@ -155,13 +89,126 @@ class MethodInputs:
         return self.original_recipe
 
     def resolve_epochs(self, epochs: int | None) -> int:
-        """``epochs``, or a twentieth of the original's (at least one; 10 where the original's are unknown)."""
+        """``epochs``, or a twentieth of the original's if None (at least 1; 10 if the original's are unknown)."""
         if epochs is not None:
             return epochs
         return 10 if self.original_recipe is None else max(1, self.original_recipe.epochs // 20)
 
     def batch_size(self, size: int | None) -> int:
-        """``size``, or the original's batch size (256 where it is unknown)."""
+        """``size``, or the original's batch size if None (256 if it is unknown)."""
         if size is not None:
             return size
         return 256 if self.original_recipe is None else self.original_recipe.batch_size
+
+
+class Method(Protocol):
+    """An unlearning method: a frozen dataclass of hyper-parameters with ``needs``, ``exact`` and ``unlearn``.
+
+    Example:
+        >>> @dataclass(frozen=True, kw_only=True)
+        ... class Finetune:
+        ...     needs: ClassVar[Needs] = Needs.RETAIN
+        ...     exact: ClassVar[bool] = False
+        ...     epochs: int = 5
+        ...     optim: Optim = field(default_factory=lambda: Optim(lr=0.01))
+        ...
+        ...     def unlearn(self, model, inputs, run):
+        ...         optimizer = self.optim.build(model, self.epochs * inputs.retain.count_batches(256))
+        ...         for epoch in range(self.epochs):
+        ...             batches = inputs.retain.batches(256, run.rng("retain", epoch))
+        ...             train_steps(model, batches, task_loss(model), optimizer, run)
+        ...         return model
+
+    """
+
+    needs: ClassVar[Needs]
+    """What the method reads; it cannot reach anything else."""
+    exact: ClassVar[bool]
+    """Whether the result never saw the forget set (retraining), so that it can serve as a retrained reference."""
+
+    def unlearn(self, model: Model, inputs: MethodInputs, run: Run) -> Model:
+        """Unlearn the forget set.
+
+        Args:
+            model: The original, on the run's device. It is a copy: the method may change it in place.
+            inputs: The examples and the recipe that the method declared in ``needs``.
+            run: Seed, device, log and training cost. All randomness comes from ``run.rng(name, ...)``.
+
+        Returns:
+            The unlearned model: ``model`` itself, or another one.
+
+        Raises:
+            DivergenceError: If a term of the loss is no longer finite.
+
+        """
+        ...
+
+
+def task_loss(model: Model) -> LossTermsFunction:
+    """The objective that ``model`` was trained with, as the one term ``task``; its keys may enter the queue."""
+
+    def terms(batch: Batch) -> LossTerms:
+        output = model.objective.loss(model, batch)
+        return LossTerms({"task": output.per_example.mean()}, output.carry)
+
+    return terms
+
+
+def disagreement(teacher: Model, model: Model, batch: Batch) -> Tensor:
+    """Distance between the outputs of two models on the first view of each example, [B] >= 0; 0: they agree."""
+    return model.objective.distance(teacher.outputs(batch), model.outputs(batch))
+
+
+def wrong_target_loss(
+    model: Model, forget: Iterator[Batch], weight: float, forget_batch_size: int, rng: torch.Generator
+) -> LossTermsFunction:
+    """The task on R, plus ``weight`` times the task on F with wrong targets.
+
+    The targets of a batch of F are corrupted together with those of the first examples of the batch of R. So a wrong
+    label can be one that F does not have, and a single forgotten example finds another image. Of that joint batch,
+    only the loss of the rows of F is used.
+
+    Args:
+        model: The model that is trained.
+        forget: Batches of F; one is taken per step.
+        weight: Weight of the wrong targets.
+        forget_batch_size: How many examples of R are mixed with each batch of F.
+        rng: Draws the wrong targets.
+
+    Returns:
+        A function of a batch of R, with the terms ``task`` and ``wrong``.
+
+    """
+
+    def terms(batch: Batch) -> LossTerms:
+        forget_batch, others = next(forget), batch.rows(0, forget_batch_size)
+        output = model.objective.loss(model, batch)
+        corrupted = model.objective.corrupt_targets(others + forget_batch, rng)
+        wrong = model.objective.loss(model, corrupted).rows(len(others))
+        losses = {"task": output.per_example.mean(), "wrong": weight * wrong.per_example.mean()}
+        return LossTerms(losses, output.carry, extra_examples=len(forget_batch))
+
+    return terms
+
+
+def loss_among_retained(model: Model, forget_batch: Batch, retain_batch: Batch) -> Tensor:
+    """Loss of each forgotten example, [B], in one batch with retained ones, because contrastive losses compare."""
+    return model.objective.loss(model, forget_batch + retain_batch).per_example[: len(forget_batch)]
+
+
+def forget_gradient(model: Model, inputs: MethodInputs, size: int, forget_batch_size: int, run: Run) -> Tensor:
+    """Gradient of the summed loss over F with respect to the trained weights, ∂ Σ_F ℓ / ∂θ, [P].
+
+    Each batch has ``forget_batch_size`` examples of F and ``size`` of R (see :func:`loss_among_retained`). BatchNorm
+    statistics are frozen.
+    """
+    retain = inputs.retain.cycle(size, run.rng("beside"))
+    total, loss, shown = torch.zeros(sum(w.numel() for w in model.trainable_parameters()), device=run.device), 0.0, 0
+    with differentiable_twice(model):
+        for forget_batch in inputs.forget.batches(forget_batch_size, run.rng("gradient")):
+            retain_batch = next(retain)
+            value = loss_among_retained(model, forget_batch, retain_batch).sum()
+            total += compute_gradient(model, value)
+            loss, shown = loss + float(value.detach()), shown + len(forget_batch) + len(retain_batch)
+    run.log_values("gradient", {"forget": loss / len(inputs.forget)}, examples=shown)
+    return total

@@ -1,11 +1,11 @@
-"""Auto: choose a method and its strength by unseen examples alone, within a budget of optimizer steps.
+"""Choose a method and its strength (``auto``) with unseen examples alone, within a budget of optimizer steps.
 
-Candidates are tried in the order of what they gave in docs/frontier.md and docs/bench.md, each from the checkpoint as
-received, each with looks at unseen examples (:mod:`efface.unlearning.early_stopping`) and with as many passes as the rest of the budget
-allows. The first that reaches the goal is taken. One that went too far is tried once more at half its learning rate,
-one that came to its end short of the goal at twice. If nothing reaches it, the nearest is given back, and said to be
-no more than that. No trial sees the oracle or the audit's holdout; all looks are at one half of ``valid``, which no
-trial is given.
+Candidates are tried in the order of their results in docs/frontier.md and docs/bench.md. Each trial starts from the
+checkpoint as received, with early stopping (:mod:`efface.unlearning.early_stopping`) and as many passes as the rest of
+the budget allows. The first trial that reaches the goal is taken. A candidate that went too far is tried once more at
+half its learning rate, one that ended short of the goal at twice. If nothing reaches the goal, the nearest trial is
+returned, and the result says so. No trial sees a retrained reference or the audit's holdout; all checks use one half of
+``valid``, and the methods get the other.
 """
 
 from __future__ import annotations
@@ -29,73 +29,85 @@ from efface.unlearning.inputs import require_fit
 from efface.unlearning.methods import METHODS, Method
 from efface.unlearning.plugins import AUTO
 
-BUDGET_SHARE, LARGER_BUDGET_SHARE, FEW_BUDGET_STEPS = 0.05, 0.2, 320
-"""The budget as a share of retraining's steps; where that is few steps, up to the larger share."""
-
-
-USUAL = 160
+BUDGET_SHARE = 0.05
+"""The default budget, as a share of the steps that retraining takes."""
+LARGER_BUDGET_SHARE, FEW_BUDGET_STEPS = 0.2, 320
+"""Where the default share gives fewer steps than the second number: up to the first as a share."""
+USUAL_STEPS = 160
 """Steps that any candidate may take by default, however few retraining takes."""
-
-
 MIN_TRIAL_STEPS = 8
-"""Steps that a trial is worth starting for."""
-
-
+"""Fewest steps for which a trial is started."""
 CANDIDATES: tuple[str, ...] = (
     "margin_matching", "alignment_calibration", "gradient_constraint", "salun", "finetune",
 )  # fmt: skip
-"""In the order in which they are tried; what does not fit the checkpoint is passed over."""
-
-
-OF_A_KIND: tuple[str, ...] = ("alignment_calibration", *(one for one in CANDIDATES if one != "alignment_calibration"))
-"""The order where F is a class or a group: unseen examples, being of all kinds, say little to margin matching then."""
+"""Methods in the order in which they are tried; those that do not fit the checkpoint are left out."""
+GROUP_CANDIDATES: tuple[str, ...] = (
+    "alignment_calibration", *(name for name in CANDIDATES if name != "alignment_calibration"),
+)  # fmt: skip
+"""The order if F is a class or a group: margin matching learns little from unseen examples of all kinds then."""
 
 
 @dataclass(frozen=True, eq=False)
 class SearchResult:
-    """What a search gives back."""
+    """The model that a search chose, and how it was found."""
 
     model: Model
     method: Method
+    """The method of the chosen trial, with its strength and length."""
     stopped: StoppingResult
+    """How the chosen trial ended."""
     search: SearchHistory
     training_cost: TrainingCost
-    """What all trials cost."""
+    """Cost of all trials together."""
 
 
 def count_retraining_steps(start: Checkpoint, split: Split) -> int:
-    """Optimizer steps that retraining by the checkpoint's recipe takes."""
+    """Optimizer steps that retraining with the checkpoint's recipe takes."""
     return start.recipe.epochs * math.ceil(len(split.retain) / start.recipe.batch_size)
 
 
 def resolve_budget(budget: str | float | None, start: Checkpoint, split: Split) -> int:
-    """A budget as optimizer steps: ``"5%"`` of retraining's, or a whole number; None: the default share."""
-    text, whole = str(budget).strip(), count_retraining_steps(start, split)
-    if (budget is None or text.endswith("%")) and not start.trained:
+    """Convert a budget to optimizer steps.
+
+    Args:
+        budget: A share of retraining's steps such as ``"5%"``, a whole number of steps, or None for the default share.
+        start: The checkpoint to unlearn from.
+        split: The request.
+
+    Returns:
+        Optimizer steps, at least 1.
+
+    Raises:
+        EffaceError: If ``budget`` is neither, or is a share and nobody knows how the checkpoint was trained.
+
+    """
+    if (budget is None or str(budget).strip().endswith("%")) and not start.trained:
         raise EffaceError(
-            "A share of retraining's steps cannot be known: nothing says how this checkpoint was trained.",
+            "A share of retraining's steps cannot be computed: nothing says how this checkpoint was trained.",
             remedy="Give the budget as a number of steps, as in --budget 200.",
         )
+    text, retraining = str(budget).strip(), count_retraining_steps(start, split)
     if budget is None:
-        return max(1, round(max(whole * BUDGET_SHARE, min(whole * LARGER_BUDGET_SHARE, FEW_BUDGET_STEPS))))
+        larger = min(retraining * LARGER_BUDGET_SHARE, FEW_BUDGET_STEPS)
+        return max(1, round(max(retraining * BUDGET_SHARE, larger)))
     try:
-        steps = whole * float(text[:-1]) / 100 if text.endswith("%") else float(text)
+        steps = retraining * float(text[:-1]) / 100 if text.endswith("%") else float(text)
     except ValueError:
         steps = math.nan
     if not (math.isfinite(steps) and steps >= 1 and (text.endswith("%") or steps == int(steps))):
         raise EffaceError(
-            f"The budget '{budget}' is no number of steps.",
-            f"It is a share of retraining's {whole} steps, or a whole number of steps, and at least one step.",
+            f"The budget '{budget}' is not a number of steps.",
+            f"It is a share of retraining's {retraining} steps, or a whole number of steps, and at least one step.",
             "Write it like 5% or 200.",
         )
     return int(steps)
 
 
 def auto_settings_error(names: Iterable[str]) -> EffaceError:
-    """The error for settings beside ``auto``."""
+    """The error for method settings that are given together with ``auto``."""
     return EffaceError(
         f"'{AUTO}' chooses the settings itself, and some were given: {', '.join(sorted(names))}.",
-        remedy="Leave them out, or name the method they are of.",
+        remedy="Leave them out, or name the method that they belong to.",
     )
 
 
@@ -107,8 +119,24 @@ def search_methods(
     stop: StoppingRule,
     run: Run,
 ) -> SearchResult:
-    """Try one candidate after the other until one reaches the goal or the budget is used up."""
-    candidates = OF_A_KIND if split.provenance.get("matched") else CANDIDATES
+    """Try one candidate after the other until one reaches the goal or the budget is used up.
+
+    Args:
+        start: The checkpoint to unlearn from; it is copied, not changed.
+        data: All examples.
+        split: The request.
+        budget: Optimizer steps that all trials together may take.
+        stop: The early stopping of each trial; its ``steps`` are set here.
+        run: Seed, device and log; each line of the log gets the number of its trial.
+
+    Returns:
+        The first trial that reached the goal; otherwise the nearest one.
+
+    Raises:
+        EffaceError: If no trial could be completed within the budget.
+
+    """
+    candidates = GROUP_CANDIDATES if split.provenance.get("matched") else CANDIDATES
     trials = list[Trial]()
     best: tuple[Model, Method] | None = None
     spent = TrainingCost()
@@ -116,39 +144,39 @@ def search_methods(
         strength: float | None = 1.0
         while strength is not None and budget - spent.steps >= MIN_TRIAL_STEPS:
             left = budget - spent.steps
-            asked = _shortened(_at(method, strength), left, start, split)
-            attempt = Run(seed=run.seed, device=run.device, log=_numbered(run.log, len(trials) + 1), bf16=run.bf16)
+            candidate = _fit_to_budget(_at_strength(method, strength), left, start, split)
+            trial_run = Run(seed=run.seed, device=run.device, log=_numbered(run.log, len(trials) + 1), bf16=run.bf16)
             try:
                 model, stopped = unlearn_with_early_stopping(
-                    replace(stop, steps=left), asked, start, data, split, attempt, halve=True
+                    replace(stop, steps=left), candidate, start, data, split, trial_run, halve=True
                 )
             except DivergenceError:
-                spent.add(attempt.training_cost)
+                spent.add(trial_run.training_cost)
                 strength = strength / 2 if strength == 1 else None
                 continue
-            spent.add(attempt.training_cost)
-            trials.append(Trial(config.dump(asked, {Method: METHODS}), stopped))
+            spent.add(trial_run.training_cost)
+            trials.append(Trial(config.dump(candidate, {Method: METHODS}), stopped))
             if find_best_trial(trials) == len(trials) - 1:
-                best = model, asked
+                best = model, candidate
             if stopped.reached or stopped.blind:
                 break
-            strength = _next(strength, stopped)
+            strength = _next_strength(strength, stopped)
         if trials and (trials[-1].stopped.reached or trials[-1].stopped.blind):
             break
     if best is None:
+        diverged = ", and every trial that was started diverged" if spent.steps else ""
         raise EffaceError(
-            f"Nothing could be tried within {budget} steps.",
-            f"A trial is worth starting for {MIN_TRIAL_STEPS} steps or more, and every trial that was started diverged."
-            if spent.steps else f"A trial is worth starting for {MIN_TRIAL_STEPS} steps or more.",
+            f"No trial could be completed within {budget} steps.",
+            f"A trial needs at least {MIN_TRIAL_STEPS} steps{diverged}.",
             "Allow a larger --budget.",
-        )  # fmt: skip
+        )
     chosen = find_best_trial(trials)
-    found = SearchHistory(budget, spent.steps, chosen, tuple(trials))
-    return SearchResult(best[0], best[1], trials[chosen].stopped, found, spent)
+    history = SearchHistory(budget, spent.steps, chosen, tuple(trials))
+    return SearchResult(best[0], best[1], trials[chosen].stopped, history, spent)
 
 
 def _candidates(start: Checkpoint, names: tuple[str, ...]) -> Iterator[Method]:
-    """Those that fit the checkpoint, at their defaults."""
+    """The methods that fit the checkpoint, with their default settings."""
     for name in names:
         try:
             require_fit(name, METHODS[name].needs, start)
@@ -157,36 +185,37 @@ def _candidates(start: Checkpoint, names: tuple[str, ...]) -> Iterator[Method]:
         yield METHODS[name]()
 
 
-def _next(strength: float, stopped: StoppingResult) -> float | None:
-    """The strength to try next: half after too far, twice after too little, and no third try."""
+def _next_strength(strength: float, stopped: StoppingResult) -> float | None:
+    """The strength to try next: half after too much, twice after too little; None after a second trial."""
     if strength != 1:
         return None
     return 0.5 if stopped.reason is StopReason.OVER else 2.0
 
 
-def _at(method: Method, strength: float) -> Method:
-    """The method with its learning rate times ``strength``."""
+def _at_strength(method: Method, strength: float) -> Method:
+    """The method with its learning rate multiplied by ``strength``."""
     fields = config.dump(method, {Method: METHODS})
     return _method(fields | {"optim": fields["optim"] | {"lr": fields["optim"]["lr"] * strength}})
 
 
-def _shortened(method: Method, left: int, start: Checkpoint, split: Split) -> Method:
-    """The method with no more passes than the steps that are left, so that its schedule comes to its end."""
+def _fit_to_budget(method: Method, left: int, start: Checkpoint, split: Split) -> Method:
+    """The method with no more passes than ``left`` steps allow, so that its schedule is completed."""
     per_pass = math.ceil(len(split.retain) / start.recipe.batch_size)
     usual = max(1, start.recipe.epochs // 20) if start.trained else 10
-    if left >= max(usual * per_pass, USUAL):
+    if left >= max(usual * per_pass, USUAL_STEPS):
         return method
     return _method(config.dump(method, {Method: METHODS}) | {"epochs": max(1, left // per_pass)})
 
 
 def _method(fields: Mapping[str, Any]) -> Method:
+    """Build a method from its name and settings."""
     return config.parse_choice(METHODS, fields, "method", {Method: METHODS})
 
 
 def _numbered(log: Log, number: int) -> Log:
-    """A log whose lines say which trial they are of."""
+    """A log that adds the number of the trial to each line."""
 
-    def line(record: Mapping[str, Any]) -> None:
+    def log_trial(record: Mapping[str, Any]) -> None:
         log({**record, "trial": number})
 
-    return line
+    return log_trial

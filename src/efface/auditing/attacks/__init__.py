@@ -1,1 +1,1 @@
-"""Membership attacks and the statistics behind them: fitted, calibrated by reference models, on canaries."""
+"""Membership attacks and their statistics: fitted attacks, attacks with reference models, and canaries."""

@@ -1,17 +1,17 @@
-"""The ε that guesses about coins rule out, from one training run.
+"""Lower bound on the ε of differential privacy, from guesses about canaries in a single training run.
 
-m examples are each included by a fair coin of their own. Somebody who sees only what came out guesses r of the coins
-(r fixed before looking) and is right v times. If everything that turns the included examples into what is seen were
-(ε, δ)-differentially private for each of them, then, with W ~ Binomial(r, e^ε/(1 + e^ε)),
+Each of m canaries is included in the training data by a fair coin. An attacker who sees only the output guesses r of
+the coins (r is fixed in advance) and is right v times. If the mechanism from included canaries to output were
+(ε, δ)-differentially private, then, with W ~ Binomial(r, e^ε/(1 + e^ε)),
 
     P[right >= v]  <=  P[W >= v] + 2 m δ max_{1 <= i <= v} P[v > W >= v - i] / i
 
-which is a p-value of that ε. The lower bound at confidence 1 - β is the largest ε whose p-value is at most β.
-v = r = m and δ = 0 give log(q/(1 - q)) with q = β^(1/m): the ceiling, which m coins can never pass.
+which is a p-value for that ε. The lower bound at confidence 1 - β is the largest ε with a p-value of at most β.
+v = r = m and δ = 0 give log(q/(1 - q)) with q = β^(1/m): the ceiling that m coins cannot exceed.
 
 Source      Steinke, Nasr and Jagielski, Privacy Auditing with One (1) Training Run, 2023, arXiv 2305.08846.
-Departures  none; r is a third of m by default, as guesses at the extremes are the surest.
-Tests kill  coins of abstentions counted as right; the tail P[W > v]; δ without the factor 2m.
+Departures  none; r is a third of m by default, as the most extreme scores give the surest guesses.
+Tests cover abstentions counted as right; the tail P[W > v]; δ without the factor 2m.
 """
 
 from __future__ import annotations
@@ -24,11 +24,26 @@ from scipy.special import betainc, expit
 from efface.errors import EffaceError
 
 HIGHEST = 60.0
-"""No ε beyond this is looked for."""
+"""Upper end of the search for ε."""
 
 
 def p_value(coins: int, guesses: int, right: int, epsilon: float, delta: float = 0.0) -> float:
-    """Largest probability of ``right`` or more right ``guesses`` about ``coins`` coins under (ε, δ)-DP."""
+    """Bound the probability of at least ``right`` correct guesses under (ε, δ)-differential privacy.
+
+    Args:
+        coins: Number of canaries m.
+        guesses: Number of guesses r.
+        right: Number of correct guesses v.
+        epsilon: ε.
+        delta: δ.
+
+    Returns:
+        The p-value of ε, at most 1.
+
+    Raises:
+        EffaceError: If the counts or the privacy parameters are impossible.
+
+    """
     if not 0 <= right <= guesses <= coins or coins < 1 or epsilon < 0 or not 0 <= delta <= 1:
         raise EffaceError(
             f"{right} right of {guesses} guesses about {coins} coins at ε = {epsilon:g}, δ = {delta:g} is impossible.",
@@ -45,7 +60,7 @@ def p_value(coins: int, guesses: int, right: int, epsilon: float, delta: float =
 
 
 def lower_bound(coins: int, guesses: int, right: int, level: float = 0.95, delta: float = 0.0) -> float:
-    """The largest ε that so many right guesses rule out at confidence ``level``; 0 where they rule out none."""
+    """Return the largest ε that the guesses rule out at confidence ``level``; 0 if they rule out none."""
     beta = 1 - level
     if p_value(coins, guesses, right, 0.0, delta) > beta:
         return 0.0
@@ -57,11 +72,11 @@ def lower_bound(coins: int, guesses: int, right: int, level: float = 0.95, delta
 
 
 def perfect_guess_bound(coins: int, guesses: int | None = None, level: float = 0.95, delta: float = 0.0) -> float:
-    """The bound that guesses without an error would give."""
+    """Return the bound for guesses without an error; ``guesses`` defaults to all coins."""
     guesses = coins if guesses is None else guesses
     return lower_bound(coins, guesses, guesses, level, delta)
 
 
 def count_needed_guesses(epsilon: float, level: float = 0.95) -> int:
-    """How many guesses, all right, a bound of ``epsilon`` takes (δ = 0)."""
+    """Return how many correct guesses without an error a bound of ``epsilon`` needs (δ = 0)."""
     return math.ceil(math.log(1 - level) / math.log(float(expit(epsilon))) - 1e-9)

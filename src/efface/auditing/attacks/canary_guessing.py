@@ -1,11 +1,11 @@
-"""Guess the coins from observations, then open them: level A3.
+"""Canary audit (level A3): guess from scores which canaries were included, then compare with the coins.
 
-A guess looks at scores and nothing else: not at the part of the split that a canary stands in, which is its coin. The
-r/2 canaries with the highest score are called included, the r/2 with the lowest excluded; ties by key.
+A guess depends on scores only, not on the part of the split that holds a canary, which would reveal its coin. The r/2
+canaries with the highest scores are called included, the r/2 with the lowest excluded; ties are broken by key.
 
-The bound is about everything between coin and score: training *and* unlearning. An unlearning that worked leaves
-nothing of the coins, and the bound is 0 with probability at least the confidence. A bound above 0 says: whoever sees
-this model's scores learns about single examples at least as much as ε = that allows. It is no upper bound.
+The bound covers everything between coin and score: training *and* unlearning. Successful unlearning leaves no trace of
+the coins, and the bound is then 0 with a probability of at least the confidence. A bound above 0 means that the model's
+scores reveal at least that ε about single examples. It is not an upper bound.
 """
 
 from __future__ import annotations
@@ -27,41 +27,54 @@ from efface.errors import EffaceError
 
 @dataclass(frozen=True, eq=False)
 class CanaryGuesses:
-    """Guesses about one model's coins, and how many were right."""
+    """Guesses from one model's scores, and how many were right."""
 
     guesses: dict[str, bool]
-    """Key to whether it was called included; the other canaries were not guessed."""
+    """Key to whether it was called included; canaries without a guess are absent."""
     right: int
     epsilon: float
-    """Lower bound at ``level``."""
+    """Lower bound on ε at confidence ``level``."""
     level: float
 
 
-def score_canaries(observed: Observations, keys: Sequence[str], signal: str, references: Sequence[Observations] = ()):
-    """Score of each canary in the order of ``keys``, float64 ``[m]``; less the references' mean where there are any."""
+def score_canaries(
+    observed: Observations, keys: Sequence[str], signal: str, references: Sequence[Observations] = ()
+) -> np.ndarray:
+    """Score each canary, in the order of ``keys``.
+
+    Args:
+        observed: Observations of the model.
+        keys: Keys of the canaries.
+        signal: Membership signal.
+        references: Models that saw no canary; they calibrate the scores.
+
+    Returns:
+        Scores, float64 ``[m]``.
+
+    Raises:
+        EffaceError: If a canary was not observed or has no score.
+
+    """
     found: dict[str, float] = {}
     for part in OBSERVED_PARTS:
         if not signals.has_signal(observed, part, signal):
             continue
-        if references:
-            values = signals.calibrated_scores(observed, references, part, signal)
-        else:
-            values = signals.scores(observed, part, signal)
+        values = signals.membership_scores(observed, references, part, signal)
         names = observed.of(part, "keys")[signals.scored_rows(observed, part, signal)]
         found |= dict(zip(names.tolist(), values.tolist(), strict=True))
     absent = [key for key in keys if key not in found]
     if absent:
         raise EffaceError(
-            f"{len(absent)} of {len(keys)} canaries were not looked at, or have no score of {signal}.",
-            f"Such as {quote_first(absent)}.",
-            "Included canaries belong into the forget set (--forget included.txt), excluded ones into the holdout "
+            f"{len(absent)} of {len(keys)} canaries were not observed, or have no score of {signal}.",
+            f"For example: {quote_first(absent)}.",
+            "Included canaries belong in the forget set (--forget included.txt), excluded ones in the holdout "
             "(split.canaries at pretraining); raise watch.cap above the number of spare examples.",
         )
     return np.array([found[key] for key in keys])
 
 
 def guess_inclusion(values: np.ndarray, plan: CanaryPlan) -> dict[str, bool]:
-    """The highest scores are called included, the lowest excluded. Ties fall by key, which knows nothing of coins."""
+    """Call the highest scores included and the lowest excluded; ties are broken by key, not by coin."""
     order = np.lexsort((np.arange(len(values)), values))
     half = plan.guesses // 2
     low = {plan.keys[i]: False for i in order[:half]}
@@ -71,8 +84,8 @@ def guess_inclusion(values: np.ndarray, plan: CanaryPlan) -> dict[str, bool]:
 def reveal_coins(
     guesses: dict[str, bool], plan: CanaryPlan, coins: InclusionCoins, level: float = 0.95, delta: float = 0.0
 ) -> CanaryGuesses:
-    """How many guesses were right, and the ε that they rule out."""
-    right = sum(coins.included[key] == said for key, said in guesses.items())
+    """Compare the guesses with the coins and compute the lower bound on ε."""
+    right = sum(coins.included[key] == guess for key, guess in guesses.items())
     return CanaryGuesses(guesses, right, lower_bound(len(plan.keys), len(guesses), right, level, delta), level)
 
 
@@ -87,9 +100,18 @@ def canary_findings(
     level: float = 0.95,
     delta: float = 0.0,
 ) -> list[Finding]:
-    """``canaries.<signal>.epsilon`` and ``.right`` of the subject, beside the original's.
+    """Measure ``canaries.<signal>.epsilon`` and ``.right`` of the subject and the original.
 
-    ``signal``: by default the outermost pre-named one. ``references``: models that saw no canary at all.
+    Args:
+        plan: Keys of the canaries and the number of guesses.
+        coins: Which canaries were included.
+        original: Observations of the model before unlearning.
+        subject: Observations of the unlearned model.
+        references: Models that saw no canary.
+        signal: Membership signal; by default the last prespecified one.
+        level: Confidence of the bound.
+        delta: δ of differential privacy.
+
     """
     signal = signal or signals.prespecified_signals(subject)[-1]
     both = [
@@ -99,12 +121,12 @@ def canary_findings(
     after, before = both
     m, r, name = len(plan.keys), plan.guesses, f"canaries.{signal}"
     top = perfect_guess_bound(m, r, level, delta)
-    said = f"{m} coins, {r} guesses, {after.right} right (before: {before.right}); δ = {delta:g}"
+    counts = f"{m} coins, {r} guesses, {after.right} right (before: {before.right}); δ = {delta:g}"
     shares = [stats.clopper_pearson(one.right, r, level) for one in both]
     return [
         Finding(
             f"{name}.epsilon", after.epsilon, None, "lower", before.epsilon, n=(m, r),
-            note=f"lower bound on ε of training and unlearning together, confidence {100 * level:g} %: {said}; "
+            note=f"lower bound on ε of training and unlearning together, confidence {100 * level:g} %: {counts}; "
             f"perfect guesses would give {stats.rounded_down(top, 2):g}",
             details={"right": after.right, "guesses": r, "coins": m, "ceiling": top, "level": level, "delta": delta},
         ),
@@ -116,5 +138,5 @@ def canary_findings(
 
 
 def compute_max_epsilon(plan: CanaryPlan, level: float = 0.95) -> float:
-    """The ε that perfect guesses would prove."""
+    """Return the ε that perfect guesses would show."""
     return perfect_guess_bound(len(plan.keys), plan.guesses, level)

@@ -1,14 +1,14 @@
-"""Attacks that are fitted on some examples and judged only on others.
+"""Attacks that are fitted on some examples and evaluated only on others.
 
-Fitted on retained examples against non-members: a score sweep picks its threshold, EncoderMI-V its weights,
-the SVC its support vectors. Whatever they pick, they pick on ``fit`` and are judged on ``judge``;
-:func:`rounds` keeps the two apart by key, whatever the order of the rows. With shadow models an attack is fitted on
-what *they* show of ``fit`` and judged on what the model on trial shows of ``judge``.
+An attack learns to tell retained examples from non-members: a threshold sweep learns its threshold, EncoderMI its
+weights, the SVC its support vectors. It is fitted on ``fit`` and evaluated on ``judge``; :func:`cross_fit_folds` keeps
+the two disjoint, by key. With shadow models an attack is fitted on *their* observations of ``fit`` and evaluated on the
+audited model's observations of ``judge``.
 
 Source      EncoderMI: Liu et al., EncoderMI: Membership Inference against Pre-trained Encoders in Contrastive
             Learning, 2021, arXiv 2108.11023. The SVC: Unlearn-Sparse and SalUn.
-Departures  logistic regression where EncoderMI has small networks; its set attack (DeepSets) has fixed bumps in the
-            place of a learned embedding of each similarity; the shadows are the references, which trained on R.
+Departures  logistic regression instead of EncoderMI's small networks; its set attack (DeepSets) uses fixed bumps
+            instead of a learned embedding of each similarity; the shadow models are the references, trained on R.
 """
 
 from __future__ import annotations
@@ -27,34 +27,34 @@ from efface.errors import EffaceError
 AttackFitter = Callable[[np.ndarray, np.ndarray], tuple[Callable[[np.ndarray], np.ndarray], float]]
 """``(members, non-members) -> (score function, threshold)``: a score >= threshold is called a member.
 
-The rows come in random order (by key), so that the first of them are a fair sample."""
+The rows come in random order (by key), so that a prefix is a uniform sample."""
 CAP = 2000
-"""Examples of each side a classifier is fitted on, at most (a random sample, by key)."""
+"""Largest number of members and of non-members on which a classifier is fitted (a random sample by key)."""
 
 
 @dataclass(frozen=True, eq=False)
 class ScoredRows:
-    """Places among the scored examples of one part, in an order that only the keys decide."""
+    """Positions among the scored examples of one part, in a random order that depends on the keys only."""
 
     part: str
     at: np.ndarray
+    """Positions ``[n]``."""
 
 
 @dataclass(frozen=True, eq=False)
 class CrossFitFold:
-    """One fit and its judgment: disjoint rows of members and non-members."""
+    """Disjoint rows to fit and to evaluate an attack on, each ``(members, non-members)``."""
 
     fit: tuple[ScoredRows, ScoredRows]
     judge: tuple[ScoredRows, ScoredRows]
 
 
 def cross_fit_folds(observed: Observations, part: str, signal: str) -> list[CrossFitFold]:
-    """How ``part`` is attacked without judging on what was fitted; rows without a score of ``signal`` are
-    left out.
+    """Plan how to attack ``part`` without evaluating on examples used for fitting.
 
-    forget: fitted on retain against spare (the same class mix), or, where there is none, against each half of
-    the holdout in turn. retain: fitted on one half of retain and its non-members, judged on the other, both
-    ways.
+    For ``forget``, fit on retain against spare (of the same class distribution), or without spare against each half of
+    the holdout in turn. For ``retain``, fit on each half of retain and its non-members and evaluate on the other half.
+    Examples without a score of ``signal`` are left out.
     """
 
     def half(name_of_part: str, fold: int | None) -> ScoredRows:
@@ -76,29 +76,31 @@ def cross_fit_folds(observed: Observations, part: str, signal: str) -> list[Cros
 
 @dataclass(frozen=True, eq=False)
 class AttackResult:
-    """DeLong components of the fitted score, and the shares called members: of members and of non-members."""
+    """DeLong components of the fitted score, and the shares of members and non-members that are called members."""
 
     v10: np.ndarray
+    """Component of each member ``[m]``."""
     v01: np.ndarray
+    """Component of each non-member ``[n]``."""
     recall: float
+    """Share of members called members."""
     false_rate: float
+    """Share of non-members called members."""
 
     @property
     def balanced_accuracy(self) -> float:
-        """Mean of the share of members called so and of non-members not called so."""
+        """Mean of the true-positive and the true-negative rate."""
         return (1 + self.recall - self.false_rate) / 2
 
     @property
     def precision(self) -> float | None:
-        """Share of members among those called members, as if members and non-members were equally many; None:
-        none.
-        """
+        """Precision for equally many members and non-members; None if nothing is called a member."""
         called = self.recall + self.false_rate
         return self.recall / called if called > 0 else None
 
 
 FeatureReader = Callable[[Observations, str], np.ndarray]
-"""``(model, part) -> what the attack sees of each scored example``, [n] or [n, d]."""
+"""``(observations, part) -> features of each scored example``, [n] or [n, d]."""
 
 
 def cross_fitted_attack(
@@ -106,49 +108,59 @@ def cross_fitted_attack(
     part: str,
     signal: str,
     fit: AttackFitter,
-    look: FeatureReader | None = None,
+    read: FeatureReader | None = None,
     shadows: Sequence[Observations] = (),
 ) -> AttackResult:
-    """Fit and judge over all :func:`rounds`. The attack sees the scores of ``signal``, or ``look(model, part)``.
+    """Fit and evaluate an attack over all :func:`cross_fit_folds`.
 
-    ``shadows``: models to fit on instead of the one that is judged; none of them may have seen F.
+    Args:
+        observed: Observations of the audited model.
+        part: The members: ``forget`` or ``retain``.
+        signal: Signal that decides which examples have a score.
+        fit: Fits the attack.
+        read: Features for the attack; by default the scores of ``signal``.
+        shadows: Models to fit on instead of the audited one; none of them may have seen the forget set.
+
+    Raises:
+        EffaceError: If there are too few examples for disjoint sets.
+
     """
     other, plan = signals.nonmember_part(observed, part), cross_fit_folds(observed, part, signal)
-    look = look or (lambda model, name: signals.scores(model, name, signal))
-    table = {name: look(observed, name) for name in (part, other)}
+    read = read or (lambda model, name: signals.scores(model, name, signal))
+    table = {name: read(observed, name) for name in (part, other)}
     m, n = len(table[part]), len(table[other])
     top, weight, v01, called, wrong = np.zeros(m), np.zeros(m), np.zeros(n), 0.0, 0
-    for round_ in plan:
-        (a, b), (c, d) = round_.fit, round_.judge
+    for fold in plan:
+        (a, b), (c, d) = fold.fit, fold.judge
         if min(len(a.at), len(b.at), len(c.at), len(d.at)) == 0:
             raise EffaceError(
-                f"There are too few examples to attack '{part}' and not judge on what it was fitted on.",
+                f"There are too few examples to fit an attack on '{part}' and to evaluate it on others.",
                 f"retain: {observed.count('retain')}, {other}: {observed.count(other)}.",
                 "Keep a larger holdout.",
             )
-        score, threshold = fit(*(_shown(shadows or (observed,), rows, look) for rows in (a, b)))
-        mine, theirs = score(table[c.part][c.at]), score(table[d.part][d.at])
-        v10, v01[d.at] = stats.placements(mine, theirs)
+        score, threshold = fit(*(_read_rows(shadows or (observed,), rows, read) for rows in (a, b)))
+        members, others = score(table[c.part][c.at]), score(table[d.part][d.at])
+        v10, v01[d.at] = stats.placements(members, others)
         top[c.at] += len(d.at) * v10
         weight[c.at] += len(d.at)
-        called += len(d.at) * float((mine >= threshold).mean())
-        wrong += int((theirs >= threshold).sum())
+        called += len(d.at) * float((members >= threshold).mean())
+        wrong += int((others >= threshold).sum())
     return AttackResult(top / weight, v01, called / n, wrong / n)
 
 
-def _shown(models: Sequence[Observations], rows: ScoredRows, look: FeatureReader) -> np.ndarray:
-    """What every model shows of the rows; the models take turns, so that the first rows are a fair sample too."""
-    seen = [look(model, rows.part)[rows.at] for model in models]
-    return np.stack(seen, axis=1).reshape(len(rows.at) * len(seen), *seen[0].shape[1:])
+def _read_rows(models: Sequence[Observations], rows: ScoredRows, read: FeatureReader) -> np.ndarray:
+    """Stack the features of the rows from every model; models alternate, so that a prefix is a uniform sample."""
+    tables = [read(model, rows.part)[rows.at] for model in models]
+    return np.stack(tables, axis=1).reshape(len(rows.at) * len(tables), *tables[0].shape[1:])
 
 
 def fit_threshold(members: np.ndarray, others: np.ndarray) -> tuple[Callable[[np.ndarray], np.ndarray], float]:
-    """The score itself, with the threshold of the best balanced accuracy on these examples."""
+    """Use the score itself, with the threshold of the best balanced accuracy on these examples."""
     return (lambda scores: scores), stats.best_threshold(members, others)[0]
 
 
 def fit_vector_attack(members: np.ndarray, others: np.ndarray) -> tuple[Callable[[np.ndarray], np.ndarray], float]:
-    """EncoderMI-V (Liu et al. 2021): logistic regression on the sorted pair similarities ``[n, pairs]``."""
+    """Fit EncoderMI-V (Liu et al. 2021): logistic regression on the sorted pair similarities ``[n, pairs]``."""
     from sklearn.exceptions import ConvergenceWarning  # slow to import, and only fitted attacks need it
     from sklearn.linear_model import LogisticRegression
 
@@ -165,11 +177,11 @@ def fit_vector_attack(members: np.ndarray, others: np.ndarray) -> tuple[Callable
 
 
 BUMPS = 16
-"""How finely the set attack sees the distribution of an example's similarities."""
+"""Number of Gaussian bumps with which the set attack describes an example's similarities."""
 
 
 def fit_set_attack(members: np.ndarray, others: np.ndarray) -> tuple[Callable[[np.ndarray], np.ndarray], float]:
-    """EncoderMI-S: logistic regression on sums over the set of pair similarities ``[n, pairs]``, in any order.
+    """Fit EncoderMI-S: logistic regression on sums over the set of pair similarities ``[n, pairs]``, in any order.
 
     ρ(Σ_s φ(s)) as in DeepSets, with φ fixed: Gaussian bumps at quantiles of the fitted similarities.
     """
@@ -190,19 +202,17 @@ def _similarities(space: str) -> FeatureReader:
 
 
 def encodermi_v(observed: Observations, part: str, space: str, shadows: Sequence[Observations] = ()) -> AttackResult:
-    """EncoderMI's vector attack on ``<space>.pairs``: cross-fitted, or fitted on shadow encoders."""
+    """Run EncoderMI's vector attack on ``<space>.pairs``: cross-fitted, or fitted on shadow encoders."""
     return cross_fitted_attack(observed, part, f"{space}.alignment", fit_vector_attack, _similarities(space), shadows)
 
 
 def encodermi_s(observed: Observations, part: str, space: str, shadows: Sequence[Observations] = ()) -> AttackResult:
-    """EncoderMI's set attack on ``<space>.pairs``: cross-fitted, or fitted on shadow encoders."""
+    """Run EncoderMI's set attack on ``<space>.pairs``: cross-fitted, or fitted on shadow encoders."""
     return cross_fitted_attack(observed, part, f"{space}.alignment", fit_set_attack, _similarities(space), shadows)
 
 
 def fit_svc_attack(members: np.ndarray, others: np.ndarray) -> tuple[Callable[[np.ndarray], np.ndarray], float]:
-    """The SVC of Unlearn-Sparse and SalUn (C = 3, RBF, gamma 1/features) on confidences ``[n]``, equal
-    numbers.
-    """
+    """Fit the SVC of Unlearn-Sparse and SalUn (C = 3, RBF, gamma = 1 / features) on confidences, equally many."""
     from sklearn.svm import SVC  # slow to import, and only fitted attacks need it
 
     count = min(len(members), len(others), CAP)
@@ -213,8 +223,8 @@ def fit_svc_attack(members: np.ndarray, others: np.ndarray) -> tuple[Callable[[n
 
 
 def mia_svc(observed: Observations, part: str = "forget") -> AttackResult:
-    """The SVC on the confidence of the true class: ``recall`` is the share of ``part`` it calls members.
+    """Run the SVC on the confidence of the true class; ``recall`` is the share of ``part`` that it calls members.
 
-    Those papers print 1 - recall of the forget set as "MIA efficacy": there, higher is called better.
+    Unlearn-Sparse and SalUn report 1 - recall on the forget set as "MIA efficacy", for which higher is better.
     """
     return cross_fitted_attack(observed, part, "logits.confidence", fit_svc_attack)

@@ -1,23 +1,23 @@
-"""Two populations of models: N unlearned ones and N retrained ones, compared example by example.
+"""Statistics of two populations of models, N unlearned and N retrained ones, compared example by example.
 
     U-LiRA            Λ_i(x) = log p(s | s_j(x), unlearned j ≠ i) - log p(s | s_j(x), retrained j ≠ i)
     forgetting score  ε(x) = max over attacks of  log (1 - δ - FPR)/FNR,  log (1 - δ - FNR)/FPR
-                      F = mean_x 2^(1 - bin(ε(x)))                                        0 (all told) to 1
+                      F = mean_x 2^(1 - bin(ε(x)))                                        0 (all are told apart) to 1
     KLoM              mean_x KL(retrained ‖ unlearned) of the margins of x, from histograms on shared edges
 
-s_j(x): the score of x under model j; arrays are [N, n]. Every number has a ceiling that N models can reach, and a zero
-line: what retrained models get against other retrained models.
+s_j(x): the score of x under model j; arrays are [N, n]. Every statistic has a ceiling that N models can reach, and a
+zero line: its value for retrained models against other retrained models.
 
 Source      U-LiRA: Hayes et al., Inexact Unlearning Needs More Careful Evaluations, 2024, arXiv 2403.01218. Forgetting
             score: Triantafillou et al., Are We Making Progress in Unlearning?, 2024, arXiv 2406.09073. KLoM: Georgiev
             et al., Attribute-to-Delete, 2024, arXiv 2410.23232.
 Departures  U-LiRA leaves out the pair (i, i) on both sides, so that equal populations give 0.5 and not less. The
-            attacks of the forgetting score are all thresholds, in both directions; its rule is kept: an attack with one
-            rate of zero is left out, one with two is ε = ∞. KLoM adds half an example to every
-            bin (Krichevsky and Trofimov), so it is finite for disjoint populations, and no example falls off an edge.
-            Intervals: jackknife over groups of pairs.
-Tests kill  a histogram that drops the largest score; a KL of 0 or nan for disjoint populations; a model judged by a law
-            that it helped to fit; thresholds on [0, 1] only.
+            attacks of the forgetting score are all thresholds, in both directions. As in the paper, an attack with one
+            rate of zero is left out, and one with two gives ε = ∞. KLoM adds half an example to every bin (Krichevsky
+            and Trofimov), so it is finite for disjoint populations; no example falls outside the edges. Intervals are
+            jackknife intervals over groups of pairs.
+Tests cover a histogram that drops the largest score; a KL of 0 or nan for disjoint populations; a model that is scored
+            under a distribution it helped to fit; thresholds on [0, 1] only.
 """
 
 from __future__ import annotations
@@ -32,17 +32,22 @@ from efface import stats
 from efface.errors import EffaceError
 
 BIN_WIDTH, HISTOGRAM_BIN_COUNT = 0.5, 13
-"""Bins of ε in the forgetting score, as in the competition."""
+"""Bins of ε in the forgetting score, as in the NeurIPS 2023 competition."""
 Statistic = Callable[[np.ndarray, np.ndarray], float]
 """``(unlearned [N, n], retrained [N, n]) -> number``."""
 
 
 def paired(unlearned: np.ndarray, retrained: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first N of each, where N are in both; an error for fewer than 4 or different examples."""
+    """Return the first N models of each population, N being the smaller size.
+
+    Raises:
+        EffaceError: If there are fewer than 4 pairs, or the numbers of examples differ.
+
+    """
     count = min(len(unlearned), len(retrained))
     if unlearned.shape[1] != retrained.shape[1] or count < 4:
         raise EffaceError(
-            f"{unlearned.shape} and {retrained.shape} scores (models, examples) make no pairs.",
+            f"{unlearned.shape} and {retrained.shape} scores (models, examples) cannot be paired.",
             "At least 4 models of each kind are needed, and the same examples under all of them.",
         )
     return unlearned[:count], retrained[:count]
@@ -52,7 +57,7 @@ def paired(unlearned: np.ndarray, retrained: np.ndarray) -> tuple[np.ndarray, np
 
 
 def likelihood_ratios(unlearned: np.ndarray, retrained: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Λ of every unlearned and of every retrained model, both [N, n]; a high one says: was unlearned, not retrained."""
+    """Return Λ of every unlearned and every retrained model, both ``[N, n]``; a high ratio means unlearned."""
     unlearned, retrained = paired(unlearned, retrained)
     inside, outside = _without_one(unlearned), _without_one(retrained)
 
@@ -63,19 +68,19 @@ def likelihood_ratios(unlearned: np.ndarray, retrained: np.ndarray) -> tuple[np.
 
 
 def ulira(unlearned: np.ndarray, retrained: np.ndarray) -> float:
-    """AUC of the ratios over all models and examples: 0.5 where unlearned models cannot be told from retrained."""
+    """Return the AUC of Λ over all models and examples; 0.5: unlearned and retrained models look alike."""
     high, low = likelihood_ratios(unlearned, retrained)
     return stats.auc(high.ravel(), low.ravel())
 
 
 def _without_one(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation (n - 1) of each column without each row in turn, both [N, n]."""
+    """Return the mean and standard deviation (n - 1) of each column without each row in turn, both ``[N, n]``."""
     count = len(scores)
     middle = scores.mean(axis=0)
-    moved = scores - middle  # around the middle, so that no digits are lost
+    moved = scores - middle  # centered, to avoid cancellation
     mean = -moved / (count - 1)
     square = ((moved**2).sum(axis=0) - moved**2 - (count - 1) * mean**2) / (count - 2)
-    # Two models that agree to the last digit about one example would make a certainty of it.
+    # Models that agree to the last digit on an example must not make its likelihood infinite.
     floor = 1e-3 * np.sqrt(scores.var(axis=0, ddof=1).mean()) + 1e-12
     return middle + mean, np.maximum(np.sqrt(np.maximum(square, 0)), floor)
 
@@ -88,14 +93,14 @@ def _log_normal(x: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarra
 
 
 def example_epsilons(unlearned: np.ndarray, retrained: np.ndarray, delta: float = 0.01) -> np.ndarray:
-    """ε of every example [n] >= 0; infinite where one attack makes no mistake."""
+    """Return ε >= 0 of every example ``[n]``; infinite where an attack makes no mistake."""
     unlearned, retrained = paired(unlearned, retrained)
     return np.array([_epsilon(u, r, delta) for u, r in zip(unlearned.T, retrained.T, strict=True)])
 
 
 def _epsilon(unlearned: np.ndarray, retrained: np.ndarray, delta: float) -> float:
     fp, tp, _ = stats.sweep(unlearned, retrained)
-    fpr, tpr = fp / len(retrained), tp / len(unlearned)  # of "unlearned" above every cut; then of below it
+    fpr, tpr = fp / len(retrained), tp / len(unlearned)  # first "unlearned" above each cut, then below it
     false, missed = np.concatenate([fpr, 1 - fpr]), np.concatenate([1 - tpr, tpr])
     tiny = 1e-9
     if np.any((false < tiny) & (missed < tiny)):
@@ -108,18 +113,18 @@ def _epsilon(unlearned: np.ndarray, retrained: np.ndarray, delta: float) -> floa
 
 
 def forgetting_from_epsilons(epsilon: np.ndarray) -> float:
-    """F of ε [n]: mean of 2^(1 - bin), bins of 0.5 from 1 to 13; higher is better, 1 is the most."""
+    """Compute F from ε ``[n]``: the mean of 2^(1 - bin) with 13 bins of width 0.5; higher is better, at most 1."""
     bins = np.digitize(epsilon, BIN_WIDTH * np.arange(HISTOGRAM_BIN_COUNT))
     return float(np.mean(2.0 ** (1 - bins)))
 
 
 def forgetting_score(unlearned: np.ndarray, retrained: np.ndarray, delta: float = 0.01) -> float:
-    """The NeurIPS 2023 competition's F."""
+    """Compute the forgetting score F of the NeurIPS 2023 competition; higher is better, at most 1."""
     return forgetting_from_epsilons(example_epsilons(unlearned, retrained, delta))
 
 
 def largest_epsilon(count: int, delta: float = 0.01) -> float:
-    """The largest finite ε that ``count`` models of each kind can show: one mistake of each kind."""
+    """Return the largest finite ε that ``count`` models of each kind can show: one mistake of each kind."""
     return math.log((1 - delta) * count - 1)
 
 
@@ -127,7 +132,7 @@ def largest_epsilon(count: int, delta: float = 0.01) -> float:
 
 
 def example_divergences(unlearned: np.ndarray, retrained: np.ndarray, bins: int = 20) -> np.ndarray:
-    """KL(retrained ‖ unlearned) of every example [n] in nats, 0 to :func:`largest_divergence`."""
+    """Return KL(retrained ‖ unlearned) of every example ``[n]`` in nats, from 0 to :func:`largest_divergence`."""
     unlearned, retrained = paired(unlearned, retrained)
     found = np.zeros(unlearned.shape[1])
     for i, (u, r) in enumerate(zip(unlearned.T, retrained.T, strict=True)):
@@ -142,22 +147,22 @@ def _kl(p: np.ndarray, q: np.ndarray) -> float:
 
 
 def klom(unlearned: np.ndarray, retrained: np.ndarray, bins: int = 20) -> float:
-    """Mean KL over the examples."""
+    """Return KLoM, the mean KL over the examples in nats; lower is better."""
     return float(example_divergences(unlearned, retrained, bins).mean())
 
 
 def largest_divergence(count: int, bins: int = 20) -> float:
-    """The KL of two populations of ``count`` models that agree within each and share no bin."""
+    """Return the KL of two populations of ``count`` models, each within one bin and sharing none."""
     one, other = np.zeros(bins), np.zeros(bins)
     one[0] = other[-1] = count
     return _kl(one, other)
 
 
-# ---- what they are read against ----
+# ---- zero line and interval ----
 
 
 def null_statistic(statistic: Statistic, retrained: np.ndarray) -> float | None:
-    """The statistic of one half of the retrained models against the other, both ways; None for fewer than 8."""
+    """Return the mean statistic of each half of the retrained models against the other; None for fewer than 8."""
     half = len(retrained) // 2
     if half < 4:
         return None
@@ -168,13 +173,24 @@ def null_statistic(statistic: Statistic, retrained: np.ndarray) -> float | None:
 def jackknife(
     statistic: Statistic, unlearned: np.ndarray, retrained: np.ndarray, groups: int = 8, level: float = 0.95
 ) -> tuple[float, float, float]:
-    """``(value, low, high)``: the statistic of all pairs; its interval from leaving out each group of pairs in turn.
+    """Compute a statistic of all pairs and its jackknife interval over groups of pairs.
 
-    Pairs, not examples: the scores of two examples under one model depend on each other.
+    Pairs are left out rather than examples, because the scores of two examples under one model are dependent.
+
+    Args:
+        statistic: Statistic of two populations of scores.
+        unlearned: Scores ``[N, n]`` under the unlearned models.
+        retrained: Scores ``[N, n]`` under the retrained models.
+        groups: Number of groups.
+        level: Confidence level.
+
+    Returns:
+        ``(value, low, high)``; the interval is infinite for too few pairs.
+
     """
     unlearned, retrained = paired(unlearned, retrained)
     value, count = statistic(unlearned, retrained), len(unlearned)
-    # 4 pairs must be left: fewer than 8 pairs are left out one at a time.
+    # At least 4 pairs must remain: with fewer than 8, leave out one at a time.
     groups = min(groups, count) if count - -(-count // groups) >= 4 else count
     member = np.arange(count) % groups
     if count - int(np.bincount(member).max()) < 4:

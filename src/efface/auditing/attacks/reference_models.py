@@ -1,22 +1,23 @@
-"""Attacks with references: how likely a score is from a model that never saw the example, or from one that did.
+"""Attacks with reference models: compare a score with those of models that did or did not see the example.
 
     offline   t(x) = (s(x) - μ_out(x)) / σ_out(x)                    references that never saw x
     online    Λ(x) = log p(s(x) | in) - log p(s(x) | out)            and others that did
     RMIA      share of z in the population with  r(x) >= γ r(z),     r = p(x; model) / p(x)
 
-s: a score of the model on trial. μ, σ, p(· | out): fitted to the scores of the references, one law per example. Three
-ways to fit it, from few references to many: :func:`shared` (one σ for everybody), :func:`student` (each σ drawn
-towards everybody's, by Bayes), :func:`own` (each its own). p(x) in RMIA is ((1 + a) mean p_out(x) + (1 - a))/2.
+s: a score of the audited model. μ, σ, p(· | out): fitted to the scores of the references, one distribution per example.
+Three ways to fit it, from few references to many: :func:`fit_shared_variance` (one σ for all examples),
+:func:`fit_student_t` (each σ shrunk towards a common one, by Bayes), :func:`fit_own_variance` (each its own). p(x) in
+RMIA is ((1 + a) mean p_out(x) + (1 - a))/2.
 
 Source      LiRA: Carlini et al., Membership Inference Attacks From First Principles, 2022, arXiv 2112.03570. RMIA:
             Zarifzadeh et al., Low-Cost High-Power Membership Inference Attacks, 2024, arXiv 2312.03262. A prior on
             the variance: Brännvall, BaVarIA, 2026, arXiv 2603.11799.
-Departures  the score is a margin of any kind, label-free ones too. Offline, t stands for its tail probability, which
-            it orders alike. The prior of σ² has its two numbers from the moments of log s² (Smyth 2004) and the mean
-            has a flat one; where one reference alone gives no variance, σ is 1. RMIA of an alignment c: p = (1 + c)/2;
-            a is 1 where the paper takes 0.3 for image classifiers (see ``WEIGHT``).
-Tests kill  a variance of n instead of n - 1; a variance of its own for each part, which reorders them; a population
-            that counts x itself; in and out exchanged; an a that lets the raw score through.
+Departures  the score is any margin, also a label-free one. Offline, t replaces its tail probability, which has the same
+            order. The parameters of the prior of σ² come from the moments of log s² (Smyth 2004); the prior of the mean
+            is flat. With a single reference σ is 1. RMIA of an alignment c uses p = (1 + c)/2; a is 1 where the paper
+            takes 0.3 for image classifiers (see ``WEIGHT``).
+Tests cover a variance of n instead of n - 1; a separate variance for each part, which reorders them; a population that
+            counts x itself; in and out exchanged; an a that lets the raw score through.
 """
 
 from __future__ import annotations
@@ -32,30 +33,32 @@ from efface.auditing.observations import Observations
 from efface.errors import EffaceError
 
 WEIGHT = 1.0
-"""RMIA's a, where p(x) is p_out(x) itself at 1 and (p_out(x) + 1)/2 at 0.
+"""RMIA's a: p(x) is p_out(x) at a = 1 and (p_out(x) + 1)/2 at a = 0.
 
 Margins of an encoder give p far below 1/2. There (1 - a)/2 outweighs p_out for any a well below 1, so the ratio orders
-nearly as the raw score does. One world, AUC with 8 references: backbone.margin 0.720 at a = 1 and 0.617 at 0.3 (raw:
-0.615). The price, projector.margin with one reference: 0.745 at a = 1 and 0.784 at 0.3. Table: docs/attacks.md.
+examples nearly as the raw score does. AUC with 8 references in one experiment: backbone.margin 0.720 at a = 1 and 0.617
+at 0.3 (raw: 0.615). The price, projector.margin with one reference: 0.745 at a = 1 and 0.784 at 0.3. See
+docs/attacks.md.
 """
 
 
 @dataclass(frozen=True, eq=False)
 class ScoreDistribution:
-    """What a score of each example is expected to be: Student's t, or normal where ``freedom`` is infinite."""
+    """Predicted distribution of each example's score: Student's t, or normal where ``freedom`` is infinite."""
 
     center: np.ndarray
-    """[n]."""
+    """Mean ``[n]``."""
     scale: np.ndarray
-    """[n] > 0, or one number."""
+    """Scale ``[n]`` > 0, or one number."""
     freedom: float = np.inf
+    """Degrees of freedom."""
 
     def distance(self, x: np.ndarray) -> np.ndarray:
-        """Scores [n] in units of the scale from the center: higher is more member-like, where this is "out"."""
+        """Return (x - center) / scale of scores ``[n]``; under "out", higher is more member-like."""
         return (x - self.center) / self.scale
 
     def log_density(self, x: np.ndarray) -> np.ndarray:
-        """Log density of scores [n]."""
+        """Return the log density of scores ``[n]``."""
         z, v = self.distance(x), self.freedom
         if np.isinf(v):
             return -(z**2) / 2 - np.log(self.scale) - np.log(2 * np.pi) / 2
@@ -64,24 +67,26 @@ class ScoreDistribution:
 
 
 DistributionFitter = Callable[[np.ndarray, np.ndarray], ScoreDistribution]
-"""``(scores [K, n] of K references, scores [K, p] of the same on a pool) -> law``; the pool settles what is shared."""
+"""``(scores [K, n] of K references, their scores [K, p] on a pool) -> distribution``.
+
+The pool determines what the examples share."""
 
 
 def fit_shared_variance(seen: np.ndarray, pool: np.ndarray) -> ScoreDistribution:
-    """A mean of its own for each example, one variance for all: the pool's, averaged."""
+    """Fit a mean for each example, and one variance for all: the mean variance of the pool."""
     return ScoreDistribution(seen.mean(axis=0), np.full(seen.shape[1], _pooled(pool)))
 
 
 def fit_own_variance(seen: np.ndarray, pool: np.ndarray) -> ScoreDistribution:
-    """Mean and variance of its own for each example: for many references."""
+    """Fit a mean and a variance for each example; needs many references."""
     if len(seen) < 2:
-        raise EffaceError("One reference has no variance.", remedy="Use at least two, or one variance for all.")
+        raise EffaceError("One reference has no variance.", remedy="Use two or more, or one variance for all.")
     scale = seen.std(axis=0, ddof=1)
     return ScoreDistribution(seen.mean(axis=0), np.where(scale > 0, scale, _pooled(pool)))
 
 
 def fit_student_t(seen: np.ndarray, pool: np.ndarray) -> ScoreDistribution:
-    """What Bayes predicts of the next score: each variance is drawn towards the pool's, the more the fewer there are.
+    """Fit the Bayesian predictive distribution: variances shrink towards the pool's, the more the fewer references.
 
     σ² ~ scaled inverse χ²(ν₀, s₀²), flat mean: t with ν₀ + K - 1 degrees of freedom and scale s̃ √(1 + 1/K).
     """
@@ -93,14 +98,20 @@ def fit_student_t(seen: np.ndarray, pool: np.ndarray) -> ScoreDistribution:
     if np.isinf(freedom):
         return ScoreDistribution(seen.mean(axis=0), np.full(seen.shape[1], np.sqrt(variance) * widened))
     degrees = freedom + count - 1
-    drawn = (freedom * variance + (count - 1) * seen.var(axis=0, ddof=1)) / degrees
-    return ScoreDistribution(seen.mean(axis=0), np.sqrt(drawn) * widened, degrees)
+    shrunk = (freedom * variance + (count - 1) * seen.var(axis=0, ddof=1)) / degrees
+    return ScoreDistribution(seen.mean(axis=0), np.sqrt(shrunk) * widened, degrees)
 
 
 def fit_variance_prior(variances: np.ndarray, freedom: int) -> tuple[float, float]:
-    """``(ν₀, s₀²)`` of the scaled inverse χ² that the sample ``variances`` [p] (each of ``freedom``) come from.
+    """Fit a scaled inverse χ² prior to sample variances, by the moments of their logarithms (Smyth 2004).
 
-    By the moments of their logarithms (Smyth 2004). ν₀ is infinite where they differ no more than chance makes them.
+    Args:
+        variances: Sample variances ``[p]``.
+        freedom: Degrees of freedom of each.
+
+    Returns:
+        ``(ν₀, s₀²)``; ν₀ is infinite if the variances differ no more than by chance.
+
     """
     known = variances[variances > 0]
     if len(known) < 2:
@@ -114,7 +125,7 @@ def fit_variance_prior(variances: np.ndarray, freedom: int) -> tuple[float, floa
 
 
 def _inverse_trigamma(value: float) -> float:
-    """x > 0 with ψ′(x) = value, by Newton's method on 1/ψ′, which is nearly linear."""
+    """Solve ψ′(x) = value for x > 0, by Newton's method on 1/ψ′, which is nearly linear."""
     x = 0.5 + 1 / value
     for _ in range(50):
         slope = float(polygamma(1, x))
@@ -126,7 +137,7 @@ def _inverse_trigamma(value: float) -> float:
 
 
 def _pooled(pool: np.ndarray) -> float:
-    """The mean variance of the pool as a scale; 1 where it has none."""
+    """Return the square root of the pool's mean variance; 1 where there is none."""
     if len(pool) < 2:
         return 1.0
     sigma = float(np.sqrt(pool.var(axis=0, ddof=1).mean()))
@@ -139,26 +150,42 @@ def _pooled(pool: np.ndarray) -> float:
 def lira_offline(
     x: np.ndarray, out: np.ndarray, pool: np.ndarray, fit: DistributionFitter = fit_student_t
 ) -> np.ndarray:
-    """Scores x [n], references' scores out [K, n] and pool [K, p] -> [n]; higher is more member-like."""
+    """Score offline LiRA ``[n]``; higher is more member-like.
+
+    Args:
+        x: Scores ``[n]`` of the audited model.
+        out: Scores ``[K, n]`` of references that never saw the examples.
+        pool: Scores ``[K, p]`` of the references on a pool.
+        fit: Fits the distribution of each example's score.
+
+    """
     return fit(out, pool).distance(x)
 
 
 def lira_online(
     x: np.ndarray, inside: np.ndarray, out: np.ndarray, fit: DistributionFitter = fit_own_variance
 ) -> np.ndarray:
-    """Log likelihood ratio of scores x [n]: of models that saw each (inside [M, n]) over those that did not."""
+    """Score online LiRA ``[n]``: log likelihood ratio of models that saw each example over those that did not.
+
+    Args:
+        x: Scores ``[n]`` of the audited model.
+        inside: Scores ``[M, n]`` of models that saw the examples.
+        out: Scores ``[K, n]`` of models that did not.
+        fit: Fits the distribution of each example's score.
+
+    """
     return fit(inside, inside).log_density(x) - fit(out, out).log_density(x)
 
 
 def rmia_ratio(x: np.ndarray, out: np.ndarray, a: float = WEIGHT) -> np.ndarray:
-    """RMIA's log ratio [n] from log probabilities x [n] of the model and out [K, n] of the references."""
+    """Return RMIA's log ratio ``[n]`` from log probabilities of the model ``[n]`` and of the references ``[K, n]``."""
     return x - np.log(((1 + a) * np.exp(out).mean(axis=0) + (1 - a)) / 2)
 
 
 def rmia_score(x: np.ndarray, population: np.ndarray, gamma: float = 1.0, *, itself: bool = False) -> np.ndarray:
-    """RMIA's score [n]: the share of the population's log ratios [p] that x [n] exceeds by log γ.
+    """Return RMIA's score ``[n]``: the share of the population's log ratios ``[p]`` that x ``[n]`` exceeds by log γ.
 
-    ``itself``: x is the population, so each is compared with the others only.
+    With ``itself``, x is the population, and each example is compared with the others only.
     """
     below = np.searchsorted(np.sort(population), x - np.log(gamma), "right").astype(np.float64)
     if itself and len(population) > 1:
@@ -170,7 +197,7 @@ def rmia_score(x: np.ndarray, population: np.ndarray, gamma: float = 1.0, *, its
 
 
 def stack_references(references: Sequence[Observations], part: str, signal: str) -> np.ndarray:
-    """The references' scores of ``part``, [K, n]."""
+    """Stack the references' scores of ``part``, ``[K, n]``."""
     return np.stack([signals.scores(reference, part, signal) for reference in references])
 
 
@@ -181,8 +208,10 @@ def lira(
     signal: str,
     fit: DistributionFitter = fit_shared_variance,
 ) -> np.ndarray:
-    """Offline LiRA of ``part`` [n]. What examples share is taken from the holdout whatever the part: a variance of
-    its own for each part would reorder them. With ``shared`` the order is that of the calibrated score.
+    """Score ``part`` by offline LiRA ``[n]``; higher is more member-like.
+
+    The pool is always the holdout, because a separate variance for each part would reorder them. With
+    :func:`fit_shared_variance` the order is that of the calibrated score.
     """
     signals.require_same_examples(observed, references, part)
     out, pool = (stack_references(references, p, signal) for p in (part, "holdout"))
@@ -190,7 +219,7 @@ def lira(
 
 
 def bayes_lira(observed: Observations, references: Sequence[Observations], part: str, signal: str) -> np.ndarray:
-    """:func:`lira` with each example's variance drawn towards everybody's: for few references."""
+    """Score ``part`` by :func:`lira` with variances shrunk towards a common one, for few references."""
     return lira(observed, references, part, signal, fit_student_t)
 
 
@@ -203,9 +232,9 @@ def rmia(
     gamma: float = 1.0,
     a: float = WEIGHT,
 ) -> np.ndarray:
-    """Offline RMIA of ``part`` [n], on a margin or an alignment.
+    """Score ``part`` by offline RMIA ``[n]`` on a margin or an alignment; higher is more member-like.
 
-    The population is the holdout, without x itself (never ``valid``: the margin's bank comes from there).
+    The population is the holdout, without x itself. It is never ``valid``, from which the margin's bank is taken.
     """
     signals.require_same_examples(observed, references, part)
 
@@ -227,14 +256,15 @@ ATTACKS: dict[str, tuple[Callable[[Observations, Sequence[Observations], str, st
     "bayes": (bayes_lira, "LiRA with each example's variance drawn towards everybody's"),
     "rmia": (rmia, f"offline RMIA, gamma 1, a {WEIGHT:g}, population: the holdout"),
 }
-"""What needs at least one reference that never saw F, and what to say of it."""
+"""Name of each attack with references to its score function and a note for readers."""
 PROBABILITIES = (".margin", ".alignment")
-"""Signals that RMIA can read as probabilities."""
+"""Suffixes of the signals that RMIA can convert to probabilities."""
 
 
 def attacks_for_signal(signal: str) -> dict[str, tuple[Callable[..., np.ndarray], str]]:
-    """The attacks that fit a signal: all on margins and alignments, on the gradient's norm those that need no
-    probabilities, none on the others.
+    """Return the attacks that apply to a signal.
+
+    All of them for margins and alignments, those without probabilities for the gradient norm, none for other signals.
     """
     if signal.endswith(PROBABILITIES):
         return dict(ATTACKS)
@@ -244,9 +274,7 @@ def attacks_for_signal(signal: str) -> dict[str, tuple[Callable[..., np.ndarray]
 def score_both_sides(
     observed: Observations, references: Sequence[Observations], signal: str, score: Callable[..., np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """``score`` of the forgotten and of the holdout; None without references, or where one of the models lacks the
-    signal.
-    """
+    """Score forget and holdout; None without references, or where one of the models lacks the signal."""
     if not references or not all(signals.score_pair(o, "forget", signal) for o in (observed, *references)):
         return None
     return score(observed, references, "forget", signal), score(observed, references, "holdout", signal)

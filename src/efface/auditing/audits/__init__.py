@@ -1,7 +1,7 @@
-"""Audits turn observations (arrays) into findings. They never see torch, a model or a method.
+"""The audits: each turns observations (arrays) into findings, without torch, models or methods.
 
-Adding one: a file here with a frozen dataclass that has ``findings(evidence)``, and one line in ``AUDITS``.
-Everywhere: a higher score is more member-like.
+To add one, write a module with a frozen dataclass that has ``findings(evidence)``, and add a line to ``AUDITS``. In all
+audits a higher score is more member-like.
 """
 
 from __future__ import annotations
@@ -32,3 +32,4 @@ AUDITS: dict[str, type[Audit]] = {
     "retrieval": Retrieval,
     "utility": Utility,
 }
+"""Name of each audit to its class."""

@@ -1,12 +1,12 @@
-"""Alignment matrices: how similar the views of each two forgotten examples are, before and after.
+"""Alignment matrix audit: how similar the views of two forgotten examples are, before and after unlearning.
 
     AM[i, j] = E_{t, t'} cos(z(t x_i), z(t' x_j))     AGM = AM_before - AM_after     FS = mean_i AGM[i, i]
- z: embedding. t, t': random views; on the diagonal two different ones. FS > 0: views of a forgotten example
-agree less than before. For a data owner who holds only embeddings from before and after: two arrays, no
-model. Of image-text models also AM[i, j] = cos(u_i, v_j) of the un-augmented image i and caption j.
+
+z: embedding. t, t': random views; on the diagonal two different ones. FS > 0: the views of a forgotten example agree
+less than before. For image-text models also AM[i, j] = cos(u_i, v_j) of the un-augmented image i and the caption j.
 
 Source      after Alignment Calibration (Wang et al. 2024).
-Departures  the estimators are ours: views drawn once, the diagonal over t != t'.
+Departures  the estimators are ours: views are drawn once, and the diagonal is the mean over t != t'.
 """
 
 from __future__ import annotations
@@ -23,49 +23,47 @@ from efface.errors import EffaceError
 
 
 def alignment_matrix(embeddings: np.ndarray) -> np.ndarray:
-    """AM ``[n, n]`` of embeddings ``[n, views, d]`` with at least two views; raises otherwise."""
+    """Compute AM ``[n, n]`` from embeddings ``[n, views, d]``.
+
+    Raises:
+        EffaceError: If there are fewer than two views of each example.
+
+    """
     if embeddings.ndim != 3 or embeddings.shape[1] < 2:
         raise EffaceError(
-            f"Embeddings of shape {embeddings.shape} have no alignment.",
+            f"The alignment of embeddings of shape {embeddings.shape} cannot be computed.",
             "Expected [examples, views >= 2, dimensions].",
         )
     n, v, d = embeddings.shape
     z = representations.unit_rows(embeddings.reshape(n * v, d)).astype(np.float64).reshape(n, v, d)
     center = z.mean(axis=1)
     matrix = center @ center.T
-    own = (z**2).sum(axis=(1, 2))  # the v pairs of a view with itself, left out of the diagonal
-    matrix[np.diag_indices(n)] = (v * v * (center**2).sum(axis=1) - own) / (v * (v - 1))
+    same_view = (z**2).sum(axis=(1, 2))  # the v pairs of a view with itself do not count
+    matrix[np.diag_indices(n)] = (v * v * (center**2).sum(axis=1) - same_view) / (v * (v - 1))
     return matrix
 
 
 def cross_matrix(images: np.ndarray, captions: np.ndarray) -> np.ndarray:
-    """AM ``[n, n]`` of images (rows) and captions (columns) from their embeddings ``[n, d]`` each."""
+    """Compute AM ``[n, n]`` of images (rows) and captions (columns) from their embeddings, ``[n, d]`` each."""
     if images.ndim != 2 or images.shape != captions.shape:
         raise EffaceError(
-            f"Images of shape {images.shape} and captions of shape {captions.shape} have no alignment.",
+            f"The alignment of images {images.shape} and captions {captions.shape} cannot be computed.",
             "Expected [examples, dimensions] of both.",
         )
     u, v = (representations.unit_rows(z).astype(np.float64) for z in (images, captions))
     return u @ v.T
 
 
-def forget_score(before: np.ndarray, after: np.ndarray) -> float:
-    """FS of two arrays of embeddings ``[n, views, d]`` of the same examples: mean of the diagonal of AM
-    before - after.
-    """
-    return float((np.diag(alignment_matrix(before)) - np.diag(alignment_matrix(after))).mean())
-
-
 @dataclass(frozen=True)
 class AlignmentMatrix:
-    """Forget score per space, and a small heat map of the change between forgotten examples."""
+    """Forget score per space, and a heat map of the change between forgotten examples."""
 
     shown: int = 40
-    """Examples in the heat map."""
+    """Number of examples in the heat map."""
 
     def findings(self, evidence: Evidence) -> list[Finding]:
         """``alignment_matrix.<space>.forget_score`` for every space, and ``pair`` where there are captions."""
-        found: list[Finding] = self._pairs(evidence)
+        found = self._pairs(evidence)
         for space in evidence.subject.spaces:
             name = f"{space}.pairs"
             if not (evidence.subject.has("forget", name) and evidence.original.has("forget", name)):
@@ -96,7 +94,7 @@ class AlignmentMatrix:
         return found
 
     def _pairs(self, evidence: Evidence) -> list[Finding]:
-        """The change of images against captions; in the details the matrices before and after of some."""
+        """Measure the change of images against captions; the details hold both matrices for some examples."""
         if not all(evidence.subject.has("forget", name) for name in ("image", "text")):
             return []
         each = [cross_matrix(o.of("forget", "image"), o.of("forget", "text")) for _, o, _ in evidence.models()]
@@ -122,7 +120,7 @@ class AlignmentMatrix:
         return [found]
 
     def _map(self, before: Observations, after: Observations, drop: np.ndarray) -> dict[str, object]:
-        """Change of the cosine between un-augmented images; on the diagonal, of the agreement of views."""
+        """Build the heat map: change of the cosine of un-augmented images; on the diagonal, of two views."""
         rows = np.sort(signals.random_order_by_key(after.of("forget", "keys"))[: self.shown])
         old, new = (
             representations.unit_rows(representations.features(o, "forget")[rows]).astype(np.float64)

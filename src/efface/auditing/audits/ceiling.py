@@ -1,9 +1,9 @@
-"""Ceiling: the level of this evidence, and the largest leak that so many examples and models can show at all.
+"""Ceiling audit: the level of the evidence, and the largest leak that so many examples and models can show.
 
-    population    ε = log of the lower bound of a perfect attack's TPR over the upper bound of its FPR, n_F against n_H
-    per example   ε = log((1 - δ) N - 1): N pairs of models, one mistake of each kind; A2 only
+    population    ε = log(lower bound of a perfect attack's TPR / upper bound of its FPR) for n_F against n_H examples
+    per example   ε = log((1 - δ) N - 1): N pairs of models and one mistake of each kind; A2 only
 
-A finding below its ceiling says something; a leak above the ceiling would have looked the same.
+A finding below its ceiling is informative. A leak above the ceiling cannot be told from one at the ceiling.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ LEVELS = {
     "A1": "with references that never saw the forget set",
     "A2": "with pairs of unlearned and retrained models, compared example by example",
 }
+"""What each level of evidence means."""
 
 
 @dataclass(frozen=True)
 class Ceiling:
-    """How far this evidence reaches."""
+    """Level and resolution of the evidence."""
 
     delta: float = 0.01
-    """δ of the per-example ε."""
+    """δ of the ε of single examples."""
 
     def findings(self, evidence: Evidence) -> list[Finding]:
         """``ceiling.references``, ``.pairs``, ``.epsilon`` and ``.example_epsilon``."""

@@ -1,7 +1,8 @@
-"""Collateral: whether the retained examples became harder to tell from never-trained ones.
+"""Collateral audit: whether the model forgot retained examples too.
 
-A method that makes the model forget *everybody* a little looks perfect on the forget set alone; here it
-shows. The opposite shows too: retained examples trained on so much more that they leak more than before.
+A method that makes the model forget *everything* a little looks perfect on the forget set alone. This audit measures
+how well retained examples can be told from never-trained ones. It also shows the opposite: retained examples trained
+on so much longer that they leak more than before.
 """
 
 from __future__ import annotations
@@ -15,15 +16,13 @@ from efface.auditing.evidence import Evidence, Finding, mean_measured
 
 @dataclass(frozen=True)
 class Collateral:
-    """AUC of retained against never-trained examples, and its paired differences to the original and the
-    oracles.
-    """
+    """AUC of retained against never-trained examples, and its differences to the original and the oracles."""
 
     level: float = 0.95
-    """Level of the intervals."""
+    """Confidence level of the intervals."""
 
     def findings(self, evidence: Evidence) -> list[Finding]:
-        """``collateral.<signal>.auc``, ``.vs_original`` and, with oracles, ``.vs_oracle``: every margin."""
+        """``collateral.<signal>.auc``, ``.vs_original`` and, with oracles, ``.vs_oracle`` of every margin."""
         found: list[Finding] = []
         for signal in signals.available_signals(evidence.subject, "retain"):
             if signal.endswith(".margin"):
@@ -42,8 +41,8 @@ class Collateral:
         note = f"retained against {other}; an oracle's value is what training on them costs anyway"
         name = f"collateral.{signal}"
         found = [Finding(f"{name}.auc", value, (low, high), "closer", aucs[1], mean_measured(aucs[2:]), n, note=note)]
-        beside = {"original": [original] if original else [], "oracle": [p for p in oracles if p]}
-        for who, others in beside.items():
+        compared = {"original": [original] if original else [], "oracle": [p for p in oracles if p]}
+        for who, others in compared.items():
             if others:
                 gap, low, high = stats.delong_difference(subject, others, self.level)
                 note = f"AUC minus the {who}'s, paired by example; below 0: the retained are forgotten too"

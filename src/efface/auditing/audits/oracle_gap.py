@@ -1,9 +1,7 @@
-"""Oracle gap: how far the subject is from models retrained without the forget set, metric by metric and on
-average.
+"""Oracle gap audit: distance of the subject from models retrained without the forget set, per metric and on average.
 
-The mean over metrics is the field's headline ("average gap"). It is read against the gap of one oracle to
-the other oracles: no method can be expected to come closer to retraining than another seed of retraining
-does.
+The mean over metrics is known as the "average gap". Compare it with the noise floor, the gap of one oracle to the other
+oracles: no method can be expected to come closer to retraining than retraining with another seed does.
 """
 
 from __future__ import annotations
@@ -20,28 +18,24 @@ from efface.auditing.observations import Observations
 
 @dataclass(frozen=True)
 class OracleGap:
-    """Absolute differences to the mean oracle in accuracy and in membership of the forgotten and the
-    retained.
-    """
+    """Absolute differences to the mean oracle in accuracy and in membership AUC of forget and retain."""
 
     k: int = 20
-    """Neighbors that vote, where the model is no classifier."""
+    """Number of neighbors in the kNN accuracy of models that are not classifiers."""
 
     def findings(self, evidence: Evidence) -> list[Finding]:
-        """``oracle_gap.<metric>``, ``oracle_gap.average`` and ``oracle_gap.cost.<what>``; ``oracle``: the
-        noise floor.
-        """
+        """``oracle_gap.<metric>``, ``.average`` and ``.cost.<what>``; the ``oracle`` value is the noise floor."""
         if not evidence.oracles:
             note = "no oracle was given: retrain without the forget set and audit again with it"
-            return [Finding("oracle_gap.average", None, better="lower", note=note), *cost(evidence)]
+            return [Finding("oracle_gap.average", None, better="lower", note=note), *cost_findings(evidence)]
         subject, original, *oracles = [self.metrics(o) for _, o, _ in evidence.models()]
-        shared = [name for name in subject if all(name in other for other in oracles)]
+        shared = [name for name in subject if all(name in oracle for oracle in oracles)]
         found: list[Finding] = []
         for name in shared:
-            seen = [o[name] for o in oracles]
-            center = float(np.mean(seen))
+            values = [oracle[name] for oracle in oracles]
+            center = float(np.mean(values))
             before = abs(original[name] - center) if name in original else None
-            details = {"subject": subject[name], "original": original.get(name), "oracles": seen}
+            details = {"subject": subject[name], "original": original.get(name), "oracles": values}
             found.append(
                 Finding(
                     f"oracle_gap.{name}",
@@ -49,7 +43,7 @@ class OracleGap:
                     None,
                     "lower",
                     before,
-                    floor(seen),
+                    noise_floor(values),
                     note="difference to the mean oracle; beside it, of one oracle to the others",
                     details=details,
                 )
@@ -67,12 +61,10 @@ class OracleGap:
             (len(oracles),),
             note=note,
         )
-        return [average, *found, *outputs(evidence), *cost(evidence)]
+        return [average, *found, *output_divergence(evidence), *cost_findings(evidence)]
 
     def metrics(self, observed: Observations) -> dict[str, float]:
-        """Everything that can be measured of one model: accuracies of three parts, membership of two, per
-        space.
-        """
+        """Measure one model: accuracy and recall@1 of three parts, and membership AUC of two parts per margin."""
         found: dict[str, float] = {}
         for part in ("forget", "retain", "test"):
             hits = representations.accuracy(observed, part)
@@ -93,18 +85,16 @@ class OracleGap:
         return found
 
 
-def floor(seen: list[float]) -> float | None:
-    """Mean distance of one oracle to the mean of the others: the same measurement with an oracle as the
-    subject.
-    """
-    if len(seen) < 2:
+def noise_floor(values: list[float]) -> float | None:
+    """Return the mean distance of one oracle's value to the mean of the others; None for fewer than two."""
+    if len(values) < 2:
         return None
-    total = sum(seen)
-    return float(np.mean([abs(one - (total - one) / (len(seen) - 1)) for one in seen]))
+    total = sum(values)
+    return float(np.mean([abs(value - (total - value) / (len(values) - 1)) for value in values]))
 
 
-def outputs(evidence: Evidence) -> list[Finding]:
-    """Classifiers: mean Jensen-Shannon divergence of the class probabilities to each oracle's, on F."""
+def output_divergence(evidence: Evidence) -> list[Finding]:
+    """Measure a classifier's mean Jensen-Shannon divergence to the oracles' class probabilities on the forget set."""
     models = [o for _, o, _ in evidence.models()]
     if not all(o.has("forget", "logits") for o in models):
         return []
@@ -118,10 +108,10 @@ def outputs(evidence: Evidence) -> list[Finding]:
     return [Finding("oracle_gap.outputs.forget", gaps[0], None, "lower", gaps[1], noise, n, "nats", note)]
 
 
-def cost(evidence: Evidence) -> list[Finding]:
-    """Optimizer steps, examples seen and seconds, each as a share of what retraining took."""
-    mine, retrain = evidence.costs.get("subject"), evidence.costs.get("oracle")
-    if mine is None or retrain is None:
+def cost_findings(evidence: Evidence) -> list[Finding]:
+    """Report optimizer steps, examples seen and seconds, each as a share of the cost of retraining."""
+    subject, retrain = evidence.costs.get("subject"), evidence.costs.get("oracle")
+    if subject is None or retrain is None:
         return []
     return [
         Finding(
@@ -133,8 +123,8 @@ def cost(evidence: Evidence) -> list[Finding]:
             note=f"{spent:g} against {full:g}" if full else "retraining recorded none",
         )
         for what, spent, full in (
-            ("steps", mine.steps, retrain.steps),
-            ("examples", mine.examples, retrain.examples),
-            ("seconds", mine.seconds, retrain.seconds),
+            ("steps", subject.steps, retrain.steps),
+            ("examples", subject.examples, retrain.examples),
+            ("seconds", subject.seconds, retrain.seconds),
         )
     ]

@@ -1,20 +1,20 @@
-"""Per example: what the model still remembers of each forgotten example, and whether anyone else's exposure rose.
+"""Per-example audit: residual memorization of each forgotten example, and exposure of the retained examples.
 
     residual   r(x) = s_u(x) - mean_k s_k(x) - b          b: mean over H of the same; k: references, never saw F
     interval   r(x) ± q σ(x)                              q: 95 % quantile over H of |r(h)| / σ(h)
     p(x)       (1 + |{h: r(h)/σ(h) >= r(x)/σ(x)}|) / (|H| + 1)
-    exposure   d(x) = s_u(x) - s_0(x) - mean_h (s_u(h) - s_0(h))     for x retained; no references needed
+    exposure   d(x) = s_u(x) - s_0(x) - mean_h (s_u(h) - s_0(h))     for retained x; needs no references
 
-s: a margin of the unlearned (u), the original (0), the references (k). σ(x): what the references expect of each other
-(:func:`efface.auditing.attacks.reference_models.fit_student_t`). Interval and p are conformal: for an example that was never trained on they are
-right at 95 % and at every level whatever the law of the scores, if it was drawn as the holdout was.
+s: a margin of the unlearned model (u), the original (0) or the references (k). σ(x): the predictive scale of the
+references (:func:`efface.auditing.attacks.reference_models.fit_student_t`). Interval and p are conformal: for an
+example never trained on and drawn like the holdout they are valid for any distribution of the scores.
 
 Source      after Carlini et al. 2022 (calibration by example) and Vovk et al. 2005 (conformal p); the onion effect:
             Carlini et al., The Privacy Onion Effect, 2022, arXiv 2206.10469.
-Departures  the estimators are ours. A retained example's rise is judged against the holdout's changes: those of
-            members can be larger for other reasons than exposure, which is why the oracle's number stands beside it.
-Tests kill  a shift of everybody taken for memory of one; the worst by raw score, which are the easiest; keys of the
-            retained in a record.
+Departures  the estimators are ours. The rise of a retained example is compared with the changes of the holdout. Members
+            may change more for other reasons than exposure, so the oracle's number is reported too.
+Tests cover a shift of all scores that looks like memorization; ranking by raw score, which finds the easiest examples;
+            keys of retained examples in a record.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from efface.auditing.observations import Observations
 
 @dataclass(frozen=True)
 class PerExample:
-    """Residual memorization of each forgotten example, the worst of them, and the retained's exposure."""
+    """Residual memorization of each forgotten example, the worst of them, and exposure of the retained ones."""
 
     worst: int = 10
-    """How many of the most remembered are named (by key, which a sealed record holds as a keyed digest)."""
+    """How many of the most memorized examples to list (by key; a sealed record holds a keyed digest)."""
 
     def findings(self, evidence: Evidence) -> list[Finding]:
         """``per_example.<signal>.beyond``, ``.residual``, ``.worst`` and ``.retained.*`` for every margin."""
@@ -51,47 +51,48 @@ class PerExample:
         if not evidence.oracles:
             note = "no reference that never saw the forget set: memory of an example cannot be told from its being easy"
             return [Finding(f"{name}.beyond", None, better="closer", note=note)]
-        able = [
-            (o, others)
+        residuals = [
+            Residuals.of(o, others, signal)
             for _, o, others in evidence.models()
             if others and all(signals.score_pair(one, "forget", signal) for one in (o, *others))
         ]
-        seen = [Residuals.of(o, others, signal) for o, others in able]
-        mine, before = seen[0], seen[1]
-        m, n = len(mine.forget), len(mine.holdout)
-        hits = int((mine.p <= REFERENCE_TAIL).sum())
-        shares = [float((one.p <= REFERENCE_TAIL).mean()) for one in seen]
-        note = f"share beyond what 95 % of never-trained examples stay below: {REFERENCE_TAIL} is expected of the forgotten"
+        subject, original, *oracles = residuals
+        m, n = len(subject.forget), len(subject.holdout)
+        hits = int((subject.p <= REFERENCE_TAIL).sum())
+        shares = [float((one.p <= REFERENCE_TAIL).mean()) for one in residuals]
+        expected = f"{REFERENCE_TAIL} is expected of the forgotten"
         beyond = Finding(
-            f"{name}.beyond", shares[0], stats.clopper_pearson(hits, m), "closer", shares[1], mean_measured(shares[2:]), (m, n),
-            note=note, details={"discoveries": discoveries(mine.p)},
+            f"{name}.beyond", shares[0], stats.clopper_pearson(hits, m), "closer", shares[1],
+            mean_measured(shares[2:]), (m, n),
+            note=f"share beyond what 95 % of never-trained examples stay below: {expected}",
+            details={"discoveries": discoveries(subject.p)},
         )  # fmt: skip
-        value, low, high = welch_difference(mine.forget, mine.holdout)
+        value, low, high = welch_difference(subject.forget, subject.holdout)
         residual = Finding(
-            f"{name}.residual", value, (low, high), "closer", float(before.forget.mean()),
-            mean_measured(float(one.forget.mean()) for one in seen[2:]), (m, n),
+            f"{name}.residual", value, (low, high), "closer", float(original.forget.mean()),
+            mean_measured(float(one.forget.mean()) for one in oracles), (m, n),
             note="mean residual memorization, in units of the score",
         )  # fmt: skip
-        order = np.argsort(-mine.forget / mine.scale, kind="stable")
-        rows = [self._row(mine, before, int(i)) for i in order[: self.worst]]
+        order = np.argsort(-subject.forget / subject.scale, kind="stable")
+        rows = [self._row(subject, original, int(i)) for i in order[: self.worst]]
         top = rows[0]
         worst = Finding(
             f"{name}.worst", top["residual"], (top["low"], top["high"]), "closer", top["original"], None, (m, n),
             note="the most remembered example; p as if it had been picked beforehand",
-            details={"worst": rows, "curve": mine.curve()},
+            details={"worst": rows, "curve": subject.curve()},
         )  # fmt: skip
         return [beyond, residual, worst]
 
-    def _row(self, mine: Residuals, before: Residuals, i: int) -> dict[str, Any]:
-        reach = float(mine.half_width * mine.scale[i])
-        value = float(mine.forget[i])
+    def _row(self, subject: Residuals, original: Residuals, i: int) -> dict[str, Any]:
+        reach = float(subject.half_width * subject.scale[i])
+        value = float(subject.forget[i])
         return {
-            "item": str(mine.keys[i]),
+            "item": str(subject.keys[i]),
             "residual": value,
             "low": value - reach,
             "high": value + reach,
-            "p": float(mine.p[i]),
-            "original": float(before.forget[i]),
+            "p": float(subject.p[i]),
+            "original": float(original.forget[i]),
         }
 
     def _retained(self, evidence: Evidence, signal: str) -> list[Finding]:
@@ -100,10 +101,10 @@ class PerExample:
         if not all(signals.score_pair(o, "retain", signal) for o in (evidence.original, *models)):
             return []
 
-        def moved(model: Observations, part: str) -> np.ndarray:
+        def change(model: Observations, part: str) -> np.ndarray:
             return signals.calibrated_scores(model, (evidence.original,), part, signal)
 
-        changes = [(moved(o, "retain"), moved(o, other)) for o in models if o.model != evidence.original.model]
+        changes = [(change(o, "retain"), change(o, other)) for o in models if o.model != evidence.original.model]
         if not changes or evidence.subject.model == evidence.original.model:
             return []
         shares = [float((p_values(r, h) <= REFERENCE_TAIL).mean()) for r, h in changes]
@@ -116,9 +117,9 @@ class PerExample:
             f"{name}.risen", shares[0], stats.clopper_pearson(int((p <= REFERENCE_TAIL).sum()), len(r)), "lower", None,
             mean_measured(shares[1:]), n, note=note, details={"discoveries": discoveries(p)},
         )  # fmt: skip
-        aside = mean_measured(float(a.mean() - b.mean()) for a, b in changes[1:])
+        oracle = mean_measured(float(a.mean() - b.mean()) for a, b in changes[1:])
         rise = Finding(
-            f"{name}.rise", value, (low, high), "lower", None, aside, n,
+            f"{name}.rise", value, (low, high), "lower", None, oracle, n,
             note=f"mean change of the score since the original, less that of {other}; above 0: more exposed",
         )  # fmt: skip
         return [risen, rise]

@@ -1,10 +1,11 @@
-"""Retrieval: whether an image-text model still finds the caption of an image, the image of a caption, and the class.
+"""Retrieval audit: how well an image-text model still matches images, captions and class names.
 
-    recall@k  share of images whose own caption is among the k most similar ones of the same part, and the other way
-    zero-shot accuracy  share of images whose class's name is the most similar one of all the classes' names
+    recall@k            share of images whose own caption is among the k most similar ones of the part, and vice versa
+    zero-shot accuracy  share of images for which the name of their class is the most similar of all class names
 
-On the retained and on the test part it is what the model is for; on the forget set, good is what the oracle has. The
-gallery is the part itself, so recall falls with its size: compare models on the same parts, not parts with each other.
+On the retain and test parts this is the model's utility, and higher is better. On the forget set, good is the oracle's
+value. The gallery is the part itself, so recall falls as parts grow: compare models on one part, not parts with each
+other.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ from dataclasses import dataclass
 
 from efface import stats
 from efface.auditing import representations
-from efface.auditing.evidence import Evidence, Finding, mean_measured
+from efface.auditing.evidence import Evidence, Finding, share_finding
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Recall in both directions and zero-shot accuracy; nothing for models without captions."""
+    """Recall in both directions and zero-shot accuracy; no findings for models without captions."""
 
     ks: tuple[int, ...] = (1, 10)
-    """How many of the most similar ones may hold the right one."""
+    """Values of k: how many of the most similar ones may hold the right one."""
 
     def findings(self, evidence: Evidence) -> list[Finding]:
         """``retrieval.<part>.<direction>.recall_at_<k>`` and ``retrieval.<part>.zero_shot``."""
@@ -41,7 +42,7 @@ class Retrieval:
         values = [None if s is None else float(s.mean()) for s in seen]
         spread = stats.bootstrap(lambda v: float(v.mean()), subject, draws=500)
         note = f"among {len(subject)} of {part}; by chance {min(1, k / len(subject)):.3f}"
-        return [_finding(name, part, values, spread, len(subject), note)]
+        return [share_finding(name, part, values, spread, len(subject), note)]
 
     def _zero_shot(self, evidence: Evidence, part: str) -> list[Finding]:
         hits = [representations.zero_shot(o, part) for _, o, _ in evidence.models()]
@@ -50,13 +51,4 @@ class Retrieval:
         values = [h and h[0] / h[1] for h in hits]
         spread = stats.clopper_pearson(*hits[0])
         note = f"among {len(evidence.subject.of('prompts', 'text'))} classes"
-        return [_finding(f"retrieval.{part}.zero_shot", part, values, spread, hits[0][1], note)]
-
-
-def _finding(
-    name: str, part: str, values: list[float | None], interval: tuple[float, float], n: int, note: str
-) -> Finding:
-    better = "closer" if part == "forget" else "higher"
-    return Finding(
-        name, values[0], interval, better, values[1], mean_measured(values[2:]), (n,), unit="share", note=note
-    )
+        return [share_finding(f"retrieval.{part}.zero_shot", part, values, spread, hits[0][1], note)]

@@ -1,4 +1,4 @@
-"""Utility: what features and classifier are still good for, beside the original's and the oracles'."""
+"""Utility audit: quality of the features and the classifier, compared with the original and the oracles."""
 
 from __future__ import annotations
 
@@ -9,28 +9,27 @@ import numpy as np
 
 from efface import stats
 from efface.auditing import representations, signals
-from efface.auditing.evidence import Evidence, Finding, mean_measured
+from efface.auditing.evidence import Evidence, Finding, mean_measured, share_finding
 from efface.auditing.observations import Observations
 
 DISTANCE_SAMPLE = 2000
-"""Examples whose pairwise distances are taken (a random sample, by key)."""
+"""Number of examples whose pairwise distances are measured (a random sample by key)."""
 
 
 @dataclass(frozen=True)
 class Utility:
-    """k nearest neighbors, linear probe, classifier accuracy, and label-free measures; without labels only
-    the last.
+    """k nearest neighbors, linear probe, classifier accuracy and label-free measures.
+
+    Without labels only the label-free measures are reported.
     """
 
     ks: tuple[int, ...] = (20, 200)
-    """Neighbors that vote (capped by the number of retained examples)."""
+    """Numbers of neighbors that vote (capped at the number of retained examples)."""
     penalties: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0)
-    """Values of C the linear probe chooses from on ``valid``."""
+    """Values of C from which the linear probe chooses on ``valid``."""
 
     def findings(self, evidence: Evidence) -> list[Finding]:
-        """``utility.knn<k>.<part>``, ``utility.probe.test``, ``utility.accuracy.<part>``,
-        ``utility.<measure>``.
-        """
+        """``utility.knn<k>.<part>``, ``.probe.test``, ``.accuracy.<part>`` and ``.<measure>`` without labels."""
         found: list[Finding] = []
         for part in ("test", "retain", "forget"):
             if not evidence.subject.count(part):
@@ -39,8 +38,8 @@ class Utility:
             for i, k in enumerate(self.ks):
                 capped = min(k, evidence.subject.count("retain"))
                 note = "" if capped == k else f"only {capped} retained examples can vote"
-                found += shares(f"utility.knn{k}.{part}", part, [v[i] if v else None for v in voted], note)
-            found += shares(
+                found += accuracy_findings(f"utility.knn{k}.{part}", part, [v[i] if v else None for v in voted], note)
+            found += accuracy_findings(
                 f"utility.accuracy.{part}", part, [representations.accuracy(o, part) for _, o, _ in evidence.models()]
             )
         return [*found, *self._probe(evidence), *label_free(evidence)]
@@ -50,37 +49,25 @@ class Utility:
             return []
         done = [representations.linear_probe(o, "test", self.penalties) for _, o, _ in evidence.models()]
         subject = done[0]
-        note = "; ".join(x for x in (f"C = {subject.c:g}", subject.note) if x) if subject else ""
-        return shares("utility.probe.test", "test", [p and (p.right, p.of) for p in done], note)
+        note = "; ".join(text for text in (f"C = {subject.c:g}", subject.note) if text) if subject else ""
+        return accuracy_findings("utility.probe.test", "test", [p and (p.right, p.of) for p in done], note)
 
 
-def shares(name: str, part: str, hits: list[representations.Hits | None], note: str = "") -> list[Finding]:
-    """One finding of an accuracy with its exact interval; none where there are no labels."""
-    values = [h and h[0] / h[1] for h in hits]
+def accuracy_findings(name: str, part: str, hits: list[representations.Hits | None], note: str = "") -> list[Finding]:
+    """Build the finding of an accuracy with its exact interval; an empty list where there are no labels."""
     if hits[0] is None:
         return []
-    return [
-        Finding(
-            name=name,
-            value=values[0],
-            interval=stats.clopper_pearson(*hits[0]),
-            better="closer" if part == "forget" else "higher",
-            original=values[1],
-            oracle=mean_measured(values[2:]),
-            n=(hits[0][1],),
-            unit="share",
-            note=note,
-        )
-    ]
+    values = [h and h[0] / h[1] for h in hits]
+    return [share_finding(name, part, values, stats.clopper_pearson(*hits[0]), hits[0][1], note)]
 
 
 def never_trained(observed: Observations, name: str) -> str | None:
-    """The first never-trained part that holds ``name``."""
+    """Return the first never-trained part for which ``name`` was observed."""
     return next((part for part in ("test", "holdout", "valid") if observed.has(part, name)), None)
 
 
 def label_free(evidence: Evidence) -> list[Finding]:
-    """Alignment and uniformity (Wang and Isola 2020), effective rank, and linear CKA to the original."""
+    """Measure alignment and uniformity (Wang and Isola 2020), effective rank, and linear CKA to the original."""
     models = [o for _, o, _ in evidence.models()]
     found: list[Finding] = []
     for space in evidence.subject.spaces:
@@ -90,7 +77,7 @@ def label_free(evidence: Evidence) -> list[Finding]:
             values = [float(a.mean()) if len(a) else None for a in apart]
             spread = stats.bootstrap(lambda v: float(v.mean()), apart[0], draws=500)
             note = f"mean squared distance of two views of the same image, {part}; a collapsed encoder has 0"
-            found.append(measured(f"utility.alignment.{space}", values, len(apart[0]), note, interval=spread))
+            found.append(label_free_finding(f"utility.alignment.{space}", values, len(apart[0]), note, interval=spread))
     part = never_trained(evidence.subject, "features")
     if part is None:
         return found
@@ -104,16 +91,16 @@ def label_free(evidence: Evidence) -> list[Finding]:
     few = signals.random_order_by_key(evidence.subject.of(part, "keys"))[:DISTANCE_SAMPLE]
     if len(few) > 1:
         values = each(lambda v: representations.uniformity(v[few]))
-        found.append(measured("utility.uniformity", values, len(few), note))
+        found.append(label_free_finding("utility.uniformity", values, len(few), note))
     note = f"of the features of {part}; a collapsed encoder has 1"
-    found.append(measured("utility.effective_rank", each(representations.effective_rank), n, note))
+    found.append(label_free_finding("utility.effective_rank", each(representations.effective_rank), n, note))
     note = f"1: the features of {part} are the original's up to rotation and scale"
-    found.append(measured("utility.cka", each(lambda v: representations.linear_cka(v, x[1])), n, note))
+    found.append(label_free_finding("utility.cka", each(lambda v: representations.linear_cka(v, x[1])), n, note))
     return found
 
 
-def measured(
+def label_free_finding(
     name: str, values: list[float | None], n: int, note: str, interval: tuple[float, float] | None = None
 ) -> Finding:
-    """One label-free finding; good is what the oracle has."""
+    """Build a label-free finding; the oracle's value is good."""
     return Finding(name, values[0], interval, "closer", values[1], mean_measured(values[2:]), (n,), note=note)

@@ -1,5 +1,5 @@
-"""The audit of a data owner who holds nothing but embeddings from before and after: arrays in, evidence out.
+"""Black-box audit for a data owner who has only embeddings from before and after unlearning.
 
-``arrays`` reads them, ``agreement`` measures, ``judging`` says what follows, ``page`` writes it down. numpy only; no
-model, no torch.
+``arrays`` reads the embeddings, ``agreement`` measures how well views agree, ``verdict`` draws conclusions. NumPy only:
+no model, no torch.
 """

@@ -1,8 +1,8 @@
-"""Embeddings from files: what a data owner can get of a model by asking it, checked before anything is computed.
+"""Read and check the embeddings that a data owner obtained from a model.
 
 ``.npy``: ``[n, views, d]``, or ``[n * views, d]`` with the views of one item in consecutive rows. ``.npz``: arrays
-``forget`` and, where there are never-trained items to compare with, ``control``; ``forget_keys`` and ``control_keys``
-name the rows, and rows of before and after are then matched by key. Pickled content is refused.
+``forget`` and, if there are never-trained items to compare with, ``control``. With ``forget_keys`` and ``control_keys``
+the rows of before and after are matched by key. Pickled content is refused.
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ from efface.data.dataset import quote_first
 from efface.errors import EffaceError
 
 KNOWN = ("forget", "control", "forget_keys", "control_keys")
+"""Names of the arrays in an ``.npz`` file."""
 
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingSet:
-    """Some items in some views, as one model embeds them."""
+    """Embeddings of the views of some items by one model."""
 
     z: np.ndarray
-    """float32 ``[n, views, d]``; every row finite and none zero."""
+    """float32 ``[n, views, d]``; every row is finite and non-zero."""
     keys: np.ndarray
-    """Name of each item, str ``[n]``: from the file, or its row number."""
+    """Name of each item, str ``[n]``: its key from the file, or its row number."""
     named: bool
-    """Whether the names came from the file."""
+    """Whether the keys came from the file."""
 
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingPair:
-    """The same items in the same views before and after."""
+    """Embeddings of the same items in the same views, before and after unlearning."""
 
     before: EmbeddingSet
     after: EmbeddingSet
@@ -44,12 +45,21 @@ class EmbeddingPair:
 
     @property
     def views(self) -> int:
-        """Views of each item."""
+        """Number of views of each item."""
         return self.before.z.shape[1]
 
 
 def read_embeddings(path: Path, views: int | None = None) -> dict[str, EmbeddingSet]:
-    """The parts in one file: ``forget`` and, if it is there, ``control``. Raises for anything but finite numbers."""
+    """Read the parts in one file: ``forget`` and, if present, ``control``.
+
+    Args:
+        path: An ``.npy`` or ``.npz`` file.
+        views: Views per item, for two-dimensional arrays.
+
+    Raises:
+        EffaceError: If the file cannot be read, or holds anything but finite embeddings of two or more views.
+
+    """
     stored = _arrays(Path(path))
     found: dict[str, EmbeddingSet] = {}
     for part in ("forget", "control"):
@@ -68,12 +78,17 @@ def read_embeddings(path: Path, views: int | None = None) -> dict[str, Embedding
 
 
 def match_embeddings(before: EmbeddingSet, after: EmbeddingSet, part: str) -> EmbeddingPair:
-    """Both as one, the rows of ``after`` in the order of ``before``; raises where they are not the same items."""
+    """Pair the embeddings from before and after, matching rows by key.
+
+    Raises:
+        EffaceError: If they are not embeddings of the same items in the same number of views.
+
+    """
     if before.z.shape[:2] != after.z.shape[:2]:
         raise EffaceError(
-            f"Before and after do not fit: {part} has [items, views] = {list(before.z.shape[:2])} before, "
+            f"Before and after do not match: {part} has [items, views] = {list(before.z.shape[:2])} before, "
             f"{list(after.z.shape[:2])} after.",
-            "Row by row they must be the same items in the same views.",
+            "Corresponding rows must be the same items in the same views.",
             "Embed the same items with both models; with two-dimensional arrays check --views.",
         )
     if before.named != after.named:
@@ -86,28 +101,34 @@ def match_embeddings(before: EmbeddingSet, after: EmbeddingSet, part: str) -> Em
     absent = before.keys[after.keys[rows] != before.keys]
     if len(absent):
         raise EffaceError(
-            f"{len(absent)} items of {part} are in before but not in after.", f"Such as {quote_first(absent.tolist())}."
+            f"{len(absent)} items of {part} are in before but not in after.",
+            f"For example: {quote_first(absent.tolist())}.",
         )
     return EmbeddingPair(before, EmbeddingSet(after.z[rows], after.keys[rows], after.named))
 
 
 def check_embeddings(stored: np.ndarray, views: int | None, name: str) -> np.ndarray:
-    """The array as float32 ``[n, views, d]``; raises unless every item has two views of finite, non-zero numbers."""
+    """Convert an array to float32 ``[n, views, d]``.
+
+    Raises:
+        EffaceError: Unless every item has two or more views of finite, non-zero numbers.
+
+    """
     if stored.dtype.kind not in "fiu":
         raise EffaceError(f"{name} holds {stored.dtype}, not numbers.", "Embeddings are real numbers.")
     if stored.ndim == 2 and views and views > 1 and len(stored) % views == 0:
         stored = stored.reshape(len(stored) // views, views, stored.shape[1])
     if stored.ndim == 2:
-        raise _flat(stored, views, name)
+        raise _single_view_error(stored, views, name)
     if stored.ndim != 3 or 0 in stored.shape:
         raise EffaceError(
             f"{name} has the shape {stored.shape}.",
             "Expected [items, views, dimensions], or [items * views, dimensions] with --views.",
         )
     if stored.shape[1] < 2 or (views is not None and stored.shape[1] != views):
-        said = f", and --views says {views}" if views not in (None, stored.shape[1]) else ""
+        expected = f", and --views says {views}" if views not in (None, stored.shape[1]) else ""
         raise EffaceError(
-            f"{name} has {stored.shape[1]} view(s) of each item{said}.", "At least two are compared.", _TWO
+            f"{name} has {stored.shape[1]} view(s) of each item{expected}.", "At least two are needed.", _TWO_VIEWS
         )
     with np.errstate(over="ignore"):
         z = stored.astype(np.float32)
@@ -115,7 +136,7 @@ def check_embeddings(stored: np.ndarray, views: int | None, name: str) -> np.nda
     if bad:
         raise EffaceError(
             f"{name}: {bad} of {len(z)} items hold numbers that are not finite.",
-            "NaN or infinity is no embedding, and is not turned into a score.",
+            "NaN and infinity cannot be scored.",
             "Leave these items out of both files, or embed them again.",
         )
     zero = int((np.abs(z).max(axis=2) == 0).any(axis=1).sum())
@@ -124,19 +145,19 @@ def check_embeddings(stored: np.ndarray, views: int | None, name: str) -> np.nda
     return z
 
 
-_TWO = "Embed each item in two or more random views (crops, flips): an item agrees with itself in any model."
+_TWO_VIEWS = "Embed each item in two or more random views (crops, flips): an item agrees with itself in any model."
 
 
-def _flat(stored: np.ndarray, views: int | None, name: str) -> EffaceError:
+def _single_view_error(stored: np.ndarray, views: int | None, name: str) -> EffaceError:
     if views and views > 1:
         return EffaceError(
             f"{name} has {len(stored)} rows, which is no multiple of {views} views.",
-            "The views of one item stand in consecutive rows, the same number for each.",
+            "The views of one item must be in consecutive rows, the same number for each.",
         )
     return EffaceError(
         f"{name} has one view of each item: its shape is {stored.shape}.",
-        "The cosine of a view with itself is 1 whatever the model, so nothing could be seen on the diagonal.",
-        f"{_TWO} Save [items, views, dimensions], or add --views K.",
+        "The cosine of a view with itself is 1 whatever the model, so the diagonal would show nothing.",
+        f"{_TWO_VIEWS} Save [items, views, dimensions], or add --views K.",
     )
 
 
@@ -153,12 +174,12 @@ def _arrays(path: Path) -> Mapping[str, np.ndarray]:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise EffaceError(
             f"{path} cannot be read as an array of numbers.",
-            f"It is truncated, pickled or something else: {error}",
+            f"It is truncated, pickled or another kind of file: {error}",
             "Save it again with numpy.save (an array of numbers, not of objects) or numpy.savez.",
         ) from error
     if "forget" not in stored or set(stored) - set(KNOWN):
         raise EffaceError(
             f"{path} holds the arrays {', '.join(sorted(stored)) or 'none'}.",
-            f"Expected forget, and where there are any {', '.join(KNOWN[1:])}.",
+            f"Expected forget and, optionally, {', '.join(KNOWN[1:])}.",
         )
     return stored

@@ -1,1 +1,1 @@
-"""The torch side of an audit: what a model shows of each example, as arrays."""
+"""The torch side of an audit: runs models and stores their outputs for each example as arrays."""

@@ -1,8 +1,8 @@
-"""Relearning: train a copy of a model on, and look every few steps whether what was forgotten comes back.
+"""Relearning: train a copy of a model further, and observe it every few steps.
 
-On R only, nothing about F is taught: if F stands out again, it was hidden and not removed. On F only, an encoder
-that never saw F learns it as well, only slower: it is the difference to the oracle that tells. What is measured of
-the looks is in :mod:`efface.auditing.audits.relearn`; here is only the training, on a copy.
+Training on R teaches nothing about F: if F stands out again, it was hidden rather than removed. Training on F teaches F
+to an encoder that never saw it as well, only more slowly, so the difference to the oracle is what counts. This module
+only trains and observes the copy; :mod:`efface.auditing.audits.relearn` measures the result.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from efface.training.loop import Run, train_steps
 from efface.training.optim import Optim, Schedule
 
 RelearnSnapshots = tuple[tuple[int, Observations], ...]
-"""``(steps taken, what the copy shows then)``, from step 0."""
+"""``(steps taken, observations of the copy)``, from step 0."""
 
 
 class RelearnPart(StrEnum):
-    """What the copy is trained on."""
+    """The part of the split on which the copy is trained."""
 
     RETAIN = "retain"
     FORGET = "forget"
@@ -38,24 +38,24 @@ class RelearnPart(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class RelearnSettings:
-    """How long a copy is trained on what, and how often it is looked at."""
+    """How a copy is trained further, and how often it is observed."""
 
     on: RelearnPart = RelearnPart.RETAIN
-    """The examples it is trained on."""
+    """The examples to train on."""
     steps: int = 100
     """Optimizer steps."""
     every: int = 10
-    """Steps between two looks."""
+    """Steps between two observations."""
     batch_size: int | None = None
-    """Examples per step; by default the original's."""
+    """Examples per step; by default as in the original's training."""
     optim: Optim = field(default_factory=lambda: Optim(lr=0.01, schedule=Schedule.CONSTANT))
-    """Optimizer."""
+    """Optimizer of the further training."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.every <= self.steps:
             raise EffaceError(
-                f"{self.steps} steps cannot be looked at every {self.every}.",
-                remedy="Ask for at least one step, and a look at least once: --steps 100 --every 10.",
+                f"{self.steps} steps cannot be observed every {self.every}.",
+                remedy="Set at least one step, and an interval of at most that many: --steps 100 --every 10.",
             )
 
 
@@ -63,48 +63,66 @@ def relearn_model(
     checkpoint: Checkpoint,
     data: Data,
     split: Split,
-    asked: RelearnSettings = RelearnSettings(),
-    watch: ObservationSettings | None = None,
+    settings: RelearnSettings = RelearnSettings(),
+    observation: ObservationSettings | None = None,
     *,
     seed: int = 0,
     device: torch.device | None = None,
-    saw: Callable[[int], None] = lambda step: None,
+    on_observed: Callable[[int], None] = lambda step: None,
 ) -> RelearnSnapshots:
-    """Train a copy by the objective it was trained with, and look at forget and holdout before and between.
+    """Train a copy of a model with its own objective, and observe forget and holdout at intervals.
 
-    The checkpoint's own model is left bit-identical. Every model is shown the same batches in the same order: they
-    depend on ``seed`` alone. ``saw`` is told the number of steps after each look.
+    The checkpoint's model is left bit-identical. The batches and their order depend on ``seed`` only, so all models are
+    trained on the same ones.
+
+    Args:
+        checkpoint: The model to copy, and its recipe.
+        data: The data set.
+        split: Its split.
+        settings: Part, steps, interval and optimizer.
+        observation: How to observe; by default without gradient norms.
+        seed: Seed of the batches.
+        device: Where to train; the CPU by default.
+        on_observed: Called with the number of steps after each observation.
+
+    Returns:
+        ``(steps, observations)``, from step 0.
+
+    Raises:
+        EffaceError: If the split has no examples to train on.
+
     """
-    watch = watch or ObservationSettings(gradient=False)
-    where = device or torch.device("cpu")
-    positions, views = getattr(split, asked.on.value), checkpoint.recipe.views
+    observation = observation or ObservationSettings(gradient=False)
+    device = device or torch.device("cpu")
+    name = settings.on.value
+    positions, views = getattr(split, name), checkpoint.recipe.views
     if not len(positions):
-        raise EffaceError(f"There is nothing to relearn on: the split has no {asked.on.value} examples.")
-    model = copy.deepcopy(checkpoint.model).to(where)
+        raise EffaceError(f"There is nothing to relearn on: the split has no {name} examples.")
+    model = copy.deepcopy(checkpoint.model).to(device)
     part = Subset(
         x=torch.from_numpy(data.x),
         ids=torch.as_tensor(positions, dtype=torch.int64),
         augment=views,
         y=None if data.y is None else torch.from_numpy(data.y),
         text=data.text,
-        name=asked.on.value,
-        device=where,
+        name=name,
+        device=device,
     )
-    run = Run(seed=seed, device=where)
-    optimizer = asked.optim.build(model, asked.steps)
-    batches = part.cycle(min(asked.batch_size or checkpoint.recipe.batch_size, len(part)), run.rng("relearn"))
+    run = Run(seed=seed, device=device)
+    optimizer = settings.optim.build(model, settings.steps)
+    batches = part.cycle(min(settings.batch_size or checkpoint.recipe.batch_size, len(part)), run.rng("relearn"))
 
     def task(batch: Batch) -> LossTerms:
         outcome = model.objective.loss(model, batch)
         return LossTerms({"task": outcome.per_example.mean()}, outcome.carry)
 
-    def look(step: int) -> tuple[int, Observations]:
-        seen = observe_model(model, data, split, views, watch, parts=("forget", "holdout"))
-        saw(step)
-        return step, seen
+    def observe(step: int) -> tuple[int, Observations]:
+        observed = observe_model(model, data, split, views, observation, parts=("forget", "holdout"))
+        on_observed(step)
+        return step, observed
 
-    looks = [look(0)]
-    for step in range(asked.every, asked.steps + 1, asked.every):
-        train_steps(model, islice(batches, asked.every), task, optimizer, run, phase="relearn")
-        looks.append(look(step))
-    return tuple(looks)
+    snapshots = [observe(0)]
+    for step in range(settings.every, settings.steps + 1, settings.every):
+        train_steps(model, islice(batches, settings.every), task, optimizer, run, phase="relearn")
+        snapshots.append(observe(step))
+    return tuple(snapshots)

@@ -1,4 +1,4 @@
-"""What an unlearned model changed, part by part, against the original."""
+"""Measure how much the weights of an unlearned model differ from the original, part by part."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from efface.training.model import Model
 
 @dataclass(frozen=True)
 class WeightChange:
-    """How far one part moved."""
+    """Change of one part of a model."""
 
     part: str
     """backbone, head, predictor, twin, queue, or the BatchNorm statistics of one of them."""
     numbers: int
-    """How many numbers the part holds."""
+    """Number of values in the part."""
     relative: float
     """L2 norm of the change, divided by the L2 norm of the original part."""
     largest: float
-    """Largest absolute change of a single number."""
+    """Largest absolute change of a single value."""
     note: str = ""
-    """What was done with it, where it was purged."""
+    """How the part was purged, if it was."""
 
 
 def measure_changes(original: Model, unlearned: Model, purged: dict[str, str] | None = None) -> list[WeightChange]:
-    """A :class:`WeightChange` for every part that either model has, in the order backbone, head, ..."""
+    """Return a :class:`WeightChange` for each part that both models have, in the order backbone, head, ..."""
     before, after = _parts(original), _parts(unlearned)
     return [_change(part, before[part], after[part], (purged or {}).get(part, "")) for part in before if part in after]
 
 
 def relative_change(before: Model, after: Model) -> float:
-    """L2 norm of the change of all that is trained or tracked, divided by its L2 norm before; shapes must agree.
+    """Return the L2 norm of the change of all weights and tracked statistics, relative to their norm before.
 
-    Queues are left out: their content is other examples' embeddings, and not what the model is.
+    The shapes of both models must agree. Queues are left out, because they hold embeddings of other examples.
     """
     old, new = (
         torch.cat([value for part, value in _parts(model).items() if part != "queue"]) for model in (before, after)

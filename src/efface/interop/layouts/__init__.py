@@ -1,7 +1,8 @@
-"""Foreign checkpoints: what is where in the files of other libraries, and how to write them back the same way.
+"""Layouts of the checkpoints of other libraries: which tensor is which part of the model.
 
-Adding a layout: a function here that recognizes its files and lists its rules, one line in ``LAYOUTS`` (the first
-that recognizes a file wins, so special ones come first), one fixture in ``tests/checkpoints.py``.
+To add a layout, write a function in this package that recognizes its files and lists its rules, add one line to
+``LAYOUTS`` (the first that recognizes a file is used, so special layouts come first), and add a fixture to
+``tests/checkpoints.py``.
 """
 
 from efface.errors import EffaceError
@@ -46,11 +47,16 @@ LAYOUTS: dict[str, LayoutDetector] = {
 
 
 def detect_layout(state: State, meta: Meta) -> Layout:
-    """The layout of a file, from the names and shapes of its tensors and from what it says of itself."""
-    for family in LAYOUTS.values():
-        found = family(state, meta)
-        if found is not None:
-            return found
+    """Recognize the layout of a file from the names and shapes of its tensors and from its metadata.
+
+    Raises:
+        EffaceError: No known library writes such files.
+
+    """
+    for detect in LAYOUTS.values():
+        layout = detect(state, meta)
+        if layout is not None:
+            return layout
     shown = ", ".join(sorted(first_words(state))[:8])
     raise EffaceError(
         "This file has the layout of no library that is known here.",

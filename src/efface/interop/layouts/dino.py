@@ -1,6 +1,6 @@
 """DINO and iBOT: ``student`` and ``teacher`` as two sections of one file, each ``backbone.*`` and ``head.*``.
 
-The student is trained, the teacher its momentum copy; what is deployed is usually the teacher. Only networks with
+The student is trained, and the teacher is its momentum encoder; usually the teacher is deployed. Only networks with
 BatchNorm are wrapped twice, so one section may have ``module.`` and the other not. The center of the loss is a
 mean over training images. ``args`` is an argparse.Namespace.
 """
@@ -11,20 +11,28 @@ from efface.interop.layouts.protocol import Layout, Meta, PrefixRule, Role, Stat
 
 
 def detect_dino(state: State, meta: Meta) -> Layout | None:
-    """A file with a ``student`` or a ``teacher``."""
+    """Recognize a file with a ``student`` or a ``teacher`` section."""
     sections = [name for name in ("student", "teacher") if any(key.startswith(f"{name}/") for key in state)]
     if not sections:
         return None
     rules: list[PrefixRule] = []
     for section in sections:
-        twin = section == "teacher" and "student" in sections
+        momentum = section == "teacher" and "student" in sections
         start = f"{section}/{find_wrapper(strip_prefix(state, f'{section}/'))}"
         rules += [
             PrefixRule(f"{start}backbone.masked_embed", Role.EXTRAS, f"{section}.masked_embed"),
-            PrefixRule(f"{start}backbone", Role.TWIN if twin else Role.BACKBONE, "backbone" if twin else ""),
-            PrefixRule(f"{start}head.last_layer", Role.TWIN if twin else Role.PROTOTYPES, "prototypes" if twin else ""),
-            PrefixRule(f"{start}head.mlp", Role.TWIN if twin else Role.HEAD, "head" if twin else ""),
-            PrefixRule(f"{start}head", Role.TWIN if twin else Role.HEAD, "head" if twin else ""),
+            PrefixRule(
+                f"{start}backbone", Role.MOMENTUM_ENCODER if momentum else Role.BACKBONE, "backbone" if momentum else ""
+            ),
+            PrefixRule(
+                f"{start}head.last_layer",
+                Role.MOMENTUM_ENCODER if momentum else Role.PROTOTYPES,
+                "prototypes" if momentum else "",
+            ),
+            PrefixRule(
+                f"{start}head.mlp", Role.MOMENTUM_ENCODER if momentum else Role.HEAD, "head" if momentum else ""
+            ),
+            PrefixRule(f"{start}head", Role.MOMENTUM_ENCODER if momentum else Role.HEAD, "head" if momentum else ""),
         ]
     return Layout(
         name="dino",

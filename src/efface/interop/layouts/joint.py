@@ -1,8 +1,8 @@
-"""SwAV, Barlow Twins and VICReg, the authors' code.
+"""SwAV, Barlow Twins and VICReg, as the authors' code writes them.
 
 SwAV              torchvision's names at top level, ``projection_head.*``, ``prototypes.weight`` (or several).
-Barlow, VICReg    ``backbone.*``, ``projector.*``, and for Barlow a ``bn`` without weights, whose running statistics
-                  are means over training images.
+Barlow, VICReg    ``backbone.*``, ``projector.*``, and for Barlow Twins a ``bn`` without weights, whose running
+                  statistics are means over training images.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from efface.interop.layouts.protocol import (
 
 
 def detect_swav(state: State, meta: Meta) -> Layout | None:
-    """SwAV and DeepCluster v2."""
+    """Recognize files of SwAV and DeepCluster v2."""
     wrapper = find_wrapper(state)
     names = first_words(strip_wrapper(state, wrapper))
     if "conv1" not in names or not {"projection_head", "prototypes"} & names:
@@ -34,7 +34,7 @@ def detect_swav(state: State, meta: Meta) -> Layout | None:
 
 
 def detect_barlow(state: State, meta: Meta) -> Layout | None:
-    """Barlow Twins and VICReg."""
+    """Recognize files of Barlow Twins and VICReg."""
     wrapper = find_wrapper(state)
     names = first_words(strip_wrapper(state, wrapper))
     if not {"backbone", "projector"} <= names:

@@ -1,13 +1,13 @@
 """lightly: its examples and its ImageNet benchmarks.
 
 examples     ``backbone`` is a Sequential of a ResNet's children, so its names are positions (``backbone.4.0.conv1``);
-             twins end in ``_momentum`` or begin with ``teacher_``. Of lightly's own ResNet, whose ReLUs are no
-             children, the Sequential has lost the one after the stem.
-benchmarks   ``backbone`` has torchvision's names; twins are ``key_backbone`` (MoCo) or ``teacher_backbone`` (BYOL).
-             Where there is a ``student_backbone`` (DINO) or ``query_backbone``, that one is trained and plain
-             ``backbone`` is its momentum copy.
+             momentum encoders end in ``_momentum`` or begin with ``teacher_``. In lightly's own ResNet the ReLUs are
+             not child modules, so its Sequential has lost the ReLU after the stem.
+benchmarks   ``backbone`` has torchvision's names; the momentum encoder is ``key_backbone`` (MoCo) or
+             ``teacher_backbone`` (BYOL). Where there is a ``student_backbone`` (DINO) or ``query_backbone``, that one
+             is trained, and plain ``backbone`` is its momentum encoder.
 
-Memory banks are not persistent buffers: there is no queue in these files.
+Memory banks are not persistent buffers, so these files have no queue.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from efface.interop.layouts.protocol import (
     strip_wrapper,
 )
 
-TRAINED = ("student_backbone", "query_backbone", "backbone")
-TWINS = ("teacher_backbone", "key_backbone", "backbone_momentum", "backbone")
+TRAINED_BACKBONES = ("student_backbone", "query_backbone", "backbone")
+MOMENTUM_BACKBONES = ("teacher_backbone", "key_backbone", "backbone_momentum", "backbone")
 PROJECTION_HEADS = {
     "student_backbone": ("student_projection_head", "student_head"),
     "query_backbone": ("query_projection_head",),
     "backbone": ("projection_head",),
 }
-TWIN_HEADS = (
+MOMENTUM_HEADS = (
     "teacher_projection_head",
     "teacher_head",
     "key_projection_head",
@@ -40,30 +40,32 @@ TWIN_HEADS = (
     "projection_head",
 )
 POSITIONS = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
-"""Children of torchvision's ResNet; 2 and 3 are ReLU and max-pool, or what stands in for them."""
-SMALL = {"0": "conv1", "1": "bn1", "2": "layer1", "3": "layer2", "4": "layer3", "5": "layer4"}
+"""Children of torchvision's ResNet; 2 and 3 are ReLU and max-pool, or their replacements."""
+SMALL_POSITIONS = {"0": "conv1", "1": "bn1", "2": "layer1", "3": "layer2", "4": "layer3", "5": "layer4"}
 """Children of lightly's own small ResNet, which applies ReLU as a function."""
-SIGNS = {"projection_head", "student_head", "student_projection_head", "online_classifier", "prediction_head"}
+LIGHTLY_MODULES = {"projection_head", "student_head", "student_projection_head", "online_classifier", "prediction_head"}
 
 
 def detect_lightly(state: State, meta: Meta) -> Layout | None:
-    """A LightningModule of lightly's examples or benchmarks."""
+    """Recognize a LightningModule of lightly's examples or benchmarks."""
     wrapper = find_wrapper(state, ("module.", "_orig_mod."))
     names = strip_wrapper(state, wrapper)
     first = first_words(names)
-    body = next((name for name in TRAINED if name in first), None)
+    body = next((name for name in TRAINED_BACKBONES if name in first), None)
     by_position = body is not None and any(re.match(rf"{body}\.\d+\.", name) for name in names)
-    if body is None or not (first & SIGNS or by_position or any(n.startswith("backbone.vit.") for n in names)):
+    if body is None or not (
+        first & LIGHTLY_MODULES or by_position or any(n.startswith("backbone.vit.") for n in names)
+    ):
         return None
-    twin = next((name for name in TWINS if name in first and name != body), None)
+    momentum = next((name for name in MOMENTUM_BACKBONES if name in first and name != body), None)
     rules = [
         *_tower(names, body, Role.BACKBONE, ""),
         *_heads(PROJECTION_HEADS[body], Role.HEAD, "", Role.PROTOTYPES, ""),
     ]
-    if twin:
+    if momentum:
         rules += [
-            *_tower(names, twin, Role.TWIN, "backbone"),
-            *_heads(TWIN_HEADS, Role.TWIN, "head", Role.TWIN, "prototypes"),
+            *_tower(names, momentum, Role.MOMENTUM_ENCODER, "backbone"),
+            *_heads(MOMENTUM_HEADS, Role.MOMENTUM_ENCODER, "head", Role.MOMENTUM_ENCODER, "prototypes"),
         ]
     rules += [PrefixRule("prediction_head.layers", Role.PREDICTOR), PrefixRule("prototypes", Role.PROTOTYPES)]
     notes = ()
@@ -73,7 +75,7 @@ def detect_lightly(state: State, meta: Meta) -> Layout | None:
         name="lightly",
         rules=tuple(rules),
         wrapper=wrapper,
-        objective=_objective(first, twin),
+        objective=_objective(first, momentum),
         gelu=any("head.last_layer." in name for name in names),
         stem_relu=not (by_position and _small(names, body)),
         notes=notes,
@@ -88,12 +90,12 @@ def _tower(names: State, prefix: str, role: Role, own: str) -> list[PrefixRule]:
         ]
     if not any(re.match(rf"{prefix}\.\d+\.", name) for name in names):
         return [PrefixRule(prefix, role, own)]
-    first = SMALL if _small(names, prefix) else POSITIONS
+    first = SMALL_POSITIONS if _small(names, prefix) else POSITIONS
     return [PrefixRule(prefix, role, own, first=first, words={"shortcut": "downsample"})]
 
 
 def _small(names: State, prefix: str) -> bool:
-    """Whether the first stage comes right after the normalization: no child stands for the ReLU."""
+    """Whether the first stage follows the normalization directly, because the ReLU is not a child module."""
     return any(name.startswith(f"{prefix}.2.") for name in names)
 
 
@@ -105,9 +107,9 @@ def _heads(names: tuple[str, ...], role: Role, own: str, last: Role, last_own: s
     ]
 
 
-def _objective(first: set[str], twin: str | None) -> str | None:
+def _objective(first: set[str], momentum: str | None) -> str | None:
     if "prediction_head" in first:
-        return "byol" if twin else "simsiam"
+        return "byol" if momentum else "simsiam"
     if "prototypes" in first or "student_backbone" in first or "projection_head" not in first:
         return None
-    return "moco" if twin else "simclr"
+    return "moco" if momentum else "simclr"

@@ -20,7 +20,7 @@ DECODER = ("decoder_embed", "decoder_pos_embed", "decoder_blocks", "decoder_norm
 
 
 def detect_mae(state: State, meta: Meta) -> Layout | None:
-    """A masked autoencoder with its decoder; without it, it is a plain timm file."""
+    """Recognize a masked autoencoder with its decoder; without a decoder it is a plain timm file."""
     wrapper = find_wrapper(state)
     if not {"decoder_embed", "decoder_blocks"} & first_words(strip_wrapper(state, wrapper)):
         return None

@@ -15,7 +15,7 @@ from efface.interop.layouts.protocol import (
 
 
 def detect_mmlab(state: State, meta: Meta) -> Layout | None:
-    """A file of OpenMMLab's runner, which always has ``meta``."""
+    """Recognize a file of OpenMMLab's runner, which always has ``meta``."""
     wrapper = find_wrapper(state)
     names = first_words(strip_wrapper(state, wrapper))
     if "backbone" not in names or not ("meta" in meta or "neck" in names):
@@ -25,7 +25,7 @@ def detect_mmlab(state: State, meta: Meta) -> Layout | None:
         PrefixRule("neck", Role.HEAD, "neck"),
         PrefixRule("head.fc", Role.HEAD),
         PrefixRule("head", Role.HEAD, "head"),
-        PrefixRule("momentum_encoder", Role.TWIN, "momentum_encoder"),
+        PrefixRule("momentum_encoder", Role.MOMENTUM_ENCODER, "momentum_encoder"),
         PrefixRule("queue", Role.QUEUE, "queue"),
         PrefixRule("queue_ptr", Role.BUFFERS, "queue_ptr"),
         PrefixRule("data_preprocessor", Role.BUFFERS, "data_preprocessor"),

@@ -1,8 +1,8 @@
 """open_clip: ``visual.*`` beside the text tower (``transformer.*``, ``token_embedding`` ... or ``text.*``).
 
 ``{epoch, name, state_dict, optimizer}`` from its trainer, or safetensors; ``module.`` in front after training in
-parallel. A tower from timm is ``visual.trunk.*`` with its projection ``visual.head.*``. A bias beside the scale is
-SigLIP's: its sigmoid loss is not CLIP's.
+parallel. An image tower from timm is ``visual.trunk.*`` with its projection ``visual.head.*``. A bias beside the scale
+belongs to SigLIP, whose sigmoid loss is not the loss of CLIP.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from efface.interop.layouts.protocol import (
 )
 
 TEXT_NAMES = ("transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection", "cls_emb")
-"""The text tower's names where they are not below ``text``."""
+"""Names of the text tower where they are not below ``text``."""
 EXTRAS = ("logit_bias", "text_decoder")
 
 
 def detect_open_clip(state: State, meta: Meta) -> Layout | None:
-    """An image tower called ``visual`` with a text tower beside it."""
+    """Recognize an image tower called ``visual`` with a text tower beside it."""
     wrapper = find_wrapper(state)
     names = strip_wrapper(state, wrapper)
     if "visual" not in first_words(names) or not first_words(names) & {"text", *TEXT_NAMES}:

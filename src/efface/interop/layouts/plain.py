@@ -1,8 +1,8 @@
-"""Plain state dicts of torchvision, timm and their like, and efface's own.
+"""Plain state dicts of torchvision, timm and similar libraries, and those of efface.
 
-The backbone is at top level (or under one owner: ``backbone.``, ``encoder.``) and its classifier is its last linear
+The backbone is at top level (or below one module: ``backbone.``, ``encoder.``) and its classifier is its last linear
 layer: ``fc``, ``head``, ``heads.head``, ``classifier.6``. An MLP in place of ``fc`` is a projector. timm's trainer
-keeps averaged weights as a second section, ``state_dict_ema``: a twin.
+keeps averaged weights in a second section, ``state_dict_ema``: a momentum encoder.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ OWNERS = ("backbone.", "encoder.", "base_encoder.", "visual.", "trunk.")
 
 
 def detect_efface(state: State, meta: Meta) -> Layout | None:
-    """A bare file of efface's own weights: they carry their normalization."""
+    """Recognize a weights file of efface, which contains its normalization."""
     if not {"mean", "std", "backbone"} <= first_words(state):
         return None
     rules = (
-        *(PrefixRule(role.value, role) for role in (Role.BACKBONE, Role.HEAD, Role.PREDICTOR, Role.TWIN)),
+        *(PrefixRule(role.value, role) for role in (Role.BACKBONE, Role.HEAD, Role.PREDICTOR, Role.MOMENTUM_ENCODER)),
         PrefixRule("queue", Role.QUEUE, "queue"),
         PrefixRule("mean", Role.BUFFERS, "mean"),
         PrefixRule("std", Role.BUFFERS, "std"),
@@ -38,7 +38,7 @@ def detect_efface(state: State, meta: Meta) -> Layout | None:
 
 
 def detect_plain(state: State, meta: Meta) -> Layout | None:
-    """Anything with a convolution or a patch embedding whose names are those of one network."""
+    """Recognize any single network with a convolution or a patch embedding."""
     wrapper = find_wrapper(state, (*WRAPPERS, *OWNERS))
     names = strip_wrapper(state, wrapper)
     if not any(value.dim() == 4 for value in names.values()) or len(first_words(names)) < 2:
@@ -48,11 +48,11 @@ def detect_plain(state: State, meta: Meta) -> Layout | None:
     for section in averaged:
         theirs = {name.removeprefix(f"{section}/"): value for name, value in state.items() if section in name}
         start = f"{section}/{find_wrapper(theirs, (*WRAPPERS, *OWNERS))}"
-        rules += [*build_head_rules(strip_wrapper(theirs, start.removeprefix(f"{section}/")), start, twin=True)]
+        rules += [*build_head_rules(strip_wrapper(theirs, start.removeprefix(f"{section}/")), start, momentum=True)]
         rules += [
-            PrefixRule(start, Role.TWIN, "backbone")
+            PrefixRule(start, Role.MOMENTUM_ENCODER, "backbone")
             if start.endswith("/")
-            else PrefixRule(start[:-1], Role.TWIN, "backbone")
+            else PrefixRule(start[:-1], Role.MOMENTUM_ENCODER, "backbone")
         ]
     rules += [PrefixRule("", Role.BACKBONE)]
     return Layout(name="plain", rules=tuple(rules), wrapper=wrapper)

@@ -1,9 +1,9 @@
-"""A layout: which foreign name is which tensor of which part, strictly and both ways.
+"""A layout maps the names of tensors in a file to roles and names here, one to one.
 
-    table : foreign name -> (role, own name),   one to one on the names of a file
+    table : name in the file -> (role, name here)
 
-A layout is an ordered list of rules. The first rule whose prefix fits a name gives its role and its own name;
-a name that no rule knows is an extra under its own name, so nothing is lost and nothing is guessed.
+A layout is an ordered list of rules. The first rule whose prefix matches a name gives its role and its name here. A
+name that no rule matches becomes an extra under the same name, so nothing is lost and nothing is guessed.
 """
 
 from __future__ import annotations
@@ -19,20 +19,23 @@ from torch import Tensor
 from efface.errors import EffaceError
 
 State = Mapping[str, Tensor]
-"""Flat names to tensors. A tensor of a side section of its file is called ``section/name``."""
+"""Flat name to tensor. Outside of the main section of the file, the name is ``section/name``."""
 Meta = Mapping[str, Any]
-"""What the file says beside its tensors: its plain entries, and the JSON files beside it under their file names."""
+"""Everything but the tensors: the plain entries of the file, and the JSON files beside it under their file names."""
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.")
-"""What DistributedDataParallel, torch.compile and owning modules put in front of every name."""
+"""Prefixes that DistributedDataParallel, torch.compile and enclosing modules put in front of every name."""
+CLASSIFIER_NAMES = ("fc", "head", "heads", "classifier", "last_linear", "contrastive_head")
+"""First words of the classifier in networks of torchvision, timm and others."""
 
 
 class Role(StrEnum):
-    """What a foreign tensor is."""
+    """The part of a model that a foreign tensor belongs to."""
 
     BACKBONE = "backbone"
     HEAD = "head"
     PREDICTOR = "predictor"
-    TWIN = "twin"
+    MOMENTUM_ENCODER = "twin"
+    """The value is stored in run folders, so it keeps the name of earlier versions."""
     QUEUE = "queue"
     PROTOTYPES = "prototypes"
     TEXT = "text"
@@ -43,7 +46,10 @@ class Role(StrEnum):
 
 @dataclass(frozen=True)
 class TensorPlace:
-    """A role, and the name within it. A twin's names begin with ``backbone.`` or ``head.``, as in a Tower."""
+    """A role, and the name within it.
+
+    Names of a momentum encoder begin with ``backbone.`` or ``head.``, as in :class:`efface.training.model.Tower`.
+    """
 
     role: Role
     name: str
@@ -51,28 +57,28 @@ class TensorPlace:
 
 @dataclass(frozen=True)
 class PrefixRule:
-    """Names that are ``foreign`` or below it belong to ``role``; ``own`` replaces ``foreign``.
+    """Maps the name ``foreign``, and all names below it, to ``role``; ``own`` replaces ``foreign`` in the name.
 
-    A ``foreign`` that is empty or ends in ``/`` stands for everything in a section.
+    A ``foreign`` that is empty or ends in ``/`` matches everything in a section.
     """
 
     foreign: str
     role: Role
     own: str = ""
     first: Mapping[str, str] = field(default_factory=dict)
-    """New words for the first word that remains (positions in a Sequential)."""
+    """Replaces the first word that remains, such as a position in a ``Sequential``."""
     words: Mapping[str, str] = field(default_factory=dict)
-    """New words for any word that remains."""
+    """Replaces any word that remains."""
 
     def place(self, name: str) -> TensorPlace | None:
-        """Where this rule puts a name; ``None`` if it does not speak of it."""
+        """Return the place of a name; ``None`` if this rule does not match it."""
         if self.foreign == "" or self.foreign.endswith("/"):
             rest = name.removeprefix(self.foreign)
-            fits = name.startswith(self.foreign) and "/" not in rest
+            matches = name.startswith(self.foreign) and "/" not in rest
         else:
             rest = name[len(self.foreign) + 1 :]
-            fits = name == self.foreign or name.startswith(self.foreign + ".")
-        if not fits:
+            matches = name == self.foreign or name.startswith(self.foreign + ".")
+        if not matches:
             return None
         parts = rest.split(".") if rest else []
         parts = [self.words.get(part, part) for part in parts]
@@ -82,32 +88,37 @@ class PrefixRule:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where everything is in the files of one library."""
+    """Describes the files of one library: which tensor is which part of the model."""
 
     name: str
-    """The library or method, as users call it."""
+    """Name of the library or method."""
     rules: tuple[PrefixRule, ...]
     wrapper: str = ""
-    """In front of every name of the main section, such as ``module.``."""
+    """Prefix of every name in the main section, such as ``module.``."""
     objective: str | None = None
-    """The objective of efface that it was trained with, where the layout tells."""
+    """The objective that the model was trained with, by its name here; ``None`` where the layout does not tell."""
     gelu: bool = False
-    """Whether the head's activation is a GELU; no shape shows it, and others have ReLUs."""
+    """Whether the head's activations are GELUs and not ReLUs; no shape shows it."""
     stem_padding: int | None = None
-    """Padding of a 3x3 stem, where the file tells; no shape shows it."""
+    """Padding of a 3x3 stem, where the file states it; no shape shows it."""
     stem_relu: bool = True
     """Whether an activation follows the stem's normalization; no shape shows it."""
     notes: tuple[str, ...] = ()
-    """What to know about this file that its tensors do not show."""
+    """What the user should know about this file that its tensors do not show."""
 
     def place(self, name: str) -> TensorPlace:
-        """The role and own name of one foreign name."""
+        """Return the role and the name here of one foreign name."""
         bare = name.removeprefix(self.wrapper)
-        found = (rule.place(bare) for rule in self.rules)
-        return next((place for place in found if place is not None), TensorPlace(Role.EXTRAS, bare))
+        places = (rule.place(bare) for rule in self.rules)
+        return next((place for place in places if place is not None), TensorPlace(Role.EXTRAS, bare))
 
     def table(self, names: Iterable[str]) -> dict[str, TensorPlace]:
-        """Every foreign name's place; two names on one place are an error, so the table can be read backwards."""
+        """Return the place of every name.
+
+        Raises:
+            EffaceError: Two names have the same place, so the table could not be inverted.
+
+        """
         places = {name: self.place(name) for name in names}
         if len(set(places.values())) < len(places):
             seen: dict[TensorPlace, str] = {}
@@ -123,45 +134,49 @@ class Layout:
 
 
 LayoutDetector = Callable[[State, Meta], Layout | None]
-"""Recognizes the files of one library: their layout, or ``None``."""
+"""Recognizes the files of one library: returns their layout, or ``None``."""
 
 
 def find_wrapper(names: Iterable[str], known: tuple[str, ...] = WRAPPERS) -> str:
-    """What every name of the main section begins with, of the known wrappers: ``module.``, ``module.model.``, ..."""
+    """Return the prefix of known wrappers that all names of the main section share, such as ``module.model.``."""
     main = [name for name in names if "/" not in name]
-    found = ""
+    prefix = ""
     while main:
-        again = next((w for w in known if all(name.startswith(found + w) for name in main)), None)
-        if again is None:
+        wrapper = next((one for one in known if all(name.startswith(prefix + one) for name in main)), None)
+        if wrapper is None:
             break
-        found += again
-    return found
+        prefix += wrapper
+    return prefix
 
 
 def strip_wrapper(state: State, wrapper: str) -> dict[str, Tensor]:
-    """The main section's tensors without their wrapper."""
+    """Return the tensors of the main section, without the wrapper in their names."""
     return {name.removeprefix(wrapper): value for name, value in state.items() if "/" not in name}
 
 
 def first_words(names: Iterable[str]) -> set[str]:
-    """First words of the names."""
+    """Return the first words of dotted names."""
     return {name.split(".")[0] for name in names}
 
 
 def strip_prefix(state: State, prefix: str) -> dict[str, Tensor]:
-    """Tensors under a prefix, without it."""
+    """Return the tensors whose names start with a prefix, without it."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def build_head_rules(
-    state: State, prefix: str = "", *, twin: bool = False, numbered: bool = False
+    state: State, prefix: str = "", *, momentum: bool = False, numbered: bool = False
 ) -> tuple[PrefixRule, ...]:
-    """The rule for a head that sits inside a backbone: an MLP under ``fc`` or ``head``, or the last linear layer.
+    """Build the rule for a head inside a backbone: an MLP under ``fc`` or ``head``, or the last linear layer.
 
-    ``state``: the backbone's names, under ``prefix`` in the file. ``numbered``: a lone linear layer is a projector,
-    and so layer 0 of it; else it is a classifier.
+    Args:
+        state: The tensors of the backbone, without ``prefix``.
+        prefix: The prefix of the backbone in the file.
+        momentum: Whether the backbone belongs to the momentum encoder.
+        numbered: Whether a single linear layer is layer 0 of a projector; otherwise it is a classifier.
+
     """
-    own, role = ("head", Role.TWIN) if twin else ("", Role.HEAD)
+    own, role = ("head", Role.MOMENTUM_ENCODER) if momentum else ("", Role.HEAD)
     linear = [
         name.removesuffix(".weight")
         for name, value in state.items()
@@ -171,11 +186,6 @@ def build_head_rules(
         return ()
     top = linear[-1].split(".")[0]
     steps = [name for name in linear if re.fullmatch(rf"{top}\.\d+", name)]
-    whole = top in ("fc", "head") and len(steps) > 1
-    if whole:
+    if top in ("fc", "head") and len(steps) > 1:
         return (PrefixRule(prefix + top, role, own),)
     return (PrefixRule(prefix + linear[-1], role, ".".join([*([own] if own else []), "0"]) if numbered else own),)
-
-
-CLASSIFIER_NAMES = ("fc", "head", "heads", "classifier", "last_linear", "contrastive_head")
-"""Where networks of torchvision, timm and others keep their classifier."""

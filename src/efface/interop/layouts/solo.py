@@ -1,8 +1,8 @@
-"""solo-learn: ``backbone.*`` (older files: ``encoder.*``), ``projector.*``, ``predictor.*``, their ``momentum_*``
-twins, ``queue``, ``prototypes.*``, and a ``classifier`` trained beside it.
+"""solo-learn: ``backbone.*`` (older files: ``encoder.*``), ``projector.*``, ``predictor.*`` and more.
 
-A Lightning checkpoint; how the network was built stands only in ``args.json`` beside it. For CIFAR the stem is a
-3x3 convolution with padding 2 and there is no max-pool, which no shape shows.
+There may be momentum encoders ``momentum_*``, a ``queue``, ``prototypes.*``, and a ``classifier`` that was trained
+online. The file is a Lightning checkpoint; only ``args.json`` beside it says how the network was built. For CIFAR the
+stem is a 3x3 convolution with padding 2 and there is no max-pool, which no shape shows.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ SOLO_METHODS = {
     "simsiam": "simsiam",
     "vicreg": "vicreg",
 }
-OWN = {"projector", "momentum_projector", "momentum_head", "momentum_classifier", "dino_loss_func"}
+SOLO_MODULES = {"projector", "momentum_projector", "momentum_head", "momentum_classifier", "dino_loss_func"}
 
 
 def detect_solo(state: State, meta: Meta) -> Layout | None:
-    """A file that solo-learn's trainer wrote."""
+    """Recognize a file of solo-learn's trainer."""
     wrapper = find_wrapper(state, ("module.", "_orig_mod."))
     names = first_words(strip_wrapper(state, wrapper))
     body = next((name for name in ("backbone", "encoder") if name in names), None)
-    if body is None or not ("classifier" in names and (names & OWN or "args.json" in meta)):
+    if body is None or not ("classifier" in names and (names & SOLO_MODULES or "args.json" in meta)):
         return None
     method, cifar = _method(meta)
     notes = () if "args.json" in meta else ("args.json is not beside it: the stem's padding cannot be known",)
@@ -49,12 +49,12 @@ def detect_solo(state: State, meta: Meta) -> Layout | None:
         PrefixRule("head.mlp", Role.HEAD),
         PrefixRule("head", Role.HEAD),
         PrefixRule("predictor", Role.PREDICTOR),
-        PrefixRule(f"momentum_{body}", Role.TWIN, "backbone"),
-        PrefixRule("momentum_projector", Role.TWIN, "head"),
-        PrefixRule("momentum_head.last_layer", Role.TWIN, "prototypes"),
-        PrefixRule("momentum_head.mlp", Role.TWIN, "head"),
-        PrefixRule("momentum_head", Role.TWIN, "head"),
-        PrefixRule("momentum_predictor", Role.TWIN, "predictor"),
+        PrefixRule(f"momentum_{body}", Role.MOMENTUM_ENCODER, "backbone"),
+        PrefixRule("momentum_projector", Role.MOMENTUM_ENCODER, "head"),
+        PrefixRule("momentum_head.last_layer", Role.MOMENTUM_ENCODER, "prototypes"),
+        PrefixRule("momentum_head.mlp", Role.MOMENTUM_ENCODER, "head"),
+        PrefixRule("momentum_head", Role.MOMENTUM_ENCODER, "head"),
+        PrefixRule("momentum_predictor", Role.MOMENTUM_ENCODER, "predictor"),
         PrefixRule("queue", Role.QUEUE, "queue"),
         PrefixRule("queue_y", Role.QUEUE, "queue_y"),
         PrefixRule("local_memory_embeddings", Role.QUEUE, "local_memory_embeddings"),
@@ -74,7 +74,7 @@ def detect_solo(state: State, meta: Meta) -> Layout | None:
 
 
 def _method(meta: Meta) -> tuple[str, bool]:
-    """Method, and whether the network has the stem for CIFAR."""
+    """Return the method, and whether the network has the stem for CIFAR."""
     args: Any = meta.get("args.json") or {}
     data = args.get("data")
     dataset = str(data.get("dataset", "") if isinstance(data, dict) else args.get("dataset", ""))

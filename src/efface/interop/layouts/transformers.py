@@ -3,7 +3,7 @@
 ViT         ``vit.*`` (or nothing) and ``classifier``
 DINOv2      ``dinov2.*`` (or nothing) and ``classifier``
 CLIP        ``vision_model.*`` with ``visual_projection``; ``text_model.*`` with ``text_projection``; ``logit_scale``
-others      their base model's name in front of the backbone
+others      the name of their base model in front of the backbone
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ TEXT_PREFIXES = ("text_model", "text_projection", "logit_scale", "logit_bias")
 
 
 def detect_transformers(state: State, meta: Meta) -> Layout | None:
-    """A model of transformers: its ``config.json`` names a ``model_type``."""
+    """Recognize a model of transformers by the ``model_type`` in its ``config.json``."""
     config = meta.get("config.json")
     if not isinstance(config, Mapping) or "model_type" not in config:
         return None

@@ -1,1 +1,1 @@
-"""Figures of the report as inline SVG."""
+"""The figures of the pages, drawn as inline SVG."""

@@ -1,4 +1,4 @@
-"""The report's figures: from observations, findings and the log to panels with words beside them."""
+"""The figures of the report, drawn from observations, findings and the training log."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from efface.auditing import signals
 from efface.auditing.evidence import Evidence, Finding
 from efface.auditing.observations import Observations
 from efface.auditing.verdict import SignalVerdict
-from efface.reporting.figures import svg as figures_svg
+from efface.reporting.figures import svg
 from efface.reporting.figures.svg import Panel
 
 HISTOGRAM_BINS, ROC_POINTS = 28, 160
 LOWEST_RATE = 1e-3
-"""Where the logarithmic ROC begins, unless there are fewer examples than that."""
+"""Lower end of the logarithmic ROC axes, unless there are too few examples to resolve it."""
 LOOK_PHASE = "look"
-"""Phase of the log's lines that are looks at unseen examples: see :mod:`efface.training.history`."""
+"""Phase of the log lines that early stopping writes: see :mod:`efface.training.history`."""
 MODELS = {"original": "Before", "subject": "After", "oracle": "Retrained"}
 PART_LABELS = {"forget": "forget", "holdout": "never trained on", "retain": "retained"}
 
 
 @dataclass(frozen=True)
 class Plot:
-    """One panel with the words above it."""
+    """One panel with its title and an optional note."""
 
     title: str
     svg: Markup
@@ -38,7 +38,10 @@ class Plot:
 
 @dataclass(frozen=True)
 class Figure:
-    """Panels that belong together, with one key and one caption."""
+    """Panels that belong together, with one key and one caption.
+
+    ``key`` pairs a drawn sample with its label.
+    """
 
     plots: tuple[Plot, ...]
     caption: str
@@ -46,30 +49,35 @@ class Figure:
 
 
 def draw_intervals(judged: Sequence[SignalVerdict], delta: float, alpha: float) -> Markup:
-    """AUC with intervals of each signal before and after, against the band that counts as nothing to tell."""
+    """Draw the AUC of each signal before and after with its interval, and the band that counts as removed.
+
+    Args:
+        judged: Verdicts on the signals.
+        delta: Half the width of the band around 0.5.
+        alpha: Error rate of the verdict.
+
+    """
     values = [v for s in judged for v in (*s.power, s.value, s.low, s.high)]
     low, high = min(0.5 - 2 * delta, *values), max(0.5 + 2 * delta, *values)
     low, high = max(0.0, low - 0.02), min(1.0, high + 0.02)
     row, top = 24.0, 22.0
     height = top + len(judged) * (2 * row + 20) + 40
     panel = Panel(
-        figures_svg.Scale(low, high, 54, figures_svg.WIDTH - 10),
-        figures_svg.Scale(0, 1, height - 40, top),
-        figures_svg.WIDTH,
+        svg.Scale(low, high, 54, svg.WIDTH - 10),
+        svg.Scale(0, 1, height - 40, top),
+        svg.WIDTH,
         height,
     )
     a, b = panel.x(max(low, 0.5 - delta)), panel.x(min(high, 0.5 + delta))
-    panel.text("nothing to tell", (a + b) / 2, top - 9)
-    panel.axes("AUC: 0.5 is guessing, 1 is certain", "", figures_svg.nice_ticks(low, high), [])
+    panel.text("removed", (a + b) / 2, top - 9)
+    panel.axes("AUC: 0.5 is guessing, 1 is certain", "", svg.nice_ticks(low, high), [])
     said: list[str] = []
     for i, one in enumerate(judged):
         base = top + i * (2 * row + 20) + 14
         panel.text(one.signal, 8, base, anchor="start", kind="name")
-        where = f'x="{figures_svg.n(a)}" y="{figures_svg.n(base + 5)}" width="{figures_svg.n(b - a)}" height="{figures_svg.n(2 * row - 2)}"'
-        panel.add(f'<rect class="band" {where}/>')
-        panel.add(
-            f'<path class="line chance" d="M{figures_svg.n(panel.x(0.5))} {figures_svg.n(base + 5)}v{figures_svg.n(2 * row - 2)}"/>'
-        )
+        edge, tall = svg.n(base + 5), svg.n(2 * row - 2)
+        panel.add(f'<rect class="band" x="{svg.n(a)}" y="{edge}" width="{svg.n(b - a)}" height="{tall}"/>')
+        panel.add(f'<path class="line chance" d="M{svg.n(panel.x(0.5))} {edge}v{tall}"/>')
         for j, (when, kind, (v, lo, hi)) in enumerate(
             (("before", "original", one.power), ("after", "subject", (one.value, one.low, one.high)))
         ):
@@ -80,23 +88,23 @@ def draw_intervals(judged: Sequence[SignalVerdict], delta: float, alpha: float) 
         said.append(f"{one.signal}: before {one.power[0]:.3f}, after {one.value:.3f} ({one.word})")
     width = f"{100 * (1 - alpha):g} % before, {100 * (1 - 2 * alpha):g} % after"
     said.append(f"Whiskers: intervals of {width}. Band: {0.5 - delta:g} to {0.5 + delta:g}.")
-    return panel.svg("intervals", "How well the attack tells the forgotten examples", ". ".join(said))
+    return panel.svg("intervals", "How well the attack detects the forgotten examples", ". ".join(said))
 
 
 # ---- scores ----
 
 
-def build_evidence(seen: Mapping[str, Observations]) -> Evidence | None:
-    """The observations as evidence; None unless both the original and the subject are there."""
-    if "original" not in seen or "subject" not in seen:
+def build_evidence(observations: Mapping[str, Observations]) -> Evidence | None:
+    """Combine observations by role to evidence; None if the original or the subject is missing."""
+    if "original" not in observations or "subject" not in observations:
         return None
-    subject = seen["subject"]
-    oracles = [o for name, o in seen.items() if name.startswith("oracle") and o.model != subject.model]
-    return Evidence(seen["original"], subject, tuple(oracles))
+    subject = observations["subject"]
+    oracles = [o for name, o in observations.items() if name.startswith("oracle") and o.model != subject.model]
+    return Evidence(observations["original"], subject, tuple(oracles))
 
 
 def draw_histograms(evidence: Evidence, signal: str) -> Figure:
-    """Scores of the three parts before, after, and of the retrained models, on shared axes."""
+    """Draw the scores of forgotten, never-trained and retained examples before, after and retrained, on shared axes."""
     groups: dict[str, dict[str, list[np.ndarray]]] = {name: {} for name in MODELS}
     for name, observed, _ in evidence.models():
         for part in PART_LABELS:
@@ -120,8 +128,8 @@ def draw_histograms(evidence: Evidence, signal: str) -> Figure:
         panel.axes(
             "score (higher: more like a trained-on example)",
             "share of examples, %",
-            figures_svg.nice_ticks(low, high),
-            figures_svg.nice_ticks(0, top, 4),
+            svg.nice_ticks(low, high),
+            svg.nice_ticks(0, top, 4),
         )
         said: list[str] = []
         for part in ("retain", "holdout", "forget"):
@@ -132,21 +140,19 @@ def draw_histograms(evidence: Evidence, signal: str) -> Figure:
         many = len(evidence.oracles)
         title = MODELS[name] + (f" (mean of {many})" if name == "oracle" and many > 1 else "")
         plots.append(Plot(title, panel.svg(f"hist-{slug(signal)}-{name}", f"{signal}, {title}", "; ".join(said))))
-    key = tuple(
-        (figures_svg.draw_key_line(part), label) for part, label in PART_LABELS.items() if part in shares["subject"]
-    )
-    caption = "Raw scores. What lies beyond the axis is counted in the outermost bars."
+    key = tuple((svg.draw_key_line(part), label) for part, label in PART_LABELS.items() if part in shares["subject"])
+    caption = "Raw scores. Values outside the axis are counted in the outermost bars."
     return Figure(tuple(plots), caption, key)
 
 
 def counted(scores: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Percent of the scores in each bin; the outermost bins hold what lies beyond them."""
+    """Percentage of the scores in each bin; values outside the edges count in the outermost bins."""
     inside = np.clip(scores, edges[0], edges[-1])
     return 100 * np.histogram(inside, edges)[0] / len(scores)
 
 
 def outline(panel: Panel, edges: np.ndarray, shares: np.ndarray, part: str) -> None:
-    """A histogram as stairs; the forget set's is filled."""
+    """Draw a histogram as a step line, filled for the forget set."""
     stairs = [(float(edges[0]), 0.0)]
     for left, right, share in zip(edges[:-1], edges[1:], shares, strict=True):
         stairs += [(float(left), float(share)), (float(right), float(share))]
@@ -160,7 +166,7 @@ def outline(panel: Panel, edges: np.ndarray, shares: np.ndarray, part: str) -> N
 
 
 def draw_roc(evidence: Evidence, signal: str) -> Figure:
-    """ROC of forget against holdout on linear and logarithmic axes, of the score the verdict is about."""
+    """Draw the ROC of forget against holdout on linear and logarithmic axes, for the score that the verdict uses."""
     calibrated = bool(evidence.oracles)
     curves: list[tuple[str, str, np.ndarray, np.ndarray]] = []
     for name, observed, others in evidence.models():
@@ -178,7 +184,7 @@ def draw_roc(evidence: Evidence, signal: str) -> Figure:
     for log in (False, True):
         low = lowest if log else 0.0
         panel = Panel.of((low, 1.0), (low, 1.0), log=log, height=240)
-        ticks = figures_svg.decade_ticks(low, 1.0) if log else [0, 0.25, 0.5, 0.75, 1.0]
+        ticks = svg.decade_ticks(low, 1.0) if log else [0, 0.25, 0.5, 0.75, 1.0]
         panel.axes("false-positive rate", "true-positive rate", ticks, ticks)
         panel.line([(low, low), (1.0, 1.0)], "chance")
         for _, kind, members, others in reversed(curves):
@@ -190,29 +196,29 @@ def draw_roc(evidence: Evidence, signal: str) -> Figure:
 
 
 def roc_caption(oracles: int, lowest: float) -> str:
-    """Which score the curves are of, and where the logarithmic axes begin."""
+    """The caption of the ROC figure: the score and the lower end of the logarithmic axes."""
     models = "the retrained model" if oracles == 1 else f"{oracles} retrained models"
     score = f"the score minus the mean score of {models}" if oracles else "the raw score"
-    few = " (one retrained model has no others to compare with, so no curve of its own)" if oracles == 1 else ""
+    few = " (a single retrained model has no others for comparison, so it has no curve)" if oracles == 1 else ""
     return (
-        f"Forget against never-trained examples, by {score}, which is what the verdict is about{few}. "
-        f"The logarithmic axes begin at {lowest:.2g}; rates below are drawn at the edge."
+        f"Forgotten against never-trained examples, using {score}, as the verdict does{few}. "
+        f"The logarithmic axes start at {lowest:.2g}; lower rates are drawn at the edge."
     )
 
 
 def roc_key(curves: Sequence[tuple[str, str, np.ndarray, np.ndarray]]) -> tuple[tuple[Markup, str], ...]:
-    """One line per kind of model with its AUC, and the diagonal."""
+    """The key of the ROC figure: one line per kind of model with its AUC, and the diagonal."""
     rows: list[tuple[Markup, str]] = []
     for kind, label in MODELS.items():
         aucs = [stats.auc(m, o) for _, k, m, o in curves if k == kind]
         if aucs:
             many = f" ({len(aucs)} models, {min(aucs):.3f} to {max(aucs):.3f})" if len(aucs) > 1 else ""
-            rows.append((figures_svg.draw_key_line(kind), f"{label.lower()}: AUC {np.mean(aucs):.3f}{many}"))
-    return (*rows, (figures_svg.draw_key_line("chance"), "guessing"))
+            rows.append((svg.draw_key_line(kind), f"{label.lower()}: AUC {np.mean(aucs):.3f}{many}"))
+    return (*rows, (svg.draw_key_line("chance"), "guessing"))
 
 
-def roc_points(members: np.ndarray, nonmembers: np.ndarray, low: float) -> list[figures_svg.Point]:
-    """Points of a ROC curve inside the axes, about ``POINTS`` at most."""
+def roc_points(members: np.ndarray, nonmembers: np.ndarray, low: float) -> list[svg.Point]:
+    """Points of a ROC curve inside the axes, about ``ROC_POINTS`` at most."""
     fpr, tpr, _ = stats.roc(members, nonmembers)
     kept = np.flatnonzero(np.append(True, (np.diff(fpr) > 0) | (np.diff(tpr) > 0)))
     if len(kept) > ROC_POINTS:
@@ -226,7 +232,7 @@ def roc_points(members: np.ndarray, nonmembers: np.ndarray, low: float) -> list[
 
 
 def draw_residuals(signal: str, curve: Mapping[str, Sequence[float]]) -> Figure:
-    """What is still known of each forgotten example, sorted, each with its interval."""
+    """Draw the residual memory of each forgotten example with its interval, in descending order."""
     value, low, high = (np.asarray(curve[name], dtype=np.float64) for name in ("residual", "low", "high"))
     count = len(value)
     panel = Panel.of((0.0, max(1.0, count - 1.0)), (min(0.0, float(low.min())), max(0.0, float(high.max()))))
@@ -234,7 +240,7 @@ def draw_residuals(signal: str, curve: Mapping[str, Sequence[float]]) -> Figure:
         "forgotten examples, most remembered first",
         "residual memory",
         [],
-        figures_svg.nice_ticks(panel.y.low, panel.y.high, 4),
+        svg.nice_ticks(panel.y.low, panel.y.high, 4),
     )
     panel.area([*enumerate(high.tolist()), *reversed(list(enumerate(low.tolist())))], "spread")
     panel.line([(0.0, 0.0), (panel.x.high, 0.0)], "chance")
@@ -243,8 +249,8 @@ def draw_residuals(signal: str, curve: Mapping[str, Sequence[float]]) -> Figure:
     said = f"from {value[0]:.3g} to {value[-1]:.3g}; the interval of {above} of {count} lies above 0"
     drawn = panel.svg(f"residuals-{slug(signal)}", f"Residual memory of each forgotten example, {signal}", said)
     caption = (
-        "Score less what the references expect and less what never-trained examples show. Shade: 95 % of never-trained "
-        "examples would have 0 inside."
+        "Residual memory: the score minus its mean over the retrained models, minus the same of never-trained "
+        "examples. Shade: intervals that contain 0 for 95 % of never-trained examples."
     )
     return Figure((Plot(signal, drawn, said.replace("-", "\u2212")),), caption)
 
@@ -253,24 +259,24 @@ def draw_residuals(signal: str, curve: Mapping[str, Sequence[float]]) -> Figure:
 
 
 def draw_utility(findings: Sequence[Finding]) -> Markup | None:
-    """Accuracies before, after and of the retrained models, one row each; None where nothing was measured."""
+    """Draw each accuracy before, after and retrained, one row per measure; None if nothing was measured."""
     shown = [f for f in findings if f.unit == "share" and f.value is not None]
     if not shown:
         return None
     row, top = 36.0, 8.0
     height = top + row * len(shown) + 42
     panel = Panel(
-        figures_svg.Scale(0, 1, 10, figures_svg.WIDTH - 14),
-        figures_svg.Scale(0, 1, height - 40, top),
-        figures_svg.WIDTH,
+        svg.Scale(0, 1, 10, svg.WIDTH - 14),
+        svg.Scale(0, 1, height - 40, top),
+        svg.WIDTH,
         height,
     )
-    panel.axes("share of examples that are right", "", [0, 0.25, 0.5, 0.75, 1], [])
+    panel.axes("share of correct examples", "", [0, 0.25, 0.5, 0.75, 1], [])
     said: list[str] = []
     for i, one in enumerate(shown):
         at = top + row * i + 26
         panel.text(one.name.removeprefix("utility."), 10, at - 12, anchor="start", kind="name")
-        panel.add(f'<path class="grid" d="M10 {figures_svg.n(at)}H{figures_svg.n(figures_svg.WIDTH - 14)}"/>')
+        panel.add(f'<path class="grid" d="M10 {svg.n(at)}H{svg.n(svg.WIDTH - 14)}"/>')
         if one.interval:
             panel.whisker(*one.interval, at)
         values = {"original": one.original, "oracle": one.oracle, "subject": one.value}
@@ -279,17 +285,17 @@ def draw_utility(findings: Sequence[Finding]) -> Markup | None:
                 panel.mark(value, at, kind)
         told = ", ".join(f"{MODELS[k].lower()} {v:.3f}" for k, v in values.items() if v is not None)
         said.append(f"{one.name}: {told}")
-    return panel.svg("utility", "What the model is still good for", ". ".join(said))
+    return panel.svg("utility", "Utility", ". ".join(said))
 
 
 def draw_training(log: Sequence[Mapping[str, Any]]) -> Figure | None:
-    """Every named loss term of every phase over the steps, and the learning rate; None without a log."""
+    """Draw every loss term of every phase over the steps, and the learning rate; None without a log."""
     series: dict[str, list[tuple[float, float]]] = {}
     for i, line in enumerate(log):
         step = float(line.get("step", i + 1))
         phase = str(line.get("phase", "train"))
         if phase == LOOK_PHASE:
-            continue  # no losses: they have a figure of their own
+            continue  # no losses; drawn by efface.reporting.figures.curves.draw_stopping
         for term, value in line.get("terms", {}).items():
             series.setdefault(f"{phase}: {term}", []).append((step, float(value)))
         if line.get("lr") is not None:
@@ -301,38 +307,38 @@ def draw_training(log: Sequence[Mapping[str, Any]]) -> Figure | None:
     first, last = min(p[0][0] for p in series.values()), max(p[-1][0] for p in series.values())
     plots = tuple(draw_loss_curve(i, name, points, first, last) for i, (name, points) in enumerate(series.items()))
     caption = (
-        "One panel per term as the loop added it up, already weighted. Each has its own vertical axis. "
-        "Where steps share a pixel, the line is their mean and the shade goes from the lowest to the highest."
+        "One panel per loss term, after weighting. Each panel has its own vertical axis. "
+        "Where several steps share a pixel, the line shows their mean and the shade their range."
     )
     return Figure(plots, caption)
 
 
 def draw_loss_curve(i: int, name: str, points: Sequence[tuple[float, float]], first: float, last: float) -> Plot:
-    """One term over the steps."""
+    """Draw one term over the steps; values that are not finite are left out."""
     steps, values = (np.array(v, dtype=np.float64) for v in zip(*points, strict=True))
-    fine = np.isfinite(values)
-    lost = int((~fine).sum())
-    steps, values = steps[fine], values[fine]
-    note = f"{lost} values that are no finite numbers are left out" if lost else ""
+    finite = np.isfinite(values)
+    omitted = int((~finite).sum())
+    steps, values = steps[finite], values[finite]
+    note = f"values that are not finite and not shown: {omitted}" if omitted else ""
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
     pad = 0.06 * (high - low) or 0.5 * abs(high) or 0.5
     low, high = low - pad, high + pad
     panel = Panel.of((first, last if last > first else first + 1), (low, high), height=150)
-    panel.axes("step", "", figures_svg.nice_ticks(first, last, 4), figures_svg.nice_ticks(low, high, 3))
+    panel.axes("step", "", svg.nice_ticks(first, last, 4), svg.nice_ticks(low, high, 3))
     for run in runs(steps, values, first, last):
         if any(top > bottom for _, bottom, _, top in run):
             up, down = [(x, top) for x, _, _, top in run], [(x, bottom) for x, bottom, _, _ in run]
             panel.area(up + down[::-1], "spread")
         panel.line([(x, mean) for x, _, mean, _ in run], "subject")
-    told = f"{values[0]:.4g} at first, {values[-1]:.4g} at last, {len(values)} steps" if len(values) else ""
-    said = "; ".join(one for one in (told.replace("-", "\u2212"), note) if one)
+    summary = f"first {values[0]:.4g}, last {values[-1]:.4g}, {len(values)} steps" if len(values) else ""
+    said = "; ".join(one for one in (summary.replace("-", "\u2212"), note) if one)
     return Plot(name, panel.svg(f"term-{i}", name, said), said)
 
 
 def runs(
     steps: np.ndarray, values: np.ndarray, first: float, last: float
 ) -> list[list[tuple[float, float, float, float]]]:
-    """Values gathered by place on the axis as ``(step, lowest, mean, highest)``, cut where a phase paused."""
+    """Group values by position on the axis as ``(step, lowest, mean, highest)``, and split where a phase paused."""
     if not len(values):
         return []
     place = np.minimum(np.floor((steps - first) / max(last - first, 1.0) * ROC_POINTS), ROC_POINTS - 1)
@@ -348,5 +354,5 @@ def runs(
 
 
 def slug(text: str) -> str:
-    """Letters, digits and hyphens of a name, for an id on the page."""
+    """Turn a name into an id for the page, of ASCII letters, digits and hyphens."""
     return "".join(c if c.isalnum() and c.isascii() else "-" for c in text)

@@ -1,4 +1,4 @@
-"""Figures over the steps: looks at unseen examples while a method ran, and what relearning brings back."""
+"""Figures over training steps: the checks of early stopping, and relearning."""
 
 from __future__ import annotations
 
@@ -10,30 +10,31 @@ from efface.reporting.figures.audit import Figure, Plot, slug
 from efface.reporting.figures.svg import Panel
 from efface.training.history import StoppingCheck, StoppingResult
 
-WHAT = {"retain": "the retained examples", "forget": "the forgotten examples"}
+TRAINED_ON = {"retain": "the retained examples", "forget": "the forgotten examples"}
 
 
 def draw_relearning(findings: Sequence[Finding]) -> Figure | None:
-    """One panel per signal and kind of training, from ``relearn.*.steps``; None where nothing was relearned."""
+    """Draw one panel per signal and training data, from ``relearn.*.steps``; None without relearning."""
     found = [one for one in findings if one.name.startswith("relearn.") and one.details.get("curves")]
     if not found:
         return None
-    plots = tuple(_plot(one) for one in found)
-    many = any(name != "subject" for one in found for name in one.details["curves"])
+    plots = tuple(_plot_relearning(one) for one in found)
+    retrained = any(name != "subject" for one in found for name in one.details["curves"])
     key = (
         (svg.draw_key_line("subject"), "unlearned"),
-        *(((svg.draw_key_line("oracle"), "retrained"),) if many else ()),
+        *(((svg.draw_key_line("oracle"), "retrained"),) if retrained else ()),
     )
     caption = (
-        "AUC of forget against never-trained examples while a copy is trained on. Dashes: the level of the original. A "
-        "signal that returns by training on the retained examples alone was hidden, not removed; by training on the "
-        "forgotten ones it returns in every model, and only a quicker return than the retrained models’ tells."
+        "AUC of forgotten against never-trained examples while a copy of the model is trained further. Dashed line: "
+        "the original. A signal that returns after training on retained examples only was hidden, not removed. Training on "
+        "the forgotten examples brings it back in every model; only a faster return than in the retrained models is "
+        "evidence of a trace."
     )
     return Figure(plots, caption, (*key, (svg.draw_key_line("original"), "original")))
 
 
-def _plot(one: Finding) -> Plot:
-    on, signal = one.name.removeprefix("relearn.").removesuffix(".steps").split(".", 1)
+def _plot_relearning(one: Finding) -> Plot:
+    part, signal = one.name.removeprefix("relearn.").removesuffix(".steps").split(".", 1)
     curves = one.details["curves"]
     every = [v for curve in curves.values() for v in (*curve["auc"], curve["original"])]
     low, high = min(0.45, *every) - 0.02, max(0.55, *every) + 0.02
@@ -47,24 +48,25 @@ def _plot(one: Finding) -> Plot:
         points = list(zip(map(float, curve["steps"]), curve["auc"], strict=True))
         panel.line(points, "subject" if name == "subject" else "oracle")
     said = "; ".join(f"{name} {curve['auc'][0]:.3f} to {curve['auc'][-1]:.3f}" for name, curve in curves.items())
-    title = f"{signal}, trained on {WHAT.get(on, on)}"
+    title = f"{signal}, trained on {TRAINED_ON.get(part, part)}"
     return Plot(title, panel.svg(f"relearn-{slug(one.name)}", title, said), said)
 
 
 def draw_stopping(stopped: StoppingResult | None) -> Figure | None:
-    """One panel per space: AUC of F and of R against unseen examples at each look; None where there were none."""
+    """Draw one panel per space: AUC of F and R against validation examples at each check; None without checks."""
     if stopped is None or stopped.blind:
         return None
-    plots = tuple(_seen(space, stopped.looks, stopped.step, stopped.delta) for space in stopped.looks[0].forget)
+    plots = tuple(_plot_checks(space, stopped.looks, stopped.step, stopped.delta) for space in stopped.looks[0].forget)
     caption = (
-        "AUC of the margins against unseen examples (valid) at each look; 0.5: cannot be told apart. Shade: the "
-        f"interval, wider at each look so that looking often fools nobody. Fine lines: 0.5 ± {stopped.delta:g}. The "
-        "circle is the state that was given back. The audit looks at other examples."
+        "AUC of the margins against validation examples at each check; at 0.5 they cannot be distinguished. Shade: the "
+        "interval, corrected for the number of checks. Thin dashed lines: "
+        f"0.5 ± {stopped.delta:g}. The circle marks the selected state. The audit uses other examples."
     )
-    return Figure(plots, caption, ((svg.draw_key_line("forget"), "forget"), (svg.draw_key_line("retain"), "retained")))
+    key = ((svg.draw_key_line("forget"), "forgotten"), (svg.draw_key_line("retain"), "retained"))
+    return Figure(plots, caption, key)
 
 
-def _seen(space: str, looks: Sequence[StoppingCheck], chosen: int, delta: float) -> Plot:
+def _plot_checks(space: str, looks: Sequence[StoppingCheck], chosen: int, delta: float) -> Plot:
     steps, forget = [float(look.step) for look in looks], [look.forget[space] for look in looks]
     retain = [look.retain[space] for look in looks]
     every = [value for three in forget for value in three] + retain
@@ -81,4 +83,4 @@ def _seen(space: str, looks: Sequence[StoppingCheck], chosen: int, delta: float)
     if given:
         panel.mark(float(chosen), panel.y(given[-1]), "subject")
     said = f"forget {forget[0][0]:.3f} to {forget[-1][0]:.3f}, retained {retain[0]:.3f} to {retain[-1]:.3f}"
-    return Plot(space, panel.svg(f"looks-{slug(space)}", f"{space}: looks at unseen examples", said), said)
+    return Plot(space, panel.svg(f"looks-{slug(space)}", f"{space}: checks on validation examples", said), said)

@@ -1,4 +1,4 @@
-"""The plane of unlearning: what is still told of the forgotten, against what the retained lost for it."""
+"""The plane of forgotten against retained examples: what is still detected, and what was lost along the way."""
 
 from __future__ import annotations
 
@@ -13,20 +13,27 @@ from efface.reporting.figures.audit import MODELS, Figure, Plot, slug
 from efface.reporting.figures.svg import Panel
 
 WITHIN = 0.03
-"""How far the retained examples' AUC may fall before it is drawn as outside: a figure's choice, not a verdict's."""
+"""Fall of the retained examples' AUC up to which the figure draws a model as inside; the verdict does not use it."""
 
 
 def draw_forget_retain(evidence: Evidence, names: Sequence[str], delta: float) -> Figure | None:
-    """One panel per signal; None where no signal was seen on both the forgotten and the retained."""
+    """Draw one panel per signal; None if no signal was measured on both forgotten and retained examples.
+
+    Args:
+        evidence: Observations of original, subject and oracles.
+        names: Signals to draw.
+        delta: Half the width of the band around 0.5 that counts as removed.
+
+    """
     plots = tuple(plot for name in names if (plot := _plot(evidence, name, delta)))
     if not plots:
         return None
-    asked = "the retrained models" if evidence.oracles else "the model before"
-    score = "score less the retrained models’ mean" if evidence.oracles else "raw score"
+    reference = "the retrained models" if evidence.oracles else "the original"
+    score = "score minus the mean of the retrained models" if evidence.oracles else "raw score"
     caption = (
-        f"To the right the forgotten still stand out ({score}); upwards the retained stand out less than in {asked}: "
-        f"they were forgotten too. Dashed: 0.5 ± {delta:g}, and retained within {WITHIN:g}; the verdict is about the "
-        "horizontal axis alone."
+        f"Further right, the forgotten examples still stand out ({score}). Further up, the retained examples stand out "
+        f"less than in {reference}, so they were forgotten too. Dashed: 0.5 ± {delta:g} horizontally, ± {WITHIN:g} "
+        "vertically; the verdict uses only the horizontal axis."
     )
     shown = [kind for kind in MODELS if kind != "oracle" or len(evidence.oracles) > 1]
     return Figure(plots, caption, tuple((svg.draw_key_marker(kind), MODELS[kind].lower()) for kind in shown))
@@ -35,16 +42,28 @@ def draw_forget_retain(evidence: Evidence, names: Sequence[str], delta: float) -
 def forget_retain_point(
     evidence: Evidence, observed: Observations, others: Sequence[Observations], signal: str
 ) -> svg.Point | None:
-    """AUC of the forgotten, and how far the retained's AUC lies below that of ``others`` (or of the original)."""
-    asked = [signals.score_pair(one, "retain", signal) for one in others or (evidence.original,)]
+    """The position of a model in the plane.
+
+    Args:
+        evidence: Observations of original, subject and oracles.
+        observed: Observations of the model.
+        others: Observations of the retrained models to compare with; empty to compare with the original.
+        signal: The signal.
+
+    Returns:
+        AUC of the forgotten examples, and how far the AUC of the retained examples lies below that of ``others`` (or
+        of the original); None if the signal was not measured.
+
+    """
+    references = [signals.score_pair(one, "retain", signal) for one in others or (evidence.original,)]
     own = signals.score_pair(observed, "retain", signal)
-    if own is None or not all(asked) or not signals.has_signal(observed, "holdout", signal):
+    if own is None or not all(references) or not signals.has_signal(observed, "holdout", signal):
         return None
     if others:
         sides = [signals.calibrated_scores(observed, others, part, signal) for part in ("forget", "holdout")]
     else:
         sides = [signals.scores(observed, part, signal) for part in ("forget", "holdout")]
-    expected = mean_measured(stats.auc(*pair) for pair in asked if pair)
+    expected = mean_measured(stats.auc(*pair) for pair in references if pair)
     return None if expected is None else (stats.auc(*sides), expected - stats.auc(*own))
 
 
@@ -61,8 +80,8 @@ def _plot(evidence: Evidence, signal: str, delta: float) -> Plot | None:
     panel = Panel.of((low, high), (min(-1.5 * WITHIN, *ys) - 0.01, max(1.5 * WITHIN, *ys) + 0.01), left=54)
     corners = [(0.5 - delta, -WITHIN), (0.5 + delta, -WITHIN), (0.5 + delta, WITHIN), (0.5 - delta, WITHIN)]
     panel.axes(
-        "AUC of the forgotten: 0.5 is guessing",
-        "AUC of the retained fell by",
+        "AUC of forgotten: 0.5 is guessing",
+        "fall of the AUC of retained",
         svg.nice_ticks(low, high),
         svg.nice_ticks(panel.y.low, panel.y.high, 4),
     )
@@ -71,4 +90,4 @@ def _plot(evidence: Evidence, signal: str, delta: float) -> Plot | None:
         panel.mark(x, panel.y(y), kind)
     told = "; ".join(f"{MODELS[kind].lower()} {x:.3f}, fell by {y:.3f}" for kind, (x, y) in found)
     said = told.replace("-", "\u2212")
-    return Plot(signal, panel.svg(f"plane-{slug(signal)}", f"{signal}: forgotten against retained", said), said)
+    return Plot(signal, panel.svg(f"plane-{slug(signal)}", f"{signal}: forgotten and retained examples", said), said)

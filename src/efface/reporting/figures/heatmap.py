@@ -1,4 +1,4 @@
-"""Heat maps: a square of cells, drawn as one path per shade."""
+"""Draw a square matrix as a heat map."""
 
 from __future__ import annotations
 
@@ -9,14 +9,20 @@ from efface.auditing.formatting import format_number
 from efface.reporting.figures import svg
 
 SHADES = 10
-"""Steps between nothing and full."""
+"""Number of shades between no color and full color."""
 SIDE, TOP = 280.0, 12.0
 
 
 def heatmap(name: str, title: str, values: np.ndarray, most: float, divide: int | None = None) -> Markup:
-    """``values`` ``[n, n]`` as shades: full at ``most``, positive in the accent color, negative in the ink's.
+    """Draw a matrix as a heat map, one path per shade.
 
-    ``divide``: a line behind so many rows and columns. ``name`` must differ from every other graphic's on the page.
+    Args:
+        name: Id of the graphic; must be unique on the page.
+        title: Title for screen readers.
+        values: Matrix ``[n, n]``. Positive values have the accent color, negative values the text color.
+        most: Absolute value with full color.
+        divide: Draw a line after this number of rows and columns.
+
     """
     n, left = len(values), (svg.WIDTH - SIDE) / 2
     cell = SIDE / n
@@ -38,7 +44,7 @@ def heatmap(name: str, title: str, values: np.ndarray, most: float, divide: int 
         )
     drawn.append(f'<path class="axis" d="M{svg.n(left)} {svg.n(TOP)}h{svg.n(SIDE)}v{svg.n(SIDE)}h{svg.n(-SIDE)}z"/>')
     off = values[~np.eye(n, dtype=bool)]
-    said = f"{n} by {n}; diagonal {format_number(float(np.diag(values).mean()))} on average, "
+    said = f"{n} by {n}; mean of the diagonal {format_number(float(np.diag(values).mean()))}, "
     said += f"elsewhere {format_number(float(off.mean()))}"
     return svg.wrap_svg(name, title, said, "".join(drawn), svg.WIDTH, SIDE + 2 * TOP)
 

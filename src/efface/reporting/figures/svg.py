@@ -1,7 +1,7 @@
-"""Small panels of vector graphics, drawn by hand: the same bytes for the same numbers.
+"""Draw small plots as SVG, without a plotting library: equal numbers give equal bytes.
 
-A panel is about as wide as a phone, so that its letters stay readable everywhere; a wide page shows several
-in a row. Colors are the page's (CSS classes); what tells lines apart is their dash pattern, width and marker.
+A panel is about as wide as a phone screen, so that its text stays readable; a wide page shows several in a row.
+Colors come from CSS classes of the page; lines are distinguished by dash pattern, width and marker.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Point = tuple[float, float]
 
 
 def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers (1, 2, 5 times a power of ten) from ``low`` to ``high``, ends included."""
+    """Round numbers (1, 2 or 5 times a power of ten) from ``low`` to ``high`` inclusive, ``about`` as many as asked."""
     rough = (high - low) / max(1, about)
     if not rough > 0:
         return [low]
@@ -38,7 +38,7 @@ def decade_ticks(low: float, high: float) -> list[float]:
 
 
 def format_tick(value: float) -> str:
-    """A tick's label: no trailing zeros, a true minus."""
+    """The label of a tick, without trailing zeros and with a true minus sign."""
     small = value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e6)
     text = f"{value:.0e}" if small else f"{round(value, 6):,.6g}"
     if small:
@@ -49,7 +49,7 @@ def format_tick(value: float) -> str:
 
 @dataclass(frozen=True)
 class Scale:
-    """From numbers to pixels."""
+    """A mapping from numbers to pixels."""
 
     low: float
     high: float
@@ -58,7 +58,7 @@ class Scale:
     log: bool = False
 
     def __call__(self, value: float) -> float:
-        """Pixels of ``value``; on a logarithmic scale whatever lies below its low end is put there."""
+        """The pixel position of ``value``; a logarithmic scale clips values below its low end."""
         low, high, v = self.low, self.high, value
         if self.log:
             low, high, v = math.log10(low), math.log10(high), math.log10(max(value, low))
@@ -68,7 +68,14 @@ class Scale:
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """One plot: scales, and what is drawn on them, back to front."""
+    """One plot: two scales and the elements drawn on them, back to front.
+
+    Example:
+        >>> panel = Panel.of((0.0, 1.0), (0.0, 1.0))
+        >>> panel.line([(0.0, 0.0), (1.0, 1.0)], "chance")
+        >>> markup = panel.svg("diagonal", "Diagonal", "from 0 to 1")
+
+    """
 
     x: Scale
     y: Scale
@@ -80,11 +87,11 @@ class Panel:
     def of(
         x: Point, y: Point, *, log: bool = False, left: float = 46, bottom: float = 38, height: float = HEIGHT
     ) -> Panel:
-        """A panel whose axes run over the two ranges."""
+        """Build a panel whose axes cover the ranges ``x`` and ``y``."""
         return Panel(Scale(*x, left, WIDTH - 10, log), Scale(*y, height - bottom, 10, log), WIDTH, height)
 
     def add(self, element: str) -> None:
-        """Draw an element in front of the others."""
+        """Add an SVG element in front of the others."""
         self.drawn.append(element)
 
     def axes(
@@ -95,7 +102,7 @@ class Panel:
         yticks: Sequence[float],
         label: Callable[[float], str] = format_tick,
     ) -> None:
-        """Ticks, their labels, faint lines across, and what the axes measure."""
+        """Draw ticks, tick labels, horizontal grid lines and axis labels."""
         x0, x1, y0, y1 = self.x.start, self.x.end, self.y.start, self.y.end
         for tick in yticks:
             at = self.y(tick)
@@ -114,47 +121,47 @@ class Panel:
             self.add(f'<text class="label" {at}>{escape(ylabel)}</text>')
 
     def text(self, text: str, x: float, y: float, *, anchor: str = "middle", kind: str = "") -> None:
-        """Words at pixels."""
+        """Draw text at a pixel position."""
         named = f' class="{kind}"' if kind else ""
         self.add(f'<text{named} x="{n(x)}" y="{n(y)}" text-anchor="{anchor}">{escape(text)}</text>')
 
     def line(self, points: Sequence[Point], kind: str) -> None:
-        """A line through points, clipped to nothing: give points inside the ranges."""
+        """Draw a line through points, which must lie inside the ranges (lines are not clipped)."""
         if points:
             self.add(f'<path class="line {kind}" d="{self.path(points)}"/>')
 
     def area(self, points: Sequence[Point], kind: str) -> None:
-        """A filled outline."""
+        """Draw a filled polygon."""
         if points:
             self.add(f'<path class="area {kind}" d="{self.path(points)}Z"/>')
 
     def path(self, points: Sequence[Point]) -> str:
-        """The path data through points."""
+        """The SVG path data through points."""
         return "M" + "L".join(f"{n(self.x(x))} {n(self.y(y))}" for x, y in points)
 
     def mark(self, x: float, y_pixels: float, kind: str) -> None:
-        """A marker: ``subject`` a full circle, ``original`` an empty one, ``oracle`` an empty diamond."""
+        """Draw a filled circle (``subject``), an empty circle (``original``) or an empty diamond (``oracle``)."""
         self.add(marker(self.x(x), y_pixels, kind))
 
     def whisker(self, low: float, high: float, y_pixels: float) -> None:
-        """An interval with ends."""
+        """Draw an interval with end caps."""
         a, b, y = n(self.x(low)), n(self.x(high)), y_pixels
         self.add(f'<path class="whisker" d="M{a} {n(y)}H{b}M{a} {n(y - 4)}v8M{b} {n(y - 4)}v8"/>')
 
     def svg(self, name: str, title: str, description: str) -> Markup:
-        """The finished graphic; ``name`` must differ from every other's on the page."""
+        """The finished SVG element; ``name`` must be unique on the page."""
         return wrap_svg(name, title, description, "".join(self.drawn), self.width, self.height)
 
 
 def marker(x: float, y: float, kind: str) -> str:
-    """A marker at pixels."""
+    """The SVG element of a marker at a pixel position."""
     if kind == "oracle":
         return f'<path class="mark oracle" d="M{n(x)} {n(y - 5)}l5 5l-5 5l-5 -5z"/>'
     return f'<circle class="mark {kind}" cx="{n(x)}" cy="{n(y)}" r="{4.5 if kind == "subject" else 4}"/>'
 
 
 def wrap_svg(name: str, title: str, description: str, content: str, width: float, height: float) -> Markup:
-    """An SVG element with its title and description for those who cannot see it."""
+    """Wrap content in an SVG element with a title and a description for screen readers."""
     size = f'viewBox="0 0 {n(width)} {n(height)}" width="{n(width)}" height="{n(height)}"'
     return Markup(
         f'<svg class="plot" role="img" aria-labelledby="{name}-t {name}-d" {size} '
@@ -164,7 +171,7 @@ def wrap_svg(name: str, title: str, description: str, content: str, width: float
 
 
 def draw_key_line(kind: str) -> Markup:
-    """A short piece of line as it is drawn, for a key."""
+    """A short sample of a line, for a key."""
     return Markup(
         '<svg class="sample" viewBox="0 0 28 12" width="28" height="12" aria-hidden="true">'
         f'<path class="line {kind}" d="M1 6H27"/></svg>'
@@ -172,13 +179,13 @@ def draw_key_line(kind: str) -> Markup:
 
 
 def draw_key_marker(kind: str) -> Markup:
-    """A marker as it is drawn, for a key."""
+    """A sample of a marker, for a key."""
     return Markup('<svg class="keymark" width="12" height="12" aria-hidden="true">{}</svg>').format(
         Markup(marker(6, 6, kind))
     )
 
 
 def n(pixels: float) -> str:
-    """Pixels to a tenth: finer cannot be seen, and is not the same on every machine."""
+    """Format pixels with one decimal: finer is invisible, and differs between machines."""
     text = f"{round(pixels, 1) + 0.0:.1f}"
     return text.removesuffix(".0")

@@ -1,1 +1,1 @@
-"""Networks: backbones and text towers, ours and those of other libraries, always untrained."""
+"""Untrained networks: backbones and text towers, efface's own and those of other libraries."""

@@ -1,10 +1,10 @@
-"""Attention maps of transformers from timm: how much each patch of an image is looked at in the last block.
+"""Attention maps of transformers from timm: how much attention each patch of an image gets in the last block.
 
-    with a class token that the features come from     A_p = mean over heads of attention(class -> p)
-    otherwise (pooled tokens, windows)                 A_p = mean over heads and over patches q of attention(q -> p)
+    features are the class token           A_p = mean over heads of attention(class -> p)
+    otherwise (pooled tokens, windows)     A_p = mean over heads and over patches q of attention(q -> p)
 
-p, q: patches (Swin: cells of the last stage, each looked at by the cells of its own window). The maps are the
-block's own softmax, read while it runs; the network's outputs do not change.
+p, q: patches (Swin: cells of the last stage, which attend to cells of the same window). The maps are the block's own
+softmax, captured by a hook; the outputs of the network do not change.
 """
 
 from __future__ import annotations
@@ -18,71 +18,94 @@ from torch import Tensor, nn
 from efface.errors import EffaceError
 
 Reader = Callable[[Tensor, tuple[int, int]], Tensor]
-"""``(weights [B', heads, queries, keys], (height, width) of the images) -> maps [B, rows, columns]``."""
+"""Turns attention weights into maps: ``(weights [B', heads, queries, keys], image size) -> [B, rows, columns]``."""
 
 
 def find_attention_reader(backbone: nn.Module, who: str = "Reading attention maps") -> tuple[Any, Reader]:
-    """The last attention layer and how its weights are read; an error, in ``who``'s name, where there is none."""
+    """Find the last attention layer of a transformer, and how to turn its weights into maps.
+
+    Args:
+        backbone: The network.
+        who: What needs the maps, for the error message.
+
+    Raises:
+        EffaceError: If the backbone is not a transformer whose attention can be read.
+
+    """
     import timm.models as timm  # slow to import, rarely needed
 
     if isinstance(backbone, timm.VisionTransformer):
         block: Any = backbone.blocks[-1]
         if isinstance(block.attn, timm.vision_transformer.Attention):  # pyright: ignore[reportPrivateImportUsage]
-            return block.attn, lambda weights, size: _tokens(backbone, weights, size)
+            return block.attn, lambda weights, size: _read_tokens(backbone, weights, size)
     if isinstance(backbone, timm.SwinTransformer):
         stage: Any = list(backbone.layers)[-1]
         block = list(stage.blocks)[-1]
-        return block.attn, lambda weights, size: _windows(block, weights)
+        return block.attn, lambda weights, size: _read_windows(block, weights)
     raise EffaceError(
         f"{who} needs a transformer whose attention maps can be read, and this backbone is a "
         f"{type(backbone).__name__}.",
-        "They can be read of timm's vision transformers (ViT, DeiT) and of Swin.",
-        "Pretrain with backbone.name=timm:vit_tiny_patch16_224 and options that fit the images, or take a method "
+        "Supported are timm's vision transformers (ViT, DeiT) and Swin.",
+        "Pretrain with backbone.name=timm:vit_tiny_patch16_224 and options that fit the images, or use a method "
         "that works on any backbone.",
     )
 
 
 def compute_attention_maps(backbone: nn.Module, x: Tensor) -> Tensor:
-    """Maps [B, rows, columns] >= 0 of normalized images [B, C, H, W], from the last block; higher: more looked at."""
+    """Compute the attention maps of the last block.
+
+    Args:
+        backbone: A transformer from timm.
+        x: Normalized images, [B, C, H, W].
+
+    Returns:
+        Maps, [B, rows, columns] >= 0; higher: more attention to the patch.
+
+    Raises:
+        EffaceError: If the backbone is not a transformer whose attention can be read.
+
+    """
     layer, read = find_attention_reader(backbone)
-    seen: list[Tensor] = []
+    captured: list[Tensor] = []
     fused = layer.fused_attn
-    layer.fused_attn = False  # the fused kernel never forms the weights
-    hook = layer.attn_drop.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].float()))
+    layer.fused_attn = False  # the fused kernel never computes the weights
+    hook = layer.attn_drop.register_forward_pre_hook(lambda _module, inputs: captured.append(inputs[0].float()))
     try:
         with torch.no_grad():
             backbone(x)
     finally:
         hook.remove()
         layer.fused_attn = fused
-    return read(seen[-1], (x.shape[2], x.shape[3]))
+    return read(captured[-1], (x.shape[2], x.shape[3]))
 
 
-def _tokens(backbone: Any, weights: Tensor, size: tuple[int, int]) -> Tensor:
+def _read_tokens(backbone: Any, weights: Tensor, size: tuple[int, int]) -> Tensor:
+    """Map the attention of a ViT: that of the class token, or the mean over patches if the features are pooled."""
     first = backbone.num_prefix_tokens
-    heads = weights.mean(1)
-    rows = heads[:, 0] if backbone.global_pool == "token" else heads[:, first:].mean(1)
+    mean = weights.mean(1)
+    rows = mean[:, 0] if backbone.global_pool == "token" else mean[:, first:].mean(1)
     patch: tuple[int, int] = backbone.patch_embed.patch_size
     grid = size[0] // patch[0], size[1] // patch[1]
     if grid[0] * grid[1] != rows.shape[1] - first:
         raise EffaceError(
             f"The {rows.shape[1] - first} tokens of this transformer are not the {grid[0]}x{grid[1]} patches of its "
             "images.",
-            "So it is unknown which pixels a token stands for.",
-            "Take a transformer that cuts the image itself into patches, such as timm:vit_tiny_patch16_224.",
+            "So it is unknown which pixels each token represents.",
+            "Use a transformer that cuts the image itself into patches, such as timm:vit_tiny_patch16_224.",
         )
     return rows[:, first:].unflatten(1, grid)
 
 
-def _windows(block: Any, weights: Tensor) -> Tensor:
+def _read_windows(block: Any, weights: Tensor) -> Tensor:
+    """Map the attention of a Swin block: the mean over the cells of each window, put back in place."""
     from timm.models.swin_transformer import window_partition, window_reverse
 
     (height, width), (h, w), shift = block.input_resolution, block.window_size, block.shift_size
-    whole = -(-height // h) * h, -(-width // w) * w
-    real = weights.new_zeros(1, *whole, 1)
-    real[:, :height, :width] = 1  # what is filled up at the border neither looks nor is looked at
-    asks = window_partition(real, (h, w)).view(-1, h * w)
-    asks = asks.repeat(len(weights) // len(asks), 1)
-    received = (weights.mean(1) * asks[:, :, None]).sum(1) / asks.sum(1, keepdim=True)
-    maps = window_reverse(received.view(-1, h, w, 1), (h, w), *whole)
+    padded = -(-height // h) * h, -(-width // w) * w
+    inside = weights.new_zeros(1, *padded, 1)
+    inside[:, :height, :width] = 1  # padding at the border is no query, and gets no place in the map
+    queries = window_partition(inside, (h, w)).view(-1, h * w)
+    queries = queries.repeat(len(weights) // len(queries), 1)
+    received = (weights.mean(1) * queries[:, :, None]).sum(1) / queries.sum(1, keepdim=True)
+    maps = window_reverse(received.view(-1, h, w, 1), (h, w), *padded)
     return maps[:, :height, :width, 0].roll(shift, (1, 2))

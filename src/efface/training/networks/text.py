@@ -1,12 +1,12 @@
-"""Text towers: captions in, embeddings out [B, dim]. A name and a few numbers make one, as for backbones.
+"""Text towers: networks from captions to embeddings [B, dim], built from a name and a few numbers.
 
-``words``           a small transformer over hashed words; needs no extra
-``open_clip:NAME``  the text tower of any model of open_clip with its own tokenizer, untrained (the extra ``clip``);
-                    ``open_clip:custom``: everything is in the options
+``words``           a small transformer over hashed words; needs no extra dependency
+``open_clip:NAME``  the untrained text tower of a model of open_clip with its tokenizer (the extra ``clip``);
+                    ``open_clip:custom``: the options hold the whole configuration
 
-A word's number is a hash of the word. A vocabulary taken from the captions would list the words of forgotten ones,
-and no change of weights would take them out of the checkpoint again; here nothing of the captions is kept. The price:
-two words may share a row, and writing without spaces is cut into characters.
+A word's token is a hash of the word. A vocabulary built from the captions would list the words of forgotten ones, and
+no update of the weights would remove them from the checkpoint; a hash stores nothing about the captions. In exchange,
+two words may share an embedding, and scripts without spaces are split into characters.
 """
 
 from __future__ import annotations
@@ -27,42 +27,51 @@ from efface.errors import EffaceError
 from efface.training.networks.text_tower import TextTower
 
 PAD, START_TOKEN, FIRST = 0, 1, 2
-"""Numbers of no word, of the beginning, and of the first row for words."""
+"""Tokens of the padding, of the start, and of the first word."""
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+|[^\w\s]")
-"""A character of a script without spaces, a word, or a sign."""
+"""A character of a script without spaces, a word, or a punctuation mark."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextEncoder:
-    """Which network turns captions into embeddings."""
+    """Settings of the network that turns captions into embeddings.
+
+    Example:
+        >>> tower = TextEncoder(name="words", width=64).build(dim=128)
+        >>> embeddings = tower(["a red shoe", "two cats"])
+
+    """
 
     name: str = "words"
     """``words`` or ``open_clip:NAME``."""
     width: int = 64
     """Width of the transformer (``words`` only, as are the next four)."""
     depth: int = 2
-    """Blocks."""
+    """Transformer blocks."""
     heads: int = 4
-    """Attention heads; they divide the width."""
+    """Attention heads; the width must be divisible by them."""
     context: int = 20
-    """Words of a caption that are read; the rest is cut off."""
+    """Largest number of words per caption; the rest is cut off."""
     buckets: int = 4096
-    """Rows that words are hashed to."""
+    """Number of embeddings that words are hashed to."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Of open_clip's text tower: what its ``text_cfg`` takes (``width``, ``layers`` ...), and ``quick_gelu``."""
+    """For open_clip: entries of its ``text_cfg`` (``width``, ``layers`` ...), and ``quick_gelu``."""
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads", "context", "buckets"):
             if getattr(self, name) < 1:
-                raise EffaceError(f"text.{name} cannot be {getattr(self, name)}.", "It is at least 1.")
+                raise EffaceError(f"text.{name} cannot be {getattr(self, name)}.", "It must be at least 1.")
         if self.width % self.heads:
-            raise EffaceError(f"{self.heads} heads do not divide a text tower of width {self.width}.")
+            raise EffaceError(
+                f"A text tower of width {self.width} cannot have {self.heads} heads.",
+                "The width must be divisible by them.",
+            )
 
     def build(self, dim: int) -> TextTower:
-        """A fresh text tower with ``dim`` outputs."""
+        """Build an untrained text tower with ``dim`` outputs."""
         library, colon, model = self.name.partition(":")
         if colon and library == "open_clip":
-            from efface.training.networks.open_clip import build_text_tower  # the extra, slow to import
+            from efface.training.networks.open_clip import build_text_tower  # an optional dependency, slow to import
 
             return build_text_tower(model, dim, self.options)
         if self.name != "words":
@@ -73,13 +82,13 @@ class TextEncoder:
 
 @dataclass(frozen=True)
 class HashingTokenizer:
-    """Captions to hashed words."""
+    """Turns captions into hashes of their words."""
 
     context: int
     buckets: int
 
     def __call__(self, captions: Sequence[str]) -> Tensor:
-        """Start, then the words in lower case, then nothing: int64 [B, 1 + words of the longest]."""
+        """Tokenize captions: start, lower-case words, padding; int64 [B, 1 + words of the longest]."""
         rows = [
             [
                 START_TOKEN,
@@ -97,7 +106,7 @@ def _hash(word: str) -> int:
 
 
 class TextTransformer(nn.Module):
-    """A pre-norm transformer that sees all words at once; the embedding is the projected mean over them."""
+    """A pre-norm transformer without causal mask; the embedding is the projected mean over all words."""
 
     def __init__(self, width: int, depth: int, heads: int, context: int, buckets: int, dim: int) -> None:
         super().__init__()
@@ -109,17 +118,17 @@ class TextTransformer(nn.Module):
         nn.init.normal_(self.words.weight, std=0.02)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """int64 [B, L] -> [B, dim]."""
-        there = tokens != PAD
+        """Map tokens, int64 [B, L], to embeddings, [B, dim]."""
+        mask = tokens != PAD
         x = self.words(tokens) + self.places[: tokens.shape[1]]
         for block in self.blocks:
-            x = block(x, there)
-        x = self.norm(x) * there[..., None]
-        return (x.sum(1) / there.sum(1, keepdim=True)) @ self.proj
+            x = block(x, mask)
+        x = self.norm(x) * mask[..., None]
+        return (x.sum(1) / mask.sum(1, keepdim=True)) @ self.proj
 
 
 class TransformerBlock(nn.Module):
-    """Attention and a two-layer network, each around a shortcut."""
+    """Attention and a two-layer network, each with a residual connection."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -128,10 +137,10 @@ class TransformerBlock(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, x: Tensor, there: Tensor) -> Tensor:
-        """[B, L, width] -> the same; ``there`` [B, L]: which places hold a word and may be looked at."""
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Transform [B, L, width] to the same shape; ``mask`` [B, L] is true where there is a token to attend to."""
         batch, length, width = x.shape
         parts = self.qkv(self.norm1(x)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        seen = F.scaled_dot_product_attention(*parts, attn_mask=there[:, None, None])
-        x = x + self.out(seen.transpose(1, 2).reshape(batch, length, width))
+        attended = F.scaled_dot_product_attention(*parts, attn_mask=mask[:, None, None])
+        x = x + self.out(attended.transpose(1, 2).reshape(batch, length, width))
         return x + self.mlp(self.norm2(x))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 Tokenizer = Callable[[Sequence[str]], Tensor]
-"""B captions to token numbers, int64 [B, L]."""
+"""Maps B captions to token numbers, int64 [B, L]."""
 
 
 class TextTower(nn.Module):
@@ -18,6 +18,6 @@ class TextTower(nn.Module):
         self.tokenizer, self.network = tokenizer, network
 
     def forward(self, captions: Sequence[str]) -> Tensor:
-        """Un-normalized embeddings, [B, dim]."""
+        """Compute un-normalized embeddings of B captions, [B, dim]."""
         weight = next(self.network.parameters())
         return self.network(self.tokenizer(captions).to(weight.device))

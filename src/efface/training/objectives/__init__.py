@@ -1,6 +1,7 @@
-"""Objectives: what a checkpoint was trained with. Methods talk to the protocol and never ask which one it is.
+"""Training objectives. Methods use the protocol and never ask which objective a checkpoint was trained with.
 
-Adding one: a file here with a frozen dataclass, one line in ``OBJECTIVES``, a slow twin in ``tests/reference``.
+To add one: write a frozen dataclass in a file of this folder, add a line to ``OBJECTIVES``, and write a reference
+implementation in ``tests/reference``.
 """
 
 from efface import config
@@ -42,7 +43,12 @@ OBJECTIVES: dict[str, type[Objective]] = {
 
 
 def objective_class(name: str) -> type[Objective]:
-    """The objective called ``name``, or an error that suggests the nearest."""
+    """Look up the objective called ``name``.
+
+    Raises:
+        EffaceError: If there is none; the message suggests the nearest name.
+
+    """
     if name not in OBJECTIVES:
         raise unknown_name_error("objective", name, OBJECTIVES)
     return OBJECTIVES[name]

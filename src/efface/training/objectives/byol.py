@@ -1,12 +1,12 @@
-"""BYOL: predict the momentum twin's view of the same image; there are no negatives.
+"""BYOL: predict the momentum encoder's projection of another view of the image, without negatives.
 
-    ℓ(θ; x) = ½ Σ_{(t,t') both ways} [ 2 - 2 cos( p(g(f(t x))), sg[ twin(t' x) ] ) ]
+    ℓ(θ; x) = ½ Σ_{(t,t') both ways} [ 2 - 2 cos( p(g(f(t x))), sg[ ema(t' x) ] ) ]
 
-p: predictor; g: projector; sg: no gradient.
+p: predictor; g: projector; ema: momentum encoder; sg: stop-gradient.
 
 Source      Grill et al., Bootstrap Your Own Latent, 2020, arXiv 2006.07733.
 Departures  the two directions are averaged, not added (half the paper's loss); constant momentum.
-Tests kill  a twin that receives gradients; a missing predictor; one direction only.
+Tests cover a momentum encoder that receives gradients; a missing predictor; one direction only.
 """
 
 from __future__ import annotations
@@ -22,32 +22,29 @@ from torch import Tensor, nn
 from efface.training.batch import Batch, ContrastiveTerms, LossOutput
 from efface.training.model import Model
 from efface.training.objectives.shared import (
+    BaseObjective,
     ProjectorLayer,
     build_projector,
-    cosine_distance,
     normalize_rows,
-    swap_second_view,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Byol:
-    """A projector and a predictor with BatchNorm, and a momentum twin."""
+class Byol(BaseObjective):
+    """BYOL with a two-layer projector, a predictor and a momentum encoder."""
 
-    needs_labels: ClassVar[bool] = False
     contrasts_pairs: ClassVar[bool] = True
-    needs_captions: ClassVar[bool] = False
     momentum: float = 0.99
-    """m of the twin's moving average, in [0, 1)."""
+    """m of the momentum encoder's moving average, in [0, 1)."""
     dim: int = 128
     """Width of the projector's and the predictor's output."""
     hidden: int | None = None
-    """Width of both hidden layers; by default the backbone's."""
+    """Width of both hidden layers; by default that of the backbone's features."""
     layers: tuple[ProjectorLayer, ...] | None = None
-    """Layers of the projector and of the predictor; by default plain, norm, relu, plain."""
+    """Layers of the projector and of the predictor, in order; by default plain, norm, relu, plain."""
 
     def build_model(self, backbone: nn.Module, dim: int, classes: int, mean: Tensor, std: Tensor) -> Model:
-        """A projector, a predictor and a twin that starts as a copy."""
+        """Build a model with a projector, a predictor and a momentum encoder that starts as a copy."""
         hidden = self.hidden or dim
         model = Model(backbone, build_projector(dim, hidden, self.dim, norm=True, layers=self.layers), self, mean, std)
         model.predictor = build_projector(self.dim, hidden, self.dim, norm=True, layers=self.layers)
@@ -60,7 +57,7 @@ class Byol:
         return model.predictor(model(x))
 
     def loss(self, model: Model, batch: Batch) -> LossOutput:
-        """2 - 2 cos of prediction and target, both directions averaged, [B], in [0, 4]."""
+        """Compute 2 - 2 cos of prediction and target, both directions averaged, [B], in [0, 4]."""
         both = torch.cat([batch.view(0), batch.view(1)])
         with torch.no_grad():
             target = model(both, model.momentum_encoder)
@@ -69,13 +66,13 @@ class Byol:
         return LossOutput(distance.view(2, -1).mean(0))
 
     def anchor_loss(self, model: Model, batch: Batch) -> Callable[[Tensor], Tensor]:
-        """Only the direction anchor -> second view; the target is a constant."""
+        """Use only the direction anchor -> second view; the target is a constant."""
         with torch.no_grad():
             target = model(batch.view(1), model.momentum_encoder)
         return lambda x: 2 - 2 * F.cosine_similarity(self._predict(model, x), target, dim=-1)
 
     def contrastive_terms(self, model: Model, batch: Batch, others: Batch) -> ContrastiveTerms:
-        """Both directions averaged; nothing is pushed, and further partners go through the twin, without gradient."""
+        """Average both directions; nothing repels, and partners come from the momentum encoder, without gradient."""
         both = torch.cat([batch.view(0), batch.view(1)])
         with torch.no_grad():
             target, partners = normalize_rows(
@@ -86,18 +83,10 @@ class Byol:
         return ContrastiveTerms(predicted[: len(batch)], attract, torch.full_like(attract, 2.0), partners)
 
     def after_step(self, model: Model, carry: Tensor | None) -> None:
-        """The twin follows."""
+        """Update the momentum encoder."""
         model.update_ema(self.momentum)
 
-    def distance(self, a: Tensor, b: Tensor) -> Tensor:
-        """1 - cosine, [B]."""
-        return cosine_distance(a, b)
-
-    def corrupt_targets(self, batch: Batch, rng: torch.Generator) -> Batch:
-        """Another image's view as the target."""
-        return swap_second_view(batch, rng)
-
     def purge(self, model: Model, retain: Iterable[Batch]) -> dict[str, str]:
-        """The twin becomes a copy of the online network."""
+        """Reset the momentum encoder to the online network."""
         model.add_momentum_encoder()
         return {"twin": "copied from the online network"}

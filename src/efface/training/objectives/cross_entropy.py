@@ -1,14 +1,14 @@
-"""Cross-entropy: a classifier, trained with labels.
+"""Cross-entropy: a classifier trained with labels.
 
     ℓ(θ; x, y) = -log softmax(h(f(t x)))_y
 
-h: the linear head; t: one random view. Disagreement of two classifiers is Hinton's
+h: the linear head; t: one random view. The distance between two classifiers with logits a, b is Hinton's
 T² · KL(softmax(a/T) ‖ softmax(b/T)).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,23 +17,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from efface.errors import EffaceError
-from efface.training.batch import Batch, ContrastiveTerms, LossOutput
+from efface.training.batch import Batch, LossOutput
 from efface.training.model import Model
-from efface.training.objectives.shared import no_pairs_error
+from efface.training.objectives.shared import BaseObjective
 
 
 @dataclass(frozen=True, kw_only=True)
-class CrossEntropy:
-    """A linear head over the classes; the state is the weights alone."""
+class CrossEntropy(BaseObjective):
+    """A classifier with a linear head; it has no state but the weights."""
 
     needs_labels: ClassVar[bool] = True
-    contrasts_pairs: ClassVar[bool] = False
-    needs_captions: ClassVar[bool] = False
     temperature: float = 1.0
-    """Temperature T of the distance between two classifiers; the loss itself has none."""
+    """Temperature T of the distance between two classifiers; the loss does not use it."""
 
     def build_model(self, backbone: nn.Module, dim: int, classes: int, mean: Tensor, std: Tensor) -> Model:
-        """A linear head of ``classes`` outputs."""
+        """Build a model with a linear head of ``classes`` outputs."""
         if classes < 2:
             raise EffaceError(
                 "cross_entropy needs labels of at least two classes.",
@@ -43,38 +41,27 @@ class CrossEntropy:
         return Model(backbone, nn.Linear(dim, classes), self, mean, std)
 
     def loss(self, model: Model, batch: Batch) -> LossOutput:
-        """Cross-entropy of the first view, [B]."""
+        """Compute the cross-entropy of the first view, [B]."""
         return LossOutput(F.cross_entropy(model(batch.view(0)), batch.labels(), reduction="none"))
 
     def anchor_loss(self, model: Model, batch: Batch) -> Callable[[Tensor], Tensor]:
-        """The loss of each image is a function of that image alone."""
+        """Return the cross-entropy as a function of the images; it never depends on other examples."""
         return lambda x: F.cross_entropy(model(x), batch.labels(), reduction="none")
 
-    def contrastive_terms(self, model: Model, batch: Batch, others: Batch) -> ContrastiveTerms:
-        """A classifier compares no pairs: an error."""
-        raise no_pairs_error("A classifier")
-
-    def after_step(self, model: Model, carry: Tensor | None) -> None:
-        """There is neither twin nor queue."""
-
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
-        """T² · KL(softmax(a/T) ‖ softmax(b/T)), [B] >= 0."""
+        """Compute T² · KL(softmax(a/T) ‖ softmax(b/T)), [B] >= 0."""
         log_a, log_b = F.log_softmax(a / self.temperature, -1), F.log_softmax(b / self.temperature, -1)
         return self.temperature**2 * (log_a.exp() * (log_a - log_b)).sum(-1)
 
     def corrupt_targets(self, batch: Batch, rng: torch.Generator) -> Batch:
-        """Each label becomes another one, uniformly among the labels of the batch that differ from it.
+        """Replace each label by another one, drawn uniformly from the other labels in the batch.
 
-        An example is left as it is only where the whole batch has one label.
+        If all examples of the batch have the same label, they keep it.
         """
         y = batch.labels()
         pool = y.unique()
         if len(pool) < 2:
             return batch
-        place = torch.searchsorted(pool, y)
+        index = torch.searchsorted(pool, y)
         shift = torch.randint(1, len(pool), (len(y),), generator=rng).to(y.device)
-        return batch.copy_with(y=pool[(place + shift) % len(pool)])
-
-    def purge(self, model: Model, retain: Iterable[Batch]) -> dict[str, str]:
-        """There is neither twin nor queue."""
-        return {}
+        return batch.copy_with(y=pool[(index + shift) % len(pool)])

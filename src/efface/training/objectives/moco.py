@@ -1,14 +1,14 @@
-"""MoCo: a view agrees with its momentum twin's view, against a queue of past keys.
+"""MoCo: a view agrees with the momentum encoder's view of the image, in contrast to a queue of past keys.
 
     ℓ(θ; x) = -log e^{q·k/τ} / ( e^{q·k/τ} + Σ_{n ∈ queue} e^{q·n/τ} )
 
-q: normalized projection of one view; k: the twin's normalized projection of another view, without gradient.
-After each step the twin moves by m to the online network and the batch's keys enter the queue.
+q: normalized projection of one view; k: the momentum encoder's normalized projection of another view, without
+gradient. After each step the momentum encoder is updated with momentum m and the batch's keys enter the queue.
 
 Source      He et al., Momentum Contrast for Unsupervised Visual Representation Learning, 2020, arXiv 1911.05722;
             two-layer projector as in MoCo v2.
 Departures  no shuffling of BatchNorm between devices (one device).
-Tests kill  a queue moved inside the loss; a twin that receives gradients; keys enqueued un-normalized.
+Tests cover a queue moved inside the loss; a momentum encoder that receives gradients; keys that are not normalized.
 """
 
 from __future__ import annotations
@@ -24,43 +24,40 @@ from torch import Tensor, nn
 from efface.training.batch import Batch, ContrastiveTerms, LossOutput
 from efface.training.model import Model, frozen_statistics
 from efface.training.objectives.shared import (
+    BaseObjective,
     ProjectorLayer,
     build_projector,
-    cosine_distance,
     normalize_rows,
-    swap_second_view,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moco:
-    """A projector, a momentum twin and a queue of keys."""
+class Moco(BaseObjective):
+    """MoCo with a two-layer projector, a momentum encoder and a queue of keys."""
 
-    needs_labels: ClassVar[bool] = False
     contrasts_pairs: ClassVar[bool] = True
-    needs_captions: ClassVar[bool] = False
     temperature: float = 0.2
-    """τ; lower memorizes individual images more."""
+    """τ; lower values memorize individual images more."""
     momentum: float = 0.99
-    """m of the twin's moving average, in [0, 1)."""
+    """m of the momentum encoder's moving average, in [0, 1)."""
     queue: int = 4096
-    """Number of keys K in the queue."""
+    """Number of keys in the queue."""
     dim: int = 128
     """Width of the projector's output."""
     hidden: int | None = None
-    """Width of the projector's hidden layer; by default the backbone's."""
+    """Width of the projector's hidden layer; by default that of the backbone's features."""
     layers: tuple[ProjectorLayer, ...] | None = None
-    """Layers of the projector; by default linear, relu, linear."""
+    """Layers of the projector, in order; by default linear, relu, linear."""
 
     def build_model(self, backbone: nn.Module, dim: int, classes: int, mean: Tensor, std: Tensor) -> Model:
-        """A projector, a twin that starts as a copy, and a queue of random directions."""
+        """Build a model with a projector, a momentum encoder (a copy at first) and a queue of random directions."""
         model = Model(backbone, build_projector(dim, self.hidden or dim, self.dim, layers=self.layers), self, mean, std)
         model.add_momentum_encoder()
         model.queue = normalize_rows(torch.randn(self.queue, self.dim))
         return model
 
     def keys(self, model: Model, x: Tensor) -> Tensor:
-        """The twin's normalized projections, [B, d], without gradient."""
+        """Compute the momentum encoder's normalized projections, [B, d], without gradient."""
         with torch.no_grad():
             return normalize_rows(model(x, model.momentum_encoder))
 
@@ -69,17 +66,17 @@ class Moco:
         return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device), reduction="none")
 
     def loss(self, model: Model, batch: Batch) -> LossOutput:
-        """InfoNCE against the queue, [B]; the carry are the batch's keys."""
+        """Compute InfoNCE against the queue, [B]; the batch's keys are the carry."""
         keys = self.keys(model, batch.view(1))
         return LossOutput(self._contrast(normalize_rows(model(batch.view(0))), keys, get_queue(model)), keys)
 
     def anchor_loss(self, model: Model, batch: Batch) -> Callable[[Tensor], Tensor]:
-        """Keys and queue are constants."""
+        """Vary the anchors; keys and queue are constants."""
         keys, queue = self.keys(model, batch.view(1)), get_queue(model).clone()
         return lambda x: self._contrast(normalize_rows(model(x)), keys, queue)
 
     def contrastive_terms(self, model: Model, batch: Batch, others: Batch) -> ContrastiveTerms:
-        """Anchors against the queue; keys and further partners go through the twin, without gradient."""
+        """Contrast anchors with the queue; keys and partners come from the momentum encoder, without gradient."""
         keys, partners = self.keys(model, torch.cat([batch.view(1), others.view(1)])).tensor_split([len(batch)])
         q = normalize_rows(model(batch.view(0)))
         attract = (q * keys).sum(-1) / self.temperature
@@ -87,22 +84,14 @@ class Moco:
 
     @torch.no_grad()
     def after_step(self, model: Model, carry: Tensor | None) -> None:
-        """The twin follows; the keys, if any, enter at the front of the queue and the oldest leave."""
+        """Update the momentum encoder; put the keys, if any, at the front of the queue and drop the oldest."""
         model.update_ema(self.momentum)
         if carry is not None:
             model.queue = torch.cat([carry, get_queue(model)])[: self.queue].contiguous()
 
-    def distance(self, a: Tensor, b: Tensor) -> Tensor:
-        """1 - cosine, [B]."""
-        return cosine_distance(a, b)
-
-    def corrupt_targets(self, batch: Batch, rng: torch.Generator) -> Batch:
-        """Another image's view as the positive."""
-        return swap_second_view(batch, rng)
-
     @torch.no_grad()
     def purge(self, model: Model, retain: Iterable[Batch]) -> dict[str, str]:
-        """The twin becomes a copy of the online network; the queue is refilled with keys of retained images."""
+        """Reset the momentum encoder to the online network; refill the queue with keys of retained images."""
         model.add_momentum_encoder()
         fresh: list[Tensor] = []
         with frozen_statistics(model):
@@ -119,7 +108,7 @@ class Moco:
 
 
 def get_queue(model: Model) -> Tensor:
-    """The model's queue; MoCo's models always have one."""
+    """Return the model's queue; every MoCo model has one."""
     if model.queue is None:
         raise ValueError("a MoCo model without a queue")
     return model.queue

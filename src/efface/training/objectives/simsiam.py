@@ -1,17 +1,17 @@
-"""SimSiam: predict one view's projection from the other's; no negatives and no twin, only a stopped gradient.
+"""SimSiam: predict one view's projection from the other's, without negatives and without a momentum encoder.
 
     ℓ(θ; x) = -½ Σ_{(t,t') both ways} cos( p(g(f(t x))), sg[ g(f(t' x)) ] )
 
-p: predictor with a bottleneck; g: projector; sg: no gradient. From -1 (the views agree) to 1.
+p: predictor with a bottleneck; g: projector; sg: stop-gradient. The loss lies between -1 (the views agree) and 1.
 
 Source      Chen and He, Exploring Simple Siamese Representation Learning, 2020, arXiv 2011.10566.
 Departures  a projector of two layers, not three; width 128; the whole model has one learning rate.
-Tests kill  a gradient through the target; a missing predictor; one direction only.
+Tests cover a gradient through the target; a missing predictor; one direction only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,32 +22,29 @@ from torch import Tensor, nn
 from efface.training.batch import Batch, ContrastiveTerms, LossOutput
 from efface.training.model import Model
 from efface.training.objectives.shared import (
+    BaseObjective,
     ProjectorLayer,
     build_projector,
-    cosine_distance,
     normalize_rows,
-    swap_second_view,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimSiam:
-    """A projector that ends in BatchNorm and a predictor with a bottleneck; the state is the weights alone."""
+class SimSiam(BaseObjective):
+    """SimSiam with a projector that ends in BatchNorm; it has no state but the weights."""
 
-    needs_labels: ClassVar[bool] = False
     contrasts_pairs: ClassVar[bool] = True
-    needs_captions: ClassVar[bool] = False
     dim: int = 128
     """Width of the projector's and the predictor's output."""
     hidden: int | None = None
-    """Width of the projector's hidden layer; by default the backbone's."""
+    """Width of the projector's hidden layer; by default that of the backbone's features."""
     bottleneck: int | None = None
     """Width of the predictor's hidden layer; by default a quarter of ``dim``."""
     layers: tuple[ProjectorLayer, ...] | None = None
-    """Layers of the projector; by default plain, norm, relu, plain, bare."""
+    """Layers of the projector, in order; by default plain, norm, relu, plain, bare."""
 
     def build_model(self, backbone: nn.Module, dim: int, classes: int, mean: Tensor, std: Tensor) -> Model:
-        """A projector and a predictor."""
+        """Build a model with a projector and a predictor."""
         layers = self.layers or (
             ProjectorLayer.PLAIN,
             ProjectorLayer.NORM,
@@ -58,7 +55,7 @@ class SimSiam:
         head = build_projector(dim, self.hidden or dim, self.dim, layers=layers)
         model = Model(backbone, head, self, mean, std)
         narrow = self.bottleneck or max(1, self.dim // 4)
-        # With a bias: few hidden units can all be dead, and the cosine of a zero has no second derivative.
+        # With a bias: if all of the few hidden units are dead, the cosine of a zero has no second derivative.
         model.predictor = nn.Sequential(
             *build_projector(self.dim, narrow, self.dim, norm=True)[:-1], nn.Linear(narrow, self.dim)
         )
@@ -70,38 +67,23 @@ class SimSiam:
         return model.predictor(z)
 
     def loss(self, model: Model, batch: Batch) -> LossOutput:
-        """Minus the cosine of prediction and target, both directions averaged, [B], in [-1, 1]."""
+        """Compute minus the cosine of prediction and target, both directions averaged, [B], in [-1, 1]."""
         z = model(torch.cat([batch.view(0), batch.view(1)]))
         target = z.detach().roll(len(batch), 0)
         return LossOutput(-F.cosine_similarity(self._predict(model, z), target, dim=-1).view(2, -1).mean(0))
 
     def anchor_loss(self, model: Model, batch: Batch) -> Callable[[Tensor], Tensor]:
-        """Only the direction anchor -> second view; the target is a constant."""
+        """Use only the direction anchor -> second view; the target is a constant."""
         with torch.no_grad():
             target = model(batch.view(1))
         return lambda x: -F.cosine_similarity(self._predict(model, model(x)), target, dim=-1)
 
     def contrastive_terms(self, model: Model, batch: Batch, others: Batch) -> ContrastiveTerms:
-        """Both directions averaged; nothing is pushed, and further partners are targets: without gradient."""
+        """Average both directions; nothing repels, and the partners of ``others`` are targets, without gradient."""
         both = torch.cat([batch.view(0), batch.view(1)])
-        z, further = model(torch.cat([both, others.view(1)])).tensor_split([len(both)])
+        z, partners = model(torch.cat([both, others.view(1)])).tensor_split([len(both)])
         predicted, target = normalize_rows(self._predict(model, z)), normalize_rows(z.detach()).roll(len(batch), 0)
         attract = (predicted * target).sum(-1).view(2, -1).mean(0)
         return ContrastiveTerms(
-            predicted[: len(batch)], attract, torch.zeros_like(attract), normalize_rows(further.detach())
+            predicted[: len(batch)], attract, torch.zeros_like(attract), normalize_rows(partners.detach())
         )
-
-    def after_step(self, model: Model, carry: Tensor | None) -> None:
-        """There is neither twin nor queue."""
-
-    def distance(self, a: Tensor, b: Tensor) -> Tensor:
-        """1 - cosine, [B]."""
-        return cosine_distance(a, b)
-
-    def corrupt_targets(self, batch: Batch, rng: torch.Generator) -> Batch:
-        """Another image's view as the target."""
-        return swap_second_view(batch, rng)
-
-    def purge(self, model: Model, retain: Iterable[Batch]) -> dict[str, str]:
-        """There is neither twin nor queue."""
-        return {}

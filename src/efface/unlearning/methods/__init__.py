@@ -1,6 +1,8 @@
-"""Unlearning methods, one file each. They see training code and what they are given; never an audit or the oracle.
+"""Unlearning methods, one file each.
 
-Adding one: a file here with a frozen dataclass, one line in ``METHODS``, a slow twin in ``tests/reference``.
+Methods see the training code and their declared inputs, never an audit or a retrained reference. To add one: a file
+here with a frozen dataclass, one line in ``METHODS``, a reference implementation in ``tests/reference``
+(``CONTRIBUTING.md``).
 """
 
 from efface.errors import unknown_name_error
@@ -68,7 +70,7 @@ METHODS: dict[str, type[Method]] = {
 
 
 def method_class(name: str) -> type[Method]:
-    """The method called ``name``, or an error that suggests the nearest."""
+    """The class of the method called ``name``, or an error that suggests the closest name."""
     if name not in METHODS:
         raise unknown_name_error("method", name, METHODS)
     return METHODS[name]

@@ -6,7 +6,7 @@ R: retained examples; ℓ: the objective that the checkpoint was trained with.
 
 Source      the oldest baseline of the field; see Golatkar et al., 2020, arXiv 1911.04933.
 Departures  epochs and batch size default to a twentieth of the original's epochs and to its batch size.
-Tests kill  forget examples in the data; a changed objective.
+Tests cover forget examples in the data; a changed objective.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from efface.unlearning.protocol import MethodInputs, Needs, task_loss
 
 @dataclass(frozen=True, kw_only=True)
 class Finetune:
-    """Length and learning rate."""
+    """Fine-tuning: length and learning rate."""
 
     needs: ClassVar[Needs] = Needs.RETAIN
     exact: ClassVar[bool] = False
     epochs: int | None = None
-    """Passes over R; by default a twentieth of the original's epochs (10 where they are unknown)."""
+    """Passes over R; by default a twentieth of the original's epochs (10 if they are unknown)."""
     batch_size: int | None = None
     """Examples per step; by default the original's."""
     optim: Optim = field(default_factory=lambda: Optim(lr=0.01))
     """Optimizer."""
 
-    def unlearn(self, model: Model, given: MethodInputs, run: Run) -> Model:
-        """Descend on the retained examples."""
-        epochs, size = given.resolve_epochs(self.epochs), given.batch_size(self.batch_size)
-        optimizer = self.optim.build(model, epochs * given.retain.count_batches(size))
+    def unlearn(self, model: Model, inputs: MethodInputs, run: Run) -> Model:
+        """Minimize the task loss on the retained examples."""
+        epochs, size = inputs.resolve_epochs(self.epochs), inputs.batch_size(self.batch_size)
+        optimizer = self.optim.build(model, epochs * inputs.retain.count_batches(size))
         for epoch in range(epochs):
-            train_steps(model, given.retain.batches(size, run.rng("retain", epoch)), task_loss(model), optimizer, run)
+            train_steps(model, inputs.retain.batches(size, run.rng("retain", epoch)), task_loss(model), optimizer, run)
         return model

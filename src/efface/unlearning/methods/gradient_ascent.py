@@ -1,13 +1,13 @@
-"""Gradient ascent: climb the loss of the examples to forget.
+"""Gradient ascent: maximize the loss of the examples to forget.
 
     L(θ) = - mean_{x∈F} ℓ(θ; x)
 
 F: examples to forget; ℓ: the objective that the checkpoint was trained with. The loss is unbounded, so a large step
-destroys the model: the rate is tiny, and a loss that is no longer finite stops the run.
+destroys the model: the learning rate is tiny, and a loss that is no longer finite stops the run.
 
 Source      Thudi et al., Unrolling SGD, 2021, arXiv 2109.13398, and every comparison since.
 Departures  keys of forget examples never enter the queue.
-Tests kill  descent instead of ascent; a silent NaN.
+Tests cover descent instead of ascent; a silent NaN.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from efface.unlearning.protocol import MethodInputs, Needs
 
 @dataclass(frozen=True, kw_only=True)
 class GradientAscent:
-    """Length and learning rate."""
+    """Gradient ascent: length and learning rate."""
 
     needs: ClassVar[Needs] = Needs.FORGET
     exact: ClassVar[bool] = False
@@ -37,15 +37,15 @@ class GradientAscent:
     )
     """Optimizer."""
 
-    def unlearn(self, model: Model, given: MethodInputs, run: Run) -> Model:
-        """Ascend on the examples to forget."""
-        size = given.batch_size(self.batch_size)
-        optimizer = self.optim.build(model, self.epochs * given.forget.count_batches(size))
+    def unlearn(self, model: Model, inputs: MethodInputs, run: Run) -> Model:
+        """Maximize the task loss on the examples to forget."""
+        size = inputs.batch_size(self.batch_size)
+        optimizer = self.optim.build(model, self.epochs * inputs.forget.count_batches(size))
 
         def away(batch: Batch) -> LossTerms:
             return LossTerms({"away": -model.objective.loss(model, batch).per_example.mean()})
 
         for epoch in range(self.epochs):
-            batches = given.forget.batches(size, run.rng("forget", epoch))
+            batches = inputs.forget.batches(size, run.rng("forget", epoch))
             train_steps(model, batches, away, optimizer, run, phase="forget")
         return model

@@ -3,15 +3,16 @@
     θ = θ₀ + scale · s,    ( H + damping · 1 ) s = 1/|R| · ∂/∂θ Σ_{x∈F} ℓ(θ₀; x),    H = ∂²/∂θ² mean_{x∈R} ℓ(θ₀; x)
 
 R, F: retained and forgotten examples; ℓ: the objective that the checkpoint was trained with; θ₀: the checkpoint as
-received, taken to be a minimum over R ∪ F. s is found by conjugate gradients from products of H with vectors. On
-ridge regression with penalty ½ |R| damping ‖θ‖² the result is the one of retraining without F, exactly.
+received, assumed to be a minimum over R ∪ F. s is found by conjugate gradients from products of H with vectors. On
+ridge regression with penalty ½ |R| damping ‖θ‖² the result equals retraining without F.
 
 Source      Koh and Liang, Understanding Black-box Predictions via Influence Functions, 2017, arXiv 1703.04730; as
             a Newton step of removal: Guo et al., Certified Data Removal, 2020, arXiv 1911.03030, without its noise.
-Departures  H from some batches of R; few iterations. Where H + damping is not positive definite, the damping is
-            raised (threefold, or to twice what the direction found asks for) and the system solved anew. BatchNorm
-            statistics are frozen; F's losses are taken among retained examples.
-Tests kill  a step the other way; H of F; means where sums belong; a negative curvature walked down.
+Departures  H from some batches of R; few iterations. If H + damping is not positive definite, the damping is raised
+            (threefold, or to twice what the direction that was found requires) and the system is solved again.
+            BatchNorm statistics are frozen; F's losses are computed in batches with retained examples.
+Tests cover a step in the opposite direction; H of F; means in place of sums; a direction of negative curvature that is
+            followed.
 """
 
 from __future__ import annotations
@@ -37,23 +38,23 @@ from efface.training.model import Model
 from efface.unlearning.protocol import MethodInputs, Needs, forget_gradient
 
 PASSES = 3
-"""What a product of H with a vector costs, in optimizer steps on as many examples."""
+"""Cost of a product of H with a vector, in optimizer steps on as many examples."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Influence:
-    """The damping, how exactly the system is solved, and how much of the step is taken."""
+    """Influence: the damping, how exactly the system is solved, and how much of the step is taken."""
 
     needs: ClassVar[Needs] = Needs.FORGET | Needs.RETAIN
     exact: ClassVar[bool] = False
     damping: float = 0.01
-    """Added to every curvature, above 0; raised where that is not enough to make them all positive."""
+    """Added to every curvature, above 0; raised if that does not make all of them positive."""
     iterations: int = 10
-    """Most conjugate-gradient iterations, each one product with H."""
+    """Most conjugate-gradient iterations; each takes one product with H."""
     scale: float = 1.0
     """Share of the step that is taken; 0 leaves the model as it is."""
     hessian_batches: int | None = None
-    """Batches of R that H is taken from; by default what a twentieth of the original's epochs would have cost."""
+    """Batches of R that H is computed from; by default as many as cost a twentieth of the original's epochs."""
     batch_size: int | None = None
     """Retained examples per batch; by default the original's."""
     forget_batch_size: int = 64
@@ -62,49 +63,52 @@ class Influence:
     def __post_init__(self) -> None:
         if not self.damping > 0 or self.iterations < 1:
             raise EffaceError(
-                f"A damping of {self.damping:g} with {self.iterations} iterations solves nothing.",
-                "The damping is above 0, and there is at least one iteration.",
+                f"influence cannot use damping {self.damping:g} and iterations {self.iterations}.",
+                "The damping is above 0, and there is at least 1 iteration.",
             )
 
-    def unlearn(self, model: Model, given: MethodInputs, run: Run) -> Model:
-        """Gradient of F, curvature of R, one step; the twin becomes the moved network, a queue is left to the purge."""
+    def unlearn(self, model: Model, inputs: MethodInputs, run: Run) -> Model:
+        """Take one step from the gradient of F and the curvature of R.
+
+        A momentum encoder is set to the new weights; a queue of keys stays, and is purged after unlearning.
+        """
         with run.timed():
-            size = given.batch_size(self.batch_size)
-            gradient = forget_gradient(model, given, size, self.forget_batch_size, run) / len(given.retain)
-            afford = given.resolve_epochs(None) * given.retain.count_batches(size) // (PASSES * self.iterations)
-            count = max(1, afford) if self.hessian_batches is None else self.hessian_batches
-            move, damping = self.solve(model, given, gradient, count, run)
+            size = inputs.batch_size(self.batch_size)
+            gradient = forget_gradient(model, inputs, size, self.forget_batch_size, run) / len(inputs.retain)
+            affordable = inputs.resolve_epochs(None) * inputs.retain.count_batches(size) // (PASSES * self.iterations)
+            count = max(1, affordable) if self.hessian_batches is None else self.hessian_batches
+            step, damping = self.solve(model, inputs, gradient, count, run)
             with torch.no_grad():
-                far = float(move.norm() / flatten_parts(model, model.trainable_parameters()).norm())
-                run.log_values("influence", {"damping": damping, "moved": self.scale * far})
-                for weight, part in zip(model.trainable_parameters(), unflatten_vector(model, move), strict=True):
-                    weight.add_(part, alpha=self.scale)
+                relative = float(step.norm() / flatten_parts(model, model.trainable_parameters()).norm())
+                run.log_values("influence", {"damping": damping, "moved": self.scale * relative})
+                for weight, change in zip(model.trainable_parameters(), unflatten_vector(model, step), strict=True):
+                    weight.add_(change, alpha=self.scale)
             model.update_ema(0.0)
         return model
 
-    def solve(self, model: Model, given: MethodInputs, gradient: Tensor, count: int, run: Run) -> tuple[Tensor, float]:
-        """s, [P], with H from ``count`` batches of R, always the same ones; and the damping that it took."""
-        size, damping = given.batch_size(self.batch_size), self.damping
+    def solve(self, model: Model, inputs: MethodInputs, gradient: Tensor, count: int, run: Run) -> tuple[Tensor, float]:
+        """s, [P], with H from ``count`` batches of R, always the same ones; and the damping that was needed."""
+        size, damping = inputs.batch_size(self.batch_size), self.damping
 
         def product(vector: Tensor) -> Tensor:
             shown = 0
 
-            def value(batch: Batch) -> Tensor:
+            def summed_loss(batch: Batch) -> Tensor:
                 nonlocal shown
                 shown += len(batch)
                 return model.objective.loss(model, batch).per_example.sum()
 
-            batches = islice(given.retain.batches(size, run.rng("curvature")), count)
-            curved = hessian_vector(model, batches, value, vector)
+            batches = islice(inputs.retain.batches(size, run.rng("curvature")), count)
+            summed = hessian_vector(model, batches, summed_loss, vector)
             run.training_cost.examples += shown
-            return curved / shown + damping * vector
+            return summed / shown + damping * vector
 
-        def watch(number: int, residual: float) -> None:
+        def log_residual(number: int, residual: float) -> None:
             run.log_values("conjugate_gradient", {"residual": residual}, number=number)
 
         while True:
             try:
-                return conjugate_gradient(product, gradient, self.iterations, watch=watch), damping
-            except NegativeCurvatureError as found:
-                run.log_values("not_convex", {"damping": damping, "curvature": found.curvature})
-                damping = max(3 * damping, 2 * (damping - found.curvature))
+                return conjugate_gradient(product, gradient, self.iterations, watch=log_residual), damping
+            except NegativeCurvatureError as error:
+                run.log_values("not_convex", {"damping": damping, "curvature": error.curvature})
+                damping = max(3 * damping, 2 * (damping - error.curvature))

@@ -1,12 +1,12 @@
-"""ℓ₁-sparse unlearning: fine-tuning that also shrinks the weights, so that what R does not need falls away.
+"""ℓ₁-sparse unlearning: fine-tune while shrinking the weights, so that those that R does not need vanish.
 
     L_s(θ) = mean_{x∈R} ℓ(θ; x) + weight · (1 - s/S) · ‖θ‖₁,    s = 0, 1, ... S-1
 
 R: retained examples; ℓ: the objective that the checkpoint was trained with; s: number of the step, of S.
 
 Source      Jia et al., Model Sparsity Can Simplify Machine Unlearning, 2023, arXiv 2304.04934.
-Departures  every trained weight is counted, normalization layers and biases too; the twin is not.
-Tests kill  a penalty that never decays, or never starts; at weight 0 anything but fine-tuning.
+Departures  every trained weight is penalized, also those of normalization layers and biases; a momentum encoder is not.
+Tests cover a penalty that never decays, or never starts; anything but fine-tuning at weight 0.
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ from efface.unlearning.protocol import MethodInputs, Needs
 
 @dataclass(frozen=True, kw_only=True)
 class L1Sparse:
-    """The penalty, length and learning rate."""
+    """ℓ₁-sparse unlearning: the penalty, length and learning rate."""
 
     needs: ClassVar[Needs] = Needs.RETAIN
     exact: ClassVar[bool] = False
     weight: float = 1e-4
     """Weight of ‖θ‖₁ at the first step; 0 is fine-tuning."""
     epochs: int | None = None
-    """Passes over R; by default a twentieth of the original's epochs (10 where they are unknown)."""
+    """Passes over R; by default a twentieth of the original's epochs (10 if they are unknown)."""
     batch_size: int | None = None
     """Examples per step; by default the original's."""
     optim: Optim = field(default_factory=lambda: Optim(lr=0.01))
     """Optimizer."""
 
-    def unlearn(self, model: Model, given: MethodInputs, run: Run) -> Model:
-        """Descend on the retained examples and the fading penalty."""
-        epochs, size = given.resolve_epochs(self.epochs), given.batch_size(self.batch_size)
-        optimizer = self.optim.build(model, epochs * given.retain.count_batches(size))
+    def unlearn(self, model: Model, inputs: MethodInputs, run: Run) -> Model:
+        """Minimize the task loss on the retained examples plus the decaying penalty."""
+        epochs, size = inputs.resolve_epochs(self.epochs), inputs.batch_size(self.batch_size)
+        optimizer = self.optim.build(model, epochs * inputs.retain.count_batches(size))
 
         def terms(batch: Batch) -> LossTerms:
-            outcome = model.objective.loss(model, batch)
-            length = torch.stack([weight.abs().sum() for weight in model.trainable_parameters()]).sum()
-            left = 1 - optimizer.taken / optimizer.steps
+            output = model.objective.loss(model, batch)
+            l1_norm = torch.stack([weight.abs().sum() for weight in model.trainable_parameters()]).sum()
+            decay = 1 - optimizer.taken / optimizer.steps
             return LossTerms(
-                {"task": outcome.per_example.mean(), "sparse": self.weight * left * length},
-                outcome.carry,
+                {"task": output.per_example.mean(), "sparse": self.weight * decay * l1_norm},
+                output.carry,
             )
 
         for epoch in range(epochs):
-            train_steps(model, given.retain.batches(size, run.rng("retain", epoch)), terms, optimizer, run)
+            train_steps(model, inputs.retain.batches(size, run.rng("retain", epoch)), terms, optimizer, run)
         return model

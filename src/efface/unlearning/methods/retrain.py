@@ -2,11 +2,11 @@
 
     θ_r = fit(recipe.start(seed), R, recipe)
 
-R: retained examples. The result never saw F: it is the oracle that everything else is compared with.
+R: retained examples. The result never saw F: it is the retrained reference that all others are compared with.
 
 Source      the definition of exact unlearning; see Cao and Yang, Towards Making Systems Forget, 2015.
-Departures  none. With the original's seed and an unchanged set it gives the original back, bit for bit.
-Tests kill  another recipe than the original's; a start from the trained weights.
+Departures  none. With the original's seed and an unchanged set it reproduces the original bit for bit.
+Tests cover another recipe than the original's; a start from the trained weights.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from efface.unlearning.protocol import MethodInputs, Needs
 
 @dataclass(frozen=True, kw_only=True)
 class Retrain:
-    """The recipe has all the numbers; there is nothing to choose."""
+    """Retraining: it has no settings, because the recipe has them all."""
 
     needs: ClassVar[Needs] = Needs.RETAIN | Needs.RECIPE
     exact: ClassVar[bool] = True
 
-    def unlearn(self, model: Model, given: MethodInputs, run: Run) -> Model:
-        """Train anew; of the model it is given nothing is used."""
-        return fit(given.recipe.start(run.seed).to(run.device), given.retain, given.recipe, run)
+    def unlearn(self, model: Model, inputs: MethodInputs, run: Run) -> Model:
+        """Train from a fresh start; ``model`` is not used."""
+        return fit(inputs.recipe.start(run.seed).to(run.device), inputs.retain, inputs.recipe, run)

@@ -4,12 +4,12 @@
     L(θ) = mean_{x∈R} ℓ(θ; x) + weight · mean_{x∈F} ℓ(θ; x̃)          over m ∘ θ; (1 - m) ∘ θ stays θ₀
 
 R, F: retained and forgotten examples; ℓ: the objective that the checkpoint was trained with; x̃: x with a wrong target;
-θ₀: the checkpoint as received. Weights off the mask are put back after every update, bit for bit.
+θ₀: the checkpoint as received. Weights off the mask are restored after every update, bit for bit.
 
 Source      Fan et al., SalUn: Empowering Machine Unlearning via Gradient-based Weight Saliency, 2024, arXiv 2310.12508.
 Departures  both terms in one step, as in ``random_labels``; saliency with frozen BatchNorm statistics and retained
-            examples in the batch. Running statistics are no weights: they move.
-Tests kill  a threshold per layer; a mask undone by momentum or weight decay; the smallest gradients kept.
+            examples in the batch. Running statistics are not weights: they may change.
+Tests cover a threshold per layer; a mask undone by momentum or weight decay; the smallest gradients selected.
 """
 
 from __future__ import annotations
@@ -30,41 +30,44 @@ from efface.unlearning.protocol import MethodInputs, Needs, forget_gradient, wro
 
 @dataclass(frozen=True, kw_only=True)
 class SalUn:
-    """The share of weights that may move, and what random labels have."""
+    """SalUn: the share of weights that may change, and the settings of random labels."""
 
     needs: ClassVar[Needs] = Needs.FORGET | Needs.RETAIN
     exact: ClassVar[bool] = False
     keep: float = 0.5
     """Share of all weights that may change, in (0, 1]; 1 is random labels."""
     weight: float = 0.25
-    """Weight of the wrong targets; with the default batch sizes every example shown counts the same."""
+    """Weight of the wrong targets; with the default batch sizes every example counts the same."""
     epochs: int | None = None
-    """Passes over R; by default a twentieth of the original's epochs (10 where they are unknown)."""
+    """Passes over R; by default a twentieth of the original's epochs (10 if they are unknown)."""
     batch_size: int | None = None
     """Retained examples per step; by default the original's."""
     forget_batch_size: int = 64
-    """Forget examples per step, and retained ones that they are mixed with."""
+    """Forget examples per step, and retained ones that they draw wrong targets from."""
     optim: Optim = field(default_factory=lambda: Optim(lr=0.01, clip=5.0))
     """Optimizer."""
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:
-            raise EffaceError(f"salun.keep cannot be {self.keep}.", "It is a share of the weights, above 0, at most 1.")
+            raise EffaceError(
+                f"salun.keep cannot be {self.keep}.", "It is a share of the weights, above 0 and at most 1."
+            )
 
-    def unlearn(self, model: Model, given: MethodInputs, run: Run) -> Model:
-        """Find the mask, then one batch of R and one of F per step."""
-        epochs, size, few = given.resolve_epochs(self.epochs), given.batch_size(self.batch_size), self.forget_batch_size
+    def unlearn(self, model: Model, inputs: MethodInputs, run: Run) -> Model:
+        """Compute the mask, then minimize L with one batch of R and one of F per step."""
+        epochs, size = inputs.resolve_epochs(self.epochs), inputs.batch_size(self.batch_size)
         with run.timed():
-            only = self.mask(model, forget_gradient(model, given, size, few, run), run)
-        optimizer = self.optim.build(model, epochs * given.retain.count_batches(size))
-        forget = given.forget.cycle(few, run.rng("forget"))
-        terms = wrong_target_loss(model, forget, self.weight, few, run.rng("wrong"))
+            gradient = forget_gradient(model, inputs, size, self.forget_batch_size, run)
+            only = self.mask(model, gradient, run)
+        optimizer = self.optim.build(model, epochs * inputs.retain.count_batches(size))
+        forget = inputs.forget.cycle(self.forget_batch_size, run.rng("forget"))
+        terms = wrong_target_loss(model, forget, self.weight, self.forget_batch_size, run.rng("wrong"))
         for epoch in range(epochs):
-            train_steps(model, given.retain.batches(size, run.rng("retain", epoch)), terms, optimizer, run, only=only)
+            train_steps(model, inputs.retain.batches(size, run.rng("retain", epoch)), terms, optimizer, run, only=only)
         return model
 
     def mask(self, model: Model, gradient: Tensor, run: Run) -> dict[nn.Parameter, Tensor]:
-        """For each weight whether it may move; ``gradient`` is over all of them, [P]."""
+        """Boolean mask of the weights that may change, by weight tensor; ``gradient``: of all weights, [P]."""
         count = max(1, round(self.keep * len(gradient)))
         largest = gradient.abs().topk(count)
         chosen = torch.zeros_like(gradient, dtype=torch.bool)

@@ -1,14 +1,14 @@
-"""SCRUB: a student that follows its teacher everywhere except on the examples to forget.
+"""SCRUB: a student that agrees with its teacher everywhere except on the examples to forget.
 
     forget pass    max_θ  mean_{x∈F}   d(θ₀, θ; x)
     retain pass    min_θ  mean_{x∈R} [ α·d(θ₀, θ; x) + γ·ℓ(θ; x) ]
 
-θ₀: the checkpoint as received. ℓ: the objective it was trained with. d: how far two models disagree about x
-(KL at a temperature for classifiers, 1 - cosine for encoders).
+θ₀: the checkpoint as received. ℓ: the objective it was trained with. d: distance between the outputs of two models for
+x (KL at a temperature for classifiers, 1 - cosine for encoders).
 
 Source      Kurmanji et al., Towards Unbounded Machine Unlearning, 2023, arXiv 2302.09880.
 Departures  no rewinding; no moving average of the student.
-Tests kill  a missing ascent; a teacher sharing storage with the student; a knob never read.
+Tests cover a missing ascent; a teacher that shares storage with the student; a field that is never read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from efface.unlearning.protocol import MethodInputs, Needs, disagreement
 
 @dataclass(frozen=True, kw_only=True)
 class Scrub:
-    """The weights α and γ, and how long the ascent lasts."""
+    """SCRUB: the weights α and γ, the length of the ascent, length and learning rate."""
 
     needs: ClassVar[Needs] = Needs.FORGET | Needs.RETAIN
     exact: ClassVar[bool] = False
@@ -34,9 +34,9 @@ class Scrub:
     gamma: float = 1.0
     """Weight γ of the task on retained examples."""
     epochs: int | None = None
-    """Passes over R; by default a twentieth of the original's epochs (10 where they are unknown)."""
+    """Passes over R; by default a twentieth of the original's epochs (10 if they are unknown)."""
     ascent_epochs: int = 2
-    """In how many of the first epochs a pass over F comes before the pass over R."""
+    """Number of first epochs in which a pass over F comes before the pass over R."""
     batch_size: int | None = None
     """Retained examples per step; by default the original's."""
     forget_batch_size: int = 64
@@ -44,31 +44,32 @@ class Scrub:
     optim: Optim = field(default_factory=lambda: Optim(lr=0.01, clip=5.0))
     """Optimizer."""
 
-    def unlearn(self, model: Model, given: MethodInputs, run: Run) -> Model:
-        """Alternate passes over F (away from the teacher) and R (back to it)."""
-        epochs, size = given.resolve_epochs(self.epochs), given.batch_size(self.batch_size)
+    def unlearn(self, model: Model, inputs: MethodInputs, run: Run) -> Model:
+        """Alternate passes over F (away from the teacher) and R (towards it)."""
+        epochs, size = inputs.resolve_epochs(self.epochs), inputs.batch_size(self.batch_size)
         ascents = min(self.ascent_epochs, epochs)
-        steps = epochs * given.retain.count_batches(size) + ascents * given.forget.count_batches(self.forget_batch_size)
+        steps = epochs * inputs.retain.count_batches(size)
+        steps += ascents * inputs.forget.count_batches(self.forget_batch_size)
         teacher, optimizer = frozen_copy(model), self.optim.build(model, steps)
 
         def away(batch: Batch) -> LossTerms:
             return LossTerms({"away": -disagreement(teacher, model, batch).mean()})
 
-        def home(batch: Batch) -> LossTerms:
-            outcome = model.objective.loss(model, batch)
+        def towards(batch: Batch) -> LossTerms:
+            output = model.objective.loss(model, batch)
             return LossTerms(
                 {
                     "stay": self.alpha * disagreement(teacher, model, batch).mean(),
-                    "task": self.gamma * outcome.per_example.mean(),
+                    "task": self.gamma * output.per_example.mean(),
                 },
-                outcome.carry,
+                output.carry,
             )
 
         for epoch in range(epochs):
             if epoch < ascents:
-                batches = given.forget.batches(self.forget_batch_size, run.rng("forget", epoch))
+                batches = inputs.forget.batches(self.forget_batch_size, run.rng("forget", epoch))
                 train_steps(model, batches, away, optimizer, run, phase="forget")
             train_steps(
-                model, given.retain.batches(size, run.rng("retain", epoch)), home, optimizer, run, phase="retain"
+                model, inputs.retain.batches(size, run.rng("retain", epoch)), towards, optimizer, run, phase="retain"
             )
         return model

@@ -9,10 +9,11 @@ R, F: retained and forgotten examples; ℓ: the objective that the checkpoint wa
 Source      Foster et al., Fast Machine Unlearning Without Retraining Through Selective Synaptic Dampening, 2024,
             arXiv 2308.07707; Loss-Free Machine Unlearning, 2024, arXiv 2402.19308.
 Departures  F is compared with R, where the paper has all data D = R ∪ F: since I_F <= I_D |D| / |F|, its alpha of 10
-            can dampen nothing once a tenth of the data is to be forgotten (``against: data`` has it, and says so).
-            A square is shared by ``forget_batch_size`` examples, as many for F as for R, because squares of means
-            shrink with their number; each batch of R gives one. Losses are taken among retained examples.
-Tests kill  comparing means over unequal numbers; alpha and strength exchanged; weights that grow; a silent no-op.
+            can dampen nothing once a tenth of the data is to be forgotten (``against: data`` does that, and raises an
+            error there). One squared gradient is taken over ``forget_batch_size`` examples, as many for F as for R,
+            because squares of means shrink with their number; each batch of R gives one. Losses are computed in
+            batches with retained examples.
+Tests cover means over unequal numbers that are compared; alpha and strength swapped; weights that grow; a silent no-op.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from efface.unlearning.protocol import MethodInputs, Needs
 
 
 class ImportanceReference(StrEnum):
-    """Whose importance the forgotten examples' is compared with."""
+    """What the importance for the forgotten examples is compared with."""
 
     RETAIN = "retain"
     DATA = "data"
@@ -41,65 +42,69 @@ class ImportanceReference(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Ssd:
-    """Which weights are dampened, how far, and what counts as important."""
+    """SSD: which weights are dampened, how much, and how importance is measured."""
 
     needs: ClassVar[Needs] = Needs.FORGET | Needs.RETAIN
     exact: ClassVar[bool] = False
     alpha: float = 10.0
     """How many times more important for F than for the others a weight must be; infinity leaves the model as it is."""
     strength: float = 1.0
-    """λ: the larger, the less is taken from such a weight."""
+    """λ: the larger, the less such a weight is dampened."""
     loss_free: bool = False
-    """Importance for ‖f(x)‖² instead of the loss: needs no labels and no pairs."""
+    """Importance for ‖f(x)‖² instead of the loss; needs neither labels nor pairs."""
     against: ImportanceReference = ImportanceReference.RETAIN
     """``retain``, or ``data`` (R and F together)."""
     batch_size: int | None = None
     """Retained examples in a batch; by default the original's."""
     forget_batch_size: int = 64
-    """Examples that share one squared gradient; 1: the diagonal of the empirical Fisher information."""
+    """Examples per squared gradient; 1: the diagonal of the empirical Fisher information."""
 
-    def unlearn(self, model: Model, given: MethodInputs, run: Run) -> Model:
-        """Measure, compare, dampen; the twin becomes the dampened network, a queue is left to the purge."""
+    def unlearn(self, model: Model, inputs: MethodInputs, run: Run) -> Model:
+        """Measure importances, compare them and dampen.
+
+        A momentum encoder is set to the new weights; a queue of keys stays, and is purged after unlearning.
+        """
         with run.timed():
-            forget, others = self.importances(model, given, run)
-            factor = self.factor(forget, others)
+            forget, reference = self.importances(model, inputs, run)
+            factor = self.factor(forget, reference)
             with torch.no_grad():
-                for weight, part in zip(model.trainable_parameters(), unflatten_vector(model, factor), strict=True):
-                    weight.mul_(part)
+                for weight, factors in zip(model.trainable_parameters(), unflatten_vector(model, factor), strict=True):
+                    weight.mul_(factors)
             model.update_ema(0.0)
             run.log_values("dampen", {"share": float((factor < 1).float().mean())})
         return model
 
-    def factor(self, forget: Tensor, others: Tensor) -> Tensor:
-        """What each weight is multiplied by, in [0, 1], from both importances, [P]."""
-        chosen = forget > self.alpha * others
-        return torch.where(chosen, (self.strength * others / torch.where(chosen, forget, 1)).clamp(max=1), 1.0)
+    def factor(self, forget: Tensor, reference: Tensor) -> Tensor:
+        """Factor of each weight, in [0, 1], from its importance for F and for the reference, [P] each."""
+        chosen = forget > self.alpha * reference
+        return torch.where(chosen, (self.strength * reference / torch.where(chosen, forget, 1)).clamp(max=1), 1.0)
 
-    def importances(self, model: Model, given: MethodInputs, run: Run) -> tuple[Tensor, Tensor]:
+    def importances(self, model: Model, inputs: MethodInputs, run: Run) -> tuple[Tensor, Tensor]:
         """I_F and I_R (or I_D), [P] each."""
-        gone, kept = len(given.forget), len(given.retain)
-        if self.against is ImportanceReference.DATA and self.alpha * gone >= gone + kept:
+        forget_count, retain_count = len(inputs.forget), len(inputs.retain)
+        total = forget_count + retain_count
+        if self.against is ImportanceReference.DATA and self.alpha * forget_count >= total:
             raise EffaceError(
-                f"ssd can dampen nothing here: {gone} of {gone + kept} examples are to be forgotten.",
-                f"So I_F is at most {(gone + kept) / gone:.3g} I_D for every weight, and alpha is {self.alpha:g}.",
+                f"ssd can dampen nothing here: {forget_count} of {total} examples are to be forgotten.",
+                f"So I_F is at most {total / forget_count:.3g} I_D for every weight, and alpha is {self.alpha:g}.",
                 "Lower method.alpha, or set method.against to retain.",
             )
-        size = given.batch_size(self.batch_size)
-        steps = given.forget.count_batches(self.forget_batch_size)
-        group = -(-gone // steps)
-        beside = given.retain.cycle(size, run.rng("beside"))
+        size = inputs.batch_size(self.batch_size)
+        steps = inputs.forget.count_batches(self.forget_batch_size)
+        group = -(-forget_count // steps)
+        retain = inputs.retain.cycle(size, run.rng("beside"))
 
-        def of(batch: Batch) -> Tensor:
+        def values(batch: Batch) -> Tensor:
             if self.loss_free:
                 return model.outputs(batch).square().sum(-1)
             return model.objective.loss(model, batch).per_example
 
-        batches = given.forget.batches(self.forget_batch_size, run.rng("forget"))
-        forget = squared_gradients(model, batches, lambda batch: of(batch + next(beside))[: len(batch)].mean())
-        batches = given.retain.batches(size + group, run.rng("retain"))
-        others = squared_gradients(model, batches, lambda batch: of(batch)[:group].mean())
+        batches = inputs.forget.batches(self.forget_batch_size, run.rng("forget"))
+        forget = squared_gradients(model, batches, lambda batch: values(batch + next(retain))[: len(batch)].mean())
+        batches = inputs.retain.batches(size + group, run.rng("retain"))
+        reference = squared_gradients(model, batches, lambda batch: values(batch)[:group].mean())
         if self.against is ImportanceReference.DATA:
-            others = (kept * others + gone * forget) / (kept + gone)
-        measured = {"forget": float(forget.mean()), self.against.value: float(others.mean())}
-        run.log_values("importance", measured, examples=kept + gone + steps * min(size, kept))
-        return forget, others
+            reference = (retain_count * reference + forget_count * forget) / total
+        measured = {"forget": float(forget.mean()), self.against.value: float(reference.mean())}
+        run.log_values("importance", measured, examples=total + steps * min(size, retain_count))
+        return forget, reference

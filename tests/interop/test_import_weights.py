@@ -1,4 +1,4 @@
-"""Foreign encoders in: the same function, and nothing loaded by halves."""
+"""Import of foreign encoders: the model computes the same function, and no file is loaded only in part."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from tests.adoption import (
     DEEP,
     LIGHTLY,
     UNSHOWN,
-    adopted,
     classifier_folder,
     drawn,
     efface_file,
     half_file,
+    imported,
     moco_file,
     trained,
     unlearn,
@@ -37,11 +37,11 @@ from tests.foreign import Owner
 
 
 @pytest.mark.parametrize("case", list(CASES))
-def test_what_was_adopted_computes_what_was_trained(pictures: Path, tmp_path: Path, case: str):
+def test_an_imported_model_computes_what_was_trained(pictures: Path, tmp_path: Path, case: str):
     make, name, options, objective = CASES[case]
     original, x = trained(name, **options), torch.rand(5, 3, 8, 8)
     path = make(original, tmp_path)
-    model = adopted(path, pictures, objective, **UNSHOWN.get(case, {})).model.eval()
+    model = imported(path, pictures, objective, **UNSHOWN.get(case, {})).model.eval()
     tolerance = {"rtol": 2e-2, "atol": 2e-2} if make is half_file else {}
     torch.testing.assert_close(model(x), original(x), **tolerance)
     if model.momentum_encoder is not None:
@@ -67,24 +67,24 @@ def test_torchvisions_resnet18_with_its_normalization(pictures: Path, tmp_path: 
 
     net = resnet18(num_classes=3).eval()
     torch.save(net.state_dict(), tmp_path / "resnet18.pth")
-    model = adopted(tmp_path / "resnet18.pth", pictures).model.eval()
+    model = imported(tmp_path / "resnet18.pth", pictures).model.eval()
     x = torch.rand(3, 3, 8, 8)
     torch.testing.assert_close(model(x), net(normalized(x)))
 
 
-def test_timms_transformer_with_the_normalization_of_its_configuration(tmp_path: Path):
+def test_timms_vit_with_the_normalization_of_its_configuration(tmp_path: Path):
     import timm
 
     net = foreign.vit(num_classes=3).eval()
     timm.models.save_for_hf(net, tmp_path / "vit", model_config={"num_classes": 3})
     x, y = np.random.default_rng(0).integers(0, 255, (180, 3, 16, 16), dtype=np.uint8), np.arange(180) % 3
     np.savez(tmp_path / "large.npz", x=x, y=y)
-    model = adopted(tmp_path / "vit", tmp_path / "large.npz").model.eval()
+    model = imported(tmp_path / "vit", tmp_path / "large.npz").model.eval()
     seen = torch.rand(3, 3, 16, 16)
     torch.testing.assert_close(model(seen), net((seen - 0.5) / 0.5))
 
 
-def test_solo_learns_stem_for_cifar_pads_by_two(pictures: Path, tmp_path: Path):
+def test_solo_learns_stem_for_cifar_has_padding_two(pictures: Path, tmp_path: Path):
     from torchvision.models import resnet18
 
     net = resnet18()
@@ -94,7 +94,7 @@ def test_solo_learns_stem_for_cifar_pads_by_two(pictures: Path, tmp_path: Path):
     both = Owner(backbone=net, classifier=nn.Linear(512, 3), projector=head)
     torch.save(foreign.lightning(both), tmp_path / "solo.ckpt")
     (tmp_path / "args.json").write_text(json.dumps({"method": "simclr", "data": {"dataset": "cifar10"}}))
-    model = adopted(tmp_path / "solo.ckpt", pictures).model.eval()
+    model = imported(tmp_path / "solo.ckpt", pictures).model.eval()
     x = torch.rand(3, 3, 8, 8)
     mean, std = torch.tensor((0.4914, 0.4822, 0.4465)), torch.tensor((0.2470, 0.2435, 0.2616))
     torch.testing.assert_close(model(x), head(net.eval()((x - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1))))
@@ -104,11 +104,11 @@ def test_dinos_head_has_gelus(tmp_path: Path):
     x, y = np.random.default_rng(0).integers(0, 255, (180, 3, 16, 16), dtype=np.uint8), np.arange(180) % 3
     np.savez(tmp_path / "large.npz", x=x, y=y)
     path = foreign.dino(tmp_path).path
-    model = adopted(path, tmp_path / "large.npz", "simclr").model
+    model = imported(path, tmp_path / "large.npz", "simclr").model
     assert [type(layer).__name__ for layer in model.head] == ["Linear", "GELU", "Linear", "GELU", "Linear"]  # pyright: ignore
 
 
-def test_efface_own_files_have_its_own_stem_by_default(tmp_path: Path):
+def test_files_of_efface_have_its_stem_by_default(tmp_path: Path):
     path = efface_file(trained("moco", queue=24), tmp_path)
     found = guess_architecture(read_foreign(path))
     assert found.backbone == Backbone(name="resnet8", width=8) and any("stride 2" in note for note in found.notes)
@@ -133,7 +133,7 @@ def test_efface_own_files_have_its_own_stem_by_default(tmp_path: Path):
         ((ProjectorLayer.LINEAR,), ProjectorLayer.RELU),
     ],
 )
-def test_projectors_are_rebuilt_from_their_shapes(layers: tuple[ProjectorLayer, ...], activation: ProjectorLayer):
+def test_projectors_are_inferred_from_their_shapes(layers: tuple[ProjectorLayer, ...], activation: ProjectorLayer):
     made = build_projector(9, 7, 5, layers=layers)
     found = infer_projector(made.state_dict(), activation)
     assert found == (
@@ -154,7 +154,7 @@ def test_projectors_are_rebuilt_from_their_shapes(layers: tuple[ProjectorLayer, 
         nn.Identity(),
     ],
 )
-def test_other_heads_are_not_taken_for_projectors(head: nn.Module):
+def test_other_heads_are_not_projectors(head: nn.Module):
     assert infer_projector(head.state_dict()) is None
 
 
@@ -163,10 +163,10 @@ def test_other_heads_are_not_taken_for_projectors(head: nn.Module):
 
 def refused(path: Path, pictures: Path, said: str, objective: str | None = None, **recipe: Any) -> None:
     with pytest.raises(EffaceError, match=said):
-        adopted(path, pictures, objective, **recipe)
+        imported(path, pictures, objective, **recipe)
 
 
-def test_another_architecture_is_shown_as_a_table(pictures: Path, tmp_path: Path):
+def test_a_wrong_architecture_is_refused_with_a_table(pictures: Path, tmp_path: Path):
     path = moco_file(trained("moco", queue=24), tmp_path)
     shapes = r"(?s)another architecture.*Of another shape: \d+: conv1.weight: \(8, 3, 3, 3\) in the file, \(16, 3, 3"
     refused(path, pictures, shapes, backbone={"width": 16})
@@ -176,7 +176,7 @@ def test_another_architecture_is_shown_as_a_table(pictures: Path, tmp_path: Path
     refused(path, pictures, r"(?s)another architecture.*Unexpected: ", backbone={"name": "timm:resnet10t"})
 
 
-def test_one_tensor_too_few_is_too_few(pictures: Path, tmp_path: Path):
+def test_one_missing_tensor_is_refused(pictures: Path, tmp_path: Path):
     path = moco_file(trained("moco", queue=24), tmp_path)
     content = torch.load(path, weights_only=True)
     content["state_dict"].pop("module.encoder_q.layer2.0.bn1.running_var")
@@ -184,22 +184,22 @@ def test_one_tensor_too_few_is_too_few(pictures: Path, tmp_path: Path):
     refused(path, pictures, r"Missing: 1: layer2.0.bn1.running_var. ?\n?Unexpected: 0")
 
 
-def test_counters_that_old_files_lack_may_be_missing(pictures: Path, tmp_path: Path):
+def test_batch_counters_of_old_files_may_be_missing(pictures: Path, tmp_path: Path):
     path = moco_file(trained("moco", queue=24), tmp_path)
     content = torch.load(path, weights_only=True)
     for name in [name for name in content["state_dict"] if name.endswith("num_batches_tracked")]:
         content["state_dict"].pop(name)
     torch.save(content, path)
     x = torch.rand(2, 3, 8, 8)
-    torch.testing.assert_close(adopted(path, pictures).model.eval()(x), trained("moco", queue=24)(x))
+    torch.testing.assert_close(imported(path, pictures).model.eval()(x), trained("moco", queue=24)(x))
 
 
-def test_a_backbone_without_a_head(pictures: Path, tmp_path: Path):
+def test_a_backbone_without_a_head_is_refused(pictures: Path, tmp_path: Path):
     torch.save(foreign.resnet().state_dict(), tmp_path / "body.pth")
     refused(tmp_path / "body.pth", pictures, "has a backbone but no head.*projector.*before its head was taken off")
 
 
-def test_a_head_of_another_kind(pictures: Path, tmp_path: Path):
+def test_a_head_of_another_objective_is_refused(pictures: Path, tmp_path: Path):
     folder = classifier_folder(trained("cross_entropy"), tmp_path)
     x, y = drawn()
     np.savez(tmp_path / "two.npz", x=x, y=y % 2)
@@ -209,18 +209,18 @@ def test_a_head_of_another_kind(pictures: Path, tmp_path: Path):
     refused(path, pictures, r"predictor in .*It has: nothing", "byol")
 
 
-def test_images_that_the_network_was_not_made_for(pictures: Path, tmp_path: Path):
+def test_images_of_another_shape_are_refused(pictures: Path, tmp_path: Path):
     path = moco_file(trained("moco", queue=24), tmp_path)
     np.savez(tmp_path / "gray.npz", x=drawn(channels=1)[0])
     refused(path, tmp_path / "gray.npz", r"looks at 3 channels.*have 1.*data.channels=3")
     refused(checkpoints.timm_vit(tmp_path).path, pictures, r"looks at 16x16.*8x8.*data.size=16")
 
 
-def test_networks_that_nothing_here_can_build(pictures: Path, tmp_path: Path):
+def test_unknown_networks_are_refused(pictures: Path, tmp_path: Path):
     refused(checkpoints.torchvision_vgg(tmp_path).path, pictures, r"none that can be guessed.*recipe.backbone.name")
 
 
-def test_nan_and_quantized_weights(pictures: Path, tmp_path: Path):
+def test_nan_and_quantized_weights_are_refused(pictures: Path, tmp_path: Path):
     path = moco_file(trained("moco", queue=24), tmp_path)
     for value, said in ((torch.full((8, 3, 3, 3), torch.nan), "not all finite.*encoder_q.conv1"),
                         (torch.zeros(8, 3, 3, 3, dtype=torch.int8), "quantized.*int8")):  # fmt: skip
@@ -230,7 +230,7 @@ def test_nan_and_quantized_weights(pictures: Path, tmp_path: Path):
         refused(path, pictures, said)
 
 
-def test_retraining_needs_the_recipe_that_a_foreign_file_has_not(pictures: Path, tmp_path: Path):
+def test_retraining_needs_a_recipe_that_foreign_files_do_not_have(pictures: Path, tmp_path: Path):
     path = moco_file(trained("moco", queue=24), tmp_path)
     with pytest.raises(EffaceError, match="recipe"):
         unlearn(path, pictures, tmp_path / "out", method="retrain")

@@ -1,4 +1,4 @@
-"""The probe: trained encoders are let in, nonsense is not."""
+"""The sanity check accepts trained encoders and refuses those that are no better than random weights."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ import torch.nn.functional as F
 from efface.data.dataset import Data
 from efface.errors import EffaceError
 from efface.interop.architecture import IMAGENET
-from efface.interop.sanity_check import MARGIN, VOTES, compare_with_random, require_better_than_random
+from efface.interop.sanity_check import MARGIN, VOTES, _margin, compare_with_random, require_better_than_random
 from efface.training.batch import Subset
 from efface.training.model import Model
 from tests import tiny
 from tests.adoption import BODY, MILD, drawn, trained, trained_by
 
 
-def part_of(labelled: bool) -> Any:
+def images(labelled: bool) -> Any:
     x, y = drawn()
     return Subset.of(Data.from_arrays(x, y if labelled else None), np.arange(120), MILD, "probe", torch.device("cpu"))
 
 
-def probed(model: Model, labelled: bool) -> list[Any]:
+def compare(model: Model, labelled: bool) -> list[Any]:
     recipe = tiny.recipe("simclr", backbone=BODY, channels=3, mean=IMAGENET[0], std=IMAGENET[1])
     others = [partial(recipe.start, n) for n in (11, 12, 13)]
-    return compare_with_random(model, others, part_of(labelled), torch.Generator().manual_seed(0))
+    return compare_with_random(model, others, images(labelled), torch.Generator().manual_seed(0))
 
 
-def test_trained_encoders_are_let_in_with_labels_and_without():
+def test_trained_encoders_are_accepted_with_and_without_labels():
     model = trained("cross_entropy")
     before, mode = model.digest(), [module.training for module in model.modules()]
-    found = probed(model, labelled=True)
+    found = compare(model, labelled=True)
     assert [one.measure for one in found] == [VOTES] and found[0].better and found[0].loaded > 0.9
     assert model.digest() == before and mode == [module.training for module in model.modules()]
-    found = probed(trained_by("simclr", 10), labelled=False)
+    found = compare(trained_by("simclr", 10), labelled=False)
     assert [one.measure for one in found] == [MARGIN] and found[0].better
     assert found[0].images == 120
 
 
-def test_an_encoder_that_ignores_the_labels_is_let_in_for_its_margin():
-    found = probed(trained_by("simclr", 10), labelled=True)
+def test_an_encoder_that_ignores_the_labels_is_accepted_by_its_margin():
+    found = compare(trained_by("simclr", 10), labelled=True)
     assert [(one.measure, one.better) for one in found] == [(VOTES, False), (MARGIN, True)]
     require_better_than_random(found, "x", tiny.recipe())
 
@@ -54,14 +54,14 @@ def test_an_encoder_that_ignores_the_labels_is_let_in_for_its_margin():
 @pytest.mark.parametrize("labelled", [True, False])
 def test_random_weights_are_refused(seed: int, labelled: bool):
     recipe = tiny.recipe("simclr", backbone=BODY, channels=3)
-    found = probed(recipe.start(seed), labelled)
+    found = compare(recipe.start(seed), labelled)
     with pytest.raises(EffaceError, match=r"sees no more.*normalization \(here mean 0.5.*resnet8.*check=false"):
         require_better_than_random(found, "x", recipe)
 
 
 def test_a_model_is_not_better_than_itself():
     model = trained("moco", queue=24)
-    found = compare_with_random(model, [lambda: model], part_of(True), torch.Generator().manual_seed(0))
+    found = compare_with_random(model, [lambda: model], images(True), torch.Generator().manual_seed(0))
     assert len(found) == 2 and not any(one.better for one in found) and found[0].error == 0
 
 
@@ -77,14 +77,12 @@ def test_random_networks_are_in_memory_one_at_a_time():
         return fresh
 
     compare_with_random(
-        recipe.start(0), [partial(made, n) for n in (1, 2, 3)], part_of(True), torch.Generator().manual_seed(0)
+        recipe.start(0), [partial(made, n) for n in (1, 2, 3)], images(True), torch.Generator().manual_seed(0)
     )
     assert len(alive) == 6
 
 
-def test_the_margin_is_its_equation():
-    from efface.interop.sanity_check import _margin
-
+def test_the_margin_equals_the_reference_implementation():
     a, b = (F.normalize(torch.randn(7, 5, generator=torch.Generator().manual_seed(n)), dim=1) for n in (0, 1))
     for i, value in enumerate(_margin(a, b)):
         crowd = sum(np.exp(float(a[i] @ b[j]) / 0.1) for j in range(7))

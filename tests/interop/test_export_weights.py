@@ -1,4 +1,4 @@
-"""Unlearned encoders out: the same layout, and nothing remembered by oversight."""
+"""Export of unlearned encoders: the layout is the same, and no part still remembers the forgotten images."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from efface.errors import EffaceError
 from efface.interop.checkpoint_file import ForeignCheckpoint, read_foreign
 from efface.interop.export_weights import reinitialize_tensor
 from efface.interop.layouts import Role, TensorPlace
-from efface.runs import foreign as runs_foreign
 from efface.runs import run, train
+from efface.runs.foreign import load_foreign
 from efface.training import batch as training_batch
 from efface.training.checkpoint import Checkpoint
 from efface.training.loop import Run
@@ -48,7 +48,7 @@ def fingerprint(path: Path) -> dict[str, str]:
 
 @pytest.fixture(params=list(CASES))
 def done(request: pytest.FixtureRequest, pictures: Path, tmp_path: Path) -> tuple[Any, ...]:
-    """A foreign checkpoint, what was unlearned from it, and both files opened."""
+    """The original model, its file, the unlearned checkpoint, the exported file, and the run folder."""
     make, name, options, objective = CASES[request.param]
     original = trained(name, **options)
     path = make(original, tmp_path)
@@ -58,7 +58,7 @@ def done(request: pytest.FixtureRequest, pictures: Path, tmp_path: Path) -> tupl
     return original, read_foreign(path), made, read_foreign(tmp_path / "out" / "foreign" / path.name), tmp_path / "out"
 
 
-def test_it_goes_through_whole(done: tuple[Any, ...]):
+def test_every_tensor_is_exported(done: tuple[Any, ...]):
     _, before, made, after, out = done
     assert after.layout == before.layout and list(after.table.items()) == list(before.table.items())
     for name, value in after.container.state.items():
@@ -74,7 +74,7 @@ def test_it_goes_through_whole(done: tuple[Any, ...]):
     assert Checkpoint.load(out).model.digest() == made.model.digest()
 
 
-def test_nothing_that_remembers_is_handed_back(done: tuple[Any, ...]):
+def test_nothing_that_remembers_is_exported(done: tuple[Any, ...]):
     _, before, made, after, out = done
     kept = {Role.BUFFERS, Role.BACKBONE, Role.HEAD} | ({Role.PREDICTOR} if made.model.predictor is not None else set())
     for name, place in before.table.items():
@@ -91,10 +91,10 @@ def test_nothing_that_remembers_is_handed_back(done: tuple[Any, ...]):
             assert entry not in after.container.entries()
 
 
-def test_twin_and_queue_are_made_of_what_was_unlearned(done: tuple[Any, ...]):
+def test_momentum_encoder_and_queue_come_from_the_unlearned_model(done: tuple[Any, ...]):
     _, before, made, after, _ = done
-    twin = after.part(Role.TWIN)
-    for name, value in twin.items():
+    momentum = after.part(Role.MOMENTUM_ENCODER)
+    for name, value in momentum.items():
         part, _, own = name.partition(".")
         module = {"backbone": made.model.backbone, "head": made.model.head}[part]
         assert torch.equal(value, module.state_dict()[own]), name
@@ -109,7 +109,7 @@ def test_twin_and_queue_are_made_of_what_was_unlearned(done: tuple[Any, ...]):
     assert all(int(value) == 0 for name, value in after.part(Role.BUFFERS).items() if name.endswith("ptr"))
 
 
-def test_a_queue_is_refilled_with_retained_keys_and_not_with_forgotten_ones(pictures: Path, tmp_path: Path):
+def test_a_queue_is_refilled_with_keys_of_retained_images_only(pictures: Path, tmp_path: Path):
     path = moco_file(trained("moco", queue=24), tmp_path)
     made = unlearn(path, pictures, tmp_path / "out", "simclr")
     queue = read_foreign(tmp_path / "out" / "foreign" / path.name).part(Role.QUEUE)["queue"].T
@@ -135,7 +135,7 @@ def test_rounding_and_other_copies_are_noted(pictures: Path, tmp_path: Path):
     assert purged["foreign.copies"] == f"not touched: {tmp_path / 'earlier.ckpt'}"
 
 
-def test_what_is_not_known_is_said(pictures: Path, tmp_path: Path):
+def test_assumptions_are_reported(pictures: Path, tmp_path: Path):
     path = swav_file(trained("simclr", layers=DEEP), tmp_path)
     said: list[str] = []
     settings = {"data": str(pictures), "split": SPLIT, "forget": "@random:12", "method": QUICK, "device": "cpu"}
@@ -144,7 +144,7 @@ def test_what_is_not_known_is_said(pictures: Path, tmp_path: Path):
         assert any(words in sentence and "swav.pth" in sentence for sentence in said), said
 
 
-# ---- small things ----
+# ---- initial values ----
 
 
 @pytest.mark.parametrize(
@@ -152,20 +152,20 @@ def test_what_is_not_known_is_said(pictures: Path, tmp_path: Path):
     [("a.running_var", (4,), 1), ("a.running_mean", (4,), 0), ("a.weight", (4,), 1), ("a.bias", (4,), 0),
      ("center", (1, 9), 0), ("last.weight_g", (5, 1), 1), ("mask_token", (1, 1, 4), 0)],
 )  # fmt: skip
-def test_fresh_values_are_those_a_layer_starts_with(name: str, shape: tuple[int, ...], value: float):
+def test_reset_values_are_the_initial_values_of_a_layer(name: str, shape: tuple[int, ...], value: float):
     assert torch.equal(
         reinitialize_tensor(name, torch.randn(shape), torch.Generator()), torch.full(shape, float(value))
     )
 
 
-def test_fresh_weights_are_as_large_as_torchs_own():
+def test_reset_weights_are_as_large_as_those_of_torch():
     made = reinitialize_tensor("fc.weight", torch.zeros(64, 100), torch.Generator().manual_seed(0))
     assert 0.095 < float(made.abs().max()) <= 0.1
     directions = reinitialize_tensor("weight", torch.zeros(7, 5), torch.Generator().manual_seed(0), directions=True)
     torch.testing.assert_close(directions.norm(dim=1), torch.ones(7))
 
 
-def test_an_extra_mean_over_training_images_is_reset(tmp_path: Path):
+def test_a_mean_over_training_images_is_reset(tmp_path: Path):
     found: ForeignCheckpoint = read_foreign(foreign.dino(tmp_path).path)
     assert found.table["dino_loss/center"] == TensorPlace(Role.EXTRAS, "dino_loss/center")
     assert torch.equal(
@@ -173,7 +173,7 @@ def test_an_extra_mean_over_training_images_is_reset(tmp_path: Path):
     )
 
 
-def test_weights_in_the_wrong_order_load_and_are_refused_unless_overruled(pictures: Path, tmp_path: Path):
+def test_weights_in_the_wrong_order_are_refused_unless_the_check_is_off(pictures: Path, tmp_path: Path):
     path = scrambled(moco_file(trained("moco", queue=24), tmp_path))
     with pytest.raises(EffaceError, match="sees no more"):
         unlearn(path, pictures, tmp_path / "out")
@@ -212,7 +212,7 @@ def test_unlearn_and_audit_on_the_command_line(pictures: Path, tmp_path: Path, k
         assert isinstance(changed.exception, EffaceError) and "has changed since" in str(changed.exception)
 
 
-def test_only_trust_opens_a_pickle(pictures: Path, tmp_path: Path):
+def test_a_pickle_needs_trust(pictures: Path, tmp_path: Path):
     path = moco_file(trained("moco", queue=24), tmp_path)
     content = torch.load(path, weights_only=True) | {"best": tmp_path}
     torch.save(content, path)
@@ -221,12 +221,13 @@ def test_only_trust_opens_a_pickle(pictures: Path, tmp_path: Path):
     refusal = efface("unlearn", path, *words)
     assert isinstance(refusal.exception, EffaceError) and "pathlib" in str(refusal.exception)
     assert efface("unlearn", path, *words, "--trust-pickle").exit_code == 0
-    assert runs_foreign.foreign_start(path, run.open_run(tmp_path / "out").request, 0)[2].model.digest()
+    made = run.open_run(tmp_path / "out")
+    assert load_foreign(path, made.data, made.request, 0).model.digest()
     after = read_foreign(tmp_path / "out" / "foreign" / path.name)
     assert "best" not in after.container.entries() and after.container.entries()["epoch"] == "kept: 9"
 
 
-def test_settings_of_foreign_checkpoints_are_not_those_of_runs(pictures: Path, tmp_path: Path):
+def test_run_folders_do_not_take_settings_of_foreign_checkpoints(pictures: Path, tmp_path: Path):
     path = moco_file(trained("moco", queue=24), tmp_path)
     unlearn(path, pictures, tmp_path / "out")
     with pytest.raises(EffaceError, match="no setting 'recipe'"):

@@ -1,4 +1,4 @@
-"""Files from strangers: nothing in them is run, and every refusal says what it found."""
+"""Files from untrusted sources: no code in them is run, and each error says what was found."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests import checkpoints, foreign
 
 
 class Bomb:
-    """Runs a command when it is unpickled."""
+    """Runs a shell command when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -32,7 +32,7 @@ class Bomb:
 
 
 class Settings:
-    """A class of somebody's training code."""
+    """A class of some training code."""
 
     def __init__(self) -> None:
         self.lr = 0.1
@@ -44,7 +44,7 @@ def tensors() -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 @pytest.mark.parametrize("where", ["alone", "beside", "inside"])
-def test_a_pickle_bomb_is_named_and_never_goes_off(tmp_path: Path, where: str, legacy: bool):
+def test_code_in_a_pickle_is_named_and_not_run(tmp_path: Path, where: str, legacy: bool):
     mark, bomb = tmp_path / "went-off", tmp_path / "bomb.pth"
     content = {
         "alone": Bomb(mark),
@@ -67,7 +67,7 @@ def test_a_bare_pickle_is_refused_too(tmp_path: Path):
     assert not (tmp_path / "went-off").exists()
 
 
-def test_a_folder_may_not_smuggle_one_in(tmp_path: Path):
+def test_code_in_a_model_folder_is_refused(tmp_path: Path):
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     torch.save(Bomb(tmp_path / "went-off"), tmp_path / "pytorch_model.bin")
     with pytest.raises(EffaceError, match=r"nothing in it was run"):
@@ -75,15 +75,15 @@ def test_a_folder_may_not_smuggle_one_in(tmp_path: Path):
     assert not (tmp_path / "went-off").exists()
 
 
-def test_a_namespace_is_plain_and_needs_no_trust(tmp_path: Path):
+def test_a_namespace_needs_no_trust(tmp_path: Path):
     case = foreign.mae(tmp_path)
     assert read_foreign(case.path).meta["args"] == {"model": "mae_vit_base_patch16"}
 
 
-def test_other_classes_are_named_and_let_in_only_on_request(tmp_path: Path):
+def test_other_classes_are_named_and_need_trust(tmp_path: Path):
     path = tmp_path / "run.ckpt"
     torch.save({"state_dict": tensors(), "hyper_parameters": Settings(), "epoch": 3}, path)
-    with pytest.raises(EffaceError, match=r"tests\.interop\.test_loading\.Settings.*--trust-pickle"):
+    with pytest.raises(EffaceError, match=r"tests\.interop\.test_safe_load\.Settings.*--trust-pickle"):
         read_foreign(path)
     found = read_foreign(path, trust_pickle=True)
     assert found.part(Role.BACKBONE).keys() == tensors().keys()
@@ -103,7 +103,7 @@ def test_a_pickled_network_is_not_a_checkpoint(tmp_path: Path):
 
 @pytest.mark.parametrize("keep", [0, 3, 40, 2000, -1])
 @pytest.mark.parametrize("kind", ["pth", "legacy", "safetensors"])
-def test_truncated_files_are_said_to_be_damaged(tmp_path: Path, kind: str, keep: int):
+def test_truncated_files_are_damaged(tmp_path: Path, kind: str, keep: int):
     path = tmp_path / f"cut.{'safetensors' if kind == 'safetensors' else 'pth'}"
     if kind == "safetensors":
         save_file(tensors(), path)
@@ -123,7 +123,7 @@ def test_truncated_files_are_said_to_be_damaged(tmp_path: Path, kind: str, keep:
         (b"\x00" * 64, "damaged"),
     ],
 )
-def test_what_is_often_taken_for_a_checkpoint(tmp_path: Path, content: bytes, said: str):
+def test_files_that_are_often_mistaken_for_checkpoints(tmp_path: Path, content: bytes, said: str):
     (tmp_path / "model.pth").write_bytes(content)
     with pytest.raises(EffaceError, match=said):
         read_foreign(tmp_path / "model.pth")
@@ -138,13 +138,13 @@ def test_files_without_named_tensors(tmp_path: Path, content: Any):
         read_foreign(tmp_path / "nothing.pth")
 
 
-def test_unknown_names_are_not_guessed(tmp_path: Path):
+def test_unknown_layouts_are_refused(tmp_path: Path):
     torch.save({f"stage{i}.w": torch.zeros(2, 2) for i in range(3)}, tmp_path / "own.pth")
     with pytest.raises(EffaceError, match=r"layout of no library.*stage0.*moco"):
         read_foreign(tmp_path / "own.pth")
 
 
-def test_two_tensors_for_one_place_are_an_error(tmp_path: Path):
+def test_two_tensors_for_one_place_are_refused(tmp_path: Path):
     state = {"projection_head.layers.0.weight": torch.zeros(2, 2), "backbone.conv1.weight": torch.zeros(2, 2, 1, 1)}
     state |= {"projection_head.layers": torch.zeros(1), "backbone.0.weight": torch.zeros(2, 2, 1, 1)}
     torch.save(state, tmp_path / "both.pth")
@@ -152,14 +152,14 @@ def test_two_tensors_for_one_place_are_an_error(tmp_path: Path):
         read_foreign(tmp_path / "both.pth")
 
 
-def test_there_is_nothing_at_that_path(tmp_path: Path):
+def test_missing_paths_are_refused(tmp_path: Path):
     with pytest.raises(EffaceError, match="There is no checkpoint"):
         read_foreign(tmp_path / "nowhere.pth")
     with pytest.raises(EffaceError, match="holds no weights that are known"):
         read_foreign(tmp_path)
 
 
-def test_distributed_pieces_are_named(tmp_path: Path):
+def test_distributed_checkpoints_are_refused(tmp_path: Path):
     (tmp_path / "__0_0.distcp").write_bytes(b"x")
     with pytest.raises(EffaceError, match=r"distributed checkpoint.*dcp_to_torch"):
         read_foreign(tmp_path)
@@ -192,7 +192,7 @@ class TestShards:
         with pytest.raises(EffaceError, match=r"layer4.0.bn1.weight.*model-2.safetensors"):
             read_foreign(tmp_path)
 
-    def test_no_way_out_of_the_folder(self, tmp_path: Path):
+    def test_a_shard_outside_of_the_folder_is_refused(self, tmp_path: Path):
         inner = tmp_path / "inner"
         inner.mkdir()
         save_file({"x": torch.zeros(1)}, tmp_path / "secret.safetensors")
@@ -200,7 +200,7 @@ class TestShards:
         with pytest.raises(EffaceError, match=r"shard ../secret.safetensors is not in"):
             read_foreign(inner)
 
-    def test_an_index_that_is_no_json(self, tmp_path: Path):
+    def test_an_index_that_is_not_json(self, tmp_path: Path):
         (self.folder(tmp_path) / "model.safetensors.index.json").write_text("{")
         with pytest.raises(EffaceError, match=r"index.json cannot be read"):
             read_foreign(tmp_path)
@@ -208,7 +208,7 @@ class TestShards:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("kind", ["pth", "safetensors"])
-def test_other_precisions_come_back_to_the_bit(tmp_path: Path, dtype: torch.dtype, kind: str):
+def test_other_precisions_are_preserved_to_the_bit(tmp_path: Path, dtype: torch.dtype, kind: str):
     state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors().items()}
     path = tmp_path / f"half.{kind}"
     save_file(state, path) if kind == "safetensors" else torch.save(state, path)
@@ -222,7 +222,7 @@ def test_other_precisions_come_back_to_the_bit(tmp_path: Path, dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("kind", ["pth", "safetensors"])
-def test_wrong_shapes_and_types_cannot_be_written(tmp_path: Path, kind: str):
+def test_wrong_shapes_and_dtypes_cannot_be_written(tmp_path: Path, kind: str):
     path = tmp_path / f"x.{kind}"
     save_file(tensors(), path) if kind == "safetensors" else torch.save(tensors(), path)
     found = read_foreign(path)
@@ -233,7 +233,7 @@ def test_wrong_shapes_and_types_cannot_be_written(tmp_path: Path, kind: str):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_leaves_other_copies_of_the_weights_behind(tmp_path: Path):
+def test_other_copies_of_the_weights_in_a_folder_are_left_out(tmp_path: Path):
     case = checkpoints.timm_folder(tmp_path)
     for name in ("optimizer.pt", "tf_model.h5", "flax_model.msgpack", "training_args.bin"):
         (case.path / name).write_bytes(b"x")

@@ -1,0 +1,94 @@
+"""Utility gate of the verdict: whether the features are about as useful as those of the original."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from efface.auditing import representations, signals
+from efface.auditing.evidence import Evidence
+from efface.auditing.observations import Observations
+from efface.errors import EffaceError
+
+KNN_NEIGHBORS = 20
+"""Number of neighbors in the kNN accuracy."""
+COLLAPSED = 0.1
+"""An effective rank near 1 with less than this share of the original's (above 1) left is a collapse."""
+RECALLED = 10
+"""k of the recall@k of image-caption pairs."""
+RANK_LEFT = 0.25
+"""Without labels: smallest acceptable share of the original's effective rank (above 1)."""
+CKA_LEFT = 0.2
+"""Without labels: smallest acceptable linear CKA to the original."""
+
+
+@dataclass(frozen=True)
+class UtilityLoss:
+    """Result of the utility gate."""
+
+    drop: float | None
+    """Loss of kNN accuracy since the original, as a share; None without labels."""
+    lost: str
+    """Why the utility counts as lost; empty if it does not."""
+    note: str
+    """The measured numbers, in words."""
+
+
+def judge_utility(evidence: Evidence, names: Sequence[str], max_drop: float) -> UtilityLoss:
+    """Compare the subject's utility with the original's: kNN accuracy, or without labels effective rank and CKA.
+
+    Args:
+        evidence: Observations of the subject and the original.
+        names: Signals of the verdict; a constant signal counts as a collapse.
+        max_drop: Largest acceptable loss of kNN accuracy and of recall@10, as a share.
+
+    Raises:
+        EffaceError: If no features of a never-trained part were observed.
+
+    """
+    subject, original = evidence.subject, evidence.original
+    part = next((p for p in ("test", "valid", "holdout") if subject.has(p, "features")), None)
+    if part is None:
+        raise EffaceError(
+            "The observations hold no features of any never-trained part.",
+            "Without them a collapsed encoder cannot be told from one that forgot.",
+            "Observe the models again, with a test part or a holdout.",
+        )
+    after, before = representations.features(subject, part), representations.features(original, part)
+    rank, full = representations.effective_rank(after), representations.effective_rank(before)
+    left = (rank - 1) / (full - 1) if full > 1 else 1.0
+    ranks = f"effective rank {rank:.1f}, the original's {full:.1f}"
+    lost = ""
+    flat = rank < 1.5 and left < COLLAPSED
+    if flat or representations.is_collapsed(after) or any(is_constant_score(subject, name) for name in names):
+        lost = f"the embedding is collapsed ({ranks})"
+    recall_lost, recall_note = retrieval_loss(original, subject, part, max_drop)
+    lost = lost or recall_lost
+    labelled = next((p for p in ("test", "valid") if representations.knn_accuracy(subject, p, (KNN_NEIGHBORS,))), None)
+    if labelled is None:
+        cka = representations.linear_cka(after, before)
+        note = f"no labels: judged by collapse alone ({ranks}; linear CKA to the original {cka:.2f}){recall_note}"
+        return UtilityLoss(None, lost or (note if left < RANK_LEFT or cka < CKA_LEFT else ""), note)
+    accuracies = [
+        right / of for o in (original, subject) for right, of in representations.knn_accuracy(o, labelled) or []
+    ]
+    drop = accuracies[0] - accuracies[1]
+    note = f"kNN accuracy on {labelled} {accuracies[1]:.3f}, the original's {accuracies[0]:.3f}{recall_note}"
+    return UtilityLoss(drop, lost or (note if drop > max_drop else ""), note)
+
+
+def retrieval_loss(original: Observations, subject: Observations, part: str, max_drop: float) -> tuple[str, str]:
+    """Return why the retrieval of images and captions counts as lost (or an empty string), and a note."""
+    before, after = (representations.mean_retrieval_recall(o, part, RECALLED) for o in (original, subject))
+    if before is None or after is None:
+        return "", ""
+    note = f"recall@{RECALLED} of pairs on {part} {after:.3f}, the original's {before:.3f}"
+    return (note if before - after > max_drop else ""), f"; {note}"
+
+
+def is_constant_score(observed: Observations, signal: str) -> bool:
+    """Whether all examples have the same raw score, up to rounding."""
+    every = np.concatenate([signals.scores(observed, part, signal) for part in ("forget", "holdout")])
+    return len(every) > 1 and float(np.ptp(every)) <= 1e-6 * max(1e-6, float(np.abs(every).max()))

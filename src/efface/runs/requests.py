@@ -1,0 +1,272 @@
+"""Typed requests: what each verb was asked to do, built once from its settings and checked on the way in.
+
+Settings come from a YAML file, from ``--set`` or from a Python mapping. ``Request.of`` turns them into a frozen
+dataclass whose fields are the settings; behind it no layer looks at a settings mapping again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from functools import cached_property
+from typing import Any, Self
+
+from efface import config
+from efface.auditing.compatibility import CompatibilityCriteria
+from efface.auditing.observers.observe import ObservationSettings
+from efface.auditing.observers.relearn import RelearnSettings
+from efface.auditing.verdict import Criteria
+from efface.errors import EffaceError, suggest_name
+from efface.runs.run import Common, Sizes
+from efface.unlearning import plugins
+from efface.unlearning.early_stopping import StoppingRule
+from efface.unlearning.methods import METHODS, Method
+from efface.unlearning.search import auto_settings_error
+
+DataSettings = str | Mapping[str, Any] | None
+"""A data source by name or path, or a mapping with ``source`` and its options."""
+TEXT = ("forget", "goal", "objective")
+"""Settings that are text, even where YAML reads a number."""
+
+
+def setting_names(cls: type) -> set[str]:
+    """The settings of a request: the names of its fields."""
+    return {one.name for one in fields(cls)}
+
+
+def refuse_unknown(settings: Mapping[str, Any], known: Collection[str]) -> None:
+    """Raise an error for a setting that is not in ``known``, with the most similar name that is."""
+    for key in settings:
+        if key not in known:
+            raise EffaceError(
+                f"There is no setting '{key}' here.{suggest_name(key, known)}", f"Known: {', '.join(sorted(known))}."
+            )
+
+
+def select_settings(settings: Mapping[str, Any], cls: type) -> dict[str, Any]:
+    """The settings that are fields of ``cls``; null stands for the default and is left out."""
+    found = {one.name: settings[one.name] for one in fields(cls) if settings.get(one.name) is not None}
+    texts = {key: str(value) for key, value in found.items() if key in TEXT and isinstance(value, int | float)}
+    return found | texts
+
+
+class Request:
+    """Base of the requests: dataclasses whose fields are the settings of a verb."""
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
+        """Build the request from the settings of its verb.
+
+        Raises:
+            EffaceError: A setting is unknown, or its value has the wrong type or range.
+
+        """
+        refuse_unknown(settings, setting_names(cls))
+        return config.build(cls, select_settings(settings, cls))
+
+    @classmethod
+    def of(cls, given: Self | Mapping[str, Any]) -> Self:
+        """Return a request as it is, and build one from settings."""
+        return given if isinstance(given, cls) else cls.from_settings(given)  # pyright: ignore[reportArgumentType]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainRequest(Common, Request):
+    """What ``efface pretrain`` is asked to do."""
+
+    data: DataSettings = None
+    """The data: a source's name, a path, or a mapping with ``source`` and its options."""
+    split: Mapping[str, Any] = field(default_factory=dict)
+    """Sizes of the split, as given: see :class:`Sizes`."""
+    objective: str = "simclr"
+    """The objective, where ``recipe.objective`` names none."""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """Changes to the default recipe."""
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """The sizes of the split."""
+        return config.build(Sizes, self.split, path="split.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForeignOptions:
+    """Settings that only a foreign checkpoint needs: a run folder knows its own."""
+
+    data: DataSettings = None
+    """The data, as for pretraining."""
+    split: Mapping[str, Any] = field(default_factory=dict)
+    """Sizes of the split, as given: see :class:`Sizes`."""
+    objective: Any = None
+    """The objective that it was trained with, where its layout does not tell."""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """Changes to the recipe that is inferred from the file."""
+    trust_pickle: bool = False
+    """Unpickle a file that asks for classes."""
+    check: bool = True
+    """Refuse an encoder that is no better than the same network with random weights."""
+    fresh_head: bool = False
+    """Start a head that the file lacks from random weights."""
+
+    def as_settings(self) -> dict[str, Any]:
+        """The options that were given, as a settings mapping."""
+        values = {name: getattr(self, name) for name in ("data", "split", "objective", "recipe")}
+        values |= {name: getattr(self, name) for name in ("trust_pickle", "fresh_head")}
+        return {name: value for name, value in values.items() if value}
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnlearnRequest(Common, Request):
+    """What ``efface unlearn`` is asked to do."""
+
+    forget: str
+    """What to forget: a selector such as ``@random:0.1``, or a file of keys."""
+    method: Method | None
+    """The method; None for ``auto``: chosen by unseen examples."""
+    forget_seed: int | None = None
+    """Seed of a random selector; by default the original's seed, so that another ``seed`` forgets the same examples."""
+    stop: StoppingRule | None = None
+    """When to stop early; None: run the method to its end."""
+    budget: str | float | None = None
+    """Largest number of optimizer steps, as ``"5%"`` of retraining's or as a number; implies ``stop``."""
+    foreign: ForeignOptions | None = None
+    """Options of a foreign checkpoint; None for a run folder."""
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any], *, foreign: bool = False) -> Self:
+        """Build the request from the settings of ``efface unlearn``.
+
+        Args:
+            settings: forget, forget_seed, method, stop, budget, seed, device, bf16; for a foreign checkpoint also the
+                fields of :class:`ForeignOptions`.
+            foreign: Whether the start is another library's checkpoint.
+
+        Raises:
+            EffaceError: A setting is unknown or has the wrong type, or the method or the forget set is missing.
+
+        """
+        known = setting_names(cls) - {"foreign"}
+        refuse_unknown(settings, known | setting_names(ForeignOptions) if foreign else known)
+        common = config.build(Common, select_settings(settings, Common))
+        method = parse_method(settings.get("method") or "")
+        if not settings.get("forget"):
+            raise EffaceError(
+                "Nothing was said about which examples to forget.",
+                remedy="Add --forget IDS, as in --forget @random:0.1.",
+            )
+        stop, draw = settings.get("stop"), settings.get("forget_seed")
+        return cls(
+            **vars(common),
+            forget=str(settings["forget"]),
+            method=method,
+            forget_seed=None if draw is None else int(draw),
+            stop=None if stop is None else config.build(StoppingRule, stop, path="stop."),
+            budget=settings.get("budget"),
+            foreign=config.build(ForeignOptions, select_settings(settings, ForeignOptions)) if foreign else None,
+        )
+
+
+def parse_method(value: str | Mapping[str, Any]) -> Method | None:
+    """The method that a setting names, alone or in a mapping with ``name`` and fields; None for ``auto``."""
+    named = {"name": value} if isinstance(value, str) else dict(value)
+    if named.get("name") != plugins.AUTO:
+        return config.parse_choice(METHODS, value, "method", {Method: METHODS}, "method.")
+    if len(named) > 1:
+        raise auto_settings_error(named.keys() - {"name"})
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditRequest(Request):
+    """What ``efface audit`` is asked to do."""
+
+    criteria: Criteria = field(default_factory=Criteria)
+    """When a model counts as forgetting."""
+    watch: ObservationSettings = field(default_factory=ObservationSettings)
+    """How models are observed."""
+    device: str = "auto"
+    """``auto``, ``cpu``, ``cuda``, ``mps``."""
+    goal: str = ""
+    """Why the examples were to be forgotten, in the user's words; for the record."""
+    trust_pickle: bool = False
+    """Unpickle a foreign oracle that asks for classes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelearnRequest(Request):
+    """What ``efface relearn`` is asked to do."""
+
+    relearn: RelearnSettings = field(default_factory=RelearnSettings)
+    """How the copies are trained on."""
+    watch: ObservationSettings = field(default_factory=lambda: ObservationSettings(gradient=False))
+    """How the copies are observed."""
+    seed: int = 0
+    """Seed of the training."""
+    device: str = "auto"
+    """``auto``, ``cpu``, ``cuda``, ``mps``."""
+    trust_pickle: bool = False
+    """Unpickle a foreign oracle that asks for classes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuessRequest(Request):
+    """What ``efface canaries guess`` is asked to do."""
+
+    watch: ObservationSettings = field(default_factory=ObservationSettings)
+    """How models are observed."""
+    device: str = "auto"
+    """``auto``, ``cpu``, ``cuda``, ``mps``."""
+    signal: str | None = None
+    """The score to guess by; by default that of the outermost space."""
+    level: float = 0.95
+    """Confidence of the bound on ε."""
+    delta: float = 0.0
+    """The δ of (ε, δ)."""
+    trust_pickle: bool = False
+    """Unpickle a foreign oracle that asks for classes."""
+
+
+class EmbeddingSpace(StrEnum):
+    """Which embedding of an image."""
+
+    BACKBONE = "backbone"
+    PROJECTOR = "projector"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingOptions:
+    """How images are embedded."""
+
+    space: EmbeddingSpace = EmbeddingSpace.BACKBONE
+    """The backbone's features, or the projector's embedding of them."""
+    batch_size: int = 64
+    """Images embedded together; affects only speed and memory."""
+    device: str = "auto"
+    """``auto``, ``cpu``, ``cuda``, ``mps``."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise EffaceError(f"batch_size cannot be {self.batch_size}.", "It counts images: 1, 2, 3 ...")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedRequest(EmbeddingOptions, Request):
+    """What ``efface embed`` is asked to do."""
+
+    data: DataSettings = None
+    """The data; by default those of the run."""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """Of a foreign checkpoint: changes to the recipe that is inferred from the file."""
+    objective: Any = None
+    """Of a foreign checkpoint: the objective that it was trained with."""
+    trust_pickle: bool = False
+    """Unpickle a file that asks for classes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompatibilityRequest(EmbedRequest):
+    """What ``efface compat`` is asked to do."""
+
+    rule: CompatibilityCriteria = field(default_factory=CompatibilityCriteria)
+    """When stored vectors may be kept."""

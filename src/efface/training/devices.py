@@ -1,0 +1,39 @@
+"""Choose where a run computes, and in which precision."""
+
+from __future__ import annotations
+
+import torch
+
+from efface.errors import EffaceError
+
+
+def resolve_device(name: str | torch.device = "auto") -> torch.device:
+    """Turn a device name into a device that can be used on this machine.
+
+    Args:
+        name: A torch device, its name (``cpu``, ``cuda:1``), or ``auto``: CUDA if available, else MPS, else the CPU.
+
+    Raises:
+        EffaceError: If the device is unknown or not available.
+
+    """
+    if isinstance(name, torch.device):
+        return name
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise EffaceError(
+            f"The device '{name}' cannot be used.", str(error).split("\n")[0], "Try --device cpu."
+        ) from error
+    return device
+
+
+def prefers_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 autocast is faster than float32: on GPUs, and on CPUs with bfloat16 instructions."""
+    if device.type == "cpu":
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return device.type == "cuda"
