@@ -1,1 +1,1 @@
-"""Scripts behind every figure that this project quotes."""
+"""Benchmarks of speed and memory, and the description of the machine that every result carries."""

@@ -3,9 +3,9 @@
     python -m benchmarks.memory [FOLDER]
 
 The checkpoint is timm's vit_large_patch16_224 for 32x32 images with random weights, 1.2 GB in float32, as safetensors.
-Measured is the peak resident size of the whole `efface unlearn` process, interpreter and libraries included, as a
-multiple of the weights: once as it goes through, once with the check that refuses random weights. Results:
-results/memory.json.
+The result is the peak resident size of the whole `efface unlearn` process, interpreter and libraries included, as a
+multiple of the weights: once for a successful run, once with the check that refuses random weights. It is written to
+benchmarks/results/memory.json.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks.machine import RESULTS, machine, read_json, write_json
 
 SIDE, CLASSES, TRAIN, FORGET, BATCH = 32, 10, 36, 4, 16
 LIMIT = 6.0
-"""Times the weights."""
+"""Most memory that is accepted, in multiples of the weights."""
 MEASURE = """
 import resource, subprocess, sys
 code = subprocess.run(sys.argv[1:]).returncode
@@ -33,7 +33,7 @@ print(f"PEAK {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss} {code}")
 
 
 def prepare(home: Path) -> int:
-    """Write checkpoint and images; the bytes of the weights."""
+    """Write the checkpoint and the images, and return the size of the weights in bytes."""
     import timm
     from safetensors.torch import save_file
 
@@ -45,8 +45,8 @@ def prepare(home: Path) -> int:
     return sum(value.numel() * value.element_size() for value in net.state_dict().values())
 
 
-def measured(*words: object) -> dict[str, Any]:
-    """One command of efface: peak resident bytes, exit code, seconds."""
+def measure_command(*words: object) -> dict[str, Any]:
+    """Run one command of efface and return its peak resident bytes, exit code and seconds."""
     began = time.perf_counter()
     command = [sys.executable, "-m", "efface", *map(str, words)]
     done = subprocess.run([sys.executable, "-c", MEASURE, *command], capture_output=True, text=True, check=True)
@@ -56,7 +56,7 @@ def measured(*words: object) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write the result; fail if more memory was needed than ``LIMIT``."""
     home = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/memory")
     home.mkdir(parents=True, exist_ok=True)
     weights = prepare(home)
@@ -64,9 +64,9 @@ def main() -> None:
     words = ["unlearn", home / "vit_large.safetensors", "--data", home / "pictures.npz", "--device", "cpu", "--force"]
     words += ["--forget", f"@random:{FORGET}", "--method", "finetune", "--set", "method.epochs=1", "--quiet"]
     words += ["--set", f"method.batch_size={BATCH}", "--set", f"split={json.dumps(split)}"]
-    empty = measured("methods", "finetune")
-    through = measured(*words, "--set", "check=false", "--out", home / "out")
-    checked = measured(*words, "--out", home / "refused")
+    empty = measure_command("methods", "finetune")
+    through = measure_command(*words, "--set", "check=false", "--out", home / "out")
+    checked = measure_command(*words, "--out", home / "refused")
     steps = read_json(home / "out" / "meta.json")["cost"]["steps"]
     result = {
         "machine": machine(),
@@ -81,7 +81,7 @@ def main() -> None:
     print(json.dumps(result, indent=1))
     write_json(RESULTS / "memory.json", result, hide=home)
     if steps != 2 or through["exit"] or max(through["peak"], checked["peak"]) > LIMIT * weights:
-        raise SystemExit("more memory, or other steps, than promised")
+        raise SystemExit("the run failed, took another number of steps, or needed more memory than the limit")
 
 
 if __name__ == "__main__":

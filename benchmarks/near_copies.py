@@ -1,7 +1,9 @@
-"""How well copies are told from look-alikes; needs Debian's Fashion-MNIST.
+"""How well duplicate detection separates altered copies from look-alikes; needs Debian's Fashion-MNIST.
 
-Look-alikes: pairs of different pictures above a threshold, by pixels and by edges. Copies: the likeness
-that is left after a photograph is encoded again, rescaled and so on.
+    python -m benchmarks.near_copies
+
+Look-alikes: pairs of different pictures above a threshold, by pixels and by edges. Copies: the similarity that remains
+after a photograph is encoded again, rescaled and so on. Results are printed.
 """
 
 from __future__ import annotations

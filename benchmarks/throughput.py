@@ -1,12 +1,12 @@
-"""How fast: SimCLR pretraining against the stock lightly pipeline, augmentation's share, the audit, and --help.
+"""Speed of SimCLR pretraining (against the standard lightly pipeline), of augmentation, of the audit, and of --help.
 
     OMP_PROC_BIND=true python -m benchmarks.throughput [--rounds 5] [--batches 4] [--only audit]
 
-Both train the same network on the same images with the same batch on the same machine, in turns in one process; the
-stock pipeline is lightly's transform in a DataLoader with two workers and lightly's loss, in float32 as its examples
-have it. Quote the ratio. Batches that its workers prepared during the other's turn are not counted, and the other's
-turn begins when they are idle. Every part has a process of its own: threads that another part left behind made the
-audit's verdict eight times slower.
+Both pipelines train the same network on the same images with the same batch size, alternating in one process. The
+standard pipeline is lightly's transform in a DataLoader with two workers and lightly's loss, in float32 as in its
+examples. Quote the ratio. Batches that its workers prepared during efface's turn are not counted, and efface's turn
+starts when the workers are idle. Each part runs in its own process: threads left behind by another part made the
+verdict eight times slower.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ from efface.unlearning.protocol import task_loss
 BATCH = 256
 WORKERS = 2
 QUEUED = 2 * WORKERS + 1
-"""Batches that lightly's workers prepare ahead, while the other side has its turn."""
+"""Batches that lightly's workers prepare ahead during efface's turn."""
 IDLE = 4.0
-"""Seconds in which they have prepared them."""
+"""Seconds after which they have prepared them."""
 IMAGES = 20 * BATCH
-"""So that every batch is full."""
+"""A multiple of the batch size, so that every batch is full."""
 
 
 class Stock(Dataset[Any]):
-    """Images through lightly's SimCLR transform, as its examples have it."""
+    """Images through lightly's SimCLR transform, as in its examples."""
 
     def __init__(self, x: np.ndarray) -> None:
         self.x = x
@@ -68,7 +68,7 @@ class Stock(Dataset[Any]):
 
 
 def stock(model: Model, recipe: Recipe, x: np.ndarray) -> Iterator[int]:
-    """Train with the stock pipeline; yields the images of each step."""
+    """Train with lightly's pipeline; yields the number of images in each step."""
     loss, optimizer = NTXentLoss(temperature=0.5), recipe.optim.build(model, 10_000)
     while True:
         for views in DataLoader(Stock(x), BATCH, shuffle=True, num_workers=WORKERS, drop_last=True):
@@ -79,12 +79,12 @@ def stock(model: Model, recipe: Recipe, x: np.ndarray) -> Iterator[int]:
 
 
 def _raw(x: torch.Tensor) -> torch.Tensor:
-    """Undo lightly's normalization roughly, so that both networks see numbers of the same size."""
+    """Roughly undo lightly's normalization, so that both networks see numbers of the same scale."""
     return x * 0.25 + 0.5
 
 
 def ours(model: Model, recipe: Recipe, x: np.ndarray) -> Iterator[int]:
-    """Train as efface does."""
+    """Train with efface's pipeline; yields the number of images in each step."""
     data = efface.Data.from_arrays(x, name="speed")
     part = training_batch.Subset.of(data, np.arange(len(x)), recipe.views, "train", torch.device("cpu"))
     run, optimizer = Run(bf16=model.bf16), recipe.optim.build(model, 10_000)
@@ -100,8 +100,8 @@ def speed(steps: Iterator[int], count: int) -> float:
     return images / (perf_counter() - began)
 
 
-def settled(name: str, steps: Iterator[int]) -> None:
-    """Before a turn: the other side's workers have filled their queues, and what waits in one's own is not counted."""
+def settle(name: str, steps: Iterator[int]) -> None:
+    """Before a turn: wait until lightly's workers have filled their queues, or discard the batches they prepared."""
     if name.startswith("efface"):
         sleep(IDLE)
     for _ in range(1 if name.startswith("efface") else QUEUED):
@@ -109,7 +109,7 @@ def settled(name: str, steps: Iterator[int]) -> None:
 
 
 def pretraining(x: np.ndarray, rounds: int, batches: int) -> dict[str, Any]:
-    """Images/s of both in turns, each in float32 and where it is faster in bfloat16, and of the augmentation alone."""
+    """Images per second of both pipelines, in float32 and where it is faster in bfloat16; and augmentation's share."""
     channels, height, width = x.shape[1:]
     recipe = defaults.default_recipe(
         efface.Data.from_arrays(x[:16], name="speed"),
@@ -128,7 +128,7 @@ def pretraining(x: np.ndarray, rounds: int, batches: int) -> dict[str, Any]:
     rates: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, steps in sides.items():
-            settled(name, steps)
+            settle(name, steps)
             rates[name].append(speed(steps, batches))
     middle = {name: statistics.median(values) for name, values in rates.items()}
     default = f"efface {'bfloat16' if pays else 'float32'}"
@@ -139,12 +139,12 @@ def pretraining(x: np.ndarray, rounds: int, batches: int) -> dict[str, Any]:
         "ratio": middle[default] / middle["lightly float32"],
         "ratio in float32": middle["efface float32"] / middle["lightly float32"],
         **({"ratio in bfloat16": middle["efface bfloat16"] / middle["lightly bfloat16"]} if pays else {}),
-        "augmentation_share_of_step": summary(augmenting(x, recipe, rounds, batches, middle[default])),
+        "augmentation_share_of_step": summary(augmentation_shares(x, recipe, rounds, batches, middle[default])),
     }
 
 
-def augmenting(x: np.ndarray, recipe: Recipe, rounds: int, batches: int, rate: float) -> list[float]:
-    """Time of two views of a batch as a share of a step's, the step being as fast as ``rate`` images/s."""
+def augmentation_shares(x: np.ndarray, recipe: Recipe, rounds: int, batches: int, rate: float) -> list[float]:
+    """Time to make two views of a batch, as a share of the time of a step at ``rate`` images per second."""
     clean = torch.from_numpy(x[:BATCH]).float() / 255
     generator, shares = torch.Generator().manual_seed(0), list[float]()
     for _ in range(rounds):
@@ -181,7 +181,7 @@ def auditing(rounds: int) -> dict[str, Any]:
 
 
 def parts(asked: argparse.Namespace) -> dict[str, Callable[[], Any]]:
-    """Every measurement by its name."""
+    """Each measurement by name."""
     scores = np.random.default_rng(0).normal(size=20_000)
     helped = [sys.executable, "-m", "efface", "--help"]
     color = np.random.default_rng(0).integers(0, 256, (IMAGES, 3, 32, 32), dtype=np.uint8)
@@ -199,11 +199,11 @@ def parts(asked: argparse.Namespace) -> dict[str, Callable[[], Any]]:
 
 
 def main() -> None:
-    """Measure, and write each figure to ``results/throughput.json`` as soon as it is there."""
+    """Measure, and write each result to ``benchmarks/results/throughput.json`` as soon as it is available."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, default=4)
-    parser.add_argument("--only", nargs="*", help="names of parts; the others keep their figures of before")
+    parser.add_argument("--only", nargs="*", help="names of parts; the others keep their earlier results")
     asked = parser.parse_args()
     path = RESULTS / "throughput.json"
     result = read_json(path) if path.exists() else {}

@@ -1,17 +1,17 @@
 """What changes when the attacker is stronger: the best and the worst methods of the half-hour bench at A0, A1 and A2.
 
-    python -m research.attackers make --pairs 24     models of one world of examples/half-hour.yaml, pair by pair
-    python -m research.attackers measure             results/attackers.json
-    python -m research.attackers counts              the same file: how many references are enough
-    make docs                                          docs/attackers.md
+    python -m research.attackers make --pairs 24     train the models of one world of examples/half-hour.yaml
+    python -m research.attackers measure             write research/results/attackers.json
+    python -m research.attackers counts              add to it how many references are enough
+    make docs                                        docs/attackers.md
 
     U-LiRA's accuracy   (share of unlearned models with Λ > 0 + share of retrained ones with Λ <= 0) / 2
 
-World: the grid's first reporting seed. The model on trial is what the method makes of that seed's original. A pair k is
-an original of another training seed on the same examples, unlearned by every method, and a model retrained with seed k.
-Settings are those that the bench selected; of a method that is in the grid and not yet in its result, the setting is
-selected here by the same rule on the same seed. Resumable: what was observed is not made again, and a pair whose
-original diverged would stop it. Λ = 0 is no threshold that was looked for, so accuracy is of models not fitted on.
+World: the first reporting seed of the grid. The audited model is that seed's original, unlearned by the method. Pair k
+is an original with another training seed on the same examples, unlearned by every method, and a model retrained with
+seed k. Settings are those selected by the bench; if a method is in the grid but not yet in its results, its setting is
+selected here by the same rule on the same seed. Resumable: a model that was observed is not made again; a diverging
+original ends the run. The threshold Λ = 0 is fixed in advance, so the accuracy is not fitted to these models.
 """
 
 from __future__ import annotations
@@ -55,51 +55,51 @@ METHODS = ("salun", "margin_matching", "finetune", "gradient_constraint", "ssd")
 UNTOUCHED, RETRAINED = "original", "retrained"
 COUNTS, DRAWS = (1, 2, 4, 8, 16), 50
 FEW = 8
-"""References at A1."""
+"""Number of references at A1."""
 FULL = ("forget", "holdout", "retain", "spare", "valid", "test")
 REFERENCE, PAIR = ("forget", "holdout", "retain"), ("forget", "retain")
-"""What is looked at of a retrained model, and of the unlearned one beside it."""
+"""Parts that are observed of a retrained model, and of the unlearned model paired with it."""
 ATTACKS = ("auc", "calibrated.auc", "lira.auc", "bayes.auc", "rmia.auc", "rmia.tpr_at_1_in_100")
 
 
 @dataclass(frozen=True, eq=False)
 class Setup:
-    """The world, and how every model of it is made."""
+    """The world, and how each of its models is made."""
 
     home: Path
 
     @cached_property
     def grid(self) -> Grid:
-        """The bench's own."""
+        """The grid of the bench."""
         return config.build(Grid, config.read(GRID))
 
     @cached_property
     def planned(self) -> FamilyPlan:
-        """Its only family."""
+        """The plan of its only family."""
         return next(iter(plan_bench(self.grid).families.values()))
 
     @property
     def seed(self) -> int:
-        """Of the division, of the forget set, and of the original on trial."""
+        """Seed of the split, the forget set and the audited original."""
         return self.grid.seeds.reporting[0]
 
     @cached_property
     def recipe(self) -> Recipe:
-        """How an original is trained."""
+        """The training recipe of an original."""
         return config.build(Recipe, self.planned.recipe, CHOICES, "recipe.")
 
     def division(self, seed: int) -> tuple[Data, Split]:
-        """The data and who is to be forgotten."""
+        """The data, and the split with its forget set."""
         data, split = load_divided(self.planned, seed)
         return data, select_forget_set(split, data, next(iter(self.planned.forget.values())), seed)
 
     @cached_property
     def divided(self) -> tuple[Data, Split]:
-        """The division of the world."""
+        """The data and split of the world."""
         return self.division(self.seed)
 
     def methods(self) -> dict[str, dict[str, Any]]:
-        """The setting of each method: the bench's choice, or the one made here."""
+        """The setting of each method: selected by the bench, or here if the bench has none."""
         result = read_json(BENCH)
         ranking = {line["label"]: line["setting"] for line in result["ranking"][0]["methods"]}
         listed = result["settings"][self.planned.name]
@@ -126,11 +126,11 @@ class Setup:
         return read_json(path)
 
     def folder(self, name: str, number: int | None) -> Path:
-        """Of a model: the one on trial, or that of a pair."""
+        """Folder of the audited model (``number`` None) or of a model of a pair."""
         return self.home / ("trial" if number is None else f"pair-{number}") / name
 
     def make(self, name: str, number: int | None) -> None:
-        """Make a model and look at it, unless that was done."""
+        """Make and observe a model, unless that was done before."""
         folder, trial = self.folder(name, number), number is None
         if (folder / "observations.npz").exists():
             return
@@ -150,7 +150,7 @@ class Setup:
         print(f"{folder.parent.name} {name}: {monotonic() - began:.1f} s", flush=True)
 
     def original(self, number: int | None) -> Checkpoint:
-        """The original on trial or that of a pair, trained if it was not."""
+        """The audited original or that of a pair; trained if it does not exist."""
         folder = self.folder(UNTOUCHED, number)
         if not (folder / META).exists():
             data, split = self.divided
@@ -161,11 +161,11 @@ class Setup:
         return Checkpoint.load(folder)
 
     def seen(self, name: str, number: int | None) -> Observations:
-        """What a model shows."""
+        """The stored observations of a model."""
         return Observations.load(self.folder(name, number) / "observations.npz")
 
     def pairs(self) -> list[int]:
-        """Numbers of the pairs that are complete."""
+        """Numbers of the complete pairs, without a gap."""
         names, found = (UNTOUCHED, RETRAINED, *METHODS), []
         while all((self.folder(name, len(found)) / "observations.npz").exists() for name in names):
             found.append(len(found))
@@ -173,7 +173,7 @@ class Setup:
 
 
 def apply(start: Checkpoint, data: Data, split: Split, setting: dict[str, Any]) -> Checkpoint:
-    """``start`` unlearned by a method with a setting."""
+    """Unlearn ``start`` by the method and fields of a setting."""
     fields = dict(setting)
     return api.unlearn(start, data, split, fields.pop("name"), device="cpu", **fields)
 
@@ -181,35 +181,35 @@ def apply(start: Checkpoint, data: Data, split: Split, setting: dict[str, Any]) 
 def look(
     made: Checkpoint, data: Data, split: Split, how: observe.ObservationSettings, parts: tuple[str, ...]
 ) -> Observations:
-    """What a model shows of some parts, seen as the bench sees them."""
+    """Observe some parts of a model with the bench's settings."""
     return observe.observe_model(made.model, data, split, made.recipe.views, how, parts=parts)
 
 
 def make(setup: Setup, pairs: int) -> None:
-    """The models on trial, then the pairs one after the other, so that a run that was cut leaves whole ones."""
+    """Make the audited models, then one pair after the other, so that an interrupted run leaves complete pairs."""
     torch.set_num_threads(1)
     for number in (None, *range(pairs)):
         for name in (UNTOUCHED, RETRAINED, *METHODS):
             setup.make(name, number)
 
 
-# ---- what the attackers see ----
+# ---- attacks ----
 
 
 def accuracy(unlearned: np.ndarray, retrained: np.ndarray) -> float:
-    """U-LiRA's, at Λ = 0, over all models and examples: 0.5 where nothing can be told."""
+    """U-LiRA's accuracy at Λ = 0, over all models and examples; 0.5 is chance."""
     high, low = model_pairs.likelihood_ratios(unlearned, retrained)
     return (float((high > 0).mean()) + float((low <= 0).mean())) / 2
 
 
 def shown(found: Finding) -> dict[str, Any]:
-    """Of a finding what the page shows."""
+    """The fields of a finding that the page shows."""
     row = {key: getattr(found, key) for key in ("value", "interval", "original", "oracle", "n")}
     return row | {key: found.details[key] for key in ("half", "discoveries") if key in found.details}
 
 
 def screened(evidence: Evidence) -> dict[str, Any]:
-    """A0 or A1: the verdict with its signals, and what each attack with and without references gets."""
+    """Levels A0 and A1: the verdict with its signals, and the result of each attack with and without references."""
     verdict, names = judge(evidence), signals.prespecified_signals(evidence.subject)
     wanted = {f"membership.{name}.{attack}" for name in names for attack in ATTACKS}
     kept = {f.name: shown(f) for f in Membership().findings(evidence) if f.name in wanted and f.value is not None}
@@ -225,7 +225,7 @@ def screened(evidence: Evidence) -> dict[str, Any]:
 
 
 def compared(evidence: Evidence) -> dict[str, Any]:
-    """A2: unlearned models against retrained ones on every margin; on R too, which nobody asked to forget."""
+    """Level A2: unlearned against retrained models on every margin, on F and on R, which nobody arguments to forget."""
     count = evidence.pairs
     found = {f.name: shown(f) for f in Populations(least=count).findings(evidence) if f.value is not None}
     for name in signals.prespecified_signals(evidence.subject):
@@ -238,7 +238,7 @@ def compared(evidence: Evidence) -> dict[str, Any]:
 
 
 def measure(setup: Setup) -> None:
-    """Every method at every level."""
+    """Audit every method at every level and write the result."""
     numbers, untouched = setup.pairs(), setup.seen(UNTOUCHED, None)
     references = tuple(setup.seen(RETRAINED, number) for number in numbers)
     rows: dict[str, Any] = {}
@@ -266,11 +266,11 @@ def measure(setup: Setup) -> None:
         "rows": rows,
     }
     write_json(RESULT, result)
-    print(f"written: {RESULT.relative_to(ROOT)}: {len(numbers)} pairs")
+    print(f"Written: {RESULT.relative_to(ROOT)}: {len(numbers)} pairs")
 
 
 def counts(setup: Setup) -> None:
-    """AUC of the calibrated score by the number of references: mean and spread over draws of them."""
+    """AUC of the calibrated score by number of references: mean and spread over random draws of references."""
     rng, numbers = np.random.default_rng(0), setup.pairs()
     references = [setup.seen(RETRAINED, number) for number in numbers]
     found: dict[str, Any] = {}
@@ -288,7 +288,7 @@ def counts(setup: Setup) -> None:
 
 
 def calibrated(subject: Observations, references: list[Observations], name: str) -> float:
-    """AUC of F against H, each score less the references' mean."""
+    """AUC of F against H after subtracting the references' mean score."""
     return stats.auc(*(signals.calibrated_scores(subject, references, part, name) for part in ("forget", "holdout")))
 
 
@@ -296,11 +296,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=("make", "measure", "counts"))
     parser.add_argument("--pairs", type=int, default=32)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     setup = Setup(HOME)
-    if asked.stage == "make":
-        make(setup, asked.pairs)
-    elif asked.stage == "counts":
+    if arguments.stage == "make":
+        make(setup, arguments.pairs)
+    elif arguments.stage == "counts":
         counts(setup)
     else:
         measure(setup)

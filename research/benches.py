@@ -1,10 +1,10 @@
-"""What the grids in ``examples/`` gave: of a bench's results what the pages show, and what settings were chosen by.
+"""Keep the results of the grids in ``examples/``: the part that the pages show, and how settings were chosen.
 
     efface bench examples/fashion-resnet.yaml --forget "ten per cent" --jobs 1 --out FOLDER
-    python -m research.benches FOLDER          results/fashion_resnet.json
+    python -m research.benches FOLDER          research/results/fashion_resnet.json
     make docs
 
-Several folders of one grid, or one more later: each adds its families and forget sets to the file, or replaces them.
+A grid may have several folders, also added later: each adds its families and forget sets to the file, or replaces them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from research.paths import EXAMPLES, RESULTS
 from efface.bench import grid
 
 ALIKE = ("name", "data", "split", "seeds", "oracles", "watch", "criteria")
-"""What must be equal in all pieces of one file."""
+"""Parts of the grid that must be equal in all pieces of one file."""
 ROW = ("family", "forget", "seed", "role", "kind", "label", "setting", "chosen", "by_oracle", "status", "error")
 MEASURED = ("gap", "utility", "utility_of", "verdict", "counts", "seconds", "examples")
 SIGNAL = ("auc", "raw", "power", "powered", "retained")
@@ -29,7 +29,7 @@ World = tuple[str, str]
 
 
 def file_of(name: str) -> Path:
-    """Where a grid's results are kept."""
+    """The result file of a grid."""
     return RESULTS / f"{name.replace('-', '_')}.json"
 
 
@@ -38,7 +38,7 @@ def world_of(row: dict[str, Any]) -> World:
 
 
 def command_of(asked: dict[str, Any]) -> str:
-    """The command that the piece was made by, from what of the shipped grid it has."""
+    """The command that made a piece, derived from the part of the shipped grid that it has."""
     file = EXAMPLES / f"{asked['name']}.yaml"
     whole = grid.read_grid(file)
     words = [f"efface bench examples/{file.name}"]
@@ -52,10 +52,10 @@ def command_of(asked: dict[str, Any]) -> str:
 
 
 def wall(folder: Path) -> dict[str, Any]:
-    """Tasks of a folder and seconds from the begin of the first to the end of the last, without the times between.
+    """Number of tasks in a folder, and the seconds they took without pauses.
 
-    A task whose line follows another's by more than ten times what any line of its kind usually takes came after a
-    pause: its own time is then not counted, so that the sum is too small rather than too large.
+    If a task ends more than ten times its usual duration after the one before, there was a pause in between. Its time
+    is then left out, so that the sum is too small rather than too large.
     """
     lines = [json.loads(line) for line in (folder / "journal.jsonl").read_text(encoding="utf-8").splitlines()]
     first = read_json(folder / lines[0]["made"] / "outcome.json")
@@ -73,14 +73,14 @@ def wall(folder: Path) -> dict[str, Any]:
 
 
 def cell(row: dict[str, Any]) -> dict[str, Any]:
-    """One model in short: findings and curves are in the bench's own files."""
+    """Summary of one model; findings and curves remain in the bench's own files."""
     kept = {key: row[key] for key in ROW} | {key: row.get(key) for key in MEASURED}
     signals = {name: {key: one[key] for key in SIGNAL} for name, one in row.get("signals", {}).items()}
     return kept | {"signals": signals, "share": row.get("share", {}).get("examples")}
 
 
-def reduced(folder: Path) -> dict[str, Any]:
-    """One folder's piece of the file."""
+def reduce_folder(folder: Path) -> dict[str, Any]:
+    """The piece of the result file that one folder gives."""
     results = read_json(folder / "results.json")
     asked = results["grid"]
     worlds = [[family, name] for family, facts in results["families"].items() for name in facts["forget"]]
@@ -106,14 +106,14 @@ def reduced(folder: Path) -> dict[str, Any]:
     }
 
 
-def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Both, where a world is in both the new one's."""
+def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Both results in one; a world that is in both is taken from the new one."""
     for key in ("grid", "efface"):
         if old[key] != new[key]:
-            raise SystemExit(f"{new['name']}: the pieces differ in '{key}'. Remove the file to begin anew.")
+            raise SystemExit(f"{new['name']}: the pieces differ in '{key}'. Remove the file to start again.")
     for name, recipe in new["recipes"].items():
         if old["recipes"].get(name, recipe) != recipe:
-            raise SystemExit(f"{new['name']}: the recipe of the family '{name}' is another. Remove the file.")
+            raise SystemExit(f"{new['name']}: the recipe of the family '{name}' differs. Remove the file.")
     again = {tuple(world) for piece in new["pieces"] for world in piece["worlds"]}
     whole = dict(new)
     for key in ("ranking", "picks", "cells"):
@@ -127,14 +127,14 @@ def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Write or extend ``results/<grid>.json``."""
+    """Write or extend ``research/results/<grid>.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", type=Path, nargs="+", help="where the bench wrote")
+    parser.add_argument("folders", type=Path, nargs="+", help="folders that the bench wrote")
     for folder in parser.parse_args().folders:
-        new = reduced(folder)
+        new = reduce_folder(folder)
         file = file_of(new["name"])
         old = read_json(file) if file.exists() else {}
-        whole = merged(old, new) if old.get("format") == new["format"] else new
+        whole = merge(old, new) if old.get("format") == new["format"] else new
         write_json(file, whole)
         print(file, len(whole["ranking"]), "worlds,", len(whole["cells"]), "models")
 

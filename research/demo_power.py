@@ -1,10 +1,10 @@
-"""Does the demo's audit have power? The demo over ten seeds: what it says of the original and of the retrained model.
+"""Does the demo's audit have power? Run the demo over ten seeds and collect its verdicts.
 
     python -m research.demo_power [--data digits] [--seeds 10] [--jobs 2]
 
 Resumable: a demo whose folder is complete is not run again.
 
-The regime was found by trying seven others on digits with seed 0, which is one of the ten seeds counted here.
+The demo's setting was found by trying seven others on digits with seed 0, which is one of the ten seeds counted here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from efface.runs import demo
 HOME = RUNS / "demo_power"
 
 
-def one(data: str, seed: int) -> str:
+def run_seed(data: str, seed: int) -> str:
+    """Run the demo with one seed, unless it was run before."""
     torch.set_num_threads(1)
     folder = HOME / data / f"seed-{seed}"
     if not (folder / demo.DONE).exists():
@@ -32,6 +33,7 @@ def one(data: str, seed: int) -> str:
 
 
 def row(data: str, seed: int) -> dict[str, Any]:
+    """Power and verdicts of one seed."""
     folder = HOME / data / f"seed-{seed}"
     shown = read_json(folder / demo.DONE)
     verdict = Record.load(folder / "finetune").verdict
@@ -49,15 +51,15 @@ def main() -> None:
     parser.add_argument("--data", default="digits", choices=sorted(demo.REGIMES))
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--jobs", type=int, default=2)
-    asked = parser.parse_args()
-    together([(one, (asked.data, seed)) for seed in range(asked.seeds)], asked.jobs)
-    rows = [row(asked.data, seed) for seed in range(asked.seeds)]
+    arguments = parser.parse_args()
+    together([(run_seed, (arguments.data, seed)) for seed in range(arguments.seeds)], arguments.jobs)
+    rows = [row(arguments.data, seed) for seed in range(arguments.seeds)]
     for r in rows:
         lows = ", ".join(f"{signal} {power[1]:.3f}" for signal, power in r["power"].items())
         said = ", ".join(f"{name}: {entry['verdict']}" for name, entry in r["rows"].items())
         print(f"seed {r['seed']}  lower 95 % bounds: {lows}  {said}")
-    result = {"machine": machine(), "data": asked.data, "powered": sum(r["powered"] for r in rows), "rows": rows}
-    path = RESULTS / f"demo_power_{asked.data.replace('-', '_')}.json"
+    result = {"machine": machine(), "data": arguments.data, "powered": sum(r["powered"] for r in rows), "rows": rows}
+    path = RESULTS / f"demo_power_{arguments.data.replace('-', '_')}.json"
     write_json(path, result)
     print(f"{result['powered']} of {len(rows)} seeds with power; written: {path.relative_to(ROOT)}")
 

@@ -1,11 +1,11 @@
 """Can small image-text models forget pairs? A two-tower model on emoji and their names, against the oracle.
 
-    python -m research.emoji MANIFEST select     original, one oracle and the grid, on the selection seed
+    python -m research.emoji MANIFEST select     original, one oracle and all settings, on the selection seed
     python -m research.emoji MANIFEST train      originals and oracles of the reporting seeds
-    python -m research.emoji MANIFEST report     the chosen settings on them
-    python -m research.emoji MANIFEST tables     results/emoji.json and docs/emoji_alignment.svg
+    python -m research.emoji MANIFEST report     the chosen settings on the reporting seeds
+    python -m research.emoji MANIFEST tables     research/results/emoji.json and docs/emoji_alignment.svg
 
-Resumable: what is complete is not made again. One process of one thread.
+Resumable: a model whose folder is complete is not made again. One process with one thread.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ GRID: dict[str, dict[str, Any]] = {
     "salun, .5, 6 epochs": {"name": "salun", "weight": 0.5, "epochs": 6, **adam()},
 }
 DRAWN = ("neggrad", "alignment_calibration", "ssd", "salun")
-"""Methods in the picture."""
+"""Methods shown in the picture."""
 KEPT = 2 / 3
 """Share of the original's recall@1 on retained pairs that a setting must leave to be chosen."""
 
@@ -109,7 +109,7 @@ def recipe_of(manifest: str) -> Recipe:
 
 
 def original(manifest: str, seed: int) -> Checkpoint:
-    """The model of one seed, which both requests start from."""
+    """The original of one seed, from which both forget sets are unlearned."""
     folder = HOME / f"seed-{seed}" / "original"
     if not (folder / "meta.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -119,7 +119,7 @@ def original(manifest: str, seed: int) -> Checkpoint:
 
 
 def make(manifest: str, kind: str, seed: int, label: str, settings: dict[str, Any] | None = None) -> None:
-    """Make a model, look at it and keep what was seen: ``original``, ``oracle-K``, or with ``settings`` another."""
+    """Make a model and save its observations: ``original``, ``oracle-K``, or with ``settings`` an unlearned one."""
     folder, began = HOME / f"seed-{seed}" / kind / label, monotonic()
     if (folder / "cell.json").exists():
         return
@@ -153,7 +153,7 @@ def there(kind: str, seed: int) -> list[str]:
 
 
 def measure(kind: str, seed: int, label: str) -> dict[str, Any]:
-    """The figures of one model."""
+    """The measurements of one model."""
     cell = read_json(HOME / f"seed-{seed}" / kind / label / "cell.json")
     if "error" in cell:
         return cell
@@ -189,8 +189,9 @@ def measure(kind: str, seed: int, label: str) -> dict[str, Any]:
 
 
 def chosen() -> tuple[str, ...]:
-    """One setting of each method: on the selection seed the one whose A1 of pairs is nearest to 0.5, of those that
-    keep ``KEPT`` of recall@1 on retained pairs.
+    """The chosen setting of each method, by the selection seed.
+
+    Of the settings that keep ``KEPT`` of recall@1 on retained pairs, the one whose A1 of pairs is closest to 0.5.
     """
     found = {label: measure("random", SELECTION[0], label).get("found") for label in ("original", *GRID)}
     original = found.pop("original") or {}
@@ -221,7 +222,7 @@ def rows(kind: str, seeds: tuple[int, ...]) -> dict[str, Any]:
 
 
 def picture(kind: str, seed: int, labels: tuple[str, ...], shown: int = 20, cell: int = 7) -> str:
-    """Alignment matrices, images in rows and captions in columns, of the same forgotten pairs, one beside the other."""
+    """SVG of the alignment matrices (images × captions) of the same forgotten pairs under several models."""
     side, gap, parts = shown * cell, 16, []
     for number, label in enumerate(labels):
         observed, left = seen(kind, seed, label), number * (side + gap)
@@ -247,24 +248,24 @@ def tables() -> None:
     write_json(RESULT, result)
     drawn = [label for label in chosen() if GRID[label]["name"] in DRAWN]
     PICTURE.write_text(picture("random", REPORTING[0], ("original", *drawn, "oracle-1")), encoding="utf-8")
-    print(f"written: {RESULT.name}, {PICTURE.name}")
+    print(f"Written: {RESULT.name}, {PICTURE.name}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("manifest")
     parser.add_argument("stage", choices=("select", "train", "report", "tables"))
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    if asked.stage == "tables":
+    if arguments.stage == "tables":
         tables()
         return
-    seeds, kinds = (SELECTION, ("random",)) if asked.stage == "select" else (REPORTING, tuple(FORGET))
-    labels = tuple(GRID) if asked.stage == "select" else chosen() if asked.stage == "report" else ()
+    seeds, kinds = (SELECTION, ("random",)) if arguments.stage == "select" else (REPORTING, tuple(FORGET))
+    labels = tuple(GRID) if arguments.stage == "select" else chosen() if arguments.stage == "report" else ()
     for kind in kinds:
         for label in ("original", "oracle-1", *labels):
             for seed in seeds:
-                make(asked.manifest, kind, seed, label, GRID.get(label))
+                make(arguments.manifest, kind, seed, label, GRID.get(label))
 
 
 if __name__ == "__main__":

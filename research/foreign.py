@@ -1,11 +1,11 @@
-"""A real run from a foreign checkpoint: SimCLR trained by lightly itself, forgotten and audited on the command line.
+"""A complete run from a foreign checkpoint: SimCLR trained with lightly, unlearned and audited on the command line.
 
     python -m research.foreign [FOLDER]
 
 500 images of Fashion-MNIST (halved to 14x14, three channels), lightly's own ResNet-9 as a Sequential of its children,
 lightly's projection head and loss, SGD with a cosine schedule: over-fitted, and saved as a bare state dict. Only the
-random views are not lightly's but efface.views (batched tensors: minutes instead of an hour on one core). Two further
-runs of the same script without the forgotten images are the references. Results: results/foreign.json.
+random views are efface's instead of lightly's (batched tensors: minutes instead of an hour on one core). Two more runs
+of the same script without the forgotten images are the references. Results: research/results/foreign.json.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ METHODS: dict[str, list[str]] = {
 
 
 def pictures(home: Path) -> dict[str, Any]:
-    """Write what a user has: images with keys, the keys that were trained on, the keys to forget."""
+    """Write a user's files: images with keys, the keys that were trained on, the keys to forget."""
     data = efface.load("fashion-mnist", limit=TRAIN + UNSEEN)
     pool = np.flatnonzero(data.official == "train")
     half = data.x[pool].reshape(-1, 1, 14, 2, 14, 2).mean((3, 5)).round().astype(np.uint8)
@@ -53,7 +53,7 @@ def pictures(home: Path) -> dict[str, Any]:
 
 
 class SimCLR(nn.Module):
-    """lightly's parts put together as its documentation does."""
+    """SimCLR assembled from lightly's modules, as in its documentation."""
 
     def __init__(self) -> None:
         from lightly.models.modules.heads import SimCLRProjectionHead
@@ -70,7 +70,7 @@ class SimCLR(nn.Module):
 
 
 def train(x: Tensor, seed: int, path: Path) -> dict[str, float]:
-    """lightly's SimCLR on images, saved to ``path``; what it cost."""
+    """Train SimCLR with lightly and save the state dict to ``path``; returns seconds, steps and the last loss."""
     from lightly.loss import NTXentLoss
 
     torch.manual_seed(seed)
@@ -94,20 +94,20 @@ def train(x: Tensor, seed: int, path: Path) -> dict[str, float]:
 
 
 def efface_cli(*words: object) -> dict[str, Any]:
-    """One command in a process of its own: words, exit code, what it printed, seconds."""
-    told = [str(word) for word in words]
+    """Run one command in its own process; returns its words, exit code, output and seconds."""
+    arguments = [str(word) for word in words]
     began = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-m", "efface", *told], capture_output=True, text=True, env=os.environ, check=False
+        [sys.executable, "-m", "efface", *arguments], capture_output=True, text=True, env=os.environ, check=False
     )
     if done.returncode not in (0, 3, 4):
-        raise SystemExit(f"{told}: {done.returncode}\n{done.stderr}")
+        raise SystemExit(f"{arguments}: {done.returncode}\n{done.stderr}")
     seconds = round(time.perf_counter() - began, 1)
-    return {"exit": done.returncode, "out": done.stdout, "said": done.stderr, "seconds": seconds, "words": told}
+    return {"exit": done.returncode, "out": done.stdout, "said": done.stderr, "seconds": seconds, "words": arguments}
 
 
 def judged(run: Path) -> dict[str, Any]:
-    """Verdict and figures of an audited run, from its record."""
+    """Verdict and findings of an audited run, from its record."""
     record = read_json(run / "record.json")
     verdict = record["verdict"]
     return {
@@ -126,7 +126,7 @@ def judged(run: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Train three models by lightly, then one method after the other through the command line."""
+    """Train three models with lightly, then run each method on the command line."""
     torch.set_num_threads(1)
     home = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/foreign")
     home.mkdir(parents=True, exist_ok=True)
@@ -157,7 +157,7 @@ def main() -> None:
 
 
 def settings() -> dict[str, Any]:
-    """The numbers of this benchmark."""
+    """The sizes and hyperparameters of this experiment."""
     return {"train": TRAIN, "forget": FORGET, "epochs": EPOCHS, "batch": BATCH, "rate": RATE, "tau": TAU, **SIZES}
 
 

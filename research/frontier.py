@@ -1,10 +1,10 @@
-"""What is left of the forgotten against what it cost the retained: every method on over-fitted encoders.
+"""Trace of the forgotten examples against damage to the retained ones: every method on over-fitted encoders.
 
     python -m research.frontier train      originals and oracles of the reporting seeds
-    python -m research.frontier report     every setting on them
+    python -m research.frontier report     every setting on the reporting seeds
     python -m research.frontier ablate     margin matching without each of its parts
-    python -m research.frontier choose     what its defaults were chosen from, on other seeds
-    python -m research.frontier tables     results/frontier.json
+    python -m research.frontier choose     the settings its defaults were chosen from, on the selection seeds
+    python -m research.frontier tables     research/results/frontier.json
 
 Worlds (originals, oracles) and cells are shared with :mod:`research.gradient_constraint`. Resumable: a model whose
 folder is complete is not made again.
@@ -26,7 +26,7 @@ from research.worlds import CLASSIFIERS, World, make, measure, spread, together
 RESULT = RESULTS / "frontier.json"
 SELECTION, REPORTING = (0, 1, 2, 3, 4), (10, 11, 12, 13, 14)
 FAMILIES = ("simclr", "moco")
-"""The two that the goal is stated for, with choice and ablation."""
+"""The families that the goal is stated for, with selection and ablation."""
 FURTHER = ("byol", "cross_entropy", "vit")
 EPOCHS = gradient_constraint.EPOCHS | {"byol": 400, "cross_entropy": 300, "vit": 300}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -42,9 +42,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
         for name in ("coun", "gradient_ascent", "scrub", "random_labels", "salun", "bad_teacher", "ssd", "influence")
     },
 }
-"""Defaults, and where a rate was looked for on other seeds the one that did best."""
+"""Defaults, or the best learning rate where one was searched on other seeds."""
 ENCODERS = ("alignment_calibration", "alignment_calibration lr .06")
-"""What a classifier has no use for."""
+"""Methods that do not apply to classifiers."""
 LABELS: dict[str, dict[str, Any]] = {
     "margin_matching, logits": {"name": "margin_matching", "backbone": 0.0},
     "finetune": {"name": "finetune"},
@@ -52,18 +52,18 @@ LABELS: dict[str, dict[str, Any]] = {
     "gradient_constraint weight .003": WHOLE["weight .003"],
     "contrastive_unlearning": {"name": "contrastive_unlearning"},
 }
-"""For classifiers beside the others: what asks for labels, and gentler settings."""
+"""Further settings for classifiers: methods that need labels, and weaker settings."""
 ADAMW = {"rule": "adamw", "lr": 1e-3, "weight_decay": 0.05}
 TRANSFORMER: dict[str, dict[str, Any]] = {
     "lethevit": {"name": "lethevit"},
     **{f"{n} AdamW": {"name": n, "optim": ADAMW} for n in ("finetune", "neggrad", "random_labels")},
 }
-"""For the transformer: its own method, and the optimizer it was trained with, where SGD at a rate for ResNets harms."""
+"""For the transformer: its own method, and AdamW, since SGD at the learning rate of a ResNet damages it."""
 TWICE = (
     *("finetune lr .1", "gradient_constraint", "alignment_calibration", "alignment_calibration lr .06"),
     *("neggrad lr .1", "coun", "random_labels"),
 )
-"""Baselines that are also given as many steps as margin matching takes by default: a tenth of the oracle's."""
+"""Baselines that also run with as many steps as margin matching takes by default: a tenth of the oracle's."""
 ABLATION: dict[str, dict[str, Any]] = {
     "no hold": {"name": "margin_matching", "hold": 0.0},
     "output only": {"name": "margin_matching", "backbone": 0.0},
@@ -78,7 +78,7 @@ CHOICE: dict[str, dict[str, Any]] = {
     "output 6": {"name": "margin_matching", "output": 6.0},
     "backbone 3, output 6": {"name": "margin_matching", "backbone": 3.0, "output": 6.0},
 }
-"""What was compared on the selection seeds when the gap's memory was added."""
+"""Settings compared on the selection seeds when the running mean of the gap was added."""
 
 
 def worlds(families: list[str], seeds: Sequence[int] = REPORTING) -> list[World]:
@@ -103,7 +103,7 @@ def report(part: str, families: list[str], only: list[str] | None, jobs: int) ->
 
 
 def settings_of(family: str) -> dict[str, dict[str, Any]]:
-    """Every setting of a family that is no part of the ablation."""
+    """Every setting of a family, without the ablation."""
     tenth, labelled = {"epochs": EPOCHS[family] // 10}, family in CLASSIFIERS
     found = SETTINGS | (LABELS if labelled else {}) | (TRANSFORMER if family == "vit" else {})
     found |= {f"{label}, 10 %": SETTINGS[label] | tenth for label in TWICE if label != "coun"}
@@ -112,12 +112,12 @@ def settings_of(family: str) -> dict[str, dict[str, Any]]:
 
 
 def retained(oracles: list[dict[str, Any]], signal: str) -> float:
-    """Membership AUC of R in the oracles, their mean."""
+    """Mean membership AUC of R over the oracles."""
     return sum(o["signals"][signal]["retained"] for o in oracles) / len(oracles)
 
 
 def boxed(cell: dict[str, Any], oracles: list[dict[str, Any]]) -> dict[str, bool]:
-    """Which sides of the goal box a model is within; the oracle's figures are the mean of its two."""
+    """Which criteria of the goal a model meets, compared with the mean of its oracles."""
     found = cell["signals"]
     known = [key for key in ("knn", "probe", "accuracy") if cell[key] is not None]
     useful = {key: sum(o[key] for o in oracles) / len(oracles) - 0.01 for key in known}
@@ -129,13 +129,13 @@ def boxed(cell: dict[str, Any], oracles: list[dict[str, Any]]) -> dict[str, bool
 
 
 def distance(cell: dict[str, Any], oracles: list[dict[str, Any]]) -> float:
-    """The larger of how far F's A1 is from 1/2 and how far R's AUC fell below the oracles', over both spaces."""
+    """The larger of |A1 of F - 1/2| and the drop of R's AUC below the oracles', over both spaces; lower is better."""
     found = cell["signals"].items()
     return max(max(abs(one["a1"] - 0.5), retained(oracles, s) - one["retained"]) for s, one in found)
 
 
 def rows(among: Sequence[World], labels: Iterable[str]) -> dict[str, Any]:
-    """Every model that was made: mean, spread, and in how many seeds it is within each side of the box."""
+    """Mean and spread of every model, and in how many seeds it meets each criterion of the goal."""
     table: dict[str, Any] = {}
     whole = [w for w in among if len(w.oracles()) > 1]
     for label in ["original", "oracle-1", "oracle-2", *labels]:
@@ -164,7 +164,7 @@ def rows(among: Sequence[World], labels: Iterable[str]) -> dict[str, Any]:
 
 
 def luck(among: Sequence[World], label: str) -> dict[str, Any]:
-    """How much of where a method ends is how hard F is without training: the oracles' raw AUC of F, by space."""
+    """How the result of a method depends on how hard F is: correlation with the oracles' raw AUC of F, by space."""
     made = [w for w in among if (w.folder / label / "cell.json").exists()]
     found: dict[str, Any] = {}
     for s in among[0].spaces:
@@ -199,16 +199,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("train", "report", "ablate", "choose", "tables"))
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=FAMILIES + FURTHER)
-    parser.add_argument("--only", nargs="+", help="Of the settings, these.")
+    parser.add_argument("--only", nargs="+", help="labels of the settings to run")
     parser.add_argument("--jobs", type=int, default=2)
-    given = parser.parse_args()
-    if given.part == "train":
-        for family in given.families:
-            train([family], REPORTING if family in FURTHER else SELECTION + REPORTING, given.jobs)
-    elif given.part == "tables":
+    arguments = parser.parse_args()
+    if arguments.part == "train":
+        for family in arguments.families:
+            train([family], REPORTING if family in FURTHER else SELECTION + REPORTING, arguments.jobs)
+    elif arguments.part == "tables":
         tables()
     else:
-        report(given.part, given.families, given.only, given.jobs)
+        report(arguments.part, arguments.families, arguments.only, arguments.jobs)
 
 
 if __name__ == "__main__":

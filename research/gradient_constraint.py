@@ -3,7 +3,7 @@
     python -m research.gradient_constraint train      originals and oracles of every family and seed
     python -m research.gradient_constraint select     the ablation, on the selection seeds
     python -m research.gradient_constraint report     the chosen settings, on the reporting seeds
-    python -m research.gradient_constraint tables     results/gradient_constraint.json and the tables in docs
+    python -m research.gradient_constraint tables     research/results/gradient_constraint.json
 
 Resumable: a model whose folder is complete is not made again. Two one-thread processes by default (--jobs).
 """
@@ -19,7 +19,7 @@ from research.worlds import World, make, measure, spread, together
 
 HOME, RESULT = RUNS / "gradient_constraint", RESULTS / "gradient_constraint.json"
 EPOCHS = {"simclr": 400, "moco": 250, "byol": 120, "cross_entropy": 100}
-"""Enough for the attack to see the forgotten examples in the original."""
+"""Enough for the attack to detect the forgotten examples in the original."""
 FAMILIES = tuple(EPOCHS)
 SELECTION, REPORTING = (0, 1, 2), (10, 11, 12)
 
@@ -70,7 +70,7 @@ GENTLE: dict[str, dict[str, Any]] = {
     "weight .03": gc(weight=0.03, **FAST),
     "weight .1, lr .03": gc(weight=0.1, **at(0.03)),
 }
-"""For the classifier, whose members' gradients are smaller than others' by orders of magnitude."""
+"""For the classifier, where members have gradients smaller than others by orders of magnitude."""
 WHOLE = {**BASELINES, **ABLATION, **AROUND, **GENTLE}
 """The whole ablation, on SimCLR."""
 AXES = ("finetune lr .1", "input, quantile", "input, square c=1", "weight .5", "weight .7", "weight 1")
@@ -80,13 +80,13 @@ SETTINGS = {
     "byol": {key: WHOLE[key] for key in AXES},
     "cross_entropy": {key: WHOLE[key] for key in (*AXES, *GENTLE, "neggrad lr .1", "scrub")},
 }
-"""On the other families the axis that decides: how strong."""
+"""Settings by family; the other families vary only the strength, which matters most."""
 CHOSEN: dict[str, dict[str, Any]] = {
     **{key: WHOLE[key] for key in ("finetune", "finetune lr .1", "gradient_ascent", "neggrad lr .1")},
     "input, square c=1": WHOLE["input, square c=1"],
     "gradient_constraint": {"name": "gradient_constraint"},
 }
-"""What is reported on other seeds: the defaults beside baselines at their best rate and WGAN-GP's own target."""
+"""Settings reported on other seeds: the defaults, baselines at their best rate, and the target of WGAN-GP."""
 REPORTED = dict.fromkeys(FAMILIES, CHOSEN) | {"cross_entropy": CHOSEN | {"weight .03": WHOLE["weight .03"]}}
 
 
@@ -137,7 +137,7 @@ def tables() -> None:
             "reporting": rows(REPORTING, family, list(REPORTED[family])),
         }
     write_json(RESULT, result)
-    print(f"written: {RESULT.relative_to(ROOT)}")
+    print(f"Written: {RESULT.relative_to(ROOT)}")
 
 
 def main() -> None:
@@ -145,13 +145,13 @@ def main() -> None:
     parser.add_argument("stage", choices=("train", "select", "report", "tables"))
     parser.add_argument("--families", nargs="*", default=list(FAMILIES))
     parser.add_argument("--jobs", type=int, default=2)
-    asked = parser.parse_args()
-    if asked.stage == "train":
-        train(asked.families, asked.jobs)
-    elif asked.stage == "select":
-        unlearn(SELECTION, {family: SETTINGS[family] for family in asked.families}, asked.jobs)
-    elif asked.stage == "report":
-        unlearn(REPORTING, {family: REPORTED[family] for family in asked.families}, asked.jobs)
+    arguments = parser.parse_args()
+    if arguments.stage == "train":
+        train(arguments.families, arguments.jobs)
+    elif arguments.stage == "select":
+        unlearn(SELECTION, {family: SETTINGS[family] for family in arguments.families}, arguments.jobs)
+    elif arguments.stage == "report":
+        unlearn(REPORTING, {family: REPORTED[family] for family in arguments.families}, arguments.jobs)
     else:
         tables()
 

@@ -1,11 +1,11 @@
-"""Every layout there and back, the same features in the library's own loader, and what is said to broken files.
+"""Round trip of every layout, features in each library's own loader, and messages for broken files.
 
     python -m research.layouts
 
-Round trip: every fixture of the tests is read and written with every tensor put back; names, order and bytes are
-compared. Features: a checkpoint of a library is unlearned (one epoch of fine-tuning), the result is loaded by that
-library itself, and its features are compared with efface's. Hostile: the table of tests/hostile.py. Everything is
-tiny and takes about a minute. Results: results/layouts.json, from which docs/layouts.md is made.
+Round trip: every fixture of the tests is read, and written with all tensors unchanged; names, order and bytes are
+compared. Features: a library's checkpoint is unlearned (one epoch of fine-tuning), the result is loaded by that library
+itself, and its features are compared with efface's. Hostile: the cases of tests/hostile.py. Everything is tiny and
+takes about a minute. Results: research/results/layouts.json, shown in docs/layouts.md.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from efface.training.objectives.shared import build_projector
 QUICK = {"name": "finetune", "epochs": 1, "batch_size": 30}
 HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 Load = Callable[[Path], Callable[[Tensor], Tensor]]
-"""A library's own loader: a file that came back to a function from normalized images to features."""
+"""A library's own loader: maps a file to a function from normalized images to features."""
 
 
 def round_trips(home: Path) -> list[dict[str, Any]]:
-    """Each fixture read, written with every tensor put back, and compared."""
+    """Read each fixture, write it with all tensors unchanged, and compare."""
     rows = []
     for family, makers in FIXTURES.items():
         for make in makers:
@@ -196,12 +196,12 @@ LOADERS: dict[str, tuple[Callable[[Path], tuple[Path, Load]], str, Any, dict[str
         transformers_folder("dinov2", classifier=False), "AutoModel.from_pretrained", HALVES, {"fresh_head": True}
     ),
 }  # fmt: skip
-"""Name to its maker, its loader in words, mean and std, further settings of unlearning."""
+"""Name to maker, description of the loader, mean and std, and further settings for unlearning."""
 
 
 @torch.no_grad()
 def same_features(name: str, home: Path) -> dict[str, Any]:
-    """Unlearn a library's checkpoint, load the result by the library, and compare the features."""
+    """Unlearn a library's checkpoint, load the result with the library, and compare the features."""
     make, words, (mean, std), more = LOADERS[name]
     home.mkdir()
     torch.manual_seed(0)
@@ -231,7 +231,7 @@ def same_features(name: str, home: Path) -> dict[str, Any]:
 
 
 def hostiles(home: Path) -> list[dict[str, Any]]:
-    """Command, message and exit code of each malicious or broken file."""
+    """Command, message and exit code for each malicious or broken file."""
     x, y = drawn()
     home.mkdir()
     np.savez(home / "pictures.npz", x=x, y=y)
@@ -256,8 +256,8 @@ def hostiles(home: Path) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Measure, print, write; an error if anything is not as it must be."""
-    warnings.simplefilter("ignore")  # of libraries, at sizes that nobody uses
+    """Measure, print and write; fail if any result is not as expected."""
+    warnings.simplefilter("ignore")  # libraries warn about sizes this small
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         trips = round_trips(Path(folder) / "trips")
@@ -274,7 +274,7 @@ def main() -> None:
     good = all(row["keys"] and row["bytes"] for row in trips) and all(not row["ran"] for row in broken)
     good &= all(row["difference"] <= 1e-5 * max(1.0, row["size"]) < row["moved"] for row in features)
     if not good or not all(row["as_expected"] for row in broken):
-        raise SystemExit("not as it must be")
+        raise SystemExit("A layout, a loader or a hostile file did not behave as expected; see the lines above.")
 
 
 if __name__ == "__main__":

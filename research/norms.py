@@ -1,6 +1,6 @@
 """Figure: gradient norms of forgotten, unseen and retained examples before and after the gradient constraint.
 
-python -m research.norms        writes docs/gradient_norms.svg and results/gradient_norms.json
+python -m research.norms        writes docs/gradient_norms.svg and research/results/gradient_norms.json
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STYLE = (
 
 
 def norms(model: Model, world: World) -> dict[str, np.ndarray]:
-    """log10 of G of every example of three parts, at the views of a fixed pass."""
+    """log10 of the gradient norm of every example in three parts, at fixed views."""
     data, split = world.data()
     views, found = world.recipe(data).views, {}
     for part in ("forget", "holdout", "retain"):
@@ -40,7 +40,7 @@ def norms(model: Model, world: World) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    """Unlearn once more, measure, draw."""
+    """Unlearn again, measure the gradient norms, and draw."""
     world = World("simclr", REPORTING[0], HOME, epochs=EPOCHS["simclr"])
     data, split = world.data()
     original, oracle = world.model("original"), world.model("oracle-1")

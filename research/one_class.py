@@ -1,11 +1,12 @@
-"""One class, gone in less than a pass: contrastive unlearning against retraining, on the ResNet of a shipped grid.
+"""Forget one class in less than one pass: contrastive unlearning against retraining, on the ResNet of a shipped grid.
 
-    python -m research.one_class measure                    what is missing, and results/one_class.json
-    python -m research.one_class make --label retrain --seed 10      one cell, on any core
+    python -m research.one_class measure      make the missing cells, write research/results/one_class.json
+    python -m research.one_class make --label retrain --seed 10      make one cell, on any core
 
-The world is ``examples/fashion-resnet.yaml``'s, with its class to forget; ``runs/one_class/originals`` may come from a
-bench of that grid, and what is missing there is trained. Settings are compared on the selection seeds by ``valid`` and
-the forget set alone; retrained models are made for the reporting seeds. One thread; times are CPU seconds. Resumable.
+The world is that of ``examples/fashion-resnet.yaml``, with its class to forget. Originals may be copied from a bench of
+that grid into ``research/runs/one_class/originals``; missing ones are trained. Settings are compared on the selection
+seeds by ``valid`` and the forget set alone; retrained models are made for the reporting seeds. One thread; times are
+CPU seconds. Resumable.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from efface.unlearning.methods.contrastive_unlearning import measure_accuracy
 HOME, RESULT = RUNS / "one_class", RESULTS / "one_class.json"
 GRID, FAMILY, FORGET = EXAMPLES / "fashion-resnet.yaml", "resnet", "sandals"
 GONE = 0.01
-"""Accuracy on the class that counts as gone."""
+"""Accuracy on the class up to which it counts as forgotten."""
 METHOD = "contrastive_unlearning"
 DEFAULT = {"name": METHOD}
 ONE_PASS = {"name": METHOD, "epochs": 1}
@@ -60,11 +61,11 @@ SECOND: dict[str, dict[str, Any]] = {
     }
     for weight, task, lr in ((1, 1, 0.03), (1, 1, 0.1), (1, 3, 0.1), (3, 3, 0.03), (3, 10, 0.03))
 }
-"""A second search, laid out after the first had forgotten the class at the others' expense: twice the retained batches,
-still fewer than a pass over R, more weight on the task, and a rate that falls."""
+"""A second search, designed after the first had forgotten the class at the expense of the others: twice the retained
+batches (still less than one pass over R), more weight on the task, and a decaying learning rate."""
 SWEEP |= SECOND
 OTHERS: dict[str, dict[str, Any]] = {"retrain": {"name": "retrain"}, "neggrad": {"name": "neggrad"}}
-"""The oracle, and for comparison a baseline with its defaults: nothing was tuned for it."""
+"""The oracle, and for comparison a baseline at its untuned defaults."""
 ORIGINAL = "original"
 
 
@@ -76,13 +77,13 @@ def planned() -> Any:
 
 @cache
 def world(seed: int) -> tuple[Data, Split]:
-    """The data, and its division with the class to forget."""
+    """The data, and its split with the class to forget."""
     data, split = load_divided(planned().families[FAMILY], seed)
     return data, select_forget_set(split, data, planned().families[FAMILY].forget[FORGET], seed)
 
 
 def original(seed: int) -> Checkpoint:
-    """The model to start from: a bench's, or trained now; of another division it is refused."""
+    """The original: from a bench, or trained now; refused if it belongs to another split."""
     task = planned().original(Scenario(FAMILY, FORGET, seed))
     folder = task.folder(HOME)
     data, split = load_divided(planned().families[FAMILY], seed)
@@ -96,7 +97,7 @@ def original(seed: int) -> Checkpoint:
 
 
 def accuracies(made: Checkpoint, seed: int) -> dict[str, float]:
-    """Shares that are right: members of the class, unseen ones, and the other classes' retained and unseen."""
+    """Accuracy on the class (training and unseen examples) and on the other classes (retained and unseen)."""
     data, split = world(seed)
     y = labels(data)
     classes = np.unique(y[split.forget])
@@ -117,7 +118,7 @@ def accuracies(made: Checkpoint, seed: int) -> dict[str, float]:
 
 
 def cell(label: str, seed: int) -> dict[str, Any]:
-    """Accuracies and cost of one model, made now or before."""
+    """Accuracies and cost of one model, which is made if it does not exist."""
     file = HOME / "cells" / f"{label}-{seed}.json"
     if file.exists():
         return read_json(file)
@@ -144,8 +145,10 @@ def cell(label: str, seed: int) -> dict[str, Any]:
 
 
 def chosen(sweep: dict[str, list[dict[str, Any]]]) -> str:
-    """Of the settings of one pass that leave at most 1 % of the class, in F and in valid, the best on the others'
-    valid examples; of none, the one that leaves least. No retrained model is asked.
+    """The chosen setting of one pass; no retrained model is used.
+
+    Of the settings that leave at most 1 % accuracy on the class, in F and in valid, the best on the other classes'
+    valid examples; if there are none, the setting that leaves the least.
     """
     left = {
         name: (
@@ -188,11 +191,11 @@ def main() -> None:
     parser.add_argument("part", choices=("make", "measure"))
     parser.add_argument("--label", choices=(ORIGINAL, *SWEEP, *OTHERS))
     parser.add_argument("--seed", type=int)
-    given = parser.parse_args()
-    if given.part == "measure":
+    arguments = parser.parse_args()
+    if arguments.part == "measure":
         measure()
     else:
-        cell(given.label, given.seed)
+        cell(arguments.label, arguments.seed)
 
 
 if __name__ == "__main__":

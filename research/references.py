@@ -1,7 +1,7 @@
-"""What references are worth: which signal, how many references, which space, on an over-fitted SimCLR world.
+"""How much references help: by signal, number of references and embedding space, on an over-fitted SimCLR world.
 
-    python -m research.references make --model oracle-3     one model of the world, and what it shows
-    python -m research.references measure                   results/references.json
+    python -m research.references make --model oracle-3     make and observe one model of the world
+    python -m research.references measure                   write research/results/references.json
 
 ``original`` and ``original-K`` saw F, ``oracle-K`` did not; each has a seed of its own. Resumable: a model whose
 folder is complete is not made again, and one command makes one model, so that several machines can share the work.
@@ -49,11 +49,11 @@ CONTRASTS = (
     ("projector.margin", "backbone.margin"),
 )
 UNLEARNED = ("finetune", "neggrad lr .1", "gradient_constraint")
-"""Made by another benchmark in the same world; measured where they are there."""
+"""Made by another experiment in the same world; measured if they exist."""
 
 
-def made(world: World, name: str) -> None:
-    """Make a model, unless it was made before, and look at it with gradient norms."""
+def make_and_observe(world: World, name: str) -> None:
+    """Make a model, unless it was made before, and observe it with gradient norms."""
     folder = world.folder / name
     if not (folder / "cell.json").exists() and name.startswith("original-"):
         data, split = world.data()
@@ -72,14 +72,14 @@ def made(world: World, name: str) -> None:
 
 
 def seen(world: World, kind: str) -> list[Observations]:
-    """What the models of a kind show, in the order of their numbers."""
+    """Observations of the models of a kind, in the order of their numbers."""
     folders = [path for path in world.folder.glob(f"{kind}*") if (path / "whole.npz").exists()]
     number = {path: int(path.name.rpartition("-")[2]) if "-" in path.name else 0 for path in folders}
     return [Observations.load(path / "whole.npz") for path in sorted(folders, key=lambda path: number[path])]
 
 
 def sides(models: list[Observations], signal: str) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of F and of H under each model, [models, n]."""
+    """Scores of F and of H under each model, both of shape [models, n]."""
     return reference_models.stack_references(models, "forget", signal), reference_models.stack_references(
         models, "holdout", signal
     )
@@ -92,7 +92,7 @@ def interval(members: np.ndarray, others: np.ndarray) -> dict[str, Any]:
 
 
 def signal_row(inside: list[Observations], out: list[Observations], signal: str) -> dict[str, Any]:
-    """One signal: AUC without references and with all, over the models that saw F; and example by example."""
+    """AUC of one signal without references and with all, over the models that saw F; and per example."""
     (f_in, h_in), (f_out, h_out) = sides(inside, signal), sides(out, signal)
     calibrated = [(f - f_out.mean(0), h - h_out.mean(0)) for f, h in zip(f_in, h_in, strict=True)]
     single = [stats.auc(f_in[:, i], f_out[:, i]) for i in range(f_in.shape[1])]
@@ -114,7 +114,7 @@ def signal_row(inside: list[Observations], out: list[Observations], signal: str)
 
 
 def contrast(inside: list[Observations], out: list[Observations], first: str, second: str) -> dict[str, Any]:
-    """AUC of one signal less another's on the first original, with all references; paired by example."""
+    """Difference in AUC of two signals on the first original, with all references; paired by example."""
 
     def calibrated(signal: str) -> tuple[np.ndarray, np.ndarray]:
         (f_in, h_in), (f_out, h_out) = sides(inside[:1], signal), sides(out, signal)
@@ -125,7 +125,7 @@ def contrast(inside: list[Observations], out: list[Observations], first: str, se
 
 
 def count_rows(inside: list[Observations], out: list[Observations], signal: str) -> dict[str, Any]:
-    """How the attack on the originals depends on the number of references: mean and spread over draws and models."""
+    """AUC on the originals by number of references: mean and spread over random draws and models."""
     (f_in, h_in), (f_out, h_out) = sides(inside, signal), sides(out, signal)
     rows, rng = {}, np.random.default_rng(0)
     for count in (c for c in COUNTS if c <= len(out)):
@@ -162,7 +162,7 @@ def count_rows(inside: list[Observations], out: list[Observations], signal: str)
 
 
 def encodermi(inside: list[Observations], out: list[Observations]) -> dict[str, Any]:
-    """EncoderMI on the originals, fitted on their own R or on four shadow encoders."""
+    """AUC of EncoderMI on the originals, fitted on their own R or on four shadow encoders."""
     found: dict[str, Any] = {}
     for space in ("backbone", "projector"):
         for name, run in (("vector", fitted.encodermi_v), ("set", fitted.encodermi_s)):
@@ -173,7 +173,7 @@ def encodermi(inside: list[Observations], out: list[Observations]) -> dict[str, 
 
 
 def examples(world: World, out: list[Observations]) -> dict[str, Any]:
-    """Example by example: what is left in the models that another benchmark unlearned in this world."""
+    """Findings per example in the models that another experiment unlearned in this world."""
     original, found = world.seen("original"), {}
     references = tuple(world.seen(name) for name in world.oracles()[: len(out)])
     for name in ("original", *UNLEARNED):
@@ -205,7 +205,7 @@ def measure(world: World) -> None:
         "per example": examples(world, out),
     }
     write_json(RESULT, result)
-    print(f"written: {RESULT.relative_to(ROOT)}: {len(inside)} models saw F, {len(out)} did not")
+    print(f"Written: {RESULT.relative_to(ROOT)}: {len(inside)} models saw F, {len(out)} did not")
 
 
 def main() -> None:
@@ -213,11 +213,11 @@ def main() -> None:
     parser.add_argument("stage", choices=("make", "measure"))
     parser.add_argument("--model", nargs="*", default=[], help="original, original-K, oracle-K")
     parser.add_argument("--seed", type=int, default=SEED, help="of the world")
-    asked = parser.parse_args()
-    world = World("simclr", asked.seed, HOME, epochs=400)
-    for name in asked.model:
-        made(world, name)
-    if asked.stage == "measure":
+    arguments = parser.parse_args()
+    world = World("simclr", arguments.seed, HOME, epochs=400)
+    for name in arguments.model:
+        make_and_observe(world, name)
+    if arguments.stage == "measure":
         measure(world)
 
 

@@ -1,11 +1,11 @@
-"""What a step of each method costs, in plain training steps: the price that a share of the steps does not show.
+"""Time of one step of each method, in plain training steps: a cost that the number of steps does not show.
 
-    OMP_NUM_THREADS=1 python -m research.step_cost [--rounds 5]      results/step_cost.json
-    make docs                                                          docs/frontier.md
+    OMP_NUM_THREADS=1 python -m research.step_cost [--rounds 5]      research/results/step_cost.json
+    make docs                                                        docs/frontier.md
 
-400 of 2 000 images to forget. All methods in turns in one process, each for some steps from the same weights; the time
-of a step is the median between two lines of the log, so that batches count and what comes before the first step does
-not. Read the ratios. Weights that were not trained cost as much as others.
+400 of 2 000 images to forget. All methods alternate in one process, each for some steps from the same weights. The time
+of a step is the median between two log records, so it includes making batches but not what happens before the first
+step. Compare the ratios. Untrained weights are used, which cost as much as trained ones.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "margin_matching, batches of 100": ("margin_matching", {"forget_batch_size": 100}),
 }
 BATCHES = {100: 1, 256: 2, 512: 4}
-"""Retained examples a step, and epochs that give enough steps of them."""
+"""Retained examples per step, and the number of epochs that gives enough steps."""
 
 
 def step_seconds(world: World, method: str, fields: dict[str, Any], size: int, epochs: int) -> float:
@@ -58,8 +58,8 @@ def step_seconds(world: World, method: str, fields: dict[str, Any], size: int, e
     return statistics.median(later - earlier for earlier, later in pairwise(stamps))
 
 
-def measured(family: str, rounds: int) -> dict[str, Any]:
-    """For each size of the batch and each method: how many plain steps one of its steps takes."""
+def measure_family(family: str, rounds: int) -> dict[str, Any]:
+    """For each batch size and method, how many plain training steps one of its steps takes."""
     world, found = World(family, 10, HOME, 2000, epochs=250), dict[str, Any]()
     for size, epochs in BATCHES.items():
         ratios: dict[str, list[float]] = {label: [] for label in METHODS}
@@ -75,9 +75,9 @@ def measured(family: str, rounds: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    families = {family: measured(family, given.rounds) for family in ("simclr", "moco")}
+    families = {family: measure_family(family, arguments.rounds) for family in ("simclr", "moco")}
     result = {"machine": machine(), "plain": PLAIN, "families": families}
     write_json(RESULT, result)
 

@@ -1,12 +1,12 @@
-"""Over-forgetting with and without looks at unseen examples, and `auto` against the best fixed method.
+"""Over-forgetting with and without early stopping, and `auto` against the best fixed method.
 
     python -m research.stopping make [--jobs 2]     every setting on every world
-    python -m research.stopping tables              results/stopping.json
-    make docs                                         docs/stopping.md
+    python -m research.stopping tables              research/results/stopping.json
+    make docs                                       docs/stopping.md
 
 Worlds (originals, oracles) are those of :mod:`research.gradient_constraint`. Resumable: a model whose folder is
-complete is not made again, and world after world is finished, so that a run that was cut leaves whole ones. ``tables``
-keeps the figures of worlds whose folders are gone.
+complete is not made again. Worlds are finished one after the other, so that an interrupted run leaves complete ones.
+``tables`` keeps the results of worlds whose folders no longer exist.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ FIXED: dict[str, dict[str, Any]] = {
     "alignment_calibration lr .06": {"name": "alignment_calibration", **at(0.06)},
     "gradient_constraint": {"name": "gradient_constraint"},
 }
-"""As in the frontier; the second is known to go too far."""
+"""As in :mod:`research.frontier`; the second is known to go too far."""
 STOPPED = {f"{label}, stop": recipe | {"stop": {}} for label, recipe in FIXED.items()}
 SETTINGS = FIXED | STOPPED | {"auto": {"name": "auto"}}
 
 
 def worlds() -> list[World]:
-    """Seed by seed, so that the families grow together."""
+    """All worlds, seed by seed, so that the families progress together."""
     return [world for seed in REPORTING + SELECTION for world in frontier.worlds(list(FAMILIES), [seed])]
 
 
-def cells(world: World, label: str) -> dict[str, Any] | None:
-    """The figures of one model, with how far it is from the goal; None where it was not made, or diverged."""
+def measure_cell(world: World, label: str) -> dict[str, Any] | None:
+    """The measurements of one model and its distance from the goal; None if it does not exist or diverged."""
     if not (world.folder / label / "cell.json").exists():
         return None
     cell = measure(world, label)
@@ -86,7 +86,7 @@ def summed(found: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def regret(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """`auto` against what the oracle would have picked: one fixed setting for all worlds, and the best in each."""
+    """Regret of `auto` against the oracle's choice: the best fixed setting for all worlds, and the best in each."""
     fixed = {label: found for label, found in rows.items() if label != "auto" and found.keys() >= rows["auto"].keys()}
     mean = {
         label: spread(one["distance"] for key, one in found.items() if key in rows["auto"])
@@ -106,15 +106,15 @@ def regret(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def found_in(world: World, before: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """By setting, the figures of a world as it is now, or those kept from before where they are of more settings."""
-    now = {label: found for label in SETTINGS if (found := cells(world, label)) is not None}
+    """Measurements of a world by setting: as it is now, or the stored ones if they cover more settings."""
+    now = {label: found for label in SETTINGS if (found := measure_cell(world, label)) is not None}
     name = f"{world.family} {world.seed}"
     old = {label: before[label][name] for label in SETTINGS if name in before.get(label, {})}
     return old if len(old) > len(now) else now
 
 
 def tables() -> None:
-    """Per family and over all of them, on the worlds where every setting was made."""
+    """Write the results of each family and of all together."""
     before = read_json(RESULT)["worlds"] if RESULT.exists() else {}
     rows: dict[str, dict[str, Any]] = {label: {} for label in SETTINGS}
     for world in worlds():
@@ -137,14 +137,14 @@ def tables() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("make", "tables"))
-    parser.add_argument("--only", nargs="+", help="Of the settings, these.")
+    parser.add_argument("--only", nargs="+", help="labels of the settings to run")
     parser.add_argument("--jobs", type=int, default=2)
-    given = parser.parse_args()
-    if given.part == "tables":
+    arguments = parser.parse_args()
+    if arguments.part == "tables":
         tables()
         return
-    chosen = {label: recipe for label, recipe in SETTINGS.items() if not given.only or label in given.only}
-    together([(make, (world, label, recipe)) for world in worlds() for label, recipe in chosen.items()], given.jobs)
+    chosen = {label: recipe for label, recipe in SETTINGS.items() if not arguments.only or label in arguments.only}
+    together([(make, (world, label, recipe)) for world in worlds() for label, recipe in chosen.items()], arguments.jobs)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Margin matching where V is small or of another mix, where F is a class, a group or fewer, and on more images.
+"""Margin matching with a small or shifted V, with a class, a group or fewer examples as F, and on more images.
 
     python -m research.unseen make [--only CASE ...]     every case on its worlds
-    python -m research.unseen tables                     results/unseen.json
-    make docs                                              docs/frontier.md
+    python -m research.unseen tables                     research/results/unseen.json
+    make docs                                            docs/frontier.md
 
-The defaults throughout. Worlds with a fifth of 500 images to forget are those of :mod:`research.frontier`. Resumable:
+Defaults throughout. Worlds with a fifth of 500 images to forget are those of :mod:`research.frontier`. Resumable:
 a model whose folder is complete is not made again.
 """
 
@@ -23,25 +23,25 @@ from research.worlds import World, make, together
 RESULT = RESULTS / "unseen.json"
 MATCHING: dict[str, Any] = {"name": "margin_matching"}
 FOREIGN = {name: SETTINGS[name] for name in ("alignment_calibration", "finetune lr .1")}
-"""What it is compared with where F is of one kind."""
+"""Methods to compare with where F is a class or a group."""
 AS_MANY = {"alignment_calibration": 67, "gradient_constraint": 53, "finetune lr .1": 84}
-"""Epochs on 2 000 images in which a method looks at as many examples as margin matching does at its defaults."""
+"""Epochs on 2 000 images in which a method sees as many examples as margin matching at its defaults."""
 LARGER = {
     **{name: SETTINGS[name] for name in TWICE},
     **{f"{name}, as many examples": SETTINGS[name] | {"epochs": epochs} for name, epochs in AS_MANY.items()},
     "batches of 100": MATCHING | {"forget_batch_size": 100},
 }
-"""And on more images, where all take as many steps; with F beyond 100 the batch of F matters."""
+"""Methods on more images, all with the same number of steps; beyond 100 examples in F its batch size matters."""
 
 LATER = (15, 16, 17, 18, 19)
-"""Seeds that nobody looked at before the size of these batches was settled."""
+"""Seeds that were not used until the batch size was final."""
 RIVALS = {name: SETTINGS[name] for name in ("alignment_calibration", "gradient_constraint", "finetune lr .1")}
-"""What came nearest on more images."""
+"""The closest competitors on more images."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """Worlds, and what is done in each of them."""
+    """Some worlds, and the settings that run in each of them."""
 
     families: tuple[str, ...]
     forget: str = "@random:0.2"
@@ -51,13 +51,13 @@ class Case:
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def worlds(self, family: str) -> list[World]:
-        """Those of one family."""
+        """The worlds of one family."""
         epochs = self.epochs or EPOCHS[family]
         return [World(family, seed, HOME, self.train, self.forget, epochs) for seed in self.seeds]
 
 
 def with_unseen(*kinds: str) -> dict[str, dict[str, Any]]:
-    """Margin matching with each V."""
+    """Settings of margin matching with each kind of V."""
     return {f"V {kind}": MATCHING | {"unseen": kind} for kind in kinds}
 
 
@@ -77,7 +77,7 @@ CASES = {
 
 
 def make_all(cases: list[str], families: list[str], jobs: int) -> None:
-    """Originals, then oracles, then what was asked for, world after world."""
+    """Make originals, then oracles and unlearned models, world after world."""
     tasks = []
     chosen = [(case, family) for case in cases for family in CASES[case].families if family in families]
     for case, family in chosen:
@@ -93,7 +93,7 @@ def make_all(cases: list[str], families: list[str], jobs: int) -> None:
 
 
 def tables() -> None:
-    """Every case that has models."""
+    """Write the results of every case that has models."""
     found: dict[str, Any] = {}
     for name, case in CASES.items():
         for family in case.families:
@@ -110,11 +110,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--families", nargs="+", default=["simclr", "moco"])
     parser.add_argument("--jobs", type=int, default=2)
-    given = parser.parse_args()
-    if given.part == "tables":
+    arguments = parser.parse_args()
+    if arguments.part == "tables":
         tables()
     else:
-        make_all(given.only, given.families, given.jobs)
+        make_all(arguments.only, arguments.families, arguments.jobs)
 
 
 if __name__ == "__main__":

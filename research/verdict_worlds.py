@@ -1,18 +1,18 @@
-"""Small real encoders of which it is known whether they forgot: over-fitted SimCLR on digits, and its changelings.
+"""Small real encoders for which it is known whether they forgot: over-fitted SimCLR on digits, and altered copies.
 
     python -m research.verdict_worlds --seed 0
 
-makes every model of one seed into folders; what is complete is not made again. Used by ``research.verdicts``.
+makes every model of one seed, each in a folder; complete folders are not made again. Used by ``research.verdicts``.
 
 * ``oracle-1``, ``oracle-2``: retrained without F. True answer: removed.
-* ``original``, ``batchnorm`` (statistics estimated anew on R), ``head`` (the projector drawn anew), ``noise-S``
-  (Gaussian noise on the features, S times their standard deviation): the weights that saw F. True answer: residue.
+* ``original``, ``batchnorm`` (statistics estimated again on R), ``head`` (a new random projector), ``noise-S``
+  (Gaussian noise on the features, S times their standard deviation): weights trained on F. True answer: residue.
 * ``half``: retrained without one half of F. True answer: residue (half of it).
 * ``pushed``: oracle-1, then driven away from F (NegGrad). True answer: over-forgotten. ``overdone``: the same from the
   original.
-* ``collapsed``: one embedding for everybody; ``destroyed``: gradient ascent on F until nothing is left. True answer:
-  anything but removed, for there is no model left.
-* ``finetune``, ``gradient_constraint``: methods; nobody knows the true answer.
+* ``collapsed``: one embedding for every image; ``destroyed``: gradient ascent on F until no signal is left. True
+  answer: anything but removed, because the model is useless.
+* ``finetune``, ``gradient_constraint``: methods; the true answer is unknown.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ RELEARNED = ("original", "finetune", "gradient_constraint", "oracle-1", "oracle-
 
 @cache
 def divided(seed: int) -> tuple[Any, Split]:
-    """Digits, and half of the training examples to be forgotten; another seed divides them otherwise."""
+    """Digits, split with nearly half of the training examples to forget; each seed gives another split."""
     data = efface.load("digits")
     return data, efface.split(data, forget=FORGET, seed=seed, **SIZES)
 
@@ -102,11 +102,11 @@ class Constant(nn.Module):
         self.register_buffer("answer", answer)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The answer, for each image."""
+        """The same embedding for each image."""
         return self.answer.expand(len(x), -1)
 
 
-# ---- one function per model: seed -> checkpoint ----
+# ---- one function per model: seed to checkpoint ----
 
 
 def original(seed: int) -> Checkpoint:
@@ -163,8 +163,8 @@ def views_of_retained(seed: int, model: Model, passes: int = 5) -> list[Tensor]:
     return [batch.view(0) for _ in range(passes) for batch in part.batches(128, rng)]
 
 
-def estimate_anew(seed: int, model: Model, *parts: nn.Module) -> None:
-    """BatchNorm statistics of ``parts`` as averages over views of R alone."""
+def estimate_batchnorm(seed: int, model: Model, *parts: nn.Module) -> None:
+    """Set the BatchNorm statistics of ``parts`` to averages over views of R alone."""
     norms = [m for part in parts for m in part.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -179,12 +179,12 @@ def estimate_anew(seed: int, model: Model, *parts: nn.Module) -> None:
 
 
 def batchnorm(model: Model, seed: int) -> None:
-    estimate_anew(seed, model, model.backbone, model.head)
+    estimate_batchnorm(seed, model, model.backbone, model.head)
 
 
 def head(model: Model, seed: int) -> None:
     model.head = load(seed, "original").recipe.start(seed + 500).head.eval()
-    estimate_anew(seed, model, model.head)
+    estimate_batchnorm(seed, model, model.head)
 
 
 def noisy(size: float) -> Callable[[Model, int], None]:
@@ -220,7 +220,7 @@ STORED = ("original", "oracle-1", "oracle-2", "finetune", "gradient_constraint",
 
 
 def make(seed: int, name: str) -> None:
-    """One model, looked at; nothing where its folder is complete."""
+    """Make and observe one model, unless its folder is complete."""
     home = folder(seed, name)
     if (home / "cell.json").exists():
         return
@@ -238,16 +238,16 @@ def make(seed: int, name: str) -> None:
     print(f"seed {seed}  {name:20} {cell['seconds']:6.1f} s", flush=True)
 
 
-def again(seed: int, name: str, on: RelearnPart) -> None:
-    """A copy of one model trained on; its looks are kept."""
+def relearn(seed: int, name: str, on: RelearnPart) -> None:
+    """Continue training a copy of one model, and save its observations along the way."""
     home = folder(seed, name) / f"relearn-{on.value}"
     if (home / "done").exists():
         return
     home.mkdir(parents=True, exist_ok=True)
     began = monotonic()
     data, split = divided(seed)
-    asked = replace(RELEARN, on=on)
-    for step, look in relearn_model(load(seed, name), data, split, asked, replace(WATCH, views=6), seed=seed):
+    settings = replace(RELEARN, on=on)
+    for step, look in relearn_model(load(seed, name), data, split, settings, replace(WATCH, views=6), seed=seed):
         look.save(home / f"{step:05d}.npz")
     (home / "done").touch()
     print(f"seed {seed}  {name:20} relearn on {on.value} {monotonic() - began:6.1f} s", flush=True)
@@ -258,15 +258,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--only", nargs="*", default=list(MODELS))
     parser.add_argument("--relearn", action="store_true")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     for name in MODELS:
-        if name in asked.only:
-            make(asked.seed, name)
-    if asked.relearn:
+        if name in arguments.only:
+            make(arguments.seed, name)
+    if arguments.relearn:
         for on in RelearnPart:
             for name in RELEARNED:
-                again(asked.seed, name, on)
+                relearn(arguments.seed, name, on)
 
 
 if __name__ == "__main__":

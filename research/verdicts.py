@@ -1,12 +1,12 @@
-"""How often is the verdict wrong? Worlds of which the truth is known, and what is said of them.
+"""How often is the verdict wrong? Worlds with a known answer, and the verdicts on them.
 
-    python -m research.verdicts synthetic      # scores with a known AUC: minutes
-    python -m research.verdicts real           # judges the models that research.verdict_worlds made
-    python -m research.verdicts table          # writes the tables into docs/verdict.md
+    python -m research.verdicts synthetic      scores with a known AUC; takes minutes
+    python -m research.verdicts real           judge the models made by research.verdict_worlds
+    python -m research.verdicts table          write the tables into docs/verdict.md
 
 Results: ``research/results/verdicts.json``. Synthetic: Gaussian scores on two signals (correlation 0.5) whose AUC is
-the truth; the original has AUC 0.65 unless it says otherwise. Real: over-fitted SimCLR on digits; smaller requests are
-random subsets of its forget set (their draws share the models, so seeds and not draws are what is independent).
+the true answer; the original has AUC 0.65 unless stated otherwise. Real: over-fitted SimCLR on digits; smaller requests
+are random subsets of its forget set (draws share the models, so only seeds are independent).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ WORDS = ("removed", "residue", "over-forgotten", "removed, utility lost", "incon
 AUCS = (0.40, 0.45, 0.475, 0.50, 0.525, 0.55, 0.575, 0.60, 0.65)
 SIZES = (20, 50, 100, 200, 300, 500, 1000, 2000)
 HOLDOUTS = {1000: (0.03, 0.05, 0.1), 4000: (0.05,)}
-"""Never-trained examples, and the resolutions that are tried with so many."""
+"""Number of never-trained examples to the values of δ that are tried with them."""
 DELTAS = (0.03, 0.05, 0.1)
 WORLDS = 300
 SIGNALS = ("backbone.margin", "projector.margin")
@@ -63,8 +63,8 @@ def world(rng: np.random.Generator, name: str, auc: float, n: int, holdout: int)
     return Observations(name, "s", arrays, {"spaces": ["backbone", "projector"]})
 
 
-def said(evidence: Evidence, criteria: Criteria, utility: utility_gate.UtilityLoss) -> str:
-    """The verdict's word, without its sentences."""
+def verdict_word(evidence: Evidence, criteria: Criteria, utility: utility_gate.UtilityLoss) -> str:
+    """The verdict as one word."""
     names = signals.prespecified_signals(evidence.subject)
     return verdict.combine_signals(verdict.judge_signals(evidence, names, criteria), utility)
 
@@ -72,13 +72,13 @@ def said(evidence: Evidence, criteria: Criteria, utility: utility_gate.UtilityLo
 def cell(
     truth: float, n: int, holdout: int, original: float, seed: int, deltas: tuple[float, ...]
 ) -> dict[str, dict[str, float]]:
-    """Rates of each word by δ."""
+    """Rate of each verdict by δ."""
     rng = np.random.default_rng(seed)
     words = {delta: Counter[str]() for delta in deltas}
     for _ in range(WORLDS):
         before, after = world(rng, "o", original, n, holdout), world(rng, "s", truth, n, holdout)
         for delta in deltas:
-            words[delta][said(Evidence(before, after), Criteria(delta=delta), UTILITY)] += 1
+            words[delta][verdict_word(Evidence(before, after), Criteria(delta=delta), UTILITY)] += 1
     return {
         f"{delta:g}": {word: words[delta][word] / WORLDS for word in WORDS if words[delta][word]} for delta in deltas
     }
@@ -105,14 +105,14 @@ def only(observed: Observations, rows: np.ndarray) -> Observations:
 
 
 def references(seed: int, name: str) -> dict[str, tuple[str, ...]]:
-    """By level, the oracles that a model is compared with: never itself, nor the one it was made from."""
+    """Level to the oracles that a model is compared with, never itself or the model it was made from."""
     kin = {"pushed": "oracle-1"}.get(name, name)
     others = tuple(one for one in ("oracle-1", "oracle-2") if one != kin)
     return {"A0": (), "A1, one oracle": others[-1:], **({"A1, two oracles": others} if len(others) == 2 else {})}
 
 
 def judged(seed: int, names: list[str]) -> Iterator[dict[str, Any]]:
-    """Words, AUCs and utility of every model of one seed, by level and size of the request."""
+    """Verdicts, AUCs and utility of every model of one seed, by level and size of the request."""
     loaded = {name: verdict_worlds.seen(seed, name) for name in names}
     original = loaded["original"]
     for name, subject in loaded.items():
@@ -127,7 +127,7 @@ def judged(seed: int, names: list[str]) -> Iterator[dict[str, Any]]:
                         only(original, rows), only(subject, rows), tuple(only(loaded[o], rows) for o in others)
                     )
                     for delta in DELTAS:
-                        word = said(evidence, Criteria(delta=delta), utility)
+                        word = verdict_word(evidence, Criteria(delta=delta), utility)
                         counted.setdefault(f"{delta:g}", {}).setdefault(str(n), Counter())[word] += 1
             evidence = Evidence(original, subject, tuple(loaded[o] for o in others))
             signs = verdict.judge_signals(evidence, SIGNALS, Criteria())
@@ -149,7 +149,7 @@ def judged(seed: int, names: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def relearned(seed: int) -> Iterator[dict[str, Any]]:
-    """Steps until half of the lost signal is back, of each model that was trained on."""
+    """Steps until half of the lost signal has returned, for each model with relearning results."""
     oracles = ("oracle-1", "oracle-2")
     for on in ("retain", "forget"):
         for name in verdict_worlds.RELEARNED:
@@ -200,7 +200,7 @@ def rate(words: Counter[str] | dict[str, float], word: str) -> float:
 
 
 def power_table(result: dict[str, Any], holdout: int = 1000, delta: str = "0.05") -> str:
-    """Rate of a decision by size of the request and truth."""
+    """Table of the rate of decisions by size of the request and true AUC."""
     rows = [r for r in result["synthetic"]["rows"] if r["holdout"] == holdout and r["original"] == 0.65]
     head = "| AUC in truth | " + " | ".join(f"n = {n}" for n in SIZES) + " |"
     lines = [head, "|" + "---|" * (len(SIZES) + 1)]
@@ -255,7 +255,7 @@ def real_table(result: dict[str, Any], size: int = 300, delta: str = "0.05") -> 
 
 
 def small_table(result: dict[str, Any], delta: str = "0.05", level: str = "A1, one oracle") -> str:
-    """Wrong and undecided words of the models with a known truth, by size of the request."""
+    """Table of right, undecided and wrong verdicts on models with a known answer, by size of the request."""
     right = {"oracle-1": "removed", "oracle-2": "removed", "original": "residue", "half": "residue",
              "batchnorm": "residue", "head": "residue", "noise-0.5": "residue", "pushed": "over-forgotten"}  # fmt: skip
     rows = [r for r in result["real"]["rows"] if r["level"] == level and r["model"] in right]
@@ -273,14 +273,14 @@ def small_table(result: dict[str, Any], delta: str = "0.05", level: str = "A1, o
 
 
 def back(curve: dict[str, Any]) -> str:
-    """When half of the lost signal was back."""
+    """The step at which half of the lost signal had returned, as text."""
     if curve["original"] - curve["auc"][0] <= Relearn().least:
         return "nothing lost"
     return "never" if curve["returned"] is None else str(curve["returned"])
 
 
 def relearn_table(result: dict[str, Any], signal: str = "projector.margin") -> str:
-    """Steps until half is back, and the AUC at first and at last, by model and by what was trained on."""
+    """Table of steps until half returned, and the first and last AUC, by model and training data."""
     rows = [r for r in result["real"]["relearn"] if r["signal"] == signal]
     lines = [
         "| model | trained on | AUC at first | AUC at last | won | half back after (seeds) |",
@@ -314,7 +314,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 def write_tables() -> None:
-    """Put every table between its markers in the page."""
+    """Write every table between its markers in the page."""
     result = read_json(RESULT)
     text = PAGE.read_text(encoding="utf-8")
     for name, make in TABLES.items():
@@ -322,19 +322,19 @@ def write_tables() -> None:
         whole = re.search(f"{re.escape(begin)}.*?{re.escape(end)}", text, re.DOTALL)
         if whole:
             text = text[: whole.start()] + f"{begin}\n{make(result)}\n{end}" + text[whole.end() :]
-        print(f"{name}: {'written' if whole else 'no place for it'}")
+        print(f"{name}: {'written' if whole else 'no markers in the page'}")
     PAGE.write_text(text, encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["synthetic", "real", "table"])
-    asked = parser.parse_args()
-    if asked.what == "table":
+    arguments = parser.parse_args()
+    if arguments.what == "table":
         write_tables()
         return
     result = read_json(RESULT) if RESULT.exists() else {}
-    result[asked.what] = {"machine": machine(), **{"synthetic": synthetic, "real": real}[asked.what]()}
+    result[arguments.what] = {"machine": machine(), **{"synthetic": synthetic, "real": real}[arguments.what]()}
     write_json(RESULT, result, indent=None)
     print(f"Written: {RESULT.relative_to(ROOT)}")
 

@@ -1,7 +1,7 @@
-"""Small over-fitted worlds on Fashion-MNIST: originals, oracles and what each model shows, kept in folders.
+"""Small over-fitted worlds on Fashion-MNIST: originals, oracles and the observations of each model, in folders.
 
-Shared by the benchmarks that compare methods. Every model is a task with a folder of its own: a task whose folder is
-complete is not run again, so a benchmark that was killed goes on where it stopped.
+Shared by the experiments that compare methods. Every model is a task with its own folder. A task whose folder is
+complete is not run again, so an experiment that was killed resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ CROPS = {"flip": True, "brightness": 0.4, "contrast": 0.4, "saturation": 0, "hue
 
 @cache
 def divided(train: int, forget: str, seed: int) -> tuple[Data, Split]:
-    """The data and a split of it, once a process."""
+    """The data and its split; cached per process."""
     data = efface.load("fashion-mnist", limit=max(12_000, train + 6_000))
     if forget.startswith("@group:"):
         data = replace(data, group=brightness(data.x))
@@ -68,13 +68,13 @@ def divided(train: int, forget: str, seed: int) -> tuple[Data, Split]:
 
 
 def brightness(x: np.ndarray) -> np.ndarray:
-    """Groups of images that a model can tell: five of equal size, ``light-0`` the darkest to ``light-4``."""
+    """Five groups of equal size by brightness, from ``light-0`` (darkest) to ``light-4``."""
     mean = x.reshape(len(x), -1).mean(1)
     return np.array([f"light-{rank}" for rank in np.searchsorted(np.quantile(mean, (0.2, 0.4, 0.6, 0.8)), mean)])
 
 
 def unseen(split: Split, data: Data, kind: str) -> Split:
-    """The split with another V: ``whole``, of F's ``kind``, ``fifty`` of it, ``half the classes`` (the even ones)."""
+    """The split with another V: ``whole``, of F's ``kind``, ``fifty`` examples, or the even half of the classes."""
     whole = replace(split, provenance=split.provenance | {"matched": None})
     rows = {
         "whole": lambda: split.valid,
@@ -86,14 +86,14 @@ def unseen(split: Split, data: Data, kind: str) -> Split:
 
 
 def labels(data: Data) -> np.ndarray:
-    """Those of all examples."""
+    """The labels of all examples."""
     assert data.y is not None
     return data.y
 
 
 @dataclass(frozen=True)
 class World:
-    """One family of models on one division of the data."""
+    """One family of models on one split of the data."""
 
     family: str
     seed: int
@@ -104,21 +104,21 @@ class World:
 
     @property
     def spaces(self) -> tuple[str, str]:
-        """The two signals of the verdict: the margin in the backbone and in what the model was trained by."""
+        """The two signals of the verdict: the margin in the backbone and in the projector or logits."""
         return "backbone.margin", "logits.margin" if self.family in CLASSIFIERS else "projector.margin"
 
     @property
     def folder(self) -> Path:
-        """Where its models are kept."""
-        asked = "" if self.forget == "@random:0.2" else f"-{self.forget.strip('@').replace(':', '-')}"
-        return self.home / f"{self.family}-{self.train}x{self.epochs}{asked}" / f"seed-{self.seed}"
+        """The folder of its models."""
+        suffix = "" if self.forget == "@random:0.2" else f"-{self.forget.strip('@').replace(':', '-')}"
+        return self.home / f"{self.family}-{self.train}x{self.epochs}{suffix}" / f"seed-{self.seed}"
 
     def data(self) -> tuple[Data, Split]:
-        """Fashion-MNIST and the split: another seed trains on and forgets other images."""
+        """Fashion-MNIST and the split; each seed trains on and forgets other images."""
         return divided(self.train, self.forget, self.seed)
 
     def recipe(self, data: Any) -> Recipe:
-        """How the family is trained: few images, many epochs, so that single ones are remembered."""
+        """The training recipe: few images and many epochs, so that single images are memorized."""
         classes = {"simclr": {"temperature": 0.1}, "moco": {"temperature": 0.1, "queue": 1024}}
         labelled = self.family in CLASSIFIERS
         objective = OBJECTIVES["cross_entropy" if labelled else self.family](**classes.get(self.family, {}))
@@ -134,22 +134,29 @@ class World:
         )
 
     def model(self, name: str) -> Checkpoint:
-        """A model of this world that was made before."""
+        """Load a model of this world that was made before."""
         return Checkpoint.load(self.folder / name)
 
     def seen(self, name: str) -> Observations:
-        """What such a model shows."""
+        """The stored observations of a model."""
         return Observations.load(self.folder / name / "observations.npz")
 
     def oracles(self) -> list[str]:
-        """Names of the oracles that were made."""
+        """Names of the oracles that exist."""
         return sorted(path.name for path in self.folder.glob("oracle-*") if (path / "cell.json").exists())
 
 
 def make(world: World, name: str, recipe: dict[str, Any] | None = None) -> str:
-    """Make a model and look at it: ``original``, ``oracle-K``, or with ``recipe`` an unlearned one.
+    """Make and observe a model: ``original``, ``oracle-K``, or with ``recipe`` an unlearned one.
 
-    ``recipe``: the method's name and fields; ``unseen``: another V than the split's own, see :func:`unseen`.
+    Args:
+        world: The world that the model belongs to.
+        name: Its name, and its folder in the world.
+        recipe: The method's ``name`` and fields; ``unseen`` selects another V, see :func:`unseen`.
+
+    Returns:
+        The name.
+
     """
     folder = world.folder / name
     if (folder / "cell.json").exists():
@@ -184,7 +191,7 @@ def make(world: World, name: str, recipe: dict[str, Any] | None = None) -> str:
 
 @cache
 def measure(world: World, name: str) -> dict[str, Any]:
-    """The figures of one model: membership of F (A0, A1) and of R, utility, average gap, steps."""
+    """Measurements of one model: membership AUC of F (A0, A1) and of R, utility, average gap, steps."""
     cell = read_json(world.folder / name / "cell.json")
     if "error" in cell:
         return cell
@@ -220,7 +227,7 @@ def measure(world: World, name: str) -> dict[str, Any]:
 
 
 def together(tasks: Sequence[tuple[Callable[..., str], tuple[Any, ...]]], jobs: int) -> None:
-    """Run tasks as one-thread processes; a line when each is done; an exception of any is raised at the end."""
+    """Run tasks in ``jobs`` processes with one thread each, print a line per task, and raise the first error."""
     began, failed = monotonic(), []
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
@@ -235,7 +242,7 @@ def together(tasks: Sequence[tuple[Callable[..., str], tuple[Any, ...]]], jobs: 
 
 
 def spread(values: Iterable[float | None]) -> dict[str, Any] | None:
-    """Mean, standard deviation and n of what was measured."""
+    """Mean, standard deviation and number of the values that are not None; None if there are none."""
     known = [value for value in values if value is not None]
     if not known:
         return None

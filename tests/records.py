@@ -1,4 +1,4 @@
-"""Records, observations and logs of worlds with known truth: everything a report has to cope with."""
+"""Records, observations and logs of synthetic worlds: every case that a report must handle."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ METHOD = {"name": "gradient_constraint", "epochs": 5, "weight": 10.0}
 
 @dataclass(frozen=True)
 class Moved:
-    """What the torch side measures of a part."""
+    """What the torch side measures for each part of a model."""
 
     part: str
     numbers: int
@@ -39,7 +39,7 @@ class Moved:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """What ``render`` is given, and the ids of the request."""
+    """The input of ``render``, and the ids of the request."""
 
     record: Record
     observations: dict[str, Observations]
@@ -48,7 +48,7 @@ class Case:
 
 
 def log_of(steps: int = 400, terms: tuple[str, ...] = ("task", "stay")) -> list[dict[str, Any]]:
-    """Two phases that alternate by epoch: an ascent on the forget set, a descent on the rest."""
+    """Write the log of two phases that alternate by epoch: ascent on the forget set, descent on the rest."""
     rng, lines = np.random.default_rng(3), []
     for step in range(1, steps + 1):
         phase = "forget" if (step // 20) % 3 == 0 and step < steps / 2 else "retain"
@@ -71,7 +71,7 @@ def case(
     log: list[dict[str, Any]] | None = None,
     **changed: Any,
 ) -> Case:
-    """A sealed record of an audit of ``subject``; ``changed`` replaces fields of the record."""
+    """Build the sealed record of an audit of ``subject``; ``changed`` replaces fields of the record."""
     costs = {"subject": Cost(400, 25_600, 31.4), "original": Cost(12_000, 3_072_000, 2710.0)}
     costs |= {"oracle": Cost(12_000, 2_764_800, 2533.9)} if oracles else {}
     evidence = Evidence(original, subject, oracles, costs)
@@ -129,7 +129,7 @@ MOVED = (
 
 
 def facts(name: str, i: int) -> CheckpointFacts:
-    """Made-up facts about a checkpoint."""
+    """Make up facts about a checkpoint."""
     digest = "abcdef0123456789"[i % 16] * 64
     if name == "original":
         return CheckpointFacts(digest=digest, seed=0, file="runs/original/checkpoint.safetensors", sha256="1" * 64)
@@ -161,7 +161,7 @@ def removed() -> Case:
 
 @cache
 def residue() -> Case:
-    """A0, nothing was forgotten; every audit is in the record."""
+    """A0, nothing was forgotten; the record holds every audit."""
     w = World(2)
     return case(w, w.model("subject", {"forget": 0.9, "retain": 1.0}), w.original(), audits="all")
 
@@ -175,21 +175,21 @@ def over_forgotten() -> Case:
 
 @cache
 def small() -> Case:
-    """Twenty examples: the interval cannot decide."""
+    """Twenty examples are too few to decide."""
     w = World(6, hardness=0.2, forget=20)
     return case(w, w.model("subject"), w.model("original", {"forget": 3.0, "retain": 1.0}))
 
 
 @cache
 def blind() -> Case:
-    """The attack sees nothing even in the original; no log, no labels."""
+    """The attack sees nothing, even in the original; no log and no labels."""
     w = World(5, labelled=False)
     return case(w, w.model("subject"), w.model("original", {"retain": 1.0}), log=[], cost={}, changes=[], files={})
 
 
 @cache
 def utility_lost() -> Case:
-    """Removed, but features of test are noise."""
+    """Removed, but the features of test are noise."""
     w = World(1, hardness=0.3, **BIG)
     noise = np.random.default_rng(0).normal(size=(300, 12)).astype(np.float32)
     return case(w, with_arrays(w.model("subject"), test__features=noise), w.original())

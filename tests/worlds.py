@@ -1,4 +1,4 @@
-"""Worlds with known truth: observations of models that remember their members by a known amount."""
+"""Synthetic worlds with a known truth: observations of models that remember their members by a known amount."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ PAIRS = 45
 
 
 class World:
-    """Examples with a hardness that every model shares, labels, and features that separate the classes.
+    """Examples with labels, features that separate the classes, and a hardness that all models share.
 
-    ``hardness`` is what hides membership at A0 and cancels at A1.
+    ``hardness`` hides membership at A0 and cancels at A1.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class World:
             self.x[part] = self.centers[self.y[part]] + self.rng.normal(size=(n, dim))
 
     def model(self, name, gain=None, *, noise=0.5, collapsed=False, projector=True, blur=0.3, split="s"):
-        """Observations of a model that adds ``gain[part]`` (in units of score) to what it trained on."""
+        """Build observations of a model that scores ``part`` higher by ``gain[part]``."""
         gain = {"retain": 1.0} if gain is None else gain
         arrays = {}
         for part, n in self.sizes.items():
@@ -46,7 +46,7 @@ class World:
         return Observations(name, split, arrays, {"spaces": spaces})
 
     def part(self, part, n, gain, noise, collapsed, projector, blur):
-        """All arrays of one part."""
+        """Build all arrays of one part."""
         rng, scale = self.rng, 0.0 if collapsed else 1.0
         made = {"keys": np.array([f"{part}/{i:05d}" for i in range(n)])}
         x = self.x[part] + blur * rng.normal(size=(n, self.dim))
@@ -85,7 +85,7 @@ class World:
 
 
 def with_arrays(observed: Observations, **changed) -> Observations:
-    """``forget__labels=...`` replaces ``forget/labels``; None takes it away."""
+    """Replace arrays: ``forget__labels=...`` replaces ``forget/labels``, and None removes it."""
     arrays = dict(observed.arrays)
     for name, value in changed.items():
         arrays.pop(name.replace("__", "/"), None)
@@ -95,14 +95,14 @@ def with_arrays(observed: Observations, **changed) -> Observations:
 
 
 def pair(observed: Observations, part: str, signal: str) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of ``part`` and of its non-members, which must be there."""
+    """Return the scores of ``part`` and of its non-members, which must exist."""
     found = signals.score_pair(observed, part, signal)
     assert found is not None
     return found
 
 
 def by_name(findings) -> dict[str, Any]:
-    """Findings by their names, which must differ."""
+    """Index findings by their names, which must be unique."""
     named = {finding.name: finding for finding in findings}
     assert len(named) == len(findings)
     return named

@@ -8,10 +8,10 @@ from benchmarks.machine import read_json
 from docs.generate.markdown import MISSING, made_by, table_head, table_row
 from research.paths import RESULTS
 
-TOLD = 0.05
-"""An AUC of U-LiRA beyond 1/2 by this is told apart, as for the verdict (δ)."""
+DELTA = 0.05
+"""How far U-LiRA's AUC must lie from 1/2 to count as distinguished; the same δ as for the verdict."""
 NAMES = {"original": "untouched"}
-"""What rows are called where it is not their label."""
+"""Names of rows that differ from their label."""
 
 
 def page() -> list[str]:
@@ -35,7 +35,7 @@ def page() -> list[str]:
     for label, row in rows.items():
         lost = row["A0"]["utility_drop"]
         cells = [row[level]["word"] for level in ("A0", "A1", "all references")]
-        cells += [told(row["A2"], names) if "A2" in row else "–", "–" if lost is None else f"{lost:.3f}"]
+        cells += [distinguished(row["A2"], names) if "A2" in row else "–", "–" if lost is None else f"{lost:.3f}"]
         lines.append(table_row(NAMES.get(label, label), *cells))
     lines += [
         "",
@@ -64,7 +64,7 @@ def page() -> list[str]:
 
 
 def numbers(counts: dict[str, Any] | None) -> list[str]:
-    """How the calibrated attack grows with its references."""
+    """The calibrated attack by number of references."""
     if counts is None:
         return []
     columns = list(next(iter(next(iter(counts["signals"].values())).values())))
@@ -78,7 +78,7 @@ def numbers(counts: dict[str, Any] | None) -> list[str]:
 
 
 def signal_table(rows: dict[str, Any], name: str, few: int, count: int) -> list[str]:
-    """AUCs of every attack on one margin, then what the pairs say."""
+    """Two tables for one margin: the AUC of every attack, and the results from pairs of models."""
     head = ["A0", f"A1 calibrated, {few}", f"LiRA, {few}", f"Bayes, {few}", f"RMIA, {few}", f"calibrated, {count}"]
     lines = table_head("", *head, "beyond")
     for label, row in rows.items():
@@ -105,39 +105,39 @@ def signal_table(rows: dict[str, Any], name: str, few: int, count: int) -> list[
     return lines
 
 
-def told(row: dict[str, Any], names: list[str]) -> str:
-    """What U-LiRA says of a method, over its margins."""
+def distinguished(row: dict[str, Any], names: list[str]) -> str:
+    """Whether U-LiRA distinguishes a method from retraining, over all margins."""
     intervals = {name: row[f"populations.{name}.ulira.auc"]["interval"] for name in names}
-    above = [name for name, found in intervals.items() if found and found[0] > 0.5 + TOLD]
+    above = [name for name, found in intervals.items() if found and found[0] > 0.5 + DELTA]
     if above:
         return f"distinguished ({', '.join(name.split('.')[0] for name in above)})"
-    within = all(found and found[0] > 0.5 - TOLD and found[1] < 0.5 + TOLD for found in intervals.values())
+    within = all(found and found[0] > 0.5 - DELTA and found[1] < 0.5 + DELTA for found in intervals.values())
     return "not distinguished" if within else "undecided"
 
 
 def changes(rows: dict[str, Any], names: list[str]) -> list[str]:
-    """The order of the methods at each level, and whose word is another."""
+    """The order of the methods at each level, and whose verdict changes."""
     methods = [label for label in rows if "A2" in rows[label] and label != "original"]
 
-    def far(label: str, level: str) -> float:
+    def extent(label: str, level: str) -> float:
         row = rows[label]
         if level == "A2":
             return max(row["A2"][f"populations.{name}.ulira.auc"]["value"] for name in names)
         return max(abs(row[level]["signals"][name]["value"] - 0.5) for name in names)
 
-    lines = ["Methods from what shows least to what shows most, by the larger of the two margins:", ""]
+    lines = ["Methods from the least to the most visible, by the larger of the two margins:", ""]
     for level, what in (
         ("A0", "|AUC - 0.5| of the raw score"),
         ("A1", "|AUC - 0.5| of the calibrated score"),
         ("A2", "U-LiRA's AUC"),
     ):
-        order = sorted(methods, key=lambda label: far(label, level))
-        said = ", ".join(f"{label} {far(label, level):.3f}" for label in order)
+        order = sorted(methods, key=lambda label: extent(label, level))
+        said = ", ".join(f"{label} {extent(label, level):.3f}" for label in order)
         lines.append(f"* {level}, {what}: {said}.")
     lines.append("")
     for label in methods:
         words = [rows[label][level]["word"] for level in ("A0", "A1", "all references")]
-        last = told(rows[label]["A2"], names)
+        last = distinguished(rows[label]["A2"], names)
         kept = "the same verdict at A0 and A1" if len(set(words)) == 1 else "another verdict with references"
         lines.append(f"* {label}: {' → '.join(words)}, then {last}: {kept}.")
     return lines
@@ -162,7 +162,7 @@ def halved(row: dict[str, Any]) -> str:
 
 
 def zero_of(row: dict[str, Any]) -> str:
-    """The zero line."""
+    """The same statistic for retrained models: the baseline."""
     return "–" if row["oracle"] is None else f"{row['oracle']:.3f}"
 
 

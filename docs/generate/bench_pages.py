@@ -14,19 +14,19 @@ GRIDS = ("half-hour", "fashion-resnet", "fashion-vit", "fashion-contrastive")
 
 
 def results_of(name: str) -> dict[str, Any] | None:
-    """What :mod:`research.benches` kept of a grid; None where it was not run."""
+    """The results of a grid, as :mod:`research.benches` kept them; None if it was not run."""
     file = file_of(name)
     return read_json(file) if file.exists() else None
 
 
 def cells_of(result: dict[str, Any], world: dict[str, Any], **wanted: Any) -> list[dict[str, Any]]:
-    """The reported models of a world with these values."""
+    """The reported models of a world whose fields have the ``wanted`` values."""
     wanted |= {"family": world["family"], "forget": world["forget"], "role": "reporting"}
     return [one for one in result["cells"] if all(one[key] == value for key, value in wanted.items())]
 
 
 def by_seed(cells: Iterable[dict[str, Any]], key: str = "gap") -> dict[int, float]:
-    """What was measured, by the seed of the world; the mean where a world has several (retrained models)."""
+    """The measured value by seed of the world; the mean if a world has several (retrained models)."""
     values: dict[int, list[float]] = {}
     for one in cells:
         if one[key] is not None:
@@ -35,7 +35,7 @@ def by_seed(cells: Iterable[dict[str, Any]], key: str = "gap") -> dict[int, floa
 
 
 def below(mine: dict[int, float], theirs: dict[int, float]) -> str:
-    """In how many of the seeds that both have the first is the smaller."""
+    """In how many of the common seeds the first value is the smaller."""
     both = mine.keys() & theirs.keys()
     return f"{sum(mine[seed] < theirs[seed] for seed in both)} of {len(both)}" if both else "–"
 
@@ -65,7 +65,7 @@ def made(pieces: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def power(world: dict[str, Any]) -> str:
-    """What the audit saw in the originals, and in how many of them it had power."""
+    """What the audit detected in the originals, and in how many of them it had power."""
     seen = world["powered"]
     signals = [
         f"`{name}` {figure(one['power'])} (power in {seen[name][0]} of {seen[name][1]})"
@@ -75,7 +75,7 @@ def power(world: dict[str, Any]) -> str:
     word = (
         "The audit had power in every world."
         if most == of
-        else f"The audit had power on some signal in {most} of {of} worlds; in the others nothing can be called removed."
+        else f"The audit had power on some signal in {most} of {of} worlds; no other world can show a removal."
         if most
         else "The audit had power in no world, so its verdicts mean nothing here."
     )
@@ -83,7 +83,7 @@ def power(world: dict[str, Any]) -> str:
 
 
 def spread_of(result: dict[str, Any], world: dict[str, Any]) -> str:
-    """How far the methods are apart, against the noise floor and against doing nothing."""
+    """The range of the methods' gaps, compared with the noise floor and with doing nothing."""
     floor, original = world["floor"]["mean"], world["original"]["gap"]
     gaps = {line["label"]: line["gap"]["mean"] for line in world["methods"] if line["gap"]}
     least, most = min(gaps, key=lambda name: gaps[name]), max(gaps, key=lambda name: gaps[name])
@@ -105,7 +105,7 @@ def spread_of(result: dict[str, Any], world: dict[str, Any]) -> str:
 
 
 def world_lines(result: dict[str, Any], world: dict[str, Any]) -> list[str]:
-    """One world: what it is, how well it can tell, and its table."""
+    """One world: its sizes, the power of the audit, and its table."""
     sizes = result["sizes"][world["family"]][world["forget"]]
     signals = list(world["original"]["signals"])
     lines = [
@@ -142,7 +142,7 @@ def world_lines(result: dict[str, Any], world: dict[str, Any]) -> list[str]:
 
 
 def page() -> list[str]:
-    """Every grid that has results."""
+    """All grids, as Markdown lines."""
     lines: list[str] = []
     for name in GRIDS:
         result = results_of(name)
@@ -166,7 +166,7 @@ def page() -> list[str]:
 
 
 def evidence(method: str) -> list[str]:
-    """What the grids say of one method, for its page."""
+    """The results of one method over all grids, for its page."""
     rows = []
     for name in GRIDS:
         result = results_of(name)
@@ -190,6 +190,7 @@ def evidence(method: str) -> list[str]:
         return []
     titles = ("world", "entry", "place", "average gap", "floor / original", "F, A1", "utility / retrained", "verdicts")
     more = (
-        "[How to read this](../bench.md); [the papers' claims](../claims.md); [which method to choose](../which_method.md)."
+        "[How to read this](../bench.md); [the papers' claims](../claims.md); "
+        "[which method to choose](../which_method.md)."
     )
     return ["## Results of the benches", "", *table_head(*titles), *rows, "", more, ""]

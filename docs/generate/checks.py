@@ -1,10 +1,10 @@
-"""The common checks as a matrix: method x objective x check, from what pytest wrote about a real run.
+"""The common checks as a matrix of method × objective × check, from pytest's report of a run.
 
     PYTEST_ADDOPTS=--junitxml=checks.xml make test
-    python -m docs.generate.checks checks.xml          results/checks.json
+    python -m docs.generate.checks checks.xml       research/results/checks.json
     make docs                                       docs/checks.md
 
-All tests run, these are looked at. Several files (of runs with ``-k``) may be named.
+All tests run; only the common checks are read. Several files (of runs with ``-k``) may be arguments.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ONCE = {
     "test_the_file_explains_itself": "file explains itself",
     "test_a_backbone_without_attention_is_refused_and_a_transformer_is_not": "attention asked for",
 }
-"""Checks of a method on the one objective that is its home."""
+"""Checks of a method on one objective."""
 REASONS = {
     "every field alive": "it has no fields",
     "a twentieth of the oracle": "retraining is the oracle; gradient_ascent counts passes over F",
@@ -52,7 +52,7 @@ REASONS = {
 
 
 def read(files: list[Path]) -> dict[str, Any]:
-    """Every test of the runs: name to what it was about, how it ended and seconds."""
+    """Every common check in the reports: name to outcome and seconds."""
     tests: dict[str, Any] = {}
     for file in files:
         for case in ElementTree.parse(file).iter("testcase"):
@@ -64,19 +64,19 @@ def read(files: list[Path]) -> dict[str, Any]:
 
 
 def of(tests: dict[str, Any], check: str, *about: str) -> list[dict[str, Any]]:
-    """The tests of a check that are about a method, or a method and an objective."""
+    """The tests of a check for a method, or for a method and an objective."""
     exact, begin = f"{check}[{'-'.join(about)}]", f"{check}[{'-'.join(about)}-"
     return [one for name, one in tests.items() if name == exact or name.startswith(begin)]
 
 
 def marks(found: list[dict[str, Any]], letter: str) -> str:
-    """The letter, in bold and with a word where it did not pass."""
+    """The letter of a check; in bold with the outcome if a test did not pass."""
     bad = [one["ended"] for one in found if one["ended"] != "passed"]
     return f"**{letter} {bad[0]}**" if bad else letter if found else ""
 
 
 def why_not(method: str, objective: str) -> str:
-    """Why a method is not for checkpoints of an objective."""
+    """What a method needs that an objective lacks; empty if it applies."""
     needs, trained = METHODS[method].needs, OBJECTIVES[objective]
     if Needs.LABELS in needs and not trained.needs_labels:
         return "labels"
@@ -84,7 +84,7 @@ def why_not(method: str, objective: str) -> str:
 
 
 def page() -> list[str]:
-    """Both tables, the counts and times."""
+    """Both tables, with counts and times, as Markdown lines."""
     result = read_json(RESULT)
     tests = result["tests"]
     ended = [one["ended"] for one in tests.values()]
@@ -124,20 +124,20 @@ def page() -> list[str]:
 
 
 def main() -> None:
-    """Write ``results/checks.json``."""
+    """Write ``research/results/checks.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+", help="what pytest wrote with --junitxml")
-    parser.add_argument("--processes", type=int, default=2, help="in which the tests ran")
-    parser.add_argument("--note", default="", help="what else is to be known of the times")
-    given = parser.parse_args()
-    suites = [suite for file in given.files for suite in ElementTree.parse(file).iter("testsuite")]
+    parser.add_argument("--processes", type=int, default=2, help="number of processes the tests ran in")
+    parser.add_argument("--note", default="", help="anything else to know about the times")
+    arguments = parser.parse_args()
+    suites = [suite for file in arguments.files for suite in ElementTree.parse(file).iter("testsuite")]
     result = {
         "command": "PYTEST_ADDOPTS=--junitxml=checks.xml make test",
         "date": min(str(suite.get("timestamp"))[:10] for suite in suites),
-        "processes": given.processes,
-        "note": given.note,
+        "processes": arguments.processes,
+        "note": arguments.note,
         "machine": machine(),
-        "tests": read(given.files),
+        "tests": read(arguments.files),
     }
     write_json(RESULT, result, indent=0)
     bad = {name: one["ended"] for name, one in result["tests"].items() if one["ended"] != "passed"}

@@ -1,4 +1,4 @@
-"""What the papers claim, checked where there are results: the tables of ``docs/claims.md``.
+"""The tables of ``docs/claims.md``: the papers' claims, checked where there are results.
 
 A claim "A below B in average gap" is decided by the difference of means over worlds, with a 95 % interval by Student's
 t: paired by seed where both were measured on the same seeds one by one, by Welch where only means were kept.
@@ -23,13 +23,13 @@ from efface.unlearning.methods import METHODS
 
 HOLDS, FAILS, OPEN, MISSING = "holds here", "does not hold here", "undecided here", "not tested yet"
 OURS = ("margin_matching",)
-"""Not a published method: beside the others, never the best baseline."""
+"""Our own methods, which are never counted as the best baseline."""
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """First less second, in average gap: below zero the first is nearer to retraining."""
+    """Average gap of the first minus that of the second; below zero the first is closer to retraining."""
 
     mean: float
     low: float
@@ -48,7 +48,7 @@ class Difference:
 
 
 def paired(first: Mapping[Any, float], second: Mapping[Any, float]) -> Difference | None:
-    """By seed; None where fewer than two seeds have both."""
+    """The difference paired by seed; None if fewer than two seeds have both."""
     values = np.array([first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())])
     if len(values) < 2:
         return None
@@ -58,7 +58,7 @@ def paired(first: Mapping[Any, float], second: Mapping[Any, float]) -> Differenc
 
 
 def welch(first: Row | None, second: Row | None) -> Difference | None:
-    """From means, standard deviations and n; None where either is missing or alone."""
+    """The difference by Welch's test from mean, sd and n; None if a value is missing or n is 1."""
     if not first or not second or first["sd"] is None or second["sd"] is None:
         return None
     shares = [one["sd"] ** 2 / one["n"] for one in (first, second)]
@@ -70,13 +70,13 @@ def welch(first: Row | None, second: Row | None) -> Difference | None:
 
 
 def between(first: Row, second: Row) -> Difference | None:
-    """Two lines of one table: paired where both kept each seed's gap."""
+    """The difference of two rows: paired if both have the gap of each seed, else by Welch's test."""
     each = [row.get("gap of each", {}) for row in (first, second)]
     return paired(*each) or welch(first.get("average_gap"), second.get("average_gap"))
 
 
 def kept(name: str) -> Row | None:
-    """A benchmark's result; None where it was not run."""
+    """The result of an experiment; None if it was not run."""
     file = RESULTS / f"{name}.json"
     return read_json(file) if file.exists() else None
 
@@ -118,7 +118,7 @@ HEAD = table_head("", "against", "its gap", "the other's", "difference (95 %)", 
 
 
 def best(world: Row, *but: str) -> str:
-    """The published method with the lowest average gap, besides these."""
+    """The published method with the lowest average gap, without those in ``but``."""
     lines = [
         line
         for line in world["methods"]
@@ -128,7 +128,7 @@ def best(world: Row, *but: str) -> str:
 
 
 def sweep(result: Row, world: Row, labels: Iterable[str]) -> list[str]:
-    """What was tried on the selection seeds: each setting's score without the oracle, and its gap."""
+    """Settings tried on the selection seeds: each one's score without the oracle, and its gap."""
     lines = ["", "Tried on the selection seed:", ""]
     for label in labels:
         pick = next(
@@ -160,7 +160,7 @@ def flat(setting: Row, prefix: str = "") -> Row:
 
 
 def words(found: Iterable[str]) -> str:
-    """The words of several worlds as one line's answer."""
+    """The common answer of several worlds."""
     each = list(found)
     return MISSING if not each else each[0] if len(set(each)) == 1 else "mixed: see the worlds"
 
@@ -188,7 +188,7 @@ def coun() -> list[str]:
 
 
 def added(result: Row, world: Row) -> list[tuple[str, str]]:
-    """For each setting of CoUn on another method that was reported: against that method alone, same setting."""
+    """CoUn's term on another method against that method alone, for each reported setting."""
     settings, rows = result["settings"][world["family"]], []
     for label in (one["label"] for one in world["methods"] if one["label"].startswith("coun on ")):
         for number, setting in enumerate(settings[label]):
@@ -371,7 +371,7 @@ def ranged(values: list[float], digits: int) -> str:
 
 
 def page() -> list[str]:
-    """All claims."""
+    """All claims, as Markdown lines."""
     lines: list[str] = []
     for part in (coun, one_class, alignment, lethevit, constraint):
         lines += [*part(), ""]

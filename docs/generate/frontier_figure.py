@@ -1,6 +1,6 @@
-"""The plane of docs/frontier.md: what is left of F against what the retained lost, one dot per model.
+"""The figures of docs/frontier.md: trace of F against the loss of the retained examples, one dot per model.
 
-python -m docs.generate.frontier_figure    docs/frontier*.svg, from results/frontier.json and results/unseen.json
+python -m docs.generate.frontier_figure    docs/frontier*.svg, from the results of frontier and unseen
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WIDE, HIGH, LINE = 310.0, 232.0, 15.0
 
 
 def kind(label: str) -> str:
-    """How a model's dots are drawn."""
+    """The CSS class of a model's dots."""
     if label == "original" or label.startswith("oracle"):
         return label.split("-")[0]
     return "ours" if label in OURS else "dot"
@@ -65,7 +65,7 @@ def spaces_of(rows: dict[str, Any]) -> list[str]:
 
 
 def draw(families: dict[str, Any], path: Path) -> None:
-    """Two panels for each family, and the letters' meaning."""
+    """Two panels for each family, and a legend of the letters."""
     left = set(ABLATION) - set(OURS)
     families = {name: {k: row for k, row in rows.items() if k not in left} for name, rows in families.items()}
     labels = list(dict.fromkeys(label for rows in families.values() for label in rows))

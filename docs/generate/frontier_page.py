@@ -13,7 +13,7 @@ from research.paths import RESULTS
 from research.unseen import RIVALS
 
 EACH = ("distance of each", "gap of each")
-"""What a row has of each seed."""
+"""Fields of a row that hold a value per seed."""
 CORRELATION = "correlation of A1 with the first"
 
 
@@ -51,7 +51,7 @@ def step_cost_lines() -> list[str]:
 
 
 def beside_lines(families: dict[str, Any], level: str = "###") -> list[str]:
-    """Margin matching less each other method, paired by seed: below 0 it is nearer to retraining."""
+    """Margin matching minus each other method, paired by seed: below 0 it is closer to retraining."""
     mine = "margin_matching"
     lines = [f"{level} `{mine}` minus each of the others, paired by seed", ""]
     lines += [*table_head("", "family", "steps", "distance (95 %)", "closer in", "average gap (95 %)", "closer in")]
@@ -76,7 +76,7 @@ def steps(row: dict[str, Any]) -> str:
 
 
 def equal_lines(families: dict[str, Any], cases: dict[str, Any]) -> list[str]:
-    """Margin matching less each published method at as many steps, over all worlds of encoders with a random F."""
+    """Margin matching minus each published method at as many steps, over all worlds of encoders with a random F."""
     places = {f"{f} 500": (families[f], ", 10 %") for f in FAMILIES}
     places |= {f"{f} 2000": (cases[f"2000, {f}"]["rows"], "") for f in FAMILIES}
     lines = [
@@ -87,7 +87,7 @@ def equal_lines(families: dict[str, Any], cases: dict[str, Any]) -> list[str]:
 
 
 def less_each(places: dict[str, tuple[dict[str, Any], str]], labels: Iterable[str]) -> list[str]:
-    """A table of paired differences over worlds: in each place its rows, and what a label has added there."""
+    """A table of paired differences over worlds; ``places`` has the rows of each, and the suffix of its labels."""
     mine = "margin_matching"
     lines = [*table_head("", "worlds", "distance (95 %)", "closer in", "average gap (95 %)", "closer in")]
     for label in labels:
@@ -98,14 +98,14 @@ def less_each(places: dict[str, tuple[dict[str, Any], str]], labels: Iterable[st
 
 
 def flat(rows: dict[str, Any]) -> dict[str, Any]:
-    """Several places' rows as one: what each seed gave, by place and seed."""
+    """Rows of several places as one, with the values keyed by place and seed."""
     return {
         key: {f"{name} {seed}": value for name, row in rows.items() for seed, value in row[key].items()} for key in EACH
     }
 
 
 def luck_lines(luck: dict[str, Any]) -> list[str]:
-    """Where margin matching ends, against how hard F is for models that never saw it."""
+    """The result of margin matching against how hard F is for models that never saw it."""
     lines = [
         "### What `margin_matching` cannot know: how hard F is",
         "",
@@ -127,7 +127,7 @@ def luck_lines(luck: dict[str, Any]) -> list[str]:
 
 
 def unseen_lines(result: dict[str, Any]) -> list[str]:
-    """The same columns where V is small or of another mix, where F is of one kind, and on more images."""
+    """The same tables with a small or shifted V, with a class or group as F, and on more images."""
     lines: list[str] = []
     for name, case in result["cases"].items():
         about = f"F {case['forget']} of {case['train']} images, {case['epochs']} epochs"
@@ -138,7 +138,7 @@ def unseen_lines(result: dict[str, Any]) -> list[str]:
 
 
 def plane_table(rows: dict[str, Any]) -> list[str]:
-    """One line for each model: what is left of F, what R lost, utility, and how often it is within the goal."""
+    """One line per model: trace of F, loss of R, utility, and how often the goal is met."""
     first = next(iter(rows.values()))
     spaces = [key for key in first if key.endswith(".margin")]
     names = [space.removesuffix(".margin") for space in spaces]

@@ -14,7 +14,7 @@ SHOWN_FINDINGS = (
     "utility.knn",
     "utility.linear",
 )
-"""What of the findings is on the page of the foreign run."""
+"""Findings that the page of the foreign run shows."""
 
 
 def page() -> list[str]:
@@ -34,7 +34,11 @@ def page() -> list[str]:
     for row in result["features"]:
         sizes = (f"{row[key]:.2g}" for key in ("difference", "size", "moved"))
         lines.append(table_row(row["name"], f"`{row['loader']}`", *sizes))
-    lines += ["", "16 random images; efface's features of the run against the library's features of the file that was written back.", ""]
+    lines += [
+        "",
+        "16 random images; efface's features of the run against the library's features of the file written back.",
+        "",
+    ]
     lines += ["## Malicious and broken files", ""]
     lines += [*table_head("file", "command", "exit code", "message", "anything run")]
     for row in result["hostile"]:
@@ -76,20 +80,28 @@ def foreign_page() -> list[str]:
     result = read_json(RESULTS / "foreign.json")
     lines = ["## What lightly trained", "", *table_head("model", "steps", "last loss")]
     lines += [table_row(name, one["steps"], one["last_loss"]) for name, one in result["trained"].items()]
-    lines += ["", "## What efface found in it", "", "```", *command(result["inspect"]), *shown(result["inspect"]), "```"]
+    lines += [
+        "",
+        "## What efface found in it",
+        "",
+        "```",
+        *command(result["inspect"]),
+        *shown(result["inspect"]),
+        "```",
+    ]
     for name in (key for key in result if isinstance(result[key], dict) and "verdict" in result[key]):
         lines += ["", f"## {name}", "", *outcome(result[name])]
     return [*lines, "", made_by(result["machine"])]
 
 
 def command(done: dict[str, Any]) -> list[str]:
-    """What was typed."""
+    """The command line, as Markdown lines."""
     words = [f"'{word}'" if " " in word or "{" in word else word for word in done["words"]]
     return [f"$ efface {' '.join(words)}"]
 
 
 def shown(done: dict[str, Any]) -> list[str]:
-    """What was printed."""
+    """The output of a command, as lines."""
     return done["out"].rstrip().splitlines()
 
 

@@ -60,7 +60,7 @@ def method_page(name: str) -> str:
 
 
 def index_page() -> str:
-    """All methods, by what each needs."""
+    """All methods with their idea and needs."""
     lines = ["# Methods", "", "[Which method to choose](../which_method.md), from what was measured.", ""]
     lines += [*table_head("method", "idea", "needs")]
     for name in METHODS:

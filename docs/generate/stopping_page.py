@@ -24,7 +24,10 @@ def page() -> list[str]:
         if "auto" in rows:
             taken = ", ".join(f"{name} {count}" for name, count in rows["auto"]["chosen"].items())
             met = rows["auto"]["reached"]
-            lines += ["", f"`auto` chose: {taken}; by its own checks it reached the goal in {met} of {rows['auto']['n']}."]
+            lines += [
+                "",
+                f"`auto` chose: {taken}; by its own checks it reached the goal in {met} of {rows['auto']['n']}.",
+            ]
         lines.append("")
     commands = "`python -m research.stopping make` and `tables`"
     made = f"Mean ± standard deviation over worlds. {made_by(result['machine'], commands)}"

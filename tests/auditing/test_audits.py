@@ -1,4 +1,4 @@
-"""Audits: twins of their formulas, known answers, and worlds in which the truth is known."""
+"""Audits: reference implementations, known answers, and worlds in which the truth is known."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from efface.auditing.audits.oracle_gap import OracleGap, noise_floor
 from efface.auditing.audits.utility import Utility
 from efface.auditing.evidence import Cost, Evidence, RelearnedCopies
 from efface.errors import EffaceError
-from tests.reference import probes as slow_probes
+from tests.reference import probes as reference
 from tests.worlds import World, by_name, with_arrays
 
 
@@ -103,14 +103,14 @@ def test_references_see_the_same_examples(classifier_world):
 # ---- utility ----
 
 
-def test_neighbors_against_the_slow_twin():
+def test_neighbors_against_the_reference_implementation():
     rng = np.random.default_rng(2)
     bank, queries, y = rng.normal(size=(60, 5)), rng.normal(size=(25, 5)), rng.integers(0, 4, 60)
     for k, found in zip((1, 7, 200), representations.knn_vote(bank, y, queries, (1, 7, 200)), strict=True):
-        assert found.tolist() == [slow_probes.knn_vote(bank, y, q, k, 0.1) for q in queries]
+        assert found.tolist() == [reference.knn_vote(bank, y, q, k, 0.1) for q in queries]
     places = np.arange(0, 50, 2)
     for k, found in zip((1, 59), representations.knn_vote(bank, y, bank[places], (1, 59), own=places), strict=True):
-        assert found.tolist() == [slow_probes.knn_vote(bank, y, bank[i], k, 0.1, i) for i in places]
+        assert found.tolist() == [reference.knn_vote(bank, y, bank[i], k, 0.1, i) for i in places]
 
 
 def test_neighbors_in_chunks_are_the_same(monkeypatch):
@@ -121,13 +121,13 @@ def test_neighbors_in_chunks_are_the_same(monkeypatch):
     assert np.array_equal(whole[0], representations.knn_vote(bank, y, queries, (5,), own=np.arange(40))[0])
 
 
-def test_label_free_measures_against_the_slow_twins():
+def test_label_free_measures_against_the_reference_implementation():
     rng = np.random.default_rng(4)
     x, y = rng.normal(size=(30, 6)) + 1, rng.normal(size=(30, 4))
     y[:, :2] += x[:, :2]
-    assert representations.uniformity(x) == pytest.approx(slow_probes.uniformity(x), rel=1e-5)
-    assert representations.effective_rank(x) == pytest.approx(slow_probes.effective_rank(x), rel=1e-4)
-    assert representations.linear_cka(x, y) == pytest.approx(slow_probes.linear_cka(x, y), rel=1e-9)
+    assert representations.uniformity(x) == pytest.approx(reference.uniformity(x), rel=1e-5)
+    assert representations.effective_rank(x) == pytest.approx(reference.effective_rank(x), rel=1e-4)
+    assert representations.linear_cka(x, y) == pytest.approx(reference.linear_cka(x, y), rel=1e-9)
     turn = np.linalg.qr(rng.normal(size=(6, 6)))[0]
     assert representations.linear_cka(x, 3 * x @ turn + 5) == pytest.approx(1)
 
@@ -194,7 +194,7 @@ def test_the_probe_chooses_c_on_valid_and_refuses_one_class():
     assert representations.linear_probe(single) is None
 
 
-def test_features_that_are_no_numbers_stop_the_audit(evidence):
+def test_features_that_are_not_finite_stop_the_audit(evidence):
     x = evidence.subject.of("test", "features").copy()
     x[0, 0] = np.inf
     with pytest.raises(EffaceError, match="1 of 200 features of 'test'"):
@@ -277,9 +277,9 @@ def test_the_retained_are_compared_with_spare_where_there_is_one():
     )
 
 
-def test_alignment_matrix_against_the_slow_twin():
+def test_alignment_matrix_against_the_reference_implementation():
     x = np.random.default_rng(14).normal(size=(5, 3, 4))
-    assert alignment_matrix(x) == pytest.approx(slow_probes.alignment_matrix(x), abs=1e-6)
+    assert alignment_matrix(x) == pytest.approx(reference.alignment_matrix(x), abs=1e-6)
     same = np.repeat(x[:, :1], 3, axis=1)
     assert np.diag(alignment_matrix(same)) == pytest.approx(np.ones(5), abs=1e-6)
     with pytest.raises(EffaceError, match="views >= 2"):

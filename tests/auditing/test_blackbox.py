@@ -1,4 +1,4 @@
-"""The data owner's audit: arrays against slow twins, honest words, every kind of bad file refused, no torch."""
+"""The black-box audit: reference implementations, honest wording, every kind of bad file refused, no torch."""
 
 import json
 import pickle
@@ -23,7 +23,8 @@ from efface.errors import EffaceError
 from efface.reporting.embeddings_page import draw_alignment_maps
 from efface.reporting.figures.heatmap import heatmap
 from efface.runs.audit_embeddings import audit_embeddings
-from tests.reference import blackbox as twin
+from tests.reference import blackbox as reference
+from tests.reference.probes import alignment_matrix
 
 
 def embedded(n=40, views=4, d=16, memory=0.0, seed=0, center=0):
@@ -45,25 +46,25 @@ def by_name(judged):
     return {one.name: one for one in judged.findings}
 
 
-def test_numbers_are_those_of_the_slow_twin():
+def test_numbers_equal_the_reference_implementation():
     p = pair(6, before=0.5, views=4, d=5)
     before, after = p.before.z.tolist(), p.after.z.tolist()
-    am = twin.alignment_matrix(before)
+    am = alignment_matrix(before)
     assert agreement.view_agreement(p.before.z) == pytest.approx([am[i][i] for i in range(6)], abs=1e-6)
     off = [am[i][j] for i in range(6) for j in range(6) if i != j]
     assert agreement.cross_item_similarity(p.before.z) == pytest.approx(np.mean(off), abs=1e-6)
     found = by_name(verdict.judge_embedding_pairs(p))
-    assert found["blackbox.forget_score"].value == pytest.approx(twin.forget_score(before, after), abs=1e-6)
+    assert found["blackbox.forget_score"].value == pytest.approx(reference.forget_score(before, after), abs=1e-6)
     orders = np.array(list(permutations(range(6))))
     seen, drawn = agreement.pairing_statistic(p.before.z, p.after.z, orders)
-    assert seen == pytest.approx(twin.paired_change(before, after, range(6)), abs=1e-6)
-    assert drawn[100] == pytest.approx(twin.paired_change(before, after, orders[100].tolist()), abs=1e-6)
-    assert (drawn >= seen - 1e-12).mean() == pytest.approx(twin.exact_p(before, after))
+    assert seen == pytest.approx(reference.paired_change(before, after, range(6)), abs=1e-6)
+    assert drawn[100] == pytest.approx(reference.paired_change(before, after, orders[100].tolist()), abs=1e-6)
+    assert (drawn >= seen - 1e-12).mean() == pytest.approx(reference.exact_p(before, after))
 
 
 def test_the_sampled_p_is_near_the_exact_one_and_never_zero():
     p = pair(5, before=0.12, views=2, d=4)
-    exact = twin.exact_p(p.before.z.tolist(), p.after.z.tolist())
+    exact = reference.exact_p(p.before.z.tolist(), p.after.z.tolist())
     assert agreement.pairing_test(p.before.z, p.after.z)[1] == pytest.approx(exact, abs=0.05)
     strong = pair(60, before=1.2)
     assert agreement.pairing_test(strong.before.z, strong.after.z)[1] == 1 / (agreement.DRAWS + 1)
@@ -279,7 +280,7 @@ def test_a_heat_map_tells_its_signs_and_its_diagonal():
     values = np.array([[1.0, -1.0], [0.0, 1.0]])
     drawn = str(heatmap("x", "t", values, 1.0, divide=1))
     assert drawn.count('heat warm" fill-opacity="1"') == 1 and drawn.count('heat cold" fill-opacity="1"') == 1
-    assert "diagonal 1.000 on average, elsewhere \u22120.500" in drawn
+    assert "mean of the diagonal 1.000, elsewhere \u22120.500" in drawn
     assert "heat" not in str(heatmap("x", "t", np.zeros((2, 2)), 0.0)).replace("heatmap", "")
 
 
@@ -310,9 +311,9 @@ def test_the_verb_needs_no_torch_and_is_quick(tmp_path):
     ("arguments", "said"),
     [
         ([], "Nothing was said about what to audit"),
-        (["run", "--views", "3"], "no use for --control and --views"),
+        (["run", "--views", "3"], "cannot be used with a run"),
         (["run", "--embeddings", "a.npy", "b.npy"], "judged without a run"),
-        (["--embeddings", "a.npy", "b.npy", "--set", "watch.views=3"], "without such settings"),
+        (["--embeddings", "a.npy", "b.npy", "--set", "watch.views=3"], "without these settings"),
         (["--embeddings", "a.npy", "b.npy"], "There is no file a.npy"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Canaries: the bound against its slow twin and known answers, coins that stay secret, guesses that do not peek."""
+"""Canaries: the bound against a reference implementation, coins that stay secret, guesses that do not peek."""
 
 import json
 import math
@@ -16,21 +16,21 @@ from efface.auditing.observations import Observations
 from efface.data import canaries
 from efface.errors import EffaceError
 from efface.runs.canary_plan import plan_canaries
-from tests.reference import canaries as twin
+from tests.reference import canaries as reference
 
 KEYS = [f"item/{i:04d}" for i in range(400)]
 
 
 @pytest.mark.parametrize(("m", "r", "v"), [(20, 20, 15), (40, 10, 10), (40, 12, 5), (9, 9, 0), (30, 30, 1)])
 @pytest.mark.parametrize("delta", [0.0, 1e-3])
-def test_the_p_value_is_the_slow_twins(m, r, v, delta):
+def test_the_p_value_equals_the_reference_implementation(m, r, v, delta):
     for epsilon in (0.0, 0.3, 1.0, 4.0):
-        assert p_value(m, r, v, epsilon, delta) == pytest.approx(twin.p_value(m, r, v, epsilon, delta), abs=1e-9)
+        assert p_value(m, r, v, epsilon, delta) == pytest.approx(reference.p_value(m, r, v, epsilon, delta), abs=1e-9)
 
 
 @pytest.mark.parametrize(("m", "r", "v", "delta"), [(60, 40, 33, 0.0), (60, 40, 33, 1e-4), (25, 25, 25, 1e-3)])
-def test_the_bound_is_the_slow_twins(m, r, v, delta):
-    assert lower_bound(m, r, v, 0.95, delta) == pytest.approx(twin.lower_bound(m, r, v, 0.05, delta), abs=2e-3)
+def test_the_bound_equals_the_reference_implementation(m, r, v, delta):
+    assert lower_bound(m, r, v, 0.95, delta) == pytest.approx(reference.lower_bound(m, r, v, 0.05, delta), abs=2e-3)
 
 
 @pytest.mark.parametrize("m", [10, 100, 1000])
@@ -168,7 +168,7 @@ def test_chance_guesses_are_rarely_called_a_leak():
     assert np.mean(np.array(bounds) > 0) <= 0.08
 
 
-def test_a_canary_that_was_not_looked_at_is_an_error():
+def test_a_canary_that_was_not_observed_is_an_error():
     coins = canaries.draw_coins(KEYS, 300, seed=1)
     public = canaries.CanaryPlan((*coins.included, "zzz"), 100, "", "")
     with pytest.raises(EffaceError, match="1 of 301 canaries were not observed"):
@@ -185,7 +185,7 @@ def test_planning_from_a_source_and_from_a_file_of_keys(tmp_path):
     assert canaries.read_canary_plan(tmp_path / "b").keys == keys[:20] and again.coins == 20
     with pytest.raises(EffaceError, match="how many canaries"):
         plan_canaries(tmp_path / "c", settings)
-    with pytest.raises(EffaceError, match="nothing else"):
+    with pytest.raises(EffaceError, match="no other settings"):
         plan_canaries(tmp_path / "c", {"data": {"source": "digits"}, "seed": 1}, count=20)
 
 

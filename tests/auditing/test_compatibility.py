@@ -1,4 +1,4 @@
-"""Whether stored vectors still fit: against the slow twin, and on encoders whose difference is known."""
+"""Whether stored vectors still fit: reference implementation, and encoders with a known difference."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from efface.auditing.compatibility import Compatibility, CompatibilityCriteria, compare_embeddings
 from efface.errors import EffaceError
-from tests.reference import compatibility as slow
+from tests.reference import compatibility as reference
 
 
 def rows(n: int = 40, d: int = 6, seed: int = 0) -> np.ndarray:
@@ -23,14 +23,14 @@ def test_it_is_its_equations():
     old = rows()
     new = old + 0.5 * rows(seed=1)
     found = compare_embeddings(old, new, CompatibilityCriteria(neighbors=3, queries=15))
-    cosines = sorted(slow.cosine(a, b) for a, b in zip(old.tolist(), new.tolist(), strict=True))
+    cosines = sorted(reference.cosine(a, b) for a, b in zip(old.tolist(), new.tolist(), strict=True))
     assert found.cosine is not None
     assert found.cosine["mean"] == pytest.approx(np.mean(cosines), abs=1e-6)
     assert found.cosine["least"] == pytest.approx(cosines[0], abs=1e-6)
     assert found.cosine["low"] == pytest.approx(np.quantile(cosines, 0.05), abs=1e-6)
     asked = new[:15].tolist()
-    assert found.overlap == pytest.approx(slow.overlap(asked, old.tolist(), new.tolist(), 3))
-    assert found.drift == pytest.approx(slow.overlap(old[:15].tolist(), old.tolist(), new.tolist(), 3, asked))
+    assert found.overlap == pytest.approx(reference.overlap(asked, old.tolist(), new.tolist(), 3))
+    assert found.drift == pytest.approx(reference.overlap(old[:15].tolist(), old.tolist(), new.tolist(), 3, asked))
     assert 0.1 < found.overlap < 1 and found.overlap != found.drift
 
 

@@ -1,4 +1,4 @@
-"""Attacks with references: slow twins, and Gaussians whose likelihood ratio and AUC are known in closed form."""
+"""Attacks with references: reference implementations, and Gaussians with a known likelihood ratio and AUC."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from efface.auditing.attacks import reference_models
 from efface.auditing.audits.membership import Membership
 from efface.auditing.evidence import Evidence
 from efface.errors import EffaceError
-from tests.reference import likelihood as slow
+from tests.reference import likelihood as reference
 from tests.worlds import World, by_name
 
 N = 30_000
@@ -48,14 +48,14 @@ def two(rng, n):
     return np.where(rng.random(n) < 0.5, 1.0, 5.0)
 
 
-# ---- twins ----
+# ---- reference implementations ----
 
 
 def test_online_and_offline_against_the_papers_equations():
     x, inside, out, _ = gaussians(0, count=6, n=10)
-    assert reference_models.lira_online(x, inside, out) == pytest.approx(slow.online(x, inside, out))
+    assert reference_models.lira_online(x, inside, out) == pytest.approx(reference.online(x, inside, out))
     t = reference_models.lira_offline(x, out, out, reference_models.fit_own_variance)
-    assert ndtr(t) == pytest.approx(slow.offline_tail(x, out))
+    assert ndtr(t) == pytest.approx(reference.offline_tail(x, out))
 
 
 def test_the_predictive_law_is_the_bayesian_integral():
@@ -65,7 +65,7 @@ def test_the_predictive_law_is_the_bayesian_integral():
     freedom, variance = reference_models.fit_variance_prior(pool.var(axis=0, ddof=1), 2)
     assert law.freedom == pytest.approx(freedom + 2) and 4 < freedom < 9 and variance == pytest.approx(1, abs=0.15)
     x = np.array([0.3, -1.0, 2.0, 5.0])
-    expected = [slow.predictive(x[i], list(seen[:, i]), freedom, variance) for i in range(4)]
+    expected = [reference.predictive(x[i], list(seen[:, i]), freedom, variance) for i in range(4)]
     assert law.log_density(x) == pytest.approx(expected, rel=1e-4)
 
 
@@ -73,7 +73,7 @@ def test_densities_are_densities():
     law = reference_models.ScoreDistribution(np.array([1.0]), np.array([2.0]), 5.0)
     assert law.log_density(np.array([0.0])) == pytest.approx(student_t.logpdf(0.0, 5, 1, 2))
     normal = reference_models.ScoreDistribution(np.array([1.0]), np.array([2.0]))
-    assert normal.log_density(np.array([0.0])) == pytest.approx(slow.log_normal(0.0, 1.0, 2.0))
+    assert normal.log_density(np.array([0.0])) == pytest.approx(reference.log_normal(0.0, 1.0, 2.0))
 
 
 # ---- known answers ----

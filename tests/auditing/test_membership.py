@@ -1,4 +1,4 @@
-"""Membership signals, attacks and findings: slow twins, and worlds in which the truth is known."""
+"""Membership signals, attacks and findings: reference implementations, and worlds in which the truth is known."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import pytest
 
 from efface import stats
 from efface.auditing import representations, signals
-from efface.auditing.attacks import fitted as attacks_fitted
-from efface.auditing.attacks import reference_models
+from efface.auditing.attacks import fitted, reference_models
 from efface.auditing.audits import AUDITS
 from efface.auditing.audits.membership import Membership
 from efface.auditing.evidence import Evidence
 from efface.errors import EffaceError
-from tests.reference import membership as slow
+from tests.reference import membership as reference
 from tests.worlds import World, by_name, pair, with_arrays
 
 
@@ -32,7 +31,7 @@ def evidence():
 def test_signals_from_logits(name, scale):
     rng = np.random.default_rng(1)
     logits, y = (scale * rng.normal(size=(30, 4))), rng.integers(0, 4, 30)
-    expected = [getattr(slow, name)(row, label) for row, label in zip(logits, y, strict=True)]
+    expected = [getattr(reference, name)(row, label) for row, label in zip(logits, y, strict=True)]
     sign = -1 if name == "modified_entropy" else 1
     assert sign * signals.FROM_LOGITS[name](logits, y) == pytest.approx(expected, rel=1e-9, abs=1e-300)
 
@@ -103,7 +102,7 @@ def test_at_a0_nothing_is_calibrated(evidence):
     assert not [name for name in found if "calibrated" in name or "lira" in name or "rmia" in name]
 
 
-def test_calibrated_and_rmia_against_the_slow_twins(evidence):
+def test_calibrated_and_rmia_against_the_reference_implementations(evidence):
     subject, oracles = evidence.subject, evidence.oracles
 
     def all_of(part):
@@ -111,13 +110,13 @@ def test_calibrated_and_rmia_against_the_slow_twins(evidence):
 
     (x, *x_refs), (z, *z_refs) = all_of("forget"), all_of("holdout")
     assert signals.calibrated_scores(subject, oracles, "forget", "backbone.margin") == pytest.approx(
-        slow.calibrated(x, x_refs)
+        reference.calibrated(x, x_refs)
     )
     ours = reference_models.rmia(subject, oracles, "forget", "backbone.margin", gamma=1.1, a=0.3)
-    assert ours == pytest.approx(slow.rmia(x, x_refs, z, z_refs, 1.1, 0.3))
+    assert ours == pytest.approx(reference.rmia(x, x_refs, z, z_refs, 1.1, 0.3))
     own = reference_models.rmia(subject, oracles, "holdout", "backbone.margin")
     n = len(z)
-    expected = [(s * n - 1) / (n - 1) for s in slow.rmia(z, z_refs, z, z_refs, 1.0, 1.0)]
+    expected = [(s * n - 1) / (n - 1) for s in reference.rmia(z, z_refs, z, z_refs, 1.0, 1.0)]
     assert own == pytest.approx(expected, abs=1e-12)
 
 
@@ -152,11 +151,11 @@ def test_figures_have_ends_few_points_and_everybody(evidence):
 def test_attacks_are_never_judged_on_what_they_were_fitted_on(part, spare):
     observed = World(5, forget=31, retain=77, holdout=51, spare=spare).original()
     judged: list[tuple[str, int]] = []
-    for one in attacks_fitted.cross_fit_folds(observed, part, "backbone.margin"):
-        fitted = {(rows.part, int(i)) for rows in one.fit for i in rows.at}
-        seen = [(rows.part, int(i)) for rows in one.judge for i in rows.at]
-        assert not fitted & set(seen)
-        assert len({p for p, _ in fitted}) == 2
+    for fold in fitted.cross_fit_folds(observed, part, "backbone.margin"):
+        used = {(rows.part, int(i)) for rows in fold.fit for i in rows.at}
+        seen = [(rows.part, int(i)) for rows in fold.judge for i in rows.at]
+        assert not used & set(seen)
+        assert len({p for p, _ in used}) == 2
         judged += seen
     other = signals.nonmember_part(observed, part)
     assert other == ("spare" if part == "retain" and spare else "holdout")
@@ -164,8 +163,8 @@ def test_attacks_are_never_judged_on_what_they_were_fitted_on(part, spare):
     assert sum(p == other for p, _ in judged) == observed.count(other)
 
 
-def test_what_is_fitted_is_what_the_rounds_say():
-    """A spy in place of the attack: it is given the rows announced, and no forgotten example."""
+def test_what_is_fitted_is_what_the_folds_say():
+    """A spy in place of the attack gets exactly the rows of the folds, and no forgotten example."""
     observed = World(6, forget=30, retain=60, holdout=40).original()
     forgotten, given = set(signals.scores(observed, "forget", "backbone.margin")), []
 
@@ -173,7 +172,7 @@ def test_what_is_fitted_is_what_the_rounds_say():
         given.append((set(members), set(others)))
         return (lambda scores: scores), 0.0
 
-    attacks_fitted.cross_fitted_attack(observed, "forget", "backbone.margin", spy)
+    fitted.cross_fitted_attack(observed, "forget", "backbone.margin", spy)
     assert len(given) == 2
     for members, others in given:
         assert members == set(signals.scores(observed, "retain", "backbone.margin"))
@@ -183,36 +182,37 @@ def test_what_is_fitted_is_what_the_rounds_say():
 
 def test_a_perfect_and_a_blind_attack():
     world = World(7, hardness=0.1)
-    told = attacks_fitted.cross_fitted_attack(
-        world.original(noise=0.01), "forget", "backbone.margin", attacks_fitted.fit_threshold
-    )
+    told = fitted.cross_fitted_attack(world.original(noise=0.01), "forget", "backbone.margin", fitted.fit_threshold)
     assert told.recall > 0.95 and told.false_rate < 0.05 and told.balanced_accuracy > 0.95
     assert told.precision and told.precision > 0.95 and told.v10.mean() == pytest.approx(told.v01.mean(), abs=0.01) == 1
     flat = with_arrays(
         world.original(),
         **{f"{p}__backbone.margin": np.ones(world.sizes[p]) for p in ("forget", "retain", "holdout")},
     )
-    blind = attacks_fitted.cross_fitted_attack(flat, "forget", "backbone.margin", attacks_fitted.fit_threshold)
+    blind = fitted.cross_fitted_attack(flat, "forget", "backbone.margin", fitted.fit_threshold)
     assert blind.balanced_accuracy == 0.5 and blind.precision is None
-    assert attacks_fitted.encodermi_v(World(7).original(collapsed=True), "forget", "backbone").v10.mean() == 0.5
+    assert fitted.encodermi_v(World(7).original(collapsed=True), "forget", "backbone").v10.mean() == 0.5
+
+
+def check_direction_of_the_svc(rate):
+    """The share called member falls when F is forgotten, and the note says how other papers report it."""
+    assert rate.original > rate.oracle + 0.05
+    assert "1 - this" in rate.note
 
 
 def test_the_svc_says_which_way_it_counts(evidence):
     found = by_name(Membership().findings(evidence))
-    finding, done = found["membership.logits.mia_svc.rate"], attacks_fitted.mia_svc(evidence.subject)
-    assert (finding.value, found["membership.logits.mia_svc.false_rate"].value) == (
-        done.recall,
-        done.false_rate,
-    )
-    assert done.recall != done.false_rate
-    assert finding.original > finding.oracle + 0.05  # the share called member falls when F is forgotten
-    assert "1 - this" in finding.note
+    rate, result = found["membership.logits.mia_svc.rate"], fitted.mia_svc(evidence.subject)
+    false_rate = found["membership.logits.mia_svc.false_rate"]
+    assert (rate.value, false_rate.value) == (result.recall, result.false_rate)
+    assert result.recall != result.false_rate
+    check_direction_of_the_svc(rate)
 
 
 def test_a_score_at_the_threshold_is_called_member_on_both_sides():
     w = World(8, forget=40, retain=40, holdout=40)
     said = {"forget": np.ones(40), "retain": np.ones(40), "holdout": np.arange(40) % 4 == 0}
     coarse = with_arrays(w.original(), **{f"{p}__backbone.margin": x.astype(float) for p, x in said.items()})
-    told = attacks_fitted.cross_fitted_attack(coarse, "forget", "backbone.margin", attacks_fitted.fit_threshold)
+    told = fitted.cross_fitted_attack(coarse, "forget", "backbone.margin", fitted.fit_threshold)
     assert told.recall == 1 and told.false_rate == pytest.approx(0.25)
     assert told.precision == pytest.approx(0.8) and told.balanced_accuracy == pytest.approx(0.875)

@@ -1,6 +1,6 @@
-"""Mutation memory: bugs found in public unlearning code, each planted here beside ours.
+"""Planted bugs: mistakes found in public unlearning code, each run here next to our implementation.
 
-Every test writes the bug down, shows what wrong it says, and that ours does not say it.
+Every test implements the bug, shows the wrong answer it gives, and checks that ours does not give it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from efface.auditing.audits import AUDITS
 from efface.auditing.audits.collateral import Collateral
 from efface.auditing.audits.membership import Membership
 from efface.auditing.evidence import Evidence
-from efface.auditing.verdict import EXIT_CODES, judge
+from efface.auditing.verdict import EXIT_CODES, Criteria, judge
 from efface.errors import EffaceError
+from tests.auditing import test_membership
 from tests.worlds import World, by_name, pair, with_arrays
 
 LARGE: dict[str, Any] = {"forget": 1500, "retain": 300, "holdout": 2000}
@@ -58,7 +59,7 @@ def test_tied_scores_ranked_by_position():
     assert planted(same, same) == 0.0
     assert stats.auc(same, same) == 0.5
     distinct = np.arange(40.0)
-    assert planted(distinct, distinct + 0.5) == stats.auc(distinct, distinct + 0.5)  # only ties tell
+    assert planted(distinct, distinct + 0.5) == stats.auc(distinct, distinct + 0.5)  # only ties reveal the bug
 
 
 def test_an_exception_scored_as_one_half():
@@ -81,24 +82,43 @@ def test_an_exception_scored_as_one_half():
         Membership().findings(Evidence(w.original(), broken))
 
 
-def test_efficacy_printed_in_the_wrong_direction():
-    """1 - membership rate, printed as the attack's success: the oracle looks the most attacked."""
+def test_efficacy_printed_in_the_wrong_direction(monkeypatch):
+    """1 - membership rate ("efficacy") reported as the rate: the oracle looks the most attacked."""
     w = World(2, classifier=True, hardness=0.5, forget=400, retain=400, holdout=400)
-    finding = by_name(Membership().findings(Evidence(w.original(), unlearned(w), (w.oracle(),))))
-    rate = finding["membership.logits.mia_svc.rate"]
-    assert 1 - rate.oracle > 1 - rate.original  # as "success" this is upside down
-    assert rate.original > rate.oracle and "called member" in rate.note.replace("calls member", "called member")
+    evidence, ours = Evidence(w.original(), unlearned(w), (w.oracle(),)), fitted.mia_svc
+
+    def planted(observed, part="forget"):
+        result = ours(observed, part)
+        return dataclasses.replace(result, recall=1 - result.recall)
+
+    def rate():
+        return by_name(Membership().findings(evidence))["membership.logits.mia_svc.rate"]
+
+    test_membership.check_direction_of_the_svc(rate())
+    monkeypatch.setattr(fitted, "mia_svc", planted)
+    upside_down = rate()
+    assert upside_down.oracle > upside_down.original  # the model that never saw F is attacked most
+    with pytest.raises(AssertionError):
+        test_membership.check_direction_of_the_svc(upside_down)
 
 
 @pytest.mark.parametrize("signal", signals.signal_names(("backbone", "projector")))
-def test_a_signal_with_the_wrong_sign(signal):
-    """A loss, an entropy or a gradient norm used as it is: members score low and every AUC is mirrored."""
-    f, h = pair(
-        World(3, classifier=not signal.startswith("pair."), captioned=signal.startswith("pair.")).original(),
-        "forget",
-        signal,
-    )
-    assert stats.auc(f, h) > 0.6 and stats.auc(-f, -h) < 0.4
+def test_a_signal_with_the_wrong_sign(signal, monkeypatch):
+    """A loss, an entropy or a gradient norm used as it is: what was never unlearned is not seen as residue."""
+    captioned = signal.startswith("pair.")
+    w = World(3, classifier=not captioned, captioned=captioned, hardness=0.3, forget=600, holdout=800)
+    untouched, ours = w.original(), signals.scores
+
+    def planted(observed, part, name):
+        return -ours(observed, part, name) if name == signal else ours(observed, part, name)
+
+    def word():
+        return judge(Evidence(untouched, untouched), Criteria(signals=(signal,))).word
+
+    assert word() == "residue"
+    monkeypatch.setattr(signals, "scores", planted)
+    assert word() == "inconclusive"  # the attack seems to have no power
+    assert signals.has_signal(untouched, "forget", signal)
 
 
 def test_modified_entropy_that_depends_on_the_batch():
@@ -186,7 +206,7 @@ def test_a_histogram_that_drops_the_largest_sample():
 
     zeros, ones = np.zeros(5), np.ones(5)
     _, q = planted(zeros, ones)
-    assert q.sum() == 0  # all five gone
+    assert q.sum() == 0  # all five are lost
     counts = stats.histogram({"zeros": zeros, "ones": ones}, 10)["counts"]
     assert sum(counts["zeros"]) == sum(counts["ones"]) == 5
     assert not np.any(np.minimum(counts["zeros"], counts["ones"]))  # disjoint, and shown to be
@@ -285,10 +305,10 @@ def test_a_zero_width_interval_at_complete_separation():
 def test_a_collapsed_encoder_taken_for_a_forgetful_one():
     """All scores equal: AUC 0.5 exactly, the best number there is."""
     w = World(12, **LARGE)
-    gone = unlearned(w, collapsed=True)
-    assert stats.auc(*pair(gone, "forget", SIGNAL)) == 0.5
-    assert judge(Evidence(w.original(), gone)).word != "removed"
-    assert judge(Evidence(w.original(), gone, (w.oracle(),))).word != "removed"
+    collapsed = unlearned(w, collapsed=True)
+    assert stats.auc(*pair(collapsed, "forget", SIGNAL)) == 0.5
+    assert judge(Evidence(w.original(), collapsed)).word != "removed"
+    assert judge(Evidence(w.original(), collapsed, (w.oracle(),))).word != "removed"
 
 
 def test_forgetting_everybody_taken_for_forgetting_the_forget_set():

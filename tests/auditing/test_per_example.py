@@ -1,4 +1,4 @@
-"""What is still known of each example, and whether anyone else's exposure rose: worlds in which both are known."""
+"""Residual memorization of single examples and exposure of the others, in worlds where both are known."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LARGE = {"forget": 200, "retain": 200, "holdout": 400, "test": 5, "valid": 0}
 
 
 def remembers(observed, part, rows, gain):
-    """The model with ``gain`` more memory of some rows of a part."""
+    """Return the model with ``gain`` more memory of some rows of a part."""
     scores = observed.of(part, SIGNAL).copy()
     scores[rows] += gain
     return with_arrays(observed, **{f"{part}__{SIGNAL}": scores})

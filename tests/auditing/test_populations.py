@@ -1,4 +1,4 @@
-"""Pairs of unlearned and retrained models: slow twins, known answers, zero lines, ceilings, planted bugs."""
+"""Pairs of unlearned and retrained models: reference implementations, known answers, zero lines, planted bugs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from efface.auditing.audits.populations import Populations
 from efface.auditing.evidence import PAIRS, Evidence
 from efface.auditing.verdict import judge
 from efface.errors import EffaceError
-from tests.reference import populations as slow
+from tests.reference import populations as reference
 from tests.worlds import World, by_name
 
 
@@ -35,7 +35,7 @@ def pairs(seed=0, count=PAIRS, gain=0.0, **sizes):
     return Evidence(w.original(), w.model("u", left), tuple(w.oracle(i) for i in range(count)), {}, unlearned)
 
 
-# ---- twins ----
+# ---- reference implementations ----
 
 
 def test_ratios_against_the_loop():
@@ -43,8 +43,8 @@ def test_ratios_against_the_loop():
     high, low = model_pairs.likelihood_ratios(u, r)
     for x in range(4):
         for i in range(6):
-            assert high[i, x] == pytest.approx(slow.ratio(u[:, x], r[:, x], i, u[i, x]), abs=1e-9)
-            assert low[i, x] == pytest.approx(slow.ratio(u[:, x], r[:, x], i, r[i, x]), abs=1e-9)
+            assert high[i, x] == pytest.approx(reference.ratio(u[:, x], r[:, x], i, u[i, x]), abs=1e-9)
+            assert low[i, x] == pytest.approx(reference.ratio(u[:, x], r[:, x], i, r[i, x]), abs=1e-9)
 
 
 @pytest.mark.parametrize("effect", [0.0, 1.0, 8.0])
@@ -52,14 +52,14 @@ def test_the_forgetting_score_against_the_loop(effect):
     u, r = normals(1, count=7, n=6, effect=effect)
     u[:, 0] = np.round(u[:, 0])
     r[:, 0] = np.round(r[:, 0])  # ties
-    expected = [slow.epsilon(list(a), list(b), 0.01) for a, b in zip(u.T, r.T, strict=True)]
+    expected = [reference.epsilon(list(a), list(b), 0.01) for a, b in zip(u.T, r.T, strict=True)]
     assert model_pairs.example_epsilons(u, r, 0.01) == pytest.approx(expected)
-    assert model_pairs.forgetting_score(u, r, 0.01) == pytest.approx(slow.forgetting(expected))
+    assert model_pairs.forgetting_score(u, r, 0.01) == pytest.approx(reference.forgetting(expected))
 
 
 def test_klom_against_the_loop():
     u, r = normals(2, count=12, n=5, effect=1.0)
-    expected = [slow.kl(list(a), list(b), 20) for a, b in zip(u.T, r.T, strict=True)]
+    expected = [reference.kl(list(a), list(b), 20) for a, b in zip(u.T, r.T, strict=True)]
     assert model_pairs.example_divergences(u, r, 20) == pytest.approx(expected)
 
 

@@ -1,4 +1,4 @@
-"""Relearning: the copy is a copy, the curves are the slow twin's, and a figure shows them."""
+"""Relearning: the original is untouched, the steps equal a reference implementation, and a figure shows the curves."""
 
 import json
 
@@ -17,7 +17,7 @@ from efface.errors import EffaceError
 from efface.reporting.figures import curves
 from efface.training.optim import Optim, Schedule
 from tests import tiny
-from tests.reference import relearn as twin
+from tests.reference import relearn as reference
 from tests.worlds import World, by_name
 
 WATCH = efface.ObservationSettings(views=3, gradient=False)
@@ -32,7 +32,7 @@ def world():
 
 
 @pytest.mark.parametrize("on", list(RelearnPart))
-def test_the_model_is_left_bit_identical_and_the_same_seed_gives_the_same_looks(world, on):
+def test_the_model_is_left_bit_identical_and_the_same_seed_gives_the_same_snapshots(world, on):
     data, split, start = world
     start.model.train()
     modes = [module.training for module in start.model.modules()]
@@ -56,8 +56,8 @@ def test_what_it_is_trained_on_is_what_was_asked(world):
     optim = Optim(lr=0.05, schedule=Schedule.CONSTANT)
     ends = {}
     for on in RelearnPart:
-        looks = relearn_model(start, data, split, RelearnSettings(on=on, steps=3, every=3, optim=optim), WATCH)
-        ends[on] = looks[-1][1].model
+        snapshots = relearn_model(start, data, split, RelearnSettings(on=on, steps=3, every=3, optim=optim), WATCH)
+        ends[on] = snapshots[-1][1].model
     assert ends[RelearnPart.RETAIN] != ends[RelearnPart.FORGET]
     blank = data.x.copy()
     blank[split.forget] = 0
@@ -80,9 +80,9 @@ def test_steps_that_cannot_be_are_refused(world):
     ("original", "aucs"),
     [(0.8, [0.5, 0.55, 0.66, 0.7]), (0.8, [0.5, 0.5]), (0.52, [0.5, 0.9]), (0.7, [0.6, 0.64, 0.65]), (0.5, [0.6, 0.7])],
 )
-def test_the_steps_are_the_slow_twins(original, aucs):
+def test_the_steps_equal_the_reference_implementation(original, aucs):
     steps = tuple(10 * i for i in range(len(aucs)))
-    expected = twin.returned(original, list(zip(steps, aucs, strict=True)), 0.05)
+    expected = reference.returned(original, list(zip(steps, aucs, strict=True)), 0.05)
     assert RelearnCurve(steps, tuple(aucs), original).returned(0.05) == expected
 
 
@@ -90,11 +90,11 @@ def evidence(gains, oracles=2):
     """A subject whose forget gain follows ``gains``, and oracles that never regain anything."""
     w = World(0, hardness=0.3, forget=300, holdout=400)
     original = w.original()
-    looks = tuple((10 * i, w.model(f"u{i}", {"retain": 1.0, "forget": g})) for i, g in enumerate(gains))
-    named = {f"oracle {i + 1}": tuple((s, w.oracle(f"{i}-{s}")) for s, _ in looks) for i in range(oracles)}
+    snapshots = tuple((10 * i, w.model(f"u{i}", {"retain": 1.0, "forget": g})) for i, g in enumerate(gains))
+    named = {f"oracle {i + 1}": tuple((s, w.oracle(f"{i}-{s}")) for s, _ in snapshots) for i in range(oracles)}
     references = tuple(found[0][1] for found in named.values())
     return Evidence(
-        original, looks[0][1], references, relearned=(RelearnedCopies("retain", {"subject": looks, **named}),)
+        original, snapshots[0][1], references, relearned=(RelearnedCopies("retain", {"subject": snapshots, **named}),)
     )
 
 
@@ -111,7 +111,7 @@ def test_a_signal_that_returns_on_retained_examples_shows(oracles):
     last = whole.relearned[0].snapshots["subject"][-1][1]
     if oracles < 2:
         sides = [signals.scores(last, part, "backbone.margin").tolist() for part in ("forget", "holdout")]
-        assert curve["auc"][-1] == pytest.approx(twin.auc(*sides))
+        assert curve["auc"][-1] == pytest.approx(reference.auc(*sides))
     else:
         parts = [
             signals.calibrated_scores(last, whole.oracles, part, "backbone.margin") for part in ("forget", "holdout")
@@ -128,7 +128,7 @@ def test_the_figure_shows_every_curve_once():
     assert curves.draw_relearning([]) is None
 
 
-def test_nothing_lost_is_nothing_regained_and_no_looks_no_findings():
+def test_nothing_lost_is_nothing_regained_and_no_snapshots_no_findings():
     found = by_name(Relearn().findings(evidence((1.0, 1.0))))
     steps = found["relearn.retain.backbone.margin.steps"]
     assert steps.value is None and "nothing to regain" in steps.note

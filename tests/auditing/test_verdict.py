@@ -1,4 +1,4 @@
-"""The verdict, in worlds where the truth is known: how often it says what."""
+"""The verdict in worlds where the truth is known: how often it gives each answer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LARGE: dict[str, Any] = {"forget": 1500, "retain": 300, "holdout": 2000}
 
 
 def words(make, runs=20, **sizes) -> Counter:
-    """How often each word is said over ``runs`` worlds."""
+    """Count the words of the verdicts over ``runs`` worlds."""
     said: Counter = Counter()
     for seed in range(runs):
         verdict = judge(make(World(seed, **sizes)))
@@ -31,7 +31,7 @@ def words(make, runs=20, **sizes) -> Counter:
 
 
 def check(verdict: Verdict) -> None:
-    """What holds of every verdict."""
+    """Check what holds for every verdict."""
     text = " ".join([verdict.sentence, *verdict.limits])
     assert not re.search("verified|guarantee|complian|certif", text, re.IGNORECASE)
     assert "δ = 0.05" in verdict.sentence and f"threat model {verdict.level}" in verdict.sentence

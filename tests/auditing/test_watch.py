@@ -1,4 +1,4 @@
-"""Observing: the same views whatever the batch or order, a model left as it was, and signals equal to slow twins."""
+"""Observing: same views for any batch size and order, an unchanged model, and signals of reference implementations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from efface.data.dataset import Data
 from efface.data.split import Split
 from efface.errors import EffaceError
 from tests import tiny
-from tests.reference import clip as clip_twin
+from tests.reference import clip as reference
 
 WATCH = ObservationSettings(views=3, bank=8, batch_size=7)
 
@@ -70,7 +70,7 @@ def test_batch_size_and_order_change_nothing(name):
             np.testing.assert_allclose(by_key(first, part, array), by_key(again, part, array), atol=2e-5, err_msg=key)
 
 
-def test_signals_equal_a_slow_twin():
+def test_signals_equal_the_reference_implementation():
     model, data, split, views = world()
     seen = observe_model(model, data, split, views, WATCH)
     model.eval()
@@ -93,7 +93,7 @@ def test_signals_equal_a_slow_twin():
         assert seen.of("forget", "projector.norm")[i] == pytest.approx(norm, rel=1e-4)
 
 
-def test_signals_of_a_pair_equal_a_slow_twin():
+def test_signals_of_a_pair_equal_the_reference_implementation():
     model, data, split, views = world("clip")
     seen = observe_model(model, data, split, views, WATCH)
     look = _Observer(model.eval(), data, views, WATCH, None)
@@ -103,7 +103,7 @@ def test_signals_of_a_pair_equal_a_slow_twin():
         own, bank = (model.encode_text([data.text[row] for row in rows]).tolist() for rows in (split.forget, banked))
         prompts = model.encode_text(["a", "b", "c"]).numpy()
     for i, example in enumerate(z):
-        similarity, margin = clip_twin.similarity_and_margin(example, own[i], bank, 0.1)
+        similarity, margin = reference.similarity_and_margin(example, own[i], bank, 0.1)
         assert seen.of("forget", "pair.similarity")[i] == pytest.approx(similarity, abs=1e-4)
         assert seen.of("forget", "pair.margin")[i] == pytest.approx(margin, abs=2e-3)
     np.testing.assert_allclose(seen.of("forget", "text"), own, atol=1e-5)
@@ -122,7 +122,7 @@ def test_a_valid_pair_is_compared_with_every_other_caption_of_the_bank():
     margins = seen.of("valid", "pair.margin")
     for i, (row, example) in enumerate(zip(split.valid, z, strict=True)):
         bank = model.encode_text([data.text[other] for other in banked if other != row]).tolist()
-        _, margin = clip_twin.similarity_and_margin(example, own[i], bank, 0.1)
+        _, margin = reference.similarity_and_margin(example, own[i], bank, 0.1)
         back = math.log(8 / 7) if row in banked else 0
         assert margins[i] == pytest.approx(margin - back, abs=2e-3)
 
@@ -137,7 +137,7 @@ def test_what_stands_around_a_name_is_a_setting_and_must_have_a_place_for_it():
         ObservationSettings(prompt="a picture")
 
 
-def test_an_image_text_model_is_looked_at_through_captions():
+def test_an_image_text_model_is_observed_through_captions():
     model, data, split, views = world("clip")
     with pytest.raises(EffaceError, match="through captions"):
         observe_model(model, dataclasses.replace(data, text=None), split, views, WATCH)

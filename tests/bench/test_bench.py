@@ -212,7 +212,6 @@ def test_retry_runs_only_failed_tasks(copied):
 
 
 def test_two_benches_in_one_folder_are_refused(copied):
-
     with runner._bench_lock(copied), pytest.raises(EffaceError, match="Another bench is running"):
         run_bench(build_grid(GRID), copied)
 

@@ -1,24 +1,10 @@
-"""Alignment matrices and the pairing test, in loops."""
+"""Reference implementation of the forget score and the pairing test, in loops."""
 
 from __future__ import annotations
 
-import math
 from itertools import permutations
 
-
-def cosine(a, b):
-    return sum(x * y for x, y in zip(a, b, strict=True)) / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
-
-
-def alignment_matrix(z):
-    """AM[i][j] of z[i][t]; on the diagonal over two different views."""
-    n, views = len(z), len(z[0])
-    am = [[0.0] * n for _ in range(n)]
-    for i in range(n):
-        for j in range(n):
-            pairs = [(t, s) for t in range(views) for s in range(views) if i != j or t != s]
-            am[i][j] = sum(cosine(z[i][t], z[j][s]) for t, s in pairs) / len(pairs)
-    return am
+from tests.reference.probes import alignment_matrix, cosine
 
 
 def forget_score(before, after):

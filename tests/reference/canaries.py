@@ -1,4 +1,4 @@
-"""The p-value of Steinke, Nasr and Jagielski (2023), by exact fractions of binomial probabilities."""
+"""Reference implementation of the p-value of Steinke, Nasr and Jagielski (2023): sums of binomial probabilities."""
 
 from __future__ import annotations
 

@@ -1,10 +1,6 @@
-"""Cosines and neighbor overlap by loops, in float64, from the equations."""
+"""Reference implementation of cosines and neighbor overlap: loops in float64."""
 
-import math
-
-
-def cosine(a, b):
-    return sum(x * y for x, y in zip(a, b, strict=True)) / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
+from tests.reference.probes import cosine
 
 
 def neighbors(query, index, own, k):

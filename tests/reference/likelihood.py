@@ -1,4 +1,4 @@
-"""Slow twins of the attacks with references, one example at a time, from the papers' equations."""
+"""Reference implementations of the attacks with references: one example at a time, from the papers' equations."""
 
 from __future__ import annotations
 

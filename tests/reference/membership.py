@@ -1,4 +1,4 @@
-"""Slow twins of the membership signals and attacks: the papers' definitions, one example at a time."""
+"""Reference implementations of the membership signals and attacks: the papers' definitions, example by example."""
 
 from __future__ import annotations
 

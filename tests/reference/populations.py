@@ -1,4 +1,4 @@
-"""Slow twins of U-LiRA, the forgetting score and KLoM: loops over models, attacks and bins."""
+"""Reference implementations of U-LiRA, the forgetting score and KLoM: loops over models, attacks and bins."""
 
 from __future__ import annotations
 

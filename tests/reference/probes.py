@@ -1,4 +1,4 @@
-"""Slow twins of ``efface.auditing.representations`` and of the alignment matrix: loops and float64, from the papers."""
+"""Reference implementations of representation measures and the alignment matrix: loops in float64, from the papers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps until half of the lost AUC is back, in loops."""
+"""Reference implementation of the steps until half of the lost AUC is back, in loops."""
 
 from __future__ import annotations
 

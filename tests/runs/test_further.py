@@ -108,7 +108,7 @@ def test_wrong_input_is_exit_code_2(made, tmp_path, capfd):
         ("canaries", "guess", made / "original", "--plan", made / "plan"): "it is an original",
         ("canaries", "plan", "--data", "digits", "--out", tmp_path / "p"): "how many canaries",
         ("canaries", "plan", "--data", "digits", "--count", "20", "--out", made / "plan"): "never drawn again",
-        ("relearn", made / "tuned", "--steps", "1", "--every", "3"): "cannot be looked at",
+        ("relearn", made / "tuned", "--steps", "1", "--every", "3"): "cannot be observed every",
         ("relearn", made / "tuned", "--on", "valid"): "valid",
         ("relearn", made / "tuned", "--set", "relearn.step=3"): "step",
     }

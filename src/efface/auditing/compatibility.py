@@ -73,10 +73,10 @@ class Compatibility:
         found = []
         if self.cosine["low"] < self.rule.min_cosine:
             found.append(
-                f"5 % of the cosines are below {self.cosine['low']:.4f}, and {self.rule.min_cosine:g} is asked"
+                f"5 % of the cosines are below {self.cosine['low']:.4f}, and {self.rule.min_cosine:g} is required"
             )
         if self.overlap < self.rule.min_overlap:
-            found.append(f"the neighbor overlap is {self.overlap:.4f}, and {self.rule.min_overlap:g} is asked")
+            found.append(f"the neighbor overlap is {self.overlap:.4f}, and {self.rule.min_overlap:g} is required")
         return found
 
     @property

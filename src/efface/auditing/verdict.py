@@ -351,7 +351,7 @@ def describe_limits(
     if not any(one.powered for one in judged):
         outside = [one.signal for one in judged if one.word in ("residue", "over-forgotten")]
         if outside:
-            limits.append(f"Yet the subject itself stands out on {', '.join(outside)}: look at it.")
+            limits.append(f"Yet the subject itself stands out on {', '.join(outside)}: inspect it.")
     if word == "inconclusive":
         limits += [f"{o.signal}: {describe_needed_examples(o)}." for o in judged if o.word == "inconclusive"]
     limits += [f"Blinded: {describe_blinding(one, criteria.alpha)}." for one in judged if one.blinded]

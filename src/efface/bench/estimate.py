@@ -205,15 +205,15 @@ def _observing(start: Checkpoint, data: Data, split: Split, grid: Grid) -> tuple
     """Seconds to observe a model, megabytes of its observations, seconds to judge it."""
     watch: ObservationSettings = grid.watch
     rows = select_positions(split, watch, data)
-    whole = sum(len(positions) for positions in rows.values())
+    total = sum(len(positions) for positions in rows.values())
     few = replace(split, **{part: _some(getattr(split, part), 0.1) for part in SPLIT_PARTS})
     api.observe(start, data, few, watch, device=grid.device)  # warm-up, not timed
     began = time.process_time()
     seen = api.observe(start, data, few, watch, device=grid.device)
     took = time.process_time() - began
-    counted = sum(seen.count(part) for part in rows)
+    sampled = sum(seen.count(part) for part in rows)
     size = sum(array.nbytes for array in seen.arrays.values()) / 1e6
-    scale = whole / max(1, counted)
+    scale = total / max(1, sampled)
     oracles = [seen] * grid.oracles.reporting
     api.judge_observations(seen, seen, oracles, criteria=grid.criteria)
     began = time.process_time()

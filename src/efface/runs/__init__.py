@@ -1,1 +1,1 @@
-"""The verbs on run folders: each reads folders, writes one folder, and prints nothing."""
+"""The verbs on run folders: each reads run folders and writes one, and none of them prints."""

@@ -16,7 +16,7 @@ from efface.auditing.embeddings.arrays import EmbeddingPair, match_embeddings, r
 from efface.auditing.embeddings.verdict import EmbeddingVerdict, judge_embedding_pairs
 from efface.auditing.verdict import Criteria
 from efface.errors import EffaceError
-from efface.files import REQUEST, write_text
+from efface.files import write_text
 from efface.reporting.embeddings_page import render_embeddings_page
 from efface.reporting.page import REPORT
 from efface.reporting.record import file_digest
@@ -93,6 +93,3 @@ def _parts(embeddings: Sequence[Path], control: Sequence[Path] | None, views: in
                 "Control items are items that were never trained on.",
             )
     return parts
-
-
-__all__ = ["AUDIT", "EMBEDDING_FINDINGS", "REQUEST", "audit_embeddings", "render_embeddings_page"]

@@ -160,7 +160,7 @@ def observations_path(folder: Path, meta: Mapping[str, Any] | None, split: str) 
 
 
 def find_observations(folder: Path, split: str) -> Path:
-    """:func:`observations_path` of a folder that is not opened and may be gone."""
+    """Call :func:`observations_path` for a folder that is not opened and may no longer exist."""
     return observations_path(folder, read_meta(folder) if (folder / META).exists() else None, split)
 
 
@@ -197,7 +197,7 @@ def foreign_original(run: StoredRun, file: Path, data: Data, split: str = "") ->
 
 
 def _open_subject(run: Path) -> OpenedRun:
-    """Open a run and check that it was asked to forget something."""
+    """Open a run and check that it has examples to forget."""
     subject = open_run(run)
     if not len(subject.split.forget):
         raise EffaceError(

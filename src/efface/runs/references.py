@@ -160,10 +160,10 @@ def plan_references(run: Path, home: Path, count: int = 8, pairs: int = 0) -> Re
         home, subject.request["data"], meta["recipe"], meta["method"], start["digest"], meta["split"], start["seed"]
     )
     earlier = ReferencePlan.load(home).tasks if (home / PLAN).exists() else ()
-    kept = len(subject.split.retain) / max(1, len(subject.split.train))
+    retained = len(subject.split.retain) / max(1, len(subject.split.train))
     sizes = {"out": _bytes(source), "original": _bytes(source), "in": _bytes(run)}
     training, unlearning = start["cost"]["seconds"] or None, meta["cost"]["seconds"] or None
-    costs = {"out": training and training * kept, "original": training, "in": unlearning}
+    costs = {"out": training and training * retained, "original": training, "in": unlearning}
     tasks: dict[str, ReferenceTask] = {}
     for number in range(max(count, pairs)):
         for kind in ("out", "original", "in") if number < pairs else ("out",):

@@ -1,7 +1,7 @@
 """Typed requests: what each verb was asked to do, built once from its settings and checked on the way in.
 
-Settings come from a YAML file, from ``--set`` or from a Python mapping. ``Request.of`` turns them into a frozen
-dataclass whose fields are the settings; behind it no layer looks at a settings mapping again.
+Settings come from a YAML file, from ``--set`` or from a Python mapping. ``VerbRequest.of`` turns them into a frozen
+dataclass whose fields are the settings, so that later code never handles a settings mapping.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def select_settings(settings: Mapping[str, Any], cls: type) -> dict[str, Any]:
     return found | texts
 
 
-class Request:
+class VerbRequest:
     """Base of the requests: dataclasses whose fields are the settings of a verb."""
 
     @classmethod
@@ -72,7 +72,7 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainRequest(Common, Request):
+class PretrainRequest(Common, VerbRequest):
     """What ``efface pretrain`` is asked to do."""
 
     data: DataSettings = None
@@ -117,7 +117,7 @@ class ForeignOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnlearnRequest(Common, Request):
+class UnlearnRequest(Common, VerbRequest):
     """What ``efface unlearn`` is asked to do."""
 
     forget: str
@@ -178,7 +178,7 @@ def parse_method(value: str | Mapping[str, Any]) -> Method | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditRequest(Request):
+class AuditRequest(VerbRequest):
     """What ``efface audit`` is asked to do."""
 
     criteria: Criteria = field(default_factory=Criteria)
@@ -194,7 +194,7 @@ class AuditRequest(Request):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RelearnRequest(Request):
+class RelearnRequest(VerbRequest):
     """What ``efface relearn`` is asked to do."""
 
     relearn: RelearnSettings = field(default_factory=RelearnSettings)
@@ -210,7 +210,7 @@ class RelearnRequest(Request):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuessRequest(Request):
+class GuessRequest(VerbRequest):
     """What ``efface canaries guess`` is asked to do."""
 
     watch: ObservationSettings = field(default_factory=ObservationSettings)
@@ -251,7 +251,7 @@ class EmbeddingOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedRequest(EmbeddingOptions, Request):
+class EmbedRequest(EmbeddingOptions, VerbRequest):
     """What ``efface embed`` is asked to do."""
 
     data: DataSettings = None

@@ -132,7 +132,7 @@ def canary_findings(
         ),
         Finding(
             f"{name}.right", after.right / r, shares[0], "closer", before.right / r, n=(m, r), unit="share",
-            note="share of right guesses; 0.5: the coins cannot be told",
+            note="share of right guesses; 0.5: guessing at random",
         ),
     ]  # fmt: skip
 

@@ -253,7 +253,7 @@ def rmia(
 ATTACKS: dict[str, tuple[Callable[[Observations, Sequence[Observations], str, str], np.ndarray], str]] = {
     "calibrated": (signals.calibrated_scores, "score minus the references' mean score"),
     "lira": (lira, "one variance for all examples: orders them exactly as `calibrated` does"),
-    "bayes": (bayes_lira, "LiRA with each example's variance drawn towards everybody's"),
+    "bayes": (bayes_lira, "LiRA with each example's variance shrunk towards a common one"),
     "rmia": (rmia, f"offline RMIA, gamma 1, a {WEIGHT:g}, population: the holdout"),
 }
 """Name of each attack with references to its score function and a note for readers."""

@@ -124,11 +124,11 @@ class PartFindings:
         if not signals.has_signal(self.evidence.subject, "retain", signal):
             return  # no members to choose a threshold on
         results = self.each(lambda o: run(o) if signals.score_pair(o, self.part, signal) else None)
-        nobody = "; nobody was called a member" if results[0] and results[0].precision is None else ""
+        unused = "; no example was called a member" if results[0] and results[0].precision is None else ""
         if ranks:
             self.add(f"{name}.auc", [a and stats.interval(a.v10, a.v01) for a in results], MEANING)
         self.add(f"{name}.balanced_accuracy", [a and a.balanced_accuracy for a in results], AT)
-        self.add(f"{name}.precision", [a and a.precision for a in results], AT + nobody)
+        self.add(f"{name}.precision", [a and a.precision for a in results], AT + unused)
         self.add(f"{name}.recall", [a and a.recall for a in results], AT)
 
 

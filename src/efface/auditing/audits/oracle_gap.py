@@ -44,7 +44,7 @@ class OracleGap:
                     "lower",
                     before,
                     noise_floor(values),
-                    note="difference to the mean oracle; beside it, of one oracle to the others",
+                    note="difference to the mean oracle; the oracle's value: of one oracle to the others",
                     details=details,
                 )
             )

@@ -49,7 +49,7 @@ class PerExample:
     def _forgotten(self, evidence: Evidence, signal: str) -> list[Finding]:
         name = f"per_example.{signal}"
         if not evidence.oracles:
-            note = "no reference that never saw the forget set: memory of an example cannot be told from its being easy"
+            note = "no reference model: memorization of an example cannot be told from its being easy"
             return [Finding(f"{name}.beyond", None, better="closer", note=note)]
         residuals = [
             Residuals.of(o, others, signal)

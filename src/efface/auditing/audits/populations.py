@@ -49,7 +49,7 @@ class Populations:
         population = PopulationScores(evidence, signal, f"populations.{signal}.")
         unlearned, retrained = population.of("forget")
         high, low = model_pairs.likelihood_ratios(unlearned, retrained)
-        note = "0.5: no unlearned model can be told from a retrained one; each is judged by laws it did not help to fit"
+        note = "0.5: unlearned and retrained models look alike; distributions are fitted without the scored model"
         found = [
             population.finding(
                 "ulira.auc", model_pairs.ulira, "closer", note, details={"worst": self._worst(population)}
@@ -60,7 +60,7 @@ class Populations:
         ]
         for part in ("retain", "holdout"):
             if population.has(part):
-                note = "0.5: none can be told by these examples; what is told here as well is not about the forgotten"
+                note = "0.5: these examples reveal no unlearned model; what they reveal is not about the forget set"
                 found.append(population.finding(f"ulira.{part}.auc", model_pairs.ulira, "closer", note, part))
         ceiling = stats.rounded_down(model_pairs.largest_epsilon(len(high), self.delta))
         note = (

@@ -133,8 +133,8 @@ def _judge_without_control(
     if unchanged(forget):
         word: VerdictWord = "residue"
         text = (
-            f"The embeddings of these items are the same as before ({scope}): nothing was unlearned for whoever is "
-            "asked now, and whatever the model kept of them it still keeps."
+            f"The embeddings of these items are the same as before ({scope}): nothing was unlearned in the model that "
+            "answers now, and whatever it kept of these items it still keeps."
         )
     else:
         word = "inconclusive"
@@ -144,7 +144,7 @@ def _judge_without_control(
             else f"no loss that is particular to views of one item (permutation p = {p:.3g})"
         )
         text = (
-            f"The model treats these items otherwise than before: forget score {format_number(score, 4)} ({scope}), "
+            f"The model treats these items differently than before: forget score {format_number(score, 4)} ({scope}), "
             f"{tested}. "
             "Whether they were forgotten cannot be said: a model that was damaged or replaced does the same to items "
             "that it never saw, and there are none here to compare with."
@@ -172,7 +172,7 @@ def _judge_with_control(
     found += [
         Finding(
             "blackbox.control_score", float(other.mean()), mean_interval(other), "closer", 0.0, n=(n[1],),
-            note="the same score of the never-trained items: what changed for everybody",
+            note="the same score of the never-trained items: what changed for all items",
         ),
         Finding(
             "blackbox.forget_minus_control", gap, (low, high), "higher", 0.0, n=n,
@@ -193,7 +193,7 @@ def _judge_with_control(
 def _limits(forget: EmbeddingPair) -> tuple[str, ...]:
     order = "matched by their keys" if forget.before.named else "taken to be in the same order in both files"
     return (
-        f"Rows are {order}, and that both models saw the same views is taken on trust.",
-        "Only these embeddings were looked at: not the weights, not other outputs, not copies of data or model. Who "
-        "answers may also have changed the answers and not the model.",
+        f"Rows are {order}, and both models are assumed to have seen the same views.",
+        "Only these embeddings were audited: not the weights, other outputs, or copies of the data or the model. "
+        "Whoever provides the embeddings may have changed them instead of the model.",
     )

@@ -15,7 +15,7 @@ class WeightChange:
     """Change of one part of a model."""
 
     part: str
-    """backbone, head, predictor, twin, queue, or the BatchNorm statistics of one of them."""
+    """backbone, head, predictor, twin (the momentum encoder), queue, or the BatchNorm statistics of one of them."""
     numbers: int
     """Number of values in the part."""
     relative: float

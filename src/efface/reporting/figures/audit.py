@@ -283,8 +283,8 @@ def draw_utility(findings: Sequence[Finding]) -> Markup | None:
         for kind, value in values.items():
             if value is not None:
                 panel.mark(value, at, kind)
-        told = ", ".join(f"{MODELS[k].lower()} {v:.3f}" for k, v in values.items() if v is not None)
-        said.append(f"{one.name}: {told}")
+        numbers = ", ".join(f"{MODELS[k].lower()} {v:.3f}" for k, v in values.items() if v is not None)
+        said.append(f"{one.name}: {numbers}")
     return panel.svg("utility", "Utility", ". ".join(said))
 
 

@@ -26,9 +26,9 @@ def draw_relearning(findings: Sequence[Finding]) -> Figure | None:
     )
     caption = (
         "AUC of forgotten against never-trained examples while a copy of the model is trained further. Dashed line: "
-        "the original. A signal that returns after training on retained examples only was hidden, not removed. Training on "
-        "the forgotten examples brings it back in every model; only a faster return than in the retrained models is "
-        "evidence of a trace."
+        "the original. A signal that returns after training on retained examples only was hidden, not removed. "
+        "Training on the forgotten examples brings it back in every model; only a faster return than in the retrained "
+        "models is evidence of a trace."
     )
     return Figure(plots, caption, (*key, (svg.draw_key_line("original"), "original")))
 

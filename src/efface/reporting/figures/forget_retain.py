@@ -56,15 +56,15 @@ def forget_retain_point(
 
     """
     references = [signals.score_pair(one, "retain", signal) for one in others or (evidence.original,)]
-    own = signals.score_pair(observed, "retain", signal)
-    if own is None or not all(references) or not signals.has_signal(observed, "holdout", signal):
+    retained = signals.score_pair(observed, "retain", signal)
+    if retained is None or not all(references) or not signals.has_signal(observed, "holdout", signal):
         return None
     if others:
         sides = [signals.calibrated_scores(observed, others, part, signal) for part in ("forget", "holdout")]
     else:
         sides = [signals.scores(observed, part, signal) for part in ("forget", "holdout")]
     expected = mean_measured(stats.auc(*pair) for pair in references if pair)
-    return None if expected is None else (stats.auc(*sides), expected - stats.auc(*own))
+    return None if expected is None else (stats.auc(*sides), expected - stats.auc(*retained))
 
 
 def _plot(evidence: Evidence, signal: str, delta: float) -> Plot | None:
@@ -88,6 +88,6 @@ def _plot(evidence: Evidence, signal: str, delta: float) -> Plot | None:
     panel.line([*corners, corners[0]], "chance")
     for kind, (x, y) in reversed(found):
         panel.mark(x, panel.y(y), kind)
-    told = "; ".join(f"{MODELS[kind].lower()} {x:.3f}, fell by {y:.3f}" for kind, (x, y) in found)
-    said = told.replace("-", "\u2212")
+    said = "; ".join(f"{MODELS[kind].lower()} {x:.3f}, fell by {y:.3f}" for kind, (x, y) in found)
+    said = said.replace("-", "\u2212")
     return Plot(signal, panel.svg(f"plane-{slug(signal)}", f"{signal}: forgotten and retained examples", said), said)

@@ -171,7 +171,7 @@ KILLED = """
 import sys, time
 sys.path.insert(0, {tests!r})
 from tests import tiny
-from tests.training.test_train import part
+from tests.training.test_loop import part
 from efface.training.checkpoint import EpochStore
 from efface.training.loop import Run, fit
 from pathlib import Path
