@@ -265,7 +265,6 @@ def unknown_value_error(name: str, known: NameIndex, kind: str, numbered: bool, 
     return EffaceError(
         f"{what} There is no {kind} called '{escape_invisible(name)}'.{close}".strip(),
         f"{near} {shown}".strip(),
-        f"Write @{kind}:NAME, @{kind}:NAME,NAME, or @{kind}:FILE with one on each line.",
     )
 
 

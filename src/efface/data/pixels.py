@@ -62,7 +62,8 @@ def _channels_first(x: np.ndarray, name: str) -> np.ndarray:
         raise EffaceError(
             f"The images of {name} have 4 channels: {list(x.shape)}.",
             "The fourth can be transparency, which must not be trained on as a color, or another band.",
-            "For RGBA: x.transpose(0, 2, 3, 1), which is put on white. For four bands: data.channels=4.",
+            "For RGBA: x.transpose(0, 2, 3, 1), which is put on white. For four bands: data.channels=4 "
+            "(for a run that was trained on them: in its config.yaml, under data).",
         )
     if last in (1, 3, 4):
         x = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
@@ -124,5 +125,6 @@ def judge_depth(peak: int, count: int, white: int | None, *, reduced: bool) -> N
         f"{count} pictures have 16 bits, and no value in them is above {peak}: they would end in {peak // 257 + 1} "
         "shades.",
         f"Values of {bits} bits are often stored in 16, and then white is {2**bits - 1}, not 65535.",
-        f"{remedy}, or data.white=65535 if they are meant to be this dark.",
+        f"{remedy}, or data.white=65535 if they are meant to be this dark, or a run was trained on them as they were "
+        "(then in its config.yaml, under data).",
     )
