@@ -86,13 +86,21 @@ class AuditResult:
         return write_evidence(Path(folder), self.record, self.keys, models, plain_ids=plain_ids)
 
 
-def split(data: Data, forget: str | None = None, *, seed: int = 0, **sizes: float | str | None) -> Split:
+def split(
+    data: Data,
+    forget: str | None = None,
+    *,
+    seed: int = 0,
+    allow_duplicates: bool = False,
+    **sizes: float | str | None,
+) -> Split:
     """Divide the data into parts, and choose the examples to forget.
 
     Args:
         data: The examples.
         forget: A selector such as ``@random:0.1`` or ``@class:5``, or a file of keys; None: nothing yet.
         seed: Seed of the division and of a random selector.
+        allow_duplicates: Keep training on exact copies of listed examples, with a warning instead of an error.
         sizes: ``train``, ``valid``, ``holdout`` and ``test`` as fractions below 1 or as counts, and ``canaries``; see
             :func:`efface.data.split.partition`.
 
@@ -101,7 +109,9 @@ def split(data: Data, forget: str | None = None, *, seed: int = 0, **sizes: floa
 
     """
     divided = partition(data, **sizes, seed=seed)  # pyright: ignore[reportArgumentType]
-    return divided if forget is None else select_forget_set(divided, data, forget, seed)
+    if forget is None:
+        return divided
+    return select_forget_set(divided, data, forget, seed, allow_duplicates=allow_duplicates)
 
 
 def pretrain(

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from efface.data.dataset import Data, encode_labels, rank_by_hash, sample_positions, shuffle_by_key
+from efface.data.dataset import Data, rank_by_hash, sample_positions, shuffle_by_key
+from efface.data.labels import encode_labels
 from efface.errors import EffaceError
 
 

@@ -197,9 +197,18 @@ def test_nothing_but_broken_images(tmp_path):
     fails(tmp_path, "2 of 2", skip_broken=True)
 
 
-def test_a_decompression_bomb_is_broken(zoo, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
-    fails(zoo, "6 of 6", "decompression bomb")
+def test_a_picture_that_memory_cannot_hold_is_broken(zoo, monkeypatch):
+    monkeypatch.setattr(image_files, "ALONE", 40)
+    monkeypatch.setattr(image_files, "free_memory", lambda: 800)
+    fails(zoo, "6 of 6", "8 x 6 pixels", "GB of memory", "are free")
+
+
+def test_a_picture_over_89_megapixels_is_read(tmp_path):
+    limit = Image.MAX_IMAGE_PIXELS
+    for name, value in (("a", 1), ("b", 0)):
+        Image.new("1", (12_000, 8_000), value).save(tmp_path / f"{name}.png")
+    assert load(str(tmp_path), size=4).x.mean((1, 2, 3)).tolist() == [255, 0]
+    assert limit == Image.MAX_IMAGE_PIXELS  # what other code in the process is protected by
 
 
 def count_decoded(monkeypatch) -> list[int]:

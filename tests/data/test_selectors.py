@@ -32,7 +32,10 @@ def test_random(base):
     assert set(select_forget_set(split, data, "@random:50", seed=2).forget) != set(more.forget)
     assert more.provenance["random"] is True and more.provenance["matched"] is None
     assert more.holdout.tolist() == split.holdout.tolist() and not len(more.spare)
+    resolved = more.provenance["resolved"]
+    assert (resolved["kind"], resolved["count"], sum(resolved["names"].values())) == ("random", 50, 50)
     assert more.provenance | {"warnings": 0, "copies": 0} == {
+        "resolved": resolved,
         "selector": "@random:50",
         "seed": 1,
         "random": True,
@@ -61,7 +64,9 @@ def test_class_by_name_or_number(base):
     named = dataclasses.replace(data, classes=("ant", "bee", "1", "dog"))
     assert set(named.y[select_forget_set(split, named, "@class:bee").forget]) == {1}
     assert set(named.y[select_forget_set(split, named, "@class:1").forget]) == {2}  # a name wins over a number
-    assert set(named.y[select_forget_set(split, named, "@class:3").forget]) == {3}
+    raises(lambda: select_forget_set(split, named, "@class:3"), "class called '3'", "position only where no class")
+    words = dataclasses.replace(data, classes=("ant", "bee", "cat", "dog"))
+    assert set(words.y[select_forget_set(split, words, "@class:3").forget]) == {3}
     after = select_forget_set(split, named, "@class:dog")
     assert set(named.y[after.forget]) == {3} and 3 not in named.y[after.retain]
     raises(lambda: select_forget_set(split, named, "@class:bea"), "'bea'", "'bee'", "Known")
@@ -88,7 +93,7 @@ def test_group(base):
     ("suffix", "write"),
     [
         ("txt", lambda some: "\n".join(some)),
-        ("txt", lambda some: "\ufeff" + "\r\n\r\n".join(some) + "  \r\n"),
+        ("txt", lambda some: "\ufeff" + "\r\n\r\n".join(some) + "\r\n  \r\n"),
         ("list", lambda some: "\n".join(some)),
         ("csv", lambda some: "label,key\n" + "".join(f"x,{key}\n" for key in some)),
         ("csv", lambda some: "\n".join(some)),
@@ -133,7 +138,8 @@ def test_bad_files_of_keys(base, tmp_path):
     raises(select(""), "holds no ids")
     raises(select("[]", "who.json"), "holds no ids")
     raises(select("key\n", "who.csv"), "holds no ids")
-    raises(select(b"\xff\xfe\x00a"), "cannot be read as a list of ids")
+    raises(select(b"\xff\xfe\x00a"), "1 ids are not in arrays")
+    raises(select(b"\xff\xfe\x00"), "is not UTF-16")
     raises(select("{", "who.json"), "cannot be read")
     raises(select('{"ids": []}', "who.json"), "dict, not a list")
     raises(select("[1.5]", "who.json"), "1.5 is not an id")

@@ -192,7 +192,7 @@ def test_bad_manifests(zoo, tmp_path):
     fails(table("key,path\n,zoo/cat/a.png\n"), "Item 1", "no key")
     fails(table("key,path\na,\n"), "Item 1", "no path")
     fails(table("key,path\na,zoo/cat/a.png\na,zoo/cat/b.png\n"), "more than once", "'a'")
-    fails(table(b"\xff\xfe\x00"), "cannot be read as a manifest")
+    fails(table(b"\xff\xfe\x00"), "is not UTF-16")
     fails(table('key,path\n"a,b\n'), "cannot be read as a manifest")
     fails(table('{"path": "a"}\n{"path": ', "jsonl"), "Line 2")
     fails(table('["a"]', "jsonl"), "Line 1", "list")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from efface.cli.options import Json, Trust, print_result
+from efface.cli.options import Json, Set, Trust, print_result
 
 
 def inspect_command(
@@ -40,9 +40,14 @@ def audits_command(name: Annotated[str | None, typer.Argument()] = None, json_: 
     print_result(result, lines, as_json=json_, quiet=json_)
 
 
-def data_command(name: Annotated[str | None, typer.Argument()] = None, json_: Json = False) -> None:
-    """List the data sources; with NAME, its options."""
-    from efface.cli import catalog
+def data_command(
+    name: Annotated[str | None, typer.Argument(metavar="NAME|PATH")] = None, set_: Set = None, json_: Json = False
+) -> None:
+    """List the data sources; with NAME, its options; with PATH, what is read there, and what is not."""
+    from efface.cli import catalog, data_summary
 
-    result, lines = catalog.describe_sources(name)
+    if name is not None and data_summary.is_data_path(name):
+        result, lines = data_summary.describe_data(name, set_ or [])
+    else:
+        result, lines = catalog.describe_sources(name)
     print_result(result, lines, as_json=json_, quiet=json_)

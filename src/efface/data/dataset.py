@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from efface.data.labels import UNKNOWN_LABEL, convert_labels
+from efface.data.names import NameIndex, explain_absent, quote_first
+from efface.data.pixels import convert_pixels, describe_darkness
+from efface.data.text_files import as_texts
 from efface.errors import EffaceError
 
 OFFICIAL = ("train", "test")
-UNKNOWN_LABEL = -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +48,10 @@ class Data:
     """Name of the data in messages."""
     skipped: tuple[dict[str, str], ...] = ()
     """Broken items that were left out on request: ``key``, ``path`` and ``error`` of each."""
+    unread: tuple[dict[str, Any], ...] = ()
+    """Files that are not read as examples: ``folder``, ``kind`` (a suffix or a reason) and ``count`` of each kind."""
+    notes: tuple[str, ...] = ()
+    """What the source has to say to the user: how files were understood, and what was not read."""
 
     def __post_init__(self) -> None:
         if self.x.dtype != np.uint8 or self.x.ndim != 4 or 0 in self.x.shape:
@@ -89,13 +96,15 @@ class Data:
         if invalid:
             raise EffaceError(
                 f"{len(invalid)} keys of {self.name} cannot be written as text: {quote_first(invalid)}.",
-                "A key is empty, or contains bytes that are not UTF-8.",
+                "A key is blank, or contains bytes that are not UTF-8.",
                 "Rename these files or keys.",
             )
 
     def _check_labels(self) -> None:
         if self.y is None:
             return
+        if len(set(self.classes)) < len(self.classes):
+            raise EffaceError(f"Two classes of {self.name} have the same name.", "A name must stand for one class.")
         if self.y.dtype != np.int64:
             raise EffaceError(f"The labels of {self.name} are {self.y.dtype}.", "Labels are int64.")
         low, high = int(self.y.min()), int(self.y.max())
@@ -115,8 +124,9 @@ class Data:
         return channels, height, width
 
     @cached_property
-    def _index(self) -> dict[str, int]:
-        return {key: position for position, key in enumerate(self.keys.tolist())}
+    def index(self) -> NameIndex:
+        """The keys with their positions."""
+        return NameIndex(self.keys.tolist())
 
     def positions(self, keys: Iterable[str]) -> np.ndarray:
         """Find the positions of ``keys``, int64, in the order of ``keys``.
@@ -126,14 +136,16 @@ class Data:
 
         """
         wanted = [str(key) for key in keys]
-        absent = [key for key in wanted if key not in self._index]
+        places = self.index.positions
+        absent = [key for key in wanted if key not in places]
         if absent:
+            why, remedy = explain_absent(absent, places)
             raise EffaceError(
                 f"{len(absent)} of {len(wanted)} ids are not in {self.name}: {quote_first(absent)}.",
-                f"Its ids look like this: {quote_first(self.keys[:3].tolist())}.",
-                "Check the spelling, and that the ids belong to this data.",
+                why or f"Its ids look like this: {quote_first(self.keys[:3].tolist())}.",
+                remedy or "Check the spelling, and that the ids belong to this data.",
             )
-        return np.array([self._index[key] for key in wanted], dtype=np.int64)
+        return np.array([places[key] for key in wanted], dtype=np.int64)
 
     def take(self, ids: Any) -> Data:
         """Copy the examples at positions ``ids``, in that order, into a new data set."""
@@ -148,6 +160,8 @@ class Data:
             official=None if self.official is None else self.official[rows],
             name=self.name,
             skipped=self.skipped,
+            unread=self.unread,
+            notes=self.notes,
         )
 
     def digest(self) -> str:
@@ -173,42 +187,42 @@ class Data:
         text: Iterable[str] | None = None,
         official: Iterable[str] | None = None,
         name: str = "arrays",
+        channels: int | None = None,
     ) -> Data:
         """Build a data set from arrays and check it.
 
         Args:
-            x: Pixels, integers 0 to 255 of shape [N, H, W], [N, C, H, W] or [N, H, W, C]; RGBA is put on white.
-            y: Labels [N]: integers (-1 is unknown) or class names (an empty one is unknown).
+            x: Pixels, integers 0 to 255 of shape [N, H, W], [N, C, H, W] or [N, H, W, C]; [N, H, W, 4] is RGBA and is
+                put on white.
+            y: Labels [N]: integers (-1 is unknown) or class names (an empty one, None and NaN are unknown).
             keys: Identifiers [N]. By default ``00000``, ``00001`` ...; then the order of the rows must never change.
+                Like all text they may be bytes, as HDF5 gives them, which are read as UTF-8.
             classes: Class names; by default those in ``y``, sorted.
             group: The person or other group of each example [N].
             text: Captions [N].
             official: ``train`` or ``test`` for each example [N].
             name: Name of the data in messages.
+            channels: Number of channels, where the shape of ``x`` does not tell; 4 are kept and not read as RGBA.
 
         Raises:
             EffaceError: An array has the wrong shape, type or range, or a key is not unique.
 
         """
-        pixels = _images(np.asarray(x), name)
-        count = len(pixels)
-        names = [f"{row:05d}" for row in range(count)] if keys is None else [str(key) for key in keys]
-        labels, class_names = _labels(y, None if classes is None else tuple(str(label) for label in classes), name)
+        pixels = convert_pixels(np.asarray(x), name, channels)
+        names = [f"{row:05d}" for row in range(len(pixels))] if keys is None else as_texts(keys, "keys", name)
+        class_list = None if classes is None else tuple(as_texts(classes, "classes", name))
+        labels, class_names = convert_labels(y, class_list, name)
         return Data(
             x=pixels,
             keys=_strings(names),
             y=labels,
             classes=class_names,
-            group=None if group is None else _strings([str(value) for value in group]),
-            text=None if text is None else tuple(str(value) for value in text),
-            official=None if official is None else _strings([str(value) for value in official]),
+            group=None if group is None else _strings(as_texts(group, "groups", name)),
+            text=None if text is None else tuple(as_texts(text, "captions", name)),
+            official=None if official is None else _strings(as_texts(official, "official parts", name)),
             name=name,
+            notes=describe_darkness(pixels, name),
         )
-
-
-def quote_first(items: Sequence[str], count: int = 5) -> str:
-    """Quote the first few items for a message."""
-    return ", ".join(f"'{item}'" for item in items[:count]) + (", ..." if len(items) > count else "")
 
 
 def rank_by_hash(keys: np.ndarray, seed: int, purpose: str) -> np.ndarray:
@@ -292,86 +306,16 @@ def limit_examples(data: Data, limit: int | None, seed: int) -> Data:
 
 
 def _is_valid_key(key: str) -> bool:
-    """Return whether a key is not empty, has no NUL character and can be encoded as UTF-8."""
+    """Return whether a key is not blank, has no NUL character and can be encoded as UTF-8."""
     try:
         key.encode("utf-8")
     except UnicodeEncodeError:
         return False
-    return key != "" and "\0" not in key
+    return key.strip() != "" and "\0" not in key
 
 
 def _strings(values: Sequence[str]) -> np.ndarray:
     return np.array(values, dtype=np.str_) if values else np.empty(0, "U1")
-
-
-def _images(x: np.ndarray, name: str) -> np.ndarray:
-    """Convert pixels to uint8 [N, C, H, W]."""
-    if x.ndim not in (3, 4) or 0 in x.shape:
-        raise EffaceError(
-            f"The images of {name} have shape {list(x.shape)}.",
-            "Expected [N, H, W], [N, C, H, W] or [N, H, W, C] with no empty dimension.",
-        )
-    if x.dtype.kind not in "uib":
-        raise EffaceError(
-            f"The images of {name} are {x.dtype}.",
-            "Pixels are integers from 0 to 255.",
-            "For numbers in [0, 1]: (x * 255).round().astype('uint8').",
-        )
-    if x.dtype != np.uint8:
-        if x.min() < 0 or x.max() > 255:
-            raise EffaceError(f"The pixels of {name} go from {x.min()} to {x.max()}.", "Expected 0 to 255.")
-        x = x.astype(np.uint8)
-    if x.ndim == 3:
-        return x[:, None]
-    if x.shape[1] not in (1, 3) and x.shape[3] in (1, 3, 4):
-        x = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
-        if x.shape[1] == 4:
-            alpha = x[:, 3:].astype(np.uint16)
-            x = ((x[:, :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-    return x
-
-
-def _labels(y: Any, classes: tuple[str, ...] | None, name: str) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """Convert labels to int64 and return them with the class names."""
-    if y is None:
-        return None, ()
-    values = np.asarray(y)
-    if values.ndim == 2 and values.shape[1] == 1:
-        values = values[:, 0]
-    if values.ndim != 1 or values.dtype.kind not in "uiUO" or not len(values):
-        raise EffaceError(
-            f"The labels of {name} are {values.dtype} of shape {list(values.shape)}.",
-            "Expected one integer or one name for each image.",
-            "For one-hot labels: y.argmax(1).",
-        )
-    if values.dtype.kind in "ui":
-        values = values.astype(np.int64)
-        return values, classes or tuple(str(label) for label in range(int(values.max()) + 1))
-    return encode_labels([str(label) for label in values.tolist()], classes, name)
-
-
-def encode_labels(
-    labels: Sequence[str], classes: tuple[str, ...] | None = None, name: str = "data"
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Convert label names to int64.
-
-    Args:
-        labels: A class name for each example; an empty one is unknown.
-        classes: All class names; by default those in ``labels``, sorted (as numbers if they all are).
-        name: Name of the data in messages.
-
-    Returns:
-        The labels [N] (positions in the class names, -1 is unknown) and the class names.
-
-    """
-    present = {label for label in labels if label}
-    numeric = all(label.isdecimal() for label in present)
-    class_names = classes or tuple(sorted(present, key=(lambda label: (int(label), label)) if numeric else None))
-    index = {label: position for position, label in enumerate(class_names)} | {"": UNKNOWN_LABEL}
-    unknown = sorted(present - set(class_names))
-    if unknown:
-        raise EffaceError(f"{len(unknown)} labels of {name} are not among its classes: {quote_first(unknown)}.")
-    return np.array([index[label] for label in labels], dtype=np.int64), class_names
 
 
 def require_labels(data: Data, positions: Any, who: str) -> None:

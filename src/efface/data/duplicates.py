@@ -72,7 +72,8 @@ def refuse_copies(found: list[Duplicate]) -> None:
         raise EffaceError(
             f"{len(exact)} examples that would stay in training are identical to examples to be forgotten.",
             f"A model that keeps training on a copy has not forgotten: {quote_first([copy.key for copy in exact])}.",
-            "Add these keys to the list, or keep the copies with allow_duplicates=true.",
+            "Add these keys to the list, or keep the copies with --set allow_duplicates=true "
+            "(in Python: allow_duplicates=True).",
         )
 
 

@@ -1,38 +1,53 @@
 """Decode image files into one array of pixels, once, in a memory-mapped cache.
 
 Images are converted in this order: the EXIF rotation is applied; only the first frame of an animation is used; 16-bit
-gray is scaled to 8 bits; transparent pixels are put on white; the result is gray (luminance) or RGB. With ``size`` the
-largest centered square is scaled to ``size`` x ``size`` with antialiasing (bilinear), which equals scaling the shorter
-side to ``size`` and cropping the center. Smaller images are scaled up.
+gray is scaled to 8 bits, by what is white over the whole set; transparent pixels are put on white; the result is gray
+(luminance) or RGB. With ``size`` the largest centered square is scaled to ``size`` x ``size`` with antialiasing
+(bilinear), which equals scaling the shorter side to ``size`` and cropping the center. Smaller images are scaled up.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib
+import importlib.util
 import json
 import os
 import shutil
 import time
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
+from efface.data.array_files import USABLE, free_memory
+from efface.data.pixels import judge_depth
 from efface.errors import EffaceError
 from efface.files import disk_errors
 
-RULES = 1
+RULES = 2
 """Version of the decoding rules; increase it when they change, so that older caches are not used."""
 SUFFIXES = frozenset(
     (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2")
 )
+MORE_SUFFIXES = frozenset(
+    (".jfif", ".jpe", ".jif", ".avif", ".avifs", ".heic", ".heif", ".hif", ".apng", ".dib", ".pnm", ".tga", ".qoi",
+     ".j2k", ".j2c", ".jpf", ".jpx", ".jpc", ".jxl", ".mpo")
+)  # fmt: skip
+"""Suffixes that are read where Pillow, with its plugins, can decode them."""
+PIXEL_BYTES = 16
+"""Memory that decoding takes for each pixel: four bytes, in up to four copies."""
+ALONE = 40_000_000
+"""Pixels from which a picture is decoded alone, so that not all threads hold a large one."""
 GRAY = frozenset(("1", "L", "LA", "La", "I"))
 PIXELS, INDEX = "pixels.npy", "index.json"
 STALE_SECONDS = 24 * 3600
@@ -62,17 +77,22 @@ class ImageOptions:
     """Leave out images that cannot be read instead of raising."""
     cache: str | None = None
     """Folder for decoded pixels; None: a folder in :func:`cache_home`."""
+    white: int | None = None
+    """The value of white in pictures with 16 bits; None: 65535, if the values in them reach into the upper half."""
 
     def __post_init__(self) -> None:
         for name, value, fits in (
             ("size", self.size, lambda size: size >= 1),
             ("channels", self.channels, lambda channels: channels in (1, 3)),
+            ("white", self.white, lambda white: 1 <= white <= 65535),
         ):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not fits(value)):
-                raise EffaceError(
-                    f"The option '{name}' cannot be {value!r}.",
-                    "It is a number of pixels, at least 1." if name == "size" else "It is 1 (gray) or 3 (color).",
-                )
+                kinds = {
+                    "size": "It is a number of pixels, at least 1.",
+                    "channels": "It is 1 (gray) or 3 (color).",
+                    "white": "It is the largest value, such as 4095 for 12 bits, at most 65535.",
+                }
+                raise EffaceError(f"The option '{name}' cannot be {value!r}.", kinds[name])
 
 
 @dataclass(frozen=True)
@@ -88,6 +108,14 @@ def cache_home() -> Path:
     """Return the folder for files that can be recreated: ``$XDG_CACHE_HOME/efface``, or ``~/.cache/efface``."""
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "efface"
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Return the suffixes, in lower case, of the image files that are read."""
+    if importlib.util.find_spec("pillow_heif"):
+        importlib.import_module("pillow_heif").register_heif_opener()
+    return SUFFIXES | (MORE_SUFFIXES & set(Image.registered_extensions()))
 
 
 def load_pixels(
@@ -131,8 +159,8 @@ def load_pixels(
     return x, [item for item in items if item.key not in absent], skipped
 
 
-def to_array(image: Image.Image, size: int | None, channels: int) -> np.ndarray:
-    """Convert one image to uint8 [C, H, W] by the rules at the top of this module."""
+def to_array(image: Image.Image, size: int | None, channels: int, white: int = 65535) -> np.ndarray:
+    """Convert one image to uint8 [C, H, W] by the rules at the top of this module; ``white`` is white in 16 bits."""
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers, whose range is not known")
@@ -140,7 +168,7 @@ def to_array(image: Image.Image, size: int | None, channels: int) -> np.ndarray:
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise ValueError(f"its pixels go from {values.min()} to {values.max()}, outside of 0 to 65535")
-        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        image = Image.fromarray(((np.minimum(values, white) * 510 + white) // (2 * white)).astype(np.uint8))
     elif image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
@@ -157,7 +185,7 @@ def to_array(image: Image.Image, size: int | None, channels: int) -> np.ndarray:
 
 def _cache_key(items: Sequence[ImageFile], options: ImageOptions) -> str:
     """Hash everything that the decoded pixels depend on."""
-    sha = hashlib.sha256(repr((RULES, options.size, options.channels)).encode())
+    sha = hashlib.sha256(repr((RULES, options.size, options.channels, options.white)).encode())
     for item in items:
         try:
             status = item.path.stat()
@@ -207,10 +235,15 @@ def _decode(folder: Path, items: Sequence[ImageFile], options: ImageOptions) -> 
     height, width = _common_size([header for _, header in readable], options)
     channels = options.channels or (1 if all(header.gray for _, header in readable) else 3)
 
+    peaks: list[tuple[int, bool]] = []
+    alone = Lock()
+
     def decode(item: ImageFile) -> np.ndarray | str:
         try:
-            with Image.open(item.path) as image:
-                array = to_array(image, options.size, channels)
+            with _open(item.path) as image, alone if image.width * image.height > ALONE else nullcontext():
+                if (peak := _deep_peak(image)) is not None:
+                    peaks.append(peak)
+                array = to_array(image, options.size, channels, options.white or 65535)
             if array.shape != (channels, height, width):
                 return f"it is {array.shape[2]} x {array.shape[1]}, but its header says otherwise"
             return np.ascontiguousarray(array)
@@ -237,6 +270,8 @@ def _decode(folder: Path, items: Sequence[ImageFile], options: ImageOptions) -> 
             raise RuntimeError("the header of the pixels changed its length")
     if not count:
         raise _broken_error(skipped, len(items))
+    if peaks:
+        judge_depth(max(peak for peak, _ in peaks), len(peaks), options.white, reduced=any(cut for _, cut in peaks))
     index = {"shape": [count, channels, height, width], "skipped": skipped}
     (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
 
@@ -248,7 +283,7 @@ def _read_headers(
 
     def read(item: ImageFile) -> _Header | str:
         try:
-            with Image.open(item.path) as image:
+            with _open(item.path) as image:
                 width, height = image.size[::-1] if _is_rotated(image) else image.size
                 if width * height == 1:
                     return "it has only one pixel"
@@ -264,6 +299,32 @@ def _read_headers(
     if skipped and (not options.skip_broken or len(skipped) == len(items)):
         raise _broken_error(skipped, len(items))
     return [None if isinstance(result, str) else result for result in results], skipped
+
+
+def _open(path: Path) -> Image.Image:
+    """Open an image; raise if decoding it takes more memory than there is."""
+    image = Image.open(path)
+    need = image.width * image.height * PIXEL_BYTES
+    if image.width * image.height > ALONE and need > USABLE * (free := free_memory()):
+        image.close()
+        raise ValueError(
+            f"it has {image.width} x {image.height} pixels, which take {need / 2**30:.1f} GB of memory, and "
+            f"{free / 2**30:.1f} GB are free"
+        )
+    return image
+
+
+def _deep_peak(image: Image.Image) -> tuple[int, bool] | None:
+    """Return the largest value of an image with more than 8 bits, and whether Pillow keeps only the upper 8 bits."""
+    tiles: Any = getattr(image, "tile", None)  # how the file stores its pixels, until they are decoded
+    raw = tiles[0][3] if tiles else ""
+    raw = str(raw[0] if isinstance(raw, tuple) and raw else raw)
+    if image.mode.startswith("I"):
+        return int(np.max(np.asarray(image))), False
+    if ";16" in raw:
+        bands = image.convert("L" if image.mode in ("L", "LA") else "RGB")  # without transparency
+        return int(np.max(np.asarray(bands))) * 256 + 255, True
+    return None
 
 
 def _is_rotated(image: Image.Image) -> bool:
@@ -294,11 +355,14 @@ def _common_size(headers: Sequence[_Header], options: ImageOptions) -> tuple[int
 def _map_in_threads(function: Any, items: Sequence[ImageFile]) -> Iterator[Any]:
     """Apply ``function`` to every item in order; only a few results are in memory at a time."""
     threads = min(8, os.cpu_count() or 1)
-    with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        remaining = iter(items)
-        while chunk := list(islice(remaining, 8 * threads)):
-            yield from pool.map(function, chunk)
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # large pictures are judged by the memory: _open
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            remaining = iter(items)
+            while chunk := list(islice(remaining, 8 * threads)):
+                yield from pool.map(function, chunk)
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def _write_header(file: Any, shape: tuple[int, ...]) -> int:
@@ -315,7 +379,12 @@ def _describe_broken(item: ImageFile, error: str) -> dict[str, str]:
 
 
 def _describe_error(error: Exception) -> str:
-    return "there is no such file" if isinstance(error, FileNotFoundError) else str(error) or type(error).__name__
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    heic = str(error).lower().rstrip("'").endswith((".heic", ".heif", ".hif"))
+    if heic and isinstance(error, UnidentifiedImageError):
+        return "it cannot be decoded here (pip install pillow-heif)"
+    return str(error) or type(error).__name__
 
 
 def _broken_error(skipped: Sequence[dict[str, str]], total: int) -> EffaceError:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from efface.data.array_files import free_memory
 from efface.data.dataset import Data, limit_examples
 from efface.data.image_files import cache_home
 from efface.errors import EffaceError
@@ -149,25 +151,28 @@ def _fashion_folder(root: str | None) -> Path | None:
 
 def _read_idx(folder: Path, stem: str, dimensions: int) -> np.ndarray:
     """Read a file of bytes in IDX format, gzipped or not."""
+    start = 4 + 4 * dimensions
     packed, plain = folder / f"{stem}.gz", folder / stem
     path = packed if packed.is_file() else plain
     try:
-        content = gzip.decompress(path.read_bytes()) if path == packed else path.read_bytes()
+        with gzip.open(path) if path == packed else path.open("rb") as file:
+            head = file.read(start)
+            shape = tuple(int(size) for size in np.frombuffer(head[4:start], ">u4"))
+            size = math.prod(shape) if len(head) == start else 0
+            body = file.read(min(size, free_memory()) + 1)  # one more byte shows a file that is too long
     except FileNotFoundError:
         raise EffaceError(
             f"{plain} (or .gz) is missing.", "The data set has four files.", "Download it again."
         ) from None
     except (OSError, EOFError, zlib.error) as error:
         raise EffaceError(f"{path} is damaged.", str(error), "Download it again.") from error
-    start = 4 + 4 * dimensions
-    shape = tuple(int(size) for size in np.frombuffer(content[4:start], ">u4"))
-    if content[:4] != bytes((0, 0, 8, dimensions)) or len(content) != start + int(np.prod(shape)):
+    if head[:4] != bytes((0, 0, 8, dimensions)) or len(body) != size or not size:
         raise EffaceError(
             f"{path} is damaged.",
-            f"Its {len(content)} bytes are not an IDX file of bytes with {dimensions} dimensions.",
+            f"It is not an IDX file of bytes with {dimensions} dimensions, or not as long as it says.",
             "Download it again.",
         )
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    return np.frombuffer(body, np.uint8).reshape(shape)
 
 
 def _cifar(kind: str, name: str, root: str | None, limit: int | None, limit_seed: int, download: bool) -> Data:

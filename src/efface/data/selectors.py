@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from efface.data.dataset import Data, quote_first, rank_by_hash
+from efface.data.dataset import UNKNOWN_LABEL, Data, rank_by_hash
+from efface.data.names import (
+    MatchedNames,
+    NameIndex,
+    escape_invisible,
+    match_equivalent,
+    match_listed_names,
+    match_names,
+    quote_first,
+)
+from efface.data.text_files import IdList, read_list
 from efface.errors import EffaceError, unknown_name_error
 
-MAX_NAMES_SHOWN = 100
-"""A message about an unknown class or group lists the known ones only up to this many."""
+LONGEST_COUNT = 18
+"""Digits of the largest count that is read as one."""
+CLASSES_SHOWN = 5
+"""Number of classes that the description of a selection names."""
 FORMS = "@class:NAME, @group:NAME, @random:0.1, @random:50, @keys:a,b, or a .txt, .csv, .json, .jsonl of keys"
 
 
@@ -32,6 +42,45 @@ class Selection:
     """Whether they were selected by group."""
     listed: bool = False
     """Whether their keys were listed one by one."""
+    kind: str = "listed"
+    """What the selector was resolved to: ``class``, ``group``, ``listed`` or ``random``."""
+    names: Mapping[str, int] = field(default_factory=dict)
+    """How many of them are of each class, or of each group that was named."""
+    notes: tuple[str, ...] = ()
+    """What the selector was understood to mean, and how a file was read, where that is not obvious."""
+
+    def facts(self) -> dict[str, Any]:
+        """What the selector was resolved to, as a JSON object for a split's provenance."""
+        return {"kind": self.kind, "count": len(self.positions), "names": dict(self.names), "notes": list(self.notes)}
+
+
+def describe_selection(facts: Mapping[str, Any]) -> list[str]:
+    """Describe what a selector was resolved to, from :meth:`Selection.facts`, as sentences to show before it is done.
+
+    Example:
+        >>> describe_selection({"kind": "class", "count": 66, "names": {"02": 66}, "notes": []})
+        ["Forgets 66 training examples of class '02'."]
+
+    """
+    count, names = int(facts.get("count", 0)), dict(facts.get("names", {}))
+    examples = f"{count} training example{'' if count == 1 else 's'}"
+    kind = str(facts.get("kind"))
+    if kind in ("class", "group") and len(names) == 1:
+        what = f"{examples} of {kind} {quote_first(list(names))}"
+    elif kind in ("class", "group"):
+        plural = "classes" if kind == "class" else "groups"
+        what = f"{examples} of {len(names)} {plural}: {_list_counts(names)}"
+    else:
+        how = "drawn at random" if kind == "random" else "listed by id"
+        what = f"{examples} {how}" + (f", by class: {_list_counts(names)}" if names else "")
+    return [*(str(note) for note in facts.get("notes", ())), f"Forgets {what}."]
+
+
+def _list_counts(names: Mapping[str, int]) -> str:
+    most = sorted(names.items(), key=lambda item: -item[1])[:CLASSES_SHOWN]
+    return ", ".join(f"{quote_first([name])} {count}" for name, count in most) + (
+        f" and {len(names) - CLASSES_SHOWN} more" if len(names) > CLASSES_SHOWN else ""
+    )
 
 
 def resolve_selector(
@@ -43,8 +92,8 @@ def resolve_selector(
         data: The data set.
         train: Positions of the training examples.
         elsewhere: Name of a part to positions that cannot be chosen; the error for one of them names its part.
-        selector: ``@class:NAME``, ``@group:NAME``, ``@random:0.1``, ``@random:50``, ``@keys:a,b``, or the path of a
-            .txt, .csv, .json or .jsonl file of keys.
+        selector: ``@class:NAME``, ``@group:NAME`` (or several names, or a file of names), ``@random:0.1``,
+            ``@random:50``, ``@keys:a,b``, or the path of a .txt, .csv, .tsv, .json or .jsonl file of keys.
         seed: Seed of a random selection.
 
     Raises:
@@ -62,9 +111,11 @@ def resolve_selector(
             raise unknown_name_error("selector", kind, _KINDS)
         if not colon or not value.strip():
             raise EffaceError(f"The selector '{selector}' has nothing after {kind}.", remedy=f"Write {FORMS}.")
-        chosen = _KINDS[kind](data, train, elsewhere, value.strip(), seed)
+        chosen = _KINDS[kind](data, train, elsewhere, value, seed)
     else:
-        chosen = _select_listed(data, train, elsewhere, read_keys(selector, data), selector)
+        listed = read_keys(selector, data)
+        chosen = _select_listed(data, train, elsewhere, listed.ids, selector)
+        chosen = replace(chosen, notes=(*listed.notes, *chosen.notes))
     if len(chosen.positions) == len(train):
         raise EffaceError(
             f"'{selector}' selects all {len(train)} training examples.",
@@ -74,94 +125,73 @@ def resolve_selector(
     return chosen
 
 
-def read_keys(path: str, data: Data) -> list[str]:
-    """Read the keys in a file.
+def read_keys(path: str, data: Data) -> IdList:
+    """Read the keys in a file, as they are written there.
 
     Args:
-        path: A text file with one key on each line, a .csv with a column ``key`` or a single column, or a .json or
-            .jsonl of strings.
+        path: A text file with one key on each line, a .csv or .tsv with a column ``key`` or a single column, or a .json
+            or .jsonl of strings.
         data: The data set; a path that is one of its keys gets a more helpful error.
 
     Raises:
         EffaceError: The file is missing, empty or malformed.
 
     """
-    file = Path(path).expanduser()
-    parsers: dict[str, Callable[[str], list[str]]] = {".csv": _parse_csv, ".json": _parse_json, ".jsonl": _parse_jsonl}
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-        keys = parsers.get(file.suffix.lower(), _parse_lines)(text)
-    except FileNotFoundError:
-        known = path in data.keys
-        raise EffaceError(
-            f"There is no file {path}.",
-            f"But '{path}' is the id of an example." if known else "A selector without @ is the path of a file.",
-            f"Write @keys:{path}." if known else f"Write {FORMS}.",
-        ) from None
-    except (OSError, UnicodeDecodeError, ValueError, csv.Error) as error:
-        raise EffaceError(
-            f"{path} cannot be read as a list of ids.",
-            str(error),
-            "Write one id on each line (.txt), a column named key (.csv), or a list of strings (.json).",
-        ) from error
-    if not keys:
-        raise EffaceError(f"{path} holds no ids.", "There is nothing to forget.", "Put one id on each line.")
-    return keys
+    return _read_ids(path, "key", data.index.positions, data)
 
 
-def _parse_lines(text: str) -> list[str]:
-    return [line.strip() for line in text.splitlines() if line.strip()]
+def find_keys(data: Data, keys: Sequence[str], where: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Find the examples that are listed by their keys, each of them once.
 
+    Args:
+        data: The data set.
+        keys: Keys as they were written; one that differs from the data's only in its Unicode form is matched.
+        where: What lists them, for messages.
 
-def _parse_csv(text: str) -> list[str]:
-    rows = [row for row in csv.reader(text.splitlines(keepends=True), strict=True) if any(cell.strip() for cell in row)]
-    if not rows:
-        return []
-    header = [cell.strip() for cell in rows[0]]
-    if "key" in header:
-        column = header.index("key")
-        short = next((number for number, row in enumerate(rows, 1) if len(row) <= column), None)
-        if short:
-            raise ValueError(f"Row {short} has only {len(rows[short - 1])} columns, but 'key' is column {column + 1}.")
-        return [row[column].strip() for row in rows[1:]]
-    if any(len(row) != 1 for row in rows):
-        raise ValueError(f"None of its columns is named 'key'; the first row is: {', '.join(header)}.")
-    return [row[0].strip() for row in rows]
+    Returns:
+        Their positions in the order of ``keys``, and notes on what was matched other than exactly.
 
+    Raises:
+        EffaceError: A key is unknown or is listed more than once.
 
-def _parse_json(text: str) -> list[str]:
-    content = json.loads(text)
-    if isinstance(content, dict) and "keys" in content:
-        content = content["keys"]
-    if not isinstance(content, list):
-        raise ValueError(f"It contains a {type(content).__name__}, not a list of strings.")  # noqa: TRY004
-    return [_parse_key(item) for item in content]
-
-
-def _parse_jsonl(text: str) -> list[str]:
-    return [_parse_key(json.loads(line)) for line in text.splitlines() if line.strip()]
-
-
-def _parse_key(value: Any) -> str:
-    if isinstance(value, dict) and "key" in value:
-        value = value["key"]
-    if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
-        return str(value)
-    raise ValueError(f"{json.dumps(value)[:60]} is not an id; ids are strings.")
-
-
-def _select_listed(
-    data: Data, train: np.ndarray, elsewhere: Mapping[str, np.ndarray], keys: Sequence[str], where: str
-) -> Selection:
-    """Select the examples with these keys, each of which must be a training example and listed once."""
-    repeated = [key for key, count in Counter(keys).items() if count > 1]
+    """
+    matched = match_equivalent(keys, data.index)
+    repeated = [key for key, count in Counter(matched.names).items() if count > 1]
     if repeated:
         raise EffaceError(
             f"{len(repeated)} ids are listed more than once in {where}: {quote_first(repeated)}.",
             "An example can be forgotten only once, and a repeated id may be a typing error for another one.",
             "Remove the repeated ids.",
         )
-    positions = data.positions(keys)
+    return data.positions(matched.names), tuple(matched.notes)
+
+
+def _read_ids(path: str, column: str, known: Collection[str], data: Data) -> IdList:
+    try:
+        found = read_list(Path(path).expanduser(), column, known)
+    except FileNotFoundError:
+        is_key = path in data.index.positions
+        raise EffaceError(
+            f"There is no file {path}.",
+            f"But '{path}' is the id of an example." if is_key else "A selector without @ is the path of a file.",
+            f"Write @keys:{path}." if is_key else f"Write {FORMS}.",
+        ) from None
+    except (OSError, ValueError) as error:
+        raise EffaceError(
+            f"{path} cannot be read as a list of ids.",
+            str(error),
+            "Write one id on each line (.txt), a column named key (.csv), or a list of strings (.json).",
+        ) from error
+    if not found.ids:
+        raise EffaceError(f"{path} holds no ids.", "There is nothing to forget.", "Put one id on each line.")
+    return found
+
+
+def _select_listed(
+    data: Data, train: np.ndarray, elsewhere: Mapping[str, np.ndarray], keys: Sequence[str], where: str
+) -> Selection:
+    """Select the examples with these keys, each of which must be a training example and listed once."""
+    positions, notes = find_keys(data, keys, where)
     untrained = positions[~np.isin(positions, train)]
     if len(untrained):
         counts = {part: int(np.isin(untrained, rows).sum()) for part, rows in elsewhere.items()}
@@ -172,13 +202,22 @@ def _select_listed(
             f"They are in: {', '.join(parts + ([f'no part {unused}'] if unused else []))}.",
             "Leave them out: the model has nothing to forget about them.",
         )
-    return Selection(positions, listed=True)
+    return Selection(positions, listed=True, kind="listed", names=_count_classes(data, positions), notes=notes)
 
 
 def _select_keys(
     data: Data, train: np.ndarray, elsewhere: Mapping[str, np.ndarray], value: str, seed: int
 ) -> Selection:
-    keys = [key.strip() for key in value.split(",") if key.strip()]
+    keys: list[str] = []
+    for key in value.split(","):
+        plain = key.strip()
+        if key != plain and key in data.index.positions and plain in data.index.positions:
+            raise EffaceError(
+                f"'{key}' and '{plain}' are both ids of examples.",
+                "With a space after the comma it is unclear which one is meant.",
+                "Put the ids into a file, one on each line.",
+            )
+        keys += [key if key in data.index.positions else plain] if plain else []
     if not keys:
         raise EffaceError("The selector @keys: lists no ids.", remedy="Write @keys:a,b.")
     return _select_listed(data, train, elsewhere, keys, "@keys")
@@ -189,13 +228,9 @@ def _select_class(
 ) -> Selection:
     if data.y is None:
         raise EffaceError(f"{data.name} has no labels.", "@class: selects by label.", "List the keys in a file.")
-    if value in data.classes:
-        label = data.classes.index(value)
-    elif value.isdecimal() and int(value) < len(data.classes):
-        label = int(value)
-    else:
-        raise _unknown_value_error("class", value, data.classes)
-    return Selection(_require_any(train[data.y[train] == label], f"class '{value}'"))
+    found = _resolve_names(data, value, NameIndex(data.classes), "class", numbered=True)
+    labels = {name: data.y == data.classes.index(name) for name in found.names}
+    return _select_named(train, labels, "class", found.notes)
 
 
 def _select_group(
@@ -207,42 +242,72 @@ def _select_group(
             "@group: selects by group.",
             "Use a manifest with a column 'group'.",
         )
-    known = np.unique(data.group).tolist()
-    if value not in known:
-        raise _unknown_value_error("group", value, known)
-    return Selection(_require_any(train[data.group[train] == value], f"group '{value}'"), by_group=True)
+    known = NameIndex(name for name in np.unique(data.group).tolist() if name)
+    found = _resolve_names(data, value, known, "group")
+    return _select_named(train, {name: data.group == name for name in found.names}, "group", found.notes)
 
 
-def _unknown_value_error(kind: str, name: str, known: Sequence[str]) -> EffaceError:
-    """Build the error for an unknown class or group, without a long list of the known ones."""
-    error = unknown_name_error(kind, name, known)
-    return error if len(known) <= MAX_NAMES_SHOWN else EffaceError(error.what, f"There are {len(known)} others.")
+def _resolve_names(data: Data, value: str, known: NameIndex, kind: str, *, numbered: bool = False) -> MatchedNames:
+    """Find the classes or groups that are named in a selector, or in the file that it names."""
+    try:
+        return match_names(value, known, kind, numbered=numbered)
+    except EffaceError:
+        if not _is_file(value):
+            raise
+    listed = _read_ids(value.strip(), kind, known.positions, data)
+    found = match_listed_names(listed.ids, known, kind)
+    return MatchedNames(found.names, [*listed.notes, *found.notes])
 
 
-def _require_any(positions: np.ndarray, what: str) -> np.ndarray:
-    """Return ``positions``; raise if there are none."""
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path.strip()).expanduser().is_file()
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
+def _select_named(train: np.ndarray, members: Mapping[str, np.ndarray], kind: str, notes: Sequence[str]) -> Selection:
+    """Select the training examples of the named classes or groups; ``members`` says which examples are of each."""
+    rows = {name: train[chosen[train]] for name, chosen in members.items()}
+    positions = np.concatenate(list(rows.values()))
     if not len(positions):
-        raise EffaceError(f"No training example is of {what}.", "All of them are in parts that were never trained on.")
-    return positions
+        raise EffaceError(
+            f"No training example is of {kind} {quote_first(list(rows))}.",
+            "All of them are in parts that were never trained on.",
+        )
+    counts = {name: len(found) for name, found in rows.items()}
+    return Selection(positions, by_group=kind == "group", kind=kind, names=counts, notes=tuple(notes))
+
+
+def _count_classes(data: Data, positions: np.ndarray) -> dict[str, int]:
+    """Count the examples at ``positions`` by the name of their class; those without a class are left out."""
+    if data.y is None:
+        return {}
+    labels, counts = np.unique(data.y[positions], return_counts=True)
+    pairs = zip(labels.tolist(), counts.tolist(), strict=True)
+    return {data.classes[label]: count for label, count in pairs if label != UNKNOWN_LABEL}
 
 
 def _select_random(
     data: Data, train: np.ndarray, elsewhere: Mapping[str, np.ndarray], value: str, seed: int
 ) -> Selection:
-    is_count = value.isdecimal()
+    value = value.strip()
+    is_count = value.isdecimal() and len(value) <= LONGEST_COUNT
     try:
         size = float(value)
     except ValueError:
         size = float("nan")
     if not is_count and not 0 < size <= 1:
         raise EffaceError(
-            f"'@random:{value}' is neither a fraction nor a count.", remedy="Write @random:0.1 or @random:50."
+            f"'@random:{escape_invisible(value)}' is neither a fraction nor a count.",
+            remedy="Write @random:0.1 or @random:50.",
         )
     count = int(value) if is_count else round(size * len(train))
     if not 0 < count <= len(train):
         raise EffaceError(f"'@random:{value}' selects {count} examples.", f"There are {len(train)} training examples.")
     rank = rank_by_hash(data.keys[train], seed, "forget")
-    return Selection(train[np.argsort(rank, kind="stable")[:count]], random=True)
+    positions = train[np.argsort(rank, kind="stable")[:count]]
+    return Selection(positions, random=True, kind="random", names=_count_classes(data, positions))
 
 
 _KINDS: dict[str, Callable[..., Selection]] = {

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import inspect
-import json
 import os
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
+import unicodedata
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from efface.data.dataset import Data, encode_labels, limit_examples, quote_first, sample_positions
-from efface.data.image_files import SUFFIXES, ImageFile, ImageOptions, load_pixels
+from efface.data.array_files import ARRAY_ERRORS, read_npz, unreadable_arrays_error
+from efface.data.dataset import Data, limit_examples, sample_positions
+from efface.data.image_files import ImageFile, ImageOptions, load_pixels
+from efface.data.image_folders import list_images
+from efface.data.labels import encode_labels, refuse_unknown_names
+from efface.data.names import quote_first, read_number
 from efface.data.public_datasets import load_cifar10, load_cifar100, load_fashion_mnist, load_svhn
+from efface.data.text_files import TABLE_SUFFIXES, Table, read_table
 from efface.errors import EffaceError, suggest_name
 
-TABLES = (".csv", ".jsonl")
 MANIFEST_COLUMNS = ("key", "path", "label", "caption", "group")
-TEST_FOLDERS = ("test", "val", "valid", "validation")
-"""Sub-folders next to ``train`` that are read as the official test set."""
+MISSPELLED = 0.75
+"""Similarity from which the name of an unknown column is taken for a misspelled one."""
 
 
 def load(source: str | os.PathLike[str], **options: Any) -> Data:
@@ -80,37 +85,34 @@ def load_handwritten_digits(limit: int | None = None, limit_seed: int = 0) -> Da
     return limit_examples(Data.from_arrays(x, digits["target"], name="digits"), limit, limit_seed)
 
 
-def load_npz(root: str, limit: int | None = None, limit_seed: int = 0) -> Data:
+def load_npz(root: str, channels: int | None = None, limit: int | None = None, limit_seed: int = 0) -> Data:
     """Load the arrays of an .npz file: x, and optionally y, keys, classes, group, text and official.
 
     x holds integers 0 to 255 of shape [N, H, W], [N, C, H, W] or [N, H, W, C], and y holds integers or class names.
 
     Args:
         root: Path of the file.
+        channels: Number of channels, where the shape of x does not tell; 4 are kept and not read as RGBA.
         limit: Keep a random subset of this many (official training) images, stratified by class.
         limit_seed: Seed of the subset.
 
     """
     known = ("x", "y", "keys", "classes", "group", "text", "official")
+    remedy = "Write it with numpy.savez(path, x=..., y=..., keys=...)."
     try:
-        with open(root, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in known if name in file.files}
-            names = list(file.files)
+        arrays, names = read_npz(Path(root).expanduser(), known)
     except FileNotFoundError:
         raise EffaceError(f"There is no file {root}.") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        raise EffaceError(
-            f"{root} cannot be read as an .npz of plain arrays.",
-            f"It is damaged, or contains Python objects, which are never loaded: {error}",
-            "Write it with numpy.savez(path, x=..., y=..., keys=...).",
-        ) from error
+    except ARRAY_ERRORS as error:
+        raise unreadable_arrays_error(root, error, remedy) from error
     if "x" not in arrays:
         raise EffaceError(
             f"{root} contains no images.",
             f"The images must have the name 'x'; the file contains: {', '.join(names) or 'nothing'}.",
-            "Write it with numpy.savez(path, x=..., y=..., keys=...).",
+            remedy,
         )
-    return limit_examples(Data.from_arrays(**arrays, name=Path(root).name), limit, limit_seed)
+    data = Data.from_arrays(**arrays, name=Path(root).name, channels=channels)
+    return limit_examples(data, limit, limit_seed)
 
 
 def load_image_folder(
@@ -121,11 +123,13 @@ def load_image_folder(
     limit_seed: int = 0,
     skip_broken: bool = False,
     cache: str | None = None,
+    white: int | None = None,
+    labels: bool = True,
 ) -> Data:
     """Load a folder of images: one sub-folder for each class, or a flat folder without labels.
 
-    The key of an image is its path below the folder, such as cats/a.png. Sub-folders named train and test (or val),
-    each with a folder for each class, are read as the official training and test sets.
+    The key of an image is its path below the folder, such as cats/a.png. Sub-folders named train and test or val (or
+    both), each with a folder for each class, are read as the official training and test sets.
 
     Args:
         root: Path of the folder.
@@ -136,15 +140,22 @@ def load_image_folder(
         limit_seed: Seed of the subset.
         skip_broken: Leave out images that cannot be read, and record them.
         cache: Folder for decoded pixels.
+        white: The value of white in pictures with 16 bits, such as 4095 where they hold 12-bit values; by default 65535
+            if the values reach into the upper half.
+        labels: Whether the sub-folders are classes.
 
     """
     top = Path(root).expanduser()
     if not top.is_dir():
         raise EffaceError(f"There is no folder {root}.", remedy="Check --set data.root or the path.")
-    items = _list_images(top)
-    columns = {column for column in ("label", "official") if any(getattr(item, column) for item in items)}
-    options = ImageOptions(size, channels, skip_broken, cache)
-    return _load_files(items, columns, options, limit, limit_seed, top.name or str(top))
+    listing = list_images(top)
+    columns = {column for column in ("label", "official") if any(getattr(item, column) for item in listing.images)}
+    if not labels:
+        columns -= {"label"}
+        listing.notes = [note for note in listing.notes if "data.labels" not in note]
+    options = ImageOptions(size, channels, skip_broken, cache, white)
+    data = _load_files(listing.images, columns, options, limit, limit_seed, top.name or str(top))
+    return replace(data, unread=tuple(listing.unread), notes=(*listing.notes, *data.notes))
 
 
 def load_manifest(
@@ -155,11 +166,15 @@ def load_manifest(
     limit_seed: int = 0,
     skip_broken: bool = False,
     cache: str | None = None,
+    white: int | None = None,
+    columns: dict[str, str] | None = None,
+    encoding: str | None = None,
+    unknown: str | None = None,
 ) -> Data:
-    """Load a table of images, .csv or .jsonl, with a column path and optionally key, label, caption and group.
+    """Load a table of images, .csv, .tsv or .jsonl, with a column path and optionally key, label, caption and group.
 
-    A .csv has a header. Paths are relative to the table. The key is by default the path as it is written. An empty
-    label is unknown.
+    A .csv has a header, and commas, semicolons or tabs between its columns. Paths are relative to the table. The key is
+    by default the path as it is written. An empty label is unknown.
 
     Args:
         root: Path of the table.
@@ -170,15 +185,29 @@ def load_manifest(
         limit_seed: Seed of the subset.
         skip_broken: Leave out images that cannot be read, and record them.
         cache: Folder for decoded pixels.
+        white: The value of white in pictures with 16 bits, such as 4095 where they hold 12-bit values; by default 65535
+            if the values reach into the upper half.
+        columns: Columns with other names, such as {caption: title}: captions are read from the column title.
+        encoding: Encoding of the table, such as cp1252; by default UTF-8, or what a byte order mark says.
+        unknown: The label, or a list of labels, that stands for an unknown one, such as -1 or nan.
 
     """
     table = Path(root).expanduser()
-    rows = _read_table(table)
-    columns = {column for row in rows for column in row}
-    _check_columns(table, columns)
-    items = [_parse_row(table, number, row) for number, row in enumerate(rows, 1)]
-    options = ImageOptions(size, channels, skip_broken, cache)
-    return _load_files(items, columns, options, limit, limit_seed, table.name)
+    wanted = str((columns or {}).get("path", "path")) if isinstance(columns, Mapping | None) else "path"
+    found = _read_manifest(table, wanted, encoding)
+    mapping = _check_mapping(table, columns, found.columns)
+    notes = [*found.notes, *_check_columns(table, found.columns, mapping)]
+    items = [_parse_row(table, number, row, mapping) for number, row in enumerate(found.rows, 1)]
+    written = [table.parent / Path(str(row.get(wanted)).strip()).expanduser() for row in found.rows]
+    pairs = zip(items, written, strict=True)
+    moved = sum(item.path != path and not str(path).isascii() and not path.exists() for item, path in pairs)
+    if moved:
+        notes.append(f"{moved} paths of {table.name} were found with other code points (Unicode NFC, NFD).")
+    items = _read_labels(items, unknown, table.name)
+    present = {name for name in MANIFEST_COLUMNS if mapping.get(name, name) in found.columns}
+    options = ImageOptions(size, channels, skip_broken, cache, white)
+    data = _load_files(items, present, options, limit, limit_seed, table.name)
+    return replace(data, notes=(*notes, *data.notes))
 
 
 def _choose_source(name: str) -> str:
@@ -186,7 +215,7 @@ def _choose_source(name: str) -> str:
     path = Path(name).expanduser()
     if path.is_dir():
         return "folder"
-    if path.is_file() and path.suffix.lower() in TABLES:
+    if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
         return "manifest"
     if path.is_file() and path.suffix.lower() == ".npz":
         return "npz"
@@ -194,7 +223,7 @@ def _choose_source(name: str) -> str:
     if path.is_file():
         raise EffaceError(
             f"{name} is not a kind of file that can be read as data.",
-            f"Supported are {', '.join(TABLES)} (manifests), .npz (arrays), and folders of images.",
+            f"Supported are {', '.join(TABLE_SUFFIXES)} (manifests), .npz (arrays), and folders of images.",
             f"Use such a file, a folder, or the name of a data source: {known}.",
         )
     raise EffaceError(
@@ -229,129 +258,109 @@ def _load_files(
     )
 
 
-def _list_images(top: Path) -> list[ImageFile]:
-    """List the images below ``top``, sorted by key, with the class and official part given by their folders."""
-    names = sorted(path.relative_to(top).as_posix() for path in _walk(top))
-    images = [name.split("/") for name in names if Path(name).suffix.lower() in SUFFIXES]
-    if not images:
-        others = sorted({Path(name).suffix.lower() or Path(name).name for name in names})
-        raise EffaceError(
-            f"There are no images in {top}.",
-            f"It contains {len(names)} other files: {quote_first(others)}." if names else "It is empty.",
-            f"Image files end in {', '.join(sorted(SUFFIXES))}.",
-        )
-    loose = [parts[0] for parts in images if len(parts) == 1]
-    if loose and len(loose) < len(images):
-        raise EffaceError(
-            f"{top} has {len(loose)} images besides its sub-folders: {quote_first(loose)}.",
-            "Either all images are in the folders of their classes, or none is.",
-            "Move them, or write a manifest.",
-        )
-    heads = {parts[0] for parts in images}
-    if "train" in heads and heads & set(TEST_FOLDERS):
-        return [_official_image(top, parts, heads) for parts in images]
-    return [ImageFile("/".join(p), top.joinpath(*p), label=p[0] if len(p) > 1 else "") for p in images]
-
-
-def _official_image(top: Path, parts: list[str], heads: set[str]) -> ImageFile:
-    """Describe an image below train/ or test/; ``parts`` is its path, ``heads`` are all sub-folders of ``top``."""
-    if len(heads) != 2:
-        raise EffaceError(
-            f"{top} has the sub-folders {', '.join(sorted(heads))}.",
-            "Folders train and test (or val) are official parts, and no other folder may be next to them.",
-            "Load one of the sub-folders, or write a manifest.",
-        )
-    part = "train" if parts[0] == "train" else "test"
-    label = parts[1] if len(parts) > 2 else ""
-    return ImageFile("/".join(parts), top.joinpath(*parts), label=label, official=part)
-
-
-def _walk(top: Path) -> Iterator[Path]:
-    """Iterate over all files that are not hidden; links are followed, and each folder is read once."""
-    seen: set[str] = set()
-    for here, folders, files in os.walk(top, followlinks=True):
-        real = os.path.realpath(here)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(here, name) for name in files if not name.startswith("."))
-
-
-def _read_table(table: Path) -> list[dict[str, Any]]:
+def _read_manifest(table: Path, wanted: str, encoding: str | None) -> Table:
     """Read the rows of a manifest."""
     try:
-        text = table.read_text(encoding="utf-8-sig")
-        rows = _parse_jsonl(text) if table.suffix.lower() == ".jsonl" else _parse_csv(text)
+        found = read_table(table, wanted, encoding)
     except FileNotFoundError:
         raise EffaceError(f"There is no manifest {table}.", remedy="Check --set data.root or the path.") from None
-    except (OSError, UnicodeDecodeError, ValueError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise EffaceError(
             f"{table} cannot be read as a manifest.",
             str(error),
             f"Use a .csv with a header, or a .jsonl with one object per line; columns: {', '.join(MANIFEST_COLUMNS)}.",
         ) from error
-    if not rows:
+    if not found.rows:
         raise EffaceError(f"{table} lists no images.", "It is empty, or has only a header.")
-    return rows
+    return found
 
 
-def _parse_csv(text: str) -> list[dict[str, Any]]:
-    reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
-    rows = list(reader)
-    for number, row in enumerate(rows, 2):
-        if None in row or None in row.values():
-            raise ValueError(f"Row {number} does not have as many columns as the header.")
-    return rows
+def _check_mapping(table: Path, columns: Mapping[str, str] | None, known: Collection[str]) -> dict[str, str]:
+    """Check ``data.columns``: a known name, and the column of the table that is read for it."""
+    if columns is None:
+        return {}
+    if not isinstance(columns, Mapping):
+        raise EffaceError(
+            f"data.columns cannot be {columns!r}.",
+            remedy="Write --set data.columns.caption=NAME, with a column's name.",
+        )
+    for name, column in columns.items():
+        if name not in MANIFEST_COLUMNS:
+            raise EffaceError(
+                f"data.columns maps '{name}', which no manifest has.{suggest_name(name, MANIFEST_COLUMNS)}",
+                f"Known: {', '.join(MANIFEST_COLUMNS)}.",
+                "Write it as data.columns.caption=NAME: first the known name, then the column of the table.",
+            )
+        if column not in known:
+            raise EffaceError(
+                f"data.columns.{name} names '{column}', and {table} has no such column.",
+                f"It has: {', '.join(known)}.",
+            )
+    return dict(columns)
 
 
-def _parse_jsonl(text: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"Line {number}: {error}") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"Line {number} holds a {type(row).__name__}, not an object.")  # noqa: TRY004
-        rows.append(row)
-    return rows
-
-
-def _check_columns(table: Path, columns: set[str]) -> None:
-    """Raise if there is no column ``path``, or if a column looks like a misspelled one that would be ignored."""
-    for column in sorted(columns - set(MANIFEST_COLUMNS)):
-        suggestion = suggest_name(column.strip().lower(), MANIFEST_COLUMNS)
-        missing = [known for known in MANIFEST_COLUMNS if known not in columns and known in suggestion]
+def _check_columns(table: Path, columns: Sequence[str], mapping: Mapping[str, str]) -> list[str]:
+    """Raise if there is no column ``path``, or one looks misspelled; say which columns are not used."""
+    read = {name: mapping.get(name, name) for name in MANIFEST_COLUMNS}
+    unused = [column for column in columns if column not in read.values()]
+    for column in unused:
+        alike = difflib.get_close_matches(column.strip().lower(), MANIFEST_COLUMNS, 1, MISSPELLED)
+        missing = [known for known in alike if read[known] not in columns]
         if missing:
             raise EffaceError(
                 f"{table} has a column '{column}' but no '{missing[0]}'.",
                 "It would be ignored.",
-                f"Rename it to '{missing[0]}' if that is meant, or otherwise to a less similar name.",
+                f"If that is meant: rename it, or --set data.columns.{missing[0]}='{column}'. Otherwise give it a less "
+                "similar name.",
             )
-    if "path" not in columns:
+    if read["path"] not in columns:
         raise EffaceError(
             f"{table} has no column 'path'.",
             f"It has: {', '.join(sorted(columns))}.",
-            f"Known: {', '.join(MANIFEST_COLUMNS)}.",
+            f"Known: {', '.join(MANIFEST_COLUMNS)}. For another name: --set data.columns.path=NAME.",
         )
+    return (
+        [f"{table.name}: not used are the columns {quote_first(unused)} (data.columns can map them)."] if unused else []
+    )
 
 
-def _parse_row(table: Path, number: int, row: dict[str, Any]) -> ImageFile:
-    """Convert one row of a manifest."""
+def _parse_row(table: Path, number: int, row: dict[str, Any], mapping: Mapping[str, str]) -> ImageFile:
+    """Convert one row of a manifest. Spaces are part of keys and paths, and not of labels, captions and groups."""
     values: dict[str, str] = {}
     for column in MANIFEST_COLUMNS:
-        value = row.get(column)
+        value = row.get(mapping.get(column, column))
+        if isinstance(value, float) and value != value:
+            value = None  # as pandas writes a missing value
         if isinstance(value, (dict, list, float, bool)):
             raise EffaceError(f"Item {number} of {table} has the {column} {value!r}.", "It should be text.")
-        values[column] = "" if value is None else str(value).strip()
-    if not values["path"] or ("key" in row and not values["key"]):
-        raise EffaceError(f"Item {number} of {table} has no {'key' if values['path'] else 'path'}.")
-    path = table.parent / Path(values.pop("path")).expanduser()
-    return ImageFile(**(values | {"key": values["key"] or str(row["path"]).strip()}), path=path)
+        text = "" if value is None else str(value)
+        values[column] = text if column in ("key", "path") else text.strip()
+    written, has_key = values.pop("path"), mapping.get("key", "key") in row
+    if not written.strip() or (has_key and not values["key"].strip()):
+        raise EffaceError(f"Item {number} of {table} has no {'key' if written.strip() else 'path'}.")
+    if "\0" in written:
+        raise EffaceError(f"Item {number} of {table} has a path with a NUL character.")
+    path = table.parent / Path(written).expanduser()
+    if written != written.strip() and not path.exists():
+        written = written.strip()
+        path = table.parent / Path(written).expanduser()
+    if not written.isascii() and not path.exists():
+        forms = {Path(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD")}
+        existing = [form for form in forms if form.exists()]
+        path = existing[0] if len(existing) == 1 else path
+    return ImageFile(**(values | {"key": values["key"] or written}), path=path)
+
+
+def _read_labels(items: Sequence[ImageFile], unknown: Any, name: str) -> list[ImageFile]:
+    """Empty the labels that ``unknown`` lists; refuse others that likely stand for none."""
+    listed = [] if unknown is None else unknown if isinstance(unknown, (list, tuple)) else [unknown]
+    none = {str(value) for value in listed}
+    numbers = {read_number(value) for value in none} - {None}
+    found = [
+        replace(item, label="") if item.label in none or read_number(item.label) in numbers else item for item in items
+    ]
+    refuse_unknown_names((item.label for item in found), (), name)
+    return found
 
 
 SOURCES: dict[str, Callable[..., Data]] = {

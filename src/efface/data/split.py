@@ -56,8 +56,9 @@ class Split:
     """Forgotten by earlier requests: no longer trained on, but not non-members either."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """How the split was made: ``selector``, ``seed``, ``random``, ``matched`` (``class``, ``group`` or None), ``sizes``
-    and ``warnings``. After a forget request also ``copies`` (the first ones, with their keys); after several requests
-    also ``earlier`` (``selector``, ``random``, ``matched`` and ``count`` of each request before the last)."""
+    and ``warnings``. After a forget request also ``copies`` (the first ones, with their keys) and ``resolved`` (what
+    the selector stands for: see :func:`efface.data.selectors.describe_selection`); after several requests also
+    ``earlier`` (``selector``, ``random``, ``matched`` and ``count`` of each request before the last)."""
 
     @property
     def train(self) -> np.ndarray:
@@ -123,7 +124,7 @@ class Split:
         except EffaceError as error:
             raise EffaceError(
                 "The stored split does not fit the data.",
-                error.what,
+                f"{error.what} {error.why}",
                 "Load the data that the split was made from, with the same source and the same options.",
             ) from error
         split = Split(**found, provenance=dict(stored.get("provenance", {})))
@@ -312,6 +313,7 @@ def select_forget_set(
         matched=matched,
         warnings=warnings,
         copies=[vars(copy) for copy in copies[:LISTED]],
+        resolved=chosen.facts(),
         **({"earlier": _list_requests(split)} if len(earlier) else {}),
     )
     result.check(len(data))

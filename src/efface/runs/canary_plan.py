@@ -13,7 +13,7 @@ from efface import stats
 from efface.auditing.attacks import canary_guessing
 from efface.data import canaries
 from efface.data.dataset import quote_first
-from efface.data.selectors import read_keys
+from efface.data.selectors import find_keys, read_keys
 from efface.data.sources import load
 from efface.errors import EffaceError
 
@@ -81,11 +81,12 @@ def plan_canaries(
     pool = np.arange(len(data)) if data.official is None else np.flatnonzero(data.official != "test")
     names = data.keys[pool].tolist()
     if keys is not None:
-        wanted, available = read_keys(keys, data), set(names)
+        wanted = data.keys[find_keys(data, read_keys(keys, data).ids, keys)[0]].tolist()
+        available = set(names)
         absent = [key for key in wanted if key not in available]
         if absent:
             raise EffaceError(
-                f"{len(absent)} of the keys in {keys} are not in {data.name}.", f"Such as {quote_first(absent)}."
+                f"{len(absent)} of the keys in {keys} are in the official test set.", f"Such as {quote_first(absent)}."
             )
         names = wanted
     elif count is None:

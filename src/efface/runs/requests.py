@@ -126,6 +126,8 @@ class UnlearnRequest(Common, VerbRequest):
     """The method; None for ``auto``: chosen by unseen examples."""
     forget_seed: int | None = None
     """Seed of a random selector; by default the original's seed, so that another ``seed`` forgets the same examples."""
+    allow_duplicates: bool = False
+    """Keep training on exact copies of listed examples, with a warning; by default they are an error."""
     stop: StoppingRule | None = None
     """When to stop early; None: run the method to its end."""
     budget: str | float | None = None
@@ -138,8 +140,8 @@ class UnlearnRequest(Common, VerbRequest):
         """Build the request from the settings of ``efface unlearn``.
 
         Args:
-            settings: forget, forget_seed, method, stop, budget, seed, device, bf16; for a foreign checkpoint also the
-                fields of :class:`ForeignOptions`.
+            settings: forget, forget_seed, allow_duplicates, method, stop, budget, seed, device, bf16; for a foreign
+                checkpoint also the fields of :class:`ForeignOptions`.
             foreign: Whether the start is another library's checkpoint.
 
         Raises:
@@ -156,11 +158,15 @@ class UnlearnRequest(Common, VerbRequest):
                 remedy="Add --forget IDS, as in --forget @random:0.1.",
             )
         stop, draw = settings.get("stop"), settings.get("forget_seed")
+        copies = settings.get("allow_duplicates") or False
+        if not isinstance(copies, bool):
+            raise EffaceError(f"The setting 'allow_duplicates' cannot be {copies!r}.", "It is true or false.")
         return cls(
             **vars(common),
             forget=str(settings["forget"]),
             method=method,
             forget_seed=None if draw is None else int(draw),
+            allow_duplicates=copies,
             stop=None if stop is None else config.build(StoppingRule, stop, path="stop."),
             budget=settings.get("budget"),
             foreign=config.build(ForeignOptions, select_settings(settings, ForeignOptions)) if foreign else None,

@@ -10,6 +10,7 @@ import yaml
 
 from efface import api, config
 from efface.data.dataset import Data
+from efface.data.selectors import describe_selection
 from efface.data.split import Split, select_forget_set
 from efface.errors import EffaceError
 from efface.files import EPOCH
@@ -51,6 +52,8 @@ def pretrain_run(
     progress, request = progress or Progress(), PretrainRequest.of(request)
     common = request.resolve()
     data = load_data({"data": request.data})
+    for note in data.notes:
+        progress.say(note)
     split = request.sizes.divide(data, common.seed)
     recipe = build_recipe(data, request.objective, request.recipe)
     stored = {
@@ -86,8 +89,8 @@ def unlearn_run(
         start: A run folder, or another library's checkpoint. The result of a foreign checkpoint is also written in its
             own layout, into ``out/foreign``.
         out: The run folder to write.
-        request: An :class:`UnlearnRequest`, or a mapping with its fields: forget, forget_seed, method, stop, budget,
-            seed, device, bf16; for a foreign checkpoint also those of :class:`ForeignOptions`.
+        request: An :class:`UnlearnRequest`, or a mapping with its fields: forget, forget_seed, allow_duplicates,
+            method, stop, budget, seed, device, bf16; for a foreign checkpoint also those of :class:`ForeignOptions`.
         force: Replace ``out`` if it exists.
         progress: Receives steps and messages.
 
@@ -111,19 +114,22 @@ def unlearn_run(
         if foreign.check:
             require_trained_encoder(start, checkpoint, data, base, common)
     forget_seed = checkpoint.seed if request.forget_seed is None else request.forget_seed
-    split = select_forget_set(base, data, request.forget, forget_seed)
+    split = select_forget_set(base, data, request.forget, forget_seed, allow_duplicates=request.allow_duplicates)
     stored = {
         "verb": "unlearn",
         "from": str(start.resolve()),
         "parent": checkpoint.model.digest(),
         "forget": request.forget,
         "forget_seed": forget_seed,
+        **({"allow_duplicates": True} if request.allow_duplicates else {}),
         "method": {"name": plugins.AUTO} if method is None else config.dump(method, {Method: METHODS}),
         **({} if request.stop is None else {"stop": config.dump(request.stop)}),
         **({} if request.budget is None else {"budget": request.budget}),
         **inherited,
         **vars(common),
     }
+    for note in (*data.notes, *describe_selection(split.provenance["resolved"])):
+        progress.say(note)
     for warning in split.provenance.get("warnings", []):
         progress.say(str(warning))
     with create_run_folder(out, _as_yaml(stored), force=force) as folder:

@@ -7,14 +7,15 @@ the rows of before and after are matched by key. Pickled content is refused.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from efface.data.dataset import quote_first
+from efface.data.array_files import ARRAY_ERRORS, read_npy, read_npz
+from efface.data.names import quote_first
+from efface.data.text_files import as_texts
 from efface.errors import EffaceError
 
 KNOWN = ("forget", "control", "forget_keys", "control_keys")
@@ -72,7 +73,8 @@ def read_embeddings(path: Path, views: int | None = None) -> dict[str, Embedding
                 f"{path}: {part}_keys does not name the {len(z)} items of {part} once each.",
                 f"Its shape is {keys.shape}, with {len(np.unique(keys))} different keys.",
             )
-        names = np.arange(len(z)).astype(str) if keys is None else keys.astype(str)
+        listed = None if keys is None else as_texts(keys.tolist(), f"{part}_keys", str(path))
+        names = np.arange(len(z)).astype(str) if listed is None else np.array(listed)
         found[part] = EmbeddingSet(z, names, keys is not None)
     return found
 
@@ -163,15 +165,10 @@ def _single_view_error(stored: np.ndarray, views: int | None, name: str) -> Effa
 
 def _arrays(path: Path) -> Mapping[str, np.ndarray]:
     try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                stored = {name: file[name] for name in file.files}
-        else:
-            loaded = np.load(path, allow_pickle=False)
-            stored = {"forget": loaded} if isinstance(loaded, np.ndarray) else {}
+        stored = read_npz(path)[0] if path.suffix == ".npz" else {"forget": read_npy(path)}
     except FileNotFoundError:
         raise EffaceError(f"There is no file {path}.", remedy="Check the path.") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except ARRAY_ERRORS as error:
         raise EffaceError(
             f"{path} cannot be read as an array of numbers.",
             f"It is truncated, pickled or another kind of file: {error}",

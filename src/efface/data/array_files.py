@@ -1,0 +1,152 @@
+"""Read .npz and .npy files of plain arrays; sizes are checked before memory is taken. NumPy only.
+
+The header of an array says how large it will be, and whoever wrote the file can make it say anything. It must agree
+with the length of what is stored, and with the memory of this machine.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import lzma
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Collection
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from efface.errors import EffaceError
+
+LONGEST_HEADER = 2**16
+"""Longest header of an array, in bytes; NumPy's own headers have about 128."""
+USABLE = 0.8
+"""Share of the free memory that the arrays of a file may take."""
+
+
+def free_memory() -> int:
+    """Return how many bytes of memory can be taken, as far as the system says; else 8 GiB."""
+    found: list[int] = []
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").split("\n")
+        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    with contextlib.suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text(encoding="ascii"))
+        found.append(max(0, limit - int((group / "memory.current").read_text(encoding="ascii"))))
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return min(found, default=8 * 2**30)
+
+
+def read_npz(path: Path, names: Collection[str] | None = None) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Read the arrays of an .npz file.
+
+    Args:
+        path: The file.
+        names: The arrays to read; by default all.
+
+    Returns:
+        The arrays by name, and the names of all arrays in the file.
+
+    Raises:
+        ValueError: The file is damaged, contains Python objects, or needs more memory than there is.
+        OSError: It cannot be opened.
+
+    """
+    with open(path, "rb") as opened, zipfile.ZipFile(opened) as archive:
+        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        if len(members) < len(archive.infolist()):
+            raise ValueError("two of its arrays have the same name")
+        chosen = {name: info for name, info in members.items() if names is None or name in names}
+        total = 0
+        for name, info in chosen.items():
+            with archive.open(info) as file:
+                total += _check_array(file, info.file_size, name)
+            _check_memory(total)
+        arrays: dict[str, np.ndarray] = {}
+        for name, info in chosen.items():
+            with archive.open(info) as file:
+                arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
+    return arrays, list(members)
+
+
+def read_npy(path: Path) -> np.ndarray:
+    """Read the array of an .npy file; see :func:`read_npz`."""
+    with open(path, "rb") as file:
+        _check_memory(_check_array(file, os.fstat(file.fileno()).st_size, path.name))
+        file.seek(0)
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def unreadable_arrays_error(path: Path | str, error: Exception, remedy: str) -> EffaceError:
+    """Build the error for a file that :func:`read_npz` or :func:`read_npy` refused."""
+    return EffaceError(
+        f"{path} cannot be read as plain arrays.",
+        f"It is damaged, too large, or contains Python objects, which are never loaded: {error}",
+        remedy,
+    )
+
+
+ARRAY_ERRORS = (
+    OSError,
+    ValueError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    NotImplementedError,
+    RuntimeError,
+    MemoryError,
+)
+"""What reading a damaged or hostile file of arrays can raise."""
+
+
+def _check_array(file: IO[bytes], stored: int, name: str) -> int:
+    """Check the header of an array against the ``stored`` bytes, and return the bytes that the array takes."""
+    start = file.read(8)
+    if len(start) < 8 or start[:6] != np.lib.format.MAGIC_PREFIX or start[6] not in (1, 2, 3):
+        raise ValueError(f"'{name}' is not an array")
+    width = 2 if start[6] == 1 else 4
+    length = int(struct.unpack("<H" if width == 2 else "<I", file.read(width).ljust(width, b"\0"))[0])
+    if length > min(LONGEST_HEADER, stored):
+        raise ValueError(f"the header of '{name}' claims {length} bytes")
+    header = _parse_header(file.read(length), start[6], name)
+    try:
+        dtype: Any = np.lib.format.descr_to_dtype(header["descr"])
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        raise ValueError(f"the header of '{name}' claims a type that is unknown") from error
+    if dtype.hasobject:
+        raise ValueError(f"'{name}' holds Python objects")
+    if not dtype.itemsize:
+        raise ValueError(f"the items of '{name}' have no bytes")
+    count = 1
+    for side in header["shape"]:
+        if not isinstance(side, int) or side < 0:
+            raise ValueError(f"the header of '{name}' claims the shape {header['shape']}")
+        count *= side
+    size = count * dtype.itemsize
+    if size != stored - 8 - width - length:
+        raise ValueError(f"the header of '{name}' claims {size} bytes, but {stored - 8 - width - length} are stored")
+    return size
+
+
+def _parse_header(header: bytes, version: int, name: str) -> dict[str, Any]:
+    try:
+        parsed = ast.literal_eval(header.decode("latin1" if version < 3 else "utf-8").strip())
+    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+        raise ValueError(f"the header of '{name}' is damaged") from error
+    if not isinstance(parsed, dict) or set(parsed) != {"descr", "fortran_order", "shape"}:
+        raise ValueError(f"the header of '{name}' is damaged")
+    if not isinstance(parsed["shape"], tuple):
+        raise ValueError(f"the header of '{name}' is damaged")  # noqa: TRY004
+    return parsed
+
+
+def _check_memory(size: int) -> None:
+    free = free_memory()
+    if size > USABLE * free:
+        raise ValueError(f"it takes {size / 2**30:.1f} GB of memory, and {free / 2**30:.1f} GB are free")
