@@ -155,7 +155,7 @@ def test_shapes_alone_show_both_towers_but_not_the_heads(library_model, tmp_path
     seen = read_foreign(file_of(library_model, tmp_path / "run"))
     found, text = guess_architecture(seen), read_text_tower(seen)
     assert found.size == (8, 8) and found.backbone.options["width"] == 16 and found.backbone.options["layers"] == 1
-    assert "heads 64 wide" in found.notes[0]
+    assert found.unshown == ("backbone.options.head_width", "objective.text.options.heads")
     assert text["dim"] == 6 and text["text"]["options"]["context_length"] == 8
     assert not seen.part(Role.EXTRAS)
 
