@@ -30,9 +30,8 @@ RESNETS: dict[tuple[tuple[int, ...], int, int], str] = {
 }
 """Blocks per stage, then (0, width) of basic blocks or (inner width, groups) of bottlenecks, to torchvision's name."""
 HEADS = {
-    192: 3, 256: 4, 320: 5,
-    384: 6, 512: 8, 640: 10, 768: 12, 1024: 16, 1152: 16, 1280: 16, 1408: 16, 1536: 24, 1664:
-    16,
+    192: 3, 256: 4, 320: 5, 384: 6, 512: 8, 640: 10, 768: 12,
+    1024: 16, 1152: 16, 1280: 16, 1408: 16, 1536: 24, 1664: 16,
 }  # fmt: skip
 """Width to attention heads in the Vision Transformers of timm, torchvision and DINO; no weight shows heads."""
 TORCHVISION_VITS = {

@@ -102,8 +102,7 @@ def find_pairs(section: State, main: State, required: set[str], *, partial: bool
 
 
 def split_modules(names: Mapping[str, str], weights: State) -> dict[str, str]:
-    """Give averaged modules within one state dict names as if they were a section: ``ema.module.x`` to
-    ``ema/module.x``.
+    """Name averaged modules within a state dict as if they were sections: ``ema.module.x`` becomes ``ema/module.x``.
 
     Args:
         names: Name in the file to clean name.

@@ -140,7 +140,7 @@ class SafetensorsFile:
         target = folder / self.path.name
         copy_sidecars(self.path, folder)
         if without:
-            kept = {name: changed.get(name, value) for name, value in self.state.items() if name not in without}
+            kept = {n: changed.get(n, old).cpu().contiguous() for n, old in self.state.items() if n not in without}
             save_file(kept, target, metadata=self.header.get("__metadata__"))
             return {}
         shutil.copyfile(self.path, target)

@@ -245,7 +245,7 @@ class _TensorExporter:
         if place.role in (Role.BACKBONE, Role.HEAD, Role.TEXT, Role.SCALE):
             raise EffaceError(
                 f"'{place.name}' of the {place.role} in {self.foreign.path} cannot be written back.",
-                f"The unlearned model has no such tensor of shape {tuple(old.shape)}; random values would take its place.",
+                f"The unlearned model has none of shape {tuple(old.shape)}; random values would take its place.",
                 "Bring the file that the model was made from.",
             )
         self.note(place, AFRESH, named=True)

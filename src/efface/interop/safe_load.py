@@ -29,11 +29,11 @@ OTHER_FILES = {
 }
 """First bytes, in lower case, of files that are often mistaken for checkpoints, and what they are."""
 OTHER_ARCHIVES = {
-    "constants.pkl": "a TorchScript archive (torch.jit.save): code of the network, and its weights. Where you trust the "
-    'file, write its state dict and use that: python -c "import torch; '
+    "constants.pkl": "a TorchScript archive (torch.jit.save): code, and the weights. Where you trust it, "
+    'write its state dict and use that: python -c "import torch; '
     "torch.save(torch.jit.load('{path}', map_location='cpu').state_dict(), '{stem}_state.pth')\"",
-    "archive_format": "an exported program (torch.export.save): a graph of the network, and its weights. Where you trust "
-    'the file, write its state dict and use that: python -c "import torch; '
+    "archive_format": "an exported program (torch.export.save): a graph, and its weights. Where you trust it, "
+    'write its state dict and use that: python -c "import torch; '
     "torch.save(dict(torch.export.load('{path}').state_dict), '{stem}_state.pth')\"",
     "model.weights.h5": "a Keras archive. Convert it to safetensors with the library that wrote it.",
     ".npy": "an archive of NumPy arrays. Write them with safetensors.numpy.save_file, under the names of the network.",

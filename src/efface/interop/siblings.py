@@ -1,4 +1,4 @@
-"""Other files that may remember the same images: copies of the network beside a checkpoint, and those its callbacks name."""
+"""Other files that may remember the same images: copies of the network beside a checkpoint, and in its callbacks."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from argparse import Namespace
 from collections.abc import Mapping
@@ -29,10 +28,10 @@ def available_memory() -> int | None:
     """Return the bytes of memory that this machine can still give; ``None`` where it does not say."""
     found: list[int] = []
     for name in MEMORY_FILES:
-        if os.path.isfile(name):
+        if Path(name).is_file():
             text = Path(name).read_text(encoding="ascii").strip()
             found += [int(text)] if text.isdigit() else []
-    if os.path.isfile("/proc/meminfo"):
+    if Path("/proc/meminfo").is_file():
         rows = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
         found += [int(rows["MemAvailable"].split()[0]) * 1024] if "MemAvailable" in rows else []
     return min(found, default=None)

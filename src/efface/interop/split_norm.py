@@ -13,7 +13,7 @@ STATISTICS = ("running_mean", "running_var")
 
 
 def fold_splits(name: str, stored: Tensor, shape: torch.Size) -> Tensor:
-    """Return the average over the splits for statistics that are a multiple of ``shape``, and any other tensor as it is."""
+    """Return the average over the splits of statistics that are a multiple of ``shape``, any other tensor as it is."""
     return stored.view(-1, *shape).mean(0) if _is_multiple(name, stored.shape, shape) else stored
 
 
