@@ -129,6 +129,42 @@ def test_an_average_within_one_state_dict(pictures: Path, tmp_path: Path):
     assert accuracy(both.get_submodule("ema")) > 0.9
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_lightnings_average(pictures: Path, tmp_path: Path):
+    """Its callback keeps the average as ``state_dict``, what was trained as ``current_model_state``, and a counter."""
+    lightning = pytest.importorskip("pytorch_lightning")
+    from pytorch_lightning.callbacks import EMAWeightAveraging
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = wrapped.classifier()
+
+        def training_step(self, batch: Any, index: int) -> torch.Tensor:
+            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=1e-3)
+
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*images()), batch_size=30)
+    trainer = lightning.Trainer(
+        max_epochs=1, callbacks=[EMAWeightAveraging(decay=0.9)], logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
+    )  # fmt: skip
+    trainer.fit(Module(), loader)
+    path = tmp_path / "lightning.ckpt"
+    trainer.save_checkpoint(path)
+    before = torch.load(path, weights_only=False)
+    unlearn(path, pictures, tmp_path / "out")
+    after = handed_back(path, tmp_path / "out")
+    module = Module()
+    module.load_state_dict(after["state_dict"])
+    assert accuracy(module.net) > 0.9 and set(before["current_model_state"]) == set(after["current_model_state"])
+    module.load_state_dict({k.removeprefix("_orig_mod."): v for k, v in after["current_model_state"].items()})
+    same_function(module.net, alone({k.removeprefix("net."): v for k, v in after["state_dict"].items()}))
+    assert torch.equal(after["averaging_state"]["n_averaged"], before["averaging_state"]["n_averaged"])
+
+
 def test_mmengines_average(pictures: Path, tmp_path: Path):
     path = wrapped.mmengine_ema(tmp_path).path
     before = torch.load(path)

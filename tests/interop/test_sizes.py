@@ -178,6 +178,19 @@ def test_configurations_beside_the_weights(tmp_path: Path, content: str):
     refused(tmp_path / "x.pth", "args.json cannot be read")
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("config.json", {"pretrained_cfg": "abc"}),
+     ("config.json", {"pretrained_cfg": {"mean": [None] * 3, "std": [1] * 3}}),
+     ("config.json", {"model_type": "vit", "num_channels": "x"}), ("open_clip_config.json", {"preprocess_cfg": 3}),
+     ("config.json", {"model_type": "vit", "hidden_size": None})],
+)  # fmt: skip
+def test_configurations_with_values_of_another_kind(tmp_path: Path, name: str, content: Any):
+    case = foreign.solo_moco(tmp_path)
+    (tmp_path / name).write_text(json.dumps(content))
+    refused(case.path, f"{name}.* cannot be understood")
+
+
 def test_a_configuration_of_a_terabyte(tmp_path: Path):
     torch.save(tensors(), tmp_path / "x.pth")
     with (tmp_path / "args.json").open("wb") as file:

@@ -15,10 +15,11 @@ from efface.interop.architecture import IMAGENET, guess_architecture
 from efface.interop.checkpoint_file import read_foreign
 from efface.interop.inspect import inspect_checkpoint
 from efface.interop.layouts import Role
+from efface.interop.recipe import require_stated
 from efface.runs.run import load_data
 from tests import foreign, wrapped
 from tests.adoption import drawn, imported, moco_file, trained, unlearn
-from tests.foreign import Owner
+from tests.foreign import Owner, own
 from tests.wrapped import Classifier, Normalized, accuracy, classifier
 
 
@@ -45,6 +46,22 @@ class TestSalUn:
         x, y = (torch.from_numpy(part) for part in drawn())
         assert torch.equal(net.normalize.mean.flatten(), torch.tensor(IMAGENET[0]))  # pyright: ignore
         assert float((net.eval()(x.float() / 255).argmax(1) == y).float().mean()) > 0.9
+
+    def test_in_an_average_and_in_momentum_encoders_too(self, pictures: Path, tmp_path: Path):
+        net = classifier(Normalized)
+        content = {"model": net.state_dict(), "model_ema": wrapped.averaged(net).state_dict()}
+        torch.save(content, tmp_path / "both.pth")
+        unlearn(tmp_path / "both.pth", pictures, tmp_path / "out")
+        state = after(tmp_path / "both.pth", tmp_path / "out")
+        again = torch.optim.swa_utils.AveragedModel(Normalized(), use_buffers=True)
+        again.load_state_dict(state["model_ema"])
+        assert torch.equal(again.module.conv1.weight, state["model"]["conv1.weight"])  # pyright: ignore
+        moco = torch.load(moco_file(trained("moco", queue=24), tmp_path), weights_only=True)
+        for part in ("encoder_q", "encoder_k"):
+            moco["state_dict"] |= {f"module.{part}.normalize.{k}": v for k, v in own(net.normalize).items()}  # pyright: ignore
+        torch.save(moco, tmp_path / "moco.pth.tar")
+        unlearn(tmp_path / "moco.pth.tar", pictures, tmp_path / "moco")
+        assert list(after(tmp_path / "moco.pth.tar", tmp_path / "moco")["state_dict"]) == list(moco["state_dict"])
 
     @pytest.mark.parametrize(
         ("names", "scale"),
@@ -127,6 +144,29 @@ class TestLightly:
         theirs.load_state_dict(after(tmp_path / "model.pth", tmp_path / "out")["resnet18_parameters"])
         torch.testing.assert_close(theirs.eval()(x).flatten(1), made.model.eval().backbone(x))
         assert not torch.allclose(theirs(x).flatten(1), expected)
+
+    def test_moco_with_split_batch_norm(self, pictures: Path, tmp_path: Path):
+        from lightly.models import ResNetGenerator
+        from lightly.models.modules.heads import MoCoProjectionHead
+
+        def build() -> nn.Module:
+            nets = [ResNetGenerator("resnet-9", width=1 / 8, num_splits=2) for _ in "qk"]
+            bodies = [nn.Sequential(*list(net.children())[:-1], nn.AdaptiveAvgPool2d(1)) for net in nets]
+            heads = [MoCoProjectionHead(64, 16, 8) for _ in "qk"]
+            return Owner(
+                backbone=bodies[0], projection_head=heads[0],
+                backbone_momentum=bodies[1], projection_head_momentum=heads[1],
+            )  # fmt: skip
+
+        net, x = build(), torch.rand(16, 3, 8, 8)
+        net.get_submodule("backbone").train()(x)
+        torch.save(foreign.lightning(net), tmp_path / "moco.ckpt")
+        made = unlearn(tmp_path / "moco.ckpt", pictures, tmp_path / "out", check=False)
+        again = build()
+        again.load_state_dict(after(tmp_path / "moco.ckpt", tmp_path / "out")["state_dict"])
+        for name in ("backbone", "backbone_momentum"):
+            theirs = again.eval().get_submodule(name)(x).flatten(1)
+            torch.testing.assert_close(theirs, made.model.eval().backbone(x))
 
     def test_its_classifier(self, pictures: Path, tmp_path: Path):
         path = wrapped.sequential_classifier(tmp_path).path
@@ -254,4 +294,9 @@ class TestOpenClip:
         found = _guess_open_clip(shapes, seen)
         assert found is not None and {"open_clip:ViT-B-32", "open_clip:ViT-B-32-quickgelu"} <= set(found.alternatives)
         assert not any("B-16" in name or "256" in name for name in found.alternatives)
-        assert found.unshown == ("backbone.options.head_width", "objective.text.options.heads")
+        asked = "options.head_width", "options.quick_gelu"
+        assert {f"backbone.{one}" for one in asked} < set(found.unshown) and len(found.unshown) == 4
+        with pytest.raises(EffaceError, match=r"ViT-B-32.*recipe.backbone.name=\S+ --set recipe.objective.text.name="):
+            require_stated(seen, found, "clip", {})
+        named = {"backbone": {"name": "open_clip:ViT-B-32"}, "objective": {"text": {"name": "open_clip:ViT-B-32"}}}
+        require_stated(seen, found, "clip", named)

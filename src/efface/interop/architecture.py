@@ -10,8 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
+from efface.errors import EffaceError
 from efface.interop.checkpoint_file import ForeignCheckpoint
 from efface.interop.layouts import Role
+from efface.interop.open_clip_models import count_open_clip_blocks, find_open_clip_names
+from efface.interop.sidecars import SIDECARS
 from efface.training.networks import huggingface
 from efface.training.networks.backbones import BLOCKS, Backbone
 
@@ -96,6 +99,20 @@ def guess_architecture(foreign: ForeignCheckpoint) -> GuessedArchitecture:
         Backbone(name='torchvision:resnet18', ...)
 
     """
+    try:
+        return _guess(foreign)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        stated = [name for name in foreign.meta if name in SIDECARS]
+        if not stated:
+            raise
+        raise EffaceError(
+            f"{', '.join(stated)} beside {foreign.path} cannot be understood.",
+            f"Its values are not of the kind that its library writes: {error}.",
+            "Fetch it again, or remove it and state its settings.",
+        ) from error
+
+
+def _guess(foreign: ForeignCheckpoint) -> GuessedArchitecture:
     weights = foreign.part(Role.BACKBONE)
     shapes = {name: tuple(value.shape) for name, value in weights.items()}
     channels = next((shape[1] for shape in shapes.values() if len(shape) == 4), 3)
@@ -197,13 +214,15 @@ def _guess_open_clip(shapes: Shapes, foreign: ForeignCheckpoint) -> GuessedArchi
     side = math.isqrt(shapes["positional_embedding"][0] - 1) * patch
     stated = read_model_cfg(foreign)
     options: dict[str, Any] = dict(stated.get("vision_cfg") or {})
-    depth, hidden = _depth(shapes), shapes["transformer.resblocks.0.mlp.c_fc.weight"][0]
+    depth, hidden = count_open_clip_blocks(shapes), shapes["transformer.resblocks.0.mlp.c_fc.weight"][0]
     source, unshown, names = "its configuration", (), ()
     if not options:
         source = "shapes alone: GELU is assumed (quick_gelu: true for OpenAI's own weights)"
         unshown = ("backbone.options.head_width",)
         unshown += ("objective.text.options.heads",) if foreign.part(Role.TEXT) else ()
-        names = _find_open_clip_names(shapes, foreign)
+        text = {name: tuple(value.shape) for name, value in foreign.part(Role.TEXT).items()}
+        names, ambiguous = find_open_clip_names(shapes, text)
+        unshown += tuple(f"{path.rpartition('.')[0]}.quick_gelu" for path in unshown) if ambiguous else ()
         options = {"width": width, "layers": depth, "patch_size": patch, "mlp_ratio": hidden / width}
     options |= {"image_size": side, **({"quick_gelu": True} if stated.get("quick_gelu") else {})}
     return GuessedArchitecture(
@@ -215,29 +234,6 @@ def _guess_open_clip(shapes: Shapes, foreign: ForeignCheckpoint) -> GuessedArchi
         alternatives=names,
         notes=(f"image and text tower from {source}",),
     )
-
-
-def _find_open_clip_names(shapes: Shapes, foreign: ForeignCheckpoint) -> tuple[str, ...]:
-    """List open_clip's models whose towers have the widths, depths and patches of a file."""
-    try:
-        import open_clip  # an optional dependency, slow to import
-    except ImportError:
-        return ()
-    text = {name: tuple(value.shape) for name, value in foreign.part(Role.TEXT).items()}
-    width, _, patch, _ = shapes["conv1.weight"]
-    sizes = {"width": width, "layers": _depth(shapes), "patch_size": patch}
-    sizes |= {"image_size": math.isqrt(shapes["positional_embedding"][0] - 1) * patch}
-    words = {}
-    if {"token_embedding.weight", "positional_embedding"} <= text.keys():
-        words = dict(zip(("vocab_size", "width"), text["token_embedding.weight"], strict=True))
-        words |= {"layers": _depth(text), "context_length": text["positional_embedding"][0]}
-    found: list[str] = []
-    for name in open_clip.list_models():
-        config: Any = open_clip.get_model_config(name)
-        towers = ((sizes, config["vision_cfg"], {"layers": 12, "width": 768}), (words, config["text_cfg"], {}))
-        if all((default | stated).get(key) == value for own, stated, default in towers for key, value in own.items()):
-            found.append(f"open_clip:{name}")
-    return tuple(found)
 
 
 def read_text_tower(foreign: ForeignCheckpoint) -> dict[str, Any]:
@@ -252,7 +248,12 @@ def read_text_tower(foreign: ForeignCheckpoint) -> dict[str, Any]:
     options: dict[str, Any] = dict(stated.get("text_cfg") or {})
     if not options:
         words, width = weights["token_embedding.weight"]
-        options = {"width": width, "vocab_size": words, "layers": _depth(weights), "heads": max(1, width // 64)}
+        options = {
+            "width": width,
+            "vocab_size": words,
+            "layers": count_open_clip_blocks(weights),
+            "heads": max(1, width // 64),
+        }
         options |= {"context_length": weights["positional_embedding"][0]}
     options |= {"quick_gelu": True} if stated.get("quick_gelu") else {}
     return {"dim": weights["text_projection"][1], "text": {"name": "open_clip:custom", "options": options}}
@@ -261,10 +262,6 @@ def read_text_tower(foreign: ForeignCheckpoint) -> dict[str, Any]:
 def read_model_cfg(foreign: ForeignCheckpoint) -> dict[str, Any]:
     """Return ``model_cfg`` of ``open_clip_config.json``; empty if there is none."""
     return (foreign.meta.get("open_clip_config.json") or {}).get("model_cfg") or {}
-
-
-def _depth(shapes: Shapes) -> int:
-    return 1 + max(int(m[1]) for name in shapes if (m := re.match(r"transformer\.resblocks\.(\d+)\.", name)))
 
 
 def _guess_resnet(shapes: Shapes, foreign: ForeignCheckpoint) -> GuessedArchitecture | None:

@@ -141,9 +141,10 @@ def recognize_names(state: State, meta: Mapping[str, Any]) -> tuple[dict[str, st
         renamed = {names[name]: split[name] for name in state}
         fixed = {renamed[name]: TensorPlace(Role.BOOKKEEPING, renamed[name]) for name in fixed}
         weights, names = {name: value for name, value in tensors.items() if name not in fixed}, split
-    buffers = find_normalization_buffers(weights)
-    if buffers is not None and not {"mean", "std", "backbone"} <= first_words(weights):
-        fixed |= {name: TensorPlace(Role.BUFFERS, kind) for name, kind in zip(buffers, NORMALIZATION, strict=True)}
+    if not {"mean", "std", "backbone"} <= first_words(weights):
+        for number, buffers in enumerate(find_normalization_buffers(weights)):
+            kinds = buffers if number else NORMALIZATION
+            fixed |= {name: TensorPlace(Role.BUFFERS, kind) for name, kind in zip(buffers, kinds, strict=True)}
         weights = {name: value for name, value in weights.items() if name not in fixed}
     layout = detect_layout(weights, meta)
     found = pair_sections(weights, layout)

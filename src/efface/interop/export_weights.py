@@ -115,7 +115,7 @@ def plan_export(foreign: ForeignCheckpoint, model: Model, averaged: AveragedWeig
         )
     notes: list[str] = []
     left_out = find_left_out(foreign, model, choice)
-    if foreign.layout.copies:
+    if foreign.layout.copies or (foreign.part(Role.MOMENTUM_ENCODER) and model.momentum_encoder is None):
         fate = {
             AveragedWeights.COPY: "becomes a copy of the unlearned network",
             AveragedWeights.START: "is what is unlearned; the trained weights become a copy of the result",

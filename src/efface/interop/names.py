@@ -71,24 +71,25 @@ def clean_names(state: State) -> dict[str, str]:
     return cleaned if len(set(cleaned.values())) == len(cleaned) else {name: name for name in state}
 
 
-def find_normalization_buffers(state: State) -> tuple[str, str] | None:
-    """Find the mean and the standard deviation of a normalization layer in front of the network.
+def find_normalization_buffers(state: State) -> list[tuple[str, str]]:
+    """Find the means and standard deviations of normalization layers in front of networks.
 
     Returns:
-        The two names; ``None`` if there is no such pair with one number for each channel of the images.
+        Pairs of names, each with one number for every channel of the images; that of the main section first.
 
     """
     channels = next((value.shape[1] for value in state.values() if value.dim() == 4), 0)
+    found: list[tuple[str, str]] = []
     for name, value in state.items():
-        owner, _, last = name.rpartition(".")
+        owner, _, last = name.rpartition(".") if "." in name else (*name.rpartition("/")[:2], name.rpartition("/")[2])
         if last not in MEAN_WORDS or value.numel() != channels or not value.is_floating_point():
             continue
-        if owner.rpartition(".")[2] not in (*NORMALIZATION_OWNERS, "", PARALLEL, "model", "net"):
+        if owner.rpartition("/")[2].rpartition(".")[2] not in (*NORMALIZATION_OWNERS, "", PARALLEL, "model", "net"):
             continue
-        other = f"{owner}.{STD_WORDS[MEAN_WORDS.index(last)]}".removeprefix(".")
+        other = name.removesuffix(last) + STD_WORDS[MEAN_WORDS.index(last)]
         if other in state and state[other].numel() == channels:
-            return name, other
-    return None
+            found.append((name, other))
+    return sorted(found, key=lambda names: "/" in names[0])
 
 
 def _without_words(name: str) -> str:

@@ -102,15 +102,16 @@ def require_stated(
         needed = [path for path in needed if not path.startswith("objective.")]
     if not needed:
         return
-    lines = " ".join(f"--set recipe.{path}=N" for path in needed)
+    lines = " ".join(f"--set recipe.{path}={'true' if path.endswith('gelu') else 'N'}" for path in needed)
     names = architecture.alternatives
     if names:
-        towers = "".join(f" --set recipe.{path.rpartition('.options.')[0]}.name={names[0]}" for path in needed)
+        owners = dict.fromkeys(path.rpartition(".options.")[0] for path in needed)
+        towers = "".join(f" --set recipe.{owner}.name={names[0]}" for owner in owners)
         known = f"Known networks of these shapes: {', '.join(names)}. "
         lines = f"{towers.strip()} (one of these), or {lines}"
     else:
         known = ""
-    words = " and ".join(path.rpartition(".")[2] for path in needed)
+    words = " and ".join(dict.fromkeys(path.rpartition(".")[2] for path in needed))
     raise EffaceError(
         f"The weights in {foreign.path} do not show {words}.",
         f"{known}A wrong value loads without an error and gives another network.",
