@@ -186,6 +186,53 @@ def test_a_copy_is_known_by_its_shapes_and_not_by_its_name(pictures: Path, tmp_p
     assert all(torch.equal(after[name][f"model.{k}"], v) for k, v in after["model"].items())
 
 
+@pytest.mark.parametrize(
+    ("trained_name", "averaged_name", "counters"),
+    [
+        ("online_model.", "ema_model.", ("initted", "step")),
+        ("student.", "teacher.", ()),
+        ("net.", "target.module.", ()),
+    ],
+)
+def test_an_average_by_any_name_within_one_state_dict(
+    pictures: Path, tmp_path: Path, trained_name: str, averaged_name: str, counters: tuple[str, ...]
+):
+    net = wrapped.classifier()
+    state = {f"{trained_name}{k}": v for k, v in net.state_dict().items()}
+    state |= {f"{averaged_name}{k}": v + 0.1 if v.is_floating_point() else v for k, v in net.state_dict().items()}
+    torch.save(state | {name: torch.tensor(5) for name in counters}, tmp_path / "both.pth")
+    made = unlearn(tmp_path / "both.pth", pictures, tmp_path / "out")
+    after = handed_back(tmp_path / "both.pth", tmp_path / "out")
+    parts = [{k.removeprefix(n): v for k, v in after.items() if k.startswith(n)} for n in (trained_name, averaged_name)]
+    same_function(alone(parts[0]), alone(parts[1]))
+    assert accuracy(alone(parts[1])) > 0.9 and list(after) == [*state, *counters]
+    assert torch.equal(parts[0]["conv1.weight"], made.model.backbone.conv1.weight)  # pyright: ignore
+
+
+def test_an_average_of_parameters_alone(pictures: Path, tmp_path: Path):
+    net = wrapped.classifier()
+    shadow = {name: value.detach() + 0.1 for name, value in net.named_parameters()}
+    torch.save({"model": net.state_dict(), "shadow": shadow}, tmp_path / "shadow.pth")
+    unlearn(tmp_path / "shadow.pth", pictures, tmp_path / "out")
+    after = handed_back(tmp_path / "shadow.pth", tmp_path / "out")
+    assert set(after["shadow"]) == set(shadow)
+    assert all(torch.equal(value, after["model"][name]) for name, value in after["shadow"].items())
+    start = load_checkpoint(tmp_path / "shadow.pth", run.load_data({"data": str(pictures)}), averaged="start").model
+    assert torch.equal(start.head.weight, shadow["fc.weight"])  # pyright: ignore
+    assert torch.equal(start.backbone.bn1.running_mean, net.bn1.running_mean)  # pyright: ignore
+
+
+@pytest.mark.parametrize("nesting", ["module", "shadow_params"])
+def test_averages_that_are_nested_deeper_are_left_out_and_said(pictures: Path, tmp_path: Path, nesting: str):
+    net, said = wrapped.classifier(), []
+    inside = net.state_dict() if nesting == "module" else list(net.parameters())
+    torch.save({"model": net.state_dict(), "ema": {nesting: inside, "decay": 0.9}}, tmp_path / "deep.pth")
+    settings = {"data": str(pictures), "split": SPLIT, "forget": "@random:12", "method": QUICK, "device": "cpu"}
+    made = train.unlearn_run(tmp_path / "deep.pth", tmp_path / "out", settings, progress=run.Progress(say=said.append))
+    assert set(handed_back(tmp_path / "deep.pth", tmp_path / "out")) == {"model"}
+    assert made.purged["foreign.ema"].startswith("dropped") and any("left out" in s and ": ema" in s for s in said)
+
+
 def test_two_averages_of_one_network(pictures: Path, tmp_path: Path):
     net = wrapped.classifier()
     state = net.state_dict()

@@ -213,6 +213,16 @@ class TestHeads:
         body.fc = nn.Identity()
         torch.testing.assert_close(loaded.model.eval().head(loaded.model.backbone(x)), head(body(x)))
 
+    @pytest.mark.parametrize("name", ["linear", "clf", "model.logits"])
+    def test_by_any_name_beside_its_owner(self, pictures: Path, tmp_path: Path, name: str):
+        net = classifier()
+        top = "model." if name.startswith("model.") else ""
+        state = {f"{top}backbone.{k}": v for k, v in wrapped.split(net)[0].items()}
+        torch.save(state | {f"{name}.{k}": v for k, v in own(net.fc).items()}, tmp_path / "named.pth")
+        model = imported(tmp_path / "named.pth", pictures).model.eval()
+        x = torch.rand(4, 3, 8, 8)
+        torch.testing.assert_close(model.head(model.backbone(x)), net(x))
+
     def test_other_activations_can_be_stated(self, pictures: Path, tmp_path: Path):
         path = wrapped.mlp_head(tmp_path).path
         layers = ["none", "linear", "gelu", "none", "linear"]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from efface.interop.layouts.protocol import Layout, Role, State, TensorPlace, first_words
 from efface.interop.names import votes
+from efface.interop.split_norm import STATISTICS
 
 AVERAGED_NAMES = re.compile(r"(^|_)(ema|swa|averag\w*|avg|polyak|shadow|teacher|target|mean_teacher)(_|$)")
 """Names of sections and modules that hold an averaged copy."""
@@ -57,7 +58,7 @@ def pair_sections(weights: State, layout: Layout) -> PairedCopies:
         inside = {name.removeprefix(start): value for name, value in weights.items() if name.startswith(start)}
         if any(layout.ruled_place(start + name) for name in inside):
             continue
-        required = {name for name, value in main.items() if _is_backbone(layout, name) and votes(name, value)}
+        required = {name for name, value in main.items() if _is_backbone(layout, name) and is_required(name, value)}
         for name, original in find_pairs(inside, main, required).items():
             own = layout.place(original)
             place = TensorPlace(Role.MOMENTUM_ENCODER, f"{own.role}.{own.name}")
@@ -117,16 +118,24 @@ def split_modules(names: Mapping[str, str], weights: State) -> dict[str, str]:
     for word in words:
         rest = {n: v for n, v in weights.items() if "/" not in n and n.partition(".")[0] not in words}
         inside = {n.removeprefix(f"{word}."): v for n, v in weights.items() if n.startswith(f"{word}.")}
-        if rest and find_pairs(inside, rest, {name for name, value in rest.items() if votes(name, value)}):
+        if rest and find_pairs(inside, rest, {name for name, value in rest.items() if is_required(name, value)}):
             copies.append(word)
-    return {
-        raw: clean.replace(".", "/", 1) if clean.partition(".")[0] in copies and "." in clean else clean
-        for raw, clean in names.items()
-    }
+    return {raw: _as_section(clean) if clean.partition(".")[0] in copies else clean for raw, clean in names.items()}
+
+
+def _as_section(name: str) -> str:
+    """Return a name as if its first word were a section, which must not be taken for one of DINO's two."""
+    word, _, rest = name.partition(".")
+    return f"{'averaged_' if word in ('student', 'teacher') else ''}{word}/{rest}" if rest else name
 
 
 def _is_backbone(layout: Layout, name: str) -> bool:
     return layout.place(name).role is Role.BACKBONE
+
+
+def is_required(name: str, value: Tensor) -> bool:
+    """Whether a copy must have this tensor; some averages have parameters alone, without BatchNorm's statistics."""
+    return votes(name, value) and not name.endswith(STATISTICS)
 
 
 def _common_end(a: str, b: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from efface.errors import EffaceError
-from efface.interop.averages import pair_sections, split_modules
+from efface.interop.averages import is_required, pair_sections, split_modules
 from efface.interop.containers import Container, open_container
 from efface.interop.layouts import Layout, Role, State, TensorPlace, detect_layout
 from efface.interop.layouts.protocol import first_words
@@ -60,7 +60,8 @@ class ForeignCheckpoint:
 
         """
         averages = self.part(Role.MOMENTUM_ENCODER)
-        if not self.part(Role.BACKBONE).keys() <= {name.removeprefix("backbone.") for name in averages}:
+        needed = {f"backbone.{name}" for name, value in self.part(Role.BACKBONE).items() if is_required(name, value)}
+        if not needed <= averages.keys():
             raise EffaceError(
                 f"{self.path} has no averaged copy of its network to start from.",
                 f"Its parts: {', '.join(dict.fromkeys(str(place.role) for place in self.table.values()))}.",

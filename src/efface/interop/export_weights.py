@@ -129,6 +129,11 @@ def plan_export(foreign: ForeignCheckpoint, model: Model, averaged: AveragedWeig
             exporter.decide(place, foreign.container.state[name], ())
     if exporter.named.get(AFRESH):
         notes.append(f"trained parts that start afresh when it is handed back: {_modules(exporter.named[AFRESH])}")
+    entries = [name for name, fate in foreign.container.entries().items() if fate.startswith("dropped: it is not made")]
+    if entries:
+        notes.append(
+            f"entries that are left out when it is handed back, because they may hold anything: {', '.join(entries)}"
+        )
     unknown = [place.name for place in left_out if place.role is not Role.MOMENTUM_ENCODER]
     if unknown:
         notes.append(

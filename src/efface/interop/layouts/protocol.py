@@ -192,7 +192,7 @@ def build_head_rules(
     linear = [
         name.removesuffix(".weight")
         for name, value in state.items()
-        if name.endswith(".weight") and value.dim() == 2 and name.split(".")[0] in CLASSIFIER_NAMES
+        if name.endswith(".weight") and value.dim() == 2 and (separate or name.split(".")[0] in CLASSIFIER_NAMES)
     ]
     if not linear:
         return ()
