@@ -278,6 +278,19 @@ def test_momentum_networks_can_be_dropped_too(pictures: Path, tmp_path: Path):
     assert not any(".encoder_k." in name for name in after) and any(".encoder_q." in name for name in after)
 
 
+def test_momentum_networks_without_a_counterpart_are_left_out(pictures: Path, tmp_path: Path):
+    """mmselfsup's momentum encoder numbers its parts: nothing here has these names."""
+    path = wrapped.mmengine_ema(tmp_path).path
+    content = torch.load(path)
+    body = {k.removeprefix("backbone."): v for k, v in content["state_dict"].items() if k.startswith("backbone.")}
+    content["state_dict"] |= {f"momentum_encoder.module.0.{k}": v for k, v in body.items()}
+    torch.save(content, path)
+    made = unlearn(path, pictures, tmp_path / "out")
+    after = handed_back(path, tmp_path / "out")["state_dict"]
+    assert not any(k.startswith("momentum_encoder.") and v.dim() > 1 for k, v in after.items())
+    assert "the unlearned network has no such tensor" in made.purged["foreign.twin"]
+
+
 def test_a_safetensors_file_without_its_average(pictures: Path, tmp_path: Path):
     net = wrapped.classifier()
     state = {f"net.{k}": v for k, v in net.state_dict().items()}

@@ -232,7 +232,11 @@ def _guess_open_clip(shapes: Shapes, foreign: ForeignCheckpoint) -> GuessedArchi
         size=(side, side),
         unshown=unshown,
         alternatives=names,
-        notes=(f"image and text tower from {source}",),
+        notes=(
+            f"image and text tower from {source}",
+            *([f"no weight shows, so state: recipe.{', recipe.'.join(unshown)}"] if unshown else []),
+            *([f"known networks of these shapes: {', '.join(names)}"] if names else []),
+        ),
     )
 
 

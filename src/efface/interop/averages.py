@@ -18,7 +18,9 @@ from efface.interop.layouts.protocol import Layout, Role, State, TensorPlace, fi
 from efface.interop.names import votes
 from efface.interop.split_norm import STATISTICS
 
-AVERAGED_NAMES = re.compile(r"(^|_)(ema|swa|averag\w*|avg|polyak|shadow|teacher|target|mean_teacher)(_|$)")
+AVERAGED_NAMES = re.compile(
+    r"(^|_)(ema|swa|averag\w*|avg|polyak|shadow|teacher|target|mean_teacher)(_|$)", re.IGNORECASE
+)
 """Names of sections and modules that hold an averaged copy."""
 
 

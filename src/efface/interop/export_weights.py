@@ -30,6 +30,8 @@ HALF_PRECISION = (torch.float16, torch.bfloat16)
 AFRESH, COPIED = "started afresh", "copied from the unlearned network"
 RANDOM_WORDS = ("weight", "weight_v", "in_proj_weight")
 """Last words of the tensors of a layer that start from random values."""
+TRAINING_HEADS = ("head", "prototypes", "predictor")
+"""Parts of a momentum encoder that only training uses."""
 MAX_MODULES = 12
 """At most so many names of modules are listed in a note."""
 
@@ -161,7 +163,8 @@ def find_left_out(foreign: ForeignCheckpoint, model: Model, averaged: AveragedWe
             found[place] = "left out: no part of the unlearned model, and it may remember"
         elif place.role is Role.MOMENTUM_ENCODER and place not in foreign.layout.copies:
             part, _, own = place.name.partition(".")
-            if part == "backbone" and f"backbone.{own}" not in state and places[place].is_floating_point():
+            missing = part not in TRAINING_HEADS and f"{part}.{own}" not in state
+            if missing and places[place].is_floating_point():
                 found[place] = "left out: the unlearned network has no such tensor"
     return found
 
@@ -247,7 +250,7 @@ class _TensorExporter:
         if not old.is_floating_point() or old.dim() == 0 or place.name.endswith(BATCH_COUNTER):
             self.note(place, "kept: a counter or a single number")
             return None
-        if place.role in (Role.BACKBONE, Role.HEAD, Role.TEXT, Role.SCALE):
+        if place.role in (Role.BACKBONE, Role.HEAD) or _is_text(place):
             raise EffaceError(
                 f"'{place.name}' of the {place.role} in {self.foreign.path} cannot be written back.",
                 f"The unlearned model has none of shape {tuple(old.shape)}; random values would take its place.",
