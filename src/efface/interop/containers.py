@@ -15,7 +15,6 @@ import json
 import re
 import shutil
 import zipfile
-from argparse import Namespace
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +28,14 @@ from torch import Tensor
 from efface.errors import EffaceError
 from efface.interop.averages import AVERAGED_NAMES
 from efface.interop.safe_load import load_torch, sniff_safetensors
-from efface.interop.sidecars import SIDECARS, copy_sidecars, read_json_sidecar, read_sidecars
+from efface.interop.sidecars import (
+    SIDECARS,
+    copy_sidecars,
+    is_plain,
+    read_json_sidecar,
+    read_sidecars,
+    to_plain_settings,
+)
 from efface.interop.sizes import require_memory, require_safetensors_size
 
 WEIGHT_SECTIONS = ("state_dict", "model_state_dict", "model", "module", "net")
@@ -331,22 +337,6 @@ def check_changed_tensors(state: Mapping[str, Tensor], changed: Mapping[str, Ten
                 f"'{name}' cannot be written into the layout of {path}.",
                 f"There it is {kept}; the new one is {tuple(value.shape)} {value.dtype}.",
             )
-
-
-def is_plain(value: Any) -> bool:
-    """Whether a value consists only of numbers, text and containers of them."""
-    if isinstance(value, Namespace):
-        return is_plain(vars(value))
-    if isinstance(value, Mapping):
-        return all(is_plain(key) and is_plain(item) for key, item in value.items())
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return all(is_plain(item) for item in value)
-    return value is None or isinstance(value, (bool, int, float, complex, str, bytes))
-
-
-def to_plain_settings(value: Any) -> Any:
-    """Return a plain value; a Namespace becomes a dictionary."""
-    return vars(value) if isinstance(value, Namespace) else value
 
 
 def _find_sections(content: dict[Any, Any]) -> tuple[str | None, list[str | None]]:

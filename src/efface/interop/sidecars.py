@@ -1,9 +1,11 @@
-"""JSON files beside the weights that describe them."""
+"""What describes weights: JSON files beside them, and plain values in the file itself."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,3 +39,19 @@ def read_json_sidecar(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise EffaceError(f"{path} cannot be read.", str(error), "Fetch it again, or remove it.") from error
     return content if isinstance(content, dict) else {}
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value consists only of numbers, text and containers of them."""
+    if isinstance(value, Namespace):
+        return is_plain(vars(value))
+    if isinstance(value, Mapping):
+        return all(is_plain(key) and is_plain(item) for key, item in value.items())
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return all(is_plain(item) for item in value)
+    return value is None or isinstance(value, (bool, int, float, complex, str, bytes))
+
+
+def to_plain_settings(value: Any) -> Any:
+    """Return a plain value; a Namespace becomes a dictionary."""
+    return vars(value) if isinstance(value, Namespace) else value
