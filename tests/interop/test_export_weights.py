@@ -129,10 +129,12 @@ def test_a_queue_is_refilled_with_keys_of_retained_images_only(pictures: Path, t
 
 def test_rounding_and_other_copies_are_noted(pictures: Path, tmp_path: Path):
     path = half_file(trained("simclr"), tmp_path)
-    (tmp_path / "earlier.ckpt").write_bytes(b"x")
+    earlier = moco_file(trained("moco", queue=24), tmp_path)  # another layout around the same backbone
+    torch.save(foreign.vit().state_dict(), tmp_path / "another_project.pth")
+    (tmp_path / "last.ckpt").write_bytes(b"x")
     purged = unlearn(path, pictures, tmp_path / "out").purged
     assert purged["foreign.precision"] == "rounded to float16, as the file has it"
-    assert purged["foreign.copies"] == f"not touched: {tmp_path / 'earlier.ckpt'}"
+    assert purged["foreign.copies"] == f"not touched: {tmp_path / 'last.ckpt'} (not readable here), {earlier}"
 
 
 def test_assumptions_are_reported(pictures: Path, tmp_path: Path):

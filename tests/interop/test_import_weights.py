@@ -104,7 +104,9 @@ def test_dinos_head_has_gelus(tmp_path: Path):
     x, y = np.random.default_rng(0).integers(0, 255, (180, 3, 16, 16), dtype=np.uint8), np.arange(180) % 3
     np.savez(tmp_path / "large.npz", x=x, y=y)
     path = foreign.dino(tmp_path).path
-    model = imported(path, tmp_path / "large.npz", "simclr").model
+    refused(path, tmp_path / "large.npz", r"do not show num_heads.*backbone.options.num_heads=N", "simclr")
+    model = imported(path, tmp_path / "large.npz", "simclr", backbone={"options": {"num_heads": 2}}).model
+    assert model.get_submodule("backbone.blocks.0.attn").num_heads == 2
     assert [type(layer).__name__ for layer in model.head] == ["Linear", "GELU", "Linear", "GELU", "Linear"]  # pyright: ignore
 
 

@@ -15,9 +15,12 @@ from efface.interop.checkpoint_file import read_foreign
 from efface.interop.layouts import LAYOUTS, Role, TensorPlace
 from tests.checkpoints import FIXTURES
 from tests.foreign import Case
+from tests.wrapped import WRAPPED
 
 
-@pytest.fixture(params=[function for family in FIXTURES.values() for function in family], ids=lambda f: f.__name__)
+@pytest.fixture(
+    params=[function for family in (*FIXTURES.values(), WRAPPED) for function in family], ids=lambda f: f.__name__
+)
 def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -18,6 +18,7 @@ from efface.errors import EffaceError
 from efface.interop.architecture import OPEN_CLIP, guess_architecture, read_text_tower
 from efface.interop.checkpoint_file import read_foreign
 from efface.interop.layouts import Role
+from efface.interop.load import load_checkpoint
 from efface.runs import run, train
 from efface.runs.foreign import load_foreign
 from efface.training import defaults
@@ -155,9 +156,22 @@ def test_shapes_alone_show_both_towers_but_not_the_heads(library_model, tmp_path
     seen = read_foreign(file_of(library_model, tmp_path / "run"))
     found, text = guess_architecture(seen), read_text_tower(seen)
     assert found.size == (8, 8) and found.backbone.options["width"] == 16 and found.backbone.options["layers"] == 1
-    assert "heads 64 wide" in found.notes[0]
+    assert found.unshown == ("backbone.options.head_width", "objective.text.options.heads")
     assert text["dim"] == 6 and text["text"]["options"]["context_length"] == 8
     assert not seen.part(Role.EXTRAS)
+
+
+def test_heads_that_no_weight_shows_must_be_stated(pictures, library_model, tmp_path):
+    path = file_of(library_model, tmp_path / "run")
+    data = run.load_data({"data": str(pictures)})
+    with pytest.raises(EffaceError, match=r"do not show head_width and heads.*options.head_width=N.*options.heads=N"):
+        load_checkpoint(path, data)
+    with pytest.raises(EffaceError, match="do not show heads"):
+        load_checkpoint(path, data, recipe={"backbone": {"options": {"head_width": 8}}})
+    text = {"name": "clip", "text": {"options": {"heads": 2}}}
+    model = load_checkpoint(path, data, recipe={"backbone": {"options": {"head_width": 8}}, "objective": text}).model
+    x = torch.rand(4, 3, 8, 8)
+    torch.testing.assert_close(model.eval()(x), library_model.encode_image((x - model.mean) / model.std))
 
 
 def test_a_bias_beside_the_scale_is_said(library_model, tmp_path):

@@ -10,8 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
+from efface.errors import EffaceError
 from efface.interop.checkpoint_file import ForeignCheckpoint
 from efface.interop.layouts import Role
+from efface.interop.open_clip_models import count_open_clip_blocks, find_open_clip_names
+from efface.interop.sidecars import SIDECARS
 from efface.training.networks import huggingface
 from efface.training.networks.backbones import BLOCKS, Backbone
 
@@ -29,6 +32,16 @@ RESNETS: dict[tuple[tuple[int, ...], int, int], str] = {
     ((3, 4, 23, 3), 256, 32): "resnext101_32x8d",
 }
 """Blocks per stage, then (0, width) of basic blocks or (inner width, groups) of bottlenecks, to torchvision's name."""
+HEADS = {
+    192: 3, 256: 4, 320: 5, 384: 6, 512: 8, 640: 10, 768: 12,
+    1024: 16, 1152: 16, 1280: 16, 1408: 16, 1536: 24, 1664: 16,
+}  # fmt: skip
+"""Width to attention heads in the Vision Transformers of timm, torchvision and DINO; no weight shows heads."""
+TORCHVISION_VITS = {
+    (768, 12, 16): "vit_b_16", (768, 12, 32): "vit_b_32", (1024, 24, 16): "vit_l_16", (1024, 24, 32): "vit_l_32",
+    (1280, 32, 14): "vit_h_14",
+}  # fmt: skip
+"""Width, blocks and patch to torchvision's name."""
 VITS = {192: "tiny", 384: "small", 768: "base", 1024: "large"}
 """Width to name of the Vision Transformers whose heads are 64 wide."""
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -50,6 +63,10 @@ class GuessedArchitecture:
     """The architecture in words."""
     backbone: Backbone | None = None
     """The backbone as a setting; ``None`` where no backbone here has these weights."""
+    unshown: tuple[str, ...] = ()
+    """Settings of the recipe that no weight shows and that must be stated, such as a number of heads."""
+    alternatives: tuple[str, ...] = ()
+    """Backbones by name that have these shapes."""
     channels: int = 3
     size: tuple[int, int] | None = None
     """Height and width of the images, where the weights determine them."""
@@ -63,7 +80,12 @@ class GuessedArchitecture:
     def as_dict(self) -> dict[str, Any]:
         """Return a dictionary that can be written as JSON."""
         backbone = None if self.backbone is None else vars(self.backbone)
-        return vars(self) | {"backbone": backbone, "notes": list(self.notes)}
+        return vars(self) | {
+            "backbone": backbone,
+            "notes": list(self.notes),
+            "unshown": list(self.unshown),
+            "alternatives": list(self.alternatives),
+        }
 
 
 def guess_architecture(foreign: ForeignCheckpoint) -> GuessedArchitecture:
@@ -77,11 +99,32 @@ def guess_architecture(foreign: ForeignCheckpoint) -> GuessedArchitecture:
         Backbone(name='torchvision:resnet18', ...)
 
     """
+    try:
+        return _guess(foreign)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        stated = [name for name in foreign.meta if name in SIDECARS]
+        if not stated:
+            raise
+        raise EffaceError(
+            f"{', '.join(stated)} beside {foreign.path} cannot be understood.",
+            f"Its values are not of the kind that its library writes: {error}.",
+            "Fetch it again, or remove it and state its settings.",
+        ) from error
+
+
+def _guess(foreign: ForeignCheckpoint) -> GuessedArchitecture:
     weights = foreign.part(Role.BACKBONE)
     shapes = {name: tuple(value.shape) for name, value in weights.items()}
     channels = next((shape[1] for shape in shapes.values() if len(shape) == 4), 3)
     mean, std, notes = find_normalization(foreign, channels)
-    for guess in (_guess_transformers, _guess_open_clip, _guess_resnet, _guess_vit, _guess_by_name):
+    for guess in (
+        _guess_transformers,
+        _guess_open_clip,
+        _guess_resnet,
+        _guess_vit,
+        _guess_torchvision_vit,
+        _guess_by_name,
+    ):
         found = guess(shapes, foreign)
         if found is not None:
             return replace(found, mean=mean, std=std, notes=(*found.notes, *notes))
@@ -102,9 +145,14 @@ def find_normalization(
 
     """
     meta = foreign.meta
-    if foreign.layout.name == "efface":
-        buffers = foreign.part(Role.BUFFERS)
-        return _numbers(buffers["mean"]), _numbers(buffers["std"]), ()
+    buffers = foreign.part(Role.BUFFERS)
+    if {"mean", "std"} <= buffers.keys():
+        mean, std = _numbers(buffers["mean"]), _numbers(buffers["std"])
+        if foreign.layout.name == "efface":
+            return mean, std, ()
+        bytes_ = max(std) > 2  # of pixels from 0 to 255; the numbers of images in [0, 1] are below 1
+        scaled = [tuple(number / 255 for number in row) if bytes_ else row for row in (mean, std)]
+        return (*scaled, ("normalization as the file's own layer has it",))  # pyright: ignore[reportReturnType]
     stated: Any = (meta.get("config.json") or {}).get("pretrained_cfg") or {}
     stated = stated or (meta.get("open_clip_config.json") or {}).get("preprocess_cfg") or {}
     images: Any = meta.get("preprocessor_config.json") or {}
@@ -166,10 +214,15 @@ def _guess_open_clip(shapes: Shapes, foreign: ForeignCheckpoint) -> GuessedArchi
     side = math.isqrt(shapes["positional_embedding"][0] - 1) * patch
     stated = read_model_cfg(foreign)
     options: dict[str, Any] = dict(stated.get("vision_cfg") or {})
-    depth, hidden = _depth(shapes), shapes["transformer.resblocks.0.mlp.c_fc.weight"][0]
-    source = "its configuration"
+    depth, hidden = count_open_clip_blocks(shapes), shapes["transformer.resblocks.0.mlp.c_fc.weight"][0]
+    source, unshown, names = "its configuration", (), ()
     if not options:
-        source = "shapes alone: heads 64 wide and GELU are assumed (quick_gelu: true for OpenAI's own weights)"
+        source = "shapes alone: GELU is assumed (quick_gelu: true for OpenAI's own weights)"
+        unshown = ("backbone.options.head_width",)
+        unshown += ("objective.text.options.heads",) if foreign.part(Role.TEXT) else ()
+        text = {name: tuple(value.shape) for name, value in foreign.part(Role.TEXT).items()}
+        names, ambiguous = find_open_clip_names(shapes, text)
+        unshown += tuple(f"{path.rpartition('.')[0]}.quick_gelu" for path in unshown) if ambiguous else ()
         options = {"width": width, "layers": depth, "patch_size": patch, "mlp_ratio": hidden / width}
     options |= {"image_size": side, **({"quick_gelu": True} if stated.get("quick_gelu") else {})}
     return GuessedArchitecture(
@@ -177,7 +230,13 @@ def _guess_open_clip(shapes: Shapes, foreign: ForeignCheckpoint) -> GuessedArchi
         backbone=Backbone(name="open_clip:custom", options=options),
         channels=channels,
         size=(side, side),
-        notes=(f"image and text tower from {source}",),
+        unshown=unshown,
+        alternatives=names,
+        notes=(
+            f"image and text tower from {source}",
+            *([f"no weight shows, so state: recipe.{', recipe.'.join(unshown)}"] if unshown else []),
+            *([f"known networks of these shapes: {', '.join(names)}"] if names else []),
+        ),
     )
 
 
@@ -193,7 +252,12 @@ def read_text_tower(foreign: ForeignCheckpoint) -> dict[str, Any]:
     options: dict[str, Any] = dict(stated.get("text_cfg") or {})
     if not options:
         words, width = weights["token_embedding.weight"]
-        options = {"width": width, "vocab_size": words, "layers": _depth(weights), "heads": max(1, width // 64)}
+        options = {
+            "width": width,
+            "vocab_size": words,
+            "layers": count_open_clip_blocks(weights),
+            "heads": max(1, width // 64),
+        }
         options |= {"context_length": weights["positional_embedding"][0]}
     options |= {"quick_gelu": True} if stated.get("quick_gelu") else {}
     return {"dim": weights["text_projection"][1], "text": {"name": "open_clip:custom", "options": options}}
@@ -202,10 +266,6 @@ def read_text_tower(foreign: ForeignCheckpoint) -> dict[str, Any]:
 def read_model_cfg(foreign: ForeignCheckpoint) -> dict[str, Any]:
     """Return ``model_cfg`` of ``open_clip_config.json``; empty if there is none."""
     return (foreign.meta.get("open_clip_config.json") or {}).get("model_cfg") or {}
-
-
-def _depth(shapes: Shapes) -> int:
-    return 1 + max(int(m[1]) for name in shapes if (m := re.match(r"transformer\.resblocks\.(\d+)\.", name)))
 
 
 def _guess_resnet(shapes: Shapes, foreign: ForeignCheckpoint) -> GuessedArchitecture | None:
@@ -247,7 +307,7 @@ def _guess_vit(shapes: Shapes, foreign: ForeignCheckpoint) -> GuessedArchitectur
     prefix = ("cls_token" in shapes) + registers
     side = next((math.isqrt(n) for n in (tokens - prefix, tokens) if n > 0 and math.isqrt(n) ** 2 == n), 0)
     inside = math.isqrt(tokens - prefix) ** 2 == tokens - prefix if tokens > prefix else False
-    heads, note = _guess_heads(width, foreign)
+    heads, note, unshown = _guess_heads(width, foreign)
     options: dict[str, Any] = {
         "img_size": side * patch,
         "patch_size": patch,
@@ -271,17 +331,37 @@ def _guess_vit(shapes: Shapes, foreign: ForeignCheckpoint) -> GuessedArchitectur
     name = f"timm:vit_{VITS.get(width, 'tiny')}_patch16_224"
     size = (side * patch, side * patch)
     backbone = Backbone(name=name, options=options)
-    return GuessedArchitecture(name=description, backbone=backbone, channels=channels, size=size, notes=(note,))
+    return GuessedArchitecture(
+        name=description, backbone=backbone, unshown=unshown, channels=channels, size=size, notes=(note,)
+    )
 
 
-def _guess_heads(width: int, foreign: ForeignCheckpoint) -> tuple[int, str]:
-    """Return the number of attention heads, with a note; no weight shows it."""
+def _guess_torchvision_vit(shapes: Shapes, foreign: ForeignCheckpoint) -> GuessedArchitecture | None:
+    if "conv_proj.weight" not in shapes or "encoder.pos_embedding" not in shapes:
+        return None
+    width, channels, patch, _ = shapes["conv_proj.weight"]
+    depth = len([name for name in shapes if re.fullmatch(r"encoder\.layers\.encoder_layer_\d+\.ln_1\.weight", name)])
+    side = math.isqrt(shapes["encoder.pos_embedding"][1] - 1) * patch
+    name = TORCHVISION_VITS.get((width, depth, patch))
+    description = (
+        f"torchvision's Vision Transformer, {depth} blocks of {width}, patches of {patch}x{patch}, images of {side}"
+    )
+    backbone = Backbone(name=f"torchvision:{name}", options={"image_size": side}) if name else None
+    return GuessedArchitecture(name=description, backbone=backbone, channels=channels, size=(side, side))
+
+
+def _guess_heads(width: int, foreign: ForeignCheckpoint) -> tuple[int, str, tuple[str, ...]]:
+    """Return the number of attention heads, a note, and the setting to state for a width that no known network has."""
     config: Any = foreign.meta.get("config.json") or {}
     stated = (config.get("model_args") or {}).get("num_heads")
     if isinstance(stated, int):
-        return stated, "number of heads as its configuration states"
-    heads = max(1, width // 64)
-    return heads, f"{heads} attention heads assumed, 64 wide (no weight shows it)"
+        return stated, "number of heads as its configuration states", ()
+    heads = HEADS.get(width)
+    if heads is None:
+        heads = max(1, width // 64)
+        note = "no weight shows the number of attention heads: set recipe.backbone.options.num_heads"
+        return heads, note, ("backbone.options.num_heads",)
+    return heads, f"{heads} attention heads assumed, as in known networks of width {width} (no weight shows it)", ()
 
 
 def _guess_by_name(shapes: Shapes, foreign: ForeignCheckpoint) -> GuessedArchitecture | None:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from efface.interop.containers import Container, TorchFile, open_container
-from efface.interop.layouts import Layout, Role, TensorPlace, detect_layout
+from efface.errors import EffaceError
+from efface.interop.averages import is_required, pair_sections, split_modules
+from efface.interop.containers import Container, open_container
+from efface.interop.layouts import Layout, Role, State, TensorPlace, detect_layout
+from efface.interop.layouts.protocol import first_words
+from efface.interop.names import clean_names, find_normalization_buffers, is_bookkeeping
 
-WEIGHT_FILE_SUFFIXES = (".pth", ".pt", ".ckpt", ".tar", ".bin", ".safetensors", ".h5", ".msgpack", ".onnx")
-"""Suffixes of files that hold weights."""
-BATCH_COUNTER = "num_batches_tracked"
-"""BatchNorm's counter of batches; files of old versions of torch do not have it."""
+NORMALIZATION = ("mean", "std")
+"""Names here of the buffers of a normalization layer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +28,10 @@ class ForeignCheckpoint:
     layout: Layout
     table: dict[str, TensorPlace]
     """Name in the file to role and name here, one to one, in the order of the file."""
+    unknown: frozenset[TensorPlace] = frozenset()
+    """The places of tensors that the layout does not know."""
+    averaged: bool = False
+    """Whether the network is read from its averaged copy."""
 
     @property
     def path(self) -> Path:
@@ -40,22 +46,52 @@ class ForeignCheckpoint:
     def part(self, role: Role) -> dict[str, Tensor]:
         """Return the tensors of one role by their names here, in the order of the file; empty if there are none."""
         state = self.container.state
-        return {place.name: state[name] for name, place in self.table.items() if place.role is role}
+        found = {place.name: state[name] for name, place in self.table.items() if place.role is role}
+        if self.averaged and role is not Role.MOMENTUM_ENCODER:
+            averages = self.part(Role.MOMENTUM_ENCODER)
+            return {name: averages.get(f"{role}.{name}", value) for name, value in found.items()}
+        return found
 
-    def write(self, folder: Path, changed: Mapping[TensorPlace, Tensor], *, cleaned: bool) -> dict[str, str]:
+    def from_averaged(self) -> ForeignCheckpoint:
+        """Return the same checkpoint, with its network read from its averaged copy.
+
+        Raises:
+            EffaceError: It has no averaged copy of the whole backbone.
+
+        """
+        averages = self.part(Role.MOMENTUM_ENCODER)
+        needed = {f"backbone.{name}" for name, value in self.part(Role.BACKBONE).items() if is_required(name, value)}
+        if not needed <= averages.keys():
+            raise EffaceError(
+                f"{self.path} has no averaged copy of its network to start from.",
+                f"Its parts: {', '.join(dict.fromkeys(str(place.role) for place in self.table.values()))}.",
+                "Leave out averaged=start.",
+            )
+        return replace(self, averaged=True)
+
+    def write(
+        self,
+        folder: Path,
+        changed: Mapping[TensorPlace, Tensor],
+        *,
+        cleaned: bool,
+        without: Collection[TensorPlace] = (),
+    ) -> dict[str, str]:
         """Write a copy of the checkpoint under the same name.
 
         Args:
             folder: An existing folder.
             changed: The tensors to replace; each must have the shape and dtype of the one in the file.
             cleaned: Whether to leave out the state of the training run, such as optimizer moments.
+            without: The tensors to leave out.
 
         Returns:
             What was done with the entries that are not weights: name to action.
 
         """
         names = {place: name for name, place in self.table.items()}
-        return self.container.write(folder, {names[place]: value for place, value in changed.items()}, cleaned=cleaned)
+        replaced = {names[place]: value for place, value in changed.items()}
+        return self.container.write(folder, replaced, cleaned=cleaned, without=[names[place] for place in without])
 
 
 def read_foreign(path: Path, *, trust_pickle: bool = False) -> ForeignCheckpoint:
@@ -75,8 +111,52 @@ def read_foreign(path: Path, *, trust_pickle: bool = False) -> ForeignCheckpoint
 
     """
     container = open_container(path, trust_pickle=trust_pickle)
-    layout = detect_layout(container.state, container.meta)
-    return ForeignCheckpoint(container, layout, layout.table(container.state))
+    names, layout = recognize_names(container.state, container.meta)
+    table = layout.table(names.values())
+    unknown = {table[name] for name in names.values() if name not in layout.fixed and layout.ruled_place(name) is None}
+    return ForeignCheckpoint(
+        container, layout, {name: table[clean] for name, clean in names.items()}, frozenset(unknown)
+    )
+
+
+def recognize_names(state: State, meta: Mapping[str, Any]) -> tuple[dict[str, str], Layout]:
+    """Recognize the layout of named tensors, without the names of tools and with its averaged copies paired.
+
+    Args:
+        state: Name in the file to tensor.
+        meta: The plain entries of the file.
+
+    Returns:
+        Name in the file to the name that the layout knows it by, and the layout.
+
+    """
+    names = clean_names(state)
+    tensors = {names[name]: value for name, value in state.items()}
+    fixed = {
+        name: TensorPlace(Role.BOOKKEEPING, name) for name, value in tensors.items() if is_bookkeeping(name, value)
+    }
+    weights = {name: value for name, value in tensors.items() if name not in fixed}
+    split = split_modules(names, weights)
+    if split != names and _detect(weights, meta) in (None, "plain"):
+        tensors = {split[name]: value for name, value in state.items()}
+        renamed = {names[name]: split[name] for name in state}
+        fixed = {renamed[name]: TensorPlace(Role.BOOKKEEPING, renamed[name]) for name in fixed}
+        weights, names = {name: value for name, value in tensors.items() if name not in fixed}, split
+    if not {"mean", "std", "backbone"} <= first_words(weights):
+        for number, buffers in enumerate(find_normalization_buffers(weights)):
+            kinds = buffers if number else NORMALIZATION
+            fixed |= {name: TensorPlace(Role.BUFFERS, kind) for name, kind in zip(buffers, kinds, strict=True)}
+        weights = {name: value for name, value in weights.items() if name not in fixed}
+    layout = detect_layout(weights, meta)
+    found = pair_sections(weights, layout)
+    return names, replace(layout, fixed=fixed | found.places, copies=found.originals)
+
+
+def _detect(weights: State, meta: Mapping[str, Any]) -> str | None:
+    try:
+        return detect_layout(weights, meta).name
+    except EffaceError:
+        return None
 
 
 def stores_keys_in_rows(queue: Tensor, dim: int, foreign: ForeignCheckpoint) -> bool:
@@ -88,23 +168,3 @@ def read_queue_keys(queue: Tensor, dim: int, foreign: ForeignCheckpoint) -> Tens
     """Return a queue as rows of keys, [K, dim]; of solo-learn's [2, dim, K], one queue per view, the first."""
     first = queue[0] if queue.dim() == 3 else queue
     return first if stores_keys_in_rows(first, dim, foreign) else first.T
-
-
-def find_sibling_checkpoints(container: Container) -> list[str]:
-    """List other files that may remember the same images: checkpoints beside it, and those its callbacks name."""
-    path = container.path
-    files = sorted(path.parent.iterdir()) if path.is_file() else []
-    siblings = [
-        str(item) for item in files if item != path and item.suffix.lower() in WEIGHT_FILE_SUFFIXES and item.is_file()
-    ]
-    named = _checkpoint_paths(container.content.get("callbacks")) if isinstance(container, TorchFile) else []
-    return list(dict.fromkeys([*siblings, *named]))
-
-
-def _checkpoint_paths(value: Any) -> list[str]:
-    """Find every path of a checkpoint in nested plain values."""
-    if isinstance(value, str):
-        return [value] if Path(value).suffix.lower() in WEIGHT_FILE_SUFFIXES else []
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    return [path for item in value for path in _checkpoint_paths(item)] if isinstance(value, (list, tuple)) else []

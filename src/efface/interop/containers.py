@@ -15,21 +15,29 @@ import json
 import re
 import shutil
 import zipfile
-from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from efface.errors import EffaceError
-from efface.interop.safe_load import load_torch
+from efface.interop.averages import AVERAGED_NAMES
+from efface.interop.safe_load import load_torch, sniff_safetensors
+from efface.interop.sidecars import (
+    SIDECARS,
+    copy_sidecars,
+    is_plain,
+    read_json_sidecar,
+    read_sidecars,
+    to_plain_settings,
+)
+from efface.interop.sizes import require_memory, require_safetensors_size
 
-SIDECARS = ("args.json", "config.json", "open_clip_config.json", "preprocessor_config.json")
-"""Files beside the weights that describe them; they are copied along."""
 WEIGHT_SECTIONS = ("state_dict", "model_state_dict", "model", "module", "net")
 """Names of the section with the weights in a torch file."""
 TRAINING_STATE = re.compile(r"(^|_)(optim|sched|scaler|rng|random|amp$|callbacks|loops)")
@@ -66,16 +74,19 @@ class Container(Protocol):
         """Describe what is beside the weights: entry to what happens to it when the container is written cleaned."""
         ...
 
-    def write(self, folder: Path, changed: Mapping[str, Tensor], *, cleaned: bool) -> dict[str, str]:
+    def write(
+        self, folder: Path, changed: Mapping[str, Tensor], *, cleaned: bool, without: Collection[str] = ()
+    ) -> dict[str, str]:
         """Write a copy with the same name into a folder.
 
         Args:
             folder: An existing folder.
             changed: Tensors that replace those of the same names; shapes and dtypes must be equal.
             cleaned: Whether to leave out the state of the training run.
+            without: Names of the tensors to leave out.
 
         Returns:
-            What was left out: name to reason.
+            What was left out beside the tensors: name to reason.
 
         """
         ...
@@ -97,7 +108,8 @@ def open_container(path: Path, *, trust_pickle: bool = False) -> Container:
         raise EffaceError(f"There is no checkpoint at {path}.", remedy="Check the path.")
     if path.is_dir():
         return open_folder(path, trust_pickle=trust_pickle)
-    if path.suffix == ".safetensors":
+    require_memory(path)
+    if path.suffix == ".safetensors" or sniff_safetensors(path):
         return SafetensorsFile(path)
     return TorchFile(path, load_torch(path, trust_pickle=trust_pickle))
 
@@ -107,6 +119,7 @@ class SafetensorsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        require_safetensors_size(path)
         try:
             with safe_open(path, framework="pt") as file:
                 names = list(file.keys())
@@ -125,16 +138,22 @@ class SafetensorsFile:
         """Return the metadata of the header; all of it is kept."""
         return {name: f"kept: {value}" for name, value in self.meta.items() if name not in SIDECARS}
 
-    def write(self, folder: Path, changed: Mapping[str, Tensor], *, cleaned: bool) -> dict[str, str]:
+    def write(
+        self, folder: Path, changed: Mapping[str, Tensor], *, cleaned: bool, without: Collection[str] = ()
+    ) -> dict[str, str]:
         """Copy the file and replace the bytes of the changed tensors; header and metadata stay the same."""
         check_changed_tensors(self.state, changed, self.path)
         target = folder / self.path.name
+        copy_sidecars(self.path, folder)
+        if without:
+            kept = {n: changed.get(n, old).cpu().contiguous() for n, old in self.state.items() if n not in without}
+            save_file(kept, target, metadata=self.header.get("__metadata__"))
+            return {}
         shutil.copyfile(self.path, target)
         with target.open("r+b") as file:
             for name, value in changed.items():
                 file.seek(self.start + self.header[name]["data_offsets"][0])
                 file.write(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        copy_sidecars(self.path, folder)
         return {}
 
 
@@ -175,7 +194,9 @@ class TorchFile:
         kept = {str(key): f"kept: {_abbreviate(self.content[key])}" for key in others if key not in self.state}
         return kept | dropped
 
-    def write(self, folder: Path, changed: Mapping[str, Tensor], *, cleaned: bool) -> dict[str, str]:
+    def write(
+        self, folder: Path, changed: Mapping[str, Tensor], *, cleaned: bool, without: Collection[str] = ()
+    ) -> dict[str, str]:
         """Save the same nested dictionaries with the changed tensors in place."""
         check_changed_tensors(self.state, changed, self.path)
         content = copy.copy(self.content)
@@ -184,6 +205,11 @@ class TorchFile:
         for name, value in changed.items():
             section, key = self.places[name]
             (content if section is None else sections[section])[key] = value.detach().cpu().contiguous()
+        for name in without:
+            section, key = self.places[name]
+            del (content if section is None else sections[section])[key]
+        for section in [section for section, inside in sections.items() if not inside and without]:
+            del content[section]
         notes = _dropped_entries(content, self.sections) if cleaned else {}
         for key in [key for key in content if str(key) in notes]:
             del content[key]
@@ -227,7 +253,9 @@ class Folder:
         outcome = {True: "kept", False: "left behind: it may hold weights or a training state"}
         return {item.name: outcome[_is_safe_to_keep(item)] for item in self._other_files()}
 
-    def write(self, folder: Path, changed: Mapping[str, Tensor], *, cleaned: bool) -> dict[str, str]:
+    def write(
+        self, folder: Path, changed: Mapping[str, Tensor], *, cleaned: bool, without: Collection[str] = ()
+    ) -> dict[str, str]:
         """Copy the folder, with the changed tensors in its weights; cleaned, no other file that may hold weights."""
         check_changed_tensors(self.state, changed, self.path)
         target = folder / self.path.name
@@ -244,7 +272,8 @@ class Folder:
                 shutil.copyfile(item, target / item.name)
         for member in self.members:
             inside = {name: value for name, value in changed.items() if name in member.state}
-            notes |= member.write(target, inside, cleaned=cleaned)
+            absent = [name for name in without if name in member.state]
+            notes |= member.write(target, inside, cleaned=cleaned, without=absent)
         return notes
 
 
@@ -310,43 +339,6 @@ def check_changed_tensors(state: Mapping[str, Tensor], changed: Mapping[str, Ten
             )
 
 
-def read_sidecars(path: Path) -> dict[str, Any]:
-    """Read the JSON files beside a file of weights: file name to content."""
-    return {name: read_json_sidecar(path.parent / name) for name in SIDECARS if (path.parent / name).is_file()}
-
-
-def copy_sidecars(path: Path, folder: Path) -> None:
-    """Copy the JSON files beside a file of weights into a folder, unless it has them already."""
-    for name in SIDECARS:
-        if (path.parent / name).is_file() and not (folder / name).exists():
-            shutil.copyfile(path.parent / name, folder / name)
-
-
-def read_json_sidecar(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file; any other JSON value counts as empty."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise EffaceError(f"{path} cannot be read.", str(error), "Fetch it again, or remove it.") from error
-    return content if isinstance(content, dict) else {}
-
-
-def is_plain(value: Any) -> bool:
-    """Whether a value consists only of numbers, text and containers of them."""
-    if isinstance(value, Namespace):
-        return is_plain(vars(value))
-    if isinstance(value, Mapping):
-        return all(is_plain(key) and is_plain(item) for key, item in value.items())
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return all(is_plain(item) for item in value)
-    return value is None or isinstance(value, (bool, int, float, complex, str, bytes))
-
-
-def to_plain_settings(value: Any) -> Any:
-    """Return a plain value; a Namespace becomes a dictionary."""
-    return vars(value) if isinstance(value, Namespace) else value
-
-
 def _find_sections(content: dict[Any, Any]) -> tuple[str | None, list[str | None]]:
     """Return the main section and all sections that hold weights.
 
@@ -365,6 +357,9 @@ def _find_sections(content: dict[Any, Any]) -> tuple[str | None, list[str | None
         return sections[0], [*sections]
     if any(isinstance(value, Tensor) for value in content.values()):
         return None, [None, *sections]
+    trained = [key for key in sections if not AVERAGED_NAMES.search(str(key)) and key not in NETWORK_SECTIONS]
+    if len(trained) == 1 and not set(sections) & set(NETWORK_SECTIONS):
+        return trained[0], [*sections]
     return "", [*sections]
 
 

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from efface.errors import EffaceError
-from efface.interop.checkpoint_file import BATCH_COUNTER, ForeignCheckpoint, read_queue_keys
+from efface.interop.checkpoint_file import ForeignCheckpoint, read_queue_keys
 from efface.interop.layouts import Role
+from efface.interop.names import votes
+from efface.interop.split_norm import fold_splits
 from efface.training.model import Model
 
 MAX_LISTED_NAMES = 6
@@ -94,8 +96,9 @@ def _read_scale(model: Model, foreign: ForeignCheckpoint) -> dict[str, Tensor]:
 def _import_momentum_encoder(model: Model, foreign: ForeignCheckpoint) -> list[str]:
     model.add_momentum_encoder()
     momentum_encoder = model.get_submodule("momentum_encoder")
-    stored, target = foreign.part(Role.MOMENTUM_ENCODER), momentum_encoder.state_dict()
-    required = [name for name in target if not name.endswith(BATCH_COUNTER)]
+    target = momentum_encoder.state_dict()
+    stored = _fold(foreign.part(Role.MOMENTUM_ENCODER), target)
+    required = [name for name, value in target.items() if votes(name, value)]
     if any(name not in stored or stored[name].shape != target[name].shape for name in required):
         return ["the file has no complete momentum encoder: it starts as a copy of the trained network"]
     loaded = {name: stored[name].to(value.dtype) for name, value in target.items() if name in stored}
@@ -114,8 +117,9 @@ def _import_queue(model: Model, foreign: ForeignCheckpoint) -> list[str]:
 
 def _matched(module: nn.Module, foreign: ForeignCheckpoint, role: Role, objective: str = "") -> dict[str, Tensor]:
     """Return the file's tensors of one role, cast to the module's dtypes; an error with a table if any does not fit."""
-    target, stored = module.state_dict(), foreign.part(role)
-    missing = [name for name in target if name not in stored and not name.endswith(BATCH_COUNTER)]
+    target = module.state_dict()
+    stored = _fold(foreign.part(role), target)
+    missing = [name for name, value in target.items() if name not in stored and votes(name, value)]
     unexpected = [name for name in stored if name not in target]
     both = [name for name in stored if name in target]
     shapes = [
@@ -139,6 +143,13 @@ def _matched(module: nn.Module, foreign: ForeignCheckpoint, role: Role, objectiv
     return {name: stored[name].to(target[name].dtype) for name in both}
 
 
+def _fold(stored: dict[str, Tensor], target: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name: fold_splits(name, value, target[name].shape) if name in target else value
+        for name, value in stored.items()
+    }
+
+
 def _mismatch_error(foreign: ForeignCheckpoint, role: Role, objective: str, table: str) -> EffaceError:
     if role is Role.BACKBONE:
         return EffaceError(
@@ -157,7 +168,7 @@ def _mismatch_error(foreign: ForeignCheckpoint, role: Role, objective: str, tabl
 
 def _describe_head(objective: str) -> str:
     if objective == "cross_entropy":
-        return "single linear layer over the classes of the data"
+        return "linear layer or MLP over the classes of the data"
     if objective == "clip":
         return "projection without bias, and open_clip's text tower,"
     return "projector of linear layers, BatchNorm and activations"

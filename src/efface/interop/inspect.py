@@ -11,7 +11,8 @@ from torch import Tensor
 
 from efface.errors import EffaceError
 from efface.interop.architecture import guess_architecture
-from efface.interop.checkpoint_file import find_sibling_checkpoints, read_foreign
+from efface.interop.checkpoint_file import read_foreign
+from efface.interop.siblings import find_sibling_checkpoints
 from efface.training.checkpoint import META, WEIGHTS, read_meta, read_weights
 from efface.training.model import digest
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from efface.data.dataset import Data
 from efface.interop.architecture import GuessedArchitecture
+from efface.interop.averages import AveragedWeights
 from efface.interop.checkpoint_file import ForeignCheckpoint, read_foreign
 from efface.interop.import_weights import import_backbone, import_model
 from efface.interop.recipe import infer_recipe
@@ -47,6 +48,7 @@ def load_checkpoint(
     fresh_head: bool = False,
     backbone_only: bool = False,
     trust_pickle: bool = False,
+    averaged: AveragedWeights | str = AveragedWeights.COPY,
 ) -> LoadedCheckpoint:
     """Load the weights of another library's checkpoint into a model for these images.
 
@@ -59,6 +61,7 @@ def load_checkpoint(
         fresh_head: Whether a file without a head is accepted; it then gets an untrained one.
         backbone_only: Whether to load only the backbone. The head stays untrained, and the file needs none.
         trust_pickle: Whether to unpickle classes that are not known to be harmless. That can run code in the file.
+        averaged: ``start`` loads the averaged copy that the file has of its network in place of the trained weights.
 
     Raises:
         EffaceError: The file cannot be read safely, its network cannot be inferred, or its weights do not fit.
@@ -69,6 +72,8 @@ def load_checkpoint(
 
     """
     file = read_foreign(path, trust_pickle=trust_pickle)
+    if AveragedWeights(averaged) is AveragedWeights.START:
+        file = file.from_averaged()
     stated = dict(recipe or {})
     if backbone_only:
         objective = "simclr"  # any objective will do, but a user's options for another one would not fit
@@ -80,6 +85,10 @@ def load_checkpoint(
     else:
         imported = import_model(file, model, inferred.objective, fresh_head=fresh_head)
     notes = [*file.layout.notes, *_open_assumptions(inferred.architecture, stated), *imported.notes]
+    layers = getattr(inferred.recipe.objective, "layers", None) if inferred.objective == "cross_entropy" else None
+    if layers and "layers" not in (stated.get("objective") or {}):
+        shown = ", ".join(str(layer.value) for layer in layers)
+        notes.append(f"head assumed: {shown} (no weight shows activations; else: --set recipe.objective.layers=[...])")
     if inferred.guessed_objective:
         guess = f"taken to be {inferred.objective} (else: --objective)"
         notes.insert(0, f"nothing says what it was trained with; {guess}")

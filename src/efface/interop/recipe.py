@@ -56,7 +56,8 @@ def infer_recipe(
     _require_matching_images(foreign, architecture, data)
     stated_recipe = dict(recipe or {})
     stated = objective or stated_recipe.get("objective")
-    name = infer_objective(foreign, stated.get("name") if isinstance(stated, Mapping) else stated)
+    name = infer_objective(foreign, stated.get("name") if isinstance(stated, Mapping) else stated, len(data.classes))
+    require_stated(foreign, architecture, name, stated_recipe)
     inferred = infer_settings(foreign, architecture, name)
     options = stated_recipe.pop("objective", None)
     options: dict[str, Any] = {"name": options} if isinstance(options, str) else dict(options or {})
@@ -74,15 +75,60 @@ def infer_recipe(
     return InferredRecipe(built, name, architecture, not stated and not foreign.layout.objective)
 
 
-def infer_objective(foreign: ForeignCheckpoint, stated: str | None) -> str:
+def infer_objective(foreign: ForeignCheckpoint, stated: str | None, classes: int = 0) -> str:
     """Return the stated objective, or the one the layout implies.
 
-    Without either, a head that is a single linear layer is taken for a classifier, and anything else for SimCLR.
+    Without either, a head that is a single linear layer is taken for a classifier, and so is an MLP with as many
+    outputs as the data has classes; anything else is taken for SimCLR.
     """
     if stated or foreign.layout.objective:
         return str(stated or foreign.layout.objective)
     head = foreign.part(Role.HEAD)
-    return "cross_entropy" if head.keys() <= {"weight", "bias"} and head else "simclr"
+    projector = infer_projector(head)
+    if (head and head.keys() <= {"weight", "bias"}) or (projector and classes > 1 and projector[2] == classes):
+        return "cross_entropy"
+    return "simclr"
+
+
+def require_stated(
+    foreign: ForeignCheckpoint, architecture: GuessedArchitecture, objective: str, recipe: Mapping[str, Any]
+) -> None:
+    """Raise an error if a setting that no weight shows is not stated, such as the number of attention heads.
+
+    A setting counts as stated too if the name of the network or of the text tower is.
+    """
+    needed = [path for path in architecture.unshown if not _is_stated(path, recipe)]
+    if objective != "clip":
+        needed = [path for path in needed if not path.startswith("objective.")]
+    if not needed:
+        return
+    lines = " ".join(f"--set recipe.{path}={'true' if path.endswith('gelu') else 'N'}" for path in needed)
+    names = architecture.alternatives
+    if names:
+        owners = dict.fromkeys(path.rpartition(".options.")[0] for path in needed)
+        towers = "".join(f" --set recipe.{owner}.name={names[0]}" for owner in owners)
+        known = f"Known networks of these shapes: {', '.join(names)}. "
+        lines = f"{towers.strip()} (one of these), or {lines}"
+    else:
+        known = ""
+    words = " and ".join(dict.fromkeys(path.rpartition(".")[2] for path in needed))
+    raise EffaceError(
+        f"The weights in {foreign.path} do not show {words}.",
+        f"{known}A wrong value loads without an error and gives another network.",
+        f"State what it was trained with: {lines}; or put the library's configuration beside the file.",
+    )
+
+
+def _is_stated(path: str, recipe: Mapping[str, Any]) -> bool:
+    """Whether settings have a value at a dotted path, or name what the path's options belong to."""
+    owner = path.rpartition(".options.")[0]
+    return _lookup(recipe, path) is not None or _lookup(recipe, f"{owner}.name") is not None
+
+
+def _lookup(settings: Any, path: str) -> Any:
+    for word in path.split("."):
+        settings = settings.get(word) if isinstance(settings, Mapping) else None
+    return settings
 
 
 def infer_settings(foreign: ForeignCheckpoint, architecture: GuessedArchitecture, objective: str) -> dict[str, Any]:
@@ -118,7 +164,8 @@ def infer_projector(
 ) -> tuple[tuple[ProjectorLayer, ...], int | None, int] | None:
     """Infer a projector from the names and shapes of its tensors.
 
-    A number that is missing between two numbered layers is an activation, because activations have no weights.
+    A number that is missing after a numbered layer is an activation, because activations have no weights. Others that
+    are missing, before the first layer or after an activation, are dropout.
 
     Args:
         head: Name to tensor, with names such as ``0.weight``: positions in a ``torch.nn.Sequential``.
@@ -140,7 +187,9 @@ def infer_projector(
     for number in range(max(positions, default=-1) + 1):
         tensors = positions.get(number)
         if tensors is None:
-            layers.append(activation)
+            layers.append(
+                activation if layers and layers[-1] not in (activation, ProjectorLayer.NONE) else ProjectorLayer.NONE
+            )
         elif "running_mean" in tensors:
             layers.append(ProjectorLayer.NORM if "weight" in tensors else ProjectorLayer.BARE)
         elif "weight" in tensors and tensors["weight"].dim() == 2:

@@ -14,9 +14,10 @@ import torch
 from efface import config
 from efface.data.dataset import Data
 from efface.data.split import Split
+from efface.interop.averages import AveragedWeights
 from efface.interop.checkpoint_file import read_foreign
 from efface.interop.containers import weights_file
-from efface.interop.export_weights import export_checkpoint
+from efface.interop.export_weights import export_checkpoint, plan_export
 from efface.interop.load import LoadedCheckpoint, load_checkpoint
 from efface.interop.sanity_check import compare_with_random, require_better_than_random
 from efface.runs.run import Common, Sizes, load_data
@@ -40,7 +41,8 @@ def load_foreign(path: Path, data: Data, settings: Mapping[str, Any], seed: int)
     Args:
         path: The file or folder.
         data: The data of the run.
-        settings: The run's request; ``objective``, ``recipe``, ``fresh_head`` and ``trust_pickle`` are used.
+        settings: The run's request; ``objective``, ``recipe``, ``fresh_head``, ``trust_pickle``
+            and ``averaged`` are used.
         seed: The run's seed: the parts that the file does not have are drawn with it.
 
     """
@@ -68,7 +70,8 @@ def start_from_foreign(
     data = load_data(settings)
     loaded = _load(path, data, settings, seed)
     file_name = loaded.file.path.name
-    for note in loaded.notes:
+    averaged = settings.get("averaged") or AveragedWeights.COPY
+    for note in (*loaded.notes, *plan_export(loaded.file, loaded.model, averaged)):
         say(f"{file_name}: {note}")
     sizes = config.build(Sizes, settings.get("split") or {}, path="split.")
     split = sizes.divide(data, seed)
@@ -83,6 +86,7 @@ def start_from_foreign(
         "recipe": config.dump(loaded.recipe, CHOICES),
     }
     inherited |= {key: True for key in ("trust_pickle", "fresh_head") if settings.get(key)}
+    inherited |= {"averaged": str(averaged)} if settings.get("averaged") else {}
     return data, split, _as_checkpoint(loaded, seed), inherited
 
 
@@ -118,7 +122,9 @@ def export_result(
     retain = Subset.of(data, split.retain, result.recipe.views, "retain", resolve_device(common.device))
     batches = retain.batches(256, run.rng("purge")) if len(retain) else ()
     file = read_foreign(path, trust_pickle=bool(settings.get("trust_pickle")))
-    notes = export_checkpoint(file, result.model, batches, run.rng("foreign"), out)
+    notes = export_checkpoint(
+        file, result.model, batches, run.rng("foreign"), out, averaged=settings.get("averaged") or "copy"
+    )
     return replace(result, purged=result.purged | notes)
 
 
@@ -131,6 +137,7 @@ def _load(path: Path, data: Data, settings: Mapping[str, Any], seed: int) -> Loa
         seed=seed,
         fresh_head=bool(settings.get("fresh_head")),
         trust_pickle=bool(settings.get("trust_pickle")),
+        averaged=settings.get("averaged") or AveragedWeights.COPY,
     )
 
 

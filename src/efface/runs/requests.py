@@ -18,6 +18,7 @@ from efface.auditing.observers.observe import ObservationSettings
 from efface.auditing.observers.relearn import RelearnSettings
 from efface.auditing.verdict import Criteria
 from efface.errors import EffaceError, suggest_name
+from efface.interop.averages import AveragedWeights
 from efface.runs.run import Common, Sizes
 from efface.unlearning import plugins
 from efface.unlearning.early_stopping import StoppingRule
@@ -108,11 +109,15 @@ class ForeignOptions:
     """Refuse an encoder that is no better than the same network with random weights."""
     fresh_head: bool = False
     """Start a head that the file lacks from random weights."""
+    averaged: AveragedWeights | None = None
+    """What happens to averaged weights (EMA, SWA) in the file: ``copy`` (the default) of the unlearned network,
+    ``start`` from them, or ``drop``."""
 
     def as_settings(self) -> dict[str, Any]:
         """The options that were given, as a settings mapping."""
         values = {name: getattr(self, name) for name in ("data", "split", "objective", "recipe")}
         values |= {name: getattr(self, name) for name in ("trust_pickle", "fresh_head")}
+        values |= {"averaged": self.averaged and str(self.averaged)}
         return {name: value for name, value in values.items() if value}
 
 

@@ -39,6 +39,10 @@ def detect_barlow(state: State, meta: Meta) -> Layout | None:
     names = first_words(strip_wrapper(state, wrapper))
     if not {"backbone", "projector"} <= names:
         return None
-    rules = (PrefixRule("backbone", Role.BACKBONE), PrefixRule("projector", Role.HEAD))
+    rules = (
+        PrefixRule("backbone", Role.BACKBONE),
+        PrefixRule("projector", Role.HEAD),
+        PrefixRule("bn", Role.EXTRAS, "bn"),
+    )
     objective = "barlow" if "bn" in names else "vicreg"
     return Layout(name="barlow", rules=rules, wrapper=wrapper, objective=objective)

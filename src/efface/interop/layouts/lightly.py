@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 
 from efface.interop.layouts.protocol import (
+    CLASSIFIER_NAMES,
     Layout,
     Meta,
     PrefixRule,
@@ -43,6 +44,8 @@ POSITIONS = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer
 """Children of torchvision's ResNet; 2 and 3 are ReLU and max-pool, or their replacements."""
 SMALL_POSITIONS = {"0": "conv1", "1": "bn1", "2": "layer1", "3": "layer2", "4": "layer3", "5": "layer4"}
 """Children of lightly's own small ResNet, which applies ReLU as a function."""
+SHORTCUTS = {"shortcut": "downsample"}
+"""The word of lightly's ResNet for the branch that torchvision calls downsample."""
 LIGHTLY_MODULES = {"projection_head", "student_head", "student_projection_head", "online_classifier", "prediction_head"}
 
 
@@ -57,6 +60,8 @@ def detect_lightly(state: State, meta: Meta) -> Layout | None:
         first & LIGHTLY_MODULES or by_position or any(n.startswith("backbone.vit.") for n in names)
     ):
         return None
+    if first <= {body, *CLASSIFIER_NAMES}:
+        return None  # a plain network, whose ResNet is a Sequential of its children
     momentum = next((name for name in MOMENTUM_BACKBONES if name in first and name != body), None)
     rules = [
         *_tower(names, body, Role.BACKBONE, ""),
@@ -68,6 +73,7 @@ def detect_lightly(state: State, meta: Meta) -> Layout | None:
             *_heads(MOMENTUM_HEADS, Role.MOMENTUM_ENCODER, "head", Role.MOMENTUM_ENCODER, "prototypes"),
         ]
     rules += [PrefixRule("prediction_head.layers", Role.PREDICTOR), PrefixRule("prototypes", Role.PROTOTYPES)]
+    rules += [PrefixRule(name, Role.EXTRAS, name) for name in ("online_classifier", "criterion")]
     notes = ()
     if body != "backbone" and "backbone" in first:
         notes = (f"here '{body}' is the trained network and plain 'backbone' its momentum copy",)
@@ -91,7 +97,7 @@ def _tower(names: State, prefix: str, role: Role, own: str) -> list[PrefixRule]:
     if not any(re.match(rf"{prefix}\.\d+\.", name) for name in names):
         return [PrefixRule(prefix, role, own)]
     first = SMALL_POSITIONS if _small(names, prefix) else POSITIONS
-    return [PrefixRule(prefix, role, own, first=first, words={"shortcut": "downsample"})]
+    return [PrefixRule(prefix, role, own, first=first, words=SHORTCUTS)]
 
 
 def _small(names: State, prefix: str) -> bool:

@@ -46,7 +46,8 @@ def detect_moco_v3(state: State, meta: Meta) -> Layout | None:
     """Recognize files of MoCo v3."""
     wrapper = find_wrapper(state)
     names = strip_wrapper(state, wrapper)
-    if not {"base_encoder", "momentum_encoder"} & first_words(names):
+    words = first_words(names)
+    if "base_encoder" not in words and ("momentum_encoder" not in words or "backbone" in words):
         return None
     rules = (
         *build_head_rules(strip_prefix(names, "base_encoder."), "base_encoder.", numbered=True),

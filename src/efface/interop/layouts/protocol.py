@@ -41,6 +41,8 @@ class Role(StrEnum):
     TEXT = "text"
     SCALE = "scale"
     BUFFERS = "buffers"
+    BOOKKEEPING = "bookkeeping"
+    """Counters of averaging and profiling tools; they say nothing about images and are kept as they are."""
     EXTRAS = "extras"
 
 
@@ -105,12 +107,21 @@ class Layout:
     """Whether an activation follows the stem's normalization; no shape shows it."""
     notes: tuple[str, ...] = ()
     """What the user should know about this file that its tensors do not show."""
+    fixed: Mapping[str, TensorPlace] = field(default_factory=dict)
+    """Places that no rule gives: those of counters, and of the tensors of averaged copies."""
+    copies: Mapping[TensorPlace, TensorPlace] = field(default_factory=dict)
+    """Place of each tensor of an averaged copy to the place of the one that it is a copy of."""
 
     def place(self, name: str) -> TensorPlace:
         """Return the role and the name here of one foreign name."""
+        if name in self.fixed:
+            return self.fixed[name]
+        return self.ruled_place(name) or TensorPlace(Role.EXTRAS, name.removeprefix(self.wrapper))
+
+    def ruled_place(self, name: str) -> TensorPlace | None:
+        """Return the place that a rule gives; ``None`` for a name that this layout does not know."""
         bare = name.removeprefix(self.wrapper)
-        places = (rule.place(bare) for rule in self.rules)
-        return next((place for place in places if place is not None), TensorPlace(Role.EXTRAS, bare))
+        return next((place for rule in self.rules if (place := rule.place(bare)) is not None), None)
 
     def table(self, names: Iterable[str]) -> dict[str, TensorPlace]:
         """Return the place of every name.
@@ -165,7 +176,7 @@ def strip_prefix(state: State, prefix: str) -> dict[str, Tensor]:
 
 
 def build_head_rules(
-    state: State, prefix: str = "", *, momentum: bool = False, numbered: bool = False
+    state: State, prefix: str = "", *, momentum: bool = False, numbered: bool = False, separate: bool = False
 ) -> tuple[PrefixRule, ...]:
     """Build the rule for a head inside a backbone: an MLP under ``fc`` or ``head``, or the last linear layer.
 
@@ -174,18 +185,19 @@ def build_head_rules(
         prefix: The prefix of the backbone in the file.
         momentum: Whether the backbone belongs to the momentum encoder.
         numbered: Whether a single linear layer is layer 0 of a projector; otherwise it is a classifier.
+        separate: Whether the head is beside the backbone and not in it, so that an MLP of any name is a head.
 
     """
     own, role = ("head", Role.MOMENTUM_ENCODER) if momentum else ("", Role.HEAD)
     linear = [
         name.removesuffix(".weight")
         for name, value in state.items()
-        if name.endswith(".weight") and value.dim() == 2 and name.split(".")[0] in CLASSIFIER_NAMES
+        if name.endswith(".weight") and value.dim() == 2 and (separate or name.split(".")[0] in CLASSIFIER_NAMES)
     ]
     if not linear:
         return ()
     top = linear[-1].split(".")[0]
     steps = [name for name in linear if re.fullmatch(rf"{top}\.\d+", name)]
-    if top in ("fc", "head") and len(steps) > 1:
+    if (separate or top in ("fc", "head")) and len(steps) > 1:
         return (PrefixRule(prefix + top, role, own),)
     return (PrefixRule(prefix + linear[-1], role, ".".join([*([own] if own else []), "0"]) if numbered else own),)

@@ -61,6 +61,7 @@ def detect_solo(state: State, meta: Meta) -> Layout | None:
         PrefixRule("local_memory_index", Role.QUEUE, "local_memory_index"),
         PrefixRule("queue_ptr", Role.BUFFERS, "queue_ptr"),
         PrefixRule("prototypes", Role.PROTOTYPES),
+        *(PrefixRule(name, Role.EXTRAS, name) for name in ("classifier", "momentum_classifier", "dino_loss_func")),
     )
     return Layout(
         name="solo",

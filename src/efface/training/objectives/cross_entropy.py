@@ -2,8 +2,8 @@
 
     ℓ(θ; x, y) = -log softmax(h(f(t x)))_y
 
-h: the linear head; t: one random view. The distance between two classifiers with logits a, b is Hinton's
-T² · KL(softmax(a/T) ‖ softmax(b/T)).
+h: the head, a linear layer unless ``layers`` are given; t: one random view. The distance between two classifiers with
+logits a, b is Hinton's T² · KL(softmax(a/T) ‖ softmax(b/T)).
 """
 
 from __future__ import annotations
@@ -19,24 +19,32 @@ from torch import Tensor, nn
 from efface.errors import EffaceError
 from efface.training.batch import Batch, LossOutput
 from efface.training.model import Model
-from efface.training.objectives.shared import BaseObjective
+from efface.training.objectives.shared import BaseObjective, ProjectorLayer, build_projector
 
 
 @dataclass(frozen=True, kw_only=True)
 class CrossEntropy(BaseObjective):
-    """A classifier with a linear head; it has no state but the weights."""
+    """A classifier; it has no state but the weights."""
 
     needs_labels: ClassVar[bool] = True
     temperature: float = 1.0
     """Temperature T of the distance between two classifiers; the loss does not use it."""
+    hidden: int | None = None
+    """Width of the head's hidden layers, if it has ``layers``; by default that of the backbone's features."""
+    layers: tuple[ProjectorLayer, ...] | None = None
+    """Layers of a head that is an MLP; by default it is a single linear layer."""
 
     def build_model(self, backbone: nn.Module, dim: int, classes: int, mean: Tensor, std: Tensor) -> Model:
-        """Build a model with a linear head of ``classes`` outputs."""
+        """Build a model with a head of ``classes`` outputs."""
         if classes < 2:
             raise EffaceError(
                 "cross_entropy needs labels of at least two classes.",
                 f"This data has {classes}.",
                 "Use data with labels, or a label-free objective: simclr, moco, byol.",
+            )
+        if self.layers:
+            return Model(
+                backbone, build_projector(dim, self.hidden or dim, classes, layers=self.layers), self, mean, std
             )
         return Model(backbone, nn.Linear(dim, classes), self, mean, std)
 

@@ -85,6 +85,8 @@ class ProjectorLayer(StrEnum):
     """BatchNorm without learned scale and offset."""
     RELU = "relu"
     GELU = "gelu"
+    NONE = "none"
+    """Nothing: where a file has dropout, which does nothing in evaluation."""
 
 
 def build_projector(
@@ -116,6 +118,8 @@ def build_projector(
             width = after
         elif layer in (ProjectorLayer.RELU, ProjectorLayer.GELU):
             made.append(nn.ReLU() if layer is ProjectorLayer.RELU else nn.GELU())
+        elif layer is ProjectorLayer.NONE:
+            made.append(nn.Identity())
         else:
             made.append(nn.BatchNorm1d(width, affine=layer is ProjectorLayer.NORM))
     return nn.Sequential(*made)
