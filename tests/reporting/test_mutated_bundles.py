@@ -180,6 +180,23 @@ def other_spellings() -> Iterator[Mutant]:
             yield swapped(name, number, change(line)), {R.MALFORMED}
 
 
+def other_payloads() -> Iterator[Mutant]:
+    """The same statement signed in other bytes: spaces, another order, a repeated field, another encoding."""
+    for name in CASES[:2]:
+        for number, line in enumerate(lines(name)):
+            content = payload_of(line)
+            plain = canonical_json(content)
+            for payload in (
+                json.dumps(content, sort_keys=True).encode(),
+                json.dumps(dict(reversed(content.items())), separators=(",", ":"), ensure_ascii=False).encode(),
+                plain + b"\n",
+                plain.replace(b'"_type"', b'"\\u005ftype"', 1),
+                b'{"_type":"https://in-toto.io/Statement/v1",' + plain[1:],
+                b"\xef\xbb\xbf" + plain,
+            ):
+                yield swapped(name, number, sealed(payload)), {R.MALFORMED_STATEMENT}
+
+
 def hostile_json() -> Iterator[Mutant]:
     """Deep, huge and impossible JSON: as a line, and signed by the pinned key."""
     texts = [
@@ -285,6 +302,7 @@ def mutants() -> Iterator[tuple[str, Mutant]]:
         "other_keys": other_keys(),
         "other_envelopes": other_envelopes(),
         "other_spellings": other_spellings(),
+        "other_payloads": other_payloads(),
         "hostile_json": hostile_json(),
         "other_statements": other_statements(),
         "lies": lies(),

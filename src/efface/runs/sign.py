@@ -22,7 +22,7 @@ from efface.reporting.verify import verify_content
 if TYPE_CHECKING:
     from efface.reporting.signing import CryptoSigner
 
-WEIGHTS, HANDED_BACK, META = "checkpoint.safetensors", "foreign", "meta.json"
+_WEIGHTS, _HANDED_BACK, _META = "checkpoint.safetensors", "foreign", "meta.json"
 BUNDLE_SUFFIX = ".intoto.jsonl"
 
 
@@ -145,26 +145,26 @@ def _require_unchanged(run: Path, record: Record) -> dict[str, Any] | None:
             )
         checked.add(name)
     subject = record.checkpoints.get("subject")
-    if WEIGHTS not in checked or subject is None or subject.sha256 != record.files[WEIGHTS]:
+    if _WEIGHTS not in checked or subject is None or subject.sha256 != record.files[_WEIGHTS]:
         raise EffaceError(
-            f"{run} cannot be signed: its {WEIGHTS} is missing, or the record has no digest of it.",
+            f"{run} cannot be signed: its {_WEIGHTS} is missing, or the record has no digest of it.",
             remedy=f"Restore it, and run `efface audit {run}` again.",
         )
-    return read_json(run / META, "description of a checkpoint").get("recipe") if META in checked else None
+    return read_json(run / _META, "description of a checkpoint").get("recipe") if _META in checked else None
 
 
 def _released(run: Path, weights: Path | None) -> Path:
     """The released file: the given one, or the run's own if there is no other."""
     if weights is not None:
         return Path(weights)
-    others = sorted(one for one in (run / HANDED_BACK).glob("**/*") if one.is_file())
+    others = sorted(one for one in (run / _HANDED_BACK).glob("**/*") if one.is_file())
     if others:
         raise EffaceError(
             f"{run} has two forms of the unlearned model, and only one file can be signed for at a time.",
-            f"{WEIGHTS}, and in another library's layout {', '.join(one.name for one in others[:3])}.",
-            f"Say which one is released: --weights {others[0]} or --weights {run / WEIGHTS}.",
+            f"{_WEIGHTS}, and in another library's layout {', '.join(one.name for one in others[:3])}.",
+            f"Say which one is released: --weights {others[0]} or --weights {run / _WEIGHTS}.",
         )
-    return run / WEIGHTS
+    return run / _WEIGHTS
 
 
 def _release(run: Path, record: Record, released: Path, sha256: str) -> Release:
