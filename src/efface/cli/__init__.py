@@ -1,7 +1,7 @@
 """The command line: the only package that prints, asks or exits. Every verb wraps one function of another package.
 
-Exit codes: 0 success (audit: removed) · 1 a bug · 2 wrong input · 3 audit: residue; compat: rebuild the index ·
-4 audit: inconclusive · 5 bench: some models failed · 130 interrupted.
+Exit codes: 0 success (audit: removed) · 1 a bug · 2 wrong input · 3 audit: residue; compat: rebuild the index;
+verify: refused · 4 audit: inconclusive · 5 bench: some models failed · 130 interrupted.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from efface.cli.embed import compat_command, embed_command
 from efface.cli.followup import canaries, relearn_command
 from efface.cli.inspect import audits_command, data_command, inspect_command, methods_command
 from efface.cli.references import references_command
+from efface.cli.sign import keys, sign_command, verify_command
 from efface.cli.train import demo_command, pretrain_command, unlearn_command
 from efface.errors import EffaceError
 
@@ -27,6 +28,8 @@ VERBS: tuple[Callable[..., None], ...] = (
     references_command,
     audit_command,
     report_command,
+    sign_command,
+    verify_command,
     relearn_command,
     bench_command,
     inspect_command,
@@ -49,6 +52,7 @@ app = typer.Typer(
 for verb in VERBS:
     app.command(verb.__name__.removesuffix("_command"))(verb)
 app.add_typer(canaries, name="canaries")
+app.add_typer(keys, name="keys")
 
 
 @app.callback()

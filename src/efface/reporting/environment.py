@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
+from importlib import metadata
 from pathlib import Path
 
 from efface.schema import RecordModel
@@ -18,6 +20,9 @@ class Environment(RecordModel):
     cpu: str
     threads: int
     device: str = "cpu"
+    packages: str = ""
+    """SHA-256 of the installed packages, as ``pip list --format=freeze | LC_ALL=C sort`` prints them; empty where it
+    was not recorded."""
 
     @staticmethod
     def current(torch: str, threads: int, device: str = "cpu") -> Environment:
@@ -31,8 +36,21 @@ class Environment(RecordModel):
         """
         system = f"{platform.system()} {platform.release()} {platform.machine()}"
         cpu = f"{_processor()}, {os.cpu_count()} logical"
-        python = platform.python_version()
-        return Environment(python=python, torch=torch, platform=system, cpu=cpu, threads=threads, device=device)
+        return Environment(
+            python=platform.python_version(),
+            torch=torch,
+            platform=system,
+            cpu=cpu,
+            threads=threads,
+            device=device,
+            packages=_packages(),
+        )
+
+
+def _packages() -> str:
+    """Digest of the installed packages, one ``name==version`` on each line."""
+    found = sorted({f"{one.metadata['Name']}=={one.version}" for one in metadata.distributions()})
+    return hashlib.sha256("".join(f"{one}\n" for one in found).encode()).hexdigest()
 
 
 def _processor() -> str:
