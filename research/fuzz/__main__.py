@@ -127,20 +127,21 @@ def judge(case: FuzzCase, folder: Path, seconds: float = SECONDS) -> tuple[str, 
 
 def place(error: BaseException) -> str:
     """The last line of efface that an error went through, and where it was raised."""
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name != stop_hanging.__name__]
     ours = [frame for frame in frames if "/efface/" in frame.filename]
     shown = [f"{Path(frame.filename).name}:{frame.name}" for frame in (ours[-1:] + frames[-1:])]
     return " > ".join(dict.fromkeys(shown))
 
 
+def stop_hanging(number: int, frame: Any) -> None:
+    """Handle the alarm."""
+    raise Hang
+
+
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
     """Raise :class:`Hang` in the block after some seconds."""
-
-    def stop(number: int, frame: Any) -> None:
-        raise Hang
-
-    kept = signal.signal(signal.SIGALRM, stop)
+    kept = signal.signal(signal.SIGALRM, stop_hanging)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield

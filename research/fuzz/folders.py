@@ -22,8 +22,8 @@ from efface.runs import audit, run, train
 class Runs:
     """Run folders: every file that is read back, in a run that was unlearned and audited."""
 
-    READ = ("meta.json", "config.yaml", "split.json", "checkpoint.safetensors", "observations.npz", "record.json",
-            "log.jsonl", "findings.json")  # fmt: skip
+    OPENED = ("meta.json", "config.yaml", "split.json", "checkpoint.safetensors")
+    REPORTED = ("observations.npz", "record.json", "log.jsonl")
 
     def __init__(self, home: Path) -> None:
         home.mkdir(parents=True)
@@ -59,17 +59,17 @@ class Runs:
         """Damage one file of the run."""
         there = folder / "run"
         shutil.copytree(self.run, there)
-        names = [name for name in self.READ if (there / name).exists()]
-        name = rng.choice(names)
+        name = rng.choice((*self.OPENED, *self.REPORTED))
         content = self._change(rng, name, (there / name).read_bytes(), str(folder / MARK))
         (there / name).write_bytes(content)
 
         def check() -> None:
-            outcomes = [self._try(step) for step in (
-                lambda: self._check_opened(there, name),
-                lambda: show(inspect_checkpoint(there)),
-                lambda: audit.report_run(there),
-            )]  # fmt: skip
+            steps: dict[Callable[[], object], tuple[str, ...]] = {
+                lambda: self._check_opened(there, name): self.OPENED,
+                lambda: show(inspect_checkpoint(there)): ("meta.json", "checkpoint.safetensors"),
+                lambda: audit.report_run(there): ("meta.json", *self.REPORTED),
+            }
+            outcomes = [self._try(step) for step, files in steps.items() if name in files]
             refused = [error for error in outcomes if error is not None]
             if refused:
                 raise refused[0]

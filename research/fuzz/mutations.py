@@ -97,7 +97,7 @@ EXPLOITS = (
     b"cposix\nsystem\n(S'touch {mark}'\ntR0",
     b'c__builtin__\nexec\n(S\'open("{mark}", "w")\'\ntR0',
     b'cbuiltins\neval\n(S\'open("{mark}", "w")\'\ntR0',
-    b"csubprocess\nPopen\n(S'touch {mark}'\nI0\nNNNNNNtR0",
+    b"csubprocess\nPopen\n((lS'touch'\naS'{mark}'\natR0",
     b"(S'touch {mark}'\nios\nsystem\n0",
     b"cio\nopen\n(S'{mark}'\nS'w'\ntR0",
     b'cnumpy.testing._private.utils\nrunstring\n(S\'open("{mark}", "w")\'\n(dtR0',
