@@ -19,10 +19,8 @@ import typer.main
 from efface.auditing import signals
 from efface.bench.grid import Grid
 from efface.cli import app
-from efface.data import image_files, selectors, sources
+from efface.data import selectors, sources
 from efface.files import EPOCH, LOG, REQUEST, SPLIT
-from efface.interop import containers
-from efface.interop.checkpoint_file import WEIGHT_FILE_SUFFIXES
 from efface.runs import requests
 from efface.runs.run import Sizes
 from efface.training.objectives import OBJECTIVES, Objective
@@ -33,8 +31,6 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "efface"
 ANY = "*"
 """Stands for a part of a message that is filled in when it is raised."""
-INTERNAL_SUFFIXES = {"index", "keys", "partial", "tmp", "html", "yaml", "bib"}
-"""Suffixes of files that the package itself writes."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +94,12 @@ def roots() -> dict[str, Any]:
 
 
 def _source_options() -> dict[str, Any]:
-    names = [name for loader in sources.SOURCES.values() for name in inspect.signature(loader).parameters]
-    return dict.fromkeys((*names, "source"), Any)
+    """The options of all data sources, and those that ``load`` takes out for every source."""
+    found: dict[str, Any] = {"source": str}
+    for loader in sources.SOURCES.values():
+        hints = get_type_hints(loader)
+        found |= {name: hints.get(name, str) for name in inspect.signature(loader).parameters}
+    return found | dict.fromkeys(re.findall(r'options\.pop\("(\w+)"', inspect.getsource(sources.load)), Any)
 
 
 def children(hint: Any) -> Mapping[str, Any] | None:
@@ -138,11 +138,10 @@ def is_setting(path: str) -> bool:
 
 @cache
 def suffixes() -> set[str]:
-    """Suffixes of files that something here reads or writes."""
-    known = {*image_files.SUFFIXES, *vars(sources).get("TABLES", ()), *WEIGHT_FILE_SUFFIXES}
-    known |= {*containers.TEXT_SUFFIXES, ".csv", ".tsv", ".jsonl", ".npz", ".npy", ".gz"}
-    known |= {Path(name).suffix for name in (EPOCH, LOG, REQUEST, SPLIT)} | {f".{one}" for one in INTERNAL_SUFFIXES}
-    return known - {""}
+    """Suffixes that the package knows: each text in it that is nothing but a suffix, and those of its own files."""
+    alone = re.compile(r"\*?(\.[a-z][a-z0-9]*)")
+    known = {found[1] for one in messages() if (found := alone.fullmatch(one.text))}
+    return known | {Path(name).suffix for name in (EPOCH, LOG, REQUEST, SPLIT)}
 
 
 def is_module(path: str) -> bool:

@@ -78,7 +78,7 @@ def test_a_planted_name_is_found(text: str, missing: str):
         "Run `efface unlearn RUN --forget IDS --method retrain --out OUT`.",
         "Train:  efface pretrain ... --set split.canaries=*   ",
         "Add --set data.*=PATH.",
-        "Set recipe.objective.text.width, method.optim.lr, method.base.alpha, criteria.delta or recipe.backbone.options",
+        "Set recipe.objective.text.width, method.optim.lr, method.base.alpha, criteria.delta or watch.cap.",
         "The scores backbone.margin and projector.margin; split.json; views.shift; 0.5 of it. Then e.g. so.",
         "Write numpy.savez(path, x=..., y=..., keys=...) as an .npz.",
     ],
