@@ -53,7 +53,7 @@ def load_torch(path: Path, *, trust_pickle: bool = False) -> Any:
 
 def find_pickled_classes(path: Path, error: Exception) -> list[str]:
     """Name the classes that a file asks for beyond the allowed ones, read from its pickle without running it."""
-    named = set(re.findall(r"GLOBAL ([\w.]+\.\w+)", str(error)))
+    named = set(re.findall(r"GLOBAL (\w[\w.]*)", str(error)))
     if zipfile.is_zipfile(path):
         try:
             with torch.serialization.safe_globals([*SAFE_CLASSES]):
