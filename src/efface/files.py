@@ -56,10 +56,13 @@ def read_json(
 
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+        if "\\ud" in text.lower():  # half of a character can be read from JSON, and never be written again
+            json.dumps(content, ensure_ascii=False).encode("utf-8")
     except FileNotFoundError:
         raise EffaceError(f"There is no {what} at {path}.", remedy=missing or remedy) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise EffaceError(
             f"{path} cannot be read as a {what}.", f"It is damaged or something else: {error}", remedy
         ) from error

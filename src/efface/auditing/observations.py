@@ -26,10 +26,11 @@ same random views, seeded by the example's key, so models never differ because t
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -95,15 +96,33 @@ class Observations:
 
         """
         try:
-            with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-                header = json.loads(str(file["__header__"]))
-                arrays = {name: file[name] for name in file.files if name != "__header__"}
+            with open(path, "rb") as opened:
+                _require_stored(opened)
+                with np.load(opened, allow_pickle=False) as file:
+                    arrays = {name: file[name] for name in file.files}
+            header = json.loads(str(arrays.pop("__header__")))
+            model, split, meta = (header[name] for name in ("model", "split", "meta"))
+            if not (isinstance(model, str) and isinstance(split, str) and isinstance(meta, dict)):
+                raise TypeError("its header names no model, split and settings")  # noqa: TRY301
+            if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+                raise TypeError("a part of it is not an array")  # noqa: TRY301
         except FileNotFoundError:
             raise EffaceError(f"There are no observations at {path}.", remedy="Run `efface audit` first.") from None
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except Exception as error:  # zipfile, zlib and NumPy raise a dozen kinds of errors for a damaged file
             raise EffaceError(
                 f"{path} cannot be read as observations.",
-                f"It is damaged, or another kind of file: {error}",
+                f"It is damaged, or another kind of file: {str(error) or type(error).__name__}",
                 "Delete it and run `efface audit` again.",
             ) from error
-        return Observations(header["model"], header["split"], arrays, header["meta"])
+        return Observations(model, split, arrays, meta)
+
+
+def _require_stored(opened: BinaryIO) -> None:
+    """Raise unless the arrays take no more than the file: they are written uncompressed, and a bomb is not."""
+    with zipfile.ZipFile(opened) as archive:
+        names = archive.namelist()
+        claimed = sum(info.file_size for info in archive.infolist())
+    size = opened.seek(0, os.SEEK_END)
+    opened.seek(0)
+    if claimed > size or len(set(names)) < len(names):
+        raise ValueError(f"its arrays claim {claimed} bytes of {size}, or two have the same name")

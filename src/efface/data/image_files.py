@@ -331,7 +331,10 @@ def _is_rotated(image: Image.Image) -> bool:
     """Return whether the EXIF rotation swaps width and height."""
     if image.format == "PNG" and "exif" not in image.info:
         return False  # Pillow would decode the whole file to find EXIF data behind the pixels
-    return image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    if image.getexif().get(0x0112, 1) not in (5, 6, 7, 8):
+        return False
+    tags = getattr(image, "tag_v2", None) if image.format == "TIFF" else None
+    return tags is None or image.size == (tags.get(256), tags.get(257))  # newer Pillow has swapped a TIFF's already
 
 
 def _common_size(headers: Sequence[_Header], options: ImageOptions) -> tuple[int, int]:

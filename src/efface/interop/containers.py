@@ -308,11 +308,14 @@ def weights_file(path: Path) -> Path | None:
 
 def _open_shards(index: Path, trust_pickle: bool) -> tuple[Container, ...]:
     listed = read_json_sidecar(index).get("weight_map")
-    if not isinstance(listed, dict) or not listed:
-        raise EffaceError(f"{index} lists no tensors.", "It should have a 'weight_map'.", "Fetch it again.")
+    if not isinstance(listed, dict) or not listed or not all(isinstance(name, str) for name in listed.values()):
+        raise EffaceError(
+            f"{index} lists no tensors.", "It should have a 'weight_map' of names of files.", "Fetch it again."
+        )
     names = list(dict.fromkeys(listed.values()))
+    there_are = {item.name for item in index.parent.iterdir()}
     for name in names:
-        if Path(name).name != name or not (index.parent / name).is_file():
+        if name not in there_are or Path(name).name != name or not (index.parent / name).is_file():
             raise EffaceError(f"The shard {name} is not in {index.parent}.", f"{index.name} lists it.", "Fetch it.")
     shards = tuple(open_container(index.parent / name, trust_pickle=trust_pickle) for name in names)
     there = {tensor: shard.path.name for shard in shards for tensor in shard.state}

@@ -86,7 +86,7 @@ def _load(path: Path, trust_pickle: bool, lazy: bool) -> Any:
 
 def find_pickled_classes(path: Path, error: Exception) -> list[str]:
     """Name the classes that a file asks for beyond the allowed ones, read from its pickle without running it."""
-    named = set(re.findall(r"GLOBAL ([\w.]+\.\w+)", str(error)))
+    named = set(re.findall(r"GLOBAL (\w[\w.]*)", str(error)))
     if zipfile.is_zipfile(path):
         try:
             with torch.serialization.safe_globals([*SAFE_CLASSES]):

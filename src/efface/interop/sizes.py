@@ -68,8 +68,13 @@ def require_safetensors_size(path: Path) -> None:
             raise _damaged(path, f"Its header is not JSON: {str(error)[:80]}.") from error
     entries = header.items() if isinstance(header, dict) else ()
     for name, entry in entries:
-        end = entry.get("data_offsets", (0, 0))[-1] if isinstance(entry, dict) and name != "__metadata__" else 0
-        if not isinstance(end, int) or end > size - 8 - length:
+        if name == "__metadata__" or not isinstance(entry, dict):
+            continue
+        offsets = entry.get("data_offsets")
+        if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(one) is int for one in offsets):
+            raise _damaged(path, f"The header does not say where '{name}' lies.")
+        end = offsets[1]
+        if not 0 <= offsets[0] <= end <= size - 8 - length:
             raise _damaged(path, f"'{name}' should end at byte {end} of {size - 8 - length}.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
@@ -169,7 +170,8 @@ class LogFacts(RecordModel):
             phase = str(line.get("phase", "train"))
             phases[phase] = phases.get(phase, 0) + 1
             for name, value in line.get("terms", {}).items():
-                values.setdefault(f"{phase}.{name}", []).append(float(value))
+                if math.isfinite(value):
+                    values.setdefault(f"{phase}.{name}", []).append(float(value))
         terms = {
             name: TermFacts(steps=len(v), first=v[0], last=v[-1], lowest=min(v), highest=max(v))
             for name, v in values.items()

@@ -16,6 +16,9 @@ from efface import config
 from efface.errors import DivergenceError, EffaceError
 from efface.files import EPOCH, LOG, REQUEST, disk_errors
 
+LARGEST_STEP = 2**53
+"""No log counts further; beyond it, a number that was read is damaged."""
+
 
 def partial_path(out: Path) -> Path:
     """Where ``out`` is written until it is complete."""
@@ -155,12 +158,31 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             record = json.loads(line)
-        except ValueError:
+            valid = _is_step(record)
+        except (ValueError, RecursionError):
             break
-        if not isinstance(record, dict):
+        if not valid:
             break
         records.append(record)
     return records
+
+
+def _is_step(record: Any) -> bool:
+    """Whether a line of a log has the types that are written: a whole step, the names of losses and their numbers."""
+
+    def is_number(value: Any) -> bool:
+        return isinstance(value, float) or (isinstance(value, int) and abs(value) < LARGEST_STEP)
+
+    if not isinstance(record, dict):
+        return False
+    step, terms, rate = record.get("step", 0), record.get("terms", {}), record.get("lr")
+    return (
+        isinstance(step, int)
+        and 0 <= step < LARGEST_STEP
+        and isinstance(terms, dict)
+        and all(is_number(value) for value in terms.values())
+        and (rate is None or is_number(rate))
+    )

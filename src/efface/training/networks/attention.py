@@ -46,7 +46,7 @@ def find_attention_reader(backbone: nn.Module, who: str = "Reading attention map
         f"{who} needs a transformer whose attention maps can be read, and this backbone is a "
         f"{type(backbone).__name__}.",
         "Supported are timm's vision transformers (ViT, DeiT) and Swin.",
-        "Pretrain with backbone.name=timm:vit_tiny_patch16_224 and options that fit the images, or use a method "
+        "Pretrain with recipe.backbone.name=timm:vit_tiny_patch16_224 and options that fit the images, or use a method "
         "that works on any backbone.",
     )
 

@@ -1,0 +1,57 @@
+"""One example to forget: every method works on it, for an objective with and without labels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import efface
+from efface.errors import EffaceError
+from efface.training.objectives import OBJECTIVES
+from efface.unlearning.methods import METHODS
+from efface.unlearning.protocol import Needs
+from tests import tiny
+
+CELLS = [(method, objective) for method in sorted(METHODS) for objective in ("simclr", "cross_entropy")]
+
+
+@pytest.fixture(scope="module")
+def originals():
+    x, y = tiny.images(80, seed=5)
+    data = efface.Data.from_arrays(x, y)
+    split = efface.split(data, forget="@random:1", seed=0, train=30, valid=15, holdout=20, test=15)
+    assert len(split.forget) == 1
+    made = {}
+    for objective in ("simclr", "cross_entropy"):
+        for attentive in (False, True):
+            backbone = {"backbone": tiny.VIT} if attentive else {}
+            recipe = tiny.recipe(objective, epochs=1, batch_size=10, **backbone)
+            made[objective, attentive] = efface.pretrain(data, split, recipe=recipe, device="cpu")
+    return data, split, made
+
+
+@pytest.mark.parametrize(("method", "objective"), CELLS)
+def test_one_example_can_be_forgotten(originals, method, objective):
+    data, split, made = originals
+    needs, trained = METHODS[method].needs, OBJECTIVES[objective]
+    original = made[objective, Needs.ATTENTION in needs]
+    short = {"epochs": 1} if "epochs" in METHODS[method].__dataclass_fields__ else {}
+    fits = (trained.needs_labels or Needs.LABELS not in needs) and (trained.contrasts_pairs or Needs.PAIRS not in needs)
+    if not fits:
+        with pytest.raises(EffaceError):
+            efface.unlearn(original, data, split, method, device="cpu", **short)
+        return
+    made_of_it = efface.unlearn(original, data, split, method, device="cpu", **short)
+    weights = made_of_it.model.state_dict()
+    assert all(np.isfinite(value.double().numpy()).all() for value in weights.values())
+    assert made_of_it.parent == original.model.digest()
+
+
+def test_most_cells_are_run():
+    fits = [
+        (m, o)
+        for m, o in CELLS
+        if (OBJECTIVES[o].needs_labels or Needs.LABELS not in METHODS[m].needs)
+        and (OBJECTIVES[o].contrasts_pairs or Needs.PAIRS not in METHODS[m].needs)
+    ]
+    assert len(METHODS) >= 16 and len(fits) >= 24
