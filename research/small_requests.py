@@ -4,8 +4,8 @@
     python -m research.small_requests table                research/results/small_requests.json
 
 The demo's SimCLR on digits, 600 trained on. Each request of k random examples is unlearned from the same original with
-the method's settings. AUC of its margins against the 700 never-trained examples under *that* model, pooled over requests
-as the mean placement of each forgotten example (0.5: no difference; below: it stands out by being too unfamiliar).
+the method's settings. AUC of its margins against the 700 never-trained examples under *that* model, pooled over
+requests as the mean placement of each forgotten example (0.5: no difference; below: it is too unfamiliar).
 Resumable: one JSON file for each request in research/runs/small_requests.
 """
 

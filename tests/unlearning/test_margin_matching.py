@@ -10,9 +10,9 @@ import torch
 from efface.errors import EffaceError
 from efface.training.loop import Run, fit
 from efface.training.objectives import OBJECTIVES
-from efface.unlearning.margins import compute_margins, contrastive_margin, label_margin
+from efface.unlearning.margins import GapPenalty, RunningMean, compute_margins, contrastive_margin, label_margin
 from efface.unlearning.methods import MarginMatching
-from efface.unlearning.methods.margin_matching import GapPenalty, RunningMean, margin_gap, repeat_to
+from efface.unlearning.methods.margin_matching import margin_gap, repeat_to
 from tests import tiny
 from tests.reference import margin_matching as reference
 

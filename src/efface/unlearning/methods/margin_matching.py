@@ -8,11 +8,11 @@ s: the margin in the backbone's features and in the output (:mod:`efface.unlearn
 standard deviation of V's margins under the checkpoint as received, θ₀. Unseen examples V say how far to go, retained
 ones R in which direction: what lowers all margins alike has no gradient, so the model cannot forget F by forgetting
 everything. V's own margins have no gradient; V's embeddings do, as part of the bank that F is compared with. The square
-pulls from both sides: where F has fallen below V it is drawn up again. With ``penalty: hinge`` the term is w_s (gap_s)₊,
-which only pushes down: each upward excursion of a noisy gap pushes and none is undone, so that a small F ends below V and
-stands out by its absence. The gap of one batch is noisy (0.14 for 100 of F and 100 of V); hence the running mean, and
-large batches of F: a small F is repeated, with other views, to as many rows as V has. V must be drawn like F and have
-some hundreds of examples: with 50 the method stops short, and V tells little about a whole class or group.
+pulls from both sides: where F has fallen below V it is drawn up again. With ``penalty: hinge`` the term is w_s (gap_s)₊
+and only pushes down: each upward excursion of a noisy gap pushes and none is undone, so that a small F ends below V
+and stands out by its absence. The gap of one batch is noisy (0.14 for 100 of F and 100 of V); hence the running mean,
+and large batches of F: a small F is repeated, with other views, to as many rows as V has. V must be drawn like F and
+have some hundreds of examples: with 50 the method stops short, and V tells little about a whole class or group.
 
 Source      ours; measured in docs/small_requests.md, and with ``penalty: hinge`` in docs/frontier.md. A hinge with the
             gradient of mean_F alone lowers the margins of R and V together with F's: the push never ends.
@@ -26,7 +26,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import ClassVar
 
 import torch
@@ -37,41 +36,13 @@ from efface.training.batch import Batch, LossTerms
 from efface.training.loop import Run, frozen_copy, train_steps
 from efface.training.model import Model
 from efface.training.optim import Optim, OptimizerType
-from efface.unlearning.margins import BACKBONE, OUTPUT, compute_margins
+from efface.unlearning.margins import BACKBONE, OUTPUT, GapPenalty, RunningMean, compute_margins
 from efface.unlearning.protocol import MethodInputs, Needs
 
 FEW_STEPS, MANY_STEPS = 160, 2000
 """Steps of this method, and of the original, in :meth:`MarginMatching._epochs`."""
 YARDSTICK_SIZE = 100
 """Rows of F, V and R per step at least, so that their means are precise enough; a smaller F is repeated."""
-
-
-class GapPenalty(StrEnum):
-    """What the gap between forgotten and unseen examples costs."""
-
-    SQUARE = "square"
-    """Its square: too low is drawn up as too high is pushed down."""
-    HINGE = "hinge"
-    """The gap where it is above 0: only pushes down."""
-
-
-@dataclass
-class RunningMean:
-    """Exponential running mean of the values of each step, with bias correction."""
-
-    memory: float
-    total: Tensor | float = 0.0
-    mass: float = 0.0
-
-    def update(self, now: Tensor, penalty: GapPenalty) -> Tensor:
-        """Add ``now``, and return the penalty of the running mean: its value, with the gradient through ``now``."""
-        value = now.detach()
-        self.total = self.memory * self.total + (1 - self.memory) * value
-        self.mass = self.memory * self.mass + (1 - self.memory)
-        mean = self.total / self.mass
-        if penalty is GapPenalty.HINGE:
-            return mean.relu() + (mean > 0) * (now - value)
-        return mean.square() + 2 * mean * (now - value)
 
 
 @dataclass(frozen=True, kw_only=True)
