@@ -41,12 +41,13 @@ def running(values, memory):
     return sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
 
 
-def loss(task, spaces, weights, hold):
+def loss(task, spaces, weights, hold, penalty="square"):
     """The whole loss from ``(f, r, v, r0, v0)`` of every space, and the task's value."""
     total = task
     for (f, r, v, r0, v0), weight in zip(spaces, weights, strict=True):
         mean = sum(v0) / len(v0)
         spread = math.sqrt(sum((s - mean) ** 2 for s in v0) / (len(v0) - 1))
-        total += weight * max(0.0, gap(f, v)) / spread
+        apart = gap(f, v) / spread
+        total += weight * (apart**2 if penalty == "square" else max(0.0, apart))
         total += hold * sum(max(0.0, (a - b) / spread) ** 2 for a, b in zip(r0, r, strict=True)) / len(r)
     return total

@@ -10,9 +10,9 @@ import torch
 from efface.errors import EffaceError
 from efface.training.loop import Run, fit
 from efface.training.objectives import OBJECTIVES
-from efface.unlearning.margins import compute_margins, contrastive_margin, label_margin
+from efface.unlearning.margins import GapPenalty, RunningMean, compute_margins, contrastive_margin, label_margin
 from efface.unlearning.methods import MarginMatching
-from efface.unlearning.methods.margin_matching import RunningMean, margin_gap
+from efface.unlearning.methods.margin_matching import margin_gap, repeat_to
 from tests import tiny
 from tests.reference import margin_matching as reference
 
@@ -49,10 +49,11 @@ def test_a_label_s_margin_matches_the_reference_implementation_and_stays_finite(
     assert label_margin(torch.tensor([[1e4, 0.0]]), torch.tensor([0])).isfinite().all()
 
 
+@pytest.mark.parametrize("penalty", list(GapPenalty))
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
-def test_the_loss_matches_the_reference_implementation(name):
+def test_the_loss_matches_the_reference_implementation(name, penalty):
     teacher, model, forgotten, retained, unseen = world(name)
-    method = MarginMatching(backbone=2.0, output=3.0, hold=0.7)
+    method = MarginMatching(backbone=2.0, output=3.0, hold=0.7, penalty=penalty)
     found = method.terms(teacher, model, forgotten, retained, unseen, fresh_gaps())
     spaces = []
     now = {k: v.detach() for k, v in compute_margins(model, forgotten + retained + unseen, 5, method.tau).items()}
@@ -61,7 +62,7 @@ def test_the_loss_matches_the_reference_implementation(name):
         f, r, v = (part.tolist() for part in now[space].split(5))
         r0, v0 = (part.tolist() for part in before[space].split(5))
         spaces.append((f, r, v, r0, v0))
-    expected = reference.loss(0.0, spaces, (2.0, 3.0), 0.7)
+    expected = reference.loss(0.0, spaces, (2.0, 3.0), 0.7, penalty.value)
     assert float(sum(found.values()).detach()) == pytest.approx(expected, rel=1e-4)
     assert set(found) == {"backbone", "output", "hold"}
 
@@ -75,24 +76,50 @@ def test_the_gap_has_the_value_of_unseen_and_the_gradient_of_retained_examples()
     assert v.grad is None, "unseen examples would be trained on"
 
 
-def test_a_gap_s_running_mean_matches_the_reference_implementation_and_decides_whether_to_push():
-    values, running = [0.5, -0.2, -0.9, 0.3, -0.4, 0.8], RunningMean(0.7)
-    for step, value in enumerate(values):
-        now = torch.tensor(value, dtype=torch.float64, requires_grad=True)
-        found = running.update_and_hinge(2 * now)
-        mean = reference.running([2 * one for one in values[: step + 1]], 0.7)
-        (slope,) = torch.autograd.grad(found, now)
-        assert float(found.detach()) == pytest.approx(max(0.0, mean))
-        assert float(slope) == (2.0 if mean > 0 else 0.0)
+def test_a_gap_s_running_mean_matches_the_reference_implementation_and_decides_the_push():
+    values = [0.5, -0.2, -0.9, 0.3, -0.4, 0.8]
+    for penalty in GapPenalty:
+        running = RunningMean(0.7)
+        for step, value in enumerate(values):
+            now = torch.tensor(value, dtype=torch.float64, requires_grad=True)
+            found = running.update(2 * now, penalty)
+            mean = reference.running([2 * one for one in values[: step + 1]], 0.7)
+            (slope,) = torch.autograd.grad(found, now)
+            hinge = penalty is GapPenalty.HINGE
+            assert float(found.detach()) == pytest.approx(max(0.0, mean) if hinge else mean**2)
+            assert float(slope) == pytest.approx((2.0 if mean > 0 else 0.0) if hinge else 4 * mean)
 
 
-def test_one_batch_s_noise_does_not_push_and_without_memory_it_would():
+def test_the_square_draws_a_gap_below_zero_up_again_and_the_hinge_does_not():
+    """Planted: a gap that noise has pushed below 0. The hinge is the ratchet that makes small requests stand out."""
+    for penalty, expected in ((GapPenalty.SQUARE, -1.0), (GapPenalty.HINGE, 0.0)):
+        now = torch.tensor(-0.5, dtype=torch.float64, requires_grad=True)
+        (slope,) = torch.autograd.grad(RunningMean(0.9).update(now, penalty), now)
+        assert float(slope) == pytest.approx(expected)
+
+
+def test_noise_around_zero_pushes_the_hinge_down_and_leaves_the_square_where_it_is():
+    """A walk in one number: the gap itself, measured with noise; nothing but the penalty moves it."""
+    ends = {}
+    for penalty in GapPenalty:
+        noise, gap = torch.Generator().manual_seed(0), torch.zeros((), dtype=torch.float64, requires_grad=True)
+        running = RunningMean(0.9)
+        for _ in range(400):
+            measured = gap + 0.14 * torch.randn((), generator=noise, dtype=torch.float64)
+            (slope,) = torch.autograd.grad(running.update(measured, penalty), gap)
+            gap = (gap - 0.02 * slope).detach().requires_grad_()
+        ends[penalty] = float(gap.detach())
+    assert abs(ends[GapPenalty.SQUARE]) < 0.05 < -ends[GapPenalty.HINGE]
+
+
+def test_one_batch_s_noise_does_not_push_the_hinge_and_without_memory_it_would():
     """Planted: a true gap of -0.1 that is measured with a standard deviation of 0.14."""
     noise = torch.randn(300, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     pushes = {}
     for memory in (0.0, 0.9):
         running = RunningMean(memory)
-        pushes[memory] = sum(float(running.update_and_hinge(-0.1 + 0.14 * one)) > 0 for one in noise[:100])
+        measured = [running.update(-0.1 + 0.14 * one, GapPenalty.HINGE) for one in noise[:100]]
+        pushes[memory] = sum(float(one) > 0 for one in measured)
     assert pushes[0.0] > 15 and pushes[0.9] < 5
 
 
@@ -148,12 +175,23 @@ def test_a_step_has_as_many_of_v_and_r_as_of_f_and_enough_of_them_beside_a_small
 
     monkeypatch.setattr(MarginMatching, "terms", terms)
     monkeypatch.setattr("efface.unlearning.methods.margin_matching.YARDSTICK_SIZE", 12)
-    for forgotten, size, expected in ((8, 200, (8, 12, 12)), (40, 20, (20, 20, 20)), (40, 8, (8, 8, 8))):
+    for forgotten, size, expected in ((8, 200, (12, 12, 12)), (40, 20, (20, 20, 20)), (40, 8, (8, 8, 8))):
         method = MarginMatching(epochs=1, batch_size=100, forget_batch_size=size)
         parts = tiny.parts(x, y, {"forget": (0, forgotten), "retain": (40, 140), "valid": (140, 240)})
         method.unlearn(tiny.recipe().start(0), tiny.given(method, parts, tiny.recipe()), Run())
         assert seen.pop() == expected
         seen.clear()
+
+
+def test_a_small_f_is_repeated_with_other_views_and_the_hinge_shows_it_as_it_is():
+    x, y = tiny.images(60, seed=1)
+    part = tiny.parts(x, y, {"forget": (0, 5)}, tiny.blurred)["forget"]
+    rng = torch.Generator().manual_seed(0)
+    found = repeat_to(part.cycle(200, rng), 12)
+    assert len(found) == 12 and sorted(found.ids[:5].tolist()) == sorted(found.ids[5:10].tolist()) == [0, 1, 2, 3, 4]
+    first, again = (found.view(0)[found.ids == 0][row] for row in (0, 1))
+    assert not torch.equal(first, again)
+    assert len(repeat_to(part.cycle(200, rng), 1)) == 5
 
 
 def test_too_few_unseen_examples_and_an_impossible_temperature_are_refused():

@@ -10,6 +10,9 @@ and a bank of their own.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from enum import StrEnum
+
 import torch
 from torch import Tensor
 
@@ -61,3 +64,31 @@ def label_margin(logits: Tensor, labels: Tensor) -> Tensor:
     """Log odds of each example's label, [B], from logits [B, classes]."""
     is_label = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()
     return logits[is_label] - logits.masked_fill(is_label, -torch.inf).logsumexp(1)
+
+
+class GapPenalty(StrEnum):
+    """What the gap between forgotten and unseen examples costs."""
+
+    SQUARE = "square"
+    """Its square: too low is drawn up as too high is pushed down."""
+    HINGE = "hinge"
+    """The gap where it is above 0: only pushes down."""
+
+
+@dataclass
+class RunningMean:
+    """Exponential running mean of the values of each step, with bias correction."""
+
+    memory: float
+    total: Tensor | float = 0.0
+    mass: float = 0.0
+
+    def update(self, now: Tensor, penalty: GapPenalty) -> Tensor:
+        """Add ``now``, and return the penalty of the running mean: its value, with the gradient through ``now``."""
+        value = now.detach()
+        self.total = self.memory * self.total + (1 - self.memory) * value
+        self.mass = self.memory * self.mass + (1 - self.memory)
+        mean = self.total / self.mass
+        if penalty is GapPenalty.HINGE:
+            return mean.relu() + (mean > 0) * (now - value)
+        return mean.square() + 2 * mean * (now - value)

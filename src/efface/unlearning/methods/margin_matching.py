@@ -1,28 +1,30 @@
 """Margin matching: lower the margins of forgotten examples to those of unseen ones, and only theirs.
 
-    L(θ) = mean_R ℓ(θ; x) + Σ_s w_s · ( gap_s )₊ + hold · Σ_s mean_R ( (s_θ₀(x) - s_θ(x))₊ / σ_s )²
+    L(θ) = mean_R ℓ(θ; x) + Σ_s w_s · gap_s² + hold · Σ_s mean_R ( (s_θ₀(x) - s_θ(x))₊ / σ_s )²
     gap_s has the value       mean_F s_θ - mean_V s_θ, over σ_s, as a running mean over steps
           and the gradient of mean_F s_θ - mean_R s_θ, over σ_s, in the step's own batch
 
 s: the margin in the backbone's features and in the output (:mod:`efface.unlearning.margins`), with V as the bank; σ_s:
 standard deviation of V's margins under the checkpoint as received, θ₀. Unseen examples V say how far to go, retained
 ones R in which direction: what lowers all margins alike has no gradient, so the model cannot forget F by forgetting
-everything. V's own margins have no gradient; V's embeddings do, as part of the bank that F is compared with. The push
-ends when F no longer stands out. The gap of one batch is noisy (0.14 for 100 of F and 100 of V) and would push further
-by about that noise; hence the running mean, and large batches of F. V must be drawn like F and have some hundreds of
-examples: with 50 the method stops short, and V tells little about a whole class or group.
+everything. V's own margins have no gradient; V's embeddings do, as part of the bank that F is compared with. The square
+pulls from both sides: where F has fallen below V it is drawn up again. With ``penalty: hinge`` the term is w_s (gap_s)₊
+and only pushes down: each upward excursion of a noisy gap pushes and none is undone, so that a small F ends below V
+and stands out by its absence. The gap of one batch is noisy (0.14 for 100 of F and 100 of V); hence the running mean,
+and large batches of F: a small F is repeated, with other views, to as many rows as V has. V must be drawn like F and
+have some hundreds of examples: with 50 the method stops short, and V tells little about a whole class or group.
 
-Source      ours; measured in docs/frontier.md. An earlier form was a hinge on the same gap with the gradient of mean_F
-            alone: it lowers the margins of retained and unseen examples together with the forgotten ones', so the gap
-            stays and the push goes on.
+Source      ours; measured in docs/small_requests.md, and with ``penalty: hinge`` in docs/frontier.md. A hinge with the
+            gradient of mean_F alone lowers the margins of R and V together with F's: the push never ends.
 Departures  none.
 Tests cover a gradient into V's margins; a push that all examples share; a bank that contains the example itself; an
-            example of R held from above; a push by the noise of one batch; too few of V and R beside a small F.
+            example of R held from above; a push by the noise of one batch; a gap below 0 that nothing pulls back; too
+            few rows of F, V or R where F is small.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -34,30 +36,13 @@ from efface.training.batch import Batch, LossTerms
 from efface.training.loop import Run, frozen_copy, train_steps
 from efface.training.model import Model
 from efface.training.optim import Optim, OptimizerType
-from efface.unlearning.margins import BACKBONE, OUTPUT, compute_margins
+from efface.unlearning.margins import BACKBONE, OUTPUT, GapPenalty, RunningMean, compute_margins
 from efface.unlearning.protocol import MethodInputs, Needs
 
 FEW_STEPS, MANY_STEPS = 160, 2000
 """Steps of this method, and of the original, in :meth:`MarginMatching._epochs`."""
 YARDSTICK_SIZE = 100
-"""Examples of V and of R per step if F has fewer, so that their means are precise enough."""
-
-
-@dataclass
-class RunningMean:
-    """Exponential running mean of the values of each step, with bias correction."""
-
-    memory: float
-    total: Tensor | float = 0.0
-    mass: float = 0.0
-
-    def update_and_hinge(self, now: Tensor) -> Tensor:
-        """Add ``now``; return the mean, with the gradient of ``now``, if it is above 0, else 0."""
-        value = now.detach()
-        self.total = self.memory * self.total + (1 - self.memory) * value
-        self.mass = self.memory * self.mass + (1 - self.memory)
-        mean = self.total / self.mass
-        return mean.relu() + (mean > 0) * (now - value)
+"""Rows of F, V and R per step at least, so that their means are precise enough; a smaller F is repeated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +57,8 @@ class MarginMatching:
     """Weight of the gap in the projector's embeddings or the logits; 0 leaves it out."""
     hold: float = 1.0
     """Weight of keeping retained examples' margins from falling below their values under θ₀."""
+    penalty: GapPenalty = GapPenalty.SQUARE
+    """``square``: draws the gap to 0 from both sides; ``hinge``: only pushes down, as in earlier versions."""
     memory: float = 0.9
     """Share of earlier steps in the running mean of a gap; 0: each step uses its own batch alone."""
     tau: float = 0.1
@@ -81,7 +68,7 @@ class MarginMatching:
     batch_size: int | None = None
     """Retained examples per step; by default the original's."""
     forget_batch_size: int = 200
-    """Most examples of F per step; of V and of R for the margins as many, but up to 100 if F has fewer."""
+    """Most rows of F, of V and of R per step for the margins; 100 where F has fewer examples (square repeats them)."""
     optim: Optim = field(default_factory=lambda: Optim(rule=OptimizerType.ADAMW, lr=1e-3, clip=5.0))
     """Optimizer."""
 
@@ -104,12 +91,13 @@ class MarginMatching:
         optimizer = self.optim.build(model, epochs * inputs.retain.count_batches(size))
         gaps = {space: RunningMean(self.memory) for space in (BACKBONE, OUTPUT)}
         many = min(self.forget_batch_size, max(len(inputs.forget), YARDSTICK_SIZE))
+        rows = min(many, YARDSTICK_SIZE) if self.penalty is GapPenalty.SQUARE else 1
         forget = inputs.forget.cycle(self.forget_batch_size, run.rng("forget"))
         valid, retain = inputs.valid.cycle(many, run.rng("valid")), inputs.retain.cycle(many, run.rng("beside"))
 
         def terms(batch: Batch) -> LossTerms:
             output = model.objective.loss(model, batch)
-            f, v, r = next(forget), next(valid), next(retain)
+            f, v, r = repeat_to(forget, rows), next(valid), next(retain)
             losses = {"task": output.per_example.mean(), **self.terms(teacher, model, f, r, v, gaps)}
             return LossTerms(losses, output.carry, extra_examples=len(f) + len(v) + len(r))
 
@@ -140,7 +128,7 @@ class MarginMatching:
             f, r, v = now[space].split([len(forgotten), len(retained), len(unseen)])
             r0, v0 = before[space].split([len(retained), len(unseen)])
             spread = v0.std().clamp_min(1e-6)
-            terms[space] = weight * gaps[space].update_and_hinge(margin_gap(f, r, v) / spread)
+            terms[space] = weight * gaps[space].update(margin_gap(f, r, v) / spread, self.penalty)
             held.append(((r0 - r).relu() / spread).square().mean())
         return terms | ({"hold": self.hold * torch.stack(held).sum()} if self.hold else {})
 
@@ -151,6 +139,16 @@ class MarginMatching:
         if self.epochs is not None or recipe is None or recipe.epochs * per_epoch >= MANY_STEPS:
             return usual
         return max(usual, min(recipe.epochs // 10, FEW_STEPS // per_epoch))
+
+
+def repeat_to(batches: Iterator[Batch], rows: int) -> Batch:
+    """The next batch; where it has fewer than ``rows``, with the next ones after it, cut to so many."""
+    found = next(batches)
+    if len(found) >= rows:
+        return found
+    while len(found) < rows:
+        found = found + next(batches)
+    return found.rows(0, rows)
 
 
 def margin_gap(f: Tensor, r: Tensor, v: Tensor) -> Tensor:

@@ -1,0 +1,107 @@
+"""Small requests: how much of a few forgotten examples can still be told, pooled over many requests.
+
+    python -m research.small_requests make [--world 0]     one original and its requests, one method after the other
+    python -m research.small_requests table                research/results/small_requests.json
+
+The demo's SimCLR on digits, 600 trained on. Each request of k random examples is unlearned from the same original with
+the method's settings. AUC of its margins against the 700 never-trained examples under *that* model, pooled over
+requests as the mean placement of each forgotten example (0.5: no difference; below: it is too unfamiliar).
+Resumable: one JSON file for each request in research/runs/small_requests.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from benchmarks.machine import machine, write_json
+from research.paths import RESULTS, RUNS
+
+import efface
+from efface import api
+from efface.auditing.signals import scores
+from efface.data.split import partition, select_forget_set
+from efface.runs.demo import REGIMES
+from efface.training.checkpoint import CHOICES, Checkpoint
+
+HOME = RUNS / "small_requests"
+REQUESTS = {10: 6, 60: 2, 1: 8, 120: 1}
+"""Examples per request to the number of requests in a world."""
+METHODS: dict[str, dict[str, Any]] = {
+    "margin_matching": {"name": "margin_matching"},
+    "margin_matching, hinge": {"name": "margin_matching", "penalty": "hinge"},
+    "finetune": {"name": "finetune"},
+    "retrain": {"name": "retrain"},
+}
+SIGNALS = ("backbone.margin", "projector.margin")
+SETTINGS = efface.ObservationSettings(gradient=False)
+app = typer.Typer(add_completion=False)
+
+
+def placements(members: np.ndarray, others: np.ndarray) -> list[float]:
+    """Share of ``others`` below each member, ties by half, [n]; their mean is the AUC."""
+    return [float((others < one).mean() + (others == one).mean() / 2) for one in members]
+
+
+@app.command()
+def make(world: Annotated[int, typer.Option(help="Seed of the original.")] = 0) -> None:
+    """Train the original of a world, and unlearn its requests with each method."""
+    torch.set_num_threads(1)
+    HOME.mkdir(parents=True, exist_ok=True)
+    regime = REGIMES["digits"]
+    data = efface.load("digits")
+    sizes = {name: regime["split"][name] for name in ("train", "valid", "holdout", "test")}
+    base = partition(data, **sizes, seed=world)
+    recipe = efface.training.defaults.build_recipe(data, "simclr", regime["recipe"])
+    folder = HOME / f"original-{world}"
+    if not (folder / "meta.json").exists():
+        folder.mkdir(exist_ok=True)
+        api.pretrain(data, base, recipe=recipe, seed=world, device="cpu").save(folder)
+    original = Checkpoint.load(folder)
+    for k, count in REQUESTS.items():
+        for name, settings in METHODS.items():
+            for number in range(1 if name == "retrain" and k > 10 else 4 if name == "retrain" else count):
+                file = HOME / f"{world}-{k}-{number}-{name.replace(', ', '_')}.json"
+                if file.exists():
+                    continue
+                split = select_forget_set(base, data, f"@random:{k}", 1000 * world + number)
+                method = efface.config.parse_choice(efface.methods.METHODS, settings, "method", CHOICES)
+                made = api.unlearn(original, data, split, method, seed=number, device="cpu")
+                seen = api.observe(made, data, split, SETTINGS, device="cpu")
+                found: dict[str, Any] = {"world": world, "k": k, "request": number, "name": name}
+                for signal in SIGNALS:
+                    unseen = scores(seen, "holdout", signal)
+                    for part in ("forget", "retain"):
+                        members = scores(seen, part, signal)
+                        found[f"{signal}.{part}"] = placements(members, unseen)
+                found |= {"cost": vars(made.training_cost)}
+                file.write_text(json.dumps(found), encoding="utf-8")
+                print(file.name, *(f"{np.mean(found[f'{signal}.forget']):.3f}" for signal in SIGNALS), flush=True)
+
+
+@app.command()
+def table() -> None:
+    """Pool the requests, and write the table's numbers."""
+    rows: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for file in sorted(HOME.glob("*-*-*.json")):
+        one = json.loads(file.read_text(encoding="utf-8"))
+        rows.setdefault((one["k"], one["name"]), []).append(one)
+    pooled = []
+    for (k, name), found in sorted(rows.items()):
+        row: dict[str, Any] = {"k": k, "name": name, "requests": len(found), "worlds": len({f["world"] for f in found})}
+        for signal in SIGNALS:
+            for part in ("forget", "retain"):
+                means = [float(np.mean(one[f"{signal}.{part}"])) for one in found]
+                error = float(np.std(means, ddof=1) / len(means) ** 0.5) if len(means) > 1 else None
+                row[f"{signal}.{part}"] = {"mean": round(float(np.mean(means)), 4), "error": error and round(error, 4)}
+        pooled.append(row)
+    write_json(RESULTS / "small_requests.json", {
+        "made by": "python -m research.small_requests make --world N", "rows": pooled, **machine(),
+    })  # fmt: skip
+
+
+if __name__ == "__main__":
+    app()
