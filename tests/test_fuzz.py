@@ -25,9 +25,6 @@ from efface.errors import EffaceError
 
 CASES = 180
 PENDING = {
-    "lists": "text is split at U+2028 and stripped of outer spaces",
-    "manifests": "text is split at U+2028 and stripped of outer spaces",
-    "npz": "the headers of arrays are believed",
     "runs": "meta.json and config.yaml have no schema",
 }
 """Targets with known failures; as soon as one has none, its line must go."""

@@ -158,7 +158,9 @@ def load_public_key(path: Path) -> SSlibKey:
         key = serialization.load_pem_public_key(pem)
     except (ValueError, UnsupportedAlgorithm):
         raise EffaceError(
-            f"{path} cannot be read as a public key.", "It is damaged or something else.", "Pass a .pub.pem file."
+            f"{path} cannot be read as a public key.",
+            "It is damaged or something else.",
+            "Pass the file of the public key that `efface keys new` wrote.",
         ) from None
     if not isinstance(key, Ed25519PublicKey):
         raise EffaceError(f"{path} is not an ed25519 key.", remedy="Pass the public key of the signer.")
