@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from efface.data.pixel_caches import describe_items
 from efface.errors import EffaceError
 from efface.files import disk_errors
 
@@ -238,6 +239,7 @@ def _decode(folder: Path, items: Sequence[ImageFile], options: ImageOptions) -> 
     if not count:
         raise _broken_error(skipped, len(items))
     index = {"shape": [count, channels, height, width], "skipped": skipped}
+    index |= describe_items([item.key for item in items], [item.path for item in items])
     (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
 
 
