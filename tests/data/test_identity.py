@@ -77,7 +77,7 @@ def test_the_file_is_private_holds_no_key_and_shows_an_edit(tmp_path):
     with np.load(path) as file:
         assert b"k0001" not in b"".join(file[name].tobytes() for name in file.files)
     again = DataIdentity.load(tmp_path, digest)
-    assert again.classes == data.classes and again.shape == data.shape and again.facts["source"] == "/x"
+    assert again.classes == data.classes and again.shape == data.shape and again.facts["source"] == {"source": "/x"}
     assert not again.compare(data).changed.any()
     raises(lambda: DataIdentity.load(tmp_path, "0" * 64), "not the one that the run was made with")
     replace(again, contents=again.contents + np.uint64(1)).save(tmp_path)

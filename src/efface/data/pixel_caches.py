@@ -30,12 +30,13 @@ def describe_items(keys: Iterable[str], paths: Sequence[Path]) -> dict[str, Any]
     return {"items": [_hash_key(key) for key in keys], "root": root}
 
 
-def find_caches(data: Data, keys: Iterable[str]) -> dict[Path, int]:
+def find_caches(data: Data, keys: Iterable[str], former: Sequence[str] = ()) -> dict[Path, int]:
     """Find the folders of decoded pictures in which some of the examples are.
 
     Args:
         data: The data as they are loaded now; their own cache and those beside it are searched.
         keys: Keys of the examples; they may be absent from the data.
+        former: Where the files were before, if they were moved.
 
     Returns:
         Folder to the number of examples, the cache in use first. Empty if the pictures were not decoded from files.
@@ -50,26 +51,26 @@ def find_caches(data: Data, keys: Iterable[str]) -> dict[Path, int]:
     found = {own: len(wanted & set(data.keys.tolist()))}
     for folder in sorted(own.parent.iterdir()):
         index = _read_index(folder) if folder != own else {}
-        if root and _related(root, str(index.get("root", ""))):
+        if any(_related(one, str(index.get("root", ""))) for one in (root, *former)):
             found[folder] = len(hashed & set(index.get("items", ())))
     return {folder: count for folder, count in found.items() if count}
 
 
-def purge_caches(data: Data, keys: Iterable[str]) -> dict[str, str]:
+def purge_caches(data: Data, keys: Iterable[str], former: Sequence[str] = ()) -> dict[str, str]:
     """Remove every cache in which some of the examples are; returns what was done with each folder."""
     done: dict[str, str] = {}
-    for folder, count in find_caches(data, keys).items():
+    for folder, count in find_caches(data, keys, former).items():
         shutil.rmtree(folder, ignore_errors=True)
         gone = "removed" if not folder.exists() else "could not be removed"
         done[f"decoded pictures in {folder}"] = f"{gone}: it held {count} forgotten pictures"
     return done
 
 
-def list_residual_caches(data: Data, keys: Iterable[str]) -> dict[str, str]:
+def list_residual_caches(data: Data, keys: Iterable[str], former: Sequence[str] = ()) -> dict[str, str]:
     """Describe every cache in which some of the examples still are, by ``decoded pictures in FOLDER``."""
     return {
         f"decoded pictures in {folder}": f"kept: it holds {count} forgotten pictures (--purge-cache removes it)"
-        for folder, count in find_caches(data, keys).items()
+        for folder, count in find_caches(data, keys, former).items()
     }
 
 

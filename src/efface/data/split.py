@@ -225,7 +225,9 @@ def merge_requests(split: Split, data: Data) -> Split:
     pool = np.sort(np.concatenate([split.holdout, split.spare]))
     grouped = any(request["matched"] == "group" for request in requests)
     chosen = Selection(positions, random=all(request["random"] for request in requests), by_group=grouped)
-    holdout, matched, warnings = match_holdout(data, positions, pool, chosen, split.provenance["seed"])
+    holdout, matched, warnings = split.holdout, None, []
+    if len(positions):  # of examples that are all erased, nothing tells the mix any more
+        holdout, matched, warnings = match_holdout(data, positions, pool, chosen, split.provenance["seed"])
     gone = {**split.absent, "forget": (*split.absent.get(EARLIER, ()), *split.absent.get("forget", ()))}
     merged = replace(
         split,

@@ -91,7 +91,9 @@ def audit_run(
     log = read_log(subject.folder / LOG)
     keys = subject.split.keys(subject.data, "forget")
     asked = [*keys, *subject.split.keys(subject.data, EARLIER)]
-    caches = (purge_caches if request.purge_cache else list_residual_caches)(subject.data, asked)
+    caches = (purge_caches if request.purge_cache else list_residual_caches)(
+        subject.data, asked, subject.at_hand.former_roots
+    )
     residual = [f"{cache}: {done}" for cache, done in caches.items()]
     for sentence in residual:
         progress.say(sentence)

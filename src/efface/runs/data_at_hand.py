@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from efface.data.dataset import Data, quote_first
-from efface.data.identity import IDENTITY, DataDifference, DataIdentity
+from efface.data.identity import DataDifference, DataIdentity
 from efface.data.sources import SOURCES, load
 from efface.data.split import EARLIER, SPLIT_PARTS, Split, read_split
 from efface.errors import EffaceError
@@ -52,6 +52,16 @@ class DataAtHand:
     difference: DataDifference | None = None
     notes: tuple[str, ...] = ()
     """What is different, as sentences for the user and for the record."""
+    stored: DataSettings = None
+    """The settings of the data that the run stored."""
+
+    @property
+    def former_roots(self) -> tuple[str, ...]:
+        """Where the data were when the original and this run were made, as far as it is known."""
+        recorded = None if self.identity is None else self.identity.facts.get("source")
+        sources = [_as_options(value) for value in (recorded, self.stored)]
+        paths = [Path(str(one.get("root") or one.get("source") or "")) for one in sources]
+        return tuple(str(p.parent if p.suffix in (".csv", ".jsonl") else p) for p in paths if p.is_absolute())
 
     def require_trained_pictures(self, positions: np.ndarray, allow: bool) -> list[str]:
         """Raise unless the examples to forget are those that were trained on; with ``allow``, return a warning."""
@@ -145,8 +155,13 @@ def load_recorded(settings: Mapping[str, Any], identity: DataIdentity | None, ke
         keys: The keys of the run's split.
 
     """
-    data = load_data({"data": settings})
-    if settings.get("limit") and not set(keys) <= set(data.keys.tolist()):
+    try:
+        data = load_data({"data": settings})
+    except EffaceError:
+        if not settings.get("limit") or not keys:
+            raise
+        data = None  # fewer may be left than the limit
+    if data is None or (settings.get("limit") and not set(keys) <= set(data.keys.tolist())):
         settings = {**settings, "limit": frozenset(keys)}
         data = load_data({"data": settings})
     if identity is None:
@@ -203,7 +218,7 @@ def open_data(
     lost = data.positions(sorted(gone & set(stored["parts"]["forget"])))
     if judged and len(lost) and not checks.allow_changed:
         raise _changed_error(_describe_forgotten(here, lost, split.sizes()["forget"]), here)
-    return replace(here, notes=tuple(_describe_differences(here, gone)))
+    return replace(here, notes=tuple(_describe_differences(here, gone)), stored=request["data"])
 
 
 def data_of_run(folder: Path) -> Data:
@@ -221,49 +236,6 @@ def describe_changes(folder: Path, data: Data, positions: np.ndarray) -> list[st
     changed = int(identity.compare(identity.number(data)).pictures[positions].sum())
     total = len(positions)
     return [f"{changed} of {total} images are not the pictures that the run was made with."] if changed else []
-
-
-def copy_identity(run: Path, folder: Path) -> None:
-    """Copy what a run was made with into another folder; nothing if it was not recorded."""
-    identity = read_identity(run, read_meta(run))
-    if identity is not None:
-        identity.save(folder)
-
-
-def open_planned_data(home: Path, settings: DataSettings, digest: str, needs: Collection[str]) -> DataAtHand:
-    """Load the data of a plan of references, and check that what the references are trained on is there and the same.
-
-    Args:
-        home: The folder of the plan, with its split and what the run was made with.
-        settings: The settings of the data.
-        digest: Digest of the plan's split.
-        needs: The parts that are trained on; of others, examples may be absent.
-
-    Raises:
-        EffaceError: Examples of these parts are absent, or are other pictures.
-
-    """
-    identity = DataIdentity.load(home) if (home / IDENTITY).exists() else None
-    keys = [key for part in read_split(home)["parts"].values() for key in part]
-    data = load_recorded(locate_data({"data": settings}), identity, keys)
-    split = Split.load(home, data, may_lack=[part for part in SPLIT_PARTS if part not in needs])
-    if split.digest(data) != digest:
-        raise EffaceError(
-            f"The split in {home} is not the one of its plan.",
-            "The data differ from those of the plan, or the file was changed.",
-            "Load the same data, or plan again.",
-        )
-    difference = None if identity is None else identity.compare(data)
-    trained = np.concatenate([getattr(split, part) for part in needs])
-    changed = [] if difference is None else data.keys[trained[difference.changed[trained]]].tolist()
-    if changed:
-        raise EffaceError(
-            f"{len(changed)} of {len(trained)} training examples are not the pictures that the run was made with: "
-            f"{quote_first(changed)}.",
-            f"{OTHER_PICTURES}{_decoders(identity)}: references trained on them would not be comparable.",
-            "Restore the pictures.",
-        )
-    return DataAtHand(data, split, identity, difference)
 
 
 def require_same_pictures(before: DataIdentity, data: Data, split: Split, folder: Path) -> None:
@@ -351,12 +323,13 @@ def _describe_forgotten(here: DataAtHand, changed: np.ndarray, total: int) -> st
 def _changed_error(what: str, here: DataAtHand) -> EffaceError:
     return EffaceError(
         what,
-        f"{OTHER_PICTURES}{_decoders(here.identity)}; the pictures to be forgotten cannot be found through them.",
+        f"{OTHER_PICTURES}{describe_decoders(here.identity)}. What was trained on cannot be found through them.",
         "Restore the pictures, or go on with --set allow_changed=true.",
     )
 
 
-def _decoders(identity: DataIdentity | None) -> str:
+def describe_decoders(identity: DataIdentity | None) -> str:
+    """Say with which versions the pictures were decoded, if they differ; else empty."""
     import PIL
 
     then = None if identity is None else identity.facts.get("pillow")
@@ -384,7 +357,7 @@ def _describe_differences(here: DataAtHand, gone: Collection[str]) -> list[str]:
         if changed:
             notes.append(
                 f"{changed} of {len(positions)} {part} examples are other pictures, or of other classes, than when the "
-                f"run was made: {OTHER_PICTURES[0].lower()}{OTHER_PICTURES[1:]}{_decoders(identity)}."
+                f"run was made: {OTHER_PICTURES[0].lower()}{OTHER_PICTURES[1:]}{describe_decoders(identity)}."
             )
     if difference.new_classes:
         notes.append(f"New classes, which the checkpoint does not know: {quote_first(difference.new_classes)}.")

@@ -32,8 +32,9 @@ import yaml
 from efface import api, config
 from efface.errors import EffaceError, unknown_name_error
 from efface.files import EPOCH, REQUEST, SPLIT, read_json, write_text
-from efface.runs.data_at_hand import DataAtHand, DataChecks, copy_identity, open_planned_data, settings_now
+from efface.runs.data_at_hand import DataAtHand, DataChecks, settings_now
 from efface.runs.folder import create_run_folder, read_request
+from efface.runs.planned_data import copy_identity, open_planned_data
 from efface.runs.run import Progress, logging, open_run
 from efface.training import devices
 from efface.training.checkpoint import META, Checkpoint, EpochStore
@@ -243,11 +244,10 @@ def run_task(home: Path, name: str, *, device: str = "auto", progress: Progress 
     plan = ReferencePlan.load(home)
     task = plan.task(name)
     starts = [run_task(home, need, device=device, progress=progress) for need in task.needs]
-    folder = home / name
     with _task_lock(home, name):
         if not plan.done(task):
             _make(plan, task, starts, device, progress or Progress())
-    return folder
+    return home / name
 
 
 @lru_cache(maxsize=1)

@@ -157,7 +157,7 @@ def unlearn_run(
         if foreign is not None:
             result = export_result(start, foreign.as_settings(), result, data, split, common, folder)
         forgotten = [key for part in ("forget", EARLIER) for key in split.keys(data, part)]
-        caches = (purge_caches if request.purge_cache else list_residual_caches)(data, forgotten)
+        caches = (purge_caches if request.purge_cache else list_residual_caches)(data, forgotten, here.former_roots)
         for cache, done in caches.items():
             progress.say(f"{cache}: {done}")
         result = replace(result, identity=identity, purged=result.purged | caches)
