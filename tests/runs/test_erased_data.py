@@ -430,6 +430,22 @@ def test_moved_data_are_named_with_an_option(home, efface):
     assert plan.data["source"] == str(home / "moved")
 
 
+def test_runs_and_data_that_were_moved_together_find_each_other(home):
+    train.unlearn_run(home / "one", home / "two", second(home, method="finetune"))
+    away = home.with_name("away")
+    home.rename(away)
+    checks = {"data": str(away / "pictures")}
+    result = audit.audit_run(away / "two", QUICK | checks)
+    assert result.sequence is not None and result.sequence.verdict is not None and len(result.sequence.steps) == 3
+    assert len(embed.forgotten_by(away / "two")) == 20
+    plan = references.plan_references(away / "one", away / "refs", 1, 0, DataChecks(data=checks["data"]))
+    assert len(plan.tasks) == 1
+    # A folder of that name with other weights is not taken for it.
+    shutil.rmtree(away / "original")
+    shutil.copytree(away / "oracle", away / "original")
+    raises(lambda: audit.audit_run(away / "one", QUICK | checks), "The original is no longer at", "--original")
+
+
 # ---- what stays ----
 
 

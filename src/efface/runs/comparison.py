@@ -239,7 +239,7 @@ def lineage(subject: OpenedRun) -> tuple[str, ...]:
     digests = [run.meta["digest"]]
     while run.meta["parent"]:
         digests.append(run.meta["parent"])
-        source = Path(str(run.request.get("from", "")))
+        source = run.source
         if not (source / REQUEST).exists():
             break
         run = subject.folders.read(source)
@@ -279,7 +279,7 @@ def _audited_model(run: StoredRun, subject: OpenedRun, folder: Path | None = Non
 
 def _original(subject: OpenedRun, named: Path | None) -> AuditedModel:
     """The run that the subject was made from, or the ancestor that the user named."""
-    source = Path(named) if named else Path(subject.request["from"])
+    source = Path(named) if named else subject.stored.source
     if not source.exists():
         raise EffaceError(
             f"The original is no longer at {source}.",

@@ -29,7 +29,7 @@ from efface.runs.data_at_hand import data_of_run, describe_changes, load_data
 from efface.runs.folder import read_request
 from efface.runs.foreign import is_foreign
 from efface.runs.requests import CompatibilityRequest, EmbeddingOptions, EmbeddingSpace, EmbedRequest
-from efface.runs.run import Progress
+from efface.runs.run import Progress, StoredRun
 from efface.training.checkpoint import META, Checkpoint, read_meta
 from efface.training.devices import resolve_device
 from efface.training.model import Model
@@ -119,7 +119,7 @@ def forgotten_by(run: Path) -> frozenset[str]:
         parts = stored["parts"]
         found |= {*parts["forget"], *parts.get(EARLIER, ()), *(stored.get("provenance") or {}).get("skipped", ())}
         request = read_request(here) if (here / REQUEST).is_file() else {}
-        here = Path(request["from"]) if request.get("from") else None
+        here = StoredRun(here, read_meta(here)).source if request.get("from") else None
     return frozenset(found)
 
 

@@ -150,7 +150,7 @@ def plan_references(
         raise EffaceError(f"{count} references and {pairs} pairs cannot be planned.", remedy="Ask for at least one.")
     subject = open_run(run, checks, judged=False)
     meta = subject.meta
-    source = Path(str(subject.request.get("from", "")))
+    source = subject.stored.source
     if not (source / META).exists():
         raise EffaceError(
             f"The original is no longer at {source}, or is no run folder.",

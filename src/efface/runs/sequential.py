@@ -106,7 +106,7 @@ def _chain(subject: OpenedRun, split: Split, named: Path | None) -> tuple[list[t
         forgotten = len(stored["forget"]) + len(stored.get(EARLIER, ()))
         path = folder / observations_file_name(digest)
         found.append((AuditedModel(run.meta, folder / WEIGHTS, run.checkpoint, path), forgotten))
-        source = Path(str(run.request.get("from", "")))
+        source = run.source
         if run.request.get("verb") != "unlearn":
             return found[::-1], ""
         if named is not None and not source.exists():
