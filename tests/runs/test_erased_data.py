@@ -175,7 +175,7 @@ def test_without_stored_observations_an_audit_says_what_it_cannot_see(home):
     assert len(result.evidence.subject.of("forget", "keys")) == 3
     assert not (home / "one" / "observations.npz").exists()  # that name is for the whole split
     erase(home, keys(home / "one", "forget")[9:])
-    raises(lambda: audit.audit_run(home / "one", QUICK), "12 examples to forget are not in the data", "Audit before")
+    raises(lambda: audit.audit_run(home / "one", QUICK), "12 examples to forget are not in the data", "--data PATH")
     raises(lambda: relearn.relearn_run(home / "one", QUICK), "12 examples to forget are not in the data")
 
 

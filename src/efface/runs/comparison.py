@@ -187,8 +187,8 @@ def observe_what_is_left(
             f"The {total} examples to forget are not in the data, and {run} was not audited like this before.",
             f"An audit looks at what a model does with these pictures; not observed while they were there: "
             f"{', '.join(unseen)}.",
-            "Audit before the pictures are erased, with the same references and settings. Stored observations are used "
-            "after that.",
+            "Name a copy of the data that has them: --data PATH. (Had it been audited before with these references "
+            "and settings, the stored observations would be used.)",
         )
     name = observations_file_name(left.digest(data))
     moved = {
