@@ -80,7 +80,7 @@ def test_only_a_foreign_checkpoint_has_the_settings_that_a_run_stores():
     request = UnlearnRequest.from_settings(settings, foreign=True)
     assert request.foreign == ForeignOptions(data="digits", trust_pickle=True, check=False)
     assert request.foreign.as_settings() == {"data": "digits", "trust_pickle": True}
-    with pytest.raises(EffaceError, match="no setting 'data' here"):
+    with pytest.raises(EffaceError, match="no setting 'trust_pickle' here"):
         UnlearnRequest.from_settings(settings)
 
 

@@ -7,7 +7,21 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from efface.cli.options import Config, Device, Force, Json, Quiet, Set, Trust, print_result, progress, settings_of
+from efface.cli.options import (
+    AllowAbsent,
+    Config,
+    DataOption,
+    Device,
+    Force,
+    Json,
+    PurgeCache,
+    Quiet,
+    Set,
+    Trust,
+    print_result,
+    progress,
+    settings_of,
+)
 from efface.errors import EffaceError
 
 if TYPE_CHECKING:
@@ -45,6 +59,9 @@ def audit_command(
     plain_ids: Annotated[
         bool, typer.Option("--plain-ids", help="Write bare keys into the record instead of digests.")
     ] = False,
+    data: DataOption = None,
+    allow_absent: AllowAbsent = False,
+    purge_cache: PurgeCache = False,
     config: Config = None,
     set_: Set = None,
     device: Device = None,
@@ -55,7 +72,10 @@ def audit_command(
 
     After several requests, the last one and all of them together are judged; the exit code is the worse of the two.
     """
-    settings = settings_of(config, set_, device=device, trust_pickle=trust_pickle or None)
+    settings = settings_of(
+        config, set_, device=device, trust_pickle=trust_pickle or None, data=data, allow_absent=allow_absent or None,
+        purge_cache=purge_cache or None,
+    )  # fmt: skip
     if embeddings is not None:
         judge_embeddings(embeddings, control, settings, run, out, views, force=force, as_json=json_, quiet=quiet)
     run = require_run(run, control, views)

@@ -57,6 +57,7 @@ def describe_sources(name: str | None = None) -> Listing:
     text = inspect.getdoc(SOURCES[name]) or ""
     options = {p.name: str(p.default) for p in inspect.signature(SOURCES[name]).parameters.values()}
     lines = ["", "Options (--set data.NAME=VALUE)", *(f"  {key} = {value}" for key, value in options.items())]
+    lines.append("  classes: order of the classes, with every source: text, number, natural, lower, a list, or a file")
     return {"name": name, "text": text, "options": options}, [name, "", text, *lines]
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from efface.cli.options import (
+    AllowAbsent,
     Config,
     DataOption,
     Device,
@@ -37,6 +38,8 @@ def relearn_command(
     on: Annotated[str | None, typer.Option("--on", help="retain (default) or forget.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps (default 100).")] = None,
     every: Annotated[int | None, typer.Option("--every", help="Steps between two observations (default 10).")] = None,
+    data: DataOption = None,
+    allow_absent: AllowAbsent = False,
     trust_pickle: Trust = False,
     config: Config = None,
     set_: Set = None,
@@ -46,7 +49,10 @@ def relearn_command(
     quiet: Quiet = False,
 ) -> None:
     """Train copies of the run and of the oracles further, and measure how fast the forgotten examples come back."""
-    settings = settings_of(config, set_, seed=seed, device=device, trust_pickle=trust_pickle or None)
+    settings = settings_of(
+        config, set_, seed=seed, device=device, trust_pickle=trust_pickle or None, data=data,
+        allow_absent=allow_absent or None,
+    )  # fmt: skip
     named = {key: value for key, value in {"on": on, "steps": steps, "every": every}.items() if value is not None}
     settings["relearn"] = {**(settings.get("relearn") or {}), **named}
 
@@ -96,6 +102,8 @@ def guess(
     signal: Annotated[
         str | None, typer.Option("--signal", help="Score to guess by; by default that of the outermost space.")
     ] = None,
+    data: DataOption = None,
+    allow_absent: AllowAbsent = False,
     trust_pickle: Trust = False,
     config: Config = None,
     set_: Set = None,
@@ -105,8 +113,9 @@ def guess(
 ) -> None:
     """Guess the coins from observations of the run, reveal them, and bound ε from below."""
     settings: dict[str, Any] = settings_of(
-        config, set_, device=device, signal=signal, trust_pickle=trust_pickle or None
-    )
+        config, set_, device=device, signal=signal, trust_pickle=trust_pickle or None, data=data,
+        allow_absent=allow_absent or None,
+    )  # fmt: skip
     from efface.runs.canaries import guess_canaries
 
     with progress(quiet) as shown:

@@ -30,6 +30,14 @@ DataOption = Annotated[
 ]
 
 
+AllowAbsent = Annotated[
+    bool, typer.Option("--allow-absent", help="Go on although retained examples are missing from the data.")
+]
+PurgeCache = Annotated[
+    bool, typer.Option("--purge-cache", help="Remove caches of decoded pictures that hold examples to forget.")
+]
+
+
 def settings_of(config: Path | None, assignments: list[str] | None, **given: Any) -> dict[str, Any]:
     """Merge the settings of a verb: from the file, then the options, then ``--set``; later ones win."""
     from efface.config import override, read

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from efface.cli.options import Device, Json, Quiet, print_result, progress
+from efface.cli.options import AllowAbsent, DataOption, Device, Json, Quiet, print_result, progress
 
 
 def references_command(
@@ -25,6 +25,8 @@ def references_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the time and the disk space; train nothing.")
     ] = False,
+    data: DataOption = None,
+    allow_absent: AllowAbsent = False,
     device: Device = None,
     json_: Json = False,
     quiet: Quiet = False,
@@ -32,11 +34,16 @@ def references_command(
     """Retrain models without the forgotten examples, as references for the audit. If interrupted, it resumes."""
     from efface.errors import EffaceError
     from efface.runs import references
+    from efface.runs.data_at_hand import DataChecks
 
     if run is None and out is None:
         raise EffaceError("Nothing was said about which run.", remedy="Name RUN, or --out with a plan in it.")
     home = out or Path(f"{run}-references")
-    plan = references.ReferencePlan.load(home) if run is None else references.plan_references(run, home, count, pairs)
+    if run is None:
+        plan = references.ReferencePlan.load(home)
+    else:
+        checks = DataChecks(data=data, allow_absent=allow_absent)
+        plan = references.plan_references(run, home, count, pairs, checks)
     if not dry_run:
         with progress(quiet) as shown:
             if run is not None:

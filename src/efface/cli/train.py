@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from efface.cli.options import (
+    AllowAbsent,
     Config,
     DataOption,
     Device,
     Force,
     Json,
     Out,
+    PurgeCache,
     Quiet,
     Seed,
     Set,
@@ -77,6 +79,11 @@ def unlearn_command(
     ] = None,
     data: DataOption = None,
     objective: Annotated[str | None, typer.Option("--objective", help="Objective of a foreign checkpoint.")] = None,
+    skip_never_trained: Annotated[
+        bool, typer.Option("--skip-never-trained", help="Skip listed ids that were never trained on.")
+    ] = False,
+    allow_absent: AllowAbsent = False,
+    purge_cache: PurgeCache = False,
     trust_pickle: Trust = False,
     config: Config = None,
     set_: Set = None,
@@ -90,6 +97,8 @@ def unlearn_command(
     settings = settings_of(
         config, set_, forget=forget, method=method, stop={} if stop else None, budget=budget, data=data,
         objective=objective, seed=seed, device=device, trust_pickle=trust_pickle or None,
+        skip_never_trained=skip_never_trained or None, allow_absent=allow_absent or None,
+        purge_cache=purge_cache or None,
     )  # fmt: skip
     from efface.runs.train import unlearn_run
 

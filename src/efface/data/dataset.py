@@ -267,7 +267,7 @@ def sample_positions(
     keys: np.ndarray,
     y: np.ndarray | None,
     official: np.ndarray | None,
-    limit: int | None,
+    limit: int | frozenset[str] | None,
     seed: int,
     name: str,
 ) -> np.ndarray:
@@ -280,7 +280,7 @@ def sample_positions(
         keys: Identifiers [N].
         y: Labels [N], or None.
         official: ``train`` or ``test`` [N]; None: draw from all examples.
-        limit: Number of training examples to keep; None keeps all.
+        limit: Number of training examples to keep, or the keys that an earlier draw kept; None keeps all.
         seed: Seed of the draw.
         name: Name of the data in messages.
 
@@ -290,8 +290,8 @@ def sample_positions(
     """
     everything = np.arange(len(keys))
     pool = everything if official is None else np.flatnonzero(official == "train")
-    if limit is None:
-        return everything
+    if limit is None or isinstance(limit, frozenset):
+        return everything if limit is None else np.flatnonzero(np.isin(keys, sorted(limit)))
     if isinstance(limit, bool) or not isinstance(limit, int) or not 0 < limit <= len(pool):
         raise EffaceError(f"A limit of {limit!r} does not fit {name}.", f"Use a whole number from 1 to {len(pool)}.")
     kept = pool[shuffle_by_key(keys[pool], None if y is None else y[pool], seed, "limit")[:limit]]

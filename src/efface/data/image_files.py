@@ -30,6 +30,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from efface.data.array_files import USABLE, free_memory
+from efface.data.pixel_caches import describe_items
 from efface.data.pixels import judge_depth
 from efface.errors import EffaceError
 from efface.files import disk_errors
@@ -273,6 +274,7 @@ def _decode(folder: Path, items: Sequence[ImageFile], options: ImageOptions) -> 
     if peaks:
         judge_depth(max(peak for peak, _ in peaks), len(peaks), options.white, reduced=any(cut for _, cut in peaks))
     index = {"shape": [count, channels, height, width], "skipped": skipped}
+    index |= describe_items([item.key for item in items], [item.path for item in items])
     (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
 
 

@@ -202,7 +202,7 @@ def _select_listed(
             f"They are in: {', '.join(parts + ([f'no part {unused}'] if unused else []))}.",
             "Leave them out: the model has nothing to forget about them.",
         )
-    return Selection(positions, listed=True, kind="listed", names=_count_classes(data, positions), notes=notes)
+    return Selection(positions, listed=True, kind="listed", names=count_classes(data, positions), notes=notes)
 
 
 def _select_keys(
@@ -279,7 +279,7 @@ def _select_named(train: np.ndarray, members: Mapping[str, np.ndarray], kind: st
     return Selection(positions, by_group=kind == "group", kind=kind, names=counts, notes=tuple(notes))
 
 
-def _count_classes(data: Data, positions: np.ndarray) -> dict[str, int]:
+def count_classes(data: Data, positions: np.ndarray) -> dict[str, int]:
     """Count the examples at ``positions`` by the name of their class; those without a class are left out."""
     if data.y is None:
         return {}
@@ -307,7 +307,7 @@ def _select_random(
         raise EffaceError(f"'@random:{value}' selects {count} examples.", f"There are {len(train)} training examples.")
     rank = rank_by_hash(data.keys[train], seed, "forget")
     positions = train[np.argsort(rank, kind="stable")[:count]]
-    return Selection(positions, random=True, kind="random", names=_count_classes(data, positions))
+    return Selection(positions, random=True, kind="random", names=count_classes(data, positions))
 
 
 _KINDS: dict[str, Callable[..., Selection]] = {

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from efface.data.array_files import ARRAY_ERRORS, read_npz, unreadable_arrays_error
+from efface.data.class_order import state_classes
 from efface.data.dataset import Data, limit_examples, sample_positions
 from efface.data.image_files import ImageFile, ImageOptions, load_pixels
 from efface.data.image_folders import list_images
@@ -35,7 +36,8 @@ def load(source: str | os.PathLike[str], **options: Any) -> Data:
     Args:
         source: The name of a source, or the path of an image folder, a ``.csv`` or ``.jsonl`` manifest, or an ``.npz``.
             A name takes precedence over a file of that name.
-        options: The options of the source; ``efface data NAME`` lists them.
+        options: The options of the source; ``efface data NAME`` lists them. ``classes`` goes with every source: the
+            order of the classes, see :func:`efface.data.class_order.state_classes`.
 
     Raises:
         EffaceError: The source or an option is unknown, or the data cannot be read.
@@ -45,7 +47,7 @@ def load(source: str | os.PathLike[str], **options: Any) -> Data:
         >>> load("pictures/", size=32)
 
     """
-    name = str(source)
+    name, classes = str(source), options.pop("classes", None)
     if name not in SOURCES:
         if "root" in options:
             raise EffaceError(
@@ -67,7 +69,8 @@ def load(source: str | os.PathLike[str], **options: Any) -> Data:
         raise EffaceError(
             f"The data source '{name}' needs '{missing[0]}'.", remedy=f"Add --set data.{missing[0]}=PATH."
         )
-    return loader(**options)
+    data = loader(**options)
+    return data if classes is None else state_classes(data, classes)
 
 
 def load_handwritten_digits(limit: int | None = None, limit_seed: int = 0) -> Data:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,139 +13,12 @@ from efface.data.canaries import locate_canaries
 from efface.data.dataset import Data, shuffle_by_key
 from efface.data.duplicates import Duplicate, describe_copies, find_copies, refuse_copies
 from efface.data.matching import match_holdout
-from efface.data.selectors import Selection, resolve_selector
+from efface.data.selectors import Selection, count_classes, resolve_selector
+from efface.data.split_parts import EARLIER, NEVER_TRAINED, SPLIT_PARTS, Split, no_positions, read_split
 from efface.errors import EffaceError
-from efface.files import SPLIT, read_json, write_text
 
-EARLIER = "earlier"
-SPLIT_PARTS = ("forget", "retain", "valid", "holdout", "spare", "test", EARLIER)
-NEVER_TRAINED = ("valid", "holdout", "spare", "test")
 LISTED = 1000
 """Largest number of copies of forgotten examples that are stored with their keys."""
-
-
-def _no_positions() -> np.ndarray:
-    return np.empty(0, np.int64)
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """A data set divided into disjoint parts, each as sorted positions (int64).
-
-    Example:
-        >>> split = select_forget_set(partition(data), data, "@class:cat")
-        >>> data.take(split.forget)
-
-    """
-
-    forget: np.ndarray = field(default_factory=_no_positions)
-    """F: trained on and to be forgotten."""
-    retain: np.ndarray = field(default_factory=_no_positions)
-    """R: trained on and kept."""
-    valid: np.ndarray = field(default_factory=_no_positions)
-    """V: never trained on; methods may use it."""
-    holdout: np.ndarray = field(default_factory=_no_positions)
-    """H: never trained on and reserved for the audit: the non-members that F is compared with, with the same mix."""
-    spare: np.ndarray = field(default_factory=_no_positions)
-    """The other never-trained holdout examples; empty when F is a random draw."""
-    test: np.ndarray = field(default_factory=_no_positions)
-    """Never trained on; utility is measured on it."""
-    earlier: np.ndarray = field(default_factory=_no_positions)
-    """Forgotten by earlier requests: no longer trained on, but not non-members either."""
-    provenance: dict[str, Any] = field(default_factory=dict)
-    """How the split was made: ``selector``, ``seed``, ``random``, ``matched`` (``class``, ``group`` or None), ``sizes``
-    and ``warnings``. After a forget request also ``copies`` (the first ones, with their keys) and ``resolved`` (what
-    the selector stands for: see :func:`efface.data.selectors.describe_selection`); after several requests also
-    ``earlier`` (``selector``, ``random``, ``matched`` and ``count`` of each request before the last)."""
-
-    @property
-    def train(self) -> np.ndarray:
-        """What the original model is trained on: forget and retain, sorted."""
-        return np.sort(np.concatenate([self.forget, self.retain]))
-
-    def sizes(self) -> dict[str, int]:
-        """Count the examples of each part; ``earlier`` is left out if it is empty."""
-        counts = {part: len(getattr(self, part)) for part in SPLIT_PARTS}
-        return counts if len(self.earlier) else {part: n for part, n in counts.items() if part != EARLIER}
-
-    def check(self, n: int) -> None:
-        """Raise unless the parts are sorted and disjoint, and all positions are below ``n``."""
-        positions = np.concatenate([getattr(self, part) for part in SPLIT_PARTS])
-        if len(positions) and (positions.min() < 0 or positions.max() >= n):
-            raise EffaceError(
-                f"The split contains position {positions.max() if positions.max() >= n else positions.min()}.",
-                f"The data has {n} examples.",
-            )
-        for part in SPLIT_PARTS:
-            positions = getattr(self, part)
-            if (np.diff(positions) <= 0).any():
-                raise EffaceError(f"The positions of {part} are not sorted, or one is repeated.")
-        for number, part in enumerate(SPLIT_PARTS):
-            for other in SPLIT_PARTS[number + 1 :]:
-                shared = np.intersect1d(getattr(self, part), getattr(self, other))
-                if len(shared):
-                    raise EffaceError(
-                        f"{part} and {other} share {len(shared)} examples.",
-                        "An example cannot be in two parts: non-members must not be trained on.",
-                    )
-
-    def digest(self, data: Data) -> str:
-        """Compute the SHA-256 (hexadecimal) of the keys of every part; the order of the data does not matter."""
-        sha = hashlib.sha256()
-        for part in self.sizes():
-            keys = sorted(data.keys[getattr(self, part)].tolist())
-            sha.update("\0".join([part, str(len(keys)), *keys, ""]).encode())
-        return sha.hexdigest()
-
-    def to_dict(self, data: Data) -> dict[str, Any]:
-        """Convert the split to a JSON-able dictionary of keys."""
-        parts = {part: data.keys[getattr(self, part)].tolist() for part in self.sizes()}
-        return {"parts": parts, "provenance": self.provenance}
-
-    @staticmethod
-    def from_dict(data: Data, stored: Mapping[str, Any]) -> Split:
-        """Restore a split from the result of :meth:`to_dict` by looking its keys up in ``data``.
-
-        Raises:
-            EffaceError: ``stored`` is not a split, or some of its keys are not in the data.
-
-        """
-        parts: Any = stored.get("parts")
-        if not isinstance(parts, Mapping) or set(parts) | {EARLIER} != set(SPLIT_PARTS):
-            raise EffaceError(
-                "This is not a stored split.",
-                f"It should have 'parts' with the names {', '.join(SPLIT_PARTS[:-1])}.",
-                "Make it again.",
-            )
-        try:
-            found = {part: np.sort(data.positions(keys)) for part, keys in dict[str, Any](parts).items()}
-        except EffaceError as error:
-            raise EffaceError(
-                "The stored split does not fit the data.",
-                f"{error.what} {error.why}",
-                "Load the data that the split was made from, with the same source and the same options.",
-            ) from error
-        split = Split(**found, provenance=dict(stored.get("provenance", {})))
-        split.check(len(data))
-        return split
-
-    def save(self, folder: Path, data: Data) -> None:
-        """Write the split into a run folder, by keys."""
-        write_text(folder / SPLIT, json.dumps(self.to_dict(data)))
-
-    @staticmethod
-    def load(folder: Path, data: Data) -> Split:
-        """Read what :meth:`save` wrote; raise if it is damaged or does not fit the data."""
-        return Split.from_dict(data, read_split(folder))
-
-
-def read_split(folder: Path) -> dict[str, Any]:
-    """Read the ``split.json`` of a run folder or of a plan of references, by keys and without the data."""
-    path = Path(folder) / SPLIT
-    stored = read_json(path, "split")
-    if not isinstance(stored.get("parts"), dict) or "forget" not in stored["parts"]:
-        raise EffaceError(f"{path} is not a split.", "It has no parts.", "Restore it, or make it again.")
-    return stored
 
 
 def partition(
@@ -185,7 +56,7 @@ def partition(
     has_official_test = data.official is not None and bool((data.official == "test").any())
     pool = np.flatnonzero(data.official == "train") if has_official_test else np.arange(len(data))
     included, excluded = (
-        (_no_positions(), _no_positions()) if canaries is None else locate_canaries(Path(canaries), data.keys)
+        (no_positions(), no_positions()) if canaries is None else locate_canaries(Path(canaries), data.keys)
     )
     pool = np.setdiff1d(pool, np.concatenate([included, excluded]))
     parts: dict[str, Any] = {}
@@ -260,7 +131,13 @@ def select_matched_valid(split: Split, data: Data) -> np.ndarray:
 
 
 def select_forget_set(
-    split: Split, data: Data, selector: str, seed: int = 0, *, allow_duplicates: bool = False
+    split: Split,
+    data: Data,
+    selector: str,
+    seed: int = 0,
+    *,
+    allow_duplicates: bool = False,
+    skip_never_trained: bool = False,
 ) -> Split:
     """Move the selected training examples from ``retain`` to ``forget``, and match the holdout to them.
 
@@ -277,6 +154,8 @@ def select_forget_set(
         seed: Seed of a random selection and of the matching.
         allow_duplicates: Warn about exact copies of listed examples that would stay in training; by default they are an
             error.
+        skip_never_trained: Skip listed examples that were not trained on; by default they are an error. Their keys are
+            in the provenance, so that a rebuilt index leaves them out.
 
     Raises:
         EffaceError: The selector is invalid, no holdout example matches, or exact copies would stay in training.
@@ -287,7 +166,9 @@ def select_forget_set(
     """
     elsewhere = {part: getattr(split, part) for part in NEVER_TRAINED}
     earlier = np.sort(np.concatenate([split.earlier, split.forget]))
-    chosen = resolve_selector(data, split.retain, {**elsewhere, "an earlier request": earlier}, selector, seed)
+    chosen, skipped = _choose_trained(
+        data, split.retain, {**elsewhere, "an earlier request": earlier}, selector, seed, skip=skip_never_trained
+    )
     positions = np.sort(chosen.positions)
     pool = np.sort(np.concatenate([split.holdout, split.spare]))
     holdout, matched, warnings = match_holdout(data, positions, pool, chosen, seed)
@@ -298,13 +179,24 @@ def select_forget_set(
         holdout=holdout,
         spare=np.setdiff1d(pool, holdout),
         earlier=earlier,
+        absent=_absent_after_request(split),
     )
     copies = find_duplicates(data, result)
     if chosen.listed and not allow_duplicates:
         refuse_copies(copies)
     warnings += describe_copies(copies)
-    if len(earlier):
-        warnings.append(f"{len(earlier)} examples of earlier requests stay out of training.")
+    if EARLIER in result.sizes():
+        warnings.append(f"{result.sizes()[EARLIER]} examples of earlier requests stay out of training.")
+    if split.absent.get("retain"):
+        warnings.append(
+            f"{len(split.absent['retain'])} retained examples are not in the data: not trained on any more."
+        )
+    if len(skipped):
+        warnings.append(
+            f"{len(skipped)} examples that were asked for, or are of a group to be forgotten, were never trained on: "
+            "there is nothing to unlearn; an index rebuilt with `efface embed` leaves them out."
+        )
+    skipped = sorted({*split.provenance.get("skipped", ()), *data.keys[skipped].tolist()})
     result = _with_provenance(
         result,
         selector=selector,
@@ -314,7 +206,8 @@ def select_forget_set(
         warnings=warnings,
         copies=[vars(copy) for copy in copies[:LISTED]],
         resolved=chosen.facts(),
-        **({"earlier": _list_requests(split)} if len(earlier) else {}),
+        **({"earlier": _list_requests(split)} if EARLIER in result.sizes() else {}),
+        **({"skipped": skipped} if skipped else {}),
     )
     result.check(len(data))
     return result
@@ -326,16 +219,24 @@ def merge_requests(split: Split, data: Data) -> Split:
     The holdout is matched to the merged forget set; a union of random draws is a random draw. The other parts, and so
     the retained examples, stay the same. A split with a single request is returned as it is.
     """
-    if not len(split.earlier):
+    if EARLIER not in split.sizes():
         return split
     requests = _list_requests(split)
     positions = np.sort(np.concatenate([split.earlier, split.forget]))
     pool = np.sort(np.concatenate([split.holdout, split.spare]))
     grouped = any(request["matched"] == "group" for request in requests)
     chosen = Selection(positions, random=all(request["random"] for request in requests), by_group=grouped)
-    holdout, matched, warnings = match_holdout(data, positions, pool, chosen, split.provenance["seed"])
+    holdout, matched, warnings = split.holdout, None, []
+    if len(positions):  # of examples that are all erased, nothing tells the mix any more
+        holdout, matched, warnings = match_holdout(data, positions, pool, chosen, split.provenance["seed"])
+    gone = {**split.absent, "forget": (*split.absent.get(EARLIER, ()), *split.absent.get("forget", ()))}
     merged = replace(
-        split, forget=positions, earlier=_no_positions(), holdout=holdout, spare=np.setdiff1d(pool, holdout)
+        split,
+        forget=positions,
+        earlier=no_positions(),
+        holdout=holdout,
+        spare=np.setdiff1d(pool, holdout),
+        absent={part: keys for part, keys in gone.items() if keys and part != EARLIER},
     )
     return _with_provenance(
         merged,
@@ -350,8 +251,46 @@ def merge_requests(split: Split, data: Data) -> Split:
 def _list_requests(split: Split) -> list[dict[str, Any]]:
     """List all requests so far, oldest first: selector, whether it was random, how it was matched, and its size."""
     provenance = split.provenance
-    last = {key: provenance.get(key) for key in ("selector", "random", "matched")} | {"count": len(split.forget)}
-    return [*provenance.get("earlier", ()), *([last] if len(split.forget) else [])]
+    last = {key: provenance.get(key) for key in ("selector", "random", "matched")} | {"count": split.sizes()["forget"]}
+    return [*provenance.get("earlier", ()), *([last] if last["count"] else [])]
+
+
+def _choose_trained(
+    data: Data, trained: np.ndarray, elsewhere: Mapping[str, np.ndarray], selector: str, seed: int, *, skip: bool
+) -> tuple[Selection, np.ndarray]:
+    """Resolve a selector to training examples, and find what else it asks for that was never trained on.
+
+    Args:
+        data: The data set.
+        trained: Positions of the training examples.
+        elsewhere: Name of a part to positions that cannot be chosen.
+        selector: The selector.
+        seed: Seed of a random selection.
+        skip: Skip listed examples that were not trained on; by default they are an error.
+
+    Returns:
+        The training examples, and the positions of the others: those skipped, and members of the selected groups.
+
+    """
+    if not (skip and (not selector.startswith("@") or selector.startswith("@keys:"))):
+        chosen = resolve_selector(data, trained, elsewhere, selector, seed)
+        if not chosen.by_group or data.group is None:
+            return chosen, no_positions()
+        members = np.flatnonzero(np.isin(data.group, np.unique(data.group[chosen.positions])))
+        return chosen, np.setdiff1d(members, np.concatenate([trained, elsewhere.get("an earlier request", trained)]))
+    asked = resolve_selector(data, np.arange(len(data)), {}, selector, seed)
+    kept = np.isin(asked.positions, trained)
+    if not kept.any() or kept.sum() == len(trained):
+        resolve_selector(data, trained, elsewhere, selector, seed)  # raises, with the parts that the examples are in
+    positions = asked.positions[kept]
+    return replace(asked, positions=positions, names=count_classes(data, positions)), asked.positions[~kept]
+
+
+def _absent_after_request(split: Split) -> dict[str, tuple[str, ...]]:
+    """The absent keys after a further request: what was trained on and is gone counts as forgotten earlier."""
+    gone = [key for part in (EARLIER, "forget", "retain") for key in split.absent.get(part, ())]
+    kept = {part: split.absent[part] for part in NEVER_TRAINED if split.absent.get(part)}
+    return kept | ({EARLIER: tuple(gone)} if gone else {})
 
 
 def find_duplicates(data: Data, split: Split) -> list[Duplicate]:
@@ -394,3 +333,18 @@ def _too_few_error(
 
 def _with_provenance(split: Split, **facts: Any) -> Split:
     return replace(split, provenance={**facts, "sizes": split.sizes()})
+
+
+__all__ = [
+    "EARLIER",
+    "NEVER_TRAINED",
+    "SPLIT_PARTS",
+    "Split",
+    "find_duplicates",
+    "merge_requests",
+    "partition",
+    "partition_around_training",
+    "read_split",
+    "select_forget_set",
+    "select_matched_valid",
+]

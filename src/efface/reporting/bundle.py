@@ -110,7 +110,7 @@ def compose_record(
     return Record(
         request=Request(
             selector=str(provenance.get("selector")),
-            count=len(split.forget),
+            count=split.sizes()["forget"],
             method=subject.method or {"name": "none"},
             goal=goal,
         ),
@@ -148,6 +148,7 @@ def _split_facts(data: Data, split: Split) -> SplitFacts:
     return SplitFacts(
         digest=split.digest(data),
         sizes=split.sizes(),
+        absent={part: len(keys) for part, keys in split.absent.items()},
         random=provenance.get("random"),
         matched=provenance.get("matched"),
         seed=provenance.get("seed"),

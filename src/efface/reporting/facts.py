@@ -52,6 +52,8 @@ class SplitFacts(RecordModel):
     matched: str | None = None
     """What the holdout was matched to the forget set on: ``class``, ``group`` or nothing."""
     seed: int | None = None
+    absent: dict[str, int] = Field(default_factory=dict)
+    """Number of examples of each part that were not in the data any more when it was audited."""
     warnings: tuple[str, ...] = ()
 
 

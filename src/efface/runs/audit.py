@@ -12,6 +12,8 @@ import torch
 from efface import api, config
 from efface.auditing.observers.weight_changes import measure_changes
 from efface.auditing.sequential import RequestSequence
+from efface.data.pixel_caches import list_residual_caches, purge_caches
+from efface.data.split import EARLIER
 from efface.files import LOG
 from efface.reporting import bundle
 from efface.reporting.environment import Environment
@@ -70,7 +72,7 @@ def audit_run(
     progress, request = progress or Progress(), AuditRequest.of(request)
     compared = build_comparison(
         run, request.watch, request.device, progress,
-        original=original, oracles=oracles, references=references, trust=request.trust_pickle,
+        original=original, oracles=oracles, references=references, trust=request.trust_pickle, checks=request,
     )  # fmt: skip
     subject, observations = compared.subject, compared.observations
     result = api.judge_observations(
@@ -87,8 +89,16 @@ def audit_run(
         subject, compared.models, original, request.criteria, request.watch, request.device, progress
     )
     log = read_log(subject.folder / LOG)
-    record = _build_record(compared, request, result, log, (*compared.claims, *extra.claims), sequence)
-    keys = [str(key) for key in subject.data.keys[subject.split.forget]]
+    keys = subject.split.keys(subject.data, "forget")
+    asked = [*keys, *subject.split.keys(subject.data, EARLIER)]
+    caches = (purge_caches if request.purge_cache else list_residual_caches)(
+        subject.data, asked, subject.at_hand.former_roots
+    )
+    residual = [f"{cache}: {done}" for cache, done in caches.items()]
+    for sentence in residual:
+        progress.say(sentence)
+    warnings = (*compared.claims, *extra.claims, *compared.notes, *residual)
+    record = _build_record(compared, request, result, log, warnings, sequence)
     bundle.write_evidence(subject.folder, record, keys, observations, log, plain_ids=plain_ids)
     return replace(result, sequence=sequence)
 

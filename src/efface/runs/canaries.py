@@ -8,12 +8,11 @@ from typing import Any
 
 from efface.auditing.attacks import canary_guessing
 from efface.data.canaries import CanaryPlan, read_canary_plan, read_coins
-from efface.data.dataset import Data
 from efface.errors import EffaceError
 from efface.runs.artifacts import SavedFindings
 from efface.runs.comparison import build_comparison, save_findings
 from efface.runs.requests import GuessRequest
-from efface.runs.run import Progress
+from efface.runs.run import OpenedRun, Progress
 
 
 def guess_canaries(
@@ -40,9 +39,10 @@ def guess_canaries(
     progress, request = progress or Progress(), GuessRequest.of(request)
     plan = read_canary_plan(folder)
     compared = build_comparison(
-        run, request.watch, request.device, progress, original=original, oracles=oracles, trust=request.trust_pickle
-    )
-    _require_same_data(plan, compared.subject.data, folder)
+        run, request.watch, request.device, progress,
+        original=original, oracles=oracles, trust=request.trust_pickle, checks=request,
+    )  # fmt: skip
+    _require_same_data(plan, compared.subject, folder)
     findings = canary_guessing.canary_findings(
         plan,
         read_coins(folder, plan),
@@ -56,8 +56,14 @@ def guess_canaries(
     return save_findings(compared, "canaries", findings)
 
 
-def _require_same_data(plan: CanaryPlan, data: Data, folder: Path) -> None:
-    if plan.data and plan.data != data.digest():
+def _require_same_data(plan: CanaryPlan, subject: OpenedRun, folder: Path) -> None:
+    """Raise unless the plan is of the run's data; where some of these are gone, by the keys alone."""
+    if subject.split.absent:
+        known = {key for part in subject.split.sizes() for key in subject.split.keys(subject.data, part)}
+        same = set(plan.keys) <= known
+    else:
+        same = not plan.data or plan.data == subject.data.digest()
+    if not same:
         raise EffaceError(
             f"The plan in {folder} was made for other data.", remedy="Name the plan that this run was trained with."
         )

@@ -13,12 +13,13 @@ from efface.auditing.evidence import Cost, Finding
 from efface.auditing.observations import Observations
 from efface.auditing.observers.observe import ObservationSettings
 from efface.data.dataset import Data, quote_first
-from efface.data.split import EARLIER, NEVER_TRAINED, Split
+from efface.data.split import EARLIER, NEVER_TRAINED, SPLIT_PARTS, Split
 from efface.errors import EffaceError
 from efface.files import REQUEST
 from efface.interop.containers import weights_file
 from efface.runs import artifacts
 from efface.runs.artifacts import SavedFindings
+from efface.runs.data_at_hand import DataChecks
 from efface.runs.foreign import is_foreign, load_foreign
 from efface.runs.references import list_finished
 from efface.runs.run import OpenedRun, Progress, StoredRun, open_run
@@ -51,17 +52,30 @@ class AuditedModel:
         self, data: Data, split: Split, watch: ObservationSettings, device: str, progress: Progress
     ) -> Observations:
         """Observe the model on a split, or read the stored observations if they were made with the same settings."""
-        stamp = json.loads(json.dumps(config.dump(watch)))
-        if self.observations_file.exists():
-            stored = Observations.load(self.observations_file)
-            made_for = (stored.model, stored.split, stored.meta.get("watch"))
-            if made_for == (self.meta["digest"], split.digest(data), stamp):
-                return stored
+        stored = self.stored_observations(split.digest(data), watch)
+        if stored is not None:
+            return stored
         progress.say(f"Observing {self.weights.parent.name}")
         observed = api.observe(self.load(), data, split, watch, device=device)
-        observed.meta["watch"] = stamp
+        observed.meta["watch"] = _stamp(watch)
         artifacts.save_observations(self.observations_file, observed)
         return observed
+
+    def stored_observations(self, split: str, watch: ObservationSettings) -> Observations | None:
+        """The stored observations on the split with this digest, if they were made with the same settings."""
+        if not self.observations_file.exists():
+            return None
+        stored = Observations.load(self.observations_file)
+        made_for = (stored.model, stored.split, stored.meta.get("watch"))
+        return stored if made_for == (self.meta["digest"], split, _stamp(watch)) else None
+
+    def beside(self, name: str) -> AuditedModel:
+        """The same model with its observations in another file of the same folder."""
+        return replace(self, observations_file=self.observations_file.with_name(name))
+
+
+def _stamp(watch: ObservationSettings) -> Any:
+    return json.loads(json.dumps(config.dump(watch)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +87,8 @@ class Comparison:
     """By role: ``original``, ``subject``, ``oracle 1``, ..., ``unlearned 1``, ..."""
     observations: dict[str, Observations]
     """By role, as in ``models``."""
+    notes: tuple[str, ...] = ()
+    """How the data differ from those that the run was made with, and what the audit could therefore not see."""
 
     @property
     def oracles(self) -> list[Observations]:
@@ -106,6 +122,7 @@ def build_comparison(
     oracles: Sequence[Path] = (),
     references: Path | None = None,
     trust: bool = False,
+    checks: DataChecks | None = None,
 ) -> Comparison:
     """Open a run and the models to compare it with, check that they are comparable, and observe each of them.
 
@@ -118,22 +135,69 @@ def build_comparison(
         oracles: Retrained references: run folders, or checkpoints of other libraries with the same architecture.
         references: Folder filled by ``efface references``.
         trust: Unpickle foreign checkpoints that ask for classes.
+        checks: Where the data are now, and which differences are accepted.
 
     Raises:
         EffaceError: A model is missing, or cannot be compared with the run: for example a retrained reference that
             was trained on examples to forget.
 
     """
-    subject = _open_subject(run)
+    subject = _open_subject(run, checks)
     models = {"original": _original(subject, original), "subject": _audited_model(subject.stored, subject)}
     models |= _others(subject, models, oracles, references, trust=trust)
-    observations: dict[str, Observations] = {}
-    compared = Comparison(subject, models, observations)
-    for claim in compared.claims:
-        progress.say(claim)
-    for name, model in models.items():
-        observations[name] = model.observe(subject.data, subject.split, watch, device, progress)
+    models, seen, notes = observe_what_is_left(models, subject.data, subject.split, watch, device, progress, run)
+    compared = Comparison(subject, models, seen, (*subject.at_hand.notes, *notes))
+    for sentence in (*compared.claims, *compared.notes):
+        progress.say(sentence)
     return compared
+
+
+def observe_what_is_left(
+    models: Mapping[str, AuditedModel],
+    data: Data,
+    split: Split,
+    watch: ObservationSettings,
+    device: str,
+    progress: Progress,
+    run: Path,
+) -> tuple[dict[str, AuditedModel], dict[str, Observations], tuple[str, ...]]:
+    """Observe models on a split of which examples may be absent, all of them on the same examples.
+
+    Where every model was observed while the data were complete, that is used. Otherwise every model is observed on
+    what is left, into files of their own, so that complete observations are never overwritten.
+
+    Returns:
+        Models and observations by role, and what the audit could not see.
+
+    Raises:
+        EffaceError: None of the examples to forget is left, and a model was not observed before.
+
+    """
+    if not split.absent:
+        seen = {name: one.observe(data, split, watch, device, progress) for name, one in models.items()}
+        return dict(models), seen, ()
+    whole = {name: one.stored_observations(split.digest(data), watch) for name, one in models.items()}
+    stored = {name: one for name, one in whole.items() if one is not None}
+    if len(stored) == len(models):
+        return dict(models), stored, ("Judged by observations stored while the data were complete.",)
+    left, total, gone = split.present(), split.sizes()["forget"], len(split.absent.get("forget", ()))
+    unseen = [name for name in models if name not in stored]
+    if gone and not len(left.forget):
+        raise EffaceError(
+            f"The {total} examples to forget are not in the data, and {run} was not audited like this before.",
+            f"An audit looks at what a model does with these pictures; not observed while they were there: "
+            f"{', '.join(unseen)}.",
+            "Name a copy of the data that has them: --data PATH. (Had it been audited before with these references "
+            "and settings, the stored observations would be used.)",
+        )
+    name = observations_file_name(left.digest(data))
+    moved = {
+        role: one.beside(f"{one.meta['digest'][:8]}-{name}" if one.claim or role == "original" else name)
+        for role, one in models.items()
+    }
+    notes = (f"Judged by {len(left.forget)} of {total} examples to forget: the other {gone} are gone.",) if gone else ()
+    seen = {role: one.observe(data, left, watch, device, progress) for role, one in moved.items()}
+    return moved, seen, notes
 
 
 def save_findings(compared: Comparison, name: str, findings: list[Finding]) -> SavedFindings:
@@ -175,7 +239,7 @@ def lineage(subject: OpenedRun) -> tuple[str, ...]:
     digests = [run.meta["digest"]]
     while run.meta["parent"]:
         digests.append(run.meta["parent"])
-        source = Path(str(run.request.get("from", "")))
+        source = run.source
         if not (source / REQUEST).exists():
             break
         run = subject.folders.read(source)
@@ -196,10 +260,10 @@ def foreign_original(run: StoredRun, file: Path, data: Data, split: str = "") ->
     return AuditedModel(checkpoint.meta(), weights_file(file) or file, lambda: checkpoint, run.folder / name)
 
 
-def _open_subject(run: Path) -> OpenedRun:
+def _open_subject(run: Path, checks: DataChecks | None) -> OpenedRun:
     """Open a run and check that it has examples to forget."""
-    subject = open_run(run)
-    if not len(subject.split.forget):
+    subject = open_run(run, checks)
+    if not subject.split.sizes()["forget"]:
         raise EffaceError(
             f"{run} was asked to forget nothing: it is an original.", remedy="Name a run that `efface unlearn` made."
         )
@@ -215,7 +279,7 @@ def _audited_model(run: StoredRun, subject: OpenedRun, folder: Path | None = Non
 
 def _original(subject: OpenedRun, named: Path | None) -> AuditedModel:
     """The run that the subject was made from, or the ancestor that the user named."""
-    source = Path(named) if named else Path(subject.request["from"])
+    source = Path(named) if named else subject.stored.source
     if not source.exists():
         raise EffaceError(
             f"The original is no longer at {source}.",
@@ -224,8 +288,9 @@ def _original(subject: OpenedRun, named: Path | None) -> AuditedModel:
         )
     if is_foreign(source):
         return foreign_original(subject.stored, source, subject.data)
-    run, split = subject.folders.read(source), Split.load(source, subject.data)
-    trained = set(subject.data.keys[split.retain if run.meta["exact"] else split.train].tolist())
+    run, split = subject.folders.read(source), _split_of(source, subject)
+    parts = ("retain",) if run.meta["exact"] else ("forget", "retain")
+    trained = {key for part in parts for key in split.keys(subject.data, part)}
     absent = [key for key in _keys(subject, "forget") if key not in trained]
     if absent:
         raise EffaceError(
@@ -254,7 +319,7 @@ def _oracle(folder: Path, subject: OpenedRun, others: Mapping[str, AuditedModel]
             f"it was made by {method}, from weights that had seen the examples.",
             remedy="Make one with `efface unlearn ORIGINAL --forget IDS --method retrain --out ORACLE`.",
         )
-    trained = set(subject.data.keys[Split.load(folder, subject.data).retain].tolist())
+    trained = set(_split_of(folder, subject).keys(subject.data, "retain"))
     for part in ("forget", EARLIER, *NEVER_TRAINED):
         shared = [key for key in _keys(subject, part) if key in trained]
         if not shared:
@@ -324,4 +389,12 @@ def _unlearned(folder: Path, subject: OpenedRun) -> AuditedModel:
 
 
 def _keys(subject: OpenedRun, part: str) -> list[str]:
-    return subject.data.keys[getattr(subject.split, part)].tolist()
+    return subject.split.keys(subject.data, part)
+
+
+def _split_of(folder: Path, subject: OpenedRun) -> Split:
+    """The split of another run on the subject's data, of which the same examples may be absent."""
+    gone = {key for keys in subject.split.absent.values() for key in keys}
+    split = Split.load(folder, subject.data, may_lack=SPLIT_PARTS, without=gone)
+    unknown = {key for keys in split.absent.values() for key in keys} - gone
+    return Split.load(folder, subject.data, without=gone) if unknown else split  # raises, with their keys

@@ -25,10 +25,11 @@ from efface.data.split import EARLIER, read_split
 from efface.errors import EffaceError
 from efface.files import REQUEST, SPLIT, disk_errors
 from efface.interop.load import load_checkpoint
+from efface.runs.data_at_hand import data_of_run, describe_changes, load_data
 from efface.runs.folder import read_request
 from efface.runs.foreign import is_foreign
 from efface.runs.requests import CompatibilityRequest, EmbeddingOptions, EmbeddingSpace, EmbedRequest
-from efface.runs.run import Progress, load_data
+from efface.runs.run import Progress, StoredRun
 from efface.training.checkpoint import META, Checkpoint, read_meta
 from efface.training.devices import resolve_device
 from efface.training.model import Model
@@ -107,14 +108,18 @@ def open_encoder(path: Path, data: Data, request: EmbedRequest | Mapping[str, An
 
 
 def forgotten_by(run: Path) -> frozenset[str]:
-    """Keys that a run and those of its ancestors whose folders still exist were asked to forget."""
+    """Keys that a run and those of its ancestors whose folders still exist were asked to forget.
+
+    They include examples that were asked for, or are of a forgotten group, but were never trained on.
+    """
     found: set[str] = set()
     here: Path | None = Path(run)
     while here is not None and (here / SPLIT).is_file():
-        parts = read_split(here)["parts"]
-        found |= {*parts["forget"], *parts.get(EARLIER, ())}
+        stored = read_split(here)
+        parts = stored["parts"]
+        found |= {*parts["forget"], *parts.get(EARLIER, ()), *(stored.get("provenance") or {}).get("skipped", ())}
         request = read_request(here) if (here / REQUEST).is_file() else {}
-        here = Path(request["from"]) if request.get("from") else None
+        here = StoredRun(here, read_meta(here)).source if request.get("from") else None
     return frozenset(found)
 
 
@@ -156,6 +161,8 @@ def embed_checkpoint(
     positions = np.flatnonzero(~(excluded | copied))
     if not len(positions):
         raise EffaceError(f"Nothing of {data.name} is left to embed.", f"All {len(data)} images were forgotten.")
+    for sentence in describe_changes(path, data, positions):
+        progress.say(sentence)
     progress.say(f"Embedding {len(positions)} images")
     digest, keys, space = encoder.model.digest(), data.keys[positions], str(encoder.options.space)
     partial = out.with_name(f".{out.name}.partial.npy")
@@ -225,7 +232,7 @@ def _shared_recipe(new: Path, old: Path) -> dict[str, Any]:
 def _data(path: Path, request: EmbedRequest) -> Data:
     """The data of the request, else those of the run."""
     if not request.data and (Path(path) / REQUEST).is_file():
-        return load_data(read_request(Path(path)))
+        return data_of_run(Path(path))
     return load_data({"data": request.data})
 
 

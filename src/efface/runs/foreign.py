@@ -18,9 +18,11 @@ from efface.interop.averages import AveragedWeights
 from efface.interop.checkpoint_file import read_foreign
 from efface.interop.containers import weights_file
 from efface.interop.export_weights import export_checkpoint, plan_export
+from efface.interop.head_check import name_classes
 from efface.interop.load import LoadedCheckpoint, load_checkpoint
 from efface.interop.sanity_check import compare_with_random, require_better_than_random
-from efface.runs.run import Common, Sizes, load_data
+from efface.runs.data_at_hand import load_data, stored_data
+from efface.runs.run import Common, Sizes
 from efface.training.batch import Subset
 from efface.training.checkpoint import META, Checkpoint
 from efface.training.devices import resolve_device
@@ -67,11 +69,12 @@ def start_from_foreign(
         Data, split, checkpoint, and the settings that the run stores because the file does not hold them.
 
     """
-    data = load_data(settings)
+    data, naming = name_classes(path, load_data(settings), settings.get("data"))
     loaded = _load(path, data, settings, seed)
     file_name = loaded.file.path.name
     averaged = settings.get("averaged") or AveragedWeights.COPY
-    for note in (*loaded.notes, *plan_export(loaded.file, loaded.model, averaged)):
+    notes = [*loaded.notes, *([naming] if naming else [])]
+    for note in (*notes, *plan_export(loaded.file, loaded.model, averaged)):
         say(f"{file_name}: {note}")
     sizes = config.build(Sizes, settings.get("split") or {}, path="split.")
     split = sizes.divide(data, seed)
@@ -81,7 +84,7 @@ def start_from_foreign(
             "images, and the rest as never seen (else: --set split.trained=FILE of keys)"
         )
     inherited = {
-        "data": settings["data"],
+        **stored_data(settings["data"]),
         "split": settings.get("split") or {},
         "recipe": config.dump(loaded.recipe, CHOICES),
     }

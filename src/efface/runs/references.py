@@ -30,12 +30,12 @@ import torch
 import yaml
 
 from efface import api, config
-from efface.data.dataset import Data
-from efface.data.split import Split
 from efface.errors import EffaceError, unknown_name_error
 from efface.files import EPOCH, REQUEST, SPLIT, read_json, write_text
+from efface.runs.data_at_hand import DataAtHand, DataChecks, settings_now
 from efface.runs.folder import create_run_folder, read_request
-from efface.runs.run import Progress, load_data, logging, open_run
+from efface.runs.planned_data import copy_identity, open_planned_data
+from efface.runs.run import Progress, logging, open_run
 from efface.training import devices
 from efface.training.checkpoint import META, Checkpoint, EpochStore
 from efface.training.objectives import CHOICES
@@ -129,7 +129,9 @@ class ReferencePlan:
             ) from error
 
 
-def plan_references(run: Path, home: Path, count: int = 8, pairs: int = 0) -> ReferencePlan:
+def plan_references(
+    run: Path, home: Path, count: int = 8, pairs: int = 0, checks: DataChecks | None = None
+) -> ReferencePlan:
     """Plan reference models for a run; nothing is written.
 
     Args:
@@ -138,6 +140,7 @@ def plan_references(run: Path, home: Path, count: int = 8, pairs: int = 0) -> Re
         count: Number of models retrained without F.
         pairs: Number of pairs of an unlearned and a retrained model, for level A2. At least as many retrained models
             are planned.
+        checks: Where the data are now, and which differences are accepted.
 
     Raises:
         EffaceError: The models cannot be made again, for example because the original was not trained here.
@@ -145,9 +148,9 @@ def plan_references(run: Path, home: Path, count: int = 8, pairs: int = 0) -> Re
     """
     if min(count, pairs) < 0 or count + pairs < 1:
         raise EffaceError(f"{count} references and {pairs} pairs cannot be planned.", remedy="Ask for at least one.")
-    subject = open_run(run)
+    subject = open_run(run, checks, judged=False)
     meta = subject.meta
-    source = Path(str(subject.request.get("from", "")))
+    source = subject.stored.source
     if not (source / META).exists():
         raise EffaceError(
             f"The original is no longer at {source}, or is no run folder.",
@@ -157,7 +160,13 @@ def plan_references(run: Path, home: Path, count: int = 8, pairs: int = 0) -> Re
     start = subject.folders.read(source).meta
     _require_repeatable(run, meta, start, pairs)
     plan = ReferencePlan(
-        home, subject.request["data"], meta["recipe"], meta["method"], start["digest"], meta["split"], start["seed"]
+        home,
+        settings_now(subject.request, checks),
+        meta["recipe"],
+        meta["method"],
+        start["digest"],
+        meta["split"],
+        start["seed"],
     )
     earlier = ReferencePlan.load(home).tasks if (home / PLAN).exists() else ()
     retained = len(subject.split.retain) / max(1, len(subject.split.train))
@@ -213,6 +222,7 @@ def write_reference_plan(run: Path, plan: ReferencePlan) -> None:
     plan.home.mkdir(parents=True, exist_ok=True)
     plan.save()
     write_text(plan.home / SPLIT, (Path(run) / SPLIT).read_text(encoding="utf-8"))
+    copy_identity(Path(run), plan.home)
 
 
 def run_task(home: Path, name: str, *, device: str = "auto", progress: Progress | None = None) -> Path:
@@ -234,27 +244,21 @@ def run_task(home: Path, name: str, *, device: str = "auto", progress: Progress 
     plan = ReferencePlan.load(home)
     task = plan.task(name)
     starts = [run_task(home, need, device=device, progress=progress) for need in task.needs]
-    folder = home / name
     with _task_lock(home, name):
         if not plan.done(task):
             _make(plan, task, starts, device, progress or Progress())
-    return folder
+    return home / name
 
 
 @lru_cache(maxsize=1)
-def _load_data(text: str) -> Data:
-    return load_data(json.loads(text))
+def _load_data(home: Path, settings: str, digest: str, needs: tuple[str, ...]) -> DataAtHand:
+    return open_planned_data(home, json.loads(settings), digest, needs)
 
 
 def _make(plan: ReferencePlan, task: ReferenceTask, starts: Sequence[Path], device: str, progress: Progress) -> None:
-    data = _load_data(json.dumps({"data": plan.data}))
-    split = Split.load(plan.home, data)
-    if split.digest(data) != plan.split:
-        raise EffaceError(
-            f"The split in {plan.home} is not the one of its plan.",
-            "The data differ from those of the plan, or the file was changed.",
-            "Load the same data, or plan again.",
-        )
+    needs = ("retain",) if task.kind == "out" else ("forget", "retain")
+    here = _load_data(plan.home, json.dumps(plan.data), plan.split, needs)
+    data, split = here.data, here.split
     recipe: Recipe = config.build(Recipe, plan.recipe, CHOICES, "recipe.")
     request = {"verb": "references", "kind": task.kind, "seed": task.seed, "data": plan.data, "split": plan.split}
     if task.kind == "in":
@@ -262,6 +266,7 @@ def _make(plan: ReferencePlan, task: ReferenceTask, starts: Sequence[Path], devi
     bf16 = devices.prefers_bfloat16(devices.resolve_device(device))
     with create_run_folder(plan.home / task.name, yaml.safe_dump(request, sort_keys=False)) as folder:
         split.save(folder, data)
+        identity = here.identity.save(folder) if here.identity else ""
         part = split.train if task.kind == "original" else split.retain
         total = 0 if task.kind == "in" else recipe.epochs * -(-len(part) // recipe.batch_size)
         with logging(folder, progress, total) as log:
@@ -276,7 +281,7 @@ def _make(plan: ReferencePlan, task: ReferenceTask, starts: Sequence[Path], devi
             else:
                 method = dict(plan.method)
                 result = api.unlearn(Checkpoint.load(starts[0]), data, split, method.pop("name"), **options, **method)
-        result.save(folder)
+        replace(result, identity=identity).save(folder)
 
 
 @contextmanager

@@ -10,6 +10,8 @@ from typing import Any
 from efface.auditing.audits import AUDITS
 from efface.auditing.evidence import Evidence, RelearnedCopies
 from efface.auditing.observers.relearn import relearn_model
+from efface.data.split import Split
+from efface.errors import EffaceError
 from efface.runs.artifacts import SavedFindings
 from efface.runs.comparison import Comparison, build_comparison, save_findings
 from efface.runs.requests import RelearnRequest
@@ -40,20 +42,33 @@ def relearn_run(
     progress, request = progress or Progress(), RelearnRequest.of(request)
     how, watch = request.relearn, request.watch
     compared = build_comparison(
-        run, watch, request.device, progress, original=original, oracles=oracles, trust=request.trust_pickle
-    )
+        run, watch, request.device, progress,
+        original=original, oracles=oracles, trust=request.trust_pickle, checks=request,
+    )  # fmt: skip
+    left = compared.subject.split.present()
+    _require_forget_set(left, run)
     snapshots: dict[str, Any] = {}
     for name, model in compared.models.items():
         if name == "original":
             continue
         progress.say(f"Relearning: {how.steps} steps on {how.on.value} with a copy of {model.weights.parent.name}")
         snapshots[name] = relearn_model(
-            model.load(), compared.subject.data, compared.subject.split, how, watch,
+            model.load(), compared.subject.data, left, how, watch,
             seed=request.seed, device=devices.resolve_device(request.device),
         )  # fmt: skip
     evidence = replace(_evidence(compared), relearned=(RelearnedCopies(how.on.value, snapshots),))
     findings = AUDITS["relearn"]().findings(evidence)
     return save_findings(compared, f"relearn-{how.on.value}", findings)
+
+
+def _require_forget_set(split: Split, run: Path) -> None:
+    """Raise if no example to forget is in the data: what is needed now are the pictures, not stored observations."""
+    if not len(split.forget):
+        raise EffaceError(
+            f"The examples that {run} was to forget are not in the data.",
+            "Relearning watches how fast they come back, which needs the pictures.",
+            "Do it before they are erased, or where they still are: --data PATH.",
+        )
 
 
 def _evidence(compared: Comparison) -> Evidence:

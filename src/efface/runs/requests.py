@@ -19,14 +19,13 @@ from efface.auditing.observers.relearn import RelearnSettings
 from efface.auditing.verdict import Criteria
 from efface.errors import EffaceError, suggest_name
 from efface.interop.averages import AveragedWeights
+from efface.runs.data_at_hand import DataChecks, DataSettings
 from efface.runs.run import Common, Sizes
 from efface.unlearning import plugins
 from efface.unlearning.early_stopping import StoppingRule
 from efface.unlearning.methods import METHODS, Method
 from efface.unlearning.search import auto_settings_error
 
-DataSettings = str | Mapping[str, Any] | None
-"""A data source by name or path, or a mapping with ``source`` and its options."""
 TEXT = ("forget", "goal", "objective")
 """Settings that are text, even where YAML reads a number."""
 
@@ -122,7 +121,17 @@ class ForeignOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnlearnRequest(Common, VerbRequest):
+class ForgetOptions:
+    """What is done about examples to forget beside the training."""
+
+    skip_never_trained: bool = False
+    """Skip listed examples that were never trained on; they are counted, and left out of rebuilt indexes."""
+    purge_cache: bool = False
+    """Remove the caches of decoded pictures that hold examples to forget, when the run is complete."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnlearnRequest(Common, DataChecks, ForgetOptions, VerbRequest):
     """What ``efface unlearn`` is asked to do."""
 
     forget: str
@@ -145,8 +154,9 @@ class UnlearnRequest(Common, VerbRequest):
         """Build the request from the settings of ``efface unlearn``.
 
         Args:
-            settings: forget, forget_seed, allow_duplicates, method, stop, budget, seed, device, bf16; for a foreign
-                checkpoint also the fields of :class:`ForeignOptions`.
+            settings: forget, forget_seed, allow_duplicates, method, stop, budget, skip_never_trained, purge_cache,
+                seed, device, bf16, and the fields of :class:`DataChecks`; for a foreign checkpoint also those of
+                :class:`ForeignOptions`.
             foreign: Whether the start is another library's checkpoint.
 
         Raises:
@@ -168,6 +178,8 @@ class UnlearnRequest(Common, VerbRequest):
             raise EffaceError(f"The setting 'allow_duplicates' cannot be {copies!r}.", "It is true or false.")
         return cls(
             **vars(common),
+            **vars(config.build(DataChecks, select_settings(settings, DataChecks))),
+            **vars(config.build(ForgetOptions, select_settings(settings, ForgetOptions))),
             forget=str(settings["forget"]),
             method=method,
             forget_seed=None if draw is None else int(draw),
@@ -189,7 +201,7 @@ def parse_method(value: str | Mapping[str, Any]) -> Method | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditRequest(VerbRequest):
+class AuditRequest(DataChecks, VerbRequest):
     """What ``efface audit`` is asked to do."""
 
     criteria: Criteria = field(default_factory=Criteria)
@@ -198,6 +210,8 @@ class AuditRequest(VerbRequest):
     """How models are observed."""
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda``, ``mps``."""
+    purge_cache: bool = False
+    """Remove the caches of decoded pictures that hold examples to forget, after the audit."""
     goal: str = ""
     """Why the examples were to be forgotten, in the user's words; for the record."""
     trust_pickle: bool = False
@@ -205,7 +219,7 @@ class AuditRequest(VerbRequest):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RelearnRequest(VerbRequest):
+class RelearnRequest(DataChecks, VerbRequest):
     """What ``efface relearn`` is asked to do."""
 
     relearn: RelearnSettings = field(default_factory=RelearnSettings)
@@ -221,7 +235,7 @@ class RelearnRequest(VerbRequest):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuessRequest(VerbRequest):
+class GuessRequest(DataChecks, VerbRequest):
     """What ``efface canaries guess`` is asked to do."""
 
     watch: ObservationSettings = field(default_factory=ObservationSettings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from efface.data.dataset import Data
-from efface.data.sources import load
 from efface.data.split import Split, partition, partition_around_training
 from efface.errors import EffaceError
 from efface.files import LOG
+from efface.runs.data_at_hand import DataAtHand, DataChecks, load_data, open_data
 from efface.runs.folder import JsonLines, read_request
 from efface.training import devices
 from efface.training.batch import Log
-from efface.training.checkpoint import Checkpoint, read_meta
+from efface.training.checkpoint import META, Checkpoint, read_meta
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +96,17 @@ class StoredRun:
         """The content of ``config.yaml``: the settings that the run was made with."""
         return read_request(self.folder)
 
+    @cached_property
+    def source(self) -> Path:
+        """What the run was made from: where it was then, or the same beside the run, if both were moved together."""
+        stored = Path(str(self.request.get("from", "")))
+        if stored.exists() or not stored.name:
+            return stored
+        beside = self.folder.resolve().parent / stored.name
+        if beside.is_file() or ((beside / META).is_file() and read_meta(beside)["digest"] == self.meta["parent"]):
+            return beside
+        return stored
+
     def checkpoint(self) -> Checkpoint:
         """Load the run's checkpoint."""
         return Checkpoint.load(self.folder, self.meta)
@@ -129,6 +140,8 @@ class OpenedRun:
     split: Split
     folders: RunFolders
     """Reads the run folders that this one is compared with, such as its ancestors; includes this one."""
+    at_hand: DataAtHand
+    """The data as they are now, compared with those that the run was made with."""
 
     @property
     def folder(self) -> Path:
@@ -150,12 +163,19 @@ class OpenedRun:
         return self.stored.checkpoint()
 
 
-def open_run(folder: Path) -> OpenedRun:
-    """Open a finished run folder: load its data and check that the stored split fits them.
+def open_run(folder: Path, checks: DataChecks | None = None, *, judged: bool = True) -> OpenedRun:
+    """Open a finished run folder: load its data and check that they are those it was made with.
+
+    Forgotten and never-trained examples may be absent: they are in ``split.absent``.
+
+    Args:
+        folder: The run folder.
+        checks: Where the data are now, and which differences are accepted.
+        judged: Whether the forgotten examples are looked at: changed ones are then an error, and absent otherwise.
 
     Raises:
-        EffaceError: The folder is no run folder, one of its files is damaged, or the split is not the one that the
-            checkpoint was made with.
+        EffaceError: The folder is no run folder, one of its files is damaged, the split is not the one that the
+            checkpoint was made with, or the data are others.
 
     Example:
         >>> run = open_run(Path("runs/forgotten"))  # doctest: +SKIP
@@ -164,14 +184,8 @@ def open_run(folder: Path) -> OpenedRun:
     """
     folders = RunFolders()
     stored = folders.read(folder)
-    data = load_data(stored.request)
-    split = Split.load(folder, data)
-    if split.digest(data) != stored.meta["split"]:
-        raise EffaceError(
-            f"The split stored in {folder} is not the one its checkpoint was made with.",
-            remedy="Restore the folder from where it came, or make it again.",
-        )
-    return OpenedRun(stored, data, split, folders)
+    here = open_data(folder, stored.request, stored.meta, checks or DataChecks(), judged=judged)
+    return OpenedRun(stored, here.data, here.split, folders, here)
 
 
 @contextmanager
@@ -189,12 +203,4 @@ def logging(folder: Path, progress: Progress, total: int) -> Iterator[Log]:
         lines.close()
 
 
-def load_data(settings: Mapping[str, Any]) -> Data:
-    """Load the data named by ``settings["data"]``: a source, a path, or a mapping with ``source`` and its options."""
-    value = settings.get("data")
-    if not value:
-        raise EffaceError(
-            "Nothing was said about the data.", remedy="Add --data NAME or --data PATH; `efface data` lists the names."
-        )
-    options = {"source": value} if isinstance(value, str) else dict(value)
-    return load(str(options.pop("source", options.pop("name", ""))), **options)
+__all__ = ["Common", "OpenedRun", "Progress", "RunFolders", "Sizes", "StoredRun", "load_data", "logging", "open_run"]

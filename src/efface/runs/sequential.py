@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from efface import api
@@ -44,31 +43,39 @@ def audit_sequence(
         The sequence; None if the subject's request is the first one.
 
     """
-    if not len(subject.split.earlier):
+    if EARLIER not in subject.split.sizes():
         return None
     split = merge_requests(subject.split, subject.data)
     chain, note = _chain(subject, split, original)
-    progress.say(f"Judging all {len(split.forget)} examples forgotten so far, over {len(chain) - 1} requests")
+    count = split.sizes()["forget"]
+    progress.say(f"Judging all {count} examples forgotten so far, over {len(chain) - 1} requests")
+    name = observations_file_name(split.digest(subject.data))
+    oracles = [
+        model.beside(f"{model.meta['digest'][:8]}-{name}" if model.claim else name)
+        for role, model in models.items()
+        if role.startswith("oracle")
+    ]
+    chained = [model for model, _ in chain]
+    whole = [model.stored_observations(split.digest(subject.data), watch) for model in (*chained, *oracles)]
+    if split.absent and any(stored is None for stored in whole):
+        gone, split = len(split.absent.get("forget", ())), split.present()
+        left = observations_file_name(split.digest(subject.data))
+        chain = [(model.beside(f"{model.meta['digest'][:8]}-{left}"), forgotten) for model, forgotten in chain]
+        if gone:
+            note = note or (
+                f"Not judged: {gone} of the {count} examples of all requests are not in the data any more, and not all "
+                "models were observed on them before. Whether earlier requests stay forgotten cannot be seen."
+            )
+        else:
+            oracles = [model.beside(f"{model.meta['digest'][:8]}-{left}") for model in oracles]
 
     observed = [model.observe(subject.data, split, watch, device, progress) for model, _ in chain]
     steps = _steps(chain, observed)
     if note:
-        return RequestSequence(steps=steps, count=len(split.forget), note=note)
-    name = observations_file_name(split.digest(subject.data))
-    oracles = [
-        replace(
-            model,
-            observations_file=model.observations_file.with_name(
-                f"{model.meta['digest'][:8]}-{name}" if model.claim else name
-            ),
-        ).observe(subject.data, split, watch, device, progress)
-        for role, model in models.items()
-        if role.startswith("oracle")
-    ]
-    result = api.judge_observations(observed[0], observed[-1], oracles, criteria=criteria)
-    return RequestSequence(
-        steps=steps, count=len(split.forget), verdict=result.verdict, findings=strip_details(result.findings)
-    )
+        return RequestSequence(steps=steps, count=count, note=note)
+    references = [model.observe(subject.data, split, watch, device, progress) for model in oracles]
+    result = api.judge_observations(observed[0], observed[-1], references, criteria=criteria)
+    return RequestSequence(steps=steps, count=count, verdict=result.verdict, findings=strip_details(result.findings))
 
 
 def _steps(chain: Sequence[tuple[AuditedModel, int]], observed: Sequence[Observations]) -> tuple[SequenceStep, ...]:
@@ -99,7 +106,7 @@ def _chain(subject: OpenedRun, split: Split, named: Path | None) -> tuple[list[t
         forgotten = len(stored["forget"]) + len(stored.get(EARLIER, ()))
         path = folder / observations_file_name(digest)
         found.append((AuditedModel(run.meta, folder / WEIGHTS, run.checkpoint, path), forgotten))
-        source = Path(str(run.request.get("from", "")))
+        source = run.source
         if run.request.get("verb") != "unlearn":
             return found[::-1], ""
         if named is not None and not source.exists():

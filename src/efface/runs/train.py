@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from efface import api, config
 from efface.data.dataset import Data
+from efface.data.identity import IDENTITY, DataIdentity
+from efface.data.pixel_caches import list_residual_caches, purge_caches
 from efface.data.selectors import describe_selection
-from efface.data.split import Split, select_forget_set
+from efface.data.split import EARLIER, Split, select_forget_set
 from efface.errors import EffaceError
 from efface.files import EPOCH
+from efface.interop.head_check import require_class_order
+from efface.runs.data_at_hand import DataAtHand, locate_data, require_same_pictures, stored_data
 from efface.runs.folder import create_run_folder
 from efface.runs.foreign import export_result, is_foreign, require_trained_encoder, start_from_foreign
 from efface.runs.requests import ForeignOptions, PretrainRequest, UnlearnRequest, refuse_unknown
 from efface.runs.run import Progress, load_data, logging, open_run
 from efface.training.checkpoint import Checkpoint, EpochStore
 from efface.training.defaults import build_recipe
+from efface.training.devices import resolve_device
 from efface.training.objectives import CHOICES
 from efface.unlearning import plugins
 from efface.unlearning.methods import METHODS, Method
@@ -58,12 +65,13 @@ def pretrain_run(
     recipe = build_recipe(data, request.objective, request.recipe)
     stored = {
         "verb": "pretrain",
-        "data": request.data,
+        **stored_data(request.data),
         "split": request.split,
         "recipe": config.dump(recipe, CHOICES),
         **vars(common),
     }
     with create_run_folder(out, _as_yaml(stored), force=force) as folder:
+        identity = record_identity(folder, data, split, stored["data"])
         split.save(folder, data)
         total = recipe.epochs * -(-len(split.train) // recipe.batch_size)
         with logging(folder, progress, total) as log:
@@ -71,6 +79,7 @@ def pretrain_run(
                 data, split, recipe=recipe, seed=common.seed, device=common.device, bf16=bool(common.bf16),
                 log=log, resume_store=EpochStore(folder / EPOCH),
             )  # fmt: skip
+        checkpoint = replace(checkpoint, identity=identity)
         checkpoint.save(folder)
     return checkpoint
 
@@ -90,7 +99,8 @@ def unlearn_run(
             own layout, into ``out/foreign``.
         out: The run folder to write.
         request: An :class:`UnlearnRequest`, or a mapping with its fields: forget, forget_seed, allow_duplicates,
-            method, stop, budget, seed, device, bf16; for a foreign checkpoint also those of :class:`ForeignOptions`.
+            method, stop, budget, skip_never_trained, purge_cache, data, allow_changed, allow_absent, seed, device,
+            bf16; for a foreign checkpoint also those of :class:`ForeignOptions`.
         force: Replace ``out`` if it exists.
         progress: Receives steps and messages.
 
@@ -108,13 +118,22 @@ def unlearn_run(
     request, foreign = _unlearn_request(request, foreign=is_foreign(start))
     common, method = request.resolve(), request.method
     if foreign is None:
-        data, base, checkpoint, inherited = _start_from_run(start)
+        here, checkpoint, inherited = _start_from_run(start, request)
+        data, base = here.data, here.split
     else:
         data, base, checkpoint, inherited = start_from_foreign(start, foreign.as_settings(), common.seed, progress.say)
         if foreign.check:
             require_trained_encoder(start, checkpoint, data, base, common)
+            if not foreign.fresh_head:
+                require_class_order(start, checkpoint.model, data, base.train, resolve_device(common.device))
+        here = DataAtHand(data, base, DataIdentity.of(data, inherited["data"]))
     forget_seed = checkpoint.seed if request.forget_seed is None else request.forget_seed
-    split = select_forget_set(base, data, request.forget, forget_seed, allow_duplicates=request.allow_duplicates)
+    split = select_forget_set(
+        base, data, request.forget, forget_seed,
+        allow_duplicates=request.allow_duplicates, skip_never_trained=request.skip_never_trained,
+    )  # fmt: skip
+    notes = [*here.notes, *here.require_trained_pictures(split.forget, request.allow_changed)]
+    split.provenance["warnings"] = [*split.provenance.get("warnings", []), *notes]
     stored = {
         "verb": "unlearn",
         "from": str(start.resolve()),
@@ -133,6 +152,8 @@ def unlearn_run(
     for warning in split.provenance.get("warnings", []):
         progress.say(str(warning))
     with create_run_folder(out, _as_yaml(stored), force=force) as folder:
+        trained = split.retain if method is not None and method.exact else None
+        identity = record_identity(folder, data, split, stored["data"], here, trained)
         split.save(folder, data)
         exact = method is not None and method.exact
         store = EpochStore(folder / EPOCH) if exact else None
@@ -144,8 +165,46 @@ def unlearn_run(
             )  # fmt: skip
         if foreign is not None:
             result = export_result(start, foreign.as_settings(), result, data, split, common, folder)
+        forgotten = [key for part in ("forget", EARLIER) for key in split.keys(data, part)]
+        caches = (purge_caches if request.purge_cache else list_residual_caches)(data, forgotten, here.former_roots)
+        for cache, done in caches.items():
+            progress.say(f"{cache}: {done}")
+        result = replace(result, identity=identity, purged=result.purged | caches)
         result.save(folder)
     return result
+
+
+def record_identity(
+    folder: Path,
+    data: Data,
+    split: Split,
+    source: Any,
+    here: DataAtHand | None = None,
+    trained: np.ndarray | None = None,
+) -> str:
+    """Write the record of the pictures that a run is made with into its folder.
+
+    Args:
+        folder: The unfinished run folder; a training that is resumed there must have the same pictures.
+        data: The data.
+        split: The split of the run.
+        source: The settings of the data, for a new record.
+        here: The data of the run that this one starts from, whose record is continued; None for an original.
+        trained: Positions of all examples that a new model is trained on; None if it starts from the old weights.
+
+    Returns:
+        The digest of the record; empty if the run that this one starts from has none.
+
+    """
+    if here is not None and here.identity is None:
+        return ""
+    if here is None or here.identity is None:
+        made = DataIdentity.of(data, source)
+    else:
+        made = here.identity if trained is None else here.identity.renewed(data, trained)
+    if (folder / EPOCH).exists() and (folder / IDENTITY).exists():
+        require_same_pictures(DataIdentity.load(folder), data, split, folder)
+    return made.save(folder)
 
 
 def _unlearn_request(
@@ -161,10 +220,16 @@ def _unlearn_request(
     return given, None
 
 
-def _start_from_run(start: Path) -> tuple[Data, Split, Checkpoint, dict[str, Any]]:
-    """Data, split and checkpoint of a run folder, and the settings that a run made from it inherits."""
-    run = open_run(start)
-    return run.data, run.split, run.checkpoint(), {"data": run.request["data"]}
+def _start_from_run(start: Path, request: UnlearnRequest) -> tuple[DataAtHand, Checkpoint, dict[str, Any]]:
+    """Data and checkpoint of a run folder, and the settings that a run made from it inherits."""
+    run = open_run(start, request, judged=False)
+    if request.data:
+        return run.at_hand, run.checkpoint(), stored_data(locate_data(run.request, request.data))
+    return (
+        run.at_hand,
+        run.checkpoint(),
+        {key: run.request[key] for key in ("data", "data_given") if key in run.request},
+    )
 
 
 def _as_yaml(stored: Mapping[str, Any]) -> str:

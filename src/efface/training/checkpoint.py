@@ -65,6 +65,8 @@ class Checkpoint:
     """When and why early stopping ended the method, if it was used: see :mod:`efface.unlearning.early_stopping`."""
     search: SearchHistory | None = None
     """The trials, if the method was chosen by a search: see :mod:`efface.unlearning.search`."""
+    identity: str = ""
+    """Digest of the record of the pictures it was made with, ``identity.npz``; empty if they were not recorded."""
 
     def save(self, folder: Path) -> None:
         """Write weights and metadata into an existing folder.
@@ -98,6 +100,7 @@ class Checkpoint:
             "trained": self.trained,
             "stopped": self.stopped and as_dict(self.stopped),
             "search": self.search and as_dict(self.search),
+            "identity": self.identity,
         }
 
     @staticmethod
@@ -120,6 +123,7 @@ class Checkpoint:
                 "Restore the folder from its source, or make it again.",
             )
         kept = {key: meta[key] for key in ("seed", "parent", "method", "origin", "exact", "split", "purged", "trained")}
+        kept["identity"] = meta.get("identity", "")
         kept |= {
             key: from_dict(kind, meta.get(key))
             for key, kind in (("stopped", StoppingResult), ("search", SearchHistory))
@@ -145,7 +149,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
         raise EffaceError(f"{Path(folder) / META} is not a checkpoint's description.", "It has no format.")
     if meta["format"] > CHECKPOINT_FORMAT:
         raise EffaceError(f"{folder} was written by a newer efface (format {meta['format']}).", remedy="Upgrade.")
-    return {"origin": ""} | meta  # older files have no origin
+    return {"origin": "", "identity": ""} | meta  # older files do not have these
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
