@@ -10,23 +10,26 @@ from typing import Any
 from efface import config
 from efface.auditing.observers.observe import ObservationSettings
 from efface.auditing.verdict import Criteria
+from efface.config import Settings
 from efface.errors import EffaceError, unknown_name_error
 from efface.runs.run import Sizes
+from efface.schema import Jobs, SeedNumber, SmallWhole
 
 MethodSettings = dict[str, Any]
 """One setting of a method, as in ``--set method.*``; with ``name`` if the entry has another name than the method."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchSeeds:
+class BenchSeeds(Settings):
     """The seeds that select settings and the seeds that are reported; no seed may do both."""
 
-    selection: tuple[int, ...] = (0, 1)
+    selection: tuple[SeedNumber, ...] = (0, 1)
     """Seeds on which settings are compared, without the oracle."""
-    reporting: tuple[int, ...] = (10, 11, 12)
+    reporting: tuple[SeedNumber, ...] = (10, 11, 12)
     """Seeds that the tables report."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         both = set(self.selection) & set(self.reporting)
         if both or not self.reporting:
             raise EffaceError(
@@ -37,17 +40,17 @@ class BenchSeeds:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OracleCounts:
+class OracleCounts(Settings):
     """Number of retrained models for each combination of family, forget set and seed."""
 
-    selection: int = 1
+    selection: SmallWhole = 1
     """On selection seeds. They do not influence the selection; they show what an oracle would select. May be 0."""
-    reporting: int = 2
+    reporting: SmallWhole = 2
     """On reporting seeds. With two or more, the distance between them is the noise floor."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelFamily:
+class ModelFamily(Settings):
     """One kind of original model. Fields that are not set are taken from the grid."""
 
     recipe: dict[str, Any]
@@ -63,7 +66,7 @@ class ModelFamily:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grid:
+class Grid(Settings):
     """The configuration of a bench: everything that decides the results, and the number of processes."""
 
     families: dict[str, ModelFamily]
@@ -90,12 +93,13 @@ class Grid:
     """The device; every process uses one thread."""
     bf16: bool = False
     """Train every model with bfloat16 autocast, which is faster on some machines."""
-    jobs: int = 2
+    jobs: Jobs = 2
     """Number of parallel processes."""
     keep_weights: bool = False
     """Whether to keep the weights of unlearned and retrained models; those of originals are always kept."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.families or self.jobs < 1:
             raise EffaceError(
                 "The grid has no families." if not self.families else f"The grid asks for {self.jobs} processes.",
