@@ -67,6 +67,16 @@ Name = Annotated[str, MinLen(1)]
 """Text that is not empty."""
 MAX_SHOWN = 60
 """Most characters of a wrong value that an error message shows."""
+_WORDS = {
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    "greater than": "above",
+    "less than": "below",
+    "a valid": "a",
+    "a integer": "an integer",
+    "Input should have": "something with",
+}
+"""Plainer words for pydantic's messages."""
 _FINITE = ConfigDict(allow_inf_nan=False)
 
 
@@ -121,7 +131,8 @@ def describe_problem(error: ValidationError) -> tuple[str, str, str]:
     place = ".".join(str(part) for part in first["loc"] if not _is_type_name(part))
     held = "nothing" if first["type"] == "missing" else show_value(first["input"])
     message = re.sub(r"^(Input should be |Value error, )", "", first["msg"])
-    message = re.sub(r"^Input should have ", "something with ", message)
+    for long, short in _WORDS.items():
+        message = message.replace(long, short)
     if first["type"] == "missing":
         message = "there"
     if "\\A[0-9a-f]{64}" in message:

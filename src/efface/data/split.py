@@ -16,6 +16,7 @@ from efface.data.dataset import Data, shuffle_by_key
 from efface.data.duplicates import Duplicate, describe_copies, find_copies, refuse_copies
 from efface.data.matching import match_holdout
 from efface.data.selectors import Selection, resolve_selector
+from efface.data.stored import StoredSplit
 from efface.errors import EffaceError
 from efface.files import SPLIT, read_json, write_text
 
@@ -142,11 +143,7 @@ class Split:
 
 def read_split(folder: Path) -> dict[str, Any]:
     """Read the ``split.json`` of a run folder or of a plan of references, by keys and without the data."""
-    path = Path(folder) / SPLIT
-    stored = read_json(path, "split")
-    if not isinstance(stored.get("parts"), dict) or "forget" not in stored["parts"]:
-        raise EffaceError(f"{path} is not a split.", "It has no parts.", "Restore it, or make it again.")
-    return stored
+    return read_json(Path(folder) / SPLIT, "split", schema=StoredSplit)
 
 
 def partition(

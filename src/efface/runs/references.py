@@ -24,7 +24,7 @@ from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 from time import monotonic
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import yaml
@@ -36,6 +36,8 @@ from efface.errors import EffaceError, unknown_name_error
 from efface.files import EPOCH, REQUEST, SPLIT, read_json, write_text
 from efface.runs.folder import create_run_folder, read_request
 from efface.runs.run import Progress, load_data, logging, open_run
+from efface.runs.stored import ReferenceKind, StoredPlan, TaskName
+from efface.schema import NotNegative, SeedNumber, Tally, parse_record
 from efface.training import devices
 from efface.training.checkpoint import META, Checkpoint, EpochStore
 from efface.training.objectives import CHOICES
@@ -44,22 +46,22 @@ from efface.training.recipe import Recipe
 PLAN, TASKS = "plan.json", "tasks.jsonl"
 FIRST_SEED = 1000
 """Reference number k has the original's seed plus this plus k, so that no reference repeats a user's own model."""
-ReferenceKind = Literal["out", "original", "in"]
+AGAIN = "Restore it, or plan again: `efface references RUN --out DIR`."
 
 
 @dataclass(frozen=True)
 class ReferenceTask:
     """One model to make."""
 
-    name: str
+    name: TaskName
     """Name of its folder: the kind, and a digest of everything that goes into it."""
     kind: ReferenceKind
-    seed: int
-    needs: tuple[str, ...] = ()
+    seed: SeedNumber
+    needs: tuple[TaskName, ...] = ()
     """Names of the tasks whose models it starts from."""
-    seconds: float | None = None
+    seconds: NotNegative | None = None
     """Expected time on one thread, from the original's own cost; None if that is unknown."""
-    bytes: int = 0
+    bytes: Tally = 0
     """Expected size on disk."""
 
 
@@ -113,20 +115,27 @@ class ReferencePlan:
     @staticmethod
     def load(home: Path) -> ReferencePlan:
         """Read a plan written by :meth:`save`."""
-        try:
-            shared = json.loads((home / PLAN).read_text(encoding="utf-8"))
-            lines = [json.loads(line) for line in (home / TASKS).read_text(encoding="utf-8").splitlines()]
-            shared.pop("format")
-            tasks = tuple(ReferenceTask(**line | {"needs": tuple(line["needs"])}) for line in lines)
-            return ReferencePlan(home, tasks=tasks, **shared)
-        except FileNotFoundError:
-            raise EffaceError(
-                f"{home} holds no plan of references.", remedy="Make one with `efface references RUN --out DIR`."
-            ) from None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise EffaceError(
-                f"The plan in {home} cannot be read.", f"It is damaged, or no plan: {error}", "Plan again."
-            ) from error
+        path, what, missing = home / PLAN, "plan of references", "Make one with `efface references RUN --out DIR`."
+        content = read_json(path, what, missing=missing, remedy=AGAIN)
+        shared = parse_record(StoredPlan, content, path, what, AGAIN).model_dump()
+        named = {name: shared[name] for name in ("data", "recipe", "method", "parent", "split", "seed")}
+        return ReferencePlan(home, tasks=_read_tasks(home / TASKS), **named)
+
+
+def _read_tasks(path: Path) -> tuple[ReferenceTask, ...]:
+    """Read a ``tasks.jsonl``."""
+    what = "list of the tasks of a plan"
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError, RecursionError) as error:
+        raise EffaceError(f"{path} cannot be read as a {what}.", f"It is damaged: {error}", AGAIN) from error
+    tasks = parse_record(tuple[ReferenceTask, ...], lines, path, what, AGAIN)
+    names = {task.name for task in tasks}
+    lost = sorted({need for task in tasks for need in task.needs} - names)
+    if lost or len(names) < len(tasks) or not tasks:
+        told = f"a task needs {lost[0]}, which is not among them" if lost else "a task is there twice"
+        raise EffaceError(f"{path} is not a {what}: {told if tasks else 'it is empty'}.", "It is damaged.", AGAIN)
+    return tasks
 
 
 def plan_references(run: Path, home: Path, count: int = 8, pairs: int = 0) -> ReferencePlan:
@@ -360,7 +369,7 @@ def list_finished(home: Path) -> dict[ReferenceKind, list[Path]]:
         if (folder / META).exists() and (folder / REQUEST).exists() and folder.suffix != ".partial":
             request = read_request(folder)
             if request.get("verb") == "references":
-                found[request["kind"]].append((int(request["seed"]), folder))
+                found[request["kind"]].append((request["seed"], folder))
     if not found["out"]:
         raise EffaceError(
             f"{home} holds no finished reference.", remedy="Make some with `efface references RUN --out DIR`."
