@@ -287,6 +287,11 @@ def describe_fields(cls: type) -> list[tuple[str, str, str, str]]:
     return [(f.name, describe_type(str(f.type)), _format_default(f), texts.get(f.name, "")) for f in fields(cls)]
 
 
+def convert_setting(kind: Any, value: Any, name: str) -> Any:
+    """Convert the value of one setting to its type; the error for a value that does not fit names the setting."""
+    return _convert(kind, value, {}, name)
+
+
 def _convert(hint: Any, value: Any, choices: Choices, path: str, default: Any = None) -> Any:
     """Convert ``value`` to the type ``hint``; a nested mapping leaves the rest of ``default`` as it is."""
     if hint in choices and not is_dataclass(value):

@@ -27,7 +27,7 @@ def disk_errors(out: Path) -> Iterator[None]:
                 "What was there before is untouched; the half-written folder ends in .partial.",
                 "Free some space and run the same command again.",
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EPERM):
+        if error.errno in (errno.EACCES, errno.EEXIST, errno.EROFS, errno.ENOTDIR, errno.EPERM):
             raise EffaceError(f"{out} cannot be written.", str(error), "Choose another --out.") from error
         raise
 

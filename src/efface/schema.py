@@ -61,6 +61,8 @@ OpenHalf = Annotated[float, Gt(0), Lt(0.5)]
 """A distance from 1/2, or an error probability."""
 Cosine = Annotated[float, Ge(-1), Le(1)]
 """A cosine."""
+FirstFormat = Annotated[int, Ge(1), Le(1)]
+"""The version of a file of which there is only one so far."""
 HexDigest = Annotated[str, StringConstraints(pattern=r"\A[0-9a-f]{64}\z")]
 """A SHA-256, hexadecimal."""
 Name = Annotated[str, MinLen(1)]

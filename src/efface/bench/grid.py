@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -153,6 +154,12 @@ class Grid(Settings):
         return replace(self, families=chosen)
 
 
+def folder_name(grid: Grid, fallback: str) -> str:
+    """The name of a grid as that of a folder: a title may hold slashes and dots, and must not lead out of ``runs``."""
+    names = (re.sub(r"[^\w.-]+", "-", name).strip("-.")[:100] for name in (grid.name, fallback))
+    return next((name for name in names if name), "bench")
+
+
 def list_settings(entry: Any, label: str) -> tuple[MethodSettings, ...]:
     """The settings of a method entry, which is empty, one mapping, or a list of mappings."""
     listed = [{}] if entry is None else entry if isinstance(entry, list) else [entry]
@@ -177,9 +184,8 @@ def build_grid(values: Mapping[str, Any], name: str = "") -> Grid:
     values = {"name": name, **values}
     families = values.get("families")
     if isinstance(families, Mapping):
-        made = {
-            str(key): config.build(ModelFamily, one if isinstance(one, Mapping) else {}, path=f"families.{key}.")
+        values["families"] = {
+            str(key): config.build(ModelFamily, {} if one is None else one, path=f"families.{key}.")
             for key, one in families.items()
         }
-        values["families"] = made
     return config.build(Grid, values)

@@ -16,6 +16,7 @@ from efface.cli.options import (
     Seed,
     Set,
     Trust,
+    merge_group,
     print_result,
     progress,
     settings_of,
@@ -48,7 +49,7 @@ def relearn_command(
     """Train copies of the run and of the oracles further, and measure how fast the forgotten examples come back."""
     settings = settings_of(config, set_, seed=seed, device=device, trust_pickle=trust_pickle or None)
     named = {key: value for key, value in {"on": on, "steps": steps, "every": every}.items() if value is not None}
-    settings["relearn"] = {**(settings.get("relearn") or {}), **named}
+    settings["relearn"] = merge_group(settings, "relearn", named)
 
     from efface.runs.relearn import relearn_run
 

@@ -33,10 +33,14 @@ def references_command(
     from efface.errors import EffaceError
     from efface.runs import references
 
+    if jobs is not None and jobs < 1:
+        raise EffaceError(f"--jobs cannot be {jobs}.", "It is a number of processes.", "Set it to 1 or more.")
     if run is None and out is None:
         raise EffaceError("Nothing was said about which run.", remedy="Name RUN, or --out with a plan in it.")
     home = out or Path(f"{run}-references")
     plan = references.ReferencePlan.load(home) if run is None else references.plan_references(run, home, count, pairs)
+    if task is not None:
+        plan.task(task)  # an error for an unknown name, before anything is written
     if not dry_run:
         with progress(quiet) as shown:
             if run is not None:

@@ -79,6 +79,8 @@ def draw_coins(keys: Sequence[str], count: int | None = None, seed: int | None =
             f"There must be at least {MIN_COINS}: with so few coins even perfect guesses prove little.",
             "Use a few hundred: --count 300.",
         )
+    if seed is not None and seed < 0:
+        raise EffaceError(f"The seed cannot be {seed}.", "It is a whole number, at least 0.", "Leave it out.")
     rng = np.random.default_rng(secrets.randbits(128) if seed is None else seed)
     chosen = sorted(names[i] for i in rng.permutation(len(names))[:count])
     return InclusionCoins(dict(zip(chosen, (bool(coin) for coin in rng.integers(0, 2, count)), strict=True)))

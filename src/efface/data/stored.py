@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from efface.data.dataset import quote_first
-from efface.schema import Count, HexDigest, SeedNumber, StoredModel, Tally, first_problem
+from efface.schema import Count, FirstFormat, HexDigest, SeedNumber, StoredModel, Tally, first_problem
 
 MIN_COINS = 10
 """Smallest number of coins. With fewer no bound is informative: ten perfect guesses give ε = 1.05."""
@@ -65,7 +65,7 @@ class StoredSplit(StoredModel):
 class StoredCanaries(StoredModel):
     """The content of a ``canaries.json``."""
 
-    format: Literal[1]
+    format: FirstFormat
     keys: tuple[str, ...]
     guesses: Count
     commitment: HexDigest
@@ -87,5 +87,5 @@ class StoredCanaries(StoredModel):
 class StoredCoins(StoredModel):
     """The content of a ``coins.json``."""
 
-    format: Literal[1]
+    format: FirstFormat
     included: dict[str, bool]

@@ -46,6 +46,8 @@ from efface.training.recipe import Recipe
 PLAN, TASKS = "plan.json", "tasks.jsonl"
 FIRST_SEED = 1000
 """Reference number k has the original's seed plus this plus k, so that no reference repeats a user's own model."""
+MAX_PLANNED = 10_000
+"""Most models that one call plans."""
 AGAIN = "Restore it, or plan again: `efface references RUN --out DIR`."
 
 
@@ -152,8 +154,10 @@ def plan_references(run: Path, home: Path, count: int = 8, pairs: int = 0) -> Re
         EffaceError: The models cannot be made again, for example because the original was not trained here.
 
     """
-    if min(count, pairs) < 0 or count + pairs < 1:
-        raise EffaceError(f"{count} references and {pairs} pairs cannot be planned.", remedy="Ask for at least one.")
+    if min(count, pairs) < 0 or not 1 <= count + pairs <= MAX_PLANNED:
+        raise EffaceError(
+            f"{count} references and {pairs} pairs cannot be planned.", remedy=f"Ask for 1 to {MAX_PLANNED} models."
+        )
     subject = open_run(run)
     meta = subject.meta
     source = Path(str(subject.request.get("from", "")))

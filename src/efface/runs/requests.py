@@ -162,7 +162,7 @@ class UnlearnRequest(Common, VerbRequest):
             **vars(common),
             forget=str(settings["forget"]),
             method=method,
-            forget_seed=None if draw is None else int(draw),
+            forget_seed=config.convert_setting(SeedNumber | None, draw, "forget_seed"),
             stop=None if stop is None else config.build(StoppingRule, stop, path="stop."),
             budget=settings.get("budget"),
             foreign=config.build(ForeignOptions, select_settings(settings, ForeignOptions)) if foreign else None,
@@ -171,7 +171,7 @@ class UnlearnRequest(Common, VerbRequest):
 
 def parse_method(value: str | Mapping[str, Any]) -> Method | None:
     """The method that a setting names, alone or in a mapping with ``name`` and fields; None for ``auto``."""
-    named = {"name": value} if isinstance(value, str) else dict(value)
+    named = dict(value) if isinstance(value, Mapping) else {"name": value}
     if named.get("name") != plugins.AUTO:
         return config.parse_choice(METHODS, value, "method", {Method: METHODS}, "method.")
     if len(named) > 1:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, model_validator
 
 from efface.auditing.evidence import Finding
-from efface.schema import HexDigest, Name, SeedNumber, StoredModel, first_problem
+from efface.schema import FirstFormat, HexDigest, Name, SeedNumber, StoredModel, first_problem
 
 ReferenceKind = Literal["out", "original", "in"]
 TaskName = Annotated[str, StringConstraints(pattern=r"\A(out|original|in)-[0-9a-f]{12}\z")]
@@ -17,7 +17,7 @@ TaskName = Annotated[str, StringConstraints(pattern=r"\A(out|original|in)-[0-9a-
 class StoredPlan(StoredModel):
     """The content of a ``plan.json``."""
 
-    format: Literal[1]
+    format: FirstFormat
     data: Name | dict[str, Any]
     recipe: dict[str, Any]
     method: dict[str, Any]

@@ -21,6 +21,7 @@ from efface import config
 from efface.errors import EffaceError
 from efface.files import read_json
 from efface.schema import (
+    Count,
     HexDigest,
     NotNegative,
     SeedNumber,
@@ -29,6 +30,7 @@ from efface.schema import (
     first_problem,
     parse_record,
     show_value,
+    type_adapter,
 )
 from efface.training.history import SearchHistory, StoppingResult, as_dict, from_dict
 from efface.training.loop import TrainingCost
@@ -166,7 +168,7 @@ class Checkpoint:
         """
         folder = Path(folder)
         meta = read_meta(folder) if meta is None else meta
-        recipe = _read_recipe(folder, meta)
+        recipe = recipe_of(folder, meta)
         model = load_weights(recipe.start(meta["seed"]), read_weights(folder / WEIGHTS), str(folder))
         if model.digest() != meta["digest"]:
             raise EffaceError(
@@ -199,15 +201,15 @@ def read_meta(folder: Path) -> dict[str, Any]:
     version = read_json(path, what, remedy=RESTORE_RUN).get("format")
     if isinstance(version, int) and version > CHECKPOINT_FORMAT:
         raise EffaceError(
-            f"{folder} was written by a newer efface (format {show_value(version)}).", remedy="Upgrade efface."
+            f"{path} was written by a newer efface: its format is {show_value(version)}.", remedy="Upgrade efface."
         )
     meta = read_json(path, what, schema=CheckpointMeta, remedy=RESTORE_RUN)
-    _read_recipe(Path(folder), meta)
+    recipe_of(Path(folder), meta)
     return meta
 
 
-def _read_recipe(folder: Path, meta: dict[str, Any]) -> Recipe:
-    """The recipe of a ``meta.json``; an error names the file."""
+def recipe_of(folder: Path, meta: dict[str, Any]) -> Recipe:
+    """Build the recipe of a ``meta.json`` that was read from a folder; an error names the file."""
     try:
         return config.build(Recipe, meta["recipe"], CHOICES, "recipe.")
     except EffaceError as error:
@@ -287,8 +289,7 @@ class EpochStore:
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
             epoch, taken = (int(value) for value in (state["epoch"], state["optimizer"]["taken"]))
-            if epoch < 1 or taken < epoch:
-                raise ValueError(f"it says epoch {epoch}, after {taken} steps")
+            type_adapter(Count).validate_python(min(epoch, taken))
             cost = parse_record(StoredCost, state["tally"], f"the cost in {self.path}", "cost", "")
             load_weights(model, state["model"], str(self.path))
             optimizer.restore(state["optimizer"])
