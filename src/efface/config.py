@@ -19,6 +19,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
+from yaml.composer import ComposerError
 
 from efface.errors import EffaceError, suggest_name
 from efface.schema import check_value, describe_type, show_value
@@ -236,7 +237,7 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def _composer_error(problem: str, mark: Any) -> yaml.YAMLError:
-    return yaml.composer.ComposerError(None, None, problem, mark)
+    return ComposerError(None, None, problem, mark)
 
 
 def override(values: Mapping[str, Any], settings: Iterable[str]) -> dict[str, Any]:

@@ -212,7 +212,7 @@ def describe_type(annotation: str) -> str:
 
 
 def _allowed(name: str) -> str:
-    kind = globals().get(name)
+    kind: Any = globals().get(name)
     base = getattr(kind, "__origin__", None)
     if base not in (int, float):
         return name

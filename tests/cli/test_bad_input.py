@@ -4,6 +4,8 @@ The tables hold options with nonsense values, settings with values that their ty
 are cut, emptied, replaced, or hold a field that is missing, of another type or out of range.
 """
 
+# ruff: noqa: E501  (tables)
+
 from __future__ import annotations
 
 import hashlib
@@ -173,19 +175,40 @@ def test_recipes(efface, home):
 @pytest.mark.parametrize("name", sorted(set(OBJECTIVES) - {"clip"}))
 def test_objectives(efface, home, name):
     words = ["pretrain", "--data", "digits", "--objective", name, *TINY, "--out", str(home / "out")]
-    check(f"objective {name}", efface, home, settings_cases(OBJECTIVES[name], "recipe.objective.", words, slice(0, 4)) if fields(OBJECTIVES[name]) else [])
+    check(
+        f"objective {name}",
+        efface,
+        home,
+        settings_cases(OBJECTIVES[name], "recipe.objective.", words, slice(0, 4)) if fields(OBJECTIVES[name]) else [],
+    )
 
 
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"retrain"}))
 def test_methods(efface, home, name):
     words = ["unlearn", str(home / "original"), "--forget", "@random:5", "--method", name, "--out", str(home / "out")]
     cases = list(settings_cases(METHODS[name], "method.", words, slice(0, 5)))
-    cases += [(f"{field}={value}", [*words, "--set", f"method.{field}={value}"]) for field in ("epochs", "batch_size", "optim.lr", "optim.momentum") for value in ("0", "-3", "1.5") if not (field.startswith("optim.m") and value == "0") and not (field == "optim.lr" and value == "1.5") and field.split(".")[0] in {one.name for one in fields(METHODS[name])}]
+    cases += [
+        (f"{field}={value}", [*words, "--set", f"method.{field}={value}"])
+        for field in ("epochs", "batch_size", "optim.lr", "optim.momentum")
+        for value in ("0", "-3", "1.5")
+        if not (field.startswith("optim.m") and value == "0")
+        and not (field == "optim.lr" and value == "1.5")
+        and field.split(".")[0] in {one.name for one in fields(METHODS[name])}
+    ]
     check(f"method {name}", efface, home, cases)
 
 
 def test_stopping_and_audits(efface, home):
-    unlearn = ["unlearn", str(home / "original"), "--forget", "@random:5", "--method", "finetune", "--out", str(home / "out")]
+    unlearn = [
+        "unlearn",
+        str(home / "original"),
+        "--forget",
+        "@random:5",
+        "--method",
+        "finetune",
+        "--out",
+        str(home / "out"),
+    ]
     audit, relearn = ["audit", str(home / "tuned")], ["relearn", str(home / "tuned")]
     compat = ["compat", str(home / "original"), str(home / "tuned")]
     cases = [
@@ -327,7 +350,16 @@ def test_grids(efface, home, tmp_path):
 
 # ---- damaged files ----
 
-WRONG = {"text": "x", "number": -1, "list": [1], "null": None, "nan": float("nan"), "true": True, "mapping": {"a": 1}, "huge": 10**40}
+WRONG = {
+    "text": "x",
+    "number": -1,
+    "list": [1],
+    "null": None,
+    "nan": float("nan"),
+    "true": True,
+    "mapping": {"a": 1},
+    "huge": 10**40,
+}
 CUT: dict[str, Callable[[bytes], bytes]] = {
     "cut": lambda content: content[: len(content) // 2],
     "empty": lambda content: b"",
@@ -401,7 +433,9 @@ def reading(name: str, home: Path) -> tuple[Path, list[str]]:
         seen = json.loads(str(np.load(home / "tuned" / "observations.npz")["__header__"]))
         one = {"name": "x", "value": 0.5, "note": "made for this test"}
         path.write_text(json.dumps({"model": seen["model"], "split": seen["split"], "findings": [one]}))
-    return path, [word if word in TINY or word in WATCH else word.format(home=home, tuned=home / "tuned") for word in words]
+    return path, [
+        word if word in TINY or word in WATCH else word.format(home=home, tuned=home / "tuned") for word in words
+    ]
 
 
 def check_damage(efface, home: Path, name: str, versions: list[tuple[str, bytes]]) -> None:
@@ -489,7 +523,10 @@ def test_tasks_that_are_wrong(efface, home):
     path, _ = reading("tasks.jsonl", home)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     wrong = [{"name": "../../x"}, {"name": 3}, {"kind": "x"}, {"seed": -1}, {"seed": "1"}, {"needs": ["in-000000000000"]}, {"needs": 3}, {"bytes": -1}, {"seconds": float("nan")}]  # fmt: skip
-    versions = [(str(one), "".join(json.dumps(line) + "\n" for line in [{**lines[0], **one}, *lines[1:]]).encode()) for one in wrong]
+    versions = [
+        (str(one), "".join(json.dumps(line) + "\n" for line in [{**lines[0], **one}, *lines[1:]]).encode())
+        for one in wrong
+    ]
     versions += [("twice", (path.read_text() * 2).encode())]
     check_damage(efface, home, "tasks.jsonl", versions)
 

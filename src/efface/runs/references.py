@@ -132,11 +132,9 @@ def _read_tasks(path: Path) -> tuple[ReferenceTask, ...]:
     except (OSError, ValueError, RecursionError) as error:
         raise EffaceError(f"{path} cannot be read as a {what}.", f"It is damaged: {error}", AGAIN) from error
     tasks = parse_record(tuple[ReferenceTask, ...], lines, path, what, AGAIN)
-    names = {task.name for task in tasks}
-    lost = sorted({need for task in tasks for need in task.needs} - names)
-    if lost or len(names) < len(tasks) or not tasks:
-        told = f"a task needs {lost[0]}, which is not among them" if lost else "a task is there twice"
-        raise EffaceError(f"{path} is not a {what}: {told if tasks else 'it is empty'}.", "It is damaged.", AGAIN)
+    names = [task.name for task in tasks]
+    if not tasks or len(set(names)) < len(names) or any(need not in names for task in tasks for need in task.needs):
+        raise EffaceError(f"{path} is not a {what}.", "A task is missing, or there twice: it is damaged.", AGAIN)
     return tasks
 
 

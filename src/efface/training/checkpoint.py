@@ -293,7 +293,7 @@ class EpochStore:
             cost = parse_record(StoredCost, state["tally"], f"the cost in {self.path}", "cost", "")
             load_weights(model, state["model"], str(self.path))
             optimizer.restore(state["optimizer"])
-        except (OSError, MemoryError):
+        except MemoryError:
             raise
         except Exception as error:  # torch raises what it likes, and a half-loaded state must not be trained on
             raise EffaceError(

@@ -27,8 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from efface.config import Settings
-from efface.errors import EffaceError
-from efface.schema import Count, Positive, Share, Whole
+from efface.schema import Count, Positive, SomeShare, Whole
 from efface.training.batch import Batch, LossTerms, Subset
 from efface.training.loop import Run, frozen_copy, train_steps
 from efface.training.model import Model
@@ -52,7 +51,7 @@ class LetheVit(Settings):
     exact: ClassVar[bool] = False
     mask: PatchMask = PatchMask.ATTENTION
     """``attention``: the most attended patches. Controls of equal area: ``random``, and ``low``, the least attended."""
-    ratio: Share = 0.05
+    ratio: SomeShare = 0.05
     """Share ρ of the patches that are masked, at least one patch."""
     tau: Positive = 0.5
     """Temperature τ of the forget loss."""
@@ -64,14 +63,6 @@ class LetheVit(Settings):
     """Examples per step; by default the original's."""
     optim: Optim = field(default_factory=lambda: Optim(lr=0.01, clip=5.0))
     """Optimizer of each stage."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.ratio <= 1 or not self.tau > 0:
-            raise EffaceError(
-                f"lethevit cannot use ratio {self.ratio} and tau {self.tau}.",
-                "The ratio is a share of the patches above 0 and at most 1; tau is above 0.",
-            )
 
     def unlearn(self, model: Model, inputs: MethodInputs, run: Run) -> Model:
         """Run the forget stage, then the retain stage."""
