@@ -36,7 +36,7 @@ from efface.errors import EffaceError, unknown_name_error
 from efface.files import EPOCH, REQUEST, SPLIT, read_json, write_text
 from efface.runs.folder import create_run_folder, read_request
 from efface.runs.run import Progress, load_data, logging, open_run
-from efface.runs.stored import ReferenceKind, StoredPlan, TaskName
+from efface.runs.stored import AGAIN, MAX_PLANNED, ReferenceKind, StoredPlan, TaskName
 from efface.schema import NotNegative, SeedNumber, Tally, parse_record
 from efface.training import devices
 from efface.training.checkpoint import META, Checkpoint, EpochStore
@@ -46,9 +46,6 @@ from efface.training.recipe import Recipe
 PLAN, TASKS = "plan.json", "tasks.jsonl"
 FIRST_SEED = 1000
 """Reference number k has the original's seed plus this plus k, so that no reference repeats a user's own model."""
-MAX_PLANNED = 10_000
-"""Most models that one call plans."""
-AGAIN = "Restore it, or plan again: `efface references RUN --out DIR`."
 
 
 @dataclass(frozen=True)
@@ -117,16 +114,15 @@ class ReferencePlan:
     @staticmethod
     def load(home: Path) -> ReferencePlan:
         """Read a plan written by :meth:`save`."""
-        path, what, missing = home / PLAN, "plan of references", "Make one with `efface references RUN --out DIR`."
-        content = read_json(path, what, missing=missing, remedy=AGAIN)
-        shared = parse_record(StoredPlan, content, path, what, AGAIN).model_dump()
+        missing = "Make one with `efface references RUN --out DIR`."
+        shared = read_json(home / PLAN, "plan of references", schema=StoredPlan, missing=missing, remedy=AGAIN)
         named = {name: shared[name] for name in ("data", "recipe", "method", "parent", "split", "seed")}
         return ReferencePlan(home, tasks=_read_tasks(home / TASKS), **named)
 
 
 def _read_tasks(path: Path) -> tuple[ReferenceTask, ...]:
     """Read a ``tasks.jsonl``."""
-    what = "list of the tasks of a plan"
+    what = "list of tasks"
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError, RecursionError) as error:
@@ -153,9 +149,7 @@ def plan_references(run: Path, home: Path, count: int = 8, pairs: int = 0) -> Re
 
     """
     if min(count, pairs) < 0 or not 1 <= count + pairs <= MAX_PLANNED:
-        raise EffaceError(
-            f"{count} references and {pairs} pairs cannot be planned.", remedy=f"Ask for 1 to {MAX_PLANNED} models."
-        )
+        raise EffaceError(f"{count} references and {pairs} pairs cannot be planned.", remedy="Ask for 1 to 10 000.")
     subject = open_run(run)
     meta = subject.meta
     source = Path(str(subject.request.get("from", "")))

@@ -9,6 +9,9 @@ from pydantic import Field, StringConstraints, model_validator
 from efface.auditing.evidence import Finding
 from efface.schema import FirstFormat, HexDigest, Name, SeedNumber, StoredModel, first_problem
 
+MAX_PLANNED = 10_000
+"""Most models that one call plans."""
+AGAIN = "Restore it, or plan again: `efface references RUN --out DIR`."
 ReferenceKind = Literal["out", "original", "in"]
 TaskName = Annotated[str, StringConstraints(pattern=r"\A(out|original|in)-[0-9a-f]{12}\z")]
 """The name of a task, which is also that of its folder."""
