@@ -12,17 +12,65 @@ import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from enum import Enum
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from yaml.composer import ComposerError
 
 from efface.errors import EffaceError, suggest_name
+from efface.schema import check_value, describe_type, show_value
 
 Choices = Mapping[type, Mapping[str, type]]
 """For each protocol (Objective, Method), the classes that implement it, by name."""
+MAX_YAML_DEPTH = 40
+"""Deepest nesting of a configuration."""
+MAX_CONFIG_BYTES = 2**26
+"""Largest size of a configuration file."""
+MAX_REPEATED = 10_000
+"""Most values that the aliases of a configuration may repeat."""
+
+
+class Settings:
+    """Base of dataclasses of settings: their numbers are checked against the annotations of :mod:`efface.schema`.
+
+    The annotation is the only definition of a range: it holds for YAML, for ``--set`` and in Python.
+    """
+
+    def __post_init__(self) -> None:
+        for name, kind in _checked_fields(type(self)):
+            value = getattr(self, name)
+            plain = value.item() if type(value).__module__ == "numpy" and hasattr(value, "item") else value
+            try:
+                result = check_value(kind, plain)
+            except ValueError as error:
+                raise _wrong_value(f"{type(self).__name__}.{name}", value, str(error)) from error
+            if isinstance(plain, str) != isinstance(result, str) or (isinstance(plain, float) and type(result) is int):
+                raise _wrong_value(f"{type(self).__name__}.{name}", value, f"of type {type(result).__name__}")
+
+
+@lru_cache(maxsize=256)
+def _checked_fields(cls: type) -> tuple[tuple[str, Any], ...]:
+    """The fields of a dataclass whose types are plain, with these types."""
+    hints = get_type_hints(cls, include_extras=True)
+    return tuple((f.name, hints[f.name]) for f in fields(cls) if f.init and _is_plain(hints[f.name]))  # pyright: ignore[reportArgumentType]
+
+
+def _is_plain(hint: Any) -> bool:
+    """Whether a type is a number, text, an enumeration, or a tuple or union of these."""
+    origin = get_origin(hint)
+    if origin is Annotated:
+        return _is_plain(get_args(hint)[0])
+    if origin in (Union, UnionType, tuple):
+        return all(_is_plain(one) for one in get_args(hint) if one is not ...)
+    return isinstance(hint, type) and (hint in (int, float, bool, str, NoneType) or issubclass(hint, Enum))
+
+
+def _wrong_value(name: str, value: Any, should: str) -> EffaceError:
+    return EffaceError(f"The setting '{name}' cannot be {show_value(value)}.", f"Expected: {should}.")
 
 
 def build(
@@ -51,11 +99,13 @@ def build(
         >>> build(Optim, {"lr": 0.1})
 
     """
-    hints, known = get_type_hints(cls), {f.name: f for f in fields(cls) if f.init}
+    hints, known = get_type_hints(cls, include_extras=True), {f.name: f for f in fields(cls) if f.init}
+    if not isinstance(values, Mapping):
+        raise _wrong_value(path.rstrip(".") or cls.__name__, values, "a group of settings, `name: value`")
     for key in values:
         if key not in known:
             raise EffaceError(
-                f"There is no setting '{path}{key}'.{suggest_name(key, known)}",
+                f"There is no setting '{path}{key}'.{suggest_name(str(key), known)}",
                 f"Settings of {path.rstrip('.') or cls.__name__}: {', '.join(known) or 'none'}.",
             )
     inherited = {} if base is None else {name: getattr(base, name) for name in known}
@@ -85,6 +135,8 @@ def parse_choice(
         EffaceError: The name or one of the settings is unknown.
 
     """
+    if not isinstance(value, str | Mapping):
+        raise _wrong_value(path.rstrip(".") or kind, value, f"the name of a {kind}, or a mapping with its name")
     values = {"name": value} if isinstance(value, str) else dict(value)
     name = str(values.pop("name", ""))
     if name not in options:
@@ -112,14 +164,80 @@ def dump(value: Any, choices: Choices | None = None) -> Any:
 def read(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds a mapping; an empty file gives an empty mapping."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            content = parse_yaml(file.read(MAX_CONFIG_BYTES))
     except FileNotFoundError:
-        raise EffaceError(f"There is no configuration file {path}.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise EffaceError(f"{path} cannot be read as YAML.", str(error)) from error
-    if not isinstance(content or {}, dict):
+        raise EffaceError(f"There is no configuration file {path}.", remedy="Check the path.") from None
+    except (OSError, ValueError) as error:
+        raise EffaceError(
+            f"{path} cannot be read as YAML.", f"It is damaged, or another file: {error}", "Correct it, or restore it."
+        ) from error
+    if not isinstance({} if content is None else content, dict):
         raise EffaceError(f"{path} holds a {type(content).__name__}.", "A configuration is a mapping: `key: value`.")
     return content or {}
+
+
+def parse_yaml(text: str) -> Any:
+    """Read one YAML document: plain values only, without aliases that expand without end.
+
+    Raises:
+        ValueError: It is not YAML, repeats a key or too much, holds an impossible number, or is nested too deeply.
+
+    """
+    try:
+        return yaml.load(text, _PlainLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    except (OverflowError, RecursionError) as error:
+        raise ValueError(str(error) or type(error).__name__) from error
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Read plain values: no key twice, nesting with an end, and aliases only while what they repeat stays small."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._open: list[str | None] = []
+        """The anchors of the nodes that are being read, outermost first."""
+        self._sizes: dict[int, int] = {}
+        self._repeated = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event: Any = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor in self._open:
+                raise _composer_error(f"*{event.anchor} contains itself", event.start_mark)
+            node: Any = super().compose_node(parent, index)
+            self._repeated += self._size(node)
+            if self._repeated > MAX_REPEATED:
+                raise _composer_error(f"*{event.anchor} and other aliases repeat too much", event.start_mark)
+            return node
+        self._open.append(event.anchor)
+        if len(self._open) > MAX_YAML_DEPTH:
+            raise _composer_error(f"it is nested more than {MAX_YAML_DEPTH} levels deep", event.start_mark)
+        node = super().compose_node(parent, index)
+        self._open.pop()
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node: Any = super().compose_mapping_node(anchor)
+        names = [(key.tag, key.value) for key, _ in node.value if isinstance(key.value, str)]
+        if len(set(names)) < len(names):
+            twice = next(value for tag, value in names if names.count((tag, value)) > 1)
+            raise _composer_error(f"'{twice}' is set twice", node.start_mark)
+        return node
+
+    def _size(self, node: Any) -> int:
+        """The number of values in a node, those that its aliases repeat included."""
+        if id(node) not in self._sizes:
+            parts = node.value if isinstance(node.value, list) else []
+            inner = [one for part in parts for one in (part if isinstance(part, tuple) else (part,))]
+            self._sizes[id(node)] = 1 + sum(self._size(one) for one in inner)
+        return self._sizes[id(node)]
+
+
+def _composer_error(problem: str, mark: Any) -> yaml.YAMLError:
+    return ComposerError(None, None, problem, mark)
 
 
 def override(values: Mapping[str, Any], settings: Iterable[str]) -> dict[str, Any]:
@@ -151,9 +269,9 @@ def override(values: Mapping[str, Any], settings: Iterable[str]) -> dict[str, An
                 raise EffaceError(f"'{key}' cannot be set: '{parent}' is a single value, not a group of settings.")
             group = group[parent]
         try:
-            group[last] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise EffaceError(f"The value of '{key}' cannot be read: {text}", str(error)) from error
+            group[last] = parse_yaml(text)
+        except ValueError as error:
+            raise EffaceError(f"The value of '{key}' cannot be read: {show_value(text)}", f"{error}.") from error
     return result
 
 
@@ -167,7 +285,12 @@ def describe_fields(cls: type) -> list[tuple[str, str, str, str]]:
             continue
         if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
             texts[node.target.id] = " ".join(str(below.value.value).split())
-    return [(f.name, str(f.type), _format_default(f), texts.get(f.name, "")) for f in fields(cls)]
+    return [(f.name, describe_type(str(f.type)), _format_default(f), texts.get(f.name, "")) for f in fields(cls)]
+
+
+def convert_setting(kind: Any, value: Any, name: str) -> Any:
+    """Convert the value of one setting to its type; the error for a value that does not fit names the setting."""
+    return _convert(kind, value, {}, name)
 
 
 def _convert(hint: Any, value: Any, choices: Choices, path: str, default: Any = None) -> Any:
@@ -178,15 +301,17 @@ def _convert(hint: Any, value: Any, choices: Choices, path: str, default: Any = 
         return build(hint, value, choices, f"{path}.", base=default if isinstance(default, hint) else None)
     if hint in choices or (isinstance(hint, type) and is_dataclass(hint) and isinstance(value, hint)):
         return value
+    if isinstance(hint, type) and is_dataclass(hint):
+        raise _wrong_value(path, value, "a group of settings, `name: value`")
     try:
-        return TypeAdapter[Any](hint).validate_python(value)  # pyright: ignore[reportArgumentType]  (any annotation)
-    except ValidationError as error:
-        expected = getattr(hint, "__name__", str(hint))
+        return check_value(hint, value)
+    except ValueError as error:
+        expected = describe_type(getattr(hint, "__name__", "")) or str(error)
         if isinstance(hint, type) and issubclass(hint, Enum):
             expected = " | ".join(str(member.value) for member in hint)
-        raise EffaceError(
-            f"The setting '{path}' cannot be {value!r}.", f"Expected: {expected}. {error.errors()[0]['msg']}."
-        ) from error
+        elif str(error) not in expected:
+            expected = f"{expected}, {error}" if isinstance(hint, type) else str(error)
+        raise _wrong_value(path, value, expected) from error
 
 
 def _is_required(f: Field[Any]) -> bool:

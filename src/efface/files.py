@@ -27,7 +27,7 @@ def disk_errors(out: Path) -> Iterator[None]:
                 "What was there before is untouched; the half-written folder ends in .partial.",
                 "Free some space and run the same command again.",
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EPERM):
+        if error.errno in (errno.EACCES, errno.EEXIST, errno.EROFS, errno.ENOTDIR, errno.EPERM):
             raise EffaceError(f"{out} cannot be written.", str(error), "Choose another --out.") from error
         raise
 
@@ -41,18 +41,24 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_json(
-    path: Path, what: str, *, missing: str = "", remedy: str = "Restore it, or make it again."
+    path: Path,
+    what: str,
+    *,
+    schema: type | None = None,
+    missing: str = "",
+    remedy: str = "Restore it, or make it again.",
 ) -> dict[str, Any]:
     """Read a JSON object from a file that efface wrote.
 
     Args:
         path: The file.
         what: What the file holds, for error messages, such as ``"split"``.
+        schema: A model of its fields; they are checked, and those that are not there get their defaults.
         missing: What to do if the file does not exist; by default ``remedy``.
         remedy: What to do if the file cannot be read.
 
     Raises:
-        EffaceError: The file is missing or damaged, or holds something other than an object.
+        EffaceError: The file is missing or damaged, holds something other than an object, or a field is wrong.
 
     """
     try:
@@ -68,4 +74,8 @@ def read_json(
         ) from error
     if not isinstance(content, dict):
         raise EffaceError(f"{path} is not a {what}.", f"It holds a {type(content).__name__}.", remedy)
-    return content
+    if schema is None:
+        return content
+    from efface.schema import parse_record  # pydantic is slow to import, and the help does without
+
+    return parse_record(schema, content, path, what, remedy).model_dump() | content

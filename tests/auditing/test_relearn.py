@@ -69,7 +69,7 @@ def test_what_it_is_trained_on_is_what_was_asked(world):
 def test_steps_that_cannot_be_are_refused(world):
     data, split, start = world
     for steps, every in ((0, 1), (10, 0), (5, 10)):
-        with pytest.raises(EffaceError, match="cannot be observed"):
+        with pytest.raises(EffaceError, match="cannot be"):
             RelearnSettings(steps=steps, every=every)
     nobody = efface.Split(retain=split.train, valid=split.valid, holdout=split.holdout, test=split.test)
     with pytest.raises(EffaceError, match="nothing to relearn on"):

@@ -184,7 +184,7 @@ def test_observations_survive_the_disk(tmp_path):
 
 
 def test_one_view_or_no_bank_is_an_error():
-    with pytest.raises(EffaceError, match="cannot be compared"):
+    with pytest.raises(EffaceError, match="views' cannot be 1"):
         ObservationSettings(views=1)
     model, data, split, views = world()
     with pytest.raises(EffaceError, match="bank"):

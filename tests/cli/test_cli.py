@@ -124,7 +124,7 @@ def test_help_does_not_import_torch():
         (["--data", "digits", "--objective", "simclrr"], "Did you mean 'simclr'?"),
         (["--data", "digits", "--set", "recipe.epoch=1"], "Did you mean 'epochs'?"),
         (["--data", "digits", "--set", "sede=1"], "Did you mean 'seed'?"),
-        (["--data", "digits", "--set", "recipe.optim.lr=-1"], "cannot train"),
+        (["--data", "digits", "--set", "recipe.optim.lr=-1"], "cannot be -1"),
         (["--data", "digits", "--set", "recipe.epochs=many"], "'recipe.epochs' cannot be 'many'"),
         (["--data", "digits", "--set", "recipe.batch_size=5000"], "larger than"),
         (["--data", "digits", "--set", "recipe"], "is not an assignment"),

@@ -170,7 +170,7 @@ def test_wrong_input_is_refused(made: tuple[Path, Path], pictures: Path, tmp_pat
     for wrong, settings, said in (
         (tmp_path / "v.csv", {}, "npz or .npy"),
         (tmp_path / "v.npy", {"space": "nowhere"}, "nowhere"),
-        (tmp_path / "v.npy", {"batch_size": 0}, "batch_size cannot be 0"),
+        (tmp_path / "v.npy", {"batch_size": 0}, "batch_size' cannot be 0"),
         (tmp_path / "v.npy", {"nonsense": 1}, "no setting 'nonsense'"),
     ):
         with pytest.raises(EffaceError, match=said):

@@ -195,12 +195,12 @@ def test_plans_that_are_refused(home, filled, by_hand, tmp_path):
         references.plan_references(home / "run", tmp_path, count=0)
     with pytest.raises(EffaceError, match="has no pairs: its method retrains"):
         references.plan_references(by_hand, tmp_path, pairs=2)
-    with pytest.raises(EffaceError, match="holds no plan"):
+    with pytest.raises(EffaceError, match="no plan of references"):
         references.ReferencePlan.load(tmp_path)
     for name, text in product(("plan.json", "tasks.jsonl"), ("[1, 2]", '{"a": 1}', '{"format"', "3")):
         shutil.copytree(home / "refs", tmp_path / "spoilt", dirs_exist_ok=True)
         (tmp_path / "spoilt" / name).write_text(text)
-        with pytest.raises(EffaceError, match="cannot be read"):
+        with pytest.raises(EffaceError, match=r"cannot be read|is not a"):
             references.ReferencePlan.load(tmp_path / "spoilt")
     with pytest.raises(EffaceError, match="another run"):
         references.write_reference_plan(by_hand, references.plan_references(by_hand, home / "refs", count=1))

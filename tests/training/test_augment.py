@@ -291,25 +291,25 @@ def test_views_pass_gradients_back_to_the_images():
 @pytest.mark.parametrize(
     ("knob", "value", "says"),
     [
-        ("crop", (0.0, 1.0), "above 0, at most 1"),
+        ("crop", (0.0, 1.0), "above 0"),
         ("crop", (0.8, 0.2), "in this order"),
         ("crop", (0.2, 1.5), "at most 1"),
         ("ratio", (0.0, 1.0), "above 0"),
-        ("ratio", (1.0, math.inf), "above 0"),
+        ("ratio", (1.0, math.inf), "finite"),
         ("sigma", (2.0, 1.0), "in this order"),
         ("brightness", -0.1, "at least 0"),
-        ("contrast", math.nan, "at least 0"),
-        ("saturation", math.inf, "at least 0"),
-        ("hue", 0.6, "between 0 and 0.5"),
-        ("jitter_prob", 1.1, "between 0 and 1"),
-        ("grayscale", -0.1, "between 0 and 1"),
-        ("blur", 2, "between 0 and 1"),
-        ("shift", -1, "number of pixels"),
-        ("shift", 1.5, "number of pixels"),
+        ("contrast", math.nan, "finite"),
+        ("saturation", math.inf, "finite"),
+        ("hue", 0.6, "at most 0.5"),
+        ("jitter_prob", 1.1, "at most 1"),
+        ("grayscale", -0.1, "at least 0"),
+        ("blur", 2, "at most 1"),
+        ("shift", -1, "at least 0"),
+        ("shift", 1.5, "an integer"),
     ],
 )
 def test_impossible_settings_are_refused_by_name(knob: str, value: object, says: str):
-    with pytest.raises(EffaceError, match=rf"views\.{knob} cannot be .*{says}"):
+    with pytest.raises(EffaceError, match=rf"(?i)views\.{knob}'? cannot be .*{says}"):
         Views(**{knob: value})
 
 

@@ -139,8 +139,8 @@ REFUSED = [
     ({"name": TINY, "options": VIT}, r"patches of 7x7, which do not fill 32x32"),
     ({"name": TINY, "options": VIT | {"num_heads": 5}}, r"cannot be built.*num_heads: 5.*divisible"),
     ({"name": "torchvision:alexnet"}, r"images of 3x32x32.*set data.size"),
-    ({"width": 0}, r"backbone.width cannot be 0"),
-    ({"width": 1.5}, r"backbone.width cannot be 1.5"),
+    ({"width": 0}, r"Backbone.width' cannot be 0"),
+    ({"width": 1.5}, r"Backbone.width' cannot be 1.5"),
     ({"stride": 4}, r"backbone.stride cannot be 4"),
 ]  # fmt: skip
 

@@ -205,7 +205,7 @@ def test_the_text_tower_round_trips_and_says_what_is_wrong():
     assert tiny.recipe("clip", objective=chosen).start(0).encode_text(["a b"]).shape == (1, 5)
     with pytest.raises(EffaceError, match="cannot have 7 heads"):
         TextEncoder(width=16, heads=7)
-    with pytest.raises(EffaceError, match=r"text\.depth cannot be 0"):
+    with pytest.raises(EffaceError, match=r"TextEncoder\.depth' cannot be 0"):
         TextEncoder(depth=0)
     with pytest.raises(EffaceError, match="no text tower called 'bert'"):
         TextEncoder(name="bert").build(4)

@@ -302,5 +302,5 @@ def test_it_works_on_a_transformers_pooled_features():
 def test_a_temperature_of_zero_is_refused():
     with pytest.raises(EffaceError, match="temperature"):
         WithContrast(CrossEntropy(), tau=0.0)
-    with pytest.raises(EffaceError, match="temperature"):
+    with pytest.raises(EffaceError, match="tau' cannot be 0"):
         Coun(tau=0.0)

@@ -161,5 +161,5 @@ def test_the_default_length_is_the_papers_for_200_epochs_and_a_twentieth_of_any_
 
 @pytest.mark.parametrize("wrong", [{"ratio": 0.0}, {"ratio": 1.5}, {"tau": 0.0}])
 def test_impossible_settings_are_refused(wrong):
-    with pytest.raises(EffaceError, match="lethevit cannot use"):
+    with pytest.raises(EffaceError, match=r"LetheVit\.\w+' cannot be"):
         LetheVit(**wrong)

@@ -200,9 +200,9 @@ def test_too_few_unseen_examples_and_an_impossible_temperature_are_refused():
     method = MarginMatching()
     with pytest.raises(EffaceError, match="`valid` has 1"):
         method.unlearn(tiny.recipe().start(0), tiny.given(method, parts, tiny.recipe()), Run())
-    with pytest.raises(EffaceError, match="temperature"):
+    with pytest.raises(EffaceError, match=r"tau' cannot be 0.*above 0"):
         MarginMatching(tau=0)
-    with pytest.raises(EffaceError, match="share"):
+    with pytest.raises(EffaceError, match=r"memory' cannot be 1.*below 1"):
         MarginMatching(memory=1.0)
 
 

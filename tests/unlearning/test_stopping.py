@@ -278,10 +278,10 @@ def test_too_few_unseen_examples_are_an_error(world):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"looks": 0}, "check 0 times"),
+        ({"looks": 0}, "looks' cannot be 0.*at least 1"),
         ({"views": 3}, "3 views"),
-        ({"delta": 0.6}, "delta 0.6"),
-        ({"alpha": 0}, "alpha 0"),
+        ({"delta": 0.6}, "delta' cannot be 0.6.*below 0.5"),
+        ({"alpha": 0}, "alpha' cannot be 0.*above 0"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):

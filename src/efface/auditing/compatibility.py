@@ -20,34 +20,28 @@ from typing import Any
 import numpy as np
 
 from efface.auditing.representations import similarity_blocks, unit_rows
+from efface.config import Settings
 from efface.errors import EffaceError
+from efface.schema import Cosine, Count, Share
 
 LOW = 0.05
 """The quantile of the cosines that the rule tests."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompatibilityCriteria:
+class CompatibilityCriteria(Settings):
     """Thresholds of the decision whether stored vectors may be kept."""
 
-    min_cosine: float = 0.95
+    min_cosine: Cosine = 0.95
     """Smallest acceptable 5 % quantile of the cosine between an image's old and new embedding."""
-    min_overlap: float = 0.9
+    min_overlap: Share = 0.9
     """Smallest acceptable share of a rebuilt index's neighbors that the stored vectors return too."""
-    neighbors: int = 10
+    neighbors: Count = 10
     """Number of neighbors k to compare."""
-    rows: int = 5000
+    rows: Count = 5000
     """Largest number of images to embed (a random sample by key)."""
-    queries: int = 1000
+    queries: Count = 1000
     """Largest number of these images to use as queries."""
-
-    def __post_init__(self) -> None:
-        for name in ("min_cosine", "min_overlap"):
-            if not -1 <= getattr(self, name) <= 1:
-                raise EffaceError(f"{name} cannot be {getattr(self, name)}.", "Cosines and shares are at most 1.")
-        for name in ("neighbors", "rows", "queries"):
-            if getattr(self, name) < 1:
-                raise EffaceError(f"{name} cannot be {getattr(self, name)}.", "It is a count: 1, 2, 3 ...")
 
 
 @dataclass(frozen=True, kw_only=True)

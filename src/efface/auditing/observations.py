@@ -28,13 +28,15 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
 from efface.errors import EffaceError
+from efface.schema import Count, Name, Positive, StoredModel, parse_record
 
 OBSERVED_PARTS = ("forget", "retain", "holdout", "spare", "test", "valid")
 
@@ -101,20 +103,19 @@ class Observations:
                 with np.load(opened, allow_pickle=False) as file:
                     arrays = {name: file[name] for name in file.files}
             header = json.loads(str(arrays.pop("__header__")))
-            model, split, meta = (header[name] for name in ("model", "split", "meta"))
-            if not (isinstance(model, str) and isinstance(split, str) and isinstance(meta, dict)):
-                raise TypeError("its header names no model, split and settings")  # noqa: TRY301
             if not all(isinstance(array, np.ndarray) for array in arrays.values()):
                 raise TypeError("a part of it is not an array")  # noqa: TRY301
         except FileNotFoundError:
             raise EffaceError(f"There are no observations at {path}.", remedy="Run `efface audit` first.") from None
         except Exception as error:  # zipfile, zlib and NumPy raise a dozen kinds of errors for a damaged file
             raise EffaceError(
-                f"{path} cannot be read as observations.",
-                f"It is damaged, or another kind of file: {str(error) or type(error).__name__}",
-                "Delete it and run `efface audit` again.",
+                f"{path} cannot be read as observations.", f"It is damaged, or another kind of file: {error}", _AGAIN
             ) from error
-        return Observations(model, split, arrays, meta)
+        stored = parse_record(StoredHeader, header, f"{path} (__header__)", "header of observations", _AGAIN)
+        problem = _find_problem(arrays)
+        if problem:
+            raise EffaceError(f"{path} does not hold observations: {problem}.", "It is damaged.", _AGAIN)
+        return Observations(stored.model, stored.split, arrays, header["meta"])
 
 
 def _require_stored(opened: BinaryIO) -> None:
@@ -126,3 +127,48 @@ def _require_stored(opened: BinaryIO) -> None:
     opened.seek(0)
     if claimed > size or len(set(names)) < len(names):
         raise ValueError(f"its arrays claim {claimed} bytes of {size}, or two have the same name")
+
+
+_AGAIN = "Delete it and run `efface audit` again."
+
+
+class StoredMeta(StoredModel):
+    """How a model was observed, in the header of a file of observations, as far as it is read back."""
+
+    spaces: tuple[Literal["backbone", "projector"], ...] = ("backbone",)
+    views: Count | None = None
+    temperature: Positive | None = None
+    classes: tuple[str, ...] | None = None
+    random: bool | None = None
+
+
+class StoredHeader(StoredModel):
+    """The header of a file of observations."""
+
+    model: Name
+    split: Name
+    meta: StoredMeta
+
+
+def _find_problem(arrays: Mapping[str, np.ndarray]) -> str | None:
+    """What is wrong with stored arrays, by the table at the top of this module; None: nothing."""
+    widths: dict[str, tuple[int, ...]] = {}
+    for full, array in arrays.items():
+        part, slash, name = full.partition("/")
+        if not slash or part not in (*OBSERVED_PARTS, "prompts"):
+            return f"it has an array '{full}'"
+        kinds, what = {"keys": ("U", "text"), "labels": ("iu", "integers")}.get(name, ("fiub", "numbers"))
+        if array.dtype.kind not in kinds:
+            return f"{full} holds {array.dtype}, not {what}"
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            return f"{full} holds numbers that are not finite"
+        if array.ndim not in (1, 2):
+            return f"{full} has the shape {array.shape}"
+        keys = arrays.get(f"{part}/keys")
+        if part != "prompts" and (keys is None or len(array) != len(keys)):
+            return f"{full} has {len(array)} rows, and there are {'no' if keys is None else len(keys)} keys of {part}"
+        if part != "prompts" and widths.setdefault(name, array.shape[1:]) != array.shape[1:]:
+            return f"{full} is {array.shape[1:]} wide, and {name} of another part {widths[name]}"
+        if name == "keys" and (array.ndim != 1 or len(np.unique(array)) < len(array)):
+            return f"{full} names an example twice"
+    return None if any(name.endswith("/keys") for name in arrays) else "it has no keys"

@@ -30,7 +30,9 @@ from efface.auditing import signals
 from efface.auditing.evidence import Evidence, Level
 from efface.auditing.observations import Observations
 from efface.auditing.utility_gate import UtilityLoss, judge_utility
+from efface.config import Settings
 from efface.errors import EffaceError
+from efface.schema import OpenHalf, Share
 
 VerdictWord = Literal["removed", "residue", "over-forgotten", "inconclusive", "removed, utility lost"]
 EXIT_CODES: dict[VerdictWord, int] = {
@@ -44,24 +46,21 @@ EXIT_CODES: dict[VerdictWord, int] = {
 
 
 @dataclass(frozen=True)
-class Criteria:
+class Criteria(Settings):
     """Thresholds of the verdict, fixed before any score is seen."""
 
-    delta: float = 0.05
+    delta: OpenHalf = 0.05
     """Resolution δ: largest distance of an AUC from 0.5 that counts as no difference."""
-    alpha: float = 0.05
+    alpha: OpenHalf = 0.05
     """Error probability allowed for each claim."""
-    max_utility_drop: float = 0.05
+    max_utility_drop: Share = 0.05
     """Largest acceptable loss of kNN accuracy on test, and of recall@10 of image-text models (0.05: five points)."""
     signals: tuple[str, ...] | None = None
     """Signals that decide; None: the margins of backbone, projector and classifier, where observed."""
 
     def __post_init__(self) -> None:
         """Refuse thresholds that no interval or every interval would meet."""
-        for name in ("delta", "alpha"):
-            value = getattr(self, name)
-            if not 0 < value < 0.5:
-                raise EffaceError(f"{name} = {value} is not a valid threshold.", "It must lie between 0 and 0.5.")
+        super().__post_init__()
         if self.signals is not None and (not self.signals or len(set(self.signals)) < len(self.signals)):
             raise EffaceError(
                 f"A verdict cannot rest on the signals {list(self.signals)}.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,23 +11,26 @@ from typing import Any
 from efface import config
 from efface.auditing.observers.observe import ObservationSettings
 from efface.auditing.verdict import Criteria
+from efface.config import Settings
 from efface.errors import EffaceError, unknown_name_error
 from efface.runs.run import Sizes
+from efface.schema import Jobs, SeedNumber, SmallWhole
 
 MethodSettings = dict[str, Any]
 """One setting of a method, as in ``--set method.*``; with ``name`` if the entry has another name than the method."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchSeeds:
+class BenchSeeds(Settings):
     """The seeds that select settings and the seeds that are reported; no seed may do both."""
 
-    selection: tuple[int, ...] = (0, 1)
+    selection: tuple[SeedNumber, ...] = (0, 1)
     """Seeds on which settings are compared, without the oracle."""
-    reporting: tuple[int, ...] = (10, 11, 12)
+    reporting: tuple[SeedNumber, ...] = (10, 11, 12)
     """Seeds that the tables report."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         both = set(self.selection) & set(self.reporting)
         if both or not self.reporting:
             raise EffaceError(
@@ -37,17 +41,17 @@ class BenchSeeds:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OracleCounts:
+class OracleCounts(Settings):
     """Number of retrained models for each combination of family, forget set and seed."""
 
-    selection: int = 1
+    selection: SmallWhole = 1
     """On selection seeds. They do not influence the selection; they show what an oracle would select. May be 0."""
-    reporting: int = 2
+    reporting: SmallWhole = 2
     """On reporting seeds. With two or more, the distance between them is the noise floor."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelFamily:
+class ModelFamily(Settings):
     """One kind of original model. Fields that are not set are taken from the grid."""
 
     recipe: dict[str, Any]
@@ -63,7 +67,7 @@ class ModelFamily:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grid:
+class Grid(Settings):
     """The configuration of a bench: everything that decides the results, and the number of processes."""
 
     families: dict[str, ModelFamily]
@@ -90,12 +94,13 @@ class Grid:
     """The device; every process uses one thread."""
     bf16: bool = False
     """Train every model with bfloat16 autocast, which is faster on some machines."""
-    jobs: int = 2
+    jobs: Jobs = 2
     """Number of parallel processes."""
     keep_weights: bool = False
     """Whether to keep the weights of unlearned and retrained models; those of originals are always kept."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.families or self.jobs < 1:
             raise EffaceError(
                 "The grid has no families." if not self.families else f"The grid asks for {self.jobs} processes.",
@@ -149,6 +154,12 @@ class Grid:
         return replace(self, families=chosen)
 
 
+def folder_name(grid: Grid, fallback: str) -> str:
+    """The name of a grid as that of a folder: a title may hold slashes and dots, and must not lead out of ``runs``."""
+    names = (re.sub(r"[^\w.-]+", "-", name).strip("-.")[:100] for name in (grid.name, fallback))
+    return next((name for name in names if name), "bench")
+
+
 def list_settings(entry: Any, label: str) -> tuple[MethodSettings, ...]:
     """The settings of a method entry, which is empty, one mapping, or a list of mappings."""
     listed = [{}] if entry is None else entry if isinstance(entry, list) else [entry]
@@ -173,9 +184,8 @@ def build_grid(values: Mapping[str, Any], name: str = "") -> Grid:
     values = {"name": name, **values}
     families = values.get("families")
     if isinstance(families, Mapping):
-        made = {
-            str(key): config.build(ModelFamily, one if isinstance(one, Mapping) else {}, path=f"families.{key}.")
+        values["families"] = {
+            str(key): config.build(ModelFamily, {} if one is None else one, path=f"families.{key}.")
             for key, one in families.items()
         }
-        values["families"] = made
     return config.build(Grid, values)

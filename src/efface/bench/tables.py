@@ -19,6 +19,8 @@ USEFUL = ("utility.accuracy.test", "utility.knn20.test", "utility.effective_rank
 ROUNDING = 1e-12
 """Relative standard deviation below which values count as equal up to rounding."""
 VERDICT_ORDER = ("removed", "residue", "over-forgotten", "removed, utility lost", "inconclusive")
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+"""How a cell starts that a spreadsheet takes for a formula."""
 Row = Mapping[str, Any]
 
 
@@ -227,5 +229,10 @@ def _csv(lines: Sequence[Mapping[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(lines)
+    writer.writerows({key: _quote_formula(value) for key, value in line.items()} for line in lines)
     return text.getvalue()
+
+
+def _quote_formula(value: Any) -> Any:
+    """Text that a spreadsheet would run as a formula, with an apostrophe before it; numbers stay as they are."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_STARTS) else value

@@ -21,6 +21,7 @@ from efface.auditing.evidence import Cost
 from efface.auditing.observations import Observations
 from efface.auditing.observers.observe import ObservationSettings
 from efface.auditing.verdict import Criteria
+from efface.bench.outcome import StoredOutcome
 from efface.bench.plan import METHOD_CHOICES, TaskKind
 from efface.bench.selection import score_setting
 from efface.data.dataset import Data
@@ -30,6 +31,7 @@ from efface.files import EPOCH, read_json
 from efface.runs import artifacts
 from efface.runs.folder import create_run_folder
 from efface.runs.run import Sizes, load_data
+from efface.schema import parse_record
 from efface.training.batch import Log
 from efface.training.checkpoint import Checkpoint, EpochStore
 from efface.training.loop import TrainingCost
@@ -62,7 +64,10 @@ def read_outcome(folder: Path) -> dict[str, Any] | None:
     path = folder / OUTCOME
     if not path.exists():
         return None
-    return read_json(path, "result of a task", remedy=f"Remove {folder} to run the task again.")
+    remedy = f"Remove {folder} to run the task again."
+    content = read_json(path, "result of a task", remedy=remedy)
+    parse_record(StoredOutcome, content, path, "result of a task", remedy)
+    return content
 
 
 def run_bench_task(job: TaskJob, tell: StepReporter) -> dict[str, Any]:

@@ -6,8 +6,11 @@ verify: refused · 4 audit: inconclusive · 5 bench: some models failed · 130 i
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 from collections.abc import Callable
+from typing import Any
 
 import typer
 
@@ -22,6 +25,17 @@ from efface.cli.train import demo_command, pretrain_command, unlearn_command
 from efface.errors import EffaceError
 
 INTERRUPTED = 130
+PATH_ERRORS = (
+    errno.EACCES,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+)
+"""Errors of the system that mean that a path of the user's cannot be used."""
 VERBS: tuple[Callable[..., None], ...] = (
     pretrain_command,
     unlearn_command,
@@ -61,21 +75,35 @@ def limit_threads() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+def print_error(what: str, why: str, remedy: str) -> None:
+    """Print an error on at most three lines of standard error, whatever the words come from."""
+    for label, text in (("error", what), ("why", why), ("do", remedy)):
+        if text:
+            line = re.sub(r"\s*[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]+\s*", " ", text)
+            shown = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)
+            typer.echo(f"{label + ':':7}{shown}", err=True)
+
+
 def main() -> None:
     """Run the command line; errors become a message and an exit code."""
     try:
         code = app(standalone_mode=False)  # the code that a verb passed to typer.Exit, or None
     except EffaceError as error:
-        for label, text in (("error", error.what), ("why", error.why), ("do", error.remedy)):
-            if text:
-                typer.echo(f"{label + ':':7}{text}", err=True)
+        print_error(error.what, error.why, error.remedy)
         raise SystemExit(error.exit_code) from None
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except Exception as error:
-        if type(error).__module__.startswith(("click", "typer")):  # wrong usage: click has a good message
-            show: Callable[[], None] = getattr(error, "show")  # noqa: B009
-            show()
+        if type(error).__module__.startswith(("click", "typer")):  # wrong usage
+            usage: Any = error
+            if type(error).__name__ == "NoArgsIsHelpError":
+                usage.show()
+                raise SystemExit(2) from None
+            command = usage.ctx.command_path if getattr(usage, "ctx", None) else "efface"
+            print_error(usage.format_message(), "", f"See `{command} --help`.")
+            raise SystemExit(2) from None
+        if isinstance(error, OSError) and error.errno in PATH_ERRORS:
+            print_error(f"{error.filename or 'A file'} cannot be used.", f"{error.strerror}.", "Name another path.")
             raise SystemExit(2) from None
         raise
     if code == INTERRUPTED:

@@ -34,11 +34,11 @@ def bench_command(
 
     Exit code 5: done, but some models failed; which ones and why is printed and on the page.
     """
-    from efface.bench.grid import build_grid
+    from efface.bench.grid import build_grid, folder_name
 
     settings = settings_of(grid, set_, name=None, jobs=jobs, device=device)
     chosen = build_grid(settings, grid.stem).select(family or (), forget or ())
-    home = out or Path("runs") / (chosen.name.replace(" ", "-") or grid.stem)
+    home = out or Path("runs") / folder_name(chosen, grid.stem)
     if dry_run:
         from efface.bench.estimate import estimate
 

@@ -16,6 +16,7 @@ from efface.cli.options import (
     Quiet,
     Set,
     Trust,
+    merge_group,
     print_result,
     progress,
     settings_of,
@@ -92,7 +93,7 @@ def compat_command(
     )  # fmt: skip
     named = {"min_cosine": min_cosine, "min_overlap": min_overlap, "neighbors": neighbors}
     chosen = {key: value for key, value in named.items() if value is not None}
-    settings["rule"] = {**(settings.get("rule") or {}), **chosen}
+    settings["rule"] = merge_group(settings, "rule", chosen)
     from efface.runs.embed import check_compatibility
 
     with progress(quiet) as shown:

@@ -17,6 +17,7 @@ from efface.cli.options import (
     Seed,
     Set,
     Trust,
+    merge_group,
     print_result,
     progress,
     settings_of,
@@ -54,7 +55,7 @@ def relearn_command(
         allow_absent=allow_absent or None,
     )  # fmt: skip
     named = {key: value for key, value in {"on": on, "steps": steps, "every": every}.items() if value is not None}
-    settings["relearn"] = {**(settings.get("relearn") or {}), **named}
+    settings["relearn"] = merge_group(settings, "relearn", named)
 
     from efface.runs.relearn import relearn_run
 

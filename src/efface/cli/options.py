@@ -56,6 +56,16 @@ def settings_of(config: Path | None, assignments: list[str] | None, **given: Any
     return override(values, assignments or [])
 
 
+def merge_group(settings: dict[str, Any], name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Merge the options of a verb into a group of its settings; the options win."""
+    from efface.errors import EffaceError
+
+    group = settings.get(name)
+    if not isinstance(group, dict | None):
+        raise EffaceError(f"The setting '{name}' cannot be {group!r}.", "Expected: a group of settings, `name: value`.")
+    return {**(group or {}), **given}
+
+
 @contextmanager
 def progress(quiet: bool) -> Iterator[Progress]:
     """Yield callbacks that show a progress bar on a terminal and plain lines elsewhere; nothing if ``quiet``."""

@@ -36,6 +36,8 @@ def references_command(
     from efface.runs import references
     from efface.runs.data_at_hand import DataChecks
 
+    if jobs is not None and jobs < 1:
+        raise EffaceError(f"--jobs cannot be {jobs}.", "It is a number of processes.", "Set it to 1 or more.")
     if run is None and out is None:
         raise EffaceError("Nothing was said about which run.", remedy="Name RUN, or --out with a plan in it.")
     home = out or Path(f"{run}-references")
@@ -44,6 +46,8 @@ def references_command(
     else:
         checks = DataChecks(data=data, allow_absent=allow_absent)
         plan = references.plan_references(run, home, count, pairs, checks)
+    if task is not None:
+        plan.task(task)  # an error for an unknown name, before anything is written
     if not dry_run:
         with progress(quiet) as shown:
             if run is not None:

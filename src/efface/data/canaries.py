@@ -20,15 +20,15 @@ from pathlib import Path
 import numpy as np
 
 from efface.data.dataset import quote_first
+from efface.data.stored import MIN_COINS, StoredCanaries, StoredCoins
 from efface.errors import EffaceError
 from efface.files import disk_errors, read_json, write_text
+from efface.schema import parse_record
 
 PUBLIC, COINS, INCLUDED, EXCLUDED = "canaries.json", "coins.json", "included.txt", "excluded.txt"
 PLANNED = "Make it with `efface canaries plan`, before training."
 RESTORE = "Restore it: a plan that is drawn after training proves nothing."
 CANARY_PLAN_FORMAT = 1
-MIN_COINS = 10
-"""Smallest number of coins. With fewer no bound is informative: ten perfect guesses give ε = 1.05."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +79,8 @@ def draw_coins(keys: Sequence[str], count: int | None = None, seed: int | None =
             f"There must be at least {MIN_COINS}: with so few coins even perfect guesses prove little.",
             "Use a few hundred: --count 300.",
         )
+    if seed is not None and seed < 0:
+        raise EffaceError(f"The seed cannot be {seed}.", "It is a whole number, at least 0.", "Leave it out.")
     rng = np.random.default_rng(secrets.randbits(128) if seed is None else seed)
     chosen = sorted(names[i] for i in rng.permutation(len(names))[:count])
     return InclusionCoins(dict(zip(chosen, (bool(coin) for coin in rng.integers(0, 2, count)), strict=True)))
@@ -130,13 +132,10 @@ def write_canary_plan(folder: Path, coins: InclusionCoins, guesses: int | None =
 
 def read_canary_plan(folder: Path) -> CanaryPlan:
     """Read the public part of a plan."""
-    content = read_json(Path(folder) / PUBLIC, "plan of canaries", missing=PLANNED, remedy=RESTORE)
-    try:
-        return CanaryPlan(tuple(content["keys"]), int(content["guesses"]), content["commitment"], content["data"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise EffaceError(
-            f"{Path(folder) / PUBLIC} is not a plan of canaries.", f"A field is missing or invalid: {error}."
-        ) from error
+    path, what = Path(folder) / PUBLIC, "plan of canaries"
+    content = read_json(path, what, missing=PLANNED, remedy=RESTORE)
+    stored = parse_record(StoredCanaries, content, path, what, RESTORE)
+    return CanaryPlan(stored.keys, stored.guesses, stored.commitment, stored.data)
 
 
 def read_coins(folder: Path, plan: CanaryPlan | None = None) -> InclusionCoins:
@@ -144,9 +143,9 @@ def read_coins(folder: Path, plan: CanaryPlan | None = None) -> InclusionCoins:
     path = Path(folder) / COINS
     plan = plan or read_canary_plan(folder)
     content = read_json(path, "set of coins", missing=PLANNED, remedy=RESTORE)
-    included = content.get("included")
+    included = parse_record(StoredCoins, content, path, "set of coins", RESTORE).included
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if digest != plan.commitment or not isinstance(included, dict) or tuple(included) != plan.keys:
+    if digest != plan.commitment or tuple(included) != plan.keys:
         raise EffaceError(
             f"{path} does not hold the coins that {PUBLIC} is committed to.",
             f"SHA-256 expected: {plan.commitment[:16]}; found: {digest[:16]}. Coins changed later prove nothing.",

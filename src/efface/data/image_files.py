@@ -124,8 +124,9 @@ def load_pixels(
 ) -> tuple[np.ndarray, list[ImageFile], list[dict[str, str]]]:
     """Decode image files, or load their pixels from the cache.
 
-    The cache is keyed by the options and by the key, path, size and modification time of every file, so a changed file
-    is decoded again. It is written under another name and renamed when complete.
+    The cache is keyed by the options and by the key, path, size and times of every file, so a changed file is decoded
+    again: the time at which its status changed cannot be set back. It is written under another name and renamed when
+    complete.
 
     Args:
         items: The image files.
@@ -190,7 +191,7 @@ def _cache_key(items: Sequence[ImageFile], options: ImageOptions) -> str:
     for item in items:
         try:
             status = item.path.stat()
-            stamp = (status.st_size, status.st_mtime_ns)
+            stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         except OSError:
             stamp = None
         sha.update(repr((item.key, str(item.path.absolute()), stamp)).encode("utf-8", "surrogateescape"))
@@ -203,8 +204,9 @@ def _read_cache(folder: Path) -> tuple[np.ndarray, list[dict[str, str]]] | None:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         # Copy-on-write: torch needs a writable array, but nothing is ever written to the file.
         x = np.load(folder / PIXELS, mmap_mode="c", allow_pickle=False)
-        return (x, index["skipped"]) if list(x.shape) == index["shape"] else None
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        skipped = [{name: str(item[name]) for name in ("key", "path", "error")} for item in index["skipped"]]
+        return (x, skipped) if x.dtype == np.uint8 and x.ndim == 4 and list(x.shape) == index["shape"] else None
+    except (OSError, ValueError, KeyError, TypeError, EOFError, MemoryError, RecursionError):
         return None
 
 

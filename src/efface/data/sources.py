@@ -69,6 +69,9 @@ def load(source: str | os.PathLike[str], **options: Any) -> Data:
         raise EffaceError(
             f"The data source '{name}' needs '{missing[0]}'.", remedy=f"Add --set data.{missing[0]}=PATH."
         )
+    seed = options.get("limit_seed", 0)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise EffaceError(f"The option 'limit_seed' cannot be {seed!r}.", "It is a whole number, at least 0.")
     data = loader(**options)
     return data if classes is None else state_classes(data, classes)
 

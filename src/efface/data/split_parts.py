@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from efface.data.dataset import Data
+from efface.data.stored import StoredSplit
 from efface.errors import EffaceError
 from efface.files import SPLIT, read_json, write_text
 
@@ -162,8 +163,4 @@ class Split:
 
 def read_split(folder: Path) -> dict[str, Any]:
     """Read the ``split.json`` of a run folder or of a plan of references, by keys and without the data."""
-    path = Path(folder) / SPLIT
-    stored = read_json(path, "split")
-    if not isinstance(stored.get("parts"), dict) or "forget" not in stored["parts"]:
-        raise EffaceError(f"{path} is not a split.", "It has no parts.", "Restore it, or make it again.")
-    return stored
+    return read_json(Path(folder) / SPLIT, "split", schema=StoredSplit)

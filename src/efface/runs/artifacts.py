@@ -8,12 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from efface.auditing.evidence import Finding
 from efface.auditing.observations import Observations
-from efface.errors import EffaceError
-from efface.files import disk_errors, write_text
+from efface.files import disk_errors, read_json, write_text
+from efface.runs.stored import StoredFindings
+from efface.schema import parse_record
 
 
 def findings_file_name(name: str) -> str:
@@ -61,16 +60,11 @@ def read_extra_findings(folder: Path, subject: Observations) -> ExtraFindings:
     """Read the findings that other verbs stored about this model and split; those about others are left out."""
     found = ExtraFindings([], [])
     for path in sorted(Path(folder).glob(findings_file_name("*"))):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if (content["model"], content["split"]) == (subject.model, subject.split):
-                found.findings.extend(TypeAdapter(list[Finding]).validate_python(content["findings"]))
-                claims = TypeAdapter(list[str]).validate_python(content.get("claims", []))
-                found.claims.extend(f"{path.name}: {claim}" for claim in claims)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise EffaceError(
-                f"{path} cannot be read as findings.", str(error), "Delete it, or make it again."
-            ) from error
+        what, remedy = "file of findings", "Delete it, or make it again."
+        stored = parse_record(StoredFindings, read_json(path, what, remedy=remedy), path, what, remedy)
+        if (stored.model, stored.split) == (subject.model, subject.split):
+            found.findings.extend(stored.findings)
+            found.claims.extend(f"{path.name}: {claim}" for claim in stored.claims)
     return found
 
 

@@ -75,6 +75,7 @@ def audit_run(
         original=original, oracles=oracles, references=references, trust=request.trust_pickle, checks=request,
     )  # fmt: skip
     subject, observations = compared.subject, compared.observations
+    extra = artifacts.read_extra_findings(subject.folder, observations["subject"])
     result = api.judge_observations(
         observations["original"],
         observations["subject"],
@@ -83,7 +84,6 @@ def audit_run(
         costs=compared.costs,
         unlearned=compared.unlearned,
     )
-    extra = artifacts.read_extra_findings(subject.folder, observations["subject"])
     result.findings.extend(extra.findings)
     sequence = audit_sequence(
         subject, compared.models, original, request.criteria, request.watch, request.device, progress

@@ -23,7 +23,7 @@ from efface.errors import EffaceError, unknown_name_error
 from efface.files import write_text
 from efface.reporting.page import REPORT
 from efface.runs import audit, train
-from efface.runs.run import Progress
+from efface.runs.run import Common, Progress
 from efface.training.checkpoint import read_meta
 
 _VIEWS = {"crop": [0.6, 1.0], "flip": False, "brightness": 0.4, "contrast": 0.4, "saturation": 0, "hue": 0}
@@ -131,6 +131,7 @@ def run_demo(
     if data not in REGIMES:
         raise unknown_name_error("demo", data, REGIMES)
     progress, began = progress or Progress(), monotonic()
+    Common(seed=seed, device=device).resolve()  # an error for a wrong one, before anything is written
     common: dict[str, Any] = {"seed": seed, "device": device, "bf16": False}  # the same table on every CPU
     _prepare_folder(out, {"data": data, "regime": REGIMES[data], **common}, force)
     original = out / "original"

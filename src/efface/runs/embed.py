@@ -312,7 +312,7 @@ def _zip(out: Path, embeddings: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 def _write_keys(out: Path, keys: np.ndarray) -> Path:
     """Write the keys beside a .npy: one per line, or as CSV if a key contains a line break."""
-    broken = any("\n" in key or "\r" in key for key in keys.tolist())
+    broken = any(key.splitlines() != [key] for key in keys.tolist())
     path = out.with_suffix(".keys.csv" if broken else ".keys.txt")
     fresh = path.with_name(f".{path.name}.partial")
     with fresh.open("w", encoding="utf-8", newline="") as file:

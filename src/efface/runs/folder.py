@@ -15,6 +15,8 @@ import yaml
 from efface import config
 from efface.errors import DivergenceError, EffaceError
 from efface.files import EPOCH, LOG, REQUEST, disk_errors
+from efface.runs.stored import StoredRequest
+from efface.schema import parse_record
 
 LARGEST_STEP = 2**53
 """No log counts further; beyond it, a number that was read is damaged."""
@@ -122,13 +124,7 @@ def read_request(folder: Path) -> dict[str, Any]:
     """Read the ``config.yaml`` of a run folder: the settings that the run was made with."""
     path = Path(folder) / REQUEST
     found = config.read(path)
-    missing = [name for name in ("verb", "data", "seed") if name not in found]
-    if missing:
-        raise EffaceError(
-            f"{path} is not the configuration of a run.",
-            f"It has no {', '.join(missing)}: it is damaged, or another file.",
-            "Restore it, or make the run again.",
-        )
+    parse_record(StoredRequest, found, path, "configuration of a run", "Restore it, or make the run again.")
     return found
 
 

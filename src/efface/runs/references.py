@@ -24,7 +24,7 @@ from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 from time import monotonic
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import yaml
@@ -36,6 +36,8 @@ from efface.runs.data_at_hand import DataAtHand, DataChecks, settings_now
 from efface.runs.folder import create_run_folder, read_request
 from efface.runs.planned_data import copy_identity, open_planned_data
 from efface.runs.run import Progress, logging, open_run
+from efface.runs.stored import AGAIN, MAX_PLANNED, ReferenceKind, StoredPlan, TaskName
+from efface.schema import NotNegative, SeedNumber, Tally, parse_record
 from efface.training import devices
 from efface.training.checkpoint import META, Checkpoint, EpochStore
 from efface.training.objectives import CHOICES
@@ -44,22 +46,21 @@ from efface.training.recipe import Recipe
 PLAN, TASKS = "plan.json", "tasks.jsonl"
 FIRST_SEED = 1000
 """Reference number k has the original's seed plus this plus k, so that no reference repeats a user's own model."""
-ReferenceKind = Literal["out", "original", "in"]
 
 
 @dataclass(frozen=True)
 class ReferenceTask:
     """One model to make."""
 
-    name: str
+    name: TaskName
     """Name of its folder: the kind, and a digest of everything that goes into it."""
     kind: ReferenceKind
-    seed: int
-    needs: tuple[str, ...] = ()
+    seed: SeedNumber
+    needs: tuple[TaskName, ...] = ()
     """Names of the tasks whose models it starts from."""
-    seconds: float | None = None
+    seconds: NotNegative | None = None
     """Expected time on one thread, from the original's own cost; None if that is unknown."""
-    bytes: int = 0
+    bytes: Tally = 0
     """Expected size on disk."""
 
 
@@ -113,20 +114,24 @@ class ReferencePlan:
     @staticmethod
     def load(home: Path) -> ReferencePlan:
         """Read a plan written by :meth:`save`."""
-        try:
-            shared = json.loads((home / PLAN).read_text(encoding="utf-8"))
-            lines = [json.loads(line) for line in (home / TASKS).read_text(encoding="utf-8").splitlines()]
-            shared.pop("format")
-            tasks = tuple(ReferenceTask(**line | {"needs": tuple(line["needs"])}) for line in lines)
-            return ReferencePlan(home, tasks=tasks, **shared)
-        except FileNotFoundError:
-            raise EffaceError(
-                f"{home} holds no plan of references.", remedy="Make one with `efface references RUN --out DIR`."
-            ) from None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise EffaceError(
-                f"The plan in {home} cannot be read.", f"It is damaged, or no plan: {error}", "Plan again."
-            ) from error
+        missing = "Make one with `efface references RUN --out DIR`."
+        shared = read_json(home / PLAN, "plan of references", schema=StoredPlan, missing=missing, remedy=AGAIN)
+        named = {name: shared[name] for name in ("data", "recipe", "method", "parent", "split", "seed")}
+        return ReferencePlan(home, tasks=_read_tasks(home / TASKS), **named)
+
+
+def _read_tasks(path: Path) -> tuple[ReferenceTask, ...]:
+    """Read a ``tasks.jsonl``."""
+    what = "list of tasks"
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError, RecursionError) as error:
+        raise EffaceError(f"{path} cannot be read as a {what}.", f"It is damaged: {error}", AGAIN) from error
+    tasks = parse_record(tuple[ReferenceTask, ...], lines, path, what, AGAIN)
+    names = [task.name for task in tasks]
+    if not tasks or len(set(names)) < len(names) or any(need not in names for task in tasks for need in task.needs):
+        raise EffaceError(f"{path} is not a {what}.", "A task is missing, or there twice: it is damaged.", AGAIN)
+    return tasks
 
 
 def plan_references(
@@ -146,8 +151,8 @@ def plan_references(
         EffaceError: The models cannot be made again, for example because the original was not trained here.
 
     """
-    if min(count, pairs) < 0 or count + pairs < 1:
-        raise EffaceError(f"{count} references and {pairs} pairs cannot be planned.", remedy="Ask for at least one.")
+    if min(count, pairs) < 0 or not 1 <= count + pairs <= MAX_PLANNED:
+        raise EffaceError(f"{count} references and {pairs} pairs cannot be planned.", remedy="Ask for 1 to 10 000.")
     subject = open_run(run, checks, judged=False)
     meta = subject.meta
     source = subject.stored.source
@@ -365,7 +370,7 @@ def list_finished(home: Path) -> dict[ReferenceKind, list[Path]]:
         if (folder / META).exists() and (folder / REQUEST).exists() and folder.suffix != ".partial":
             request = read_request(folder)
             if request.get("verb") == "references":
-                found[request["kind"]].append((int(request["seed"]), folder))
+                found[request["kind"]].append((request["seed"], folder))
     if not found["out"]:
         raise EffaceError(
             f"{home} holds no finished reference.", remedy="Make some with `efface references RUN --out DIR`."

@@ -17,6 +17,8 @@ from efface.runs.comparison import Comparison, build_comparison, save_findings
 from efface.runs.requests import RelearnRequest
 from efface.runs.run import Progress
 from efface.training import devices
+from efface.training.checkpoint import read_meta, recipe_of
+from efface.training.recipe import require_batch_size
 
 
 def relearn_run(
@@ -41,6 +43,7 @@ def relearn_run(
     """
     progress, request = progress or Progress(), RelearnRequest.of(request)
     how, watch = request.relearn, request.watch
+    require_batch_size(recipe_of(Path(run), read_meta(run)).objective, how.batch_size, "relearn.batch_size")
     compared = build_comparison(
         run, watch, request.device, progress,
         original=original, oracles=oracles, trust=request.trust_pickle, checks=request,

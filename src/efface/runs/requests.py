@@ -17,10 +17,12 @@ from efface.auditing.compatibility import CompatibilityCriteria
 from efface.auditing.observers.observe import ObservationSettings
 from efface.auditing.observers.relearn import RelearnSettings
 from efface.auditing.verdict import Criteria
+from efface.config import Settings
 from efface.errors import EffaceError, suggest_name
 from efface.interop.averages import AveragedWeights
 from efface.runs.data_at_hand import DataChecks, DataSettings
 from efface.runs.run import Common, Sizes
+from efface.schema import Count, Decay, OpenShare, SeedNumber
 from efface.unlearning import plugins
 from efface.unlearning.early_stopping import StoppingRule
 from efface.unlearning.methods import METHODS, Method
@@ -51,7 +53,7 @@ def select_settings(settings: Mapping[str, Any], cls: type) -> dict[str, Any]:
     return found | texts
 
 
-class VerbRequest:
+class VerbRequest(Settings):
     """Base of the requests: dataclasses whose fields are the settings of a verb."""
 
     @classmethod
@@ -138,7 +140,7 @@ class UnlearnRequest(Common, DataChecks, ForgetOptions, VerbRequest):
     """What to forget: a selector such as ``@random:0.1``, or a file of keys."""
     method: Method | None
     """The method; None for ``auto``: chosen by unseen examples."""
-    forget_seed: int | None = None
+    forget_seed: SeedNumber | None = None
     """Seed of a random selector; by default the original's seed, so that another ``seed`` forgets the same examples."""
     allow_duplicates: bool = False
     """Keep training on exact copies of listed examples, with a warning; by default they are an error."""
@@ -182,7 +184,7 @@ class UnlearnRequest(Common, DataChecks, ForgetOptions, VerbRequest):
             **vars(config.build(ForgetOptions, select_settings(settings, ForgetOptions))),
             forget=str(settings["forget"]),
             method=method,
-            forget_seed=None if draw is None else int(draw),
+            forget_seed=config.convert_setting(SeedNumber | None, draw, "forget_seed"),
             allow_duplicates=copies,
             stop=None if stop is None else config.build(StoppingRule, stop, path="stop."),
             budget=settings.get("budget"),
@@ -192,7 +194,7 @@ class UnlearnRequest(Common, DataChecks, ForgetOptions, VerbRequest):
 
 def parse_method(value: str | Mapping[str, Any]) -> Method | None:
     """The method that a setting names, alone or in a mapping with ``name`` and fields; None for ``auto``."""
-    named = {"name": value} if isinstance(value, str) else dict(value)
+    named = dict(value) if isinstance(value, Mapping) else {"name": value}
     if named.get("name") != plugins.AUTO:
         return config.parse_choice(METHODS, value, "method", {Method: METHODS}, "method.")
     if len(named) > 1:
@@ -226,7 +228,7 @@ class RelearnRequest(DataChecks, VerbRequest):
     """How the copies are trained on."""
     watch: ObservationSettings = field(default_factory=lambda: ObservationSettings(gradient=False))
     """How the copies are observed."""
-    seed: int = 0
+    seed: SeedNumber = 0
     """Seed of the training."""
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda``, ``mps``."""
@@ -244,9 +246,9 @@ class GuessRequest(DataChecks, VerbRequest):
     """``auto``, ``cpu``, ``cuda``, ``mps``."""
     signal: str | None = None
     """The score to guess by; by default that of the outermost space."""
-    level: float = 0.95
+    level: OpenShare = 0.95
     """Confidence of the bound on ε."""
-    delta: float = 0.0
+    delta: Decay = 0.0
     """The δ of (ε, δ)."""
     trust_pickle: bool = False
     """Unpickle a foreign oracle that asks for classes."""
@@ -260,19 +262,15 @@ class EmbeddingSpace(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbeddingOptions:
+class EmbeddingOptions(Settings):
     """How images are embedded."""
 
     space: EmbeddingSpace = EmbeddingSpace.BACKBONE
     """The backbone's features, or the projector's embedding of them."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Images embedded together; affects only speed and memory."""
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda``, ``mps``."""
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise EffaceError(f"batch_size cannot be {self.batch_size}.", "It counts images: 1, 2, 3 ...")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,28 +9,30 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from efface.config import Settings
 from efface.data.dataset import Data
 from efface.data.split import Split, partition, partition_around_training
 from efface.errors import EffaceError
 from efface.files import LOG
 from efface.runs.data_at_hand import DataAtHand, DataChecks, load_data, open_data
 from efface.runs.folder import JsonLines, read_request
+from efface.schema import PartSize, SeedNumber
 from efface.training import devices
 from efface.training.batch import Log
 from efface.training.checkpoint import META, Checkpoint, read_meta
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sizes:
+class Sizes(Settings):
     """Sizes of the split, as fractions (below 1) or counts; fixed at pretraining and stored."""
 
-    train: float | int | None = None
+    train: PartSize | None = None
     """Training examples; by default everything that the other parts leave."""
-    valid: float | int = 0.1
+    valid: PartSize = 0.1
     """Never trained on; methods may use them."""
-    holdout: float | int = 0.1
+    holdout: PartSize = 0.1
     """Never trained on and reserved for audits: the non-members."""
-    test: float | int = 0.1
+    test: PartSize = 0.1
     """Never trained on; utility is measured here."""
     canaries: str | None = None
     """Folder written by `efface canaries plan`: included canaries are trained on, excluded ones are in the holdout."""
@@ -53,10 +55,10 @@ class Sizes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Common:
+class Common(Settings):
     """Settings shared by the verbs that train."""
 
-    seed: int = 0
+    seed: SeedNumber = 0
     """Seed of everything random."""
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda``, ``mps``."""

@@ -23,7 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from efface.config import Settings
 from efface.errors import EffaceError
+from efface.schema import HalfTurn, NotNegative, Positive, Share, SomeShare, Whole
 
 LUMA = (0.2989, 0.587, 0.114)
 """Weights of red, green and blue in gray, as in torchvision (they sum to 0.9999)."""
@@ -42,7 +44,7 @@ CHUNK_BYTES = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Views:
+class Views(Settings):
     """Settings of random views, and the function that makes them; the defaults are SimCLR's for small images.
 
     Saturation, hue and grayscale apply to images with three channels only.
@@ -53,44 +55,38 @@ class Views:
 
     """
 
-    crop: tuple[float, float] | None = (0.2, 1.0)
+    crop: tuple[SomeShare, SomeShare] | None = (0.2, 1.0)
     """Smallest and largest fraction of the area that a random crop keeps, before it is resized; ``None``: no crop."""
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
     """Smallest and largest aspect ratio (width / height) of a crop."""
-    shift: int = 0
+    shift: Whole = 0
     """Largest shift in pixels in each direction, filled with black: the usual pad-and-crop of classifiers."""
     flip: bool = True
     """Flip images horizontally with probability 1/2."""
-    brightness: float = 0.4
+    brightness: NotNegative = 0.4
     """The brightness factor is drawn from [1 - b, 1 + b], but is at least 0."""
-    contrast: float = 0.4
+    contrast: NotNegative = 0.4
     """The contrast factor is drawn from [1 - c, 1 + c], but is at least 0."""
-    saturation: float = 0.4
+    saturation: NotNegative = 0.4
     """The saturation factor is drawn from [1 - s, 1 + s], but is at least 0."""
-    hue: float = 0.1
+    hue: HalfTurn = 0.1
     """Hue is rotated by up to this fraction of a full turn in each direction; at most 0.5."""
-    jitter_prob: float = 0.8
+    jitter_prob: Share = 0.8
     """Probability of color jitter (the four settings above)."""
-    grayscale: float = 0.2
+    grayscale: Share = 0.2
     """Probability of conversion to grayscale."""
-    blur: float = 0.0
+    blur: Share = 0.0
     """Probability of a Gaussian blur."""
-    sigma: tuple[float, float] = (0.1, 2.0)
+    sigma: tuple[Positive, Positive] = (0.1, 2.0)
     """Smallest and largest standard deviation of the blur, in pixels."""
     exact_hue: bool = False
     """Jitter colors step by step, each step clamped, hue in HSV: the textbook form, several times slower."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_range("crop", self.crop or (1.0, 1.0), most=1.0)
         _check_range("ratio", self.ratio)
         _check_range("sigma", self.sigma)
-        for name in ("brightness", "contrast", "saturation"):
-            _check_number(name, getattr(self, name), math.inf)
-        _check_number("hue", self.hue, 0.5)
-        for name in ("jitter_prob", "grayscale", "blur"):
-            _check_number(name, getattr(self, name), 1.0)
-        if self.shift < 0 or self.shift != int(self.shift):
-            raise EffaceError(f"views.shift cannot be {self.shift}.", "It is a number of pixels: 0, 1, 2 ...")
 
     @classmethod
     def none(cls) -> Views:
@@ -359,12 +355,6 @@ def _blur(x: Tensor, sigma: Tensor, largest: float) -> Tensor:
     blurred = F.conv2d(blurred, kernel[:, None, :, None], groups=len(kernel))
     blurred = F.conv2d(blurred, kernel[:, None, None, :], groups=len(kernel))
     return x.index_copy(0, chosen, blurred.view(len(chosen), *x.shape[1:]))
-
-
-def _check_number(name: str, value: float, most: float) -> None:
-    if not 0 <= value <= most or math.isinf(value):
-        upper = "at least 0" if math.isinf(most) else f"between 0 and {most:g}"
-        raise EffaceError(f"views.{name} cannot be {value}.", f"It must be a number {upper}.")
 
 
 def _check_range(name: str, pair: tuple[float, float], most: float = math.inf) -> None:

@@ -8,9 +8,11 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Le
+from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -18,6 +20,18 @@ from torch import Tensor
 from efface import config
 from efface.errors import EffaceError
 from efface.files import read_json
+from efface.schema import (
+    Count,
+    HexDigest,
+    NotNegative,
+    SeedNumber,
+    StoredModel,
+    Tally,
+    first_problem,
+    parse_record,
+    show_value,
+    type_adapter,
+)
 from efface.training.history import SearchHistory, StoppingResult, as_dict, from_dict
 from efface.training.loop import TrainingCost
 from efface.training.model import Model
@@ -29,6 +43,50 @@ CHECKPOINT_FORMAT = 1
 """Version of ``meta.json``."""
 WEIGHTS, META = "checkpoint.safetensors", "meta.json"
 """Names of a checkpoint's two files."""
+RESTORE_RUN = "Restore the folder from its source, or make it again."
+
+
+class StoredCost(StoredModel):
+    """The cost in a ``meta.json``."""
+
+    steps: Tally
+    examples: Tally
+    seconds: NotNegative
+
+
+class CheckpointMeta(StoredModel):
+    """The content of a ``meta.json``."""
+
+    format: Annotated[int, Ge(1), Le(CHECKPOINT_FORMAT)]
+    digest: HexDigest
+    recipe: dict[str, Any]
+    seed: SeedNumber
+    parent: HexDigest | None = None
+    method: dict[str, Any] | None = None
+    origin: str = ""
+    exact: bool = False
+    split: HexDigest | Literal[""]
+    cost: StoredCost
+    identity: HexDigest | Literal[""] = ""
+    purged: dict[str, str] = Field(default_factory=dict)
+    trained: bool = True
+    stopped: StoppingResult | None = None
+    search: SearchHistory | None = None
+
+    @model_validator(mode="after")
+    def fits_itself(self) -> CheckpointMeta:
+        """Refuse values that contradict each other."""
+        stopped, search = self.stopped, self.search
+        trials = () if search is None else search.trials
+        methods = [one for one in (self.method, *(trial.method for trial in trials)) if one is not None]
+        first_problem(
+            [
+                (not all(isinstance(one.get("name"), str) for one in methods), "a method with its name"),
+                (stopped is not None and not stopped.looks, "early stopping with at least one check"),
+                (search is not None and not 0 <= search.chosen < len(trials), "a search with the trial it chose"),
+            ]
+        )
+        return self
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +172,7 @@ class Checkpoint:
         """
         folder = Path(folder)
         meta = read_meta(folder) if meta is None else meta
-        recipe: Recipe = config.build(Recipe, meta["recipe"], CHOICES, "recipe.")
+        recipe = recipe_of(folder, meta)
         model = load_weights(recipe.start(meta["seed"]), read_weights(folder / WEIGHTS), str(folder))
         if model.digest() != meta["digest"]:
             raise EffaceError(
@@ -144,12 +202,24 @@ def read_meta(folder: Path) -> dict[str, Any]:
         raise EffaceError(
             f"{folder} is not a run folder: it has no {META}.", remedy="Name the folder that --out was given."
         )
-    meta = read_json(Path(folder) / META, "checkpoint's description")
-    if not isinstance(meta.get("format"), int):
-        raise EffaceError(f"{Path(folder) / META} is not a checkpoint's description.", "It has no format.")
-    if meta["format"] > CHECKPOINT_FORMAT:
-        raise EffaceError(f"{folder} was written by a newer efface (format {meta['format']}).", remedy="Upgrade.")
-    return {"origin": "", "identity": ""} | meta  # older files do not have these
+    path, what = Path(folder) / META, "checkpoint's description"
+    stored = read_json(path, what, remedy=RESTORE_RUN)
+    version = stored.get("format")
+    if isinstance(version, int) and version > CHECKPOINT_FORMAT:
+        raise EffaceError(
+            f"{path} was written by a newer efface: its format is {show_value(version)}.", remedy="Upgrade efface."
+        )
+    meta = parse_record(CheckpointMeta, stored, path, what, RESTORE_RUN).model_dump() | stored
+    recipe_of(Path(folder), meta)
+    return meta
+
+
+def recipe_of(folder: Path, meta: dict[str, Any]) -> Recipe:
+    """Build the recipe of a ``meta.json`` that was read from a folder; an error names the file."""
+    try:
+        return config.build(Recipe, meta["recipe"], CHOICES, "recipe.")
+    except EffaceError as error:
+        raise EffaceError(f"{folder / META} is damaged: {error.what}", error.why, RESTORE_RUN) from error
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -158,7 +228,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise EffaceError(f"There is no checkpoint at {path}.", remedy="Check the path.")
     try:
         return load_file(path)
-    except SafetensorError as error:
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, MemoryError) as error:
         raise EffaceError(f"{path} is damaged or truncated.", str(error), "Fetch it again.") from error
 
 
@@ -222,7 +292,19 @@ class EpochStore:
         """Load the latest saved epoch into model and optimizer; return ``None`` if nothing is saved."""
         if not self.path.exists():
             return None
-        state = torch.load(self.path, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.restore(state["optimizer"])
-        return state["epoch"], TrainingCost(**state["tally"])
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            epoch, taken = (int(value) for value in (state["epoch"], state["optimizer"]["taken"]))
+            type_adapter(Count).validate_python(min(epoch, taken))
+            cost = parse_record(StoredCost, state["tally"], f"the cost in {self.path}", "cost", "")
+            load_weights(model, state["model"], str(self.path))
+            optimizer.restore(state["optimizer"])
+        except MemoryError:
+            raise
+        except Exception as error:  # torch raises what it likes, and a half-loaded state must not be trained on
+            raise EffaceError(
+                f"{self.path} is damaged: the training cannot be resumed.",
+                f"It is cut, or another file: {error}",
+                "Delete it to start again from the first epoch.",
+            ) from error
+        return epoch, TrainingCost(cost.steps, cost.examples, cost.seconds)

@@ -80,7 +80,19 @@ def build_recipe(data: Data, objective: str, changed: Mapping[str, Any]) -> Reci
     setting = {"name": objective, **setting} if isinstance(setting, Mapping) else setting
     chosen = config.parse_choice(OBJECTIVES, setting, "objective", CHOICES, "recipe.objective.")
     base = config.dump(default_recipe(data, chosen), CHOICES)
-    return config.build(Recipe, merge_settings(base, values), CHOICES, "recipe.")
+    recipe: Recipe = config.build(Recipe, merge_settings(base, values), CHOICES, "recipe.")
+    if (recipe.channels, *recipe.size) != data.shape:
+        raise EffaceError(
+            f"The recipe is for images of {recipe.channels}x{recipe.size[0]}x{recipe.size[1]}, and those of "
+            f"{data.name} are {'x'.join(map(str, data.shape))}.",
+            remedy="Leave out recipe.channels and recipe.size: they follow from the data.",
+        )
+    if recipe.classes < len(data.classes):
+        raise EffaceError(
+            f"The recipe has {recipe.classes} classes, and {data.name} has {len(data.classes)}.",
+            remedy="Leave out recipe.classes: it follows from the data.",
+        )
+    return recipe
 
 
 def merge_settings(base: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:

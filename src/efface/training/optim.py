@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from efface.errors import EffaceError
+from efface.config import Settings
+from efface.schema import Decay, NotNegative, Positive
 
 
 class OptimizerType(StrEnum):
@@ -29,7 +30,7 @@ class Schedule(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optim:
+class Optim(Settings):
     """Settings of an optimizer and its learning-rate schedule.
 
     Example:
@@ -39,25 +40,18 @@ class Optim:
 
     rule: OptimizerType = OptimizerType.SGD
     """Update rule."""
-    lr: float = 0.06
+    lr: Positive = 0.06
     """Peak learning rate."""
-    momentum: float = 0.9
+    momentum: Decay = 0.9
     """Momentum of SGD; first-moment decay of AdamW."""
-    weight_decay: float = 5e-4
+    weight_decay: NotNegative = 5e-4
     """Weight decay (decoupled for AdamW); not applied to biases, norms and other weights with one dimension or none."""
     schedule: Schedule = Schedule.COSINE
     """Schedule after the warm-up; ``cosine`` falls to zero at the last step."""
-    warmup: float = 0.0
+    warmup: Decay = 0.0
     """Fraction of the steps in which the learning rate rises linearly from zero."""
-    clip: float | None = None
+    clip: Positive | None = None
     """Largest L2 norm of the gradient over all weights; ``None``: no clipping."""
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.lr) and self.lr > 0) or not 0 <= self.warmup < 1:
-            raise EffaceError(
-                f"A learning rate of {self.lr:g} with a warm-up of {self.warmup:g} cannot train.",
-                "The learning rate must be positive and finite; the warm-up is a fraction of the steps, in [0, 1).",
-            )
 
     def build(self, parameters: nn.Module | Iterable[nn.Parameter], steps: int) -> ScheduledOptimizer:
         """Build the optimizer.

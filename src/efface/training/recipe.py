@@ -6,15 +6,28 @@ from dataclasses import dataclass, field
 
 import torch
 
+from efface.config import Settings
 from efface.errors import EffaceError
+from efface.schema import Count, Positive, Real, Whole
 from efface.training.augment import Views
 from efface.training.model import Model, Objective
 from efface.training.networks.backbones import Backbone
 from efface.training.optim import Optim
 
 
+def require_batch_size(objective: Objective, size: int | None, name: str) -> None:
+    """Raise an error if the loss of an objective cannot be computed on so few examples; ``name``: of the setting."""
+    least = getattr(objective, "smallest_batch", 1)
+    if size is not None and size < least:
+        raise EffaceError(
+            f"{name} cannot be {size} with {type(objective).__name__}.",
+            "Its loss compares the examples of a batch with each other, or normalizes over them.",
+            f"Set it to {least} or more; more is better.",
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Settings):
     """How a checkpoint was trained; enough to train it again on other examples.
 
     Example:
@@ -25,21 +38,23 @@ class Recipe:
 
     objective: Objective
     backbone: Backbone = field(default_factory=Backbone)
-    channels: int = 3
-    size: tuple[int, int] = (32, 32)
+    channels: Count = 3
+    size: tuple[Count, Count] = (32, 32)
     """Height and width of the images."""
-    classes: int = 0
-    epochs: int = 100
-    batch_size: int = 256
+    classes: Whole = 0
+    epochs: Count = 100
+    batch_size: Count = 256
     optim: Optim = field(default_factory=Optim)
     views: Views = field(default_factory=Views)
-    mean: float | tuple[float, ...] = 0.5
+    mean: Real | tuple[Real, ...] = 0.5
     """Subtracted from images in [0, 1], one number or one per channel; constants, so that they hold no information
     about the data."""
-    std: float | tuple[float, ...] = 0.25
+    std: Positive | tuple[Positive, ...] = 0.25
     """Images are divided by it after the mean is subtracted, one number or one per channel."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        require_batch_size(self.objective, self.batch_size, "recipe.batch_size")
         for name, value in (("mean", self.mean), ("std", self.std)):
             if isinstance(value, tuple) and len(value) != self.channels:
                 raise EffaceError(

@@ -35,9 +35,11 @@ import torch
 from torch import Tensor
 
 from efface import stats
+from efface.config import Settings
 from efface.data.dataset import Data
 from efface.data.split import Split, select_matched_valid
 from efface.errors import DivergenceError, EffaceError
+from efface.schema import Count, NotNegative, OpenHalf, OpenShare, PairCount, Positive
 from efface.training.batch import Subset
 from efface.training.checkpoint import Checkpoint
 from efface.training.history import StoppingCheck, StoppingResult, StopReason
@@ -55,36 +57,32 @@ SCORING_BATCH = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoppingRule:
+class StoppingRule(Settings):
     """How often unseen examples are checked, and which differences count as none."""
 
-    looks: int = 16
+    looks: Count = 16
     """Number of checks, spread evenly over the steps of an optimizer."""
-    views: int = 4
+    views: PairCount = 4
     """Views of each example, the same ones at every check; even, because views are compared in pairs."""
-    cap: int = 500
+    cap: PairCount = 500
     """Most examples of F, of R and of V in a check."""
-    delta: float = 0.05
+    delta: OpenHalf = 0.05
     """How far from 1/2 an AUC may be and still count as no difference."""
-    alpha: float = 0.05
+    alpha: OpenShare = 0.05
     """Share of runs in which any interval may miss."""
-    spare: float = 0.03
+    spare: NotNegative = 0.03
     """How far the AUC of the retained examples may fall for the goal to count as reached."""
-    tau: float = 0.1
+    tau: Positive = 0.1
     """Temperature of the margins in spaces of embeddings."""
-    steps: int | None = None
+    steps: Count | None = None
     """Most optimizer steps, whatever the checks show; by default no limit."""
 
     def __post_init__(self) -> None:
-        if self.looks < 1 or self.views < 2 or self.views % 2 or self.cap < 2:
+        super().__post_init__()
+        if self.views % 2:
             raise EffaceError(
                 f"Early stopping cannot check {self.looks} times with {self.views} views of {self.cap} examples.",
-                "looks is at least 1, cap and views are at least 2, and views is even: views are compared in pairs.",
-            )
-        if not (0 < self.delta < 0.5 and 0 < self.alpha < 1 and self.tau > 0):
-            raise EffaceError(
-                f"Early stopping cannot use delta {self.delta}, alpha {self.alpha}, tau {self.tau}.",
-                "delta lies between 0 and 0.5, alpha between 0 and 1, tau is above 0.",
+                "views is even: views are compared in pairs.",
             )
 
 

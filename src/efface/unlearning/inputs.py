@@ -12,6 +12,7 @@ from efface.training.checkpoint import Checkpoint
 from efface.training.defaults import get_objective_name
 from efface.training.networks.attention import find_attention_reader
 from efface.training.objectives import OBJECTIVES
+from efface.training.recipe import require_batch_size
 from efface.unlearning.methods import METHODS, Method
 from efface.unlearning.protocol import MethodInputs, Needs
 
@@ -40,6 +41,7 @@ def build_inputs(method: Method, start: Checkpoint, data: Data, split: Split, de
     name = get_method_name(method)
     require_fit(name, method.needs, start)
     objective = start.recipe.objective
+    require_batch_size(objective, getattr(method, "batch_size", None), f"{name}.batch_size")
     reader = f"{name} on a '{get_objective_name(objective)}' checkpoint"
     subsets: dict[str, Subset] = {}
     for split_name in METHOD_SPLITS:

@@ -20,9 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from efface.auditing.observations import Observations
+from efface.config import Settings
 from efface.data.dataset import Data
 from efface.data.split import Split
 from efface.errors import EffaceError
+from efface.schema import Count, PairCount, Positive
 from efface.training.augment import ViewParams, Views
 from efface.training.gradients import input_norms
 from efface.training.model import Model
@@ -32,18 +34,18 @@ PROJECTOR_SPACE = "projector"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObservationSettings:
+class ObservationSettings(Settings):
     """How examples are observed; must be the same for all models that are compared."""
 
-    views: int = 10
+    views: PairCount = 10
     """Random views per example."""
-    temperature: float = 0.1
+    temperature: Positive = 0.1
     """Temperature τ of the contrastive margin."""
-    bank: int = 1024
+    bank: Count = 1024
     """Number of valid examples in the bank to which the margin compares."""
-    cap: int = 2000
+    cap: Count = 2000
     """Largest number of retained, spare and valid examples (a fixed random sample); forget and holdout: all."""
-    test_cap: int = 5000
+    test_cap: Count = 5000
     """Largest number of test examples."""
     prompt: str = "{}"
     """Template for class names, for the zero-shot accuracy of image-text models; {} is the name."""
@@ -51,12 +53,11 @@ class ObservationSettings:
     """Whether to measure gradient norms (a backward pass per example)."""
     valid: bool = False
     """Whether to compute margins of valid examples, each against the bank without itself; selection needs them."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Examples per batch; affects the speed only."""
 
     def __post_init__(self) -> None:
-        if self.views < 2:
-            raise EffaceError(f"{self.views} views cannot be compared.", "Alignment is about pairs.", "Set views >= 2.")
+        super().__post_init__()
         if "{}" not in self.prompt:
             raise EffaceError(f"The prompt '{self.prompt}' has no place for a name.", remedy="Write {} for the name.")
 

@@ -17,13 +17,16 @@ import torch
 
 from efface.auditing.observations import Observations
 from efface.auditing.observers.observe import ObservationSettings, observe_model
+from efface.config import Settings
 from efface.data.dataset import Data
 from efface.data.split import Split
 from efface.errors import EffaceError
+from efface.schema import Count
 from efface.training.batch import Batch, LossTerms, Subset
 from efface.training.checkpoint import Checkpoint
 from efface.training.loop import Run, train_steps
 from efface.training.optim import Optim, Schedule
+from efface.training.recipe import require_batch_size
 
 RelearnSnapshots = tuple[tuple[int, Observations], ...]
 """``(steps taken, observations of the copy)``, from step 0."""
@@ -37,21 +40,22 @@ class RelearnPart(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RelearnSettings:
+class RelearnSettings(Settings):
     """How a copy is trained further, and how often it is observed."""
 
     on: RelearnPart = RelearnPart.RETAIN
     """The examples to train on."""
-    steps: int = 100
+    steps: Count = 100
     """Optimizer steps."""
-    every: int = 10
+    every: Count = 10
     """Steps between two observations."""
-    batch_size: int | None = None
+    batch_size: Count | None = None
     """Examples per step; by default as in the original's training."""
     optim: Optim = field(default_factory=lambda: Optim(lr=0.01, schedule=Schedule.CONSTANT))
     """Optimizer of the further training."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 1 <= self.every <= self.steps:
             raise EffaceError(
                 f"{self.steps} steps cannot be observed every {self.every}.",
@@ -96,6 +100,7 @@ def relearn_model(
     device = device or torch.device("cpu")
     name = settings.on.value
     positions, views = getattr(split, name), checkpoint.recipe.views
+    require_batch_size(checkpoint.recipe.objective, settings.batch_size, "relearn.batch_size")
     if not len(positions):
         raise EffaceError(f"There is nothing to relearn on: the split has no {name} examples.")
     model = copy.deepcopy(checkpoint.model).to(device)

@@ -20,7 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from efface.config import Settings
 from efface.errors import EffaceError, suggest_name, unknown_name_error
+from efface.schema import LayerWidth
 
 BLOCKS = {"resnet8": (1, 1, 1), "resnet10": (1, 1, 1, 1), "resnet18": (2, 2, 2, 2)}
 """Basic blocks per stage; each stage after the first halves the image and doubles the width."""
@@ -29,7 +31,7 @@ SMALL_OPTIONS = ("zero_init", "padding", "stem_relu")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Backbone:
+class Backbone(Settings):
     """Settings of the network that turns images into features.
 
     Example:
@@ -39,7 +41,7 @@ class Backbone:
 
     name: str = "resnet8"
     """``resnet8``, ``resnet10``, ``resnet18``, ``timm:NAME``, ``torchvision:NAME``, ``open_clip:NAME``, ``hf:KIND``."""
-    width: int = 32
+    width: LayerWidth = 32
     """Channels of the first stage (small ResNets only); there are width x 2^(stages - 1) features."""
     stride: int = 2
     """Stride of the 3x3 stem, 1 or 2 (small ResNets only); 2 is four times cheaper."""
@@ -49,8 +51,7 @@ class Backbone:
     max-pool. ``hf``: entries of ``config.json``, and ``take``: ``pooler``, ``first`` or ``first_and_mean``."""
 
     def __post_init__(self) -> None:
-        if self.width < 1 or self.width != int(self.width):
-            raise EffaceError(f"backbone.width cannot be {self.width}.", "It is a number of channels: 1, 2, 3 ...")
+        super().__post_init__()
         if self.stride not in (1, 2):
             raise EffaceError(f"backbone.stride cannot be {self.stride}.", "The stride of the stem is 1 or 2 pixels.")
 

@@ -23,7 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from efface.config import Settings
 from efface.errors import EffaceError
+from efface.schema import Count, LayerWidth
 from efface.training.networks.text_tower import TextTower
 
 PAD, START_TOKEN, FIRST = 0, 1, 2
@@ -33,7 +35,7 @@ WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextEncoder:
+class TextEncoder(Settings):
     """Settings of the network that turns captions into embeddings.
 
     Example:
@@ -44,23 +46,21 @@ class TextEncoder:
 
     name: str = "words"
     """``words`` or ``open_clip:NAME``."""
-    width: int = 64
+    width: LayerWidth = 64
     """Width of the transformer (``words`` only, as are the next four)."""
-    depth: int = 2
+    depth: Count = 2
     """Transformer blocks."""
-    heads: int = 4
+    heads: Count = 4
     """Attention heads; the width must be divisible by them."""
-    context: int = 20
+    context: Count = 20
     """Largest number of words per caption; the rest is cut off."""
-    buckets: int = 4096
+    buckets: Count = 4096
     """Number of embeddings that words are hashed to."""
     options: dict[str, Any] = field(default_factory=dict)
     """For open_clip: entries of its ``text_cfg`` (``width``, ``layers`` ...), and ``quick_gelu``."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth", "heads", "context", "buckets"):
-            if getattr(self, name) < 1:
-                raise EffaceError(f"text.{name} cannot be {getattr(self, name)}.", "It must be at least 1.")
+        super().__post_init__()
         if self.width % self.heads:
             raise EffaceError(
                 f"A text tower of width {self.width} cannot have {self.heads} heads.",
@@ -84,8 +84,8 @@ class TextEncoder:
 class HashingTokenizer:
     """Turns captions into hashes of their words."""
 
-    context: int
-    buckets: int
+    context: Count
+    buckets: Count
 
     def __call__(self, captions: Sequence[str]) -> Tensor:
         """Tokenize captions: start, lower-case words, padding; int64 [B, 1 + words of the longest]."""

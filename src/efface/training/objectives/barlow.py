@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from efface.schema import LayerWidth, NotNegative
 from efface.training.batch import Batch, LossOutput
 from efface.training.model import Model
 from efface.training.objectives.shared import (
@@ -77,11 +78,11 @@ class CorrelationStatistics:
 class Barlow(BaseObjective):
     """Barlow Twins with a two-layer projector; it has no state but the weights."""
 
-    weight: float = 5e-3
+    weight: NotNegative = 5e-3
     """Weight of the correlations across dimensions."""
-    dim: int = 128
+    dim: LayerWidth = 128
     """Width of the projector's output."""
-    hidden: int | None = None
+    hidden: LayerWidth | None = None
     """Width of the projector's hidden layer; by default that of the backbone's features."""
     layers: tuple[ProjectorLayer, ...] | None = None
     """Layers of the projector, in order; by default plain, norm, relu, plain."""

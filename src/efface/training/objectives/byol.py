@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from efface.schema import LayerWidth, Share
 from efface.training.batch import Batch, ContrastiveTerms, LossOutput
 from efface.training.model import Model
 from efface.training.objectives.shared import (
@@ -34,11 +35,11 @@ class Byol(BaseObjective):
     """BYOL with a two-layer projector, a predictor and a momentum encoder."""
 
     contrasts_pairs: ClassVar[bool] = True
-    momentum: float = 0.99
+    momentum: Share = 0.99
     """m of the momentum encoder's moving average, in [0, 1)."""
-    dim: int = 128
+    dim: LayerWidth = 128
     """Width of the projector's and the predictor's output."""
-    hidden: int | None = None
+    hidden: LayerWidth | None = None
     """Width of both hidden layers; by default that of the backbone's features."""
     layers: tuple[ProjectorLayer, ...] | None = None
     """Layers of the projector and of the predictor, in order; by default plain, norm, relu, plain."""

@@ -21,6 +21,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from efface.schema import LayerWidth, Positive
 from efface.training.batch import Batch, ContrastiveTerms, LossOutput
 from efface.training.model import Model
 from efface.training.networks.text import TextEncoder
@@ -50,11 +51,11 @@ class Clip(BaseObjective):
 
     contrasts_pairs: ClassVar[bool] = True
     needs_captions: ClassVar[bool] = True
-    temperature: float = 0.07
+    temperature: Positive = 0.07
     """Initial value of 1/s."""
-    most: float = 100.0
+    most: Positive = 100.0
     """Upper bound of s."""
-    dim: int = 128
+    dim: LayerWidth = 128
     """Width of the joint embedding space of images and captions."""
     text: TextEncoder = field(default_factory=TextEncoder)
     """The text tower."""

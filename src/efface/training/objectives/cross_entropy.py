@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from efface.errors import EffaceError
+from efface.schema import Positive
 from efface.training.batch import Batch, LossOutput
 from efface.training.model import Model
 from efface.training.objectives.shared import BaseObjective, ProjectorLayer, build_projector
@@ -27,7 +28,8 @@ class CrossEntropy(BaseObjective):
     """A classifier; it has no state but the weights."""
 
     needs_labels: ClassVar[bool] = True
-    temperature: float = 1.0
+    smallest_batch: ClassVar[int] = 1
+    temperature: Positive = 1.0
     """Temperature T of the distance between two classifiers; the loss does not use it."""
     hidden: int | None = None
     """Width of the head's hidden layers, if it has ``layers``; by default that of the backbone's features."""

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from efface.schema import Count, LayerWidth, Positive, Share
 from efface.training.batch import Batch, ContrastiveTerms, LossOutput
 from efface.training.model import Model, frozen_statistics
 from efface.training.objectives.shared import (
@@ -36,15 +37,16 @@ class Moco(BaseObjective):
     """MoCo with a two-layer projector, a momentum encoder and a queue of keys."""
 
     contrasts_pairs: ClassVar[bool] = True
-    temperature: float = 0.2
+    smallest_batch: ClassVar[int] = 1
+    temperature: Positive = 0.2
     """τ; lower values memorize individual images more."""
-    momentum: float = 0.99
+    momentum: Share = 0.99
     """m of the momentum encoder's moving average, in [0, 1)."""
-    queue: int = 4096
+    queue: Count = 4096
     """Number of keys in the queue."""
-    dim: int = 128
+    dim: LayerWidth = 128
     """Width of the projector's output."""
-    hidden: int | None = None
+    hidden: LayerWidth | None = None
     """Width of the projector's hidden layer; by default that of the backbone's features."""
     layers: tuple[ProjectorLayer, ...] | None = None
     """Layers of the projector, in order; by default linear, relu, linear."""

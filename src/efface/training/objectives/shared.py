@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from efface.config import Settings
 from efface.errors import EffaceError
 from efface.training.batch import Batch, ContrastiveTerms
 from efface.training.model import Model
 
 
-class BaseObjective:
+class BaseObjective(Settings):
     """Default answers to the :class:`Objective` protocol; a subclass overrides what is different for it.
 
     The defaults fit an encoder that is trained without labels on two views of each image, with a loss that does not
@@ -25,6 +26,8 @@ class BaseObjective:
     needs_labels: ClassVar[bool] = False
     contrasts_pairs: ClassVar[bool] = False
     needs_captions: ClassVar[bool] = False
+    smallest_batch: ClassVar[int] = 2
+    """Fewest examples that a loss can be computed on: 2 where it compares within the batch, or normalizes over it."""
 
     def contrastive_terms(self, model: Model, batch: Batch, others: Batch) -> ContrastiveTerms:
         """Raise an error: the loss has no parts that attract and repel single pairs."""

@@ -17,6 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from efface.schema import LayerWidth, Positive
 from efface.training.batch import Batch, ContrastiveTerms, LossOutput
 from efface.training.model import Model
 from efface.training.objectives.shared import (
@@ -45,11 +46,11 @@ class SimClr(BaseObjective):
     """SimCLR with a two-layer projector; it has no state but the weights."""
 
     contrasts_pairs: ClassVar[bool] = True
-    temperature: float = 0.5
+    temperature: Positive = 0.5
     """τ; lower values memorize individual images more."""
-    dim: int = 128
+    dim: LayerWidth = 128
     """Width of the projector's output."""
-    hidden: int | None = None
+    hidden: LayerWidth | None = None
     """Width of the projector's hidden layer; by default that of the backbone's features."""
     layers: tuple[ProjectorLayer, ...] | None = None
     """Layers of the projector, in order; by default linear, relu, linear."""

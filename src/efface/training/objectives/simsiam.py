@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from efface.schema import LayerWidth
 from efface.training.batch import Batch, ContrastiveTerms, LossOutput
 from efface.training.model import Model
 from efface.training.objectives.shared import (
@@ -34,11 +35,11 @@ class SimSiam(BaseObjective):
     """SimSiam with a projector that ends in BatchNorm; it has no state but the weights."""
 
     contrasts_pairs: ClassVar[bool] = True
-    dim: int = 128
+    dim: LayerWidth = 128
     """Width of the projector's and the predictor's output."""
-    hidden: int | None = None
+    hidden: LayerWidth | None = None
     """Width of the projector's hidden layer; by default that of the backbone's features."""
-    bottleneck: int | None = None
+    bottleneck: LayerWidth | None = None
     """Width of the predictor's hidden layer; by default a quarter of ``dim``."""
     layers: tuple[ProjectorLayer, ...] | None = None
     """Layers of the projector, in order; by default plain, norm, relu, plain, bare."""

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from efface.schema import LayerWidth, NotNegative
 from efface.training.batch import Batch, LossOutput
 from efface.training.model import Model
 from efface.training.objectives.shared import (
@@ -72,15 +73,15 @@ class CovarianceStatistics:
 class VicReg(BaseObjective):
     """VICReg with a two-layer projector (the paper's expander); it has no state but the weights."""
 
-    weight: float = 25.0
+    weight: NotNegative = 25.0
     """Weight of the distance between the two views."""
-    spread: float = 25.0
+    spread: NotNegative = 25.0
     """Weight of the variance term V."""
-    covariance: float = 1.0
+    covariance: NotNegative = 1.0
     """Weight of the covariance term W."""
-    dim: int = 128
+    dim: LayerWidth = 128
     """Width of the projector's output."""
-    hidden: int | None = None
+    hidden: LayerWidth | None = None
     """Width of the projector's hidden layer; by default that of the backbone's features."""
     layers: tuple[ProjectorLayer, ...] | None = None
     """Layers of the projector, in order; by default plain, norm, relu, plain."""

@@ -30,6 +30,8 @@ from typing import ClassVar
 
 import torch
 
+from efface.config import Settings
+from efface.schema import Count, NotNegative
 from efface.training.batch import Batch, LossTerms
 from efface.training.loop import Run, train_steps
 from efface.training.model import Model
@@ -38,20 +40,20 @@ from efface.unlearning.protocol import MethodInputs, Needs
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlignmentCalibration:
+class AlignmentCalibration(Settings):
     """Alignment calibration: its three coefficients, length and learning rate."""
 
     needs: ClassVar[Needs] = Needs.FORGET | Needs.RETAIN | Needs.PAIRS
     exact: ClassVar[bool] = False
-    alpha: float = 1.0
+    alpha: NotNegative = 1.0
     """Weight α of the similarity of different forgotten images: negative calibration."""
-    beta: float = 10.0
+    beta: NotNegative = 10.0
     """Weight β of the dissimilarity of two views of a forgotten image; 8 to 20 for a tenth, 0.8 to 2 for half."""
-    gamma: float = 1.0
+    gamma: NotNegative = 1.0
     """Weight γ of spreading forgotten images out: performance preserving."""
-    epochs: int | None = None
+    epochs: Count | None = None
     """Passes; by default a twentieth of the original's epochs (10 if they are unknown)."""
-    batch_size: int | None = None
+    batch_size: Count | None = None
     """Retained examples per step on average, in addition to the forgotten ones; by default the original's."""
     optim: Optim = field(default_factory=lambda: Optim(lr=0.006, schedule=Schedule.CONSTANT))
     """Optimizer."""

@@ -21,6 +21,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from efface.config import Settings
+from efface.schema import Count, NotNegative
 from efface.training.batch import Batch, LossTerms
 from efface.training.loop import Run, frozen_copy, train_steps
 from efface.training.model import Model
@@ -29,18 +31,18 @@ from efface.unlearning.protocol import MethodInputs, Needs
 
 
 @dataclass(frozen=True, kw_only=True)
-class BadTeacher:
+class BadTeacher(Settings):
     """Bad teacher: the weight of the bad teacher, length and learning rate."""
 
     needs: ClassVar[Needs] = Needs.FORGET | Needs.RETAIN
     exact: ClassVar[bool] = False
-    weight: float = 1.0
+    weight: NotNegative = 1.0
     """Weight of agreeing with the bad teacher on forget examples."""
-    epochs: int | None = None
+    epochs: Count | None = None
     """Passes over R; by default a twentieth of the original's epochs (10 if they are unknown)."""
-    batch_size: int | None = None
+    batch_size: Count | None = None
     """Retained examples per step; by default the original's."""
-    forget_batch_size: int = 64
+    forget_batch_size: Count = 64
     """Forget examples per step."""
     optim: Optim = field(default_factory=lambda: Optim(lr=0.01, clip=5.0))
     """Optimizer."""

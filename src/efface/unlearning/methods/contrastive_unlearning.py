@@ -28,7 +28,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from efface.errors import EffaceError
+from efface.config import Settings
+from efface.schema import Count, NotNegative, Positive, SomeShare
 from efface.training.batch import Batch, LossTerms, Subset
 from efface.training.loop import LossTermsFunction, Run, train_steps
 from efface.training.model import Model, frozen_statistics, share_features
@@ -38,34 +39,27 @@ from efface.unlearning.protocol import MethodInputs, Needs, task_loss
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContrastiveUnlearning:
+class ContrastiveUnlearning(Settings):
     """Contrastive unlearning: its two weights, temperature, length and learning rate."""
 
     needs: ClassVar[Needs] = Needs.FORGET | Needs.RETAIN | Needs.VALID | Needs.LABELS
     exact: ClassVar[bool] = False
-    weight: float = 3.0
+    weight: NotNegative = 3.0
     """Weight λ_UL of pushing and pulling; 0 is fine-tuning on the same schedule."""
-    task_weight: float = 1.0
+    task_weight: NotNegative = 1.0
     """Weight λ_CE of the task on retained examples."""
-    tau: float = 0.7
+    tau: Positive = 0.7
     """Temperature τ of the similarities."""
-    omega: int = 4
+    omega: Count = 4
     """Steps ω for each batch of F, each with a fresh batch of R."""
-    epochs: int | None = None
+    epochs: Count | None = None
     """Most passes over F; by default as many steps as a twentieth of the original's epochs takes on R."""
-    batch_size: int | None = None
+    batch_size: Count | None = None
     """Examples of F, and of R, per step; by default 64 if a whole class is forgotten, else 128."""
-    watch: float = 0.5
+    watch: SomeShare = 0.5
     """Share of ``valid`` that the stop rule uses, in (0, 1]."""
     optim: Optim = field(default_factory=lambda: Optim(lr=1e-3, schedule=Schedule.CONSTANT))
     """Optimizer."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.watch <= 1 or not self.tau > 0 or self.omega < 1:
-            raise EffaceError(
-                f"contrastive_unlearning cannot use watch {self.watch}, tau {self.tau}, omega {self.omega}.",
-                "watch is a share above 0 and at most 1; tau is above 0; omega is a number of steps, at least 1.",
-            )
 
     def unlearn(self, model: Model, inputs: MethodInputs, run: Run) -> Model:
         """Train in passes over F until the stop rule is met."""

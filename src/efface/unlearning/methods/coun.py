@@ -21,7 +21,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from efface.config import Settings
 from efface.errors import EffaceError
+from efface.schema import NotNegative, Positive
 from efface.training.loop import Run
 from efface.training.model import Model
 from efface.training.objectives.with_contrast import WithContrast
@@ -30,21 +32,20 @@ from efface.unlearning.protocol import Method, MethodInputs, Needs
 
 
 @dataclass(frozen=True, kw_only=True)
-class Coun:
+class Coun(Settings):
     """CoUn: the weight and temperature of its term, and the method that it is added to."""
 
     needs: ClassVar[Needs] = Needs.RETAIN
     exact: ClassVar[bool] = False
     base: Method = field(default_factory=Finetune)
     """The method whose loss gets the term; what it needs, this needs too."""
-    weight: float = 1.0
+    weight: NotNegative = 1.0
     """Weight λ of the contrastive term; 0 is the base method."""
-    tau: float = 0.1
+    tau: Positive = 0.1
     """Temperature τ of the term."""
 
     def __post_init__(self) -> None:
-        if not self.tau > 0:
-            raise EffaceError(f"coun.tau cannot be {self.tau}.", "It is a temperature, above 0.")
+        super().__post_init__()
         if Needs.RECIPE in self.base.needs:
             raise EffaceError(
                 f"coun cannot run on {type(self.base).__name__}: it trains a fresh model by the original's recipe.",

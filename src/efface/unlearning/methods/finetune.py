@@ -14,6 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from efface.config import Settings
+from efface.schema import Count
 from efface.training.loop import Run, train_steps
 from efface.training.model import Model
 from efface.training.optim import Optim
@@ -21,14 +23,14 @@ from efface.unlearning.protocol import MethodInputs, Needs, task_loss
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finetune:
+class Finetune(Settings):
     """Fine-tuning: length and learning rate."""
 
     needs: ClassVar[Needs] = Needs.RETAIN
     exact: ClassVar[bool] = False
-    epochs: int | None = None
+    epochs: Count | None = None
     """Passes over R; by default a twentieth of the original's epochs (10 if they are unknown)."""
-    batch_size: int | None = None
+    batch_size: Count | None = None
     """Examples per step; by default the original's."""
     optim: Optim = field(default_factory=lambda: Optim(lr=0.01))
     """Optimizer."""

@@ -15,6 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from efface.config import Settings
+from efface.schema import Count
 from efface.training.batch import Batch, LossTerms
 from efface.training.loop import Run, train_steps
 from efface.training.model import Model
@@ -23,14 +25,14 @@ from efface.unlearning.protocol import MethodInputs, Needs
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientAscent:
+class GradientAscent(Settings):
     """Gradient ascent: length and learning rate."""
 
     needs: ClassVar[Needs] = Needs.FORGET
     exact: ClassVar[bool] = False
-    epochs: int = 5
+    epochs: Count = 5
     """Passes over F."""
-    batch_size: int | None = None
+    batch_size: Count | None = None
     """Examples per step; by default the original's."""
     optim: Optim = field(
         default_factory=lambda: Optim(lr=1e-4, momentum=0.9, weight_decay=0.0, schedule=Schedule.CONSTANT)

@@ -30,6 +30,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from efface.config import Settings
+from efface.schema import Count, NotNegative
 from efface.training.batch import Batch, LossTerms, Subset
 from efface.training.gradients import differentiable_twice, feature_norms, input_norms, parameter_norm
 from efface.training.loop import Run, frozen_copy, train_steps
@@ -63,30 +65,30 @@ class TrainOn(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientConstraint:
+class GradientConstraint(Settings):
     """Gradient constraint: which gradients are matched and how strongly, the other terms, length and learning rate."""
 
     needs: ClassVar[Needs] = Needs.FORGET | Needs.RETAIN | Needs.VALID
     exact: ClassVar[bool] = False
-    weight: float = 1.0
+    weight: NotNegative = 1.0
     """Weight of the gradient term; 0 is fine-tuning. For classifiers start at 0.03: their norms differ more."""
     wrt: GradientVariable = GradientVariable.INPUT
     """``input``: the anchor view; ``embedding``: the backbone's output; ``parameters``: one norm per batch."""
     match: NormMatching = NormMatching.QUANTILE
     """``square``, ``log_mean`` or ``quantile`` (one-dimensional optimal transport)."""
-    target: float | None = None
+    target: NotNegative | None = None
     """c of ``square``; by default the unseen examples' mean. 1: as in WGAN-GP. 0: makes all norms small."""
     train_on: TrainOn = TrainOn.RETAIN
     """Examples that the task loss is taken over."""
-    stay: float = 0.0
+    stay: NotNegative = 0.0
     """Weight of agreeing with θ₀ on retained examples; 0 leaves the term out."""
-    third_party: float = 0.0
+    third_party: NotNegative = 0.0
     """Weight of raising the loss of unseen examples up to ℓ_cap; 0 leaves the term out."""
-    epochs: int | None = None
+    epochs: Count | None = None
     """Passes over R; by default a twentieth of the original's epochs (10 if they are unknown)."""
-    batch_size: int | None = None
+    batch_size: Count | None = None
     """Retained examples per step; by default the original's."""
-    forget_batch_size: int = 64
+    forget_batch_size: Count = 64
     """Forget (and unseen) examples per step."""
     optim: Optim = field(default_factory=lambda: Optim(lr=0.1, clip=5.0))
     """Optimizer."""

@@ -24,7 +24,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from efface.errors import EffaceError
+from efface.config import Settings
+from efface.schema import Count, Positive, Real
 from efface.training.batch import Batch
 from efface.training.gradients import (
     NegativeCurvatureError,
@@ -42,30 +43,23 @@ PASSES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Influence:
+class Influence(Settings):
     """Influence: the damping, how exactly the system is solved, and how much of the step is taken."""
 
     needs: ClassVar[Needs] = Needs.FORGET | Needs.RETAIN
     exact: ClassVar[bool] = False
-    damping: float = 0.01
+    damping: Positive = 0.01
     """Added to every curvature, above 0; raised if that does not make all of them positive."""
-    iterations: int = 10
+    iterations: Count = 10
     """Most conjugate-gradient iterations; each takes one product with H."""
-    scale: float = 1.0
+    scale: Real = 1.0
     """Share of the step that is taken; 0 leaves the model as it is."""
-    hessian_batches: int | None = None
+    hessian_batches: Count | None = None
     """Batches of R that H is computed from; by default as many as cost a twentieth of the original's epochs."""
-    batch_size: int | None = None
+    batch_size: Count | None = None
     """Retained examples per batch; by default the original's."""
-    forget_batch_size: int = 64
+    forget_batch_size: Count = 64
     """Forget examples per batch of the gradient."""
-
-    def __post_init__(self) -> None:
-        if not self.damping > 0 or self.iterations < 1:
-            raise EffaceError(
-                f"influence cannot use damping {self.damping:g} and iterations {self.iterations}.",
-                "The damping is above 0, and there is at least 1 iteration.",
-            )
 
     def unlearn(self, model: Model, inputs: MethodInputs, run: Run) -> Model:
         """Take one step from the gradient of F and the curvature of R.

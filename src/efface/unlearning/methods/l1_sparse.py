@@ -16,6 +16,8 @@ from typing import ClassVar
 
 import torch
 
+from efface.config import Settings
+from efface.schema import Count, NotNegative
 from efface.training.batch import Batch, LossTerms
 from efface.training.loop import Run, train_steps
 from efface.training.model import Model
@@ -24,16 +26,16 @@ from efface.unlearning.protocol import MethodInputs, Needs
 
 
 @dataclass(frozen=True, kw_only=True)
-class L1Sparse:
+class L1Sparse(Settings):
     """ℓ₁-sparse unlearning: the penalty, length and learning rate."""
 
     needs: ClassVar[Needs] = Needs.RETAIN
     exact: ClassVar[bool] = False
-    weight: float = 1e-4
+    weight: NotNegative = 1e-4
     """Weight of ‖θ‖₁ at the first step; 0 is fine-tuning."""
-    epochs: int | None = None
+    epochs: Count | None = None
     """Passes over R; by default a twentieth of the original's epochs (10 if they are unknown)."""
-    batch_size: int | None = None
+    batch_size: Count | None = None
     """Examples per step; by default the original's."""
     optim: Optim = field(default_factory=lambda: Optim(lr=0.01))
     """Optimizer."""

@@ -26,7 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from efface.errors import EffaceError
+from efface.config import Settings
+from efface.schema import Count, Positive, SomeShare, Whole
 from efface.training.batch import Batch, LossTerms, Subset
 from efface.training.loop import Run, frozen_copy, train_steps
 from efface.training.model import Model
@@ -43,32 +44,25 @@ class PatchMask(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LetheVit:
+class LetheVit(Settings):
     """LetheViT: what is masked, the temperature, and the length of the two stages."""
 
     needs: ClassVar[Needs] = Needs.FORGET | Needs.RETAIN | Needs.LABELS | Needs.ATTENTION
     exact: ClassVar[bool] = False
     mask: PatchMask = PatchMask.ATTENTION
     """``attention``: the most attended patches. Controls of equal area: ``random``, and ``low``, the least attended."""
-    ratio: float = 0.05
+    ratio: SomeShare = 0.05
     """Share ρ of the patches that are masked, at least one patch."""
-    tau: float = 0.5
+    tau: Positive = 0.5
     """Temperature τ of the forget loss."""
-    forget_epochs: int = 2
+    forget_epochs: Whole = 2
     """Passes over F; 0 leaves out the forget stage, which is fine-tuning."""
-    retain_epochs: int | None = None
+    retain_epochs: Whole | None = None
     """Passes over R; by default a twentieth of the original's minus the forget stage's, at least 1; 0: none."""
-    batch_size: int | None = None
+    batch_size: Count | None = None
     """Examples per step; by default the original's."""
     optim: Optim = field(default_factory=lambda: Optim(lr=0.01, clip=5.0))
     """Optimizer of each stage."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.ratio <= 1 or not self.tau > 0:
-            raise EffaceError(
-                f"lethevit cannot use ratio {self.ratio} and tau {self.tau}.",
-                "The ratio is a share of the patches above 0 and at most 1; tau is above 0.",
-            )
 
     def unlearn(self, model: Model, inputs: MethodInputs, run: Run) -> Model:
         """Run the forget stage, then the retain stage."""

@@ -31,7 +31,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from efface.config import Settings
 from efface.errors import EffaceError
+from efface.schema import Count, Decay, NotNegative, Positive
 from efface.training.batch import Batch, LossTerms
 from efface.training.loop import Run, frozen_copy, train_steps
 from efface.training.model import Model
@@ -46,39 +48,31 @@ YARDSTICK_SIZE = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class MarginMatching:
+class MarginMatching(Settings):
     """Margin matching: how strongly each space is matched, and how firmly retained examples are held."""
 
     needs: ClassVar[Needs] = Needs.FORGET | Needs.RETAIN | Needs.VALID
     exact: ClassVar[bool] = False
-    backbone: float = 2.0
+    backbone: NotNegative = 2.0
     """Weight of the gap in the backbone's features; 0 leaves it out."""
-    output: float = 3.0
+    output: NotNegative = 3.0
     """Weight of the gap in the projector's embeddings or the logits; 0 leaves it out."""
-    hold: float = 1.0
+    hold: NotNegative = 1.0
     """Weight of keeping retained examples' margins from falling below their values under θ₀."""
     penalty: GapPenalty = GapPenalty.SQUARE
     """``square``: draws the gap to 0 from both sides; ``hinge``: only pushes down, as in earlier versions."""
-    memory: float = 0.9
+    memory: Decay = 0.9
     """Share of earlier steps in the running mean of a gap; 0: each step uses its own batch alone."""
-    tau: float = 0.1
+    tau: Positive = 0.1
     """Temperature τ of the margins in spaces of embeddings."""
-    epochs: int | None = None
+    epochs: Count | None = None
     """Passes over R; by default a twentieth of the original's, and up to a tenth if those were few steps."""
-    batch_size: int | None = None
+    batch_size: Count | None = None
     """Retained examples per step; by default the original's."""
-    forget_batch_size: int = 200
+    forget_batch_size: Count = 200
     """Most rows of F, of V and of R per step for the margins; 100 where F has fewer examples (square repeats them)."""
     optim: Optim = field(default_factory=lambda: Optim(rule=OptimizerType.ADAMW, lr=1e-3, clip=5.0))
     """Optimizer."""
-
-    def __post_init__(self) -> None:
-        if not self.tau > 0:
-            raise EffaceError(f"margin_matching.tau cannot be {self.tau}.", "It is a temperature, above 0.")
-        if not 0 <= self.memory < 1:
-            raise EffaceError(
-                f"margin_matching.memory cannot be {self.memory}.", "It is a share, at least 0 and below 1."
-            )
 
     def unlearn(self, model: Model, inputs: MethodInputs, run: Run) -> Model:
         """Minimize L with one batch of R for the task, and one each of F, V and R for the margins, per step."""

@@ -15,6 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from efface.config import Settings
+from efface.schema import Count, Share
 from efface.training.batch import Batch, LossTerms
 from efface.training.loop import Run, train_steps
 from efface.training.model import Model
@@ -23,18 +25,18 @@ from efface.unlearning.protocol import MethodInputs, Needs
 
 
 @dataclass(frozen=True, kw_only=True)
-class NegGrad:
+class NegGrad(Settings):
     """NegGrad+: the balance β, length and learning rate."""
 
     needs: ClassVar[Needs] = Needs.FORGET | Needs.RETAIN
     exact: ClassVar[bool] = False
-    beta: float = 0.95
+    beta: Share = 0.95
     """Weight β of the retained examples, in [0, 1]; 1 is fine-tuning."""
-    epochs: int | None = None
+    epochs: Count | None = None
     """Passes over R; by default a twentieth of the original's epochs (10 if they are unknown)."""
-    batch_size: int | None = None
+    batch_size: Count | None = None
     """Retained examples per step; by default the original's."""
-    forget_batch_size: int = 64
+    forget_batch_size: Count = 64
     """Forget examples per step."""
     optim: Optim = field(default_factory=lambda: Optim(lr=0.01, clip=5.0))
     """Optimizer."""

@@ -17,6 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from efface.config import Settings
+from efface.schema import Count, NotNegative
 from efface.training.loop import Run, train_steps
 from efface.training.model import Model
 from efface.training.optim import Optim
@@ -24,18 +26,18 @@ from efface.unlearning.protocol import MethodInputs, Needs, wrong_target_loss
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomLabels:
+class RandomLabels(Settings):
     """Random labels: the weight of the wrong targets, length and learning rate."""
 
     needs: ClassVar[Needs] = Needs.FORGET | Needs.RETAIN
     exact: ClassVar[bool] = False
-    weight: float = 0.25
+    weight: NotNegative = 0.25
     """Weight of the wrong targets; with the default batch sizes every example counts the same."""
-    epochs: int | None = None
+    epochs: Count | None = None
     """Passes over R; by default a twentieth of the original's epochs (10 if they are unknown)."""
-    batch_size: int | None = None
+    batch_size: Count | None = None
     """Retained examples per step; by default the original's."""
-    forget_batch_size: int = 64
+    forget_batch_size: Count = 64
     """Forget examples per step, and retained ones that they draw wrong targets from."""
     optim: Optim = field(default_factory=lambda: Optim(lr=0.01, clip=5.0))
     """Optimizer."""

@@ -20,7 +20,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from efface.errors import EffaceError
+from efface.config import Settings
+from efface.schema import Count, NotNegative, SomeShare
 from efface.training.gradients import unflatten_vector
 from efface.training.loop import Run, train_steps
 from efface.training.model import Model
@@ -29,29 +30,23 @@ from efface.unlearning.protocol import MethodInputs, Needs, forget_gradient, wro
 
 
 @dataclass(frozen=True, kw_only=True)
-class SalUn:
+class SalUn(Settings):
     """SalUn: the share of weights that may change, and the settings of random labels."""
 
     needs: ClassVar[Needs] = Needs.FORGET | Needs.RETAIN
     exact: ClassVar[bool] = False
-    keep: float = 0.5
+    keep: SomeShare = 0.5
     """Share of all weights that may change, in (0, 1]; 1 is random labels."""
-    weight: float = 0.25
+    weight: NotNegative = 0.25
     """Weight of the wrong targets; with the default batch sizes every example counts the same."""
-    epochs: int | None = None
+    epochs: Count | None = None
     """Passes over R; by default a twentieth of the original's epochs (10 if they are unknown)."""
-    batch_size: int | None = None
+    batch_size: Count | None = None
     """Retained examples per step; by default the original's."""
-    forget_batch_size: int = 64
+    forget_batch_size: Count = 64
     """Forget examples per step, and retained ones that they draw wrong targets from."""
     optim: Optim = field(default_factory=lambda: Optim(lr=0.01, clip=5.0))
     """Optimizer."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.keep <= 1:
-            raise EffaceError(
-                f"salun.keep cannot be {self.keep}.", "It is a share of the weights, above 0 and at most 1."
-            )
 
     def unlearn(self, model: Model, inputs: MethodInputs, run: Run) -> Model:
         """Compute the mask, then minimize L with one batch of R and one of F per step."""

@@ -16,6 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from efface.config import Settings
+from efface.schema import Count, NotNegative, Whole
 from efface.training.batch import Batch, LossTerms
 from efface.training.loop import Run, frozen_copy, train_steps
 from efface.training.model import Model
@@ -24,22 +26,22 @@ from efface.unlearning.protocol import MethodInputs, Needs, disagreement
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scrub:
+class Scrub(Settings):
     """SCRUB: the weights α and γ, the length of the ascent, length and learning rate."""
 
     needs: ClassVar[Needs] = Needs.FORGET | Needs.RETAIN
     exact: ClassVar[bool] = False
-    alpha: float = 0.5
+    alpha: NotNegative = 0.5
     """Weight α of agreeing with the teacher on retained examples."""
-    gamma: float = 1.0
+    gamma: NotNegative = 1.0
     """Weight γ of the task on retained examples."""
-    epochs: int | None = None
+    epochs: Count | None = None
     """Passes over R; by default a twentieth of the original's epochs (10 if they are unknown)."""
-    ascent_epochs: int = 2
+    ascent_epochs: Whole = 2
     """Number of first epochs in which a pass over F comes before the pass over R."""
-    batch_size: int | None = None
+    batch_size: Count | None = None
     """Retained examples per step; by default the original's."""
-    forget_batch_size: int = 64
+    forget_batch_size: Count = 64
     """Forget examples per step of ascent."""
     optim: Optim = field(default_factory=lambda: Optim(lr=0.01, clip=5.0))
     """Optimizer."""

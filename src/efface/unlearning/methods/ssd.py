@@ -25,7 +25,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from efface.config import Settings
 from efface.errors import EffaceError
+from efface.schema import Count, NotNegative, Threshold
 from efface.training.batch import Batch
 from efface.training.gradients import squared_gradients, unflatten_vector
 from efface.training.loop import Run
@@ -41,22 +43,22 @@ class ImportanceReference(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ssd:
+class Ssd(Settings):
     """SSD: which weights are dampened, how much, and how importance is measured."""
 
     needs: ClassVar[Needs] = Needs.FORGET | Needs.RETAIN
     exact: ClassVar[bool] = False
-    alpha: float = 10.0
+    alpha: Threshold = 10.0
     """How many times more important for F than for the others a weight must be; infinity leaves the model as it is."""
-    strength: float = 1.0
+    strength: NotNegative = 1.0
     """λ: the larger, the less such a weight is dampened."""
     loss_free: bool = False
     """Importance for ‖f(x)‖² instead of the loss; needs neither labels nor pairs."""
     against: ImportanceReference = ImportanceReference.RETAIN
     """``retain``, or ``data`` (R and F together)."""
-    batch_size: int | None = None
+    batch_size: Count | None = None
     """Retained examples in a batch; by default the original's."""
-    forget_batch_size: int = 64
+    forget_batch_size: Count = 64
     """Examples per squared gradient; 1: the diagonal of the empirical Fisher information."""
 
     def unlearn(self, model: Model, inputs: MethodInputs, run: Run) -> Model:
