@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from efface.reporting.facts import CheckpointFacts, DataFacts, LogFacts, PartCha
 from efface.reporting.redaction import KEY_FILE, KEYED, Items, Redactor, hmac_digest, new_secret, read_key, write_key
 from efface.schema import RecordModel
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 RECORD, SCHEMA = "record.json", "record.schema.json"
 UNKEYED = (".safetensors", ".npz", ".jsonl")
 """Files with a plain digest. They do not consist of ids alone, so their digest cannot confirm a guess at the ids."""
@@ -64,7 +64,9 @@ class Record(RecordModel):
     changes: tuple[PartChange, ...] = ()
     findings: tuple[Finding, ...] = ()
     criteria: Criteria = Criteria()
-    """What counts as removed, fixed before anything was measured."""
+    """What counts as removed."""
+    fixed_criteria: Criteria | None = None
+    """The criteria that were fixed before unlearning; None in records of schema 1."""
     verdict: Verdict
     cost: dict[str, Cost] = Field(default_factory=dict)
     """Training cost of ``subject``, ``original`` and ``oracle``, where known."""
@@ -75,6 +77,15 @@ class Record(RecordModel):
     log: LogFacts | None = None
     sequence: RequestSequence | None = None
     """All requests together and the drift of the model, if this was not the first request."""
+    observations: dict[str, str] = Field(default_factory=dict)
+    """Digest of the observations of each model, by role."""
+    content_digest: str = ""
+    """SHA-256 of everything else here, in canonical JSON: sorted keys, UTF-8. It tells changes that were not meant to
+    be hidden; the verdict itself can be recomputed from the observations, and these from the weights."""
+
+    def bound(self) -> Record:
+        """The record with the digest of its content."""
+        return self.model_copy(update={"content_digest": record_digest(self.model_dump(mode="json"))})
 
     def sealed(
         self, ids: Sequence[str], *, plain_ids: bool = False, secret: bytes | None = None
@@ -104,7 +115,7 @@ class Record(RecordModel):
         plain = self.model_dump(mode="python")
         if plain_ids:
             content = plain | {"items": Items.of(ids, None), "config_digest": json_digest(self.config)}
-            return Record.model_validate(content), None
+            return Record.model_validate(content).bound(), None
         secret = secret or new_secret()
         hidden = json.loads(self.text())
         _redact(hidden, Redactor(ids, secret))
@@ -116,7 +127,7 @@ class Record(RecordModel):
         }
         hidden["config_digest"] = json_digest(hidden["config"])
         hidden["items"] = Items.of(ids, secret)
-        return Record.model_validate(hidden), secret
+        return Record.model_validate(hidden).bound(), secret
 
     def text(self) -> str:
         """The record as JSON. Equal records give equal bytes; a number that is not finite raises."""
@@ -145,7 +156,7 @@ class Record(RecordModel):
                 "Only a sealed record can be saved, together with the key it was sealed with.",
                 "Save the record and the secret that Record.sealed returned.",
             )
-        text = self.text()
+        text = self.bound().text()
         if secret is None:
             (folder / KEY_FILE).unlink(missing_ok=True)
         else:
@@ -186,6 +197,12 @@ class Record(RecordModel):
                 f"{path} was written by a newer efface: record schema {version}.",
                 f"This version ({__version__}) reads schemas up to {SCHEMA_VERSION}.",
                 "Upgrade efface.",
+            )
+        if version > 1 and content.get("content_digest") != record_digest(content):
+            raise EffaceError(
+                f"{path} was edited or damaged.",
+                "Its content does not match its own digest.",
+                "Restore it from a backup, or run `efface audit` again.",
             )
         try:
             return Record.model_validate(content)
@@ -229,6 +246,11 @@ def contains_item(record: Path, item: str, key: Path | None = None) -> bool:
 def json_digest(value: Any) -> str:
     """SHA-256 of a JSON-serializable value, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode()).hexdigest()
+
+
+def record_digest(content: Mapping[str, Any]) -> str:
+    """Digest of a record's content, as JSON values, without the digest itself."""
+    return json_digest({name: value for name, value in content.items() if name != "content_digest"})
 
 
 def file_digest(path: Path) -> str:

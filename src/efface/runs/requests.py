@@ -83,6 +83,8 @@ class PretrainRequest(Common, VerbRequest):
     """The objective, where ``recipe.objective`` names none."""
     recipe: Mapping[str, Any] = field(default_factory=dict)
     """Changes to the default recipe."""
+    criteria: Criteria | None = None
+    """When a model counts as forgetting: fixed here for every later audit. None: the defaults."""
 
     @cached_property
     def sizes(self) -> Sizes:
@@ -130,6 +132,8 @@ class UnlearnRequest(Common, VerbRequest):
     """When to stop early; None: run the method to its end."""
     budget: str | float | None = None
     """Largest number of optimizer steps, as ``"5%"`` of retraining's or as a number; implies ``stop``."""
+    criteria: Criteria | None = None
+    """When the model counts as forgetting: fixed before unlearning. None: those that the original was trained with."""
     foreign: ForeignOptions | None = None
     """Options of a foreign checkpoint; None for a run folder."""
 
@@ -138,8 +142,8 @@ class UnlearnRequest(Common, VerbRequest):
         """Build the request from the settings of ``efface unlearn``.
 
         Args:
-            settings: forget, forget_seed, method, stop, budget, seed, device, bf16; for a foreign checkpoint also the
-                fields of :class:`ForeignOptions`.
+            settings: forget, forget_seed, method, stop, budget, criteria, seed, device, bf16; for a foreign checkpoint
+                also the fields of :class:`ForeignOptions`.
             foreign: Whether the start is another library's checkpoint.
 
         Raises:
@@ -155,7 +159,7 @@ class UnlearnRequest(Common, VerbRequest):
                 "Nothing was said about which examples to forget.",
                 remedy="Add --forget IDS, as in --forget @random:0.1.",
             )
-        stop, draw = settings.get("stop"), settings.get("forget_seed")
+        stop, draw, criteria = settings.get("stop"), settings.get("forget_seed"), settings.get("criteria")
         return cls(
             **vars(common),
             forget=str(settings["forget"]),
@@ -163,6 +167,7 @@ class UnlearnRequest(Common, VerbRequest):
             forget_seed=None if draw is None else int(draw),
             stop=None if stop is None else config.build(StoppingRule, stop, path="stop."),
             budget=settings.get("budget"),
+            criteria=None if criteria is None else config.build(Criteria, criteria, path="criteria."),
             foreign=config.build(ForeignOptions, select_settings(settings, ForeignOptions)) if foreign else None,
         )
 
@@ -181,8 +186,9 @@ def parse_method(value: str | Mapping[str, Any]) -> Method | None:
 class AuditRequest(VerbRequest):
     """What ``efface audit`` is asked to do."""
 
-    criteria: Criteria = field(default_factory=Criteria)
-    """When a model counts as forgetting."""
+    criteria: Criteria | None = None
+    """When a model counts as forgetting. None: the criteria that were fixed before unlearning; with others ``removed``
+    is said only if those fixed before say it too."""
     watch: ObservationSettings = field(default_factory=ObservationSettings)
     """How models are observed."""
     device: str = "auto"

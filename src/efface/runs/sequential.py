@@ -8,13 +8,13 @@ from pathlib import Path
 
 from efface import api
 from efface.auditing.observations import Observations
-from efface.auditing.observers.observe import ObservationSettings
 from efface.auditing.observers.weight_changes import relative_change
 from efface.auditing.sequential import RequestSequence, SequenceStep, measure_step, strip_details
 from efface.auditing.verdict import Criteria
 from efface.data.split import EARLIER, Split, merge_requests, read_split
 from efface.files import REQUEST
-from efface.runs.comparison import AuditedModel, foreign_original, observations_file_name
+from efface.runs.binding import Binder, stored_file
+from efface.runs.comparison import AuditedModel, foreign_original
 from efface.runs.foreign import is_foreign
 from efface.runs.run import OpenedRun, Progress
 from efface.training.checkpoint import WEIGHTS
@@ -25,7 +25,8 @@ def audit_sequence(
     models: Mapping[str, AuditedModel],
     original: Path | None,
     criteria: Criteria,
-    watch: ObservationSettings,
+    fixed: Criteria,
+    binder: Binder,
     device: str,
     progress: Progress,
 ) -> RequestSequence | None:
@@ -36,7 +37,8 @@ def audit_sequence(
         models: The models of the audit of the last request, by role.
         original: Where the user says an ancestor is now.
         criteria: Criteria of the verdict.
-        watch: How to observe the models.
+        fixed: The criteria that were fixed before unlearning.
+        binder: How the models are observed, and what that is bound to.
         device: Device for the observation.
         progress: Receives progress messages.
 
@@ -50,22 +52,20 @@ def audit_sequence(
     chain, note = _chain(subject, split, original)
     progress.say(f"Judging all {len(split.forget)} examples forgotten so far, over {len(chain) - 1} requests")
 
-    observed = [model.observe(subject.data, split, watch, device, progress) for model, _ in chain]
+    observed = [model.observe(split, binder, device, progress) for model, _ in chain]
     steps = _steps(chain, observed)
     if note:
         return RequestSequence(steps=steps, count=len(split.forget), note=note)
-    name = observations_file_name(split.digest(subject.data))
+    digest = split.digest(subject.data)
+    held = {role: model for role, model in models.items() if role.startswith("oracle")}
     oracles = [
-        replace(
-            model,
-            observations_file=model.observations_file.with_name(
-                f"{model.meta['digest'][:8]}-{name}" if model.claim else name
-            ),
-        ).observe(subject.data, split, watch, device, progress)
-        for role, model in models.items()
-        if role.startswith("oracle")
+        replace(model, observations_file=stored_file(model.weights.parent, subject.folder, model.meta, digest)).observe(
+            split, binder, device, progress
+        )
+        for model in held.values()
     ]
-    result = api.judge_observations(observed[0], observed[-1], oracles, criteria=criteria)
+    claimed = frozenset(model.meta["digest"] for model in held.values() if model.claim)
+    result = api.judge_observations(observed[0], observed[-1], oracles, criteria=criteria, fixed=fixed, claimed=claimed)
     return RequestSequence(
         steps=steps, count=len(split.forget), verdict=result.verdict, findings=strip_details(result.findings)
     )
@@ -97,7 +97,7 @@ def _chain(subject: OpenedRun, split: Split, named: Path | None) -> tuple[list[t
     while True:
         stored = read_split(folder)["parts"]
         forgotten = len(stored["forget"]) + len(stored.get(EARLIER, ()))
-        path = folder / observations_file_name(digest)
+        path = stored_file(folder, subject.folder, run.meta, digest)
         found.append((AuditedModel(run.meta, folder / WEIGHTS, run.checkpoint, path), forgotten))
         source = Path(str(run.request.get("from", "")))
         if run.request.get("verb") != "unlearn":
@@ -105,7 +105,7 @@ def _chain(subject: OpenedRun, split: Split, named: Path | None) -> tuple[list[t
         if named is not None and not source.exists():
             source = named if subject.folders.read(named).meta["digest"] == run.meta["parent"] else source
         if is_foreign(source):
-            return [(foreign_original(run, source, subject.data, digest), 0), *found[::-1]], ""
+            return [(foreign_original(run, source, subject.data, digest, subject.folder), 0), *found[::-1]], ""
         if not (source / REQUEST).exists():
             return found[::-1], (
                 f"Not judged: {folder} was made from {source}, which is not there any more, and only the first "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from efface import api, config
 from efface.data.dataset import Data
 from efface.data.split import Split, select_forget_set
 from efface.errors import EffaceError
-from efface.files import EPOCH
+from efface.files import EPOCH, REQUEST
+from efface.runs.binding import fix_criteria, forgotten_digest
 from efface.runs.folder import create_run_folder
 from efface.runs.foreign import export_result, is_foreign, require_trained_encoder, start_from_foreign
 from efface.runs.requests import ForeignOptions, PretrainRequest, UnlearnRequest, refuse_unknown
@@ -58,6 +60,7 @@ def pretrain_run(
         "data": request.data,
         "split": request.split,
         "recipe": config.dump(recipe, CHOICES),
+        **({} if request.criteria is None else {"criteria": config.dump(request.criteria)}),
         **vars(common),
     }
     with create_run_folder(out, _as_yaml(stored), force=force) as folder:
@@ -68,6 +71,7 @@ def pretrain_run(
                 data, split, recipe=recipe, seed=common.seed, device=common.device, bf16=bool(common.bf16),
                 log=log, resume_store=EpochStore(folder / EPOCH),
             )  # fmt: skip
+        checkpoint = replace(checkpoint, fixed=fix_criteria(request.criteria, {}))
         checkpoint.save(folder)
     return checkpoint
 
@@ -121,6 +125,7 @@ def unlearn_run(
         "method": {"name": plugins.AUTO} if method is None else config.dump(method, {Method: METHODS}),
         **({} if request.stop is None else {"stop": config.dump(request.stop)}),
         **({} if request.budget is None else {"budget": request.budget}),
+        **({} if request.criteria is None else {"criteria": config.dump(request.criteria)}),
         **inherited,
         **vars(common),
     }
@@ -138,7 +143,10 @@ def unlearn_run(
             )  # fmt: skip
         if foreign is not None:
             result = export_result(start, foreign.as_settings(), result, data, split, common, folder)
+        fixed = fix_criteria(request.criteria, checkpoint.fixed) | {"pictures": forgotten_digest(data, split)}
+        result = replace(result, fixed=fixed)
         result.save(folder)
+        (folder / REQUEST).chmod(0o600)  # it may list the keys of the forgotten examples
     return result
 
 

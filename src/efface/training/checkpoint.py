@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,8 @@ CHECKPOINT_FORMAT = 1
 """Version of ``meta.json``."""
 WEIGHTS, META = "checkpoint.safetensors", "meta.json"
 """Names of a checkpoint's two files."""
+CONTENT = "content_digest"
+"""The entry of ``meta.json`` that binds all others; files of 0.1.0 have none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +69,8 @@ class Checkpoint:
     """When and why early stopping ended the method, if it was used: see :mod:`efface.unlearning.early_stopping`."""
     search: SearchHistory | None = None
     """The trials, if the method was chosen by a search: see :mod:`efface.unlearning.search`."""
+    fixed: dict[str, Any] = field(default_factory=dict)
+    """What was fixed before any audit: ``criteria`` of the verdict, and digests of the ``pictures`` of the request."""
 
     def save(self, folder: Path) -> None:
         """Write weights and metadata into an existing folder.
@@ -79,7 +85,9 @@ class Checkpoint:
             save_file(weights, folder / WEIGHTS)
         except SafetensorError as error:
             raise OSError(errno.ENOSPC if "No space" in str(error) else errno.EIO, str(error)) from error
-        (folder / META).write_text(json.dumps(self.meta(), indent=1) + "\n", encoding="utf-8")
+        meta = self.meta()
+        described = meta | {CONTENT: content_digest(meta)}
+        (folder / META).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
 
     def meta(self) -> dict[str, Any]:
         """Collect everything but the weights, as plain values for ``meta.json``; ``digest`` identifies the weights."""
@@ -98,6 +106,7 @@ class Checkpoint:
             "trained": self.trained,
             "stopped": self.stopped and as_dict(self.stopped),
             "search": self.search and as_dict(self.search),
+            "fixed": self.fixed,
         }
 
     @staticmethod
@@ -124,6 +133,7 @@ class Checkpoint:
             key: from_dict(kind, meta.get(key))
             for key, kind in (("stopped", StoppingResult), ("search", SearchHistory))
         }
+        kept["fixed"] = dict(meta.get("fixed") or {})
         return Checkpoint(model, recipe, training_cost=TrainingCost(**meta["cost"]), **kept)
 
 
@@ -145,7 +155,20 @@ def read_meta(folder: Path) -> dict[str, Any]:
         raise EffaceError(f"{Path(folder) / META} is not a checkpoint's description.", "It has no format.")
     if meta["format"] > CHECKPOINT_FORMAT:
         raise EffaceError(f"{folder} was written by a newer efface (format {meta['format']}).", remedy="Upgrade.")
+    if CONTENT in meta and meta[CONTENT] != content_digest(meta):
+        raise EffaceError(
+            f"{Path(folder) / META} was edited or damaged.",
+            "What it says about the weights does not match its own digest.",
+            "Restore it from a backup, or make the run again.",
+        )
     return {"origin": ""} | meta  # older files have no origin
+
+
+def content_digest(meta: Mapping[str, Any]) -> str:
+    """SHA-256 of what ``meta.json`` says, the digest of the weights included; independent of the order of its keys."""
+    content = {key: value for key, value in meta.items() if key != CONTENT}
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
