@@ -77,8 +77,8 @@ def check_unseen(evidence: Evidence, names: Sequence[str], alpha: float) -> Cont
     if worst:
         return Control(
             "unseen", "failed", "inconclusive",
-            f"the holdout itself looks trained on, compared with never-trained {part} examples ({worst}): the forgotten "
-            "may look like it because the model was trained on both",
+            f"the holdout itself looks trained on, compared with never-trained {part} examples ({worst}): the "
+            "forgotten may look like it because the model was trained on both",
         )  # fmt: skip
     return Control("unseen", "passed", "inconclusive", f"the holdout looks as unseen as {part} does ({_shown(tested)})")
 
@@ -190,7 +190,7 @@ def control_part(observed: Observations, names: Sequence[str]) -> str | None:
     return None
 
 
-_NOTHING_ELSE = "no other never-trained examples were observed on these signals, so nothing shows whether the holdout was trained on"
+_NOTHING_ELSE = "no other never-trained examples were observed, so nothing shows whether the holdout was trained on"
 Chosen = list[tuple[str, np.ndarray]]
 """Examples of several parts: name of the part, and which of its examples, bool [n]."""
 

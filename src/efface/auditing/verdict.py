@@ -190,9 +190,9 @@ def make_controls(
 
 def _check_fixed(evidence: Evidence, criteria: Criteria, fixed: Criteria) -> Control:
     """Judge by the criteria that were fixed before unlearning as well."""
-    before = judge(evidence, fixed).word
-    note = f"criteria were changed after unlearning ({controls.describe_change(criteria, fixed)}); by those fixed before: {before}"
-    return Control("fixed", "passed" if before.startswith("removed") else "failed", "inconclusive", note)
+    before, change = judge(evidence, fixed).word, controls.describe_change(criteria, fixed)
+    note = f"criteria were changed after unlearning ({change}); by those fixed before: {before}"
+    return Control("fixed", "passed" if before == "removed" else "failed", "inconclusive", note)
 
 
 def delong_components(evidence: Evidence, observed: Observations, signal: str) -> tuple[np.ndarray, np.ndarray]:

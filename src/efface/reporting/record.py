@@ -26,6 +26,7 @@ from efface.files import read_json, write_text
 from efface.reporting.environment import Environment
 from efface.reporting.facts import CheckpointFacts, DataFacts, LogFacts, PartChange, Request, SplitFacts
 from efface.reporting.redaction import KEY_FILE, KEYED, Items, Redactor, hmac_digest, new_secret, read_key, write_key
+from efface.reporting.request_redaction import hide_request
 from efface.schema import RecordModel
 
 SCHEMA_VERSION = 2
@@ -118,6 +119,7 @@ class Record(RecordModel):
             return Record.model_validate(content).bound(), None
         secret = secret or new_secret()
         hidden = json.loads(self.text())
+        hidden = hide_request(hidden, secret)
         _redact(hidden, Redactor(ids, secret))
         hidden["split"]["digest"] = _keyed(secret, hidden["split"]["digest"])
         for facts in hidden["checkpoints"].values():
@@ -198,20 +200,21 @@ class Record(RecordModel):
                 f"This version ({__version__}) reads schemas up to {SCHEMA_VERSION}.",
                 "Upgrade efface.",
             )
-        if version > 1 and content.get("content_digest") != record_digest(content):
-            raise EffaceError(
-                f"{path} was edited or damaged.",
-                "Its content does not match its own digest.",
-                "Restore it from a backup, or run `efface audit` again.",
-            )
         try:
-            return Record.model_validate(content)
+            record = Record.model_validate(content)
         except ValidationError as error:
             raise EffaceError(
                 f"{path} is damaged: {error.error_count()} of its fields do not match the schema.",
                 "; ".join(_describe_error(one) for one in error.errors()[:3]) + ".",
                 "Restore it from a backup, or run `efface audit` again.",
             ) from error
+        if version > 1 and record.content_digest != record_digest(content):
+            raise EffaceError(
+                f"{path} was edited or damaged.",
+                "Its content does not match its own digest.",
+                "Restore it from a backup, or run `efface audit` again.",
+            )
+        return record
 
 
 def schema() -> dict[str, Any]:

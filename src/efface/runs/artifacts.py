@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -53,8 +54,20 @@ def save_extra_findings(
         "claims": list(claims),
         "findings": [asdict(one) for one in found],
     }
-    write_text(path, json.dumps(content, indent=1) + "\n")
+    content = json.loads(json.dumps(content))
+    write_text(path, json.dumps(content | {"digest": _findings_digest(content)}, indent=1) + "\n")
     return path
+
+
+def _require_unedited(content: Mapping[str, Any]) -> None:
+    if "digest" in content and content["digest"] != _findings_digest(content):
+        raise ValueError("It was edited or damaged: its content does not match its own digest.")
+
+
+def _findings_digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of stored findings, without the digest itself."""
+    rest = {name: value for name, value in content.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def read_extra_findings(folder: Path, subject: Observations) -> ExtraFindings:
@@ -63,6 +76,7 @@ def read_extra_findings(folder: Path, subject: Observations) -> ExtraFindings:
     for path in sorted(Path(folder).glob(findings_file_name("*"))):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
+            _require_unedited(content)
             if (content["model"], content["split"]) == (subject.model, subject.split):
                 found.findings.extend(TypeAdapter(list[Finding]).validate_python(content["findings"]))
                 claims = TypeAdapter(list[str]).validate_python(content.get("claims", []))

@@ -139,8 +139,8 @@ def _describe_origin(subject: OpenedRun, criteria: Criteria, fixed: Criteria) ->
     found: list[str] = []
     if criteria != fixed:
         found.append(
-            f"The criteria were changed after unlearning: {describe_change(criteria, fixed)}. 'Removed' is said only if "
-            "the criteria fixed before say it too."
+            f"The criteria were changed after unlearning: {describe_change(criteria, fixed)}. 'Removed' is said only "
+            "if the criteria fixed before say it too."
         )
     if CONTENT not in subject.meta:
         found.append(

@@ -1,8 +1,8 @@
 """What stored observations are bound to: weights, split, views, settings, and the pixels and labels of the examples.
 
 Observations are used again only if all of it is what it was when they were made, if the file has the digest that it
-says, and if the model gives the same numbers for a few examples. Otherwise the model is observed anew, and that is said;
-a file that was edited is an error.
+says, and if the model gives the same numbers for a few examples. Otherwise the model is observed anew, and that is
+said; a file that was edited is an error.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ def require_no_copy(
     """Raise if a reference's weights are near those of the original or of the audited model.
 
     Models that were trained independently are far apart; a copy with noise, or a copy trained further, is not, and
-    whatever it is compared with looks as if nothing were left.
+    whatever it is compared with looks as if nothing were left. Equal weights are recognized by their digest.
     """
     for role, other in others.items():
         distance = weight_distance(checkpoint.model, other.load().model)

@@ -52,7 +52,7 @@ class ObservationSettings:
     bank: int = 1024
     """Number of valid examples in the bank to which the margin compares."""
     cap: int = 2000
-    """Largest number of retained, spare, valid and control examples (a fixed random sample); forget and holdout: all."""
+    """Largest number of retained, spare, valid and control examples (a random sample); forget, holdout: all."""
     test_cap: int = 5000
     """Largest number of test examples."""
     prompt: str = "{}"

@@ -93,7 +93,7 @@ def _agrees(stored: Observations, name: str, again: np.ndarray, arrays: Mapping[
         spread = held
     if held.shape != again.shape:
         return False
-    if again.dtype.kind not in "f":
+    if again.dtype.kind != "f":
         return bool((held == again).all())
     allowed = TOLERANCE * float(np.std(spread)) + 1e-5 * float(np.abs(again).max(initial=0))
     return bool((np.abs(held - again) <= allowed).all())
