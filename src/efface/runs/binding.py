@@ -50,6 +50,8 @@ class Binder:
     """Views of the original, through which every model is observed."""
     recheck: bool = False
     """Whether nothing that is stored is used."""
+    keep: bool = False
+    """Whether files that are there already stay: for verbs that observe in another way than the audit did."""
     _examples: dict[str, str] = field(default_factory=dict)
 
     def facts(self, split: Split) -> dict[str, Any]:

@@ -40,7 +40,14 @@ def guess_canaries(
     progress, request = progress or Progress(), GuessRequest.of(request)
     plan = read_canary_plan(folder)
     compared = build_comparison(
-        run, request.watch, request.device, progress, original=original, oracles=oracles, trust=request.trust_pickle
+        run,
+        request.watch,
+        request.device,
+        progress,
+        original=original,
+        oracles=oracles,
+        trust=request.trust_pickle,
+        keep=True,
     )
     _require_same_data(plan, compared.subject.data, folder)
     findings = canary_guessing.canary_findings(

@@ -78,7 +78,8 @@ class AuditedModel:
         checkpoint = replace(checkpoint, recipe=replace(checkpoint.recipe, views=binder.views))
         observed = api.observe(checkpoint, binder.data, split, binder.watch, device=device)
         observed.meta.update(binder.facts(split))
-        artifacts.save_observations(path, observed)
+        if not (binder.keep and path.exists()):
+            artifacts.save_observations(path, observed)
         return observed
 
 
@@ -132,6 +133,7 @@ def build_comparison(
     references: Path | None = None,
     trust: bool = False,
     recheck: bool = False,
+    keep: bool = False,
 ) -> Comparison:
     """Open a run and the models to compare it with, check that they are comparable, and observe each of them.
 
@@ -145,6 +147,7 @@ def build_comparison(
         references: Folder filled by ``efface references``.
         trust: Unpickle foreign checkpoints that ask for classes.
         recheck: Observe every model anew, whatever is stored.
+        keep: Leave stored observations that were made in another way: they are those of the audit.
 
     Raises:
         EffaceError: A model is missing, or cannot be compared with the run: for example a retrained reference that
@@ -158,7 +161,7 @@ def build_comparison(
     require_same_pictures(subject)
     models |= _others(subject, models, oracles, references, trust=trust)
     observations: dict[str, Observations] = {}
-    compared = Comparison(subject, models, observations, Binder(subject.data, watch, views, recheck))
+    compared = Comparison(subject, models, observations, Binder(subject.data, watch, views, recheck, keep))
     for claim in compared.claims:
         progress.say(claim)
     for name, model in models.items():

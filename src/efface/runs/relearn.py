@@ -40,7 +40,7 @@ def relearn_run(
     progress, request = progress or Progress(), RelearnRequest.of(request)
     how, watch = request.relearn, request.watch
     compared = build_comparison(
-        run, watch, request.device, progress, original=original, oracles=oracles, trust=request.trust_pickle
+        run, watch, request.device, progress, original=original, oracles=oracles, trust=request.trust_pickle, keep=True
     )
     snapshots: dict[str, Any] = {}
     for name, model in compared.models.items():
