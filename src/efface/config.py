@@ -14,6 +14,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from enum import Enum
 from itertools import pairwise
 from pathlib import Path
+from types import UnionType
 from typing import Any, get_args, get_type_hints
 
 import yaml
@@ -172,7 +173,7 @@ def describe_fields(cls: type) -> list[tuple[str, str, str, str]]:
 
 def _convert(hint: Any, value: Any, choices: Choices, path: str, default: Any = None) -> Any:
     """Convert ``value`` to the type ``hint``; a nested mapping leaves the rest of ``default`` as it is."""
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and isinstance(hint, UnionType):
         inner = [one for one in get_args(hint) if is_dataclass(one)]
         hint = inner[0] if len(inner) == 1 else hint  # "Criteria | None"
     if hint in choices and not is_dataclass(value):
