@@ -29,7 +29,7 @@ from efface.auditing.observations import Observations
 ControlWord = Literal["passed", "failed", "missing"]
 FEWEST = 20
 """A holdout and a control of fewer examples are not compared."""
-RENEWED = "renewed-"
+RENEWED_PREFIX = "renewed-"
 """Prefix of the parts that were observed with BatchNorm statistics estimated anew."""
 
 
@@ -43,6 +43,30 @@ class Control:
     """What ``removed`` becomes unless the control passed."""
     note: str
     """What was compared and what came out, in a sentence without its full stop."""
+
+
+def make_controls(
+    evidence: Evidence, names: Sequence[str], delta: float, alpha: float, judged: Callable[[Evidence], Sequence[Any]]
+) -> tuple[Control, ...]:
+    """Make every control that applies, except the one of criteria.
+
+    Args:
+        evidence: The evidence of the verdict, with the oracles that are only claimed to be clean.
+        names: The signals that decide.
+        delta: Largest distance of an AUC from 0.5 that counts as no difference.
+        alpha: Error probability allowed for each control.
+        judged: Judges the signals of an evidence.
+
+    """
+    verified = evidence.verified()
+    found = (
+        check_unseen(verified, names, alpha),
+        check_fresh(verified, names, delta, alpha),
+        check_alignment(verified, names, delta, alpha),
+        check_statistics(verified, judged),
+        check_claimed(evidence, judged),
+    )
+    return tuple(one for one in found if one is not None)
 
 
 def strictest(word: str, controls: Sequence[Control]) -> str:
@@ -123,10 +147,14 @@ def check_alignment(evidence: Evidence, names: Sequence[str], delta: float, alph
 def renewed_evidence(evidence: Evidence) -> Evidence | None:
     """Return the evidence with the subject as it looks with BatchNorm statistics estimated anew; None if unobserved."""
     observed = evidence.subject
-    if not all(observed.has(f"{RENEWED}{part}", "keys") for part in ("forget", "holdout")):
+    if not all(observed.has(f"{RENEWED_PREFIX}{part}", "keys") for part in ("forget", "holdout")):
         return None
     kept = {name: value for name, value in observed.arrays.items() if name.split("/")[0] not in ("forget", "holdout")}
-    moved = {name.removeprefix(RENEWED): value for name, value in observed.arrays.items() if name.startswith(RENEWED)}
+    moved = {
+        name.removeprefix(RENEWED_PREFIX): value
+        for name, value in observed.arrays.items()
+        if name.startswith(RENEWED_PREFIX)
+    }
     subject = Observations(f"{observed.model} with new statistics", observed.split, kept | moved, observed.meta)
     return Evidence(evidence.original, subject, evidence.oracles)
 

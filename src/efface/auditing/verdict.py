@@ -155,7 +155,13 @@ def judge(
     judged = judge_signals(evidence, names, criteria)
     utility = judge_utility(evidence, names, criteria.max_utility_drop)
     word = combine_signals(judged, utility)
-    checked = make_controls(whole, names, criteria, fixed) if controlled else ()
+    checked: tuple[Control, ...] = ()
+    if controlled:
+        checked = controls.make_controls(
+            whole, names, criteria.delta, criteria.alpha, lambda other: judge_signals(other, names, criteria)
+        )
+    if fixed is not None and fixed != criteria:
+        checked += (_check_fixed(whole, criteria, fixed),)
     capped = cast("VerdictWord", controls.strictest(word, checked))
     return Verdict(
         capped,
@@ -171,27 +177,10 @@ def judge(
     )
 
 
-def make_controls(
-    evidence: Evidence, names: tuple[str, ...], criteria: Criteria, fixed: Criteria | None = None
-) -> tuple[Control, ...]:
-    """Make every control that applies; see :mod:`efface.auditing.controls`."""
-    verified = evidence.verified()
-    found = [
-        controls.check_unseen(verified, names, criteria.alpha),
-        controls.check_fresh(verified, names, criteria.delta, criteria.alpha),
-        controls.check_alignment(verified, names, criteria.delta, criteria.alpha),
-        controls.check_statistics(verified, lambda other: judge_signals(other, names, criteria)),
-        controls.check_claimed(evidence, lambda other: judge_signals(other, names, criteria)),
-    ]
-    if fixed is not None and fixed != criteria:
-        found.append(_check_fixed(evidence, criteria, fixed))
-    return tuple(one for one in found if one is not None)
-
-
 def _check_fixed(evidence: Evidence, criteria: Criteria, fixed: Criteria) -> Control:
     """Judge by the criteria that were fixed before unlearning as well."""
-    before, change = judge(evidence, fixed).word, controls.describe_change(criteria, fixed)
-    note = f"criteria were changed after unlearning ({change}); by those fixed before: {before}"
+    before = judge(evidence, fixed).word
+    note = f"criteria were changed afterwards ({controls.describe_change(criteria, fixed)}); by those before: {before}"
     return Control("fixed", "passed" if before == "removed" else "failed", "inconclusive", note)
 
 
