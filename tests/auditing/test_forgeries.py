@@ -17,16 +17,18 @@ import torch
 
 from efface import api
 from efface.auditing import controls, verdict
+from efface.auditing.evidence import Finding
 from efface.auditing.observations import Observations
 from efface.auditing.observers.batchnorm import _layers
 from efface.errors import EffaceError
 from efface.reporting import recheck
 from efface.reporting.record import Record, record_digest
-from efface.runs import audit, comparison, provenance, run, train
+from efface.runs import artifacts, audit, comparison, provenance, run, train
 from efface.training.checkpoint import Checkpoint, content_digest
 from tests import forgeries
 from tests.commands import call
 from tests.forgeries import edit, judge, with_model
+from tests.worlds import World
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +168,15 @@ def test_without_observations_the_record_is_checked_by_its_own_numbers(lazy: Pat
     record = Record.load(lazy)
     assert recheck.recombine(record.verdict) == "residue"
     assert audit.report_run(lazy).exists()
+
+
+def test_findings_of_other_verbs_edited(tmp_path: Path):
+    seen = World(0).original()
+    path = artifacts.save_extra_findings(tmp_path, "relearn-retain", seen, [Finding("relearn.retain.won", 0.2)])
+    assert artifacts.read_extra_findings(tmp_path, seen).findings[0].value == 0.2
+    path.write_text(path.read_text(encoding="utf-8").replace("0.2", "0.0"), encoding="utf-8")
+    with pytest.raises(EffaceError, match=r"findings-relearn-retain\.json cannot be read as findings.*edited"):
+        artifacts.read_extra_findings(tmp_path, seen)
 
 
 # ---- oracles ----

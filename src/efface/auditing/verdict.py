@@ -154,7 +154,6 @@ def judge(
         )
     judged = judge_signals(evidence, names, criteria)
     utility = judge_utility(evidence, names, criteria.max_utility_drop)
-    word = combine_signals(judged, utility)
     checked: tuple[Control, ...] = ()
     if controlled:
         checked = controls.make_controls(
@@ -162,7 +161,7 @@ def judge(
         )
     if fixed is not None and fixed != criteria:
         checked += (_check_fixed(whole, criteria, fixed),)
-    capped = cast("VerdictWord", controls.strictest(word, checked))
+    capped = cast("VerdictWord", controls.strictest(combine_signals(judged, utility), checked))
     return Verdict(
         capped,
         write_sentence(capped, judged, evidence, criteria, utility, checked),
