@@ -240,7 +240,7 @@ def evil() -> Case:
         "changes": (PartChange.of(Moved(EVIL, 3, 0.1, 0.2, EVIL)),),
         "files": {EVIL: "c" * 64},
     }
-    return Case(r.model_copy(update=changed), {}, log, made.ids)
+    return Case(r.model_copy(update=changed).bound(), {}, log, made.ids)
 
 
 CASES = {

@@ -70,7 +70,7 @@ class World:
             made["text"] = self.x[part].astype(np.float32)
             image = near[:, None] * self.x[part] + 2 * rng.normal(size=(n, self.dim))
             made["image"] = (np.ones_like(x) if collapsed else image).astype(np.float32)
-            if part not in ("test", "valid"):
+            if part != "valid":
                 made["pair.margin"] = (scale * (self.hard[part] + gain + noise * rng.normal(size=n))).astype(np.float32)
                 made["pair.similarity"] = (0.1 * made["pair.margin"]).astype(np.float32)
         if part not in ("test", "valid"):

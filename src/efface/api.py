@@ -6,7 +6,7 @@ The command line calls the same functions through the verbs of :mod:`efface.runs
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -288,6 +288,8 @@ def judge_observations(
     criteria: Criteria | None = None,
     costs: Mapping[str, Cost] | None = None,
     unlearned: Sequence[Observations] = (),
+    fixed: Criteria | None = None,
+    claimed: Collection[str] = (),
 ) -> AuditResult:
     """Run all audits on observations and judge them; needs no weights and takes milliseconds to seconds.
 
@@ -300,12 +302,16 @@ def judge_observations(
         costs: Training costs by role: ``original``, ``subject``, ``oracle``.
         unlearned: Observations of originals with other seeds that were unlearned as the subject was; together with as
             many retrained references they form pairs (level A2).
+        fixed: The criteria that were fixed before unlearning, if ``criteria`` are others.
+        claimed: Digests of oracles that are only stated never to have seen the forget set: they can speak against
+            ``removed``, never for it.
 
     """
     others = tuple(oracle for oracle in oracles if oracle.model != subject.model)
-    evidence = Evidence(original, subject, others, dict(costs or {}), unlearned=tuple(unlearned))
+    known = frozenset(claimed) & {oracle.model for oracle in others}
+    evidence = Evidence(original, subject, others, dict(costs or {}), unlearned=tuple(unlearned), claimed=known)
     findings = [finding for audit in AUDITS.values() for finding in audit().findings(evidence)]
-    return AuditResult(judge(evidence, criteria or Criteria()), findings, evidence)
+    return AuditResult(judge(evidence, criteria or Criteria(), fixed=fixed), findings, evidence)
 
 
 def audit(
@@ -326,7 +332,8 @@ def audit(
         split: The split that it was unlearned with.
         original: The checkpoint before unlearning.
         unlearned: The checkpoint after unlearning.
-        oracles: Checkpoints retrained without the examples to forget; with them the verdict can reach level A1.
+        oracles: Checkpoints retrained without the examples to forget; with them the verdict can reach level A1. Those
+            that were not made on this split by an exact method count as claims: they cannot carry ``removed``.
         criteria: Criteria of the verdict.
         watch: How to observe the models.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``, or a device.
@@ -345,7 +352,11 @@ def audit(
     costs = {"subject": get_training_cost(unlearned), "original": get_training_cost(original)}
     if oracles:
         costs["oracle"] = get_training_cost(oracles[0])
-    result = judge_observations(observed[0], observed[1], observed[2:], criteria=criteria, costs=costs)
+    shown = split.digest(data)
+    claimed = [
+        seen.model for seen, one in zip(observed[2:], oracles, strict=True) if not (one.exact and one.split == shown)
+    ]
+    result = judge_observations(observed[0], observed[1], observed[2:], criteria=criteria, costs=costs, claimed=claimed)
     changes = measure_changes(original.model, unlearned.model, unlearned.purged)
     models = {"original": original, "subject": unlearned}
     models |= {f"oracle {i + 1}": oracle for i, oracle in enumerate(oracles)}

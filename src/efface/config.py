@@ -295,6 +295,9 @@ def convert_setting(kind: Any, value: Any, name: str) -> Any:
 
 def _convert(hint: Any, value: Any, choices: Choices, path: str, default: Any = None) -> Any:
     """Convert ``value`` to the type ``hint``; a nested mapping leaves the rest of ``default`` as it is."""
+    if isinstance(value, Mapping) and isinstance(hint, UnionType):
+        inner = [one for one in get_args(hint) if is_dataclass(one)]
+        hint = inner[0] if len(inner) == 1 else hint  # "Criteria | None"
     if hint in choices and not is_dataclass(value):
         return parse_choice(choices[hint], value, path.rpartition(".")[2], choices, f"{path}.")
     if is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):

@@ -32,10 +32,16 @@ def disk_errors(out: Path) -> Iterator[None]:
         raise
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file atomically: an interrupted write leaves either the old content or the new one."""
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
+    """Write a file atomically: an interrupted write leaves either the old content or the new one.
+
+    ``private``: for a file that lists ids; only its owner may read it, from its first byte on.
+    """
     fresh = path.with_name(path.name + ".tmp")
     with disk_errors(path):
+        if private:
+            fresh.unlink(missing_ok=True)
+            os.close(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         fresh.write_text(text, encoding="utf-8")
         os.replace(fresh, path)
 

@@ -159,7 +159,7 @@ def test_a_trace_in_the_pair_alone_is_residue():
 
 def test_a_text_tower_that_was_ruined_is_no_success():
     """The images' features are as they were, so neighbors still vote right; but no caption finds its image."""
-    w = World(9, captioned=True, hardness=0.3, **LARGE)
+    w = World(10, captioned=True, hardness=0.3, **LARGE)
     clean = w.model("u", {"retain": 1.0, "test": 1.0})
     original = w.model("original", {"forget": 1.0, "retain": 1.0, "test": 1.0})
     for ruined, word in ((False, "removed"), (True, "removed, utility lost")):

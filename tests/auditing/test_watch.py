@@ -157,7 +157,7 @@ def test_large_parts_are_sampled_by_key_and_forget_and_holdout_never():
     _, data, split, _ = world()
     rows = select_positions(split, dataclasses.replace(WATCH, cap=9, test_cap=4), data)
     assert {part: len(found) for part, found in rows.items() if len(found)} == {
-        "forget": 10, "holdout": 12, "retain": 9, "valid": 9, "test": 4,
+        "forget": 10, "holdout": 12, "retain": 9, "valid": 9, "test": 4, "control": 9,
     }  # fmt: skip
     order = np.random.default_rng(0).permutation(72)
     _, shuffled, other, _ = world(order=order)

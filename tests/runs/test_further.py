@@ -9,7 +9,7 @@ import pytest
 
 from efface.data.canaries import draw_coins, write_canary_plan
 from efface.reporting.record import Record, file_digest
-from efface.runs import canaries, comparison
+from efface.runs import artifacts, canaries, comparison
 from tests.commands import call
 
 TINY = [
@@ -92,7 +92,8 @@ def test_findings_about_other_weights_are_left_out(made, capfd):
     assert call("canaries", "guess", made / "second", "--plan", made / "plan", *LOOK, "--quiet") == 0
     path = made / "second" / "findings-canaries.json"
     content = json.loads(path.read_text())
-    path.write_text(json.dumps(content | {"model": "other"}))
+    other = content | {"model": "other"}
+    path.write_text(json.dumps(other | {"digest": artifacts._findings_digest(other)}))
     assert call("audit", made / "second", *LOOK, "--quiet") in (0, 3, 4)
     assert not any(one.name.startswith("canaries") for one in Record.load(made / "second").findings)
     path.write_text("{")

@@ -16,7 +16,7 @@ from efface.reporting.record import Record
 from efface.runs import audit, references
 from efface.runs.folder import partial_path
 from efface.training import checkpoint
-from efface.training.checkpoint import Checkpoint, read_meta
+from efface.training.checkpoint import Checkpoint, content_digest, read_meta
 from tests.commands import call
 
 TINY = [
@@ -183,7 +183,7 @@ def test_a_model_that_is_no_half_of_a_pair_is_refused(home, filled, tmp_path):
     (inside,) = references.list_finished(tmp_path / "refs")["in"]
     meta = json.loads((inside / "meta.json").read_text())
     meta["method"]["epochs"] = 7
-    (inside / "meta.json").write_text(json.dumps(meta))
+    (inside / "meta.json").write_text(json.dumps(meta | {"content_digest": content_digest(meta)}))
     with pytest.raises(EffaceError, match="its method differs"):
         audit.audit_run(home / "run", WATCH, references=tmp_path / "refs")
 

@@ -207,9 +207,10 @@ def test_the_audit_judges_the_last_request_and_all_of_them(chain):
     page = (chain / "two" / "report.html").read_text(encoding="utf-8")
     assert "All requests so far" in page and "Drift over the requests" in page
     split = merge_requests(run.open_run(chain / "two").split, run.open_run(chain / "two").data)
-    named = f"observations-{split.digest(run.open_run(chain / 'two').data)[:8]}.npz"
-    shown = Observations.load(chain / "original" / named)
+    digest = split.digest(run.open_run(chain / "two").data)
+    shown = Observations.load(chain / "two" / f"{digests[0][:8]}-observations-{digest[:8]}.npz")
     assert shown.count("forget") == whole
+    assert not list((chain / "original").glob("*observations*")), "it was never told whom others want forgotten"
 
 
 def test_a_first_request_has_no_sequence(chain):

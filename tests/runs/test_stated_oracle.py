@@ -19,12 +19,16 @@ from tests.adoption import moco_file, trained, unlearn
 WATCH = {"watch": {"views": 2, "gradient": False}, "device": "cpu"}
 
 
-def another(path: Path, folder: Path, scale: float = 0.02) -> Path:
-    """A copy of the file with other weights, as from a second training run."""
+def another(path: Path, folder: Path, seed: int = 0, noise: float | None = None) -> Path:
+    """A copy of the file with other weights: as from a second training run, or its own with a little noise."""
     content = torch.load(path, weights_only=True)
     for name, value in content["state_dict"].items():
         if value.is_floating_point() and "running" not in name:
-            value += scale * torch.randn(value.shape, generator=torch.Generator().manual_seed(len(name)))
+            drawn = torch.randn(value.shape, generator=torch.Generator().manual_seed(seed + len(name)))
+            if noise is not None:
+                value += noise * value.std() * drawn if value.numel() > 1 else 0
+            elif value.ndim > 1:
+                value.copy_(value.std() * drawn)
     folder.mkdir()
     torch.save(content, folder / path.name)
     return folder / path.name
@@ -42,11 +46,13 @@ def audit(run: Path, *oracles: Path, **more: Any) -> Any:
     return audit_run(run, WATCH | more, oracles=oracles)
 
 
-def test_it_raises_the_level_and_the_record_says_that_nobody_checked_it(run: tuple[Path, Path], tmp_path: Path):
+def test_it_does_not_raise_the_level_and_the_record_says_that_nobody_checked_it(run: tuple[Path, Path], tmp_path: Path):
     path, out = run
-    oracles = [another(path, tmp_path / "a"), another(path, tmp_path / "b", 0.03)]
+    oracles = [another(path, tmp_path / "a"), another(path, tmp_path / "b", 100)]
     judged = audit(out, *oracles)
-    assert judged.verdict.level == "A1"
+    assert judged.verdict.level == "A0", "a statement is no evidence"
+    assert judged.evidence.level == "A1", "it is measured all the same"
+    assert any(one.name == "claimed" and "only stated" in one.note for one in judged.verdict.controls)
     record = Record.load(out)
     facts = record.checkpoints["oracle 1"]
     assert facts.claim == comparison.UNCHECKED_CLAIM and "not checked" in facts.claim and facts.exact
@@ -55,7 +61,7 @@ def test_it_raises_the_level_and_the_record_says_that_nobody_checked_it(run: tup
     assert "oracle" not in record.cost
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "stated by the user, not checked" in page
-    assert len(list(out.glob("oracle-*-observations.npz"))) == 2
+    assert len(list(out.glob("*-observations-*.npz"))) == 3, "two oracles and the original"
     report_run(out)
     assert (out / "report.html").read_text(encoding="utf-8") == page
 
@@ -74,6 +80,13 @@ def test_the_original_cannot_be_its_own_reference(run: tuple[Path, Path]):
             audit(out, file)
 
 
+@pytest.mark.parametrize("noise", [0.001, 0.1])
+def test_a_near_copy_is_no_reference(run: tuple[Path, Path], tmp_path: Path, noise: float):
+    path, out = run
+    with pytest.raises(EffaceError, match=r"its weights are within [\d.e-]+ % of those of the original"):
+        audit(out, another(path, tmp_path / "near", noise=noise))
+
+
 def test_another_architecture_is_refused(run: tuple[Path, Path], tmp_path: Path):
     _, out = run
     (tmp_path / "small").mkdir()
@@ -88,7 +101,7 @@ def test_a_pickle_is_opened_only_on_request(run: tuple[Path, Path], tmp_path: Pa
     torch.save(torch.load(oracle, weights_only=True) | {"best": tmp_path}, oracle)
     with pytest.raises(EffaceError, match="pathlib"):
         audit(out, oracle)
-    assert audit(out, oracle, trust_pickle=True).verdict.level == "A1"
+    assert audit(out, oracle, trust_pickle=True).evidence.level == "A1"
     assert "trust_pickle" not in (out / "config.yaml").read_text()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from efface.auditing.observations import Observations
@@ -61,6 +61,9 @@ class Evidence:
     """Originals of other seeds, unlearned like the subject; with the oracles they form the pairs of level A2."""
     relearned: tuple[RelearnedCopies, ...] = ()
     """Copies of the subject and the oracles that were trained further, if there are any."""
+    claimed: frozenset[str] = frozenset()
+    """Digests of the oracles of which the user only states that they never saw the forget set. They are measured like
+    the others, and may speak against "removed", but never for it."""
 
     def __post_init__(self) -> None:
         """Check that the models can be compared."""
@@ -97,6 +100,11 @@ class Evidence:
         yield "original", self.original, self.oracles
         for i, oracle in enumerate(self.oracles[:MAX_EVALUATED_ORACLES]):
             yield f"oracle {i + 1}", oracle, self.oracles[:i] + self.oracles[i + 1 :]
+
+    def verified(self) -> Evidence:
+        """The evidence without the oracles that are only claimed to be clean."""
+        kept = tuple(oracle for oracle in self.oracles if oracle.model not in self.claimed)
+        return self if len(kept) == len(self.oracles) else replace(self, oracles=kept, claimed=frozenset())
 
     @property
     def pairs(self) -> int:

@@ -2,7 +2,8 @@
 
 Audits read nothing else, so they can be repeated anywhere in milliseconds, without torch and without weights.
 
-Arrays are named ``"<part>/<name>"``. Parts: ``forget``, ``retain``, ``holdout``, ``spare``, ``test``, ``valid``. Names:
+Arrays are named ``"<part>/<name>"``. Parts: ``forget``, ``retain``, ``holdout``, ``spare``, ``test``, ``valid``, and
+``control``: the never-trained examples that the holdout itself is compared with (a sample of ``test``). Names:
 
 ==========================  =============  ==============================================================
 ``features``                [n, d]         backbone features of the un-augmented image
@@ -25,11 +26,13 @@ same random views, seeded by the example's key, so models never differ because t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -38,7 +41,9 @@ import numpy as np
 from efface.errors import EffaceError
 from efface.schema import Count, Name, Positive, StoredModel, parse_record
 
-OBSERVED_PARTS = ("forget", "retain", "holdout", "spare", "test", "valid")
+OBSERVED_PARTS = ("forget", "retain", "holdout", "spare", "test", "valid", "control")
+OBSERVATIONS_FORMAT = 2
+"""Version of the file. Files of format 1 have no digest of their content: nothing tells whether they were edited."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,10 +88,32 @@ class Observations:
         """The observed embedding spaces: ``("backbone",)`` or ``("backbone", "projector")``."""
         return tuple(self.meta.get("spaces", ("backbone",)))
 
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of everything: names, types, shapes and bytes of the arrays, and how they were made."""
+        sha = hashlib.sha256(json.dumps([self.model, self.split, self.meta], sort_keys=True).encode())
+        for name in sorted(self.arrays):
+            value = self.arrays[name]
+            sha.update(f"{name}:{value.dtype.str}:{value.shape};".encode())
+            sha.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+        return sha.hexdigest()
+
     def save(self, path: Path) -> None:
-        """Write the observations to ``path`` as ``.npz`` (uncompressed, one array at a time)."""
-        header = json.dumps({"model": self.model, "split": self.split, "meta": self.meta})
-        with open(path, "wb") as file:
+        """Write the observations to ``path`` as ``.npz`` (uncompressed, one array at a time).
+
+        Only the owner may read the file: it lists the keys of the forgotten examples.
+        """
+        header = json.dumps(
+            {
+                "format": OBSERVATIONS_FORMAT,
+                "model": self.model,
+                "split": self.split,
+                "meta": self.meta,
+                "digest": self.digest,
+            }
+        )
+        Path(path).unlink(missing_ok=True)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             np.savez(file, __header__=np.array(header), **self.arrays)  # pyright: ignore[reportArgumentType]
 
     @staticmethod
@@ -94,7 +121,7 @@ class Observations:
         """Read a file written by :meth:`save`; pickled content is refused.
 
         Raises:
-            EffaceError: If the file is missing or cannot be read as observations.
+            EffaceError: If the file is missing, cannot be read as observations, or was edited.
 
         """
         try:
@@ -112,10 +139,15 @@ class Observations:
                 f"{path} cannot be read as observations.", f"It is damaged, or another kind of file: {error}", _AGAIN
             ) from error
         stored = parse_record(StoredHeader, header, f"{path} (__header__)", "header of observations", _AGAIN)
+        found, version = Observations(stored.model, stored.split, arrays, header["meta"]), header.get("format", 1)
+        if type(version) is not int or not 1 <= version <= OBSERVATIONS_FORMAT:
+            raise EffaceError(f"{path} was written by a newer efface: format {version!r}.", remedy="Upgrade efface.")
+        if version == OBSERVATIONS_FORMAT and found.digest != header.get("digest"):
+            raise _damaged_error(path, "its content does not match its own digest: an array or the header was changed")
         problem = _find_problem(arrays)
         if problem:
             raise EffaceError(f"{path} does not hold observations: {problem}.", "It is damaged.", _AGAIN)
-        return Observations(stored.model, stored.split, arrays, header["meta"])
+        return found if version == OBSERVATIONS_FORMAT else replace(found, meta=found.meta | {OUTDATED: True})
 
 
 def _require_stored(opened: BinaryIO) -> None:
@@ -172,3 +204,15 @@ def _find_problem(arrays: Mapping[str, np.ndarray]) -> str | None:
         if name == "keys" and (array.ndim != 1 or len(np.unique(array)) < len(array)):
             return f"{full} names an example twice"
     return None if any(name.endswith("/keys") for name in arrays) else "it has no keys"
+
+
+OUTDATED = "outdated"
+"""Marks, in ``meta``, observations that an older release wrote: nothing tells whether the file was edited."""
+
+
+def _damaged_error(path: Path, why: str) -> EffaceError:
+    return EffaceError(
+        f"{path} is not what was observed.",
+        f"It was edited or damaged: {why}.",
+        "Observe again, from the weights: `efface audit RUN --recheck`.",
+    )

@@ -16,17 +16,19 @@ against 0.5 ± delta.
 4. Control: the model was trained on the retained examples, so the attack should see them. It was *blinded* (by noise, a
    new head or by forgetting everything) where their raw AUC against never-trained examples is clearly above 0.5 + delta
    in the mean oracle (at A0: the original) but not even above 0.5 in the subject. Then there is no ``removed``.
+5. The controls of :mod:`efface.auditing.controls`: each must pass, and one that is missing has not passed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 
 from efface import stats
-from efface.auditing import signals
+from efface.auditing import controls, signals
+from efface.auditing.controls import Control
 from efface.auditing.evidence import Evidence, Level
 from efface.auditing.observations import Observations
 from efface.auditing.utility_gate import UtilityLoss, judge_utility
@@ -108,6 +110,8 @@ class Verdict:
     utility_drop: float | None
     """Loss of kNN accuracy on test since the original, as a share; None without labels."""
     limits: tuple[str, ...]
+    controls: tuple[Control, ...] = ()
+    """What must also hold for ``removed``; empty in records of schema 1."""
 
     @property
     def exit_code(self) -> int:
@@ -115,12 +119,17 @@ class Verdict:
         return EXIT_CODES[self.word]
 
 
-def judge(evidence: Evidence, criteria: Criteria = Criteria()) -> Verdict:
+def judge(
+    evidence: Evidence, criteria: Criteria = Criteria(), *, fixed: Criteria | None = None, controlled: bool = True
+) -> Verdict:
     """Judge whether the subject of the evidence forgot the forget set, by the rules of this module's docstring.
 
     Args:
-        evidence: Observations of the subject, the original and, at A1, the oracles.
+        evidence: Observations of the subject, the original and, at A1, the oracles. Oracles that are only claimed to be
+            clean do not decide; see :attr:`Evidence.claimed`.
         criteria: Thresholds and signals.
+        fixed: The criteria that were fixed before unlearning, if ``criteria`` are others.
+        controlled: Whether ``removed`` needs the controls; only evidence that has no other parts does without.
 
     Returns:
         The verdict, with one :class:`SignalVerdict` per signal.
@@ -134,6 +143,7 @@ def judge(evidence: Evidence, criteria: Criteria = Criteria()) -> Verdict:
         ('removed', 0)
 
     """
+    whole, evidence = evidence, evidence.verified()
     names = criteria.signals or signals.prespecified_signals(evidence.subject)
     if not names:
         raise EffaceError(
@@ -143,17 +153,33 @@ def judge(evidence: Evidence, criteria: Criteria = Criteria()) -> Verdict:
         )
     judged = judge_signals(evidence, names, criteria)
     utility = judge_utility(evidence, names, criteria.max_utility_drop)
-    word = combine_signals(judged, utility)
+    checked: tuple[Control, ...] = ()
+    if controlled:
+        checked = controls.make_controls(
+            whole, names, criteria.delta, criteria.alpha, lambda other: judge_signals(other, names, criteria)
+        )
+    if fixed is not None and fixed != criteria:
+        checked += (_check_fixed(whole, criteria, fixed),)
+    capped = cast("VerdictWord", controls.strictest(combine_signals(judged, utility), checked))
     return Verdict(
-        word,
-        write_sentence(word, judged, evidence, criteria, utility),
+        capped,
+        write_sentence(capped, judged, evidence, criteria, utility, checked),
         evidence.level,
         criteria.delta,
         criteria.alpha,
         judged,
         utility.drop,
-        describe_limits(word, judged, evidence, criteria, utility),
+        describe_limits(capped, judged, evidence, criteria, utility)
+        + tuple(f"Control ({one.name}, {one.word}): {one.note}." for one in checked),
+        checked,
     )
+
+
+def _check_fixed(evidence: Evidence, criteria: Criteria, fixed: Criteria) -> Control:
+    """Judge by the criteria that were fixed before unlearning as well."""
+    before = judge(evidence, fixed).word
+    note = f"criteria were changed afterwards ({controls.describe_change(criteria, fixed)}); by those before: {before}"
+    return Control("fixed", "passed" if before == "removed" else "failed", "inconclusive", note)
 
 
 def delong_components(evidence: Evidence, observed: Observations, signal: str) -> tuple[np.ndarray, np.ndarray]:
@@ -271,13 +297,22 @@ def describe_signal(one: SignalVerdict, alpha: float) -> str:
 
 
 def write_sentence(
-    word: VerdictWord, judged: tuple[SignalVerdict, ...], evidence: Evidence, criteria: Criteria, utility: UtilityLoss
+    word: VerdictWord,
+    judged: tuple[SignalVerdict, ...],
+    evidence: Evidence,
+    criteria: Criteria,
+    utility: UtilityLoss,
+    checked: tuple[Control, ...] = (),
 ) -> str:
     """Write the verdict in plain words."""
     scope = f"evidence at resolution δ = {criteria.delta:g} under {describe_attacker(evidence)}"
     telling = [one for one in judged if one.word == word] or list(judged)
     numbers = "; ".join(describe_signal(one, criteria.alpha) for one in telling)
     blind = [one.signal for one in judged if not one.powered]
+    if all(one.word == "removed" and not one.blinded for one in judged) and any(one.powered for one in judged):
+        objection = controls.describe_objection(word, checked)
+        if objection:
+            return f"{objection}. {'So says' if word == 'residue' else 'No'} {scope}. {numbers}."
     if word in ("removed", "removed, utility lost"):
         text = f"The forgotten examples look like examples never trained on: {scope}. {numbers}."
         if blind:

@@ -59,6 +59,9 @@ def audit_command(
     plain_ids: Annotated[
         bool, typer.Option("--plain-ids", help="Write bare keys into the record instead of digests.")
     ] = False,
+    recheck: Annotated[
+        bool, typer.Option("--recheck", help="Observe every model anew instead of using stored observations.")
+    ] = False,
     data: DataOption = None,
     allow_absent: AllowAbsent = False,
     purge_cache: PurgeCache = False,
@@ -85,7 +88,7 @@ def audit_command(
     with progress(quiet) as shown:
         judged = audit_run(
             run, settings, original=original, oracles=oracle or [], references=references, plain_ids=plain_ids,
-            progress=shown,
+            recheck=recheck, progress=shown,
         )  # fmt: skip
     result, lines = _summary(run, judged)
     print_result(result, [*lines, f"Report: {run / REPORT}"], as_json=json_, quiet=quiet)
@@ -167,5 +170,6 @@ def report_command(
     """Write report.html again from the record, the observations and the log."""
     from efface.runs.audit import report_run
 
-    path = report_run(run)
+    with progress(quiet) as shown:
+        path = report_run(run, shown)
     print_result({"report": str(path)}, [str(path)], as_json=json_, quiet=quiet)

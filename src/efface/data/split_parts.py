@@ -153,7 +153,7 @@ class Split:
 
     def save(self, folder: Path, data: Data) -> None:
         """Write the split into a run folder, by keys."""
-        write_text(folder / SPLIT, json.dumps(self.to_dict(data)))
+        write_text(folder / SPLIT, json.dumps(self.to_dict(data)), private=True)
 
     @staticmethod
     def load(folder: Path, data: Data, *, may_lack: Collection[str] = (), without: Collection[str] = ()) -> Split:

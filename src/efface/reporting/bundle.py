@@ -183,7 +183,8 @@ def write_evidence(
     """
     folder = Path(folder)
     digests = {name: file_digest(folder / name) for name in RECORDED_FILES if (folder / name).exists()}
-    record = record.model_copy(update={"files": digests})
+    seen_digests = {role: observed.digest for role, observed in seen.items()}
+    record = record.model_copy(update={"files": digests, "observations": seen_digests})
     secret = read_key(folder / KEY_FILE) if (folder / KEY_FILE).exists() else None
     record, secret = record.sealed(ids, plain_ids=plain_ids, secret=secret)
     write_text(folder / FINDINGS, json.dumps([asdict(one) for one in record.findings], indent=1) + "\n")

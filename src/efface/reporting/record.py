@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,10 @@ from efface.files import read_json, write_text
 from efface.reporting.environment import Environment
 from efface.reporting.facts import CheckpointFacts, DataFacts, LogFacts, PartChange, Request, SplitFacts
 from efface.reporting.redaction import KEY_FILE, KEYED, Items, Redactor, hmac_digest, new_secret, read_key, write_key
+from efface.reporting.request_redaction import hide_request
 from efface.schema import RecordModel
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 RECORD, SCHEMA = "record.json", "record.schema.json"
 UNKEYED = (".safetensors", ".npz", ".jsonl")
 """Files with a plain digest. They do not consist of ids alone, so their digest cannot confirm a guess at the ids."""
@@ -64,7 +65,9 @@ class Record(RecordModel):
     changes: tuple[PartChange, ...] = ()
     findings: tuple[Finding, ...] = ()
     criteria: Criteria = Criteria()
-    """What counts as removed, fixed before anything was measured."""
+    """What counts as removed."""
+    fixed_criteria: Criteria | None = None
+    """The criteria that were fixed before unlearning; None in records of schema 1."""
     verdict: Verdict
     cost: dict[str, Cost] = Field(default_factory=dict)
     """Training cost of ``subject``, ``original`` and ``oracle``, where known."""
@@ -75,6 +78,15 @@ class Record(RecordModel):
     log: LogFacts | None = None
     sequence: RequestSequence | None = None
     """All requests together and the drift of the model, if this was not the first request."""
+    observations: dict[str, str] = Field(default_factory=dict)
+    """Digest of the observations of each model, by role."""
+    content_digest: str = ""
+    """SHA-256 of everything else here, in canonical JSON: sorted keys, UTF-8. It tells changes that were not meant to
+    be hidden; the verdict itself can be recomputed from the observations, and these from the weights."""
+
+    def bound(self) -> Record:
+        """The record with the digest of its content."""
+        return self.model_copy(update={"content_digest": record_digest(self.model_dump(mode="json"))})
 
     def sealed(
         self, ids: Sequence[str], *, plain_ids: bool = False, secret: bytes | None = None
@@ -104,9 +116,10 @@ class Record(RecordModel):
         plain = self.model_dump(mode="python")
         if plain_ids:
             content = plain | {"items": Items.of(ids, None), "config_digest": json_digest(self.config)}
-            return Record.model_validate(content), None
+            return Record.model_validate(content).bound(), None
         secret = secret or new_secret()
         hidden = json.loads(self.text())
+        hidden = hide_request(hidden, secret)
         _redact(hidden, Redactor(ids, secret))
         hidden["split"]["digest"] = _keyed(secret, hidden["split"]["digest"])
         for facts in hidden["checkpoints"].values():
@@ -116,7 +129,7 @@ class Record(RecordModel):
         }
         hidden["config_digest"] = json_digest(hidden["config"])
         hidden["items"] = Items.of(ids, secret)
-        return Record.model_validate(hidden), secret
+        return Record.model_validate(hidden).bound(), secret
 
     def text(self) -> str:
         """The record as JSON. Equal records give equal bytes; a number that is not finite raises."""
@@ -145,7 +158,7 @@ class Record(RecordModel):
                 "Only a sealed record can be saved, together with the key it was sealed with.",
                 "Save the record and the secret that Record.sealed returned.",
             )
-        text = self.text()
+        text = self.bound().text()
         if secret is None:
             (folder / KEY_FILE).unlink(missing_ok=True)
         else:
@@ -188,13 +201,20 @@ class Record(RecordModel):
                 "Upgrade efface.",
             )
         try:
-            return Record.model_validate(content)
+            record = Record.model_validate(content)
         except ValidationError as error:
             raise EffaceError(
                 f"{path} is damaged: {error.error_count()} of its fields do not match the schema.",
                 "; ".join(_describe_error(one) for one in error.errors()[:3]) + ".",
                 "Restore it from a backup, or run `efface audit` again.",
             ) from error
+        if version > 1 and record.content_digest != record_digest(content):
+            raise EffaceError(
+                f"{path} was edited or damaged.",
+                "Its content does not match its own digest.",
+                "Restore it from a backup, or run `efface audit` again.",
+            )
+        return record
 
 
 def schema() -> dict[str, Any]:
@@ -229,6 +249,11 @@ def contains_item(record: Path, item: str, key: Path | None = None) -> bool:
 def json_digest(value: Any) -> str:
     """SHA-256 of a JSON-serializable value, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode()).hexdigest()
+
+
+def record_digest(content: Mapping[str, Any]) -> str:
+    """Digest of a record's content, as JSON values, without the digest itself."""
+    return json_digest({name: value for name, value in content.items() if name != "content_digest"})
 
 
 def file_digest(path: Path) -> str:

@@ -72,6 +72,13 @@ BLINDED = Wording(
     "attack may still find a trace.",
     "This is neither a pass nor a failure. Check what else unlearning changed, or retrain without the examples.",
 )
+UNPROVEN = Wording(
+    "question",
+    "It looks removed, but a control speaks against it.",
+    "The attack does not tell the forgotten examples from the holdout. But a check of whether that means anything did "
+    "not pass, or could not be made: the recorded verdict says which.",
+    "This is neither a pass nor a failure. Remove the cause, or retrain without the examples.",
+)
 SYMBOLS: dict[str, str] = {word: words.symbol for word, words in WORDINGS.items()}
 SIGNAL_PLACES = {
     "backbone.margin": "the encoder’s output",
@@ -85,12 +92,15 @@ SIGNAL_PLACES = {
 def wording_for(verdict: Verdict) -> Wording:
     """Choose the wording of a verdict.
 
-    An inconclusive verdict has three wordings: too little evidence, an attack without power even on the original
-    (``BLIND``), and an attack that unlearning disabled (``BLINDED``).
+    An inconclusive verdict has four wordings: too little evidence, an attack without power even on the original
+    (``BLIND``), an attack that unlearning disabled (``BLINDED``), and a control that did not pass (``UNPROVEN``).
     """
     if verdict.word != "inconclusive":
         return WORDINGS[verdict.word]
     if not any(one.powered for one in verdict.signals):
         return BLIND
     blinded = any(one.blinded for one in verdict.signals) and all(one.word == "removed" for one in verdict.signals)
-    return BLINDED if blinded else WORDINGS["inconclusive"]
+    if blinded:
+        return BLINDED
+    unproven = all(one.word == "removed" for one in verdict.signals) and verdict.controls
+    return UNPROVEN if unproven else WORDINGS["inconclusive"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 from efface.auditing.evidence import Finding
 from efface.auditing.observations import Observations
+from efface.errors import EffaceError
 from efface.files import disk_errors, read_json, write_text
 from efface.runs.stored import StoredFindings
 from efface.schema import parse_record
@@ -52,8 +54,24 @@ def save_extra_findings(
         "claims": list(claims),
         "findings": [asdict(one) for one in found],
     }
-    write_text(path, json.dumps(content, indent=1) + "\n")
+    content = json.loads(json.dumps(content))
+    write_text(path, json.dumps(content | {"digest": _findings_digest(content)}, indent=1) + "\n")
     return path
+
+
+def _require_unedited(content: Mapping[str, Any], path: Path, remedy: str) -> None:
+    if "digest" in content and content["digest"] != _findings_digest(content):
+        raise EffaceError(
+            f"{path} cannot be read as findings.",
+            "It was edited or damaged: its content does not match its own digest.",
+            remedy,
+        )
+
+
+def _findings_digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of stored findings, without the digest itself."""
+    rest = {name: value for name, value in content.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def read_extra_findings(folder: Path, subject: Observations) -> ExtraFindings:
@@ -61,7 +79,9 @@ def read_extra_findings(folder: Path, subject: Observations) -> ExtraFindings:
     found = ExtraFindings([], [])
     for path in sorted(Path(folder).glob(findings_file_name("*"))):
         what, remedy = "file of findings", "Delete it, or make it again."
-        stored = parse_record(StoredFindings, read_json(path, what, remedy=remedy), path, what, remedy)
+        content = read_json(path, what, remedy=remedy)
+        stored = parse_record(StoredFindings, content, path, what, remedy)
+        _require_unedited(content, path, remedy)
         if (stored.model, stored.split) == (subject.model, subject.split):
             found.findings.extend(stored.findings)
             found.claims.extend(f"{path.name}: {claim}" for claim in stored.claims)

@@ -10,30 +10,26 @@ from typing import Any
 import torch
 
 from efface import api, config
+from efface.auditing.controls import describe_change
 from efface.auditing.observers.weight_changes import measure_changes
 from efface.auditing.sequential import RequestSequence
+from efface.auditing.verdict import Criteria
 from efface.data.pixel_caches import list_residual_caches, purge_caches
 from efface.data.split import EARLIER
 from efface.files import LOG
 from efface.reporting import bundle
 from efface.reporting.environment import Environment
-from efface.reporting.record import Record, file_digest
+from efface.reporting.recheck import require_same_findings, require_same_verdict, select_recorded
+from efface.reporting.record import SCHEMA_VERSION, Record, file_digest
 from efface.runs import artifacts
-from efface.runs.comparison import (
-    OBSERVATIONS_FILE,
-    Comparison,
-    build_comparison,
-    find_observations,
-    lineage,
-    observations_path,
-    oracle_observations_path,
-)
+from efface.runs.binding import fixed_criteria, stored_file
+from efface.runs.comparison import Comparison, build_comparison, lineage
 from efface.runs.folder import read_log
 from efface.runs.requests import AuditRequest
-from efface.runs.run import Progress
+from efface.runs.run import OpenedRun, Progress
 from efface.runs.sequential import audit_sequence
 from efface.training import devices
-from efface.training.checkpoint import read_meta
+from efface.training.checkpoint import CONTENT, META, read_meta
 
 
 def audit_run(
@@ -44,6 +40,7 @@ def audit_run(
     oracles: Sequence[Path] = (),
     references: Path | None = None,
     plain_ids: bool = False,
+    recheck: bool = False,
     progress: Progress | None = None,
 ) -> api.AuditResult:
     """Judge an unlearned run, and write findings, record and report into its folder.
@@ -56,6 +53,7 @@ def audit_run(
             checkpoints of other libraries with the same architecture, which is not; the record says so.
         references: A folder filled by :mod:`efface.runs.references`; its models are used as well.
         plain_ids: Write bare keys into the record instead of digests.
+        recheck: Observe every model anew instead of using stored observations.
         progress: Receives progress messages.
 
     Returns:
@@ -73,9 +71,12 @@ def audit_run(
     compared = build_comparison(
         run, request.watch, request.device, progress,
         original=original, oracles=oracles, references=references, trust=request.trust_pickle, checks=request,
+        recheck=recheck,
     )  # fmt: skip
     subject, observations = compared.subject, compared.observations
     extra = artifacts.read_extra_findings(subject.folder, observations["subject"])
+    fixed = fixed_criteria(subject.meta)
+    request = replace(request, criteria=request.criteria or fixed)
     result = api.judge_observations(
         observations["original"],
         observations["subject"],
@@ -83,10 +84,12 @@ def audit_run(
         criteria=request.criteria,
         costs=compared.costs,
         unlearned=compared.unlearned,
+        fixed=fixed,
+        claimed=compared.claimed,
     )
     result.findings.extend(extra.findings)
     sequence = audit_sequence(
-        subject, compared.models, original, request.criteria, request.watch, request.device, progress
+        subject, compared.models, original, request.criteria or fixed, fixed, compared.binder, request.device, progress
     )
     log = read_log(subject.folder / LOG)
     keys = subject.split.keys(subject.data, "forget")
@@ -95,10 +98,12 @@ def audit_run(
         subject.data, asked, subject.at_hand.former_roots
     )
     residual = [f"{cache}: {done}" for cache, done in caches.items()]
-    for sentence in residual:
+    origin = _describe_origin(subject, request.criteria or fixed, fixed)
+    for sentence in (*origin, *residual):
         progress.say(sentence)
-    warnings = (*compared.claims, *extra.claims, *compared.notes, *residual)
+    warnings = (*origin, *compared.claims, *extra.claims, *compared.notes, *residual)
     record = _build_record(compared, request, result, log, warnings, sequence)
+    record = record.model_copy(update={"fixed_criteria": fixed})
     bundle.write_evidence(subject.folder, record, keys, observations, log, plain_ids=plain_ids)
     return replace(result, sequence=sequence)
 
@@ -123,7 +128,7 @@ def _build_record(
         result.verdict,
         result.findings,
         Environment.current(torch.__version__, torch.get_num_threads(), str(devices.resolve_device(request.device))),
-        criteria=request.criteria,
+        criteria=request.criteria or Criteria(),
         changes=measure_changes(
             models["original"].load().model, models["subject"].load().model, models["subject"].meta["purged"]
         ),
@@ -138,20 +143,51 @@ def _build_record(
     )
 
 
-def report_run(run: Path) -> Path:
-    """Write ``report.html`` again from the record and the observations that still exist; returns its path."""
-    run = Path(run)
+def _describe_origin(subject: OpenedRun, criteria: Criteria, fixed: Criteria) -> list[str]:
+    """What a reader should know of how the criteria and the description of the run came about."""
+    found: list[str] = []
+    if criteria != fixed:
+        found.append(
+            f"The criteria were changed after unlearning: {describe_change(criteria, fixed)}. 'Removed' is said only "
+            "if the criteria fixed before say it too."
+        )
+    if CONTENT not in subject.meta:
+        found.append(
+            f"{subject.folder} was made by an older efface: its description has no digest, and no criteria were fixed "
+            "with it."
+        )
+    return found
+
+
+def report_run(run: Path, progress: Progress | None = None) -> Path:
+    """Write ``report.html`` again from the record and the observations that still exist; returns its path.
+
+    Raises:
+        EffaceError: The record, the findings or the observations were edited, or the verdict is not the one that they
+            lead to.
+
+    """
+    run, progress = Path(run), progress or Progress()
     record = bundle.require_record(run)
+    if record.schema_version < SCHEMA_VERSION:
+        progress.say(f"The record of {run} has schema {record.schema_version}: nothing shows whether it was edited.")
+    require_same_findings(run, record)
+    shown = artifacts.read_observations(_observation_files(run, record))
+    kept = select_recorded(record, shown)
+    for role in shown.keys() - kept.keys():
+        progress.say(f"The stored observations of the {role} are not those of the record, and are not shown.")
+    require_same_verdict(run, record, kept)
+    return bundle.write_report(run, record, kept, read_log(run / LOG))
+
+
+def _observation_files(run: Path, record: Record) -> dict[str, Path]:
+    """Where the observations of each model of a record are, by role."""
     meta = read_meta(run)
     files: dict[str, Path] = {}
     for role, facts in record.checkpoints.items():
-        if facts.claim:
-            files[role] = oracle_observations_path(run, facts.digest)
-        elif role == "subject":
-            files[role] = observations_path(run, meta, meta["split"])
-        else:
-            files[role] = find_observations(Path(facts.file).parent, meta["split"])
-    foreign_original = run / f"original-{OBSERVATIONS_FILE}"
-    if foreign_original.exists():
-        files["original"] = foreign_original
-    return bundle.write_report(run, record, artifacts.read_observations(files), read_log(run / LOG))
+        folder = run if role == "subject" else Path(facts.file).parent
+        there = {"digest": facts.digest, "split": ""}
+        if not facts.claim and (folder / META).exists():
+            there = read_meta(folder)
+        files[role] = stored_file(folder, run, there, meta["split"])
+    return files

@@ -40,7 +40,7 @@ def guess_canaries(
     plan = read_canary_plan(folder)
     compared = build_comparison(
         run, request.watch, request.device, progress,
-        original=original, oracles=oracles, trust=request.trust_pickle, checks=request,
+        original=original, oracles=oracles, trust=request.trust_pickle, checks=request, keep=True,
     )  # fmt: skip
     _require_same_data(plan, compared.subject, folder)
     findings = canary_guessing.canary_findings(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from efface import api, config
+from efface import api
 from efface.auditing.evidence import Cost, Finding
 from efface.auditing.observations import Observations
 from efface.auditing.observers.observe import ObservationSettings
+from efface.auditing.observers.spot_check import spot_check
 from efface.data.dataset import Data, quote_first
 from efface.data.split import EARLIER, NEVER_TRAINED, SPLIT_PARTS, Split
 from efface.errors import EffaceError
@@ -19,13 +20,22 @@ from efface.files import REQUEST
 from efface.interop.containers import weights_file
 from efface.runs import artifacts
 from efface.runs.artifacts import SavedFindings
+from efface.runs.binding import Binder, stored_file
 from efface.runs.data_at_hand import DataChecks
 from efface.runs.foreign import is_foreign, load_foreign
+from efface.runs.provenance import (
+    NEAREST_RUN,
+    require_honest,
+    require_no_copy,
+    require_same_pictures,
+    require_same_views,
+    run_folder_of,
+)
 from efface.runs.references import list_finished
 from efface.runs.run import OpenedRun, Progress, StoredRun, open_run
-from efface.training.checkpoint import META, WEIGHTS, Checkpoint, read_meta
+from efface.training.checkpoint import WEIGHTS, Checkpoint
+from efface.training.devices import resolve_device
 
-OBSERVATIONS_FILE = "observations.npz"
 UNCHECKED_CLAIM = "that it never saw the forgotten or the unseen examples is stated by the user, not checked"
 """Claim about a retrained reference of another library: nothing in its file says what it was trained on."""
 _COSTS = {"subject": "subject", "original": "original", "oracle": "oracle 1"}
@@ -48,34 +58,45 @@ class AuditedModel:
         spent = self.meta["cost"]
         return Cost(spent["steps"], spent["examples"], spent["seconds"])
 
-    def observe(
-        self, data: Data, split: Split, watch: ObservationSettings, device: str, progress: Progress
-    ) -> Observations:
-        """Observe the model on a split, or read the stored observations if they were made with the same settings."""
-        stored = self.stored_observations(split.digest(data), watch)
-        if stored is not None:
-            return stored
+    def observe(self, split: Split, binder: Binder, device: str, progress: Progress) -> Observations:
+        """Observe the model on a split, or read the stored observations if they are of this very case.
+
+        Raises:
+            EffaceError: The file was edited, or the weights are not those that the run's description says.
+
+        """
+        checkpoint, path = self.load(), self.observations_file
+        if path.exists() and not binder.recheck:
+            stored = Observations.load(path)
+            reason = binder.difference(stored, checkpoint.model.digest(), split)
+            if not reason:
+                model = checkpoint.model.to(resolve_device(device))
+                reason = spot_check(stored, model, binder.data, split, binder.views, binder.watch)
+            if not reason:
+                return stored
+            progress.say(f"{path} is not used: {reason}. Observing anew")
         progress.say(f"Observing {self.weights.parent.name}")
-        observed = api.observe(self.load(), data, split, watch, device=device)
-        observed.meta["watch"] = _stamp(watch)
-        artifacts.save_observations(self.observations_file, observed)
+        checkpoint = replace(checkpoint, recipe=replace(checkpoint.recipe, views=binder.views))
+        observed = api.observe(checkpoint, binder.data, split, binder.watch, device=device)
+        observed.meta.update(binder.facts(split))
+        if not (binder.keep and path.exists()):
+            artifacts.save_observations(path, observed)
         return observed
 
-    def stored_observations(self, split: str, watch: ObservationSettings) -> Observations | None:
-        """The stored observations on the split with this digest, if they were made with the same settings."""
-        if not self.observations_file.exists():
+    def stored_observations(self, split: Split, binder: Binder) -> Observations | None:
+        """The stored observations of this model on a split whose examples may be gone, if there are any.
+
+        Pictures that are gone can neither be compared with those that were observed nor be observed again.
+        """
+        if not self.observations_file.exists() or binder.recheck:
             return None
         stored = Observations.load(self.observations_file)
-        made_for = (stored.model, stored.split, stored.meta.get("watch"))
-        return stored if made_for == (self.meta["digest"], split, _stamp(watch)) else None
+        model = self.load().model.digest()
+        return None if binder.difference(stored, model, split, pictures=False) else stored
 
-    def beside(self, name: str) -> AuditedModel:
-        """The same model with its observations in another file of the same folder."""
-        return replace(self, observations_file=self.observations_file.with_name(name))
-
-
-def _stamp(watch: ObservationSettings) -> Any:
-    return json.loads(json.dumps(config.dump(watch)))
+    def elsewhere(self, home: Path, split: str) -> AuditedModel:
+        """The same model with its observations of another split, in the folder of the audited run."""
+        return replace(self, observations_file=stored_file(self.weights.parent, home, self.meta, split))
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,8 +108,15 @@ class Comparison:
     """By role: ``original``, ``subject``, ``oracle 1``, ..., ``unlearned 1``, ..."""
     observations: dict[str, Observations]
     """By role, as in ``models``."""
+    binder: Binder
+    """What the observations are bound to."""
     notes: tuple[str, ...] = ()
     """How the data differ from those that the run was made with, and what the audit could therefore not see."""
+
+    @property
+    def claimed(self) -> frozenset[str]:
+        """Digests of the references of which the user only states what they were trained on."""
+        return frozenset(one.meta["digest"] for one in self.models.values() if one.claim)
 
     @property
     def oracles(self) -> list[Observations]:
@@ -123,6 +151,8 @@ def build_comparison(
     references: Path | None = None,
     trust: bool = False,
     checks: DataChecks | None = None,
+    recheck: bool = False,
+    keep: bool = False,
 ) -> Comparison:
     """Open a run and the models to compare it with, check that they are comparable, and observe each of them.
 
@@ -136,6 +166,8 @@ def build_comparison(
         references: Folder filled by ``efface references``.
         trust: Unpickle foreign checkpoints that ask for classes.
         checks: Where the data are now, and which differences are accepted.
+        recheck: Observe every model anew, whatever is stored.
+        keep: Leave stored observations that were made in another way: they are those of the audit.
 
     Raises:
         EffaceError: A model is missing, or cannot be compared with the run: for example a retrained reference that
@@ -143,23 +175,21 @@ def build_comparison(
 
     """
     subject = _open_subject(run, checks)
-    models = {"original": _original(subject, original), "subject": _audited_model(subject.stored, subject)}
+    own = {"original": _original(subject, original), "subject": _audited_model(subject.stored, subject)}
+    models = {role: replace(model, load=cache(model.load)) for role, model in own.items()}  # compared with each oracle
+    views = require_same_views(subject, models["original"].meta, models["subject"].meta)
+    require_same_pictures(subject)
     models |= _others(subject, models, oracles, references, trust=trust)
-    models, seen, notes = observe_what_is_left(models, subject.data, subject.split, watch, device, progress, run)
-    compared = Comparison(subject, models, seen, (*subject.at_hand.notes, *notes))
+    binder = Binder(subject.data, watch, views, recheck, keep)
+    models, seen, notes = observe_what_is_left(models, subject.split, binder, device, progress, subject.folder)
+    compared = Comparison(subject, models, seen, binder, (*subject.at_hand.notes, *notes))
     for sentence in (*compared.claims, *compared.notes):
         progress.say(sentence)
     return compared
 
 
 def observe_what_is_left(
-    models: Mapping[str, AuditedModel],
-    data: Data,
-    split: Split,
-    watch: ObservationSettings,
-    device: str,
-    progress: Progress,
-    run: Path,
+    models: Mapping[str, AuditedModel], split: Split, binder: Binder, device: str, progress: Progress, run: Path
 ) -> tuple[dict[str, AuditedModel], dict[str, Observations], tuple[str, ...]]:
     """Observe models on a split of which examples may be absent, all of them on the same examples.
 
@@ -174,12 +204,13 @@ def observe_what_is_left(
 
     """
     if not split.absent:
-        seen = {name: one.observe(data, split, watch, device, progress) for name, one in models.items()}
+        seen = {name: one.observe(split, binder, device, progress) for name, one in models.items()}
         return dict(models), seen, ()
-    whole = {name: one.stored_observations(split.digest(data), watch) for name, one in models.items()}
+    whole = {name: one.stored_observations(split, binder) for name, one in models.items()}
     stored = {name: one for name, one in whole.items() if one is not None}
     if len(stored) == len(models):
-        return dict(models), stored, ("Judged by observations stored while the data were complete.",)
+        note = "Judged by observations stored while the data were complete; pictures that are gone were not compared."
+        return dict(models), stored, (note,)
     left, total, gone = split.present(), split.sizes()["forget"], len(split.absent.get("forget", ()))
     unseen = [name for name in models if name not in stored]
     if gone and not len(left.forget):
@@ -190,13 +221,10 @@ def observe_what_is_left(
             "Name a copy of the data that has them: --data PATH. (Had it been audited before with these references "
             "and settings, the stored observations would be used.)",
         )
-    name = observations_file_name(left.digest(data))
-    moved = {
-        role: one.beside(f"{one.meta['digest'][:8]}-{name}" if one.claim or role == "original" else name)
-        for role, one in models.items()
-    }
+    digest = left.digest(binder.data)
+    moved = {role: one.elsewhere(run, digest) for role, one in models.items()}
     notes = (f"Judged by {len(left.forget)} of {total} examples to forget: the other {gone} are gone.",) if gone else ()
-    seen = {role: one.observe(data, left, watch, device, progress) for role, one in moved.items()}
+    seen = {role: one.observe(left, binder, device, progress) for role, one in moved.items()}
     return moved, seen, notes
 
 
@@ -207,30 +235,6 @@ def save_findings(compared: Comparison, name: str, findings: list[Finding]) -> S
         subject.folder, name, compared.observations["subject"], findings, compared.claims
     )
     return SavedFindings(findings, path, compared.claims)
-
-
-def observations_file_name(split: str) -> str:
-    """Name of the file for observations on a split other than the run's own."""
-    return f"observations-{split[:8]}.npz"
-
-
-def observations_path(folder: Path, meta: Mapping[str, Any] | None, split: str) -> Path:
-    """Where a run folder stores the observations of its model on the split with this digest.
-
-    ``meta``: the run's ``meta.json``; None where the folder has none any more.
-    """
-    own = meta is not None and meta["split"] == split
-    return folder / (OBSERVATIONS_FILE if own else observations_file_name(split))
-
-
-def find_observations(folder: Path, split: str) -> Path:
-    """Call :func:`observations_path` for a folder that is not opened and may no longer exist."""
-    return observations_path(folder, read_meta(folder) if (folder / META).exists() else None, split)
-
-
-def oracle_observations_path(run: Path, digest: str) -> Path:
-    """Where a run stores the observations of a foreign reference with this digest."""
-    return run / f"oracle-{digest[:8]}-{OBSERVATIONS_FILE}"
 
 
 def lineage(subject: OpenedRun) -> tuple[str, ...]:
@@ -246,18 +250,19 @@ def lineage(subject: OpenedRun) -> tuple[str, ...]:
     return tuple(reversed(digests))
 
 
-def foreign_original(run: StoredRun, file: Path, data: Data, split: str = "") -> AuditedModel:
+def foreign_original(run: StoredRun, file: Path, data: Data, split: str, home: Path) -> AuditedModel:
     """A foreign checkpoint as the original of a run, loaded as it was when the run was made.
 
-    ``split``: digest of the split to observe it on, if that is not the run's own.
+    ``split``: digest of the split to observe it on; ``home``: folder of the audited run, where that is stored.
     """
     checkpoint = load_foreign(file, data, run.request, int(run.request["seed"]))
     if checkpoint.model.digest() != run.meta["parent"]:
         raise EffaceError(
             f"{file} has changed since {run.folder} was made from it.", remedy="Restore it, or unlearn again."
         )
-    name = f"original-{observations_file_name(split)}" if split else f"original-{OBSERVATIONS_FILE}"
-    return AuditedModel(checkpoint.meta(), weights_file(file) or file, lambda: checkpoint, run.folder / name)
+    meta = checkpoint.meta()
+    path = stored_file(file.parent, home, meta, split)
+    return AuditedModel(meta, weights_file(file) or file, lambda: checkpoint, path)
 
 
 def _open_subject(run: Path, checks: DataChecks | None) -> OpenedRun:
@@ -273,7 +278,7 @@ def _open_subject(run: Path, checks: DataChecks | None) -> OpenedRun:
 def _audited_model(run: StoredRun, subject: OpenedRun, folder: Path | None = None) -> AuditedModel:
     """A run folder as a model of the audit; ``folder``: its path as the user named it."""
     folder = folder or run.folder
-    path = observations_path(folder, run.meta, subject.split.digest(subject.data))
+    path = stored_file(folder, subject.folder, run.meta, subject.split.digest(subject.data))
     return AuditedModel(run.meta, folder / WEIGHTS, run.checkpoint, path)
 
 
@@ -287,7 +292,9 @@ def _original(subject: OpenedRun, named: Path | None) -> AuditedModel:
             "Say where it is now: --original RUN.",
         )
     if is_foreign(source):
-        return foreign_original(subject.stored, source, subject.data)
+        return foreign_original(
+            subject.stored, source, subject.data, subject.split.digest(subject.data), subject.folder
+        )
     run, split = subject.folders.read(source), _split_of(source, subject)
     parts = ("retain",) if run.meta["exact"] else ("forget", "retain")
     trained = {key for part in parts for key in split.keys(subject.data, part)}
@@ -309,9 +316,11 @@ def _original(subject: OpenedRun, named: Path | None) -> AuditedModel:
 
 def _oracle(folder: Path, subject: OpenedRun, others: Mapping[str, AuditedModel], trust: bool) -> AuditedModel:
     """A retrained reference: checked to be trained on neither the forget set nor any never-trained part."""
+    folder = run_folder_of(folder)
     if is_foreign(folder):
         return _foreign_oracle(folder, subject, others, trust)
     run = subject.folders.read(folder)
+    require_honest(run)
     if not run.meta["exact"]:
         method = (run.meta["method"] or {}).get("name", "training on everything")
         raise EffaceError(
@@ -334,6 +343,7 @@ def _oracle(folder: Path, subject: OpenedRun, others: Mapping[str, AuditedModel]
             f"Such as {quote_first(shared)}.",
             f"Retrain {settings} as the audited run.",
         )
+    require_no_copy(folder, run.checkpoint(), others, NEAREST_RUN)
     return _audited_model(run, subject, Path(folder))
 
 
@@ -348,11 +358,12 @@ def _foreign_oracle(file: Path, subject: OpenedRun, others: Mapping[str, Audited
             f"{file} cannot be used as a retrained reference: its weights are those of the {same} itself.",
             remedy="Name a checkpoint that was trained without the examples.",
         )
+    require_no_copy(file, checkpoint, others)
     return AuditedModel(
         checkpoint.meta(),
         weights_file(file) or file,
         lambda: checkpoint,
-        oracle_observations_path(subject.folder, digest),
+        stored_file(file.parent, subject.folder, checkpoint.meta(), subject.split.digest(subject.data)),
         UNCHECKED_CLAIM,
     )
 

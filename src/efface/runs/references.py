@@ -226,7 +226,7 @@ def write_reference_plan(run: Path, plan: ReferencePlan) -> None:
     """Write a plan, and the split of ``run`` that its tasks need."""
     plan.home.mkdir(parents=True, exist_ok=True)
     plan.save()
-    write_text(plan.home / SPLIT, (Path(run) / SPLIT).read_text(encoding="utf-8"))
+    write_text(plan.home / SPLIT, (Path(run) / SPLIT).read_text(encoding="utf-8"), private=True)
     copy_identity(Path(run), plan.home)
 
 

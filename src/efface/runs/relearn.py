@@ -46,7 +46,7 @@ def relearn_run(
     require_batch_size(recipe_of(Path(run), read_meta(run)).objective, how.batch_size, "relearn.batch_size")
     compared = build_comparison(
         run, watch, request.device, progress,
-        original=original, oracles=oracles, trust=request.trust_pickle, checks=request,
+        original=original, oracles=oracles, trust=request.trust_pickle, checks=request, keep=True,
     )  # fmt: skip
     left = compared.subject.split.present()
     _require_forget_set(left, run)

@@ -85,6 +85,8 @@ class PretrainRequest(Common, VerbRequest):
     """The objective, where ``recipe.objective`` names none."""
     recipe: Mapping[str, Any] = field(default_factory=dict)
     """Changes to the default recipe."""
+    criteria: Criteria | None = None
+    """When a model counts as forgetting: fixed here for every later audit. None: the defaults."""
 
     @cached_property
     def sizes(self) -> Sizes:
@@ -148,6 +150,8 @@ class UnlearnRequest(Common, DataChecks, ForgetOptions, VerbRequest):
     """When to stop early; None: run the method to its end."""
     budget: str | float | None = None
     """Largest number of optimizer steps, as ``"5%"`` of retraining's or as a number; implies ``stop``."""
+    criteria: Criteria | None = None
+    """When the model counts as forgetting: fixed before unlearning. None: those that the original was trained with."""
     foreign: ForeignOptions | None = None
     """Options of a foreign checkpoint; None for a run folder."""
 
@@ -156,9 +160,9 @@ class UnlearnRequest(Common, DataChecks, ForgetOptions, VerbRequest):
         """Build the request from the settings of ``efface unlearn``.
 
         Args:
-            settings: forget, forget_seed, allow_duplicates, method, stop, budget, skip_never_trained, purge_cache,
-                seed, device, bf16, and the fields of :class:`DataChecks`; for a foreign checkpoint also those of
-                :class:`ForeignOptions`.
+            settings: forget, forget_seed, allow_duplicates, method, stop, budget, criteria, skip_never_trained,
+                purge_cache, seed, device, bf16, and the fields of :class:`DataChecks`; for a foreign checkpoint also
+                those of :class:`ForeignOptions`.
             foreign: Whether the start is another library's checkpoint.
 
         Raises:
@@ -174,7 +178,7 @@ class UnlearnRequest(Common, DataChecks, ForgetOptions, VerbRequest):
                 "Nothing was said about which examples to forget.",
                 remedy="Add --forget IDS, as in --forget @random:0.1.",
             )
-        stop, draw = settings.get("stop"), settings.get("forget_seed")
+        stop, draw, criteria = settings.get("stop"), settings.get("forget_seed"), settings.get("criteria")
         copies = settings.get("allow_duplicates") or False
         if not isinstance(copies, bool):
             raise EffaceError(f"The setting 'allow_duplicates' cannot be {copies!r}.", "It is true or false.")
@@ -188,6 +192,7 @@ class UnlearnRequest(Common, DataChecks, ForgetOptions, VerbRequest):
             allow_duplicates=copies,
             stop=None if stop is None else config.build(StoppingRule, stop, path="stop."),
             budget=settings.get("budget"),
+            criteria=None if criteria is None else config.build(Criteria, criteria, path="criteria."),
             foreign=config.build(ForeignOptions, select_settings(settings, ForeignOptions)) if foreign else None,
         )
 
@@ -206,8 +211,9 @@ def parse_method(value: str | Mapping[str, Any]) -> Method | None:
 class AuditRequest(DataChecks, VerbRequest):
     """What ``efface audit`` is asked to do."""
 
-    criteria: Criteria = field(default_factory=Criteria)
-    """When a model counts as forgetting."""
+    criteria: Criteria | None = None
+    """When a model counts as forgetting. None: the criteria that were fixed before unlearning; with others ``removed``
+    is said only if those fixed before say it too."""
     watch: ObservationSettings = field(default_factory=ObservationSettings)
     """How models are observed."""
     device: str = "auto"

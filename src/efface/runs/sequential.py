@@ -7,13 +7,13 @@ from pathlib import Path
 
 from efface import api
 from efface.auditing.observations import Observations
-from efface.auditing.observers.observe import ObservationSettings
 from efface.auditing.observers.weight_changes import relative_change
 from efface.auditing.sequential import RequestSequence, SequenceStep, measure_step, strip_details
 from efface.auditing.verdict import Criteria
 from efface.data.split import EARLIER, Split, merge_requests, read_split
 from efface.files import REQUEST
-from efface.runs.comparison import AuditedModel, foreign_original, observations_file_name
+from efface.runs.binding import Binder, stored_file
+from efface.runs.comparison import AuditedModel, foreign_original
 from efface.runs.foreign import is_foreign
 from efface.runs.run import OpenedRun, Progress
 from efface.training.checkpoint import WEIGHTS
@@ -24,7 +24,8 @@ def audit_sequence(
     models: Mapping[str, AuditedModel],
     original: Path | None,
     criteria: Criteria,
-    watch: ObservationSettings,
+    fixed: Criteria,
+    binder: Binder,
     device: str,
     progress: Progress,
 ) -> RequestSequence | None:
@@ -35,7 +36,8 @@ def audit_sequence(
         models: The models of the audit of the last request, by role.
         original: Where the user says an ancestor is now.
         criteria: Criteria of the verdict.
-        watch: How to observe the models.
+        fixed: The criteria that were fixed before unlearning.
+        binder: How the models are observed, and what that is bound to.
         device: Device for the observation.
         progress: Receives progress messages.
 
@@ -49,32 +51,30 @@ def audit_sequence(
     chain, note = _chain(subject, split, original)
     count = split.sizes()["forget"]
     progress.say(f"Judging all {count} examples forgotten so far, over {len(chain) - 1} requests")
-    name = observations_file_name(split.digest(subject.data))
-    oracles = [
-        model.beside(f"{model.meta['digest'][:8]}-{name}" if model.claim else name)
-        for role, model in models.items()
-        if role.startswith("oracle")
-    ]
-    chained = [model for model, _ in chain]
-    whole = [model.stored_observations(split.digest(subject.data), watch) for model in (*chained, *oracles)]
+    digest = split.digest(subject.data)
+    held = [model for role, model in models.items() if role.startswith("oracle")]
+    oracles = [model.elsewhere(subject.folder, digest) for model in held]
+    whole = [model.stored_observations(split, binder) for model in (*[model for model, _ in chain], *oracles)]
     if split.absent and any(stored is None for stored in whole):
         gone, split = len(split.absent.get("forget", ())), split.present()
-        left = observations_file_name(split.digest(subject.data))
-        chain = [(model.beside(f"{model.meta['digest'][:8]}-{left}"), forgotten) for model, forgotten in chain]
+        left = split.digest(subject.data)
+        chain = [(model.elsewhere(subject.folder, left), forgotten) for model, forgotten in chain]
+        oracles = [model.elsewhere(subject.folder, left) for model in held]
         if gone:
             note = note or (
                 f"Not judged: {gone} of the {count} examples of all requests are not in the data any more, and not all "
                 "models were observed on them before. Whether earlier requests stay forgotten cannot be seen."
             )
-        else:
-            oracles = [model.beside(f"{model.meta['digest'][:8]}-{left}") for model in oracles]
 
-    observed = [model.observe(subject.data, split, watch, device, progress) for model, _ in chain]
+    observed = [model.observe(split, binder, device, progress) for model, _ in chain]
     steps = _steps(chain, observed)
     if note:
         return RequestSequence(steps=steps, count=count, note=note)
-    references = [model.observe(subject.data, split, watch, device, progress) for model in oracles]
-    result = api.judge_observations(observed[0], observed[-1], references, criteria=criteria)
+    references = [model.observe(split, binder, device, progress) for model in oracles]
+    claimed = frozenset(model.meta["digest"] for model in oracles if model.claim)
+    result = api.judge_observations(
+        observed[0], observed[-1], references, criteria=criteria, fixed=fixed, claimed=claimed
+    )
     return RequestSequence(steps=steps, count=count, verdict=result.verdict, findings=strip_details(result.findings))
 
 
@@ -104,7 +104,7 @@ def _chain(subject: OpenedRun, split: Split, named: Path | None) -> tuple[list[t
     while True:
         stored = read_split(folder)["parts"]
         forgotten = len(stored["forget"]) + len(stored.get(EARLIER, ()))
-        path = folder / observations_file_name(digest)
+        path = stored_file(folder, subject.folder, run.meta, digest)
         found.append((AuditedModel(run.meta, folder / WEIGHTS, run.checkpoint, path), forgotten))
         source = run.source
         if run.request.get("verb") != "unlearn":
@@ -112,7 +112,7 @@ def _chain(subject: OpenedRun, split: Split, named: Path | None) -> tuple[list[t
         if named is not None and not source.exists():
             source = named if subject.folders.read(named).meta["digest"] == run.meta["parent"] else source
         if is_foreign(source):
-            return [(foreign_original(run, source, subject.data, digest), 0), *found[::-1]], ""
+            return [(foreign_original(run, source, subject.data, digest, subject.folder), 0), *found[::-1]], ""
         if not (source / REQUEST).exists():
             return found[::-1], (
                 f"Not judged: {folder} was made from {source}, which is not there any more, and only the first "

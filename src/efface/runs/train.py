@@ -17,8 +17,9 @@ from efface.data.pixel_caches import list_residual_caches, purge_caches
 from efface.data.selectors import describe_selection
 from efface.data.split import EARLIER, Split, select_forget_set
 from efface.errors import EffaceError
-from efface.files import EPOCH
+from efface.files import EPOCH, REQUEST
 from efface.interop.head_check import require_class_order
+from efface.runs.binding import fix_criteria, forgotten_digest
 from efface.runs.data_at_hand import DataAtHand, locate_data, require_same_pictures, stored_data
 from efface.runs.folder import create_run_folder
 from efface.runs.foreign import export_result, is_foreign, require_trained_encoder, start_from_foreign
@@ -68,6 +69,7 @@ def pretrain_run(
         **stored_data(request.data),
         "split": request.split,
         "recipe": config.dump(recipe, CHOICES),
+        **({} if request.criteria is None else {"criteria": config.dump(request.criteria)}),
         **vars(common),
     }
     with create_run_folder(out, _as_yaml(stored), force=force) as folder:
@@ -79,7 +81,7 @@ def pretrain_run(
                 data, split, recipe=recipe, seed=common.seed, device=common.device, bf16=bool(common.bf16),
                 log=log, resume_store=EpochStore(folder / EPOCH),
             )  # fmt: skip
-        checkpoint = replace(checkpoint, identity=identity)
+        checkpoint = replace(checkpoint, identity=identity, fixed=fix_criteria(request.criteria, {}))
         checkpoint.save(folder)
     return checkpoint
 
@@ -144,6 +146,7 @@ def unlearn_run(
         "method": {"name": plugins.AUTO} if method is None else config.dump(method, {Method: METHODS}),
         **({} if request.stop is None else {"stop": config.dump(request.stop)}),
         **({} if request.budget is None else {"budget": request.budget}),
+        **({} if request.criteria is None else {"criteria": config.dump(request.criteria)}),
         **inherited,
         **vars(common),
     }
@@ -170,7 +173,10 @@ def unlearn_run(
         for cache, done in caches.items():
             progress.say(f"{cache}: {done}")
         result = replace(result, identity=identity, purged=result.purged | caches)
+        fixed = fix_criteria(request.criteria, checkpoint.fixed) | {"pictures": forgotten_digest(data, split)}
+        result = replace(result, fixed=fixed)
         result.save(folder)
+        (folder / REQUEST).chmod(0o600)  # it may list the keys of the forgotten examples
     return result
 
 

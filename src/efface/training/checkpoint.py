@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -43,6 +45,8 @@ CHECKPOINT_FORMAT = 1
 """Version of ``meta.json``."""
 WEIGHTS, META = "checkpoint.safetensors", "meta.json"
 """Names of a checkpoint's two files."""
+CONTENT = "content_digest"
+"""The entry of ``meta.json`` that binds all others; files of 0.1.0 have none."""
 RESTORE_RUN = "Restore the folder from its source, or make it again."
 
 
@@ -72,6 +76,7 @@ class CheckpointMeta(StoredModel):
     trained: bool = True
     stopped: StoppingResult | None = None
     search: SearchHistory | None = None
+    fixed: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def fits_itself(self) -> CheckpointMeta:
@@ -125,6 +130,8 @@ class Checkpoint:
     """The trials, if the method was chosen by a search: see :mod:`efface.unlearning.search`."""
     identity: str = ""
     """Digest of the record of the pictures it was made with, ``identity.npz``; empty if they were not recorded."""
+    fixed: dict[str, Any] = field(default_factory=dict)
+    """What was fixed before any audit: ``criteria`` of the verdict, and digests of the ``pictures`` of the request."""
 
     def save(self, folder: Path) -> None:
         """Write weights and metadata into an existing folder.
@@ -139,7 +146,9 @@ class Checkpoint:
             save_file(weights, folder / WEIGHTS)
         except SafetensorError as error:
             raise OSError(errno.ENOSPC if "No space" in str(error) else errno.EIO, str(error)) from error
-        (folder / META).write_text(json.dumps(self.meta(), indent=1) + "\n", encoding="utf-8")
+        meta = self.meta()
+        described = meta | {CONTENT: content_digest(meta)}
+        (folder / META).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
 
     def meta(self) -> dict[str, Any]:
         """Collect everything but the weights, as plain values for ``meta.json``; ``digest`` identifies the weights."""
@@ -159,6 +168,7 @@ class Checkpoint:
             "stopped": self.stopped and as_dict(self.stopped),
             "search": self.search and as_dict(self.search),
             "identity": self.identity,
+            "fixed": self.fixed,
         }
 
     @staticmethod
@@ -186,6 +196,7 @@ class Checkpoint:
             key: from_dict(kind, meta.get(key))
             for key, kind in (("stopped", StoppingResult), ("search", SearchHistory))
         }
+        kept["fixed"] = dict(meta.get("fixed") or {})
         return Checkpoint(model, recipe, training_cost=TrainingCost(**meta["cost"]), **kept)
 
 
@@ -209,6 +220,12 @@ def read_meta(folder: Path) -> dict[str, Any]:
         raise EffaceError(
             f"{path} was written by a newer efface: its format is {show_value(version)}.", remedy="Upgrade efface."
         )
+    if CONTENT in stored and stored[CONTENT] != content_digest(stored):
+        raise EffaceError(
+            f"{path} was edited or damaged.",
+            "What it says about the weights does not match its own digest.",
+            "Restore it from a backup, or make the run again.",
+        )
     meta = parse_record(CheckpointMeta, stored, path, what, RESTORE_RUN).model_dump() | stored
     recipe_of(Path(folder), meta)
     return meta
@@ -220,6 +237,13 @@ def recipe_of(folder: Path, meta: dict[str, Any]) -> Recipe:
         return config.build(Recipe, meta["recipe"], CHOICES, "recipe.")
     except EffaceError as error:
         raise EffaceError(f"{folder / META} is damaged: {error.what}", error.why, RESTORE_RUN) from error
+
+
+def content_digest(meta: Mapping[str, Any]) -> str:
+    """SHA-256 of what ``meta.json`` says, the digest of the weights included; independent of the order of its keys."""
+    content = {key: value for key, value in meta.items() if key != CONTENT}
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

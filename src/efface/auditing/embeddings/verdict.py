@@ -167,7 +167,8 @@ def _judge_with_control(
     gap, low, high = welch_difference(drop, other)
     original, subject = (alignment_observations(forget, control, when) for when in ("before", "after"))
     evidence = Evidence(original, subject)
-    verdict = judge(evidence, Criteria(criteria.delta, criteria.alpha, criteria.max_utility_drop, (SIGNAL,)))
+    decisive = Criteria(criteria.delta, criteria.alpha, criteria.max_utility_drop, (SIGNAL,))
+    verdict = judge(evidence, decisive, controlled=False)  # --control is all that there is besides the forgotten
     one = verdict.signals[0]
     found += [
         Finding(

@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from efface.auditing.observations import Observations
+from efface.auditing.observers.batchnorm import estimate_statistics_anew, has_running_statistics
 from efface.config import Settings
 from efface.data.dataset import Data
 from efface.data.split import Split
@@ -31,6 +32,15 @@ from efface.training.model import Model
 
 PROJECTOR_SPACE = "projector"
 """Name of the space after the projection head."""
+CONTROL_PART = {"control": "test"}
+"""The control of the holdout is a sample of the test part, observed like the holdout."""
+RENEWED = {"forget": "renewed-forget", "holdout": "renewed-holdout"}
+"""Parts that are also observed with BatchNorm statistics estimated anew, and under which names; see
+:mod:`efface.auditing.observers.batchnorm`."""
+RENEWED_PARTS = "renewed"
+"""Both of them together, among ``parts``."""
+RENEWAL_BATCH = 256
+"""Images per batch of that estimate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +54,7 @@ class ObservationSettings(Settings):
     bank: Count = 1024
     """Number of valid examples in the bank to which the margin compares."""
     cap: Count = 2000
-    """Largest number of retained, spare and valid examples (a fixed random sample); forget and holdout: all."""
+    """Largest number of retained, spare, valid and control examples (a random sample); forget, holdout: all."""
     test_cap: Count = 5000
     """Largest number of test examples."""
     prompt: str = "{}"
@@ -115,7 +125,27 @@ def observe_model(
         if observer.captioned and data.classes:
             names = [settings.prompt.replace("{}", name) for name in data.classes]
             arrays["prompts/text"] = observer.embed_text(names).cpu().numpy()
+        if (parts is None or RENEWED_PARTS in parts) and has_running_statistics(model) and len(rows["retain"]) > 1:
+            arrays |= _observe_renewed(observer, rows)
     return Observations(model.digest(), split.digest(data), arrays, _meta(observer, split, rows))
+
+
+def _observe_renewed(observer: _Observer, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Observe forget and holdout through a copy whose BatchNorm statistics are estimated anew on retained images."""
+    drawn = rows["retain"]
+    batches = np.array_split(drawn, max(1, len(drawn) // RENEWAL_BATCH))
+    views = (torch.cat([observer.views_of(part, 1)[:, 0] for part in observer.chunks(batch)]) for batch in batches)
+    renewed = estimate_statistics_anew(observer.model, views)
+    second = _Observer(
+        renewed, observer.data, observer.views, replace(observer.settings, gradient=False), observer.scratch
+    )
+    second.build_bank(_sample(observer.data, rows["valid"], observer.settings.bank))
+    found: dict[str, np.ndarray] = {}
+    for part, name in RENEWED.items():
+        if len(rows[part]):
+            arrays = second.part(name, rows[part], signals=True)
+            found |= {f"{name}/{key}": value for key, value in arrays.items() if key != "features"}
+    return found
 
 
 @contextmanager
@@ -142,8 +172,11 @@ def _meta(observer: _Observer, split: Split, rows: Mapping[str, np.ndarray]) -> 
         "temperature": observer.settings.temperature,
         "bank": len(observer.bank_keys),
         "random": bool(split.provenance.get("random", True)),
+        "matched": split.provenance.get("matched"),
+        "official_test": observer.data.official is not None and bool((observer.data.official == "test").any()),
+        "running_statistics": has_running_statistics(observer.model),
         "sizes": {part: len(positions) for part, positions in rows.items()},
-        "whole": {part: len(getattr(split, part)) for part in rows},
+        "whole": {part: len(getattr(split, CONTROL_PART.get(part, part))) for part in rows},
     }
 
 
@@ -161,6 +194,7 @@ def select_positions(split: Split, settings: ObservationSettings, data: Data) ->
         if len(positions) > caps.get(part, len(positions)):
             positions = _sample(data, positions, caps[part])
         chosen[part] = positions
+    chosen["control"] = _sample(data, split.test, cap)
     return chosen
 
 
@@ -250,7 +284,7 @@ class _Observer:
             arrays["labels"] = self.data.y[positions]
         start = 0
         for rows in self.chunks(positions):
-            found = self.clean(rows) | (self.signals(rows) if signals else {})
+            found = self.clean(rows) | (self.signals(rows, gradient=part not in CONTROL_PART) if signals else {})
             for name, value in found.items():
                 if name not in arrays:
                     arrays[name] = self.allocate(f"{part}.{name}", (len(positions), *value.shape[1:]))
@@ -291,11 +325,11 @@ class _Observer:
             found |= {"image": self.model.project(features), "text": self.embed_text(self.texts(rows))}
         return found
 
-    def signals(self, rows: np.ndarray) -> dict[str, Tensor]:
+    def signals(self, rows: np.ndarray, *, gradient: bool = True) -> dict[str, Tensor]:
         """Compute the membership signals of every space for each example."""
         views = self.views_of(rows, self.settings.views)
         found = self.similarities(views) | (self.agreement(rows, views) if self.captioned else {})
-        if self.settings.gradient:
+        if self.settings.gradient and gradient:
             found["gradient_norm"] = self.input_gradient_norm(rows, views)
         return found
 

@@ -1,0 +1,99 @@
+"""Check stored observations against the model: observe a few examples again, drawn at random at each check.
+
+A digest tells whether a file was edited by somebody who did not know better. Who knows better computes the digest
+again. But no file can hold another model's scores of most examples and agree with this model on examples that nobody
+could foresee.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from efface.auditing.observations import Observations
+from efface.auditing.observers.observe import (
+    CONTROL_PART,
+    RENEWED_PARTS,
+    ObservationSettings,
+    observe_model,
+    select_positions,
+)
+from efface.data.dataset import Data
+from efface.data.split import Split
+from efface.training.augment import Views
+from efface.training.model import Model
+
+CHECKED = 16
+"""Examples of each part that are observed again. If half of a part were forged, 2^-16 is the chance to miss it."""
+TOLERANCE = 0.02
+"""Largest difference in standard deviations of the array: other hardware differs by less, and a change by as little
+moves no AUC by more than 0.006."""
+
+
+def spot_check(
+    stored: Observations, model: Model, data: Data, split: Split, views: Views, settings: ObservationSettings
+) -> str:
+    """Observe a few examples again, and say in what the stored observations differ; empty if in nothing.
+
+    Args:
+        stored: The observations to check.
+        model: The model that they are said to be of.
+        data: The data set.
+        split: The split that they are said to be of.
+        views: Distribution of the random views.
+        settings: How they are said to have been observed.
+
+    """
+    rows = select_positions(split, settings, data)
+    few = _draw_few(rows, split)
+    settings = replace(settings, valid=False)
+    again = observe_model(model, data, few, views, settings, parts=[*rows, *CONTROL_PART])
+    renewed = observe_model(model, data, replace(few, retain=split.retain), views, settings, parts=[RENEWED_PARTS])
+    arrays = again.arrays | renewed.arrays
+    expected = again.meta | {
+        "sizes": {part: len(positions) for part, positions in rows.items()},
+        "whole": {part: len(getattr(split, CONTROL_PART.get(part, part))) for part in rows},
+    }
+    if any(stored.meta.get(name) != value for name, value in expected.items()):
+        return "they were made in another way than they say"
+    extra = [
+        name for name in stored.arrays.keys() - arrays.keys() if not (name.endswith(".margin") and "valid/" in name)
+    ]
+    for name in sorted((arrays.keys() - stored.arrays.keys()) | set(extra)):
+        return f"the array '{name}' is {'missing' if name in arrays else 'unknown'}"
+    for name, value in arrays.items():
+        if not _agrees(stored, name, value, arrays):
+            return f"the array '{name}' holds numbers that the model does not give"
+    return ""
+
+
+def _draw_few(rows: Mapping[str, np.ndarray], split: Split) -> Split:
+    """Draw a few of the observed examples of each part, but keep ``valid``, which the bank is made of."""
+    both = {**rows, "test": min(rows["test"], rows["control"], key=len)}  # one sample is a part of the other
+    random = np.random.default_rng()
+    few = {
+        part: np.sort(random.permutation(both[part])[:CHECKED])
+        for part in ("forget", "holdout", "retain", "spare", "test")
+    }
+    return replace(split, **few)
+
+
+def _agrees(stored: Observations, name: str, again: np.ndarray, arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether an array agrees with what was observed again; rows are found by their keys."""
+    held, part = stored.arrays[name], name.split("/")[0]
+    if f"{part}/keys" in arrays:
+        place = {key: row for row, key in enumerate(stored.of(part, "keys").tolist())}
+        rows = [place.get(key, -1) for key in arrays[f"{part}/keys"].tolist()]
+        if min(rows, default=0) < 0 or max(rows, default=0) >= len(held) or len(held) != len(place):
+            return False
+        spread, held = held, held[rows]
+    else:
+        spread = held
+    if held.shape != again.shape:
+        return False
+    if again.dtype.kind != "f":
+        return bool((held == again).all())
+    allowed = TOLERANCE * float(np.std(spread)) + 1e-5 * float(np.abs(again).max(initial=0))
+    return bool((np.abs(held - again) <= allowed).all())

@@ -1,0 +1,135 @@
+"""Checks of where the models of an audit come from: what their descriptions say must agree with everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from efface import config
+from efface.data.split import read_split
+from efface.errors import EffaceError
+from efface.files import REQUEST
+from efface.runs.binding import forgotten_digest
+from efface.runs.run import OpenedRun, StoredRun
+from efface.training.augment import Views
+from efface.training.checkpoint import META, Checkpoint
+from efface.training.model import Model
+from efface.unlearning.methods import METHODS
+
+NEAREST = 0.5
+"""Smallest distance of a claimed reference's weights from those of another model, relative to their norm. Two models
+that were trained from different random weights are about √2 apart; after fine-tuning a copy is at a few hundredths."""
+NEAREST_RUN = 0.01
+"""The same for a run that was checked to be retrained: it may have started from the original's random weights."""
+
+
+class Loadable(Protocol):
+    """A model of the audit."""
+
+    @property
+    def weights(self) -> Path:
+        """Path of its weights."""
+        ...
+
+    @property
+    def load(self) -> Any:
+        """Loads its checkpoint."""
+        ...
+
+
+def run_folder_of(path: Path) -> Path:
+    """Return the run folder that a path lies in, if it names a file of one: a run's weights are not foreign."""
+    real = Path(path).resolve()
+    return real.parent if real.is_file() and (real.parent / META).exists() else Path(path)
+
+
+def require_same_views(subject: OpenedRun, *described: Mapping[str, Any]) -> Views:
+    """Return the views of the audited models, which all must describe alike, as must their stored requests.
+
+    Raises:
+        EffaceError: The views differ: the membership signals would be those of other images.
+
+    """
+    first, *others = (meta["recipe"].get("views") for meta in described)
+    stored = subject.request
+    source = Path(str(stored.get("from", "")))
+    if (source / REQUEST).exists() and (source / META).exists():
+        others.append((subject.folders.read(source).request.get("recipe") or {}).get("views", first))
+    if any(one != first for one in others):
+        raise EffaceError(
+            f"{subject.folder} and its original describe different views.",
+            "Unlearning does not change how images are augmented, so one of the descriptions was edited.",
+            f"Restore the {META} of both from a backup.",
+        )
+    return config.build(Views, first or {}, path="recipe.views.")
+
+
+def require_same_pictures(subject: OpenedRun) -> None:
+    """Raise unless the forgotten examples and the holdout are still the pictures that the request was about.
+
+    What can no longer be compared, since some of the examples are erased, is left to the other checks.
+    """
+    fixed = (subject.meta.get("fixed") or {}).get("pictures")
+    stored = read_split(subject.folder)["parts"]
+    if not fixed or any(len(stored[part]) != len(getattr(subject.split, part)) for part in fixed):
+        return
+    now = forgotten_digest(subject.data, subject.split)
+    changed = [part for part in fixed if fixed[part] != now.get(part)]
+    if changed:
+        raise EffaceError(
+            f"The pictures, labels or captions of {' and '.join(changed)} are not the ones that {subject.folder} was "
+            "made with.",
+            "Files were changed under the same names, and an audit of other pictures says nothing about these.",
+            "Restore the data as they were when the request was answered.",
+        )
+
+
+def require_honest(run: StoredRun) -> None:
+    """Raise if a run says that it was made by an exact method, and its method or its request says otherwise."""
+    method = (run.meta.get("method") or {}).get("name")
+    asked = (run.request.get("method") or {}).get("name", method) if run.request.get("verb") == "unlearn" else method
+    if run.meta["exact"] and (asked != method or not getattr(METHODS.get(str(method)), "exact", False)):
+        raise EffaceError(
+            f"{run.folder / META} says that its model was retrained, but it was made by {asked or 'training'}.",
+            "The description was edited, or the package of its method is not installed.",
+            "Restore the folder, or retrain: `efface unlearn ORIGINAL --forget IDS --method retrain`.",
+        )
+
+
+def require_no_copy(
+    path: Path, checkpoint: Checkpoint, others: Mapping[str, Loadable], nearest: float = NEAREST
+) -> None:
+    """Raise if a reference's weights are near those of the original or of the audited model.
+
+    Models that were trained independently are far apart; a copy with noise, or a copy trained further, is not, and
+    whatever it is compared with looks as if nothing were left. Equal weights are recognized by their digest.
+    """
+    for role, other in others.items():
+        distance = weight_distance(checkpoint.model, other.load().model)
+        if distance is not None and 0 < distance < nearest:
+            raise EffaceError(
+                f"{path} cannot be used as a retrained reference: its weights are within {100 * distance:.2g} % of "
+                f"those of the {role}.",
+                f"Models trained from different random weights are about 140 % apart (at least {100 * nearest:.0f} % "
+                "is required), so this one was made from the same weights.",
+                "Retrain from new random weights: another --seed.",
+            )
+
+
+def weight_distance(model: Model, other: Model) -> float | None:
+    """L2 distance of the backbones' weights with two or more dimensions, relative to the norm of the other's.
+
+    Biases and normalizations are left out: all models start with the same ones. None if the shapes differ.
+    """
+    first, second = (
+        {name: value.detach().double().cpu() for name, value in one.backbone.state_dict().items() if value.ndim > 1}
+        for one in (model, other)
+    )
+    if not first or any(name not in second or second[name].shape != value.shape for name, value in first.items()):
+        return None
+    size = torch.cat([second[name].flatten() for name in first]).norm()
+    moved = torch.cat([(first[name] - second[name]).flatten() for name in first]).norm()
+    return float(moved / size) if float(size) else None
