@@ -187,7 +187,7 @@ def _find_problem(arrays: Mapping[str, np.ndarray]) -> str | None:
     widths: dict[str, tuple[int, ...]] = {}
     for full, array in arrays.items():
         part, slash, name = full.partition("/")
-        if not slash or part not in (*OBSERVED_PARTS, "prompts"):
+        if not slash or part.removeprefix("renewed-") not in (*OBSERVED_PARTS, "prompts"):
             return f"it has an array '{full}'"
         kinds, what = {"keys": ("U", "text"), "labels": ("iu", "integers")}.get(name, ("fiub", "numbers"))
         if array.dtype.kind not in kinds:

@@ -16,7 +16,7 @@ import numpy as np
 from efface.data.dataset import Data, quote_first
 from efface.data.identity import DataDifference, DataIdentity
 from efface.data.sources import SOURCES, load
-from efface.data.split import EARLIER, SPLIT_PARTS, Split, read_split
+from efface.data.split import SPLIT_PARTS, Split, read_split
 from efface.errors import EffaceError
 from efface.files import REQUEST, SPLIT
 from efface.runs.folder import read_request
@@ -205,7 +205,7 @@ def open_data(
     data = load_recorded(locate_data(request, checks.data), identity, keys)
     difference = None if identity is None else identity.compare(data)
     changed = set() if difference is None else set(data.keys[difference.changed].tolist())
-    gone = changed & {key for part in ("forget", EARLIER) for key in stored["parts"].get(part, ())}
+    gone = changed & {key for part, keys in stored["parts"].items() if part != "retain" for key in keys}
     split = Split.load(folder, data, may_lack=SPLIT_PARTS, without=gone)
     if split.digest(data) != meta["split"]:
         raise EffaceError(

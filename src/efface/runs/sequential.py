@@ -54,23 +54,29 @@ def audit_sequence(
     digest = split.digest(subject.data)
     held = [model for role, model in models.items() if role.startswith("oracle")]
     oracles = [model.elsewhere(subject.folder, digest) for model in held]
-    whole = [model.stored_observations(split, binder) for model in (*[model for model, _ in chain], *oracles)]
-    if split.absent and any(stored is None for stored in whole):
+    chained = [model for model, _ in chain]
+    whole = [model.stored_observations(split, binder) for model in (*chained, *oracles)] if split.absent else []
+    complete = [stored for stored in whole if stored is not None]
+    if split.absent and len(complete) < len(whole):
         gone, split = len(split.absent.get("forget", ())), split.present()
         left = split.digest(subject.data)
-        chain = [(model.elsewhere(subject.folder, left), forgotten) for model, forgotten in chain]
+        chained = [model.elsewhere(subject.folder, left) for model in chained]
         oracles = [model.elsewhere(subject.folder, left) for model in held]
+        complete = []
         if gone:
             note = note or (
                 f"Not judged: {gone} of the {count} examples of all requests are not in the data any more, and not all "
                 "models were observed on them before. Whether earlier requests stay forgotten cannot be seen."
             )
 
-    observed = [model.observe(split, binder, device, progress) for model, _ in chain]
+    def observe(asked: Sequence[AuditedModel]) -> list[Observations]:
+        return [model.observe(split, binder, device, progress) for model in asked]
+
+    observed = complete[: len(chained)] or observe(chained)
     steps = _steps(chain, observed)
     if note:
         return RequestSequence(steps=steps, count=count, note=note)
-    references = [model.observe(split, binder, device, progress) for model in oracles]
+    references = complete[len(chained) :] if complete else observe(oracles)
     claimed = frozenset(model.meta["digest"] for model in oracles if model.claim)
     result = api.judge_observations(
         observed[0], observed[-1], references, criteria=criteria, fixed=fixed, claimed=claimed
