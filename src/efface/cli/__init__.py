@@ -16,6 +16,7 @@ from efface.cli.bench import bench_command
 from efface.cli.embed import compat_command, embed_command
 from efface.cli.followup import canaries, relearn_command
 from efface.cli.inspect import audits_command, data_command, inspect_command, methods_command
+from efface.cli.options import ConsentingCommand
 from efface.cli.references import references_command
 from efface.cli.train import demo_command, pretrain_command, unlearn_command
 from efface.errors import EffaceError
@@ -47,7 +48,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for verb in VERBS:
-    app.command(verb.__name__.removesuffix("_command"))(verb)
+    app.command(verb.__name__.removesuffix("_command"), cls=ConsentingCommand)(verb)
 app.add_typer(canaries, name="canaries")
 
 

@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from efface.cli.options import Config, Device, Force, Json, Quiet, Set, Trust, print_result, progress, settings_of
+from efface.cli.options import (
+    Config,
+    Device,
+    Force,
+    Json,
+    Quiet,
+    Set,
+    Trust,
+    consent_settings,
+    print_result,
+    progress,
+    settings_of,
+)
 from efface.errors import EffaceError
 
 if TYPE_CHECKING:
@@ -41,7 +53,7 @@ def audit_command(
     references: Annotated[
         Path | None, typer.Option("--references", help="A folder filled by `efface references`.")
     ] = None,
-    trust_pickle: Trust = False,
+    trust_pickle: Trust = None,
     plain_ids: Annotated[
         bool, typer.Option("--plain-ids", help="Write bare keys into the record instead of digests.")
     ] = False,
@@ -55,7 +67,7 @@ def audit_command(
 
     After several requests, the last one and all of them together are judged; the exit code is the worse of the two.
     """
-    settings = settings_of(config, set_, device=device, trust_pickle=trust_pickle or None)
+    settings = settings_of(config, set_, device=device, **consent_settings(trust_pickle))
     if embeddings is not None:
         judge_embeddings(embeddings, control, settings, run, out, views, force=force, as_json=json_, quiet=quiet)
     run = require_run(run, control, views)

@@ -9,6 +9,7 @@ import typer
 
 from efface.cli.options import (
     Config,
+    ConsentingCommand,
     DataOption,
     Device,
     Json,
@@ -16,6 +17,7 @@ from efface.cli.options import (
     Seed,
     Set,
     Trust,
+    consent_settings,
     print_result,
     progress,
     settings_of,
@@ -37,7 +39,7 @@ def relearn_command(
     on: Annotated[str | None, typer.Option("--on", help="retain (default) or forget.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps (default 100).")] = None,
     every: Annotated[int | None, typer.Option("--every", help="Steps between two observations (default 10).")] = None,
-    trust_pickle: Trust = False,
+    trust_pickle: Trust = None,
     config: Config = None,
     set_: Set = None,
     seed: Seed = None,
@@ -46,7 +48,7 @@ def relearn_command(
     quiet: Quiet = False,
 ) -> None:
     """Train copies of the run and of the oracles further, and measure how fast the forgotten examples come back."""
-    settings = settings_of(config, set_, seed=seed, device=device, trust_pickle=trust_pickle or None)
+    settings = settings_of(config, set_, seed=seed, device=device, **consent_settings(trust_pickle))
     named = {key: value for key, value in {"on": on, "steps": steps, "every": every}.items() if value is not None}
     settings["relearn"] = {**(settings.get("relearn") or {}), **named}
 
@@ -87,7 +89,7 @@ def plan(
     print_result(made.as_dict(), made.lines(), as_json=json_, quiet=quiet)
 
 
-@canaries.command()
+@canaries.command(cls=ConsentingCommand)
 def guess(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run that forgot the included canaries.")],
     planned: Annotated[Path, typer.Option("--plan", help="Folder that `efface canaries plan` wrote.")],
@@ -96,7 +98,7 @@ def guess(
     signal: Annotated[
         str | None, typer.Option("--signal", help="Score to guess by; by default that of the outermost space.")
     ] = None,
-    trust_pickle: Trust = False,
+    trust_pickle: Trust = None,
     config: Config = None,
     set_: Set = None,
     device: Device = None,
@@ -104,9 +106,7 @@ def guess(
     quiet: Quiet = False,
 ) -> None:
     """Guess the coins from observations of the run, reveal them, and bound ε from below."""
-    settings: dict[str, Any] = settings_of(
-        config, set_, device=device, signal=signal, trust_pickle=trust_pickle or None
-    )
+    settings: dict[str, Any] = settings_of(config, set_, device=device, signal=signal, **consent_settings(trust_pickle))
     from efface.runs.canaries import guess_canaries
 
     with progress(quiet) as shown:

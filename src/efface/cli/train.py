@@ -19,6 +19,7 @@ from efface.cli.options import (
     Seed,
     Set,
     Trust,
+    consent_settings,
     print_result,
     progress,
     settings_of,
@@ -77,7 +78,7 @@ def unlearn_command(
     ] = None,
     data: DataOption = None,
     objective: Annotated[str | None, typer.Option("--objective", help="Objective of a foreign checkpoint.")] = None,
-    trust_pickle: Trust = False,
+    trust_pickle: Trust = None,
     config: Config = None,
     set_: Set = None,
     seed: Seed = None,
@@ -89,7 +90,7 @@ def unlearn_command(
     """Unlearn examples from a checkpoint into a new run folder; the original stays as it is."""
     settings = settings_of(
         config, set_, forget=forget, method=method, stop={} if stop else None, budget=budget, data=data,
-        objective=objective, seed=seed, device=device, trust_pickle=trust_pickle or None,
+        objective=objective, seed=seed, device=device, **consent_settings(trust_pickle),
     )  # fmt: skip
     from efface.runs.train import unlearn_run
 

@@ -70,7 +70,7 @@ def audit_run(
     progress, request = progress or Progress(), AuditRequest.of(request)
     compared = build_comparison(
         run, request.watch, request.device, progress,
-        original=original, oracles=oracles, references=references, trust=request.trust_pickle,
+        original=original, oracles=oracles, references=references, consent=request.consent,
     )  # fmt: skip
     subject, observations = compared.subject, compared.observations
     result = api.judge_observations(
@@ -84,7 +84,7 @@ def audit_run(
     extra = artifacts.read_extra_findings(subject.folder, observations["subject"])
     result.findings.extend(extra.findings)
     sequence = audit_sequence(
-        subject, compared.models, original, request.criteria, request.watch, request.device, progress
+        subject, compared.models, original, request.criteria, request.watch, request.device, progress, request.consent
     )
     log = read_log(subject.folder / LOG)
     record = _build_record(compared, request, result, log, (*compared.claims, *extra.claims), sequence)

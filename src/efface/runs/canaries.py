@@ -31,7 +31,7 @@ def guess_canaries(
         run: A run that forgot the included canaries; the findings are stored in its folder for the next audit.
         folder: The plan, as written by ``efface canaries plan``.
         request: A :class:`GuessRequest`, or a mapping with its fields: watch, device, signal, level, delta,
-            trust_pickle.
+            trust_pickle, trusted.
         original: Where the original is now; by default where it was when the run was made.
         oracles: Retrained references.
         progress: Receives progress messages.
@@ -40,7 +40,7 @@ def guess_canaries(
     progress, request = progress or Progress(), GuessRequest.of(request)
     plan = read_canary_plan(folder)
     compared = build_comparison(
-        run, request.watch, request.device, progress, original=original, oracles=oracles, trust=request.trust_pickle
+        run, request.watch, request.device, progress, original=original, oracles=oracles, consent=request.consent
     )
     _require_same_data(plan, compared.subject.data, folder)
     findings = canary_guessing.canary_findings(

@@ -16,10 +16,12 @@ from efface.data.dataset import Data, quote_first
 from efface.data.split import EARLIER, NEVER_TRAINED, Split
 from efface.errors import EffaceError
 from efface.files import REQUEST
+from efface.interop.consent import Consent
 from efface.interop.containers import weights_file
 from efface.runs import artifacts
 from efface.runs.artifacts import SavedFindings
 from efface.runs.foreign import is_foreign, load_foreign
+from efface.runs.lineage import find_source, walk_back
 from efface.runs.references import list_finished
 from efface.runs.run import OpenedRun, Progress, StoredRun, open_run
 from efface.training.checkpoint import META, WEIGHTS, Checkpoint, read_meta
@@ -105,7 +107,7 @@ def build_comparison(
     original: Path | None = None,
     oracles: Sequence[Path] = (),
     references: Path | None = None,
-    trust: bool = False,
+    consent: Consent | None = None,
 ) -> Comparison:
     """Open a run and the models to compare it with, check that they are comparable, and observe each of them.
 
@@ -117,16 +119,16 @@ def build_comparison(
         original: Where the original is now; by default where it was when the run was made.
         oracles: Retrained references: run folders, or checkpoints of other libraries with the same architecture.
         references: Folder filled by ``efface references``.
-        trust: Unpickle foreign checkpoints that ask for classes.
+        consent: What may be unpickled: files named in this call, and files with certain digests.
 
     Raises:
         EffaceError: A model is missing, or cannot be compared with the run: for example a retrained reference that
             was trained on examples to forget.
 
     """
-    subject = _open_subject(run)
-    models = {"original": _original(subject, original), "subject": _audited_model(subject.stored, subject)}
-    models |= _others(subject, models, oracles, references, trust=trust)
+    subject, consent = _open_subject(run), consent or Consent()
+    models = {"original": _original(subject, original, consent), "subject": _audited_model(subject.stored, subject)}
+    models |= _others(subject, models, oracles, references, consent)
     observations: dict[str, Observations] = {}
     compared = Comparison(subject, models, observations)
     for claim in compared.claims:
@@ -171,23 +173,24 @@ def oracle_observations_path(run: Path, digest: str) -> Path:
 
 def lineage(subject: OpenedRun) -> tuple[str, ...]:
     """Digests of the subject and its ancestors, oldest first, as far back as their folders still exist."""
-    run = subject.stored
-    digests = [run.meta["digest"]]
-    while run.meta["parent"]:
+    digests = [subject.meta["digest"]]
+    for run in walk_back(subject.stored, subject.folders):
+        if run.meta["digest"] != digests[-1] or not run.meta["parent"]:
+            break  # another run is at the place of the ancestor now, or this is the first one
         digests.append(run.meta["parent"])
-        source = Path(str(run.request.get("from", "")))
-        if not (source / REQUEST).exists():
-            break
-        run = subject.folders.read(source)
     return tuple(reversed(digests))
 
 
-def foreign_original(run: StoredRun, file: Path, data: Data, split: str = "") -> AuditedModel:
+def foreign_original(
+    run: StoredRun, file: Path, data: Data, consent: Consent, split: str = "", *, named: bool = False
+) -> AuditedModel:
     """A foreign checkpoint as the original of a run, loaded as it was when the run was made.
 
-    ``split``: digest of the split to observe it on, if that is not the run's own.
+    ``split``: digest of the split to observe it on, if that is not the run's own. ``named``: whether the user named the
+    file; else it is the run that names it, and a pickle needs consent for its digest.
     """
-    checkpoint = load_foreign(file, data, run.request, int(run.request["seed"]))
+    by = "" if named else str(run.folder / REQUEST)
+    checkpoint = load_foreign(file, data, run.request, int(run.request["seed"]), consent, named_by=by)
     if checkpoint.model.digest() != run.meta["parent"]:
         raise EffaceError(
             f"{file} has changed since {run.folder} was made from it.", remedy="Restore it, or unlearn again."
@@ -199,6 +202,7 @@ def foreign_original(run: StoredRun, file: Path, data: Data, split: str = "") ->
 def _open_subject(run: Path) -> OpenedRun:
     """Open a run and check that it has examples to forget."""
     subject = open_run(run)
+    list(walk_back(subject.stored, subject.folders))  # a circle raises
     if not len(subject.split.forget):
         raise EffaceError(
             f"{run} was asked to forget nothing: it is an original.", remedy="Name a run that `efface unlearn` made."
@@ -213,9 +217,9 @@ def _audited_model(run: StoredRun, subject: OpenedRun, folder: Path | None = Non
     return AuditedModel(run.meta, folder / WEIGHTS, run.checkpoint, path)
 
 
-def _original(subject: OpenedRun, named: Path | None) -> AuditedModel:
+def _original(subject: OpenedRun, named: Path | None, consent: Consent) -> AuditedModel:
     """The run that the subject was made from, or the ancestor that the user named."""
-    source = Path(named) if named else Path(subject.request["from"])
+    source = Path(named) if named else find_source(subject.stored) or Path("?")
     if not source.exists():
         raise EffaceError(
             f"The original is no longer at {source}.",
@@ -223,7 +227,7 @@ def _original(subject: OpenedRun, named: Path | None) -> AuditedModel:
             "Say where it is now: --original RUN.",
         )
     if is_foreign(source):
-        return foreign_original(subject.stored, source, subject.data)
+        return foreign_original(subject.stored, source, subject.data, consent, named=named is not None)
     run, split = subject.folders.read(source), Split.load(source, subject.data)
     trained = set(subject.data.keys[split.retain if run.meta["exact"] else split.train].tolist())
     absent = [key for key in _keys(subject, "forget") if key not in trained]
@@ -242,10 +246,10 @@ def _original(subject: OpenedRun, named: Path | None) -> AuditedModel:
     return _audited_model(run, subject, source)
 
 
-def _oracle(folder: Path, subject: OpenedRun, others: Mapping[str, AuditedModel], trust: bool) -> AuditedModel:
+def _oracle(folder: Path, subject: OpenedRun, others: Mapping[str, AuditedModel], consent: Consent) -> AuditedModel:
     """A retrained reference: checked to be trained on neither the forget set nor any never-trained part."""
     if is_foreign(folder):
-        return _foreign_oracle(folder, subject, others, trust)
+        return _foreign_oracle(folder, subject, others, consent)
     run = subject.folders.read(folder)
     if not run.meta["exact"]:
         method = (run.meta["method"] or {}).get("name", "training on everything")
@@ -272,10 +276,12 @@ def _oracle(folder: Path, subject: OpenedRun, others: Mapping[str, AuditedModel]
     return _audited_model(run, subject, Path(folder))
 
 
-def _foreign_oracle(file: Path, subject: OpenedRun, others: Mapping[str, AuditedModel], trust: bool) -> AuditedModel:
+def _foreign_oracle(
+    file: Path, subject: OpenedRun, others: Mapping[str, AuditedModel], consent: Consent
+) -> AuditedModel:
     """Another library's checkpoint as a retrained reference: with the subject's architecture and views."""
-    settings = subject.request | {"recipe": subject.meta["recipe"], "trust_pickle": trust}
-    checkpoint = replace(load_foreign(file, subject.data, settings, int(subject.request["seed"])), exact=True)
+    settings, seed = subject.request | {"recipe": subject.meta["recipe"]}, int(subject.request["seed"])
+    checkpoint = replace(load_foreign(file, subject.data, settings, seed, consent), exact=True)
     digest = checkpoint.model.digest()
     same = next((name for name, one in others.items() if one.meta["digest"] == digest), None)
     if same:
@@ -297,14 +303,13 @@ def _others(
     own: Mapping[str, AuditedModel],
     oracles: Sequence[Path],
     references: Path | None,
-    *,
-    trust: bool,
+    consent: Consent,
 ) -> dict[str, AuditedModel]:
     """All references by role; a planned model that the user also names is used once."""
     made = list_finished(Path(references)) if references else {"out": [], "in": []}
-    named = [_oracle(Path(one), subject, own, trust) for one in oracles]
+    named = [_oracle(Path(one), subject, own, consent) for one in oracles]
     known = {one.meta["digest"] for one in named}
-    planned = [_oracle(folder, subject, own, trust) for folder in made["out"]]
+    planned = [_oracle(folder, subject, own, consent) for folder in made["out"]]
     named += [one for one in planned if one.meta["digest"] not in known]
     found = {f"oracle {i}": one for i, one in enumerate(named, 1)}
     return found | {f"unlearned {i}": _unlearned(folder, subject) for i, folder in enumerate(made["in"], 1)}

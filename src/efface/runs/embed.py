@@ -27,8 +27,9 @@ from efface.files import REQUEST, SPLIT, disk_errors
 from efface.interop.load import load_checkpoint
 from efface.runs.folder import read_request
 from efface.runs.foreign import is_foreign
+from efface.runs.lineage import find_source, walk_back
 from efface.runs.requests import CompatibilityRequest, EmbeddingOptions, EmbeddingSpace, EmbedRequest
-from efface.runs.run import Progress, load_data
+from efface.runs.run import Progress, RunFolders, load_data
 from efface.training.checkpoint import META, Checkpoint, read_meta
 from efface.training.devices import resolve_device
 from efface.training.model import Model
@@ -101,7 +102,7 @@ def open_encoder(path: Path, data: Data, request: EmbedRequest | Mapping[str, An
     recipe = read_meta(run)["recipe"] if run is not None and not request.recipe else request.recipe
     loaded = load_checkpoint(
         path, data, objective=request.objective or None, recipe=recipe,
-        backbone_only=request.space is EmbeddingSpace.BACKBONE, trust_pickle=request.trust_pickle,
+        backbone_only=request.space is EmbeddingSpace.BACKBONE, trust_pickle=request.consent.covers(path, named=True),
     )  # fmt: skip
     return _encoder(path, loaded.model, request, frozenset() if run is None else forgotten_by(run))
 
@@ -109,12 +110,10 @@ def open_encoder(path: Path, data: Data, request: EmbedRequest | Mapping[str, An
 def forgotten_by(run: Path) -> frozenset[str]:
     """Keys that a run and those of its ancestors whose folders still exist were asked to forget."""
     found: set[str] = set()
-    here: Path | None = Path(run)
-    while here is not None and (here / SPLIT).is_file():
-        parts = read_split(here)["parts"]
+    folders = RunFolders()
+    for one in walk_back(folders.read(run), folders):
+        parts = read_split(one.folder)["parts"] if (one.folder / SPLIT).is_file() else {"forget": ()}
         found |= {*parts["forget"], *parts.get(EARLIER, ())}
-        request = read_request(here) if (here / REQUEST).is_file() else {}
-        here = Path(request["from"]) if request.get("from") else None
     return frozenset(found)
 
 
@@ -218,8 +217,9 @@ def _shared_recipe(new: Path, old: Path) -> dict[str, Any]:
     """The recipe of a run that was made from the foreign checkpoint ``old``: both have the same architecture."""
     if not (new / REQUEST).is_file():
         return {}
-    source = read_request(new).get("from")
-    return read_meta(new)["recipe"] if source and Path(source) == old.resolve() else {}
+    run = RunFolders().read(new) if (new / META).is_file() else None
+    source = run and find_source(run)
+    return run.meta["recipe"] if run and source and source.resolve() == old.resolve() else {}
 
 
 def _data(path: Path, request: EmbedRequest) -> Data:

@@ -15,9 +15,11 @@ from efface import config
 from efface.data.dataset import Data
 from efface.data.split import Split
 from efface.interop.checkpoint_file import read_foreign
+from efface.interop.consent import Consent, pickle_digests
 from efface.interop.containers import weights_file
 from efface.interop.export_weights import export_checkpoint
 from efface.interop.load import LoadedCheckpoint, load_checkpoint
+from efface.interop.safe_load import UntrustedPickleError
 from efface.interop.sanity_check import compare_with_random, require_better_than_random
 from efface.runs.run import Common, Sizes, load_data
 from efface.training.batch import Subset
@@ -34,17 +36,33 @@ def is_foreign(start: Path) -> bool:
     return not (start / META).exists() and weights_file(start) is not None
 
 
-def load_foreign(path: Path, data: Data, settings: Mapping[str, Any], seed: int) -> Checkpoint:
+def load_foreign(
+    path: Path,
+    data: Data,
+    settings: Mapping[str, Any],
+    seed: int,
+    consent: Consent | None = None,
+    *,
+    named_by: str = "",
+) -> Checkpoint:
     """Load a foreign checkpoint as the original of a run.
 
     Args:
         path: The file or folder.
         data: The data of the run.
-        settings: The run's request; ``objective``, ``recipe``, ``fresh_head`` and ``trust_pickle`` are used.
+        settings: The run's request; ``objective``, ``recipe`` and ``fresh_head`` are used.
         seed: The run's seed: the parts that the file does not have are drawn with it.
+        consent: What may be unpickled; by default nothing. What the request says about that is never believed.
+        named_by: What named the path, if the user did not; consent must then be given for its digest.
 
     """
-    loaded = _load(path, data, settings, seed)
+    consent = consent or Consent()
+    try:
+        loaded = _load(path, data, settings, seed, consent.covers(path, named=not named_by))
+    except UntrustedPickleError as error:
+        if named_by:
+            raise consent.explain(error, path, named_by) from error
+        raise
     return _as_checkpoint(loaded, seed)
 
 
@@ -66,7 +84,8 @@ def start_from_foreign(
 
     """
     data = load_data(settings)
-    loaded = _load(path, data, settings, seed)
+    trust = consent_of(settings).covers(path, named=True)
+    loaded = _load(path, data, settings, seed, trust)
     file_name = loaded.file.path.name
     for note in loaded.notes:
         say(f"{file_name}: {note}")
@@ -82,7 +101,10 @@ def start_from_foreign(
         "split": settings.get("split") or {},
         "recipe": config.dump(loaded.recipe, CHOICES),
     }
-    inherited |= {key: True for key in ("trust_pickle", "fresh_head") if settings.get(key)}
+    if settings.get("fresh_head"):
+        inherited["fresh_head"] = True
+    if trust:
+        inherited["unpickled"] = pickle_digests(path)  # only a fact: no later command takes it for consent
     return data, split, _as_checkpoint(loaded, seed), inherited
 
 
@@ -117,12 +139,17 @@ def export_result(
     out.mkdir()
     retain = Subset.of(data, split.retain, result.recipe.views, "retain", resolve_device(common.device))
     batches = retain.batches(256, run.rng("purge")) if len(retain) else ()
-    file = read_foreign(path, trust_pickle=bool(settings.get("trust_pickle")))
+    file = read_foreign(path, trust_pickle=consent_of(settings).covers(path, named=True))
     notes = export_checkpoint(file, result.model, batches, run.rng("foreign"), out)
     return replace(result, purged=result.purged | notes)
 
 
-def _load(path: Path, data: Data, settings: Mapping[str, Any], seed: int) -> LoadedCheckpoint:
+def consent_of(settings: Mapping[str, Any]) -> Consent:
+    """The consent in the settings of a call; settings that were read from a run folder are no consent."""
+    return Consent.of(settings.get("trust_pickle"), settings.get("trusted"))
+
+
+def _load(path: Path, data: Data, settings: Mapping[str, Any], seed: int, trust: bool) -> LoadedCheckpoint:
     return load_checkpoint(
         path,
         data,
@@ -130,7 +157,7 @@ def _load(path: Path, data: Data, settings: Mapping[str, Any], seed: int) -> Loa
         recipe=settings.get("recipe"),
         seed=seed,
         fresh_head=bool(settings.get("fresh_head")),
-        trust_pickle=bool(settings.get("trust_pickle")),
+        trust_pickle=trust,
     )
 
 

@@ -10,7 +10,7 @@ import glob
 import json
 import secrets
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,24 @@ def require_apart(out: Path, inputs: Iterable[Path | None]) -> None:
             f"This command reads {path}, which would be changed or destroyed.",
             "Choose another --out.",
         )
+
+
+def input_paths(*settings: Any) -> list[Path]:
+    """The paths among the values of settings, such as those of a data source: texts that lead to something."""
+    found: list[Path] = []
+    for value in settings:
+        if isinstance(value, Mapping):
+            found += input_paths(*(one for name, one in value.items() if name != "cache"))
+        elif isinstance(value, str) and _exists(Path(value).expanduser()):
+            found.append(Path(value).expanduser())
+    return found
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists() and path.resolve() != Path.cwd()
+    except (OSError, ValueError, RuntimeError):
+        return False
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -35,6 +35,7 @@ from efface.data.split import Split
 from efface.errors import EffaceError, unknown_name_error
 from efface.files import EPOCH, REQUEST, SPLIT, read_json, write_text
 from efface.runs.folder import create_run_folder, read_request
+from efface.runs.lineage import find_source
 from efface.runs.run import Progress, load_data, logging, open_run
 from efface.training import devices
 from efface.training.checkpoint import META, Checkpoint, EpochStore
@@ -147,7 +148,7 @@ def plan_references(run: Path, home: Path, count: int = 8, pairs: int = 0) -> Re
         raise EffaceError(f"{count} references and {pairs} pairs cannot be planned.", remedy="Ask for at least one.")
     subject = open_run(run)
     meta = subject.meta
-    source = Path(str(subject.request.get("from", "")))
+    source = find_source(subject.stored) or Path()
     if not (source / META).exists():
         raise EffaceError(
             f"The original is no longer at {source}, or is no run folder.",

@@ -31,7 +31,8 @@ def relearn_run(
 
     Args:
         run: The unlearned run folder; the findings are stored in it for the next audit.
-        request: A :class:`RelearnRequest`, or a mapping with its fields: relearn, watch, seed, device, trust_pickle.
+        request: A :class:`RelearnRequest`, or a mapping with its fields: relearn, watch, seed, device, trust_pickle,
+            trusted.
         original: Where the original is now; by default where it was when the run was made.
         oracles: Retrained references.
         progress: Receives progress messages.
@@ -40,7 +41,7 @@ def relearn_run(
     progress, request = progress or Progress(), RelearnRequest.of(request)
     how, watch = request.relearn, request.watch
     compared = build_comparison(
-        run, watch, request.device, progress, original=original, oracles=oracles, trust=request.trust_pickle
+        run, watch, request.device, progress, original=original, oracles=oracles, consent=request.consent
     )
     snapshots: dict[str, Any] = {}
     for name, model in compared.models.items():

@@ -18,6 +18,7 @@ from efface.auditing.observers.observe import ObservationSettings
 from efface.auditing.observers.relearn import RelearnSettings
 from efface.auditing.verdict import Criteria
 from efface.errors import EffaceError, suggest_name
+from efface.interop.consent import Consent
 from efface.runs.run import Common, Sizes
 from efface.unlearning import plugins
 from efface.unlearning.early_stopping import StoppingRule
@@ -65,6 +66,11 @@ class VerbRequest:
         refuse_unknown(settings, setting_names(cls))
         return config.build(cls, select_settings(settings, cls))
 
+    @property
+    def consent(self) -> Consent:
+        """What this call allows to be unpickled."""
+        return Consent.of(getattr(self, "trust_pickle", False), getattr(self, "trusted", ()))
+
     @classmethod
     def of(cls, given: Self | Mapping[str, Any]) -> Self:
         """Return a request as it is, and build one from settings."""
@@ -104,6 +110,8 @@ class ForeignOptions:
     """Changes to the recipe that is inferred from the file."""
     trust_pickle: bool = False
     """Unpickle a file that asks for classes."""
+    trusted: tuple[str, ...] = ()
+    """SHA-256 of files that may be unpickled."""
     check: bool = True
     """Refuse an encoder that is no better than the same network with random weights."""
     fresh_head: bool = False
@@ -112,7 +120,7 @@ class ForeignOptions:
     def as_settings(self) -> dict[str, Any]:
         """The options that were given, as a settings mapping."""
         values = {name: getattr(self, name) for name in ("data", "split", "objective", "recipe")}
-        values |= {name: getattr(self, name) for name in ("trust_pickle", "fresh_head")}
+        values |= {name: getattr(self, name) for name in ("trust_pickle", "trusted", "fresh_head")}
         return {name: value for name, value in values.items() if value}
 
 
@@ -190,7 +198,9 @@ class AuditRequest(VerbRequest):
     goal: str = ""
     """Why the examples were to be forgotten, in the user's words; for the record."""
     trust_pickle: bool = False
-    """Unpickle a foreign oracle that asks for classes."""
+    """Unpickle a checkpoint named in this call that asks for classes."""
+    trusted: tuple[str, ...] = ()
+    """SHA-256 of files that may be unpickled, such as the original that the run names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +216,9 @@ class RelearnRequest(VerbRequest):
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda``, ``mps``."""
     trust_pickle: bool = False
-    """Unpickle a foreign oracle that asks for classes."""
+    """Unpickle a checkpoint named in this call that asks for classes."""
+    trusted: tuple[str, ...] = ()
+    """SHA-256 of files that may be unpickled, such as the original that the run names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +236,9 @@ class GuessRequest(VerbRequest):
     delta: float = 0.0
     """The δ of (ε, δ)."""
     trust_pickle: bool = False
-    """Unpickle a foreign oracle that asks for classes."""
+    """Unpickle a checkpoint named in this call that asks for classes."""
+    trusted: tuple[str, ...] = ()
+    """SHA-256 of files that may be unpickled, such as the original that the run names."""
 
 
 class EmbeddingSpace(StrEnum):
@@ -262,6 +276,8 @@ class EmbedRequest(EmbeddingOptions, VerbRequest):
     """Of a foreign checkpoint: the objective that it was trained with."""
     trust_pickle: bool = False
     """Unpickle a file that asks for classes."""
+    trusted: tuple[str, ...] = ()
+    """SHA-256 of files that may be unpickled."""
 
 
 @dataclass(frozen=True, kw_only=True)

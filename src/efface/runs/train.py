@@ -15,6 +15,8 @@ from efface.errors import EffaceError
 from efface.files import EPOCH
 from efface.runs.folder import create_run_folder
 from efface.runs.foreign import export_result, is_foreign, require_trained_encoder, start_from_foreign
+from efface.runs.lineage import walk_back
+from efface.runs.ownership import input_paths
 from efface.runs.requests import ForeignOptions, PretrainRequest, UnlearnRequest, refuse_unknown
 from efface.runs.run import Progress, load_data, logging, open_run
 from efface.training.checkpoint import Checkpoint, EpochStore
@@ -60,7 +62,8 @@ def pretrain_run(
         "recipe": config.dump(recipe, CHOICES),
         **vars(common),
     }
-    with create_run_folder(out, _as_yaml(stored), force=force) as folder:
+    inputs = input_paths(request.data, request.split)
+    with create_run_folder(out, _as_yaml(stored), force=force, inputs=inputs) as folder:
         split.save(folder, data)
         total = recipe.epochs * -(-len(split.train) // recipe.batch_size)
         with logging(folder, progress, total) as log:
@@ -126,7 +129,8 @@ def unlearn_run(
     }
     for warning in split.provenance.get("warnings", []):
         progress.say(str(warning))
-    with create_run_folder(out, _as_yaml(stored), force=force) as folder:
+    inputs = [start, *input_paths(stored["data"], stored.get("split"), request.forget)]
+    with create_run_folder(out, _as_yaml(stored), force=force, inputs=inputs) as folder:
         split.save(folder, data)
         exact = method is not None and method.exact
         store = EpochStore(folder / EPOCH) if exact else None
@@ -158,6 +162,7 @@ def _unlearn_request(
 def _start_from_run(start: Path) -> tuple[Data, Split, Checkpoint, dict[str, Any]]:
     """Data, split and checkpoint of a run folder, and the settings that a run made from it inherits."""
     run = open_run(start)
+    list(walk_back(run.stored, run.folders))  # a circle raises
     return run.data, run.split, run.checkpoint(), {"data": run.request["data"]}
 
 
