@@ -17,6 +17,7 @@ from efface.cli.embed import compat_command, embed_command
 from efface.cli.followup import canaries, relearn_command
 from efface.cli.inspect import audits_command, data_command, inspect_command, methods_command
 from efface.cli.options import ConsentingCommand
+from efface.cli.output import prepare_streams, write_message
 from efface.cli.references import references_command
 from efface.cli.train import demo_command, pretrain_command, unlearn_command
 from efface.errors import EffaceError
@@ -60,12 +61,13 @@ def limit_threads() -> None:
 
 def main() -> None:
     """Run the command line; errors become a message and an exit code."""
+    prepare_streams()
     try:
         code = app(standalone_mode=False)  # the code that a verb passed to typer.Exit, or None
     except EffaceError as error:
         for label, text in (("error", error.what), ("why", error.why), ("do", error.remedy)):
             if text:
-                typer.echo(f"{label + ':':7}{text}", err=True)
+                write_message(f"{label + ':':7}{text}")
         raise SystemExit(error.exit_code) from None
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
@@ -76,5 +78,5 @@ def main() -> None:
             raise SystemExit(2) from None
         raise
     if code == INTERRUPTED:
-        typer.echo("\nInterrupted. The same command resumes from the last finished epoch.", err=True)
+        write_message("\nInterrupted. The same command resumes from the last finished epoch.")
     raise SystemExit(code or 0)

@@ -39,9 +39,10 @@ def audit_command(
         typer.Option("--control", metavar="BEFORE AFTER", help="Embeddings of items that were never trained on."),
     ] = None,
     views: Annotated[int | None, typer.Option("--views", help="Views per item, in consecutive rows.")] = None,
-    out: Annotated[Path, typer.Option("--out", help="With --embeddings: the folder to write.")] = Path(
-        "embeddings-audit"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder for the evidence; by default RUN, with --embeddings embeddings-audit."),
+    ] = None,
     force: Force = False,
     original: Annotated[
         Path | None, typer.Option("--original", help="The original; by default the run that RUN was made from.")
@@ -69,18 +70,36 @@ def audit_command(
     """
     settings = settings_of(config, set_, device=device, **consent_settings(trust_pickle))
     if embeddings is not None:
-        judge_embeddings(embeddings, control, settings, run, out, views, force=force, as_json=json_, quiet=quiet)
+        judge_embeddings(
+            embeddings,
+            control,
+            settings,
+            run,
+            out or Path("embeddings-audit"),
+            views,
+            force=force,
+            as_json=json_,
+            quiet=quiet,
+        )
     run = require_run(run, control, views)
     from efface.reporting.page import REPORT
-    from efface.runs.audit import audit_run
+    from efface.runs.audit import audit_run, evidence_folder
 
     with progress(quiet) as shown:
         judged = audit_run(
             run, settings, original=original, oracles=oracle or [], references=references, plain_ids=plain_ids,
-            progress=shown,
+            out=out, force=force, progress=shown,
         )  # fmt: skip
     result, lines = _summary(run, judged)
-    print_result(result, [*lines, f"Report: {run / REPORT}"], as_json=json_, quiet=quiet)
+    kept = evidence_folder(run, out)
+    if kept is None:  # nowhere to write: everything that was found is printed
+        result["findings"] = {one.name: one.value for one in judged.findings}
+        lines += [
+            f"{name}: {'none' if value is None else f'{value:.4g}'}" for name, value in result["findings"].items()
+        ]
+    else:
+        lines.append(f"Report: {kept / REPORT}")
+    print_result(result, lines, as_json=json_, quiet=quiet)
     raise typer.Exit(judged.exit_code)
 
 

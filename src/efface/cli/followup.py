@@ -56,7 +56,7 @@ def relearn_command(
 
     with progress(quiet) as shown:
         kept = relearn_run(run, settings, original=original, oracles=oracle or [], progress=shown)
-    print_result(kept.as_dict(), [*kept.lines(), f"Stored for the next audit: {kept.file}"], as_json=json_, quiet=quiet)
+    print_result(kept.as_dict(), kept.lines(), as_json=json_, quiet=quiet)
 
 
 canaries = typer.Typer(
@@ -111,4 +111,4 @@ def guess(
 
     with progress(quiet) as shown:
         kept = guess_canaries(run, planned, settings, original=original, oracles=oracle or [], progress=shown)
-    print_result(kept.as_dict(), [*kept.lines(), f"Stored for the next audit: {kept.file}"], as_json=json_, quiet=quiet)
+    print_result(kept.as_dict(), kept.lines(), as_json=json_, quiet=quiet)

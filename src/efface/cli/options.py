@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from efface.cli.output import write_lines
 from efface.errors import EffaceError
 
 if TYPE_CHECKING:
@@ -107,8 +108,5 @@ def progress(quiet: bool) -> Iterator[Progress]:
 
 def print_result(result: dict[str, Any], lines: list[str], *, as_json: bool, quiet: bool) -> None:
     """Print the lines unless ``quiet``, then the result as one line of JSON if ``as_json``."""
-    if not quiet:
-        for line in lines:
-            typer.echo(line)
-    if as_json:
-        typer.echo(json.dumps(result))
+    shown = [] if quiet else list(lines)
+    write_lines([*shown, json.dumps(result)] if as_json else shown)

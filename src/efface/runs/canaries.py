@@ -12,10 +12,12 @@ from efface.data.dataset import Data
 from efface.errors import EffaceError
 from efface.runs.artifacts import SavedFindings
 from efface.runs.comparison import build_comparison, save_findings
+from efface.runs.ownership import one_at_a_time
 from efface.runs.requests import GuessRequest
 from efface.runs.run import Progress
 
 
+@one_at_a_time
 def guess_canaries(
     run: Path,
     folder: Path,

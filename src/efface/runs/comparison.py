@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from efface.auditing.observers.observe import ObservationSettings
 from efface.data.dataset import Data, quote_first
 from efface.data.split import EARLIER, NEVER_TRAINED, Split
 from efface.errors import EffaceError
-from efface.files import REQUEST
+from efface.files import READ_ONLY, REQUEST
 from efface.interop.consent import Consent
 from efface.interop.containers import weights_file
 from efface.runs import artifacts
@@ -62,7 +63,12 @@ class AuditedModel:
         progress.say(f"Observing {self.weights.parent.name}")
         observed = api.observe(self.load(), data, split, watch, device=device)
         observed.meta["watch"] = stamp
-        artifacts.save_observations(self.observations_file, observed)
+        try:
+            artifacts.save_observations(self.observations_file, observed)
+        except EffaceError as error:
+            if not isinstance(error.__cause__, OSError) or error.__cause__.errno not in READ_ONLY:
+                raise
+            progress.say(f"The observations are not kept: {self.observations_file.parent} cannot be written.")
         return observed
 
 
@@ -141,6 +147,8 @@ def build_comparison(
 def save_findings(compared: Comparison, name: str, findings: list[Finding]) -> SavedFindings:
     """Store findings about the subject in its folder, where the next audit picks them up."""
     subject = compared.subject
+    if not os.access(subject.folder, os.W_OK):
+        return SavedFindings(findings, None, compared.claims)
     path = artifacts.save_extra_findings(
         subject.folder, name, compared.observations["subject"], findings, compared.claims
     )

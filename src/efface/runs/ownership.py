@@ -11,13 +11,14 @@ import json
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import yaml
 
 from efface.errors import EffaceError
-from efface.files import REQUEST
+from efface.files import REQUEST, hold_lock
 from efface.training.checkpoint import META, WEIGHTS, read_meta, read_weights
 from efface.training.model import digest
 
@@ -55,11 +56,11 @@ def why_not_unfinished(folder: Path) -> str:
 
 
 def why_not_bundle(folder: Path, name: str, needed: Iterable[str]) -> str:
-    """Why a folder does not hold the results of an audit: ``name`` is JSON in format 1 with the ``needed`` entries."""
+    """Why a folder does not hold the results of an audit: ``name`` is a JSON object with the ``needed`` entries."""
     if (folder / META).exists():
         return "It is a run folder."
     content = _read_mapping(folder / name)
-    if content is None or content.get("format") != 1 or any(key not in content for key in needed):
+    if content is None or any(key not in content for key in needed):
         return f"It has no readable {name} in the format of efface."
     return _foreign_folders(folder)
 
@@ -127,6 +128,27 @@ def _same(one: Path, other: Path) -> bool:
         return one == other or one.samefile(other)
     except OSError:
         return False
+
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def one_at_a_time(
+    verb: Callable[Concatenate[Path, Parameters], Result],
+) -> Callable[Concatenate[Path, Parameters], Result]:
+    """Decorate a verb that writes into the run folder it is given: a second call waits for the first."""
+
+    @wraps(verb)
+    def locked(run: Path, *args: Parameters.args, **named: Parameters.kwargs) -> Result:
+        run = Path(run)
+        if not run.is_dir():
+            return verb(run, *args, **named)  # its own error says what is missing
+        say: Any = getattr(named.get("progress"), "say", lambda sentence: None)
+        with hold_lock(run.resolve(), waiting=lambda: say(f"Waiting for another command that writes into {run}.")):
+            return verb(run, *args, **named)
+
+    return locked
 
 
 def set_aside(path: Path) -> Path:

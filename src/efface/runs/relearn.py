@@ -12,11 +12,13 @@ from efface.auditing.evidence import Evidence, RelearnedCopies
 from efface.auditing.observers.relearn import relearn_model
 from efface.runs.artifacts import SavedFindings
 from efface.runs.comparison import Comparison, build_comparison, save_findings
+from efface.runs.ownership import one_at_a_time
 from efface.runs.requests import RelearnRequest
 from efface.runs.run import Progress
 from efface.training import devices
 
 
+@one_at_a_time
 def relearn_run(
     run: Path,
     request: RelearnRequest | Mapping[str, Any],

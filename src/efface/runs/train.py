@@ -69,7 +69,7 @@ def pretrain_run(
         with logging(folder, progress, total) as log:
             checkpoint = api.pretrain(
                 data, split, recipe=recipe, seed=common.seed, device=common.device, bf16=bool(common.bf16),
-                log=log, resume_store=EpochStore(folder / EPOCH),
+                log=log, resume_store=EpochStore(folder / EPOCH, progress.say),
             )  # fmt: skip
         checkpoint.save(folder)
     return checkpoint
@@ -133,7 +133,7 @@ def unlearn_run(
     with create_run_folder(out, _as_yaml(stored), force=force, inputs=inputs) as folder:
         split.save(folder, data)
         exact = method is not None and method.exact
-        store = EpochStore(folder / EPOCH) if exact else None
+        store = EpochStore(folder / EPOCH, progress.say) if exact else None
         total = count_retraining_steps(checkpoint, split) if exact else 0
         with logging(folder, progress, total) as log:
             result = api.unlearn(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import io
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -204,6 +206,8 @@ class EpochStore:
     """Keeps the latest epoch of a training run in one file: a :class:`ResumeStore`."""
 
     path: Path
+    say: Callable[[str], None] = lambda sentence: None
+    """Receives a message if the file cannot be used."""
 
     def save(self, model: Model, optimizer: ScheduledOptimizer, epoch: int, cost: TrainingCost) -> None:
         """Replace the saved state atomically: after a kill, the file holds either the old or the new state."""
@@ -215,10 +219,21 @@ class EpochStore:
         os.replace(temporary, self.path)
 
     def restore(self, model: Model, optimizer: ScheduledOptimizer) -> tuple[int, TrainingCost] | None:
-        """Load the latest saved epoch into model and optimizer; return ``None`` if nothing is saved."""
+        """Load the latest saved epoch into model and optimizer; return ``None`` if there is none that can be used.
+
+        A damaged file, or one of another training, is named and left aside: training then starts from the beginning.
+        """
         if not self.path.exists():
             return None
-        state = torch.load(self.path, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.restore(state["optimizer"])
-        return state["epoch"], TrainingCost(**state["tally"])
+        before = copy.deepcopy((model.state_dict(), optimizer.state()))
+        try:
+            state = torch.load(self.path, weights_only=True)
+            model.load_state_dict(state["model"])
+            optimizer.restore(state["optimizer"])
+            return int(state["epoch"]), TrainingCost(**state["tally"])
+        except Exception as error:  # torch and pickle raise almost anything for foreign bytes
+            model.load_state_dict(before[0])
+            optimizer.restore(before[1])
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            self.say(f"{self.path} is damaged and was ignored: training starts from the beginning. ({reason[:120]})")
+            return None
