@@ -77,7 +77,7 @@ class ConsentingCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Give ``--trust-pickle`` its value where none follows."""
         shown: list[str] = []
-        for word, following in zip(args, [*args[1:], ""], strict=True):
+        for word, following in zip(args, [*args[1:], ""], strict=False):
             alone = word == "--trust-pickle" and not SHA256.fullmatch(following)
             shown.append(f"--trust-pickle={NAMED_FILES}" if alone else word)
         return super().parse_args(ctx, shown)
@@ -94,7 +94,7 @@ def progress(quiet: bool) -> Iterator[Progress]:
     """Yield callbacks that show a progress bar on a terminal and plain lines elsewhere; nothing if ``quiet``."""
     from efface.cli.progress import BarProgress, LineProgress
 
-    shown = None if quiet else BarProgress() if sys.stderr.isatty() else LineProgress()
+    shown = None if quiet else BarProgress() if sys.stderr is not None and sys.stderr.isatty() else LineProgress()
     from efface.runs.run import Progress
 
     if shown is None:
