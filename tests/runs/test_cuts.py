@@ -59,7 +59,10 @@ def jobs(home: Path) -> dict[str, tuple[int, list[list[object]]]]:
             2,
             [["canaries", "plan", "--data", "digits", "--count", 20, "--seed", 1, "--out", work / "plan", "--quiet"]],
         ),
-        "canaries guess": (7, [["canaries", "guess", work / "forgot", "--plan", work / "coins", *LOOK]]),
+        "canaries guess": (
+            7,
+            [["canaries", "guess", work / "forgot", "--plan", work / "coins", *LOOK, "--set", "watch.cap=99"]],
+        ),
         "embed npz": (1, [["embed", work / "tuned", "--out", work / "v.npz", "--device", "cpu", "--quiet"]]),
         "embed npy": (3, [["embed", work / "tuned", "--out", work / "v.npy", "--device", "cpu", "--quiet"]]),
         "audit embeddings": (

@@ -405,6 +405,12 @@ def test_a_read_only_run_is_audited_and_the_evidence_goes_where_it_is_told(made,
     for folder in (*tmp_path.parents, tmp_path):
         if folder.is_relative_to("/tmp"):
             folder.chmod(folder.stat().st_mode | 0o755)
+    for path in home.glob("*/*"):
+        path.chmod(0o644)
+    shutil.copytree(home, tmp_path / "warm")  # what is imported only now could not be read without the rights of root
+    for more in ([], ["--out", tmp_path / "warm" / "e"]):
+        assert call("audit", tmp_path / "warm" / "tuned", *LOOK, *more) in (0, 3, 4)
+    call("relearn", tmp_path / "warm" / "tuned", "--steps", 1, "--every", 1, *LOOK)
     for folder in (home / "original", home / "tuned", home):
         folder.chmod(0o555)
     before = content(home)

@@ -270,7 +270,7 @@ def _targets(out: Path, force: bool) -> list[Path]:
             "Existing files are replaced only on request.",
             "Choose another --out, or add --force.",
         )
-    reason = why_not_vectors(out) if out.exists() else ""
+    reason = why_not_vectors(out) if out.exists() and not _placing(out).is_dir() else ""
     if reason:
         raise EffaceError(f"--force does not replace {out}: it does not hold embeddings.", reason, RUN_REMEDY)
     return targets
@@ -336,7 +336,7 @@ def _finish_placing(out: Path) -> None:
     placing = _placing(out)
     if not placing.is_dir():
         return
-    if out.suffix != ".npz" and (placing / out.name).exists():
+    if out.suffix != ".npz" and any((placing / one.name).exists() for one in _key_files(out)):  # nothing moved yet
         for old in (out, *_key_files(out)):
             old.unlink(missing_ok=True)  # never keys of one file beside the rows of another
     for item in sorted(placing.iterdir(), key=lambda one: one.name == out.name):  # the embeddings last

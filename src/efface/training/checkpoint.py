@@ -158,6 +158,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise EffaceError(f"{path} is damaged or truncated.", str(error), "Fetch it again.") from error
+    except OSError as error:
+        raise EffaceError(f"{path} cannot be read.", str(error), "Check its permissions.") from error
 
 
 def load_weights(model: Model, weights: dict[str, Tensor], source: str) -> Model:
