@@ -18,7 +18,7 @@ from efface.errors import EffaceError
 REQUEST, LOG, SPLIT, EPOCH = "config.yaml", "log.jsonl", "split.json", "epoch.pt"
 READ_ONLY = (errno.EACCES, errno.EROFS, errno.EPERM)
 """What the system answers where nothing may be written."""
-STALE_SECONDS = 3600
+LEFTOVER_SECONDS = 3600
 """Age from which a temporary file is taken to be left by a process that was killed."""
 
 
@@ -77,7 +77,7 @@ def _remove_stale(path: Path) -> None:
     """Remove what killed processes left of ``path``."""
     for old in path.parent.glob(f"{glob.escape(path.name)}.*-*.tmp"):
         try:
-            if time.time() - old.stat().st_mtime > STALE_SECONDS:
+            if time.time() - old.stat().st_mtime > LEFTOVER_SECONDS:
                 old.unlink()
         except OSError:
             continue

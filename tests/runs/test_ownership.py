@@ -475,7 +475,7 @@ def test_a_home_that_cannot_be_written_is_named(efface, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", "/proc")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     refused(efface("pretrain", "--data", tmp_path / "p", "--out", tmp_path / "o"), "/proc/.cache", "data.cache")
-    assert ownership.VERBS and not (tmp_path / "o").exists()
+    assert ownership.WRITING_VERBS and not (tmp_path / "o").exists()
 
 
 def test_the_cache_of_pixels_removes_no_partial_folder_of_another_kind(tmp_path):

@@ -24,7 +24,7 @@ from efface.training.model import digest
 
 Proof = Callable[[Path], str]
 """Returns why a folder is not of a kind; an empty string if it is."""
-VERBS = ("pretrain", "unlearn", "references", "audit")
+WRITING_VERBS = ("pretrain", "unlearn", "references", "audit")
 """The verbs whose unfinished folders are ours."""
 INNER_FOLDERS = ("foreign",)
 """The folders that a run folder may contain."""
@@ -50,7 +50,7 @@ def why_not_unfinished(folder: Path) -> str:
     request = _read_mapping(folder / REQUEST)
     if request is None:
         return f"It has no readable {REQUEST}."
-    if request.get("verb") not in VERBS and "embeddings" not in request:
+    if request.get("verb") not in WRITING_VERBS and "embeddings" not in request:
         return f"Its {REQUEST} is not a request of efface."
     return _foreign_folders(folder)
 
