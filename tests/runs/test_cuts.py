@@ -23,7 +23,7 @@ GRID = {
     "data": {"source": "digits", "limit": 300},
     "split": {"train": 40, "valid": 60, "holdout": 60, "test": 40},
     "forget": {"some": "@random:0.2"},
-    "seeds": {"selection": [0], "reporting": []},
+    "seeds": {"selection": [], "reporting": [0]},
     "watch": {"views": 2, "gradient": False, "bank": 20, "cap": 20, "test_cap": 20},
     "families": {
         "classifier": {
