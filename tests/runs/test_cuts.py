@@ -19,24 +19,6 @@ import yaml
 
 ALL = bool(os.environ.get("EFFACE_ALL_CUTS"))
 LOOK = ["--set", "watch={views: 2, gradient: false, bank: 20, cap: 20, test_cap: 20}", "--device", "cpu", "--quiet"]
-GRID = {
-    "data": {"source": "digits", "limit": 300},
-    "split": {"train": 40, "valid": 60, "holdout": 60, "test": 40},
-    "forget": {"some": "@random:0.2"},
-    "seeds": {"selection": [], "reporting": [0]},
-    "watch": {"views": 2, "gradient": False, "bank": 20, "cap": 20, "test_cap": 20},
-    "families": {
-        "classifier": {
-            "recipe": {
-                "objective": {"name": "cross_entropy"}, "backbone": {"width": 4, "stride": 1}, "epochs": 1,
-                "batch_size": 20,
-            }
-        }
-    },
-    "methods": {"finetune": {"epochs": 1}},
-    "jobs": 1,
-    "device": "cpu",
-}  # fmt: skip
 
 
 def jobs(home: Path) -> dict[str, tuple[int, list[list[object]]]]:
@@ -69,7 +51,6 @@ def jobs(home: Path) -> dict[str, tuple[int, list[list[object]]]]:
             2,
             [["audit", "--embeddings", f"{stated}0.npy", f"{stated}1.npy", "--out", work / "judged", "--quiet"]],
         ),
-        "bench": (29, [["bench", home / "grid.yaml", "--out", work / "bench", "--quiet"]]),
     }
 
 
@@ -87,7 +68,6 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Ask, Path]]:
     (home / "tiny.yaml").write_text(yaml.safe_dump(tiny))
     with_coins = tiny | {"split": split | {"canaries": str(home / "base" / "coins")}}
     (home / "coins.yaml").write_text(yaml.safe_dump(with_coins))
-    (home / "grid.yaml").write_text(yaml.safe_dump(GRID))
     for number in range(2):
         vectors = np.random.default_rng(number).normal(size=(40, 2, 6)).astype(np.float32)
         np.save(home / f"vectors{number}.npy", vectors)
