@@ -11,6 +11,7 @@ import pytest
 
 from efface.auditing.observations import Observations
 from efface.errors import EffaceError
+from efface.files import hold_lock
 from efface.reporting.record import Record
 from efface.runs import audit, references
 from efface.runs.folder import partial_path
@@ -127,7 +128,7 @@ def test_one_process_per_task(home, tmp_path):
     plan = references.plan_references(home / "run", tmp_path / "locked", count=1)
     references.write_reference_plan(home / "run", plan)
     with (
-        references._task_lock(tmp_path / "locked", plan.tasks[0].name),
+        hold_lock(tmp_path / "locked" / f"{plan.tasks[0].name}.task"),
         pytest.raises(EffaceError, match="another process"),
     ):
         references.run_task(tmp_path / "locked", plan.tasks[0].name)
