@@ -33,7 +33,7 @@ from efface.data.array_files import USABLE, free_memory
 from efface.data.pixel_caches import describe_items
 from efface.data.pixels import judge_depth
 from efface.errors import EffaceError
-from efface.files import disk_errors
+from efface.files import disk_errors, make_folder
 
 RULES = 2
 """Version of the decoding rules; increase it when they change, so that older caches are not used."""
@@ -212,8 +212,8 @@ def _read_cache(folder: Path) -> tuple[np.ndarray, list[dict[str, str]]] | None:
 
 def _write_cache(folder: Path, items: Sequence[ImageFile], options: ImageOptions) -> None:
     """Decode the images into a temporary folder, then rename it to ``folder``."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for old in folder.parent.glob("*.partial"):
+    make_folder(folder.parent, "Choose another folder with --set data.cache=FOLDER.")
+    for old in folder.parent.glob(f"{'[0-9a-f]' * 32}.*.partial"):  # no other partial folder: it may be a run
         if time.time() - old.stat().st_mtime > STALE_SECONDS:
             shutil.rmtree(old, ignore_errors=True)
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")

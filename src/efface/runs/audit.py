@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from efface import api, config
 from efface.auditing.observers.weight_changes import measure_changes
@@ -17,18 +19,17 @@ from efface.data.split import EARLIER
 from efface.files import LOG
 from efface.reporting import bundle
 from efface.reporting.environment import Environment
-from efface.reporting.record import Record, file_digest
+from efface.reporting.record import RECORD, Record, file_digest
 from efface.runs import artifacts
-from efface.runs.comparison import (
+from efface.runs.audited_model import (
     OBSERVATIONS_FILE,
-    Comparison,
-    build_comparison,
     find_observations,
-    lineage,
     observations_path,
     oracle_observations_path,
 )
-from efface.runs.folder import read_log
+from efface.runs.comparison import Comparison, build_comparison, lineage
+from efface.runs.folder import create_run_folder, read_log
+from efface.runs.ownership import one_at_a_time, why_not_bundle
 from efface.runs.requests import AuditRequest
 from efface.runs.run import Progress
 from efface.runs.sequential import audit_sequence
@@ -36,6 +37,7 @@ from efface.training import devices
 from efface.training.checkpoint import read_meta
 
 
+@one_at_a_time
 def audit_run(
     run: Path,
     request: AuditRequest | Mapping[str, Any],
@@ -44,9 +46,13 @@ def audit_run(
     oracles: Sequence[Path] = (),
     references: Path | None = None,
     plain_ids: bool = False,
+    out: Path | None = None,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> api.AuditResult:
-    """Judge an unlearned run, and write findings, record and report into its folder.
+    """Judge an unlearned run, and write findings, record and report into its folder or into ``out``.
+
+    A run folder that cannot be written is judged as well; then nothing is written without ``out``.
 
     Args:
         run: The run folder.
@@ -56,6 +62,8 @@ def audit_run(
             checkpoints of other libraries with the same architecture, which is not; the record says so.
         references: A folder filled by :mod:`efface.runs.references`; its models are used as well.
         plain_ids: Write bare keys into the record instead of digests.
+        out: Folder to write the evidence into; by default the run folder.
+        force: Replace ``out`` if it holds the evidence of an earlier audit.
         progress: Receives progress messages.
 
     Returns:
@@ -72,7 +80,7 @@ def audit_run(
     progress, request = progress or Progress(), AuditRequest.of(request)
     compared = build_comparison(
         run, request.watch, request.device, progress,
-        original=original, oracles=oracles, references=references, trust=request.trust_pickle, checks=request,
+        original=original, oracles=oracles, references=references, consent=request.consent, checks=request,
     )  # fmt: skip
     subject, observations = compared.subject, compared.observations
     extra = artifacts.read_extra_findings(subject.folder, observations["subject"])
@@ -86,7 +94,7 @@ def audit_run(
     )
     result.findings.extend(extra.findings)
     sequence = audit_sequence(
-        subject, compared.models, original, request.criteria, request.watch, request.device, progress
+        subject, compared.models, original, request.criteria, request.watch, request.device, progress, request.consent
     )
     log = read_log(subject.folder / LOG)
     keys = subject.split.keys(subject.data, "forget")
@@ -99,8 +107,28 @@ def audit_run(
         progress.say(sentence)
     warnings = (*compared.claims, *extra.claims, *compared.notes, *residual)
     record = _build_record(compared, request, result, log, warnings, sequence)
-    bundle.write_evidence(subject.folder, record, keys, observations, log, plain_ids=plain_ids)
+    if out is not None:
+        made = {"verb": "audit", "run": str(subject.folder.resolve()), "digest": subject.meta["digest"]}
+        inputs = [run, original, references, *oracles]
+        with create_run_folder(
+            out, yaml.safe_dump(made), force=force, inputs=inputs, why_not_ours=why_not_evidence
+        ) as half:
+            bundle.write_evidence(half, record, keys, observations, log, plain_ids=plain_ids, source=subject.folder)
+    elif evidence_folder(run, None) is not None:
+        bundle.write_evidence(subject.folder, record, keys, observations, log, plain_ids=plain_ids)
+    else:
+        progress.say(f"{run} cannot be written: the evidence is not kept. Add --out DIR to keep it there.")
     return replace(result, sequence=sequence)
+
+
+def evidence_folder(run: Path, out: Path | None) -> Path | None:
+    """The folder that an audit writes its evidence into; None if it can write none."""
+    return out or (run if os.access(run, os.W_OK) else None)
+
+
+def why_not_evidence(folder: Path) -> str:
+    """Why a folder is not one that an audit wrote for ``--out``."""
+    return why_not_bundle(folder, RECORD, ("schema_version", "verdict", "items", "checkpoints"))
 
 
 def _build_record(
@@ -138,6 +166,7 @@ def _build_record(
     )
 
 
+@one_at_a_time
 def report_run(run: Path) -> Path:
     """Write ``report.html`` again from the record and the observations that still exist; returns its path."""
     run = Path(run)

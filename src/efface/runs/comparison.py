@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from efface import api, config
 from efface.auditing.evidence import Cost, Finding
 from efface.auditing.observations import Observations
 from efface.auditing.observers.observe import ObservationSettings
@@ -16,66 +14,27 @@ from efface.data.dataset import Data, quote_first
 from efface.data.split import EARLIER, NEVER_TRAINED, SPLIT_PARTS, Split
 from efface.errors import EffaceError
 from efface.files import REQUEST
+from efface.interop.consent import Consent
 from efface.interop.containers import weights_file
 from efface.runs import artifacts
 from efface.runs.artifacts import SavedFindings
+from efface.runs.audited_model import (
+    OBSERVATIONS_FILE,
+    AuditedModel,
+    observations_file_name,
+    observations_path,
+    oracle_observations_path,
+)
 from efface.runs.data_at_hand import DataChecks
 from efface.runs.foreign import is_foreign, load_foreign
+from efface.runs.lineage import find_source, walk_back
 from efface.runs.references import list_finished
 from efface.runs.run import OpenedRun, Progress, StoredRun, open_run
-from efface.training.checkpoint import META, WEIGHTS, Checkpoint, read_meta
+from efface.training.checkpoint import WEIGHTS
 
-OBSERVATIONS_FILE = "observations.npz"
 UNCHECKED_CLAIM = "that it never saw the forgotten or the unseen examples is stated by the user, not checked"
 """Claim about a retrained reference of another library: nothing in its file says what it was trained on."""
 _COSTS = {"subject": "subject", "original": "original", "oracle": "oracle 1"}
-
-
-@dataclass(frozen=True, eq=False)
-class AuditedModel:
-    """One model of an audit: its weights, what is known about it, and where its observations are stored."""
-
-    meta: dict[str, Any]
-    weights: Path
-    load: Callable[[], Checkpoint]
-    observations_file: Path
-    claim: str = ""
-    """What the user states about it without proof; empty if everything was checked."""
-
-    @property
-    def cost(self) -> Cost:
-        """The cost of making it."""
-        spent = self.meta["cost"]
-        return Cost(spent["steps"], spent["examples"], spent["seconds"])
-
-    def observe(
-        self, data: Data, split: Split, watch: ObservationSettings, device: str, progress: Progress
-    ) -> Observations:
-        """Observe the model on a split, or read the stored observations if they were made with the same settings."""
-        stored = self.stored_observations(split.digest(data), watch)
-        if stored is not None:
-            return stored
-        progress.say(f"Observing {self.weights.parent.name}")
-        observed = api.observe(self.load(), data, split, watch, device=device)
-        observed.meta["watch"] = _stamp(watch)
-        artifacts.save_observations(self.observations_file, observed)
-        return observed
-
-    def stored_observations(self, split: str, watch: ObservationSettings) -> Observations | None:
-        """The stored observations on the split with this digest, if they were made with the same settings."""
-        if not self.observations_file.exists():
-            return None
-        stored = Observations.load(self.observations_file)
-        made_for = (stored.model, stored.split, stored.meta.get("watch"))
-        return stored if made_for == (self.meta["digest"], split, _stamp(watch)) else None
-
-    def beside(self, name: str) -> AuditedModel:
-        """The same model with its observations in another file of the same folder."""
-        return replace(self, observations_file=self.observations_file.with_name(name))
-
-
-def _stamp(watch: ObservationSettings) -> Any:
-    return json.loads(json.dumps(config.dump(watch)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +80,7 @@ def build_comparison(
     original: Path | None = None,
     oracles: Sequence[Path] = (),
     references: Path | None = None,
-    trust: bool = False,
+    consent: Consent | None = None,
     checks: DataChecks | None = None,
 ) -> Comparison:
     """Open a run and the models to compare it with, check that they are comparable, and observe each of them.
@@ -134,7 +93,7 @@ def build_comparison(
         original: Where the original is now; by default where it was when the run was made.
         oracles: Retrained references: run folders, or checkpoints of other libraries with the same architecture.
         references: Folder filled by ``efface references``.
-        trust: Unpickle foreign checkpoints that ask for classes.
+        consent: What may be unpickled: files named in this call, and files with certain digests.
         checks: Where the data are now, and which differences are accepted.
 
     Raises:
@@ -142,9 +101,9 @@ def build_comparison(
             was trained on examples to forget.
 
     """
-    subject = _open_subject(run, checks)
-    models = {"original": _original(subject, original), "subject": _audited_model(subject.stored, subject)}
-    models |= _others(subject, models, oracles, references, trust=trust)
+    subject, consent = _open_subject(run, checks), consent or Consent()
+    models = {"original": _original(subject, original, consent), "subject": _audited_model(subject.stored, subject)}
+    models |= _others(subject, models, oracles, references, consent)
     models, seen, notes = observe_what_is_left(models, subject.data, subject.split, watch, device, progress, run)
     compared = Comparison(subject, models, seen, (*subject.at_hand.notes, *notes))
     for sentence in (*compared.claims, *compared.notes):
@@ -203,55 +162,34 @@ def observe_what_is_left(
 def save_findings(compared: Comparison, name: str, findings: list[Finding]) -> SavedFindings:
     """Store findings about the subject in its folder, where the next audit picks them up."""
     subject = compared.subject
+    if not os.access(subject.folder, os.W_OK):
+        return SavedFindings(findings, None, compared.claims)
     path = artifacts.save_extra_findings(
         subject.folder, name, compared.observations["subject"], findings, compared.claims
     )
     return SavedFindings(findings, path, compared.claims)
 
 
-def observations_file_name(split: str) -> str:
-    """Name of the file for observations on a split other than the run's own."""
-    return f"observations-{split[:8]}.npz"
-
-
-def observations_path(folder: Path, meta: Mapping[str, Any] | None, split: str) -> Path:
-    """Where a run folder stores the observations of its model on the split with this digest.
-
-    ``meta``: the run's ``meta.json``; None where the folder has none any more.
-    """
-    own = meta is not None and meta["split"] == split
-    return folder / (OBSERVATIONS_FILE if own else observations_file_name(split))
-
-
-def find_observations(folder: Path, split: str) -> Path:
-    """Call :func:`observations_path` for a folder that is not opened and may no longer exist."""
-    return observations_path(folder, read_meta(folder) if (folder / META).exists() else None, split)
-
-
-def oracle_observations_path(run: Path, digest: str) -> Path:
-    """Where a run stores the observations of a foreign reference with this digest."""
-    return run / f"oracle-{digest[:8]}-{OBSERVATIONS_FILE}"
-
-
 def lineage(subject: OpenedRun) -> tuple[str, ...]:
     """Digests of the subject and its ancestors, oldest first, as far back as their folders still exist."""
-    run = subject.stored
-    digests = [run.meta["digest"]]
-    while run.meta["parent"]:
+    digests = [subject.meta["digest"]]
+    for run in walk_back(subject.stored, subject.folders):
+        if run.meta["digest"] != digests[-1] or not run.meta["parent"]:
+            break  # another run is at the place of the ancestor now, or this is the first one
         digests.append(run.meta["parent"])
-        source = run.source
-        if not (source / REQUEST).exists():
-            break
-        run = subject.folders.read(source)
     return tuple(reversed(digests))
 
 
-def foreign_original(run: StoredRun, file: Path, data: Data, split: str = "") -> AuditedModel:
+def foreign_original(
+    run: StoredRun, file: Path, data: Data, consent: Consent, split: str = "", *, named: bool = False
+) -> AuditedModel:
     """A foreign checkpoint as the original of a run, loaded as it was when the run was made.
 
-    ``split``: digest of the split to observe it on, if that is not the run's own.
+    ``split``: digest of the split to observe it on, if that is not the run's own. ``named``: whether the user named the
+    file; else it is the run that names it, and a pickle needs consent for its digest.
     """
-    checkpoint = load_foreign(file, data, run.request, int(run.request["seed"]))
+    by = "" if named else str(run.folder / REQUEST)
+    checkpoint = load_foreign(file, data, run.request, int(run.request["seed"]), consent, named_by=by)
     if checkpoint.model.digest() != run.meta["parent"]:
         raise EffaceError(
             f"{file} has changed since {run.folder} was made from it.", remedy="Restore it, or unlearn again."
@@ -263,6 +201,7 @@ def foreign_original(run: StoredRun, file: Path, data: Data, split: str = "") ->
 def _open_subject(run: Path, checks: DataChecks | None) -> OpenedRun:
     """Open a run and check that it has examples to forget."""
     subject = open_run(run, checks)
+    list(walk_back(subject.stored, subject.folders))  # a circle raises
     if not subject.split.sizes()["forget"]:
         raise EffaceError(
             f"{run} was asked to forget nothing: it is an original.", remedy="Name a run that `efface unlearn` made."
@@ -277,9 +216,9 @@ def _audited_model(run: StoredRun, subject: OpenedRun, folder: Path | None = Non
     return AuditedModel(run.meta, folder / WEIGHTS, run.checkpoint, path)
 
 
-def _original(subject: OpenedRun, named: Path | None) -> AuditedModel:
+def _original(subject: OpenedRun, named: Path | None, consent: Consent) -> AuditedModel:
     """The run that the subject was made from, or the ancestor that the user named."""
-    source = Path(named) if named else subject.stored.source
+    source = Path(named) if named else find_source(subject.stored) or Path("?")
     if not source.exists():
         raise EffaceError(
             f"The original is no longer at {source}.",
@@ -287,7 +226,7 @@ def _original(subject: OpenedRun, named: Path | None) -> AuditedModel:
             "Say where it is now: --original RUN.",
         )
     if is_foreign(source):
-        return foreign_original(subject.stored, source, subject.data)
+        return foreign_original(subject.stored, source, subject.data, consent, named=named is not None)
     run, split = subject.folders.read(source), _split_of(source, subject)
     parts = ("retain",) if run.meta["exact"] else ("forget", "retain")
     trained = {key for part in parts for key in split.keys(subject.data, part)}
@@ -307,10 +246,10 @@ def _original(subject: OpenedRun, named: Path | None) -> AuditedModel:
     return _audited_model(run, subject, source)
 
 
-def _oracle(folder: Path, subject: OpenedRun, others: Mapping[str, AuditedModel], trust: bool) -> AuditedModel:
+def _oracle(folder: Path, subject: OpenedRun, others: Mapping[str, AuditedModel], consent: Consent) -> AuditedModel:
     """A retrained reference: checked to be trained on neither the forget set nor any never-trained part."""
     if is_foreign(folder):
-        return _foreign_oracle(folder, subject, others, trust)
+        return _foreign_oracle(folder, subject, others, consent)
     run = subject.folders.read(folder)
     if not run.meta["exact"]:
         method = (run.meta["method"] or {}).get("name", "training on everything")
@@ -337,10 +276,12 @@ def _oracle(folder: Path, subject: OpenedRun, others: Mapping[str, AuditedModel]
     return _audited_model(run, subject, Path(folder))
 
 
-def _foreign_oracle(file: Path, subject: OpenedRun, others: Mapping[str, AuditedModel], trust: bool) -> AuditedModel:
+def _foreign_oracle(
+    file: Path, subject: OpenedRun, others: Mapping[str, AuditedModel], consent: Consent
+) -> AuditedModel:
     """Another library's checkpoint as a retrained reference: with the subject's architecture and views."""
-    settings = subject.request | {"recipe": subject.meta["recipe"], "trust_pickle": trust}
-    checkpoint = replace(load_foreign(file, subject.data, settings, int(subject.request["seed"])), exact=True)
+    settings, seed = subject.request | {"recipe": subject.meta["recipe"]}, int(subject.request["seed"])
+    checkpoint = replace(load_foreign(file, subject.data, settings, seed, consent), exact=True)
     digest = checkpoint.model.digest()
     same = next((name for name, one in others.items() if one.meta["digest"] == digest), None)
     if same:
@@ -362,14 +303,13 @@ def _others(
     own: Mapping[str, AuditedModel],
     oracles: Sequence[Path],
     references: Path | None,
-    *,
-    trust: bool,
+    consent: Consent,
 ) -> dict[str, AuditedModel]:
     """All references by role; a planned model that the user also names is used once."""
     made = list_finished(Path(references)) if references else {"out": [], "in": []}
-    named = [_oracle(Path(one), subject, own, trust) for one in oracles]
+    named = [_oracle(Path(one), subject, own, consent) for one in oracles]
     known = {one.meta["digest"] for one in named}
-    planned = [_oracle(folder, subject, own, trust) for folder in made["out"]]
+    planned = [_oracle(folder, subject, own, consent) for folder in made["out"]]
     named += [one for one in planned if one.meta["digest"] not in known]
     found = {f"oracle {i}": one for i, one in enumerate(named, 1)}
     return found | {f"unlearned {i}": _unlearned(folder, subject) for i, folder in enumerate(made["in"], 1)}
