@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
-from collections.abc import Iterator
+import secrets
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,10 @@ from typing import Any
 from efface.errors import EffaceError
 
 REQUEST, LOG, SPLIT, EPOCH = "config.yaml", "log.jsonl", "split.json", "epoch.pt"
+READ_ONLY = (errno.EACCES, errno.EROFS, errno.EPERM)
+"""What the system answers where nothing may be written."""
+LEFTOVER_SECONDS = 3600
+"""Age from which a temporary file is taken to be left by a process that was killed."""
 
 
 @contextmanager
@@ -27,9 +34,37 @@ def disk_errors(out: Path) -> Iterator[None]:
                 "What was there before is untouched; the half-written folder ends in .partial.",
                 "Free some space and run the same command again.",
             ) from error
-        if error.errno in (errno.EACCES, errno.EEXIST, errno.EROFS, errno.ENOTDIR, errno.EPERM):
+        if error.errno in (*READ_ONLY, errno.EEXIST, errno.ENOTDIR):
             raise EffaceError(f"{out} cannot be written.", str(error), "Choose another --out.") from error
         raise
+
+
+def make_folder(folder: Path, remedy: str = "Choose another --out.") -> None:
+    """Create a folder and its parents; any reason why that is impossible becomes an :class:`EffaceError`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            with disk_errors(folder):
+                raise
+        raise EffaceError(f"The folder {folder} cannot be created.", str(error), remedy) from error
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path`` that replaces it when the block ends without an error.
+
+    The name is this process's own, so that two processes that write the same file never see each other's half.
+    """
+    fresh = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(3)}.tmp")
+    with disk_errors(path):
+        _remove_stale(path)
+        try:
+            yield fresh
+            os.replace(fresh, path)
+        except BaseException:
+            fresh.unlink(missing_ok=True)
+            raise
 
 
 def write_text(path: Path, text: str, *, private: bool = False) -> None:
@@ -37,13 +72,59 @@ def write_text(path: Path, text: str, *, private: bool = False) -> None:
 
     ``private``: for a file that lists ids; only its owner may read it, from its first byte on.
     """
-    fresh = path.with_name(path.name + ".tmp")
-    with disk_errors(path):
+    with atomic_path(path) as fresh:
         if private:
-            fresh.unlink(missing_ok=True)
             os.close(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         fresh.write_text(text, encoding="utf-8")
-        os.replace(fresh, path)
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove what killed processes left of ``path``."""
+    for old in path.parent.glob(f"{glob.escape(path.name)}.*-*.tmp"):
+        try:
+            if time.time() - old.stat().st_mtime > LEFTOVER_SECONDS:
+                old.unlink()
+        except OSError:
+            continue
+
+
+@contextmanager
+def hold_lock(
+    path: Path, busy: EffaceError | None = None, waiting: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Hold the lock of a file or folder; it is released when the process ends, even if it is killed.
+
+    The lock is ``.NAME.lock`` beside ``path``, and removed at the end. Where nothing may be written there is no lock.
+
+    Args:
+        path: What is locked; it need not exist, but its folder must.
+        busy: Raised at once if another process holds the lock; by default this one waits.
+        waiting: Called before waiting.
+
+    """
+    from filelock import FileLock, Timeout
+
+    name = path.with_name(f".{path.name}.lock")
+    lock = FileLock(name, thread_local=False)
+    try:
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            if busy is not None:
+                raise busy from None
+            waiting()
+            lock.acquire()
+    except OSError as error:
+        if error.errno not in READ_ONLY:
+            with disk_errors(path):
+                raise
+        yield
+        return
+    try:
+        yield
+    finally:
+        name.unlink(missing_ok=True)  # while it is held: who waits for this file sees that it is gone, and tries again
+        lock.release()
 
 
 def read_json(

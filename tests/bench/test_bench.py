@@ -440,16 +440,6 @@ def stand_in(settings):
     return Data.from_arrays(x, y, classes=classes, official=official, name=named)
 
 
-def test_without_file_locks_the_bench_is_refused_and_writes_nothing(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "fcntl", None)
-    with (
-        pytest.raises(EffaceError, match=f"cannot be run on this system \\({sys.platform}\\)"),
-        runner._bench_lock(tmp_path / "b"),
-    ):
-        pass
-    assert not (tmp_path / "b").exists()
-
-
 def test_the_bench_can_be_imported_without_file_locks():
     code = "import sys; sys.modules['fcntl'] = None; import efface.bench.runner"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

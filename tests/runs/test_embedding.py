@@ -206,7 +206,8 @@ def test_batches_are_written_and_released_one_by_one(tmp_path: Path):
             yield made
             del made
 
-    assert _stream(tmp_path / "v.npy", batches(), 15) == 4
+    with (tmp_path / "v.npy").open("wb") as file:
+        assert _stream(file, batches(), 15) == 4
     assert np.load(tmp_path / "v.npy")[:, 0].tolist() == [n // 3 for n in range(15)]
 
 

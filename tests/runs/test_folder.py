@@ -11,6 +11,8 @@ from efface.errors import DivergenceError, EffaceError
 from efface.files import EPOCH, LOG, REQUEST, disk_errors, write_text
 from efface.runs.folder import JsonLines, create_run_folder, failed_log_path, partial_path, read_log
 
+VERB = "verb: pretrain\n"
+
 
 def test_a_folder_appears_only_when_it_is_complete(tmp_path):
     out = tmp_path / "run"
@@ -23,24 +25,27 @@ def test_a_folder_appears_only_when_it_is_complete(tmp_path):
 
 
 def test_an_interrupted_attempt_is_resumed_only_by_the_same_request(tmp_path):
-    out = tmp_path / "run"
+    out, resumed = tmp_path / "run", []
 
     def cut():
-        with create_run_folder(out, "a: 1") as half:
+        with create_run_folder(out, VERB + "a: 1") as half:
+            resumed.append((half / EPOCH).exists())
             (half / EPOCH).write_text("state")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         cut()
-    with pytest.raises(EffaceError, match="another request") as refused, create_run_folder(out, "a: 2"):
+    with pytest.raises(EffaceError, match="another request") as refused, create_run_folder(out, VERB + "a: 2"):
         pass
     assert "a: 1 there, 2 here" in refused.value.why
     assert "--force" in refused.value.remedy and "--out" in refused.value.remedy
-    with create_run_folder(out, "a: 1") as half:
-        assert (half / EPOCH).read_text() == "state"
-    with create_run_folder(out, "a: 2", force=True) as half:
+    with pytest.raises(KeyboardInterrupt):
+        cut()
+    assert resumed == [False, True]
+    with create_run_folder(out, VERB + "a: 2", force=True) as half:
         assert not (half / EPOCH).exists()
-    assert (out / REQUEST).read_text() == "a: 2"
+    assert (out / REQUEST).read_text() == VERB + "a: 2"
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def ends(out, request, name, text, error):
@@ -68,7 +73,7 @@ def test_a_diverged_training_keeps_its_log_and_makes_room_for_a_changed_request(
     out = tmp_path / "run"
     for step in (5, 6):
         with pytest.raises(DivergenceError):
-            ends(out, f"lr: {step}", LOG, str(step), DivergenceError({"task": float("nan")}, step))
+            ends(out, f"{VERB}lr: {step}", LOG, str(step), DivergenceError({"task": float("nan")}, step))
         assert not partial_path(out).exists()
         assert (failed_log_path(out) / LOG).read_text() == str(step)
     with create_run_folder(out, "lr: 0.1"):
@@ -80,6 +85,7 @@ def test_the_error_for_another_request_says_what_differs(tmp_path):
     out, (stored, new) = tmp_path / "run", [f"a: {{b: {n}, c: 1}}\nd: {n}\n" for n in (1, 2)]
     half = partial_path(out)
     half.mkdir()
+    (half / LOG).touch()
     with pytest.raises(EffaceError, match="does not say which"), create_run_folder(out, new):
         pass
     (half / REQUEST).write_text(stored)
@@ -103,7 +109,7 @@ def test_existing_folders_are_kept_and_force_replaces_only_runs(tmp_path):
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     with pytest.raises(EffaceError, match="exists already"), create_run_folder(tmp_path / "mine", "a: 1"):
         pass
-    with pytest.raises(EffaceError, match="not a run folder"), create_run_folder(tmp_path / "mine", "a: 1", force=True):
+    with pytest.raises(EffaceError, match=r"no meta\.json"), create_run_folder(tmp_path / "mine", "a: 1", force=True):
         pass
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "x"
 

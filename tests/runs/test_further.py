@@ -72,7 +72,7 @@ def test_guessing_stores_unchecked_claims_and_opens_pickles_only_on_request(made
     asked = []
 
     def compared(*words, **more):
-        asked.append(more.pop("trust"))
+        asked.append(more.pop("consent").named)
         result = comparison.build_comparison(*words, **more)
         models = {
             name: replace(one, claim="unseen" if name == "oracle 1" else "") for name, one in result.models.items()

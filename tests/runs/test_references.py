@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from itertools import product
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 
 from efface.auditing.observations import Observations
 from efface.errors import EffaceError
+from efface.files import hold_lock
 from efface.reporting.record import Record
 from efface.runs import audit, references
 from efface.runs.folder import partial_path
@@ -128,19 +128,10 @@ def test_one_process_per_task(home, tmp_path):
     plan = references.plan_references(home / "run", tmp_path / "locked", count=1)
     references.write_reference_plan(home / "run", plan)
     with (
-        references._task_lock(tmp_path / "locked", plan.tasks[0].name),
+        hold_lock(tmp_path / "locked" / f"{plan.tasks[0].name}.task"),
         pytest.raises(EffaceError, match="another process"),
     ):
         references.run_task(tmp_path / "locked", plan.tasks[0].name)
-
-
-def test_without_file_locks_there_is_an_error_and_nothing_is_made(home, tmp_path, monkeypatch):
-    plan = references.plan_references(home / "run", tmp_path / "elsewhere", count=1)
-    references.write_reference_plan(home / "run", plan)
-    monkeypatch.setitem(sys.modules, "fcntl", None)
-    with pytest.raises(EffaceError, match=f"cannot be made on this system \\({sys.platform}\\)"):
-        references.run_task(tmp_path / "elsewhere", plan.tasks[0].name)
-    assert not plan.done(plan.tasks[0]) and not (tmp_path / "elsewhere" / f"{plan.tasks[0].name}.lock").exists()
 
 
 def test_a_dry_run_prints_time_and_disk_space_and_writes_nothing(home, tmp_path, capfd):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from efface.errors import EffaceError
+from efface.interop.consent import Consent
 from efface.reporting.record import Record
 from efface.runs import comparison
 from efface.runs.audit import audit_run, report_run
@@ -69,7 +70,7 @@ def test_it_does_not_raise_the_level_and_the_record_says_that_nobody_checked_it(
 def test_it_is_observed_with_the_views_of_the_audited_run(run: tuple[Path, Path], tmp_path: Path):
     path, out = run
     subject = open_run(out)
-    found = comparison._foreign_oracle(another(path, tmp_path / "a"), subject, {}, False)
+    found = comparison._foreign_oracle(another(path, tmp_path / "a"), subject, {}, Consent())
     assert found.load().recipe == subject.checkpoint().recipe
 
 

@@ -8,16 +8,17 @@ parent, which stops the workers.
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from typing import Any
+
+from efface.runs.workers import end_with_parent
 
 TaskFunction = Callable[[Any, Callable[[int, int], None]], Any]
 """``work(job, tell) -> result``: a module-level function, so that a new process can import it."""
@@ -142,7 +143,7 @@ def _ignore_interrupts() -> Iterator[None]:
 def _serve(pipe: Connection, work: TaskFunction) -> None:
     """The main loop of a worker: run jobs until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    end_with_parent()
     last = 0.0
 
     def tell(step: int, total: int) -> None:
@@ -161,11 +162,3 @@ def _serve(pipe: Connection, work: TaskFunction) -> None:
         except Exception as error:  # any failure is reported to the parent
             answer = ("failed", f"{type(error).__name__}: {error}")
         pipe.send(answer)
-
-
-def _exit_with_parent() -> None:
-    """Exit as soon as the parent process ends."""
-    parent = parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)

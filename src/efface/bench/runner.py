@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -22,9 +21,9 @@ from efface.bench.plan import BenchPlan, BenchTask, MethodEntry, Scenario, TaskK
 from efface.bench.results import collect_results
 from efface.bench.selection import best_setting
 from efface.bench.tables import write_tables
-from efface.bench.worker import TaskJob, read_outcome, run_bench_task
+from efface.bench.worker import JOURNAL, TaskJob, read_outcome, run_bench_task
 from efface.errors import EffaceError
-from efface.files import write_text
+from efface.files import hold_lock, make_folder, write_text
 from efface.reporting.environment import Environment
 from efface.runs.run import Progress
 
@@ -299,24 +298,22 @@ def _delete_failed(home: Path, tasks: Iterable[BenchTask]) -> None:
 @contextmanager
 def _bench_lock(home: Path) -> Iterator[None]:
     """Lock the folder against other benches; the lock is released when the process ends, even if it is killed."""
-    try:
-        import fcntl
-    except ImportError:
+    make_folder(home)
+    marks = (LOCK, JOURNAL, *TaskKind)
+    others = [item.name for item in home.iterdir() if not item.name.startswith(".")]
+    if others and not any((home / str(mark)).exists() for mark in marks):
         raise EffaceError(
-            f"A bench cannot be run on this system ({sys.platform}).",
-            "It needs a file lock that only Unix has, to keep two processes out of the same folder.",
-            "Run it on Linux or macOS, and copy the folder.",
-        ) from None
-    home.mkdir(parents=True, exist_ok=True)
-    with (home / LOCK).open("w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise EffaceError(
-                f"Another bench is running in {home}.",
-                "Both would train the same models.",
-                "Wait, or choose another --out.",
-            ) from error
+            f"{home} is not the folder of a bench, and is not empty.",
+            f"Such as {min(others)}. Its files could be overwritten.",
+            "Choose another --out.",
+        )
+    busy = EffaceError(
+        f"Another bench is running in {home}.",
+        "Both would train the same models.",
+        "Wait, or choose another --out.",
+    )
+    with hold_lock(home / LOCK, busy):
+        (home / LOCK).touch()
         yield
 
 

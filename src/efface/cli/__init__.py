@@ -19,6 +19,8 @@ from efface.cli.bench import bench_command
 from efface.cli.embed import compat_command, embed_command
 from efface.cli.followup import canaries, relearn_command
 from efface.cli.inspect import audits_command, data_command, inspect_command, methods_command
+from efface.cli.options import ConsentingCommand
+from efface.cli.output import prepare_streams, write_message
 from efface.cli.references import references_command
 from efface.cli.sign import keys, sign_command, verify_command
 from efface.cli.train import demo_command, pretrain_command, unlearn_command
@@ -64,7 +66,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for verb in VERBS:
-    app.command(verb.__name__.removesuffix("_command"))(verb)
+    app.command(verb.__name__.removesuffix("_command"), cls=ConsentingCommand)(verb)
 app.add_typer(canaries, name="canaries")
 app.add_typer(keys, name="keys")
 
@@ -81,11 +83,12 @@ def print_error(what: str, why: str, remedy: str) -> None:
         if text:
             line = re.sub(r"\s*[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]+\s*", " ", text)
             shown = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)
-            typer.echo(f"{label + ':':7}{shown}", err=True)
+            write_message(f"{label + ':':7}{shown}")
 
 
 def main() -> None:
     """Run the command line; errors become a message and an exit code."""
+    prepare_streams()
     try:
         code = app(standalone_mode=False)  # the code that a verb passed to typer.Exit, or None
     except EffaceError as error:
@@ -107,5 +110,5 @@ def main() -> None:
             raise SystemExit(2) from None
         raise
     if code == INTERRUPTED:
-        typer.echo("\nInterrupted. The same command resumes from the last finished epoch.", err=True)
+        write_message("\nInterrupted. The same command resumes from the last finished epoch.")
     raise SystemExit(code or 0)

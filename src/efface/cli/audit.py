@@ -18,6 +18,7 @@ from efface.cli.options import (
     Quiet,
     Set,
     Trust,
+    consent_settings,
     print_result,
     progress,
     settings_of,
@@ -41,9 +42,10 @@ def audit_command(
         typer.Option("--control", metavar="BEFORE AFTER", help="Embeddings of items that were never trained on."),
     ] = None,
     views: Annotated[int | None, typer.Option("--views", help="Views per item, in consecutive rows.")] = None,
-    out: Annotated[Path, typer.Option("--out", help="With --embeddings: the folder to write.")] = Path(
-        "embeddings-audit"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder for the evidence; by default RUN, with --embeddings embeddings-audit."),
+    ] = None,
     force: Force = False,
     original: Annotated[
         Path | None, typer.Option("--original", help="The original; by default the run that RUN was made from.")
@@ -55,7 +57,7 @@ def audit_command(
     references: Annotated[
         Path | None, typer.Option("--references", help="A folder filled by `efface references`.")
     ] = None,
-    trust_pickle: Trust = False,
+    trust_pickle: Trust = None,
     plain_ids: Annotated[
         bool, typer.Option("--plain-ids", help="Write bare keys into the record instead of digests.")
     ] = False,
@@ -76,22 +78,40 @@ def audit_command(
     After several requests, the last one and all of them together are judged; the exit code is the worse of the two.
     """
     settings = settings_of(
-        config, set_, device=device, trust_pickle=trust_pickle or None, data=data, allow_absent=allow_absent or None,
-        purge_cache=purge_cache or None,
+        config, set_, device=device, data=data, allow_absent=allow_absent or None, purge_cache=purge_cache or None,
+        **consent_settings(trust_pickle),
     )  # fmt: skip
     if embeddings is not None:
-        judge_embeddings(embeddings, control, settings, run, out, views, force=force, as_json=json_, quiet=quiet)
+        judge_embeddings(
+            embeddings,
+            control,
+            settings,
+            run,
+            out or Path("embeddings-audit"),
+            views,
+            force=force,
+            as_json=json_,
+            quiet=quiet,
+        )
     run = require_run(run, control, views)
     from efface.reporting.page import REPORT
-    from efface.runs.audit import audit_run
+    from efface.runs.audit import audit_run, evidence_folder
 
     with progress(quiet) as shown:
         judged = audit_run(
             run, settings, original=original, oracles=oracle or [], references=references, plain_ids=plain_ids,
-            recheck=recheck, progress=shown,
+            recheck=recheck, out=out, force=force, progress=shown,
         )  # fmt: skip
     result, lines = _summary(run, judged)
-    print_result(result, [*lines, f"Report: {run / REPORT}"], as_json=json_, quiet=quiet)
+    kept = evidence_folder(run, out)
+    if kept is None:  # nowhere to write: everything that was found is printed
+        result["findings"] = {one.name: one.value for one in judged.findings}
+        lines += [
+            f"{name}: {'none' if value is None else f'{value:.4g}'}" for name, value in result["findings"].items()
+        ]
+    else:
+        lines.append(f"Report: {kept / REPORT}")
+    print_result(result, lines, as_json=json_, quiet=quiet)
     raise typer.Exit(judged.exit_code)
 
 

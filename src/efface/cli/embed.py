@@ -16,6 +16,7 @@ from efface.cli.options import (
     Quiet,
     Set,
     Trust,
+    consent_settings,
     merge_group,
     print_result,
     progress,
@@ -42,7 +43,7 @@ def embed_command(
     ] = None,
     objective: ObjectiveOption = None,
     batch_size: BatchSizeOption = None,
-    trust_pickle: Trust = False,
+    trust_pickle: Trust = None,
     config: Config = None,
     set_: Set = None,
     device: Device = None,
@@ -53,7 +54,7 @@ def embed_command(
     """Write embeddings and keys for a search index, without the images that the run has forgotten."""
     settings = settings_of(
         config, set_, data=data, objective=objective, space=space, device=device, batch_size=batch_size,
-        trust_pickle=trust_pickle or None,
+        **consent_settings(trust_pickle),
     )  # fmt: skip
     from efface.runs.embed import embed_checkpoint
 
@@ -79,7 +80,7 @@ def compat_command(
     neighbors: Annotated[int | None, typer.Option("--neighbors", help="Number of neighbors; 10.")] = None,
     objective: ObjectiveOption = None,
     batch_size: BatchSizeOption = None,
-    trust_pickle: Trust = False,
+    trust_pickle: Trust = None,
     config: Config = None,
     set_: Set = None,
     device: Device = None,
@@ -89,7 +90,7 @@ def compat_command(
     """Check whether stored vectors can be kept after unlearning (exit code 0) or the index must be rebuilt (3)."""
     settings = settings_of(
         config, set_, data=data, objective=objective, space=space, device=device, batch_size=batch_size,
-        trust_pickle=trust_pickle or None,
+        **consent_settings(trust_pickle),
     )  # fmt: skip
     named = {"min_cosine": min_cosine, "min_overlap": min_overlap, "neighbors": neighbors}
     chosen = {key: value for key, value in named.items() if value is not None}

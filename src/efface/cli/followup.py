@@ -10,6 +10,7 @@ import typer
 from efface.cli.options import (
     AllowAbsent,
     Config,
+    ConsentingCommand,
     DataOption,
     Device,
     Json,
@@ -17,6 +18,7 @@ from efface.cli.options import (
     Seed,
     Set,
     Trust,
+    consent_settings,
     merge_group,
     print_result,
     progress,
@@ -41,7 +43,7 @@ def relearn_command(
     every: Annotated[int | None, typer.Option("--every", help="Steps between two observations (default 10).")] = None,
     data: DataOption = None,
     allow_absent: AllowAbsent = False,
-    trust_pickle: Trust = False,
+    trust_pickle: Trust = None,
     config: Config = None,
     set_: Set = None,
     seed: Seed = None,
@@ -51,8 +53,8 @@ def relearn_command(
 ) -> None:
     """Train copies of the run and of the oracles further, and measure how fast the forgotten examples come back."""
     settings = settings_of(
-        config, set_, seed=seed, device=device, trust_pickle=trust_pickle or None, data=data,
-        allow_absent=allow_absent or None,
+        config, set_, seed=seed, device=device, data=data, allow_absent=allow_absent or None,
+        **consent_settings(trust_pickle),
     )  # fmt: skip
     named = {key: value for key, value in {"on": on, "steps": steps, "every": every}.items() if value is not None}
     settings["relearn"] = merge_group(settings, "relearn", named)
@@ -61,7 +63,7 @@ def relearn_command(
 
     with progress(quiet) as shown:
         kept = relearn_run(run, settings, original=original, oracles=oracle or [], progress=shown)
-    print_result(kept.as_dict(), [*kept.lines(), f"Stored for the next audit: {kept.file}"], as_json=json_, quiet=quiet)
+    print_result(kept.as_dict(), kept.lines(), as_json=json_, quiet=quiet)
 
 
 canaries = typer.Typer(
@@ -94,7 +96,7 @@ def plan(
     print_result(made.as_dict(), made.lines(), as_json=json_, quiet=quiet)
 
 
-@canaries.command()
+@canaries.command(cls=ConsentingCommand)
 def guess(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run that forgot the included canaries.")],
     planned: Annotated[Path, typer.Option("--plan", help="Folder that `efface canaries plan` wrote.")],
@@ -105,7 +107,7 @@ def guess(
     ] = None,
     data: DataOption = None,
     allow_absent: AllowAbsent = False,
-    trust_pickle: Trust = False,
+    trust_pickle: Trust = None,
     config: Config = None,
     set_: Set = None,
     device: Device = None,
@@ -114,11 +116,11 @@ def guess(
 ) -> None:
     """Guess the coins from observations of the run, reveal them, and bound ε from below."""
     settings: dict[str, Any] = settings_of(
-        config, set_, device=device, signal=signal, trust_pickle=trust_pickle or None, data=data,
-        allow_absent=allow_absent or None,
+        config, set_, device=device, signal=signal, data=data, allow_absent=allow_absent or None,
+        **consent_settings(trust_pickle),
     )  # fmt: skip
     from efface.runs.canaries import guess_canaries
 
     with progress(quiet) as shown:
         kept = guess_canaries(run, planned, settings, original=original, oracles=oracle or [], progress=shown)
-    print_result(kept.as_dict(), [*kept.lines(), f"Stored for the next audit: {kept.file}"], as_json=json_, quiet=quiet)
+    print_result(kept.as_dict(), kept.lines(), as_json=json_, quiet=quiet)

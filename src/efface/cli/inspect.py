@@ -7,20 +7,22 @@ from typing import Annotated
 
 import typer
 
-from efface.cli.options import Json, Set, Trust, print_result
+from efface.cli.options import Json, Set, Trust, consent_settings, print_result
 
 
 def inspect_command(
     checkpoint: Annotated[
         Path, typer.Argument(metavar="CHECKPOINT", help="A run folder, or any library's file or folder.")
     ],
-    trust_pickle: Trust = False,
+    trust_pickle: Trust = None,
     json_: Json = False,
 ) -> None:
     """Describe a checkpoint: its layout, network and parts, and what may be personal. No code in it is run."""
+    from efface.interop.consent import Consent
     from efface.interop.inspect import inspect_checkpoint
 
-    found = inspect_checkpoint(checkpoint, trust_pickle=trust_pickle)
+    consent = Consent.of(**consent_settings(trust_pickle))
+    found = inspect_checkpoint(checkpoint, trust_pickle=consent.covers(checkpoint, named=True))
     print_result(found.as_dict(), found.lines(), as_json=json_, quiet=json_)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
+
+from efface.cli.output import write_lines
+from efface.errors import EffaceError
 
 if TYPE_CHECKING:
     from efface.runs.run import Progress
@@ -23,8 +28,19 @@ Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON, last.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print only errors (and --json).")]
 Trust = Annotated[
-    bool, typer.Option("--trust-pickle", help="Unpickle a file that asks for classes: it can run any code.")
+    list[str] | None,
+    typer.Option(
+        "--trust-pickle",
+        metavar="[SHA256]",
+        help="Unpickle a file that asks for classes: it can run any code. Alone: the files named here; with a SHA-256: "
+        "the file that has it, also where a run folder names it. Repeatable.",
+    ),
 ]
+SHA256 = re.compile("[0-9a-fA-F]{64}")
+NAMED_FILES = "named"
+"""Value of ``--trust-pickle`` without a SHA-256."""
+CONSENT = ("trust_pickle", "trusted", "unpickled")
+"""Settings that are never read from a file."""
 DataOption = Annotated[
     str | None, typer.Option("--data", help="A source's name, or a path: folder, .csv, .jsonl, .npz.")
 ]
@@ -43,6 +59,13 @@ def settings_of(config: Path | None, assignments: list[str] | None, **given: Any
     from efface.config import override, read
 
     values = read(config) if config else {}
+    given_by_file = [name for name in CONSENT if name in values]
+    if given_by_file:
+        raise EffaceError(
+            f"{config} cannot set {given_by_file[0]}.",
+            "Consent to run the code in a file is given on the command line, each time.",
+            "Remove it from there, and add --trust-pickle.",
+        )
     named = {key: value for key, value in given.items() if value is not None}
     if isinstance(values.get("data"), dict) and isinstance(named.get("data"), str):
         named["data"] = {**values["data"], "source": named["data"]}
@@ -58,12 +81,28 @@ def settings_of(config: Path | None, assignments: list[str] | None, **given: Any
 
 def merge_group(settings: dict[str, Any], name: str, given: dict[str, Any]) -> dict[str, Any]:
     """Merge the options of a verb into a group of its settings; the options win."""
-    from efface.errors import EffaceError
-
     group = settings.get(name)
     if not isinstance(group, dict | None):
         raise EffaceError(f"The setting '{name}' cannot be {group!r}.", "Expected: a group of settings, `name: value`.")
     return {**(group or {}), **given}
+
+
+class ConsentingCommand(TyperCommand):
+    """A command whose ``--trust-pickle`` takes a SHA-256 or nothing."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Give ``--trust-pickle`` its value where none follows."""
+        shown: list[str] = []
+        for word, following in zip(args, [*args[1:], ""], strict=False):
+            alone = word == "--trust-pickle" and not SHA256.fullmatch(following)
+            shown.append(f"--trust-pickle={NAMED_FILES}" if alone else word)
+        return super().parse_args(ctx, shown)
+
+
+def consent_settings(trust: list[str] | None) -> dict[str, Any]:
+    """The values of ``--trust-pickle`` as settings; None stands for what was not given."""
+    digests = [one for one in trust or () if one != NAMED_FILES]
+    return {"trust_pickle": NAMED_FILES in (trust or ()) or None, "trusted": digests or None}
 
 
 @contextmanager
@@ -71,7 +110,7 @@ def progress(quiet: bool) -> Iterator[Progress]:
     """Yield callbacks that show a progress bar on a terminal and plain lines elsewhere; nothing if ``quiet``."""
     from efface.cli.progress import BarProgress, LineProgress
 
-    shown = None if quiet else BarProgress() if sys.stderr.isatty() else LineProgress()
+    shown = None if quiet else BarProgress() if sys.stderr is not None and sys.stderr.isatty() else LineProgress()
     from efface.runs.run import Progress
 
     if shown is None:
@@ -85,8 +124,5 @@ def progress(quiet: bool) -> Iterator[Progress]:
 
 def print_result(result: dict[str, Any], lines: list[str], *, as_json: bool, quiet: bool) -> None:
     """Print the lines unless ``quiet``, then the result as one line of JSON if ``as_json``."""
-    if not quiet:
-        for line in lines:
-            typer.echo(line)
-    if as_json:
-        typer.echo(json.dumps(result))
+    shown = [] if quiet else list(lines)
+    write_lines([*shown, json.dumps(result)] if as_json else shown)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import time
 from typing import Any
+
+from efface.cli.output import write_message
 
 
 def _describe(record: dict[str, Any], total: int, began: float, first: int) -> str:
@@ -31,11 +32,11 @@ class LineProgress:
             self.began, self.first, self.last = now, record["step"], now
         if now - self.last >= self.every:
             self.last = now
-            print(_describe(record, total, self.began, self.first), file=sys.stderr, flush=True)
+            write_message(_describe(record, total, self.began, self.first))
 
     def say(self, sentence: str) -> None:
         """Print a message."""
-        print(sentence, file=sys.stderr, flush=True)
+        write_message(sentence)
 
     def status(self, sentence: str) -> None:
         """Print the current activity, if nothing was printed for a while."""
@@ -63,21 +64,19 @@ class BarProgress(LineProgress):
             width = 24
             full = int(width * record["step"] / total) if total else 0
             bar = f"[{'=' * full}{' ' * (width - full)}] " if total else ""
-            print(
-                f"\r\033[K{bar}{_describe(record, total, self.began, self.first)}", end="", file=sys.stderr, flush=True
-            )
+            write_message(f"\r\033[K{bar}{_describe(record, total, self.began, self.first)}", end="")
 
     def say(self, sentence: str) -> None:
         """Print a message above the bar."""
-        print(f"\r\033[K{sentence}", file=sys.stderr, flush=True)
+        write_message(f"\r\033[K{sentence}")
 
     def status(self, sentence: str) -> None:
         """Show the current activity in place of the bar."""
         if time.monotonic() - self.last >= self.every:
             self.last = time.monotonic()
             room = shutil.get_terminal_size().columns - 1
-            print(f"\r\033[K{sentence[:room]}", end="", file=sys.stderr, flush=True)
+            write_message(f"\r\033[K{sentence[:room]}", end="")
 
     def close(self) -> None:
         """Clear the bar."""
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
+        write_message("\r\033[K", end="")

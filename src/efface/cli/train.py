@@ -21,6 +21,7 @@ from efface.cli.options import (
     Seed,
     Set,
     Trust,
+    consent_settings,
     print_result,
     progress,
     settings_of,
@@ -84,7 +85,7 @@ def unlearn_command(
     ] = False,
     allow_absent: AllowAbsent = False,
     purge_cache: PurgeCache = False,
-    trust_pickle: Trust = False,
+    trust_pickle: Trust = None,
     config: Config = None,
     set_: Set = None,
     seed: Seed = None,
@@ -96,9 +97,8 @@ def unlearn_command(
     """Unlearn examples from a checkpoint into a new run folder; the original stays as it is."""
     settings = settings_of(
         config, set_, forget=forget, method=method, stop={} if stop else None, budget=budget, data=data,
-        objective=objective, seed=seed, device=device, trust_pickle=trust_pickle or None,
-        skip_never_trained=skip_never_trained or None, allow_absent=allow_absent or None,
-        purge_cache=purge_cache or None,
+        objective=objective, seed=seed, device=device, skip_never_trained=skip_never_trained or None,
+        allow_absent=allow_absent or None, purge_cache=purge_cache or None, **consent_settings(trust_pickle),
     )  # fmt: skip
     from efface.runs.train import unlearn_run
 

@@ -22,7 +22,7 @@ import numpy as np
 from efface.data.dataset import quote_first
 from efface.data.stored import MIN_COINS, StoredCanaries, StoredCoins
 from efface.errors import EffaceError
-from efface.files import disk_errors, read_json, write_text
+from efface.files import disk_errors, hold_lock, make_folder, read_json, write_text
 from efface.schema import parse_record
 
 PUBLIC, COINS, INCLUDED, EXCLUDED = "canaries.json", "coins.json", "included.txt", "excluded.txt"
@@ -122,12 +122,30 @@ def write_canary_plan(folder: Path, coins: InclusionCoins, guesses: int | None =
         "data": data,
     }
     included, excluded = coins.split_keys()
-    with disk_errors(folder):
-        folder.mkdir(parents=True)
-    for name, text in {COINS: secret, INCLUDED: _join_lines(included), EXCLUDED: _join_lines(excluded)}.items():
-        _write_private(folder / name, text)
-    write_text(folder / PUBLIC, json.dumps(public, indent=1) + "\n")
+    make_folder(folder.parent)
+    half = folder.with_name(f"{folder.name}.partial")
+    busy = EffaceError(f"{folder} is being written by another process.", remedy="Wait, or choose another --out.")
+    with disk_errors(folder), hold_lock(folder, busy):
+        _clear(half)
+        half.mkdir()
+        for name, text in {COINS: secret, INCLUDED: _join_lines(included), EXCLUDED: _join_lines(excluded)}.items():
+            _write_private(half / name, text)
+        write_text(half / PUBLIC, json.dumps(public, indent=1) + "\n")
+        half.rename(folder)
     return CanaryPlan(tuple(coins.included), guesses, digest, data)
+
+
+def _clear(half: Path) -> None:
+    """Remove the folder of a plan that was cut: nobody has used its coins. Anything else in its place raises."""
+    if not half.exists():
+        return
+    ours = (PUBLIC, COINS, INCLUDED, EXCLUDED)
+    others = [item.name for item in half.iterdir() if item.name not in ours and not item.name.startswith(f"{PUBLIC}.")]
+    if others or half.is_symlink():
+        raise EffaceError(f"{half} is in the way.", "It is not an unfinished plan.", "Choose another --out.")
+    for item in half.iterdir():
+        item.unlink()
+    half.rmdir()
 
 
 def read_canary_plan(folder: Path) -> CanaryPlan:

@@ -9,7 +9,6 @@ gray is scaled to 8 bits, by what is white over the whole set; transparent pixel
 from __future__ import annotations
 
 import hashlib
-import importlib
 import importlib.util
 import json
 import os
@@ -33,7 +32,7 @@ from efface.data.array_files import USABLE, free_memory
 from efface.data.pixel_caches import describe_items
 from efface.data.pixels import judge_depth
 from efface.errors import EffaceError
-from efface.files import disk_errors
+from efface.files import disk_errors, make_folder
 
 RULES = 2
 """Version of the decoding rules; increase it when they change, so that older caches are not used."""
@@ -212,8 +211,8 @@ def _read_cache(folder: Path) -> tuple[np.ndarray, list[dict[str, str]]] | None:
 
 def _write_cache(folder: Path, items: Sequence[ImageFile], options: ImageOptions) -> None:
     """Decode the images into a temporary folder, then rename it to ``folder``."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for old in folder.parent.glob("*.partial"):
+    make_folder(folder.parent, "Choose another folder with --set data.cache=FOLDER.")
+    for old in folder.parent.glob(f"{'[0-9a-f]' * 32}.*.partial"):  # no other partial folder: it may be a run
         if time.time() - old.stat().st_mtime > STALE_SECONDS:
             shutil.rmtree(old, ignore_errors=True)
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
@@ -255,8 +254,7 @@ def _decode(folder: Path, items: Sequence[ImageFile], options: ImageOptions) -> 
         except Exception as error:
             return _describe_error(error)
 
-    count = 0
-    files = [item for item, _ in readable]
+    count, files = 0, [item for item, _ in readable]
     with open(folder / PIXELS, "wb") as file:
         start = _write_header(file, (len(files), channels, height, width))
         for item, result in zip(files, _map_in_threads(decode, files), strict=True):
@@ -374,10 +372,8 @@ def _map_in_threads(function: Any, items: Sequence[ImageFile]) -> Iterator[Any]:
 
 def _write_header(file: Any, shape: tuple[int, ...]) -> int:
     """Write the .npy header for uint8 pixels of this shape, and return the position after it."""
-    np.lib.format.write_array_header_1_0(
-        file,
-        {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": shape},
-    )
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
     return int(file.tell())
 
 

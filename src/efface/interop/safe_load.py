@@ -45,6 +45,12 @@ TORCH_ADVICE = ("Weights only load failed", "Please file an issue", "Check the d
 """First words of the lines in torch's messages that are about torch and not about the file."""
 
 
+class UntrustedPickleError(EffaceError):
+    """A file was refused because it asks for classes, and unpickling them was not allowed."""
+
+    path: Path
+
+
 def load_torch(path: Path, *, trust_pickle: bool = False, lazy: bool = False) -> Any:
     """Load what ``torch.save`` wrote, onto the CPU.
 
@@ -130,12 +136,14 @@ def _refuse_other_archives(path: Path) -> None:
 def _load_error(path: Path, error: Exception, trusted: bool) -> EffaceError:
     classes = [] if trusted else find_pickled_classes(path, error)
     if classes:
-        return EffaceError(
+        refusal = UntrustedPickleError(
             f"{path} was refused, and nothing in it was run.",
             f"It is a pickle that asks for: {', '.join(classes)}.",
             "Save the state dict alone (torch.save(model.state_dict(), ...)), or use safetensors; if you made the file "
             "yourself, add --trust-pickle.",
         )
+        refusal.path = path
+        return refusal
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reasons = [line for line in lines if " " in line and not line.startswith(TORCH_ADVICE)]
     return EffaceError(

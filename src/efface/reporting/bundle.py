@@ -164,6 +164,7 @@ def write_evidence(
     log: Sequence[Mapping[str, Any]] = (),
     *,
     plain_ids: bool = False,
+    source: Path | None = None,
 ) -> Record:
     """Seal a record and write the evidence bundle into an existing folder.
 
@@ -176,16 +177,18 @@ def write_evidence(
         seen: Observations by role: ``original``, ``subject``, ``oracle 1`` ...
         log: Lines of the training log.
         plain_ids: Store bare ids instead of keyed digests.
+        source: The run folder, if the bundle is written elsewhere.
 
     Returns:
         The sealed record.
 
     """
     folder = Path(folder)
-    digests = {name: file_digest(folder / name) for name in RECORDED_FILES if (folder / name).exists()}
+    run = folder if source is None else source
+    digests = {name: file_digest(run / name) for name in RECORDED_FILES if (run / name).exists()}
     seen_digests = {role: observed.digest for role, observed in seen.items()}
     record = record.model_copy(update={"files": digests, "observations": seen_digests})
-    secret = read_key(folder / KEY_FILE) if (folder / KEY_FILE).exists() else None
+    secret = read_key(run / KEY_FILE) if (run / KEY_FILE).exists() else None
     record, secret = record.sealed(ids, plain_ids=plain_ids, secret=secret)
     write_text(folder / FINDINGS, json.dumps([asdict(one) for one in record.findings], indent=1) + "\n")
     record.save(folder, secret)

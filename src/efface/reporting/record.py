@@ -159,13 +159,13 @@ class Record(RecordModel):
                 "Save the record and the secret that Record.sealed returned.",
             )
         text = self.bound().text()
-        if secret is None:
-            (folder / KEY_FILE).unlink(missing_ok=True)
-        else:
+        if secret is not None:
             self.items.contains("", secret)  # raises if the secret belongs to another record
             write_key(folder, secret)
         write_text(folder / SCHEMA, json.dumps(schema(), indent=1) + "\n")
         write_text(folder / RECORD, text)
+        if secret is None:
+            (folder / KEY_FILE).unlink(missing_ok=True)  # last: until then the old record needs it
         return folder / RECORD
 
     @staticmethod

@@ -12,7 +12,7 @@ from typing import Any
 from efface.auditing.evidence import Finding
 from efface.auditing.observations import Observations
 from efface.errors import EffaceError
-from efface.files import disk_errors, read_json, write_text
+from efface.files import atomic_path, read_json, write_text
 from efface.runs.stored import StoredFindings
 from efface.schema import parse_record
 
@@ -95,10 +95,8 @@ def read_observations(files: Mapping[str, Path]) -> dict[str, Observations]:
 
 def save_observations(path: Path, observations: Observations) -> None:
     """Write a file of observations atomically."""
-    with disk_errors(path):
-        fresh = path.with_name(path.name + ".tmp")
+    with atomic_path(path) as fresh:
         observations.save(fresh)
-        fresh.replace(path)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +104,8 @@ class SavedFindings:
     """Findings that were stored in a run folder."""
 
     findings: list[Finding]
-    file: Path
+    file: Path | None
+    """Where they are stored; None if the run folder cannot be written."""
     claims: list[str]
     """What is stated about the retrained references but was not checked; repeated in the next audit's record."""
 
@@ -116,10 +115,11 @@ class SavedFindings:
             one.name: {"value": one.value, "original": one.original, "oracle": one.oracle, "note": one.note}
             for one in self.findings
         }
-        return rows | {"file": str(self.file), "claims": self.claims}
+        return rows | {"file": self.file and str(self.file), "claims": self.claims}
 
     def lines(self) -> list[str]:
         """The findings as lines to print."""
         return [
-            f"{one.name}: {'none' if one.value is None else f'{one.value:.4g}'} ({one.note})" for one in self.findings
+            *(f"{o.name}: {'none' if o.value is None else f'{o.value:.4g}'} ({o.note})" for o in self.findings),
+            f"Stored for the next audit: {self.file}" if self.file else "Not stored: the run folder cannot be written.",
         ]

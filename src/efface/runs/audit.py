@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from efface import api, config
 from efface.auditing.controls import describe_change
@@ -20,11 +22,12 @@ from efface.files import LOG
 from efface.reporting import bundle
 from efface.reporting.environment import Environment
 from efface.reporting.recheck import require_same_findings, require_same_verdict, select_recorded
-from efface.reporting.record import SCHEMA_VERSION, Record, file_digest
+from efface.reporting.record import RECORD, SCHEMA_VERSION, Record, file_digest
 from efface.runs import artifacts
 from efface.runs.binding import fixed_criteria, stored_file
 from efface.runs.comparison import Comparison, build_comparison, lineage
-from efface.runs.folder import read_log
+from efface.runs.folder import create_run_folder, read_log
+from efface.runs.ownership import one_at_a_time, why_not_bundle
 from efface.runs.requests import AuditRequest
 from efface.runs.run import OpenedRun, Progress
 from efface.runs.sequential import audit_sequence
@@ -32,6 +35,7 @@ from efface.training import devices
 from efface.training.checkpoint import CONTENT, META, read_meta
 
 
+@one_at_a_time
 def audit_run(
     run: Path,
     request: AuditRequest | Mapping[str, Any],
@@ -41,9 +45,13 @@ def audit_run(
     references: Path | None = None,
     plain_ids: bool = False,
     recheck: bool = False,
+    out: Path | None = None,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> api.AuditResult:
-    """Judge an unlearned run, and write findings, record and report into its folder.
+    """Judge an unlearned run, and write findings, record and report into its folder or into ``out``.
+
+    A run folder that cannot be written is judged as well; then nothing is written without ``out``.
 
     Args:
         run: The run folder.
@@ -54,6 +62,8 @@ def audit_run(
         references: A folder filled by :mod:`efface.runs.references`; its models are used as well.
         plain_ids: Write bare keys into the record instead of digests.
         recheck: Observe every model anew instead of using stored observations.
+        out: Folder to write the evidence into; by default the run folder.
+        force: Replace ``out`` if it holds the evidence of an earlier audit.
         progress: Receives progress messages.
 
     Returns:
@@ -70,7 +80,7 @@ def audit_run(
     progress, request = progress or Progress(), AuditRequest.of(request)
     compared = build_comparison(
         run, request.watch, request.device, progress,
-        original=original, oracles=oracles, references=references, trust=request.trust_pickle, checks=request,
+        original=original, oracles=oracles, references=references, consent=request.consent, checks=request,
         recheck=recheck,
     )  # fmt: skip
     subject, observations = compared.subject, compared.observations
@@ -89,7 +99,15 @@ def audit_run(
     )
     result.findings.extend(extra.findings)
     sequence = audit_sequence(
-        subject, compared.models, original, request.criteria or fixed, fixed, compared.binder, request.device, progress
+        subject,
+        compared.models,
+        original,
+        request.criteria or fixed,
+        fixed,
+        compared.binder,
+        request.device,
+        progress,
+        request.consent,
     )
     log = read_log(subject.folder / LOG)
     keys = subject.split.keys(subject.data, "forget")
@@ -104,8 +122,28 @@ def audit_run(
     warnings = (*origin, *compared.claims, *extra.claims, *compared.notes, *residual)
     record = _build_record(compared, request, result, log, warnings, sequence)
     record = record.model_copy(update={"fixed_criteria": fixed})
-    bundle.write_evidence(subject.folder, record, keys, observations, log, plain_ids=plain_ids)
+    if out is not None:
+        made = {"verb": "audit", "run": str(subject.folder.resolve()), "digest": subject.meta["digest"]}
+        inputs = [run, original, references, *oracles]
+        with create_run_folder(
+            out, yaml.safe_dump(made), force=force, inputs=inputs, why_not_ours=why_not_evidence
+        ) as half:
+            bundle.write_evidence(half, record, keys, observations, log, plain_ids=plain_ids, source=subject.folder)
+    elif evidence_folder(run, None) is not None:
+        bundle.write_evidence(subject.folder, record, keys, observations, log, plain_ids=plain_ids)
+    else:
+        progress.say(f"{run} cannot be written: the evidence is not kept. Add --out DIR to keep it there.")
     return replace(result, sequence=sequence)
+
+
+def evidence_folder(run: Path, out: Path | None) -> Path | None:
+    """The folder that an audit writes its evidence into; None if it can write none."""
+    return out or (run if os.access(run, os.W_OK) else None)
+
+
+def why_not_evidence(folder: Path) -> str:
+    """Why a folder is not one that an audit wrote for ``--out``."""
+    return why_not_bundle(folder, RECORD, ("schema_version", "verdict", "items", "checkpoints"))
 
 
 def _build_record(
@@ -159,6 +197,7 @@ def _describe_origin(subject: OpenedRun, criteria: Criteria, fixed: Criteria) ->
     return found
 
 
+@one_at_a_time
 def report_run(run: Path, progress: Progress | None = None) -> Path:
     """Write ``report.html`` again from the record and the observations that still exist; returns its path.
 

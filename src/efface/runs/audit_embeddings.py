@@ -21,6 +21,7 @@ from efface.reporting.embeddings_page import render_embeddings_page
 from efface.reporting.page import REPORT
 from efface.reporting.record import file_digest
 from efface.runs.folder import create_run_folder
+from efface.runs.ownership import why_not_bundle
 
 EMBEDDING_FINDINGS, AUDIT = "findings.json", "audit.json"
 
@@ -51,7 +52,12 @@ def audit_embeddings(
     parts = _parts(embeddings, control, views)
     judged = judge_embedding_pairs(parts["forget"], parts.get("control"), criteria)
     files = [*embeddings, *(control or ())]
-    request = {"embeddings": [str(f) for f in embeddings], "control": [str(f) for f in control or ()], "views": views}
+    request = {
+        "verb": "audit",
+        "embeddings": [str(f) for f in embeddings],
+        "control": [str(f) for f in control or ()],
+        "views": views,
+    }
     criteria = criteria or Criteria()
     about: dict[str, Any] = {
         "format": 1,
@@ -65,11 +71,18 @@ def audit_embeddings(
         "sentence": judged.sentence,
         "limits": list(judged.limits),
     }
-    with create_run_folder(out, json.dumps(request), force=force) as folder:
+    with create_run_folder(
+        out, json.dumps(request), force=force, inputs=files, why_not_ours=why_not_embeddings_audit
+    ) as folder:
         write_text(folder / EMBEDDING_FINDINGS, json.dumps([asdict(one) for one in judged.findings], indent=1) + "\n")
         write_text(folder / AUDIT, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
         write_text(folder / REPORT, render_embeddings_page(judged, parts, about))
     return judged
+
+
+def why_not_embeddings_audit(folder: Path) -> str:
+    """Why a folder is none that an audit of embeddings wrote."""
+    return why_not_bundle(folder, AUDIT, ("format", "efface", "files", "word", "limits"))
 
 
 def _parts(embeddings: Sequence[Path], control: Sequence[Path] | None, views: int | None) -> dict[str, EmbeddingPair]:

@@ -11,10 +11,12 @@ from efface.data.canaries import CanaryPlan, read_canary_plan, read_coins
 from efface.errors import EffaceError
 from efface.runs.artifacts import SavedFindings
 from efface.runs.comparison import build_comparison, save_findings
+from efface.runs.ownership import one_at_a_time
 from efface.runs.requests import GuessRequest
 from efface.runs.run import OpenedRun, Progress
 
 
+@one_at_a_time
 def guess_canaries(
     run: Path,
     folder: Path,
@@ -30,7 +32,7 @@ def guess_canaries(
         run: A run that forgot the included canaries; the findings are stored in its folder for the next audit.
         folder: The plan, as written by ``efface canaries plan``.
         request: A :class:`GuessRequest`, or a mapping with its fields: watch, device, signal, level, delta,
-            trust_pickle.
+            trust_pickle, trusted.
         original: Where the original is now; by default where it was when the run was made.
         oracles: Retrained references.
         progress: Receives progress messages.
@@ -40,7 +42,7 @@ def guess_canaries(
     plan = read_canary_plan(folder)
     compared = build_comparison(
         run, request.watch, request.device, progress,
-        original=original, oracles=oracles, trust=request.trust_pickle, checks=request, keep=True,
+        original=original, oracles=oracles, consent=request.consent, checks=request, keep=True,
     )  # fmt: skip
     _require_same_data(plan, compared.subject, folder)
     findings = canary_guessing.canary_findings(

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-from efface import api
 from efface.auditing.evidence import Cost, Finding
 from efface.auditing.observations import Observations
 from efface.auditing.observers.observe import ObservationSettings
-from efface.auditing.observers.spot_check import spot_check
 from efface.data.dataset import Data, quote_first
 from efface.data.split import EARLIER, NEVER_TRAINED, SPLIT_PARTS, Split
 from efface.errors import EffaceError
 from efface.files import REQUEST
+from efface.interop.consent import Consent
 from efface.interop.containers import weights_file
 from efface.runs import artifacts
 from efface.runs.artifacts import SavedFindings
+from efface.runs.audited_model import AuditedModel
 from efface.runs.binding import Binder, stored_file
 from efface.runs.data_at_hand import DataChecks
 from efface.runs.foreign import is_foreign, load_foreign
+from efface.runs.lineage import find_source, walk_back
 from efface.runs.provenance import (
     NEAREST_RUN,
     require_honest,
@@ -33,70 +34,11 @@ from efface.runs.provenance import (
 )
 from efface.runs.references import list_finished
 from efface.runs.run import OpenedRun, Progress, StoredRun, open_run
-from efface.training.checkpoint import WEIGHTS, Checkpoint
-from efface.training.devices import resolve_device
+from efface.training.checkpoint import WEIGHTS
 
 UNCHECKED_CLAIM = "that it never saw the forgotten or the unseen examples is stated by the user, not checked"
 """Claim about a retrained reference of another library: nothing in its file says what it was trained on."""
 _COSTS = {"subject": "subject", "original": "original", "oracle": "oracle 1"}
-
-
-@dataclass(frozen=True, eq=False)
-class AuditedModel:
-    """One model of an audit: its weights, what is known about it, and where its observations are stored."""
-
-    meta: dict[str, Any]
-    weights: Path
-    load: Callable[[], Checkpoint]
-    observations_file: Path
-    claim: str = ""
-    """What the user states about it without proof; empty if everything was checked."""
-
-    @property
-    def cost(self) -> Cost:
-        """The cost of making it."""
-        spent = self.meta["cost"]
-        return Cost(spent["steps"], spent["examples"], spent["seconds"])
-
-    def observe(self, split: Split, binder: Binder, device: str, progress: Progress) -> Observations:
-        """Observe the model on a split, or read the stored observations if they are of this very case.
-
-        Raises:
-            EffaceError: The file was edited, or the weights are not those that the run's description says.
-
-        """
-        checkpoint, path = self.load(), self.observations_file
-        if path.exists() and not binder.recheck:
-            stored = Observations.load(path)
-            reason = binder.difference(stored, checkpoint.model.digest(), split)
-            if not reason:
-                model = checkpoint.model.to(resolve_device(device))
-                reason = spot_check(stored, model, binder.data, split, binder.views, binder.watch)
-            if not reason:
-                return stored
-            progress.say(f"{path} is not used: {reason}. Observing anew")
-        progress.say(f"Observing {self.weights.parent.name}")
-        checkpoint = replace(checkpoint, recipe=replace(checkpoint.recipe, views=binder.views))
-        observed = api.observe(checkpoint, binder.data, split, binder.watch, device=device)
-        observed.meta.update(binder.facts(split))
-        if not (binder.keep and path.exists()):
-            artifacts.save_observations(path, observed)
-        return observed
-
-    def stored_observations(self, split: Split, binder: Binder) -> Observations | None:
-        """The stored observations of this model on a split whose examples may be gone, if there are any.
-
-        Pictures that are gone can neither be compared with those that were observed nor be observed again.
-        """
-        if not self.observations_file.exists() or binder.recheck:
-            return None
-        stored = Observations.load(self.observations_file)
-        model = self.load().model.digest()
-        return None if binder.difference(stored, model, split, pictures=False) else stored
-
-    def elsewhere(self, home: Path, split: str) -> AuditedModel:
-        """The same model with its observations of another split, in the folder of the audited run."""
-        return replace(self, observations_file=stored_file(self.weights.parent, home, self.meta, split))
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +91,7 @@ def build_comparison(
     original: Path | None = None,
     oracles: Sequence[Path] = (),
     references: Path | None = None,
-    trust: bool = False,
+    consent: Consent | None = None,
     checks: DataChecks | None = None,
     recheck: bool = False,
     keep: bool = False,
@@ -164,7 +106,7 @@ def build_comparison(
         original: Where the original is now; by default where it was when the run was made.
         oracles: Retrained references: run folders, or checkpoints of other libraries with the same architecture.
         references: Folder filled by ``efface references``.
-        trust: Unpickle foreign checkpoints that ask for classes.
+        consent: What may be unpickled: files named in this call, and files with certain digests.
         checks: Where the data are now, and which differences are accepted.
         recheck: Observe every model anew, whatever is stored.
         keep: Leave stored observations that were made in another way: they are those of the audit.
@@ -174,12 +116,12 @@ def build_comparison(
             was trained on examples to forget.
 
     """
-    subject = _open_subject(run, checks)
-    own = {"original": _original(subject, original), "subject": _audited_model(subject.stored, subject)}
+    subject, consent = _open_subject(run, checks), consent or Consent()
+    own = {"original": _original(subject, original, consent), "subject": _audited_model(subject.stored, subject)}
     models = {role: replace(model, load=cache(model.load)) for role, model in own.items()}  # compared with each oracle
     views = require_same_views(subject, models["original"].meta, models["subject"].meta)
     require_same_pictures(subject)
-    models |= _others(subject, models, oracles, references, trust=trust)
+    models |= _others(subject, models, oracles, references, consent)
     binder = Binder(subject.data, watch, views, recheck, keep)
     models, seen, notes = observe_what_is_left(models, subject.split, binder, device, progress, subject.folder)
     compared = Comparison(subject, models, seen, binder, (*subject.at_hand.notes, *notes))
@@ -231,6 +173,8 @@ def observe_what_is_left(
 def save_findings(compared: Comparison, name: str, findings: list[Finding]) -> SavedFindings:
     """Store findings about the subject in its folder, where the next audit picks them up."""
     subject = compared.subject
+    if not os.access(subject.folder, os.W_OK):
+        return SavedFindings(findings, None, compared.claims)
     path = artifacts.save_extra_findings(
         subject.folder, name, compared.observations["subject"], findings, compared.claims
     )
@@ -239,23 +183,25 @@ def save_findings(compared: Comparison, name: str, findings: list[Finding]) -> S
 
 def lineage(subject: OpenedRun) -> tuple[str, ...]:
     """Digests of the subject and its ancestors, oldest first, as far back as their folders still exist."""
-    run = subject.stored
-    digests = [run.meta["digest"]]
-    while run.meta["parent"]:
+    digests = [subject.meta["digest"]]
+    for run in walk_back(subject.stored, subject.folders):
+        if run.meta["digest"] != digests[-1] or not run.meta["parent"]:
+            break  # another run is at the place of the ancestor now, or this is the first one
         digests.append(run.meta["parent"])
-        source = run.source
-        if not (source / REQUEST).exists():
-            break
-        run = subject.folders.read(source)
     return tuple(reversed(digests))
 
 
-def foreign_original(run: StoredRun, file: Path, data: Data, split: str, home: Path) -> AuditedModel:
+def foreign_original(
+    run: StoredRun, file: Path, data: Data, consent: Consent, split: str, home: Path, *, named: bool = False
+) -> AuditedModel:
     """A foreign checkpoint as the original of a run, loaded as it was when the run was made.
 
     ``split``: digest of the split to observe it on; ``home``: folder of the audited run, where that is stored.
+    ``named``: whether the user named the file; else it is the run that names it, and a pickle needs consent for its
+    digest.
     """
-    checkpoint = load_foreign(file, data, run.request, int(run.request["seed"]))
+    by = "" if named else str(run.folder / REQUEST)
+    checkpoint = load_foreign(file, data, run.request, int(run.request["seed"]), consent, named_by=by)
     if checkpoint.model.digest() != run.meta["parent"]:
         raise EffaceError(
             f"{file} has changed since {run.folder} was made from it.", remedy="Restore it, or unlearn again."
@@ -268,6 +214,7 @@ def foreign_original(run: StoredRun, file: Path, data: Data, split: str, home: P
 def _open_subject(run: Path, checks: DataChecks | None) -> OpenedRun:
     """Open a run and check that it has examples to forget."""
     subject = open_run(run, checks)
+    list(walk_back(subject.stored, subject.folders))  # a circle raises
     if not subject.split.sizes()["forget"]:
         raise EffaceError(
             f"{run} was asked to forget nothing: it is an original.", remedy="Name a run that `efface unlearn` made."
@@ -282,9 +229,9 @@ def _audited_model(run: StoredRun, subject: OpenedRun, folder: Path | None = Non
     return AuditedModel(run.meta, folder / WEIGHTS, run.checkpoint, path)
 
 
-def _original(subject: OpenedRun, named: Path | None) -> AuditedModel:
+def _original(subject: OpenedRun, named: Path | None, consent: Consent) -> AuditedModel:
     """The run that the subject was made from, or the ancestor that the user named."""
-    source = Path(named) if named else subject.stored.source
+    source = Path(named) if named else find_source(subject.stored) or Path("?")
     if not source.exists():
         raise EffaceError(
             f"The original is no longer at {source}.",
@@ -292,8 +239,9 @@ def _original(subject: OpenedRun, named: Path | None) -> AuditedModel:
             "Say where it is now: --original RUN.",
         )
     if is_foreign(source):
+        digest = subject.split.digest(subject.data)
         return foreign_original(
-            subject.stored, source, subject.data, subject.split.digest(subject.data), subject.folder
+            subject.stored, source, subject.data, consent, digest, subject.folder, named=named is not None
         )
     run, split = subject.folders.read(source), _split_of(source, subject)
     parts = ("retain",) if run.meta["exact"] else ("forget", "retain")
@@ -314,11 +262,11 @@ def _original(subject: OpenedRun, named: Path | None) -> AuditedModel:
     return _audited_model(run, subject, source)
 
 
-def _oracle(folder: Path, subject: OpenedRun, others: Mapping[str, AuditedModel], trust: bool) -> AuditedModel:
+def _oracle(folder: Path, subject: OpenedRun, others: Mapping[str, AuditedModel], consent: Consent) -> AuditedModel:
     """A retrained reference: checked to be trained on neither the forget set nor any never-trained part."""
     folder = run_folder_of(folder)
     if is_foreign(folder):
-        return _foreign_oracle(folder, subject, others, trust)
+        return _foreign_oracle(folder, subject, others, consent)
     run = subject.folders.read(folder)
     require_honest(run)
     if not run.meta["exact"]:
@@ -347,10 +295,12 @@ def _oracle(folder: Path, subject: OpenedRun, others: Mapping[str, AuditedModel]
     return _audited_model(run, subject, Path(folder))
 
 
-def _foreign_oracle(file: Path, subject: OpenedRun, others: Mapping[str, AuditedModel], trust: bool) -> AuditedModel:
+def _foreign_oracle(
+    file: Path, subject: OpenedRun, others: Mapping[str, AuditedModel], consent: Consent
+) -> AuditedModel:
     """Another library's checkpoint as a retrained reference: with the subject's architecture and views."""
-    settings = subject.request | {"recipe": subject.meta["recipe"], "trust_pickle": trust}
-    checkpoint = replace(load_foreign(file, subject.data, settings, int(subject.request["seed"])), exact=True)
+    settings, seed = subject.request | {"recipe": subject.meta["recipe"]}, int(subject.request["seed"])
+    checkpoint = replace(load_foreign(file, subject.data, settings, seed, consent), exact=True)
     digest = checkpoint.model.digest()
     same = next((name for name, one in others.items() if one.meta["digest"] == digest), None)
     if same:
@@ -373,14 +323,13 @@ def _others(
     own: Mapping[str, AuditedModel],
     oracles: Sequence[Path],
     references: Path | None,
-    *,
-    trust: bool,
+    consent: Consent,
 ) -> dict[str, AuditedModel]:
     """All references by role; a planned model that the user also names is used once."""
     made = list_finished(Path(references)) if references else {"out": [], "in": []}
-    named = [_oracle(Path(one), subject, own, trust) for one in oracles]
+    named = [_oracle(Path(one), subject, own, consent) for one in oracles]
     known = {one.meta["digest"] for one in named}
-    planned = [_oracle(folder, subject, own, trust) for folder in made["out"]]
+    planned = [_oracle(folder, subject, own, consent) for folder in made["out"]]
     named += [one for one in planned if one.meta["digest"] not in known]
     found = {f"oracle {i}": one for i, one in enumerate(named, 1)}
     return found | {f"unlearned {i}": _unlearned(folder, subject) for i, folder in enumerate(made["in"], 1)}

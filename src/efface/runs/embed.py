@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -23,18 +22,21 @@ from efface.data.dataset import Data, shuffle_by_key
 from efface.data.selectors import resolve_selector
 from efface.data.split import EARLIER, read_split
 from efface.errors import EffaceError
-from efface.files import REQUEST, SPLIT, disk_errors
+from efface.files import REQUEST, SPLIT, disk_errors, hold_lock, make_folder
 from efface.interop.load import load_checkpoint
 from efface.runs.data_at_hand import data_of_run, describe_changes, load_data
-from efface.runs.folder import read_request
 from efface.runs.foreign import is_foreign
+from efface.runs.lineage import find_source, walk_back
+from efface.runs.ownership import RUN_REMEDY, input_paths, require_apart
 from efface.runs.requests import CompatibilityRequest, EmbeddingOptions, EmbeddingSpace, EmbedRequest
-from efface.runs.run import Progress, StoredRun
+from efface.runs.run import Progress, RunFolders
 from efface.training.checkpoint import META, Checkpoint, read_meta
 from efface.training.devices import resolve_device
 from efface.training.model import Model
 
 FORMATS = (".npz", ".npy")
+ARRAYS = ("embeddings", "keys", "model", "space")
+"""The arrays in a .npz."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +104,7 @@ def open_encoder(path: Path, data: Data, request: EmbedRequest | Mapping[str, An
     recipe = read_meta(run)["recipe"] if run is not None and not request.recipe else request.recipe
     loaded = load_checkpoint(
         path, data, objective=request.objective or None, recipe=recipe,
-        backbone_only=request.space is EmbeddingSpace.BACKBONE, trust_pickle=request.trust_pickle,
+        backbone_only=request.space is EmbeddingSpace.BACKBONE, trust_pickle=request.consent.covers(path, named=True),
     )  # fmt: skip
     return _encoder(path, loaded.model, request, frozenset() if run is None else forgotten_by(run))
 
@@ -113,13 +115,11 @@ def forgotten_by(run: Path) -> frozenset[str]:
     They include examples that were asked for, or are of a forgotten group, but were never trained on.
     """
     found: set[str] = set()
-    here: Path | None = Path(run)
-    while here is not None and (here / SPLIT).is_file():
-        stored = read_split(here)
+    folders = RunFolders()
+    for one in walk_back(folders.read(run), folders):
+        stored = read_split(one.folder) if (one.folder / SPLIT).is_file() else {"parts": {"forget": ()}}
         parts = stored["parts"]
         found |= {*parts["forget"], *parts.get(EARLIER, ()), *(stored.get("provenance") or {}).get("skipped", ())}
-        request = read_request(here) if (here / REQUEST).is_file() else {}
-        here = StoredRun(here, read_meta(here)).source if request.get("from") else None
     return frozenset(found)
 
 
@@ -150,7 +150,8 @@ def embed_checkpoint(
 
     """
     progress, path, out, request = progress or Progress(), Path(path), Path(out), EmbedRequest.of(request)
-    targets = _targets(out, force)
+    _targets(out, force)
+    require_apart(out, [path if path.is_file() else None, *input_paths(request.data, without)])
     data = _data(path, request)
     encoder = open_encoder(path, data, request)
     named = set() if everything else encoder.forgotten & set(data.keys.tolist())
@@ -165,21 +166,15 @@ def embed_checkpoint(
         progress.say(sentence)
     progress.say(f"Embedding {len(positions)} images")
     digest, keys, space = encoder.model.digest(), data.keys[positions], str(encoder.options.space)
-    partial = out.with_name(f".{out.name}.partial.npy")
-    with disk_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            width = _stream(partial, encoder.embed(data, positions), len(positions))
-            if out.suffix == ".npz":
-                _zip(out, partial, {"keys": keys, "model": np.array(digest), "space": np.array(space)})
-                key_file = out
-            else:
-                for old in targets:
-                    old.unlink(missing_ok=True)  # never keys of one file beside the rows of another
-                key_file = _write_keys(out, keys)
-                os.replace(partial, out)
-        finally:
-            partial.unlink(missing_ok=True)
+    busy = EffaceError(f"{out} is being written by another process.", remedy="Wait, or choose another --out.")
+    make_folder(out.parent)
+    with disk_errors(out), hold_lock(out, busy):
+        cut = _placing(out).is_dir()
+        _finish_placing(out)
+        _targets(out, force or cut)  # what a cut call has put there is replaced
+        rows = encoder.embed(data, positions)
+        extra = {"keys": keys, "model": np.array(digest), "space": np.array(space)}
+        width, key_file = _write_vectors(out, rows, keys, extra)
     left_out = int(excluded.sum()), int(copied.sum())
     return EmbeddingFile(str(out), str(key_file), len(keys), width, *left_out, digest, space)
 
@@ -225,8 +220,9 @@ def _shared_recipe(new: Path, old: Path) -> dict[str, Any]:
     """The recipe of a run that was made from the foreign checkpoint ``old``: both have the same architecture."""
     if not (new / REQUEST).is_file():
         return {}
-    source = read_request(new).get("from")
-    return read_meta(new)["recipe"] if source and Path(source) == old.resolve() else {}
+    run = RunFolders().read(new) if (new / META).is_file() else None
+    source = run and find_source(run)
+    return run.meta["recipe"] if run and source and source.resolve() == old.resolve() else {}
 
 
 def _data(path: Path, request: EmbedRequest) -> Data:
@@ -272,53 +268,132 @@ def _targets(out: Path, force: bool) -> list[Path]:
     """The files that may be written; an error for another format, or if one exists and is not to be replaced."""
     if out.suffix not in FORMATS:
         raise EffaceError(f"Embeddings cannot be written to {out}.", "They are written to .npz or .npy files.")
-    targets = [out] if out.suffix == ".npz" else [out, out.with_suffix(".keys.txt"), out.with_suffix(".keys.csv")]
+    targets = [out] if out.suffix == ".npz" else [out, *_key_files(out)]
     existing = [one for one in targets if one.exists()]
-    if existing and not force:
+    if existing and not force and not _placing(out).is_dir():
         raise EffaceError(
             f"{existing[0]} exists already.",
             "Existing files are replaced only on request.",
             "Choose another --out, or add --force.",
         )
+    reason = why_not_vectors(out) if out.exists() and not _placing(out).is_dir() else ""
+    if reason:
+        raise EffaceError(f"--force does not replace {out}: it does not hold embeddings.", reason, RUN_REMEDY)
     return targets
 
 
-def _stream(path: Path, batches: Iterator[np.ndarray], count: int) -> int:
-    """Write batches to one float32 .npy file, [count, d]; returns d."""
-    into: np.ndarray | None = None
-    start = 0
-    for rows in batches:
-        if into is None:
-            into = np.lib.format.open_memmap(path, "w+", np.float32, (count, rows.shape[1]))
-        into[start : start + len(rows)] = rows
-        start += len(rows)
-    assert into is not None
-    into.flush()  # pyright: ignore[reportAttributeAccessIssue]
-    return int(into.shape[1])
-
-
-def _zip(out: Path, embeddings: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    fresh = out.with_name(f".{out.name}.partial")
+def why_not_vectors(path: Path) -> str:
+    """Why a file is none that :func:`embed_checkpoint` wrote; an empty string if it is one."""
+    if path.is_symlink() or not path.is_file():
+        return "It is a link or a folder."
     try:
-        with zipfile.ZipFile(fresh, "w", zipfile.ZIP_STORED, allowZip64=True) as file:
-            file.write(embeddings, "embeddings.npy")
-            for name, value in arrays.items():
-                with file.open(f"{name}.npy", "w") as entry:
-                    np.lib.format.write_array(entry, value, allow_pickle=False)
-        os.replace(fresh, out)
-    finally:
-        fresh.unlink(missing_ok=True)
+        if path.suffix == ".npz":
+            with zipfile.ZipFile(path) as file:
+                names = {*file.namelist()}
+            return "" if names == {f"{name}.npy" for name in ARRAYS} else f"It holds {', '.join(sorted(names)[:4])}."
+        with path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, kind = read(file)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        return str(error)
+    if len(shape) != 2 or kind != np.float32:
+        return f"It is an array of {kind}, with {len(shape)} axes."
+    return "" if any(one.is_file() for one in _key_files(path)) else "There is no file of keys beside it."
+
+
+def _key_files(out: Path) -> tuple[Path, Path]:
+    return out.with_suffix(".keys.txt"), out.with_suffix(".keys.csv")
+
+
+def _placing(out: Path) -> Path:
+    """The folder in which files are complete and wait to be moved to their places."""
+    return out.with_name(f".{out.name}.placing")
+
+
+def _write_vectors(
+    out: Path, rows: Iterator[np.ndarray], keys: np.ndarray, extra: Mapping[str, np.ndarray]
+) -> tuple[int, Path]:
+    """Write embeddings and keys beside their places, then move both there; returns the width and the file of keys.
+
+    A cut leaves the old files, or the folder :func:`_placing`, with which the next call finishes the move.
+    """
+    partial = out.with_name(f".{out.name}.partial")
+    _clear(partial, out)
+    partial.mkdir()
+    try:
+        fresh = partial / out.name
+        if out.suffix == ".npz":
+            width, key_file = _zip(fresh, rows, len(keys), extra), out
+        else:
+            with fresh.open("wb") as file:
+                width = _stream(file, rows, len(keys))
+            key_file = out.with_name(_write_keys(fresh, keys).name)
+        partial.rename(_placing(out))
+    except BaseException:
+        _clear(partial, out)
+        raise
+    _finish_placing(out)
+    return width, key_file
+
+
+def _finish_placing(out: Path) -> None:
+    """Move complete files to their places, also those of a call that was cut while it did so."""
+    placing = _placing(out)
+    if not placing.is_dir():
+        return
+    if out.suffix != ".npz" and any((placing / one.name).exists() for one in _key_files(out)):  # nothing moved yet
+        for old in (out, *_key_files(out)):
+            old.unlink(missing_ok=True)  # never keys of one file beside the rows of another
+    for item in sorted(placing.iterdir(), key=lambda one: one.name == out.name):  # the embeddings last
+        item.rename(out.with_name(item.name))
+    placing.rmdir()
+
+
+def _clear(folder: Path, out: Path) -> None:
+    """Remove the folder of a call that was cut; one that holds anything else raises."""
+    if not folder.is_dir():
+        return
+    ours = [one.name for one in (out, *_key_files(out))]
+    others = [item.name for item in folder.iterdir() if item.name not in ours]
+    if others:
+        raise EffaceError(f"{folder} is in the way.", f"It holds {others[0]}.", "Move it, or choose another --out.")
+    for item in folder.iterdir():
+        item.unlink()
+    folder.rmdir()
+
+
+def _stream(file: IO[bytes], batches: Iterator[np.ndarray], count: int) -> int:
+    """Write batches as one float32 .npy, [count, d], one after the other; returns d."""
+    width = 0
+    for rows in batches:
+        if not width:
+            width = rows.shape[1]
+            header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False}
+            np.lib.format.write_array_header_1_0(file, {**header, "shape": (count, width)})
+        file.write(np.ascontiguousarray(rows, np.float32).tobytes())
+    return width
+
+
+def _zip(path: Path, rows: Iterator[np.ndarray], count: int, arrays: Mapping[str, np.ndarray]) -> int:
+    """Write batches and further arrays as one .npz; returns the width of the embeddings."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as file:
+        with file.open("embeddings.npy", "w", force_zip64=True) as entry:
+            width = _stream(entry, rows, count)
+        for name, value in arrays.items():
+            with file.open(f"{name}.npy", "w") as entry:
+                np.lib.format.write_array(entry, value, allow_pickle=False)
+    return width
 
 
 def _write_keys(out: Path, keys: np.ndarray) -> Path:
     """Write the keys beside a .npy: one per line, or as CSV if a key contains a line break."""
     broken = any(key.splitlines() != [key] for key in keys.tolist())
-    path = out.with_suffix(".keys.csv" if broken else ".keys.txt")
-    fresh = path.with_name(f".{path.name}.partial")
-    with fresh.open("w", encoding="utf-8", newline="") as file:
+    text, table = _key_files(out)
+    path = table if broken else text
+    with path.open("w", encoding="utf-8", newline="") as file:
         if broken:
             csv.writer(file).writerows([["key"], *([key] for key in keys.tolist())])
         else:
             file.writelines(f"{key}\n" for key in keys.tolist())
-    os.replace(fresh, path)
     return path

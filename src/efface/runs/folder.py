@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
+import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -14,7 +14,18 @@ import yaml
 
 from efface import config
 from efface.errors import DivergenceError, EffaceError
-from efface.files import EPOCH, LOG, REQUEST, disk_errors
+from efface.files import EPOCH, LOG, REQUEST, disk_errors, hold_lock, make_folder, write_text
+from efface.runs.ownership import (
+    RUN_REMEDY,
+    Proof,
+    put_back,
+    remove_folder,
+    remove_replaced,
+    require_apart,
+    set_aside,
+    why_not_a_run,
+    why_not_unfinished,
+)
 from efface.runs.stored import StoredRequest
 from efface.schema import parse_record
 
@@ -33,48 +44,97 @@ def failed_log_path(out: Path) -> Path:
 
 
 @contextmanager
-def create_run_folder(out: Path, request: str, *, force: bool = False) -> Iterator[Path]:
+def create_run_folder(
+    out: Path,
+    request: str,
+    *,
+    force: bool = False,
+    inputs: Sequence[Path | None] = (),
+    why_not_ours: Proof = why_not_a_run,
+) -> Iterator[Path]:
     """Yield a folder to write into, which becomes ``out`` when the block ends without an error.
 
     If an earlier attempt at the *same* request was interrupted, its partial folder is yielded again, so that training
     resumes from its last epoch. A request that fails before its first step leaves no folder. The folder of a training
     that diverged is moved to ``OUT.failed``: the same request would diverge again, and a changed one needs its place.
 
+    What is replaced is renamed to ``OUT.replaced-XXXXXXXX`` only when the new folder is complete, and removed when that
+    is in place. Only one process at a time writes ``out``.
+
     Args:
         out: The folder to write.
         request: The resolved configuration as YAML; stored in the folder.
-        force: Replace ``out``, and a partial folder of another request.
+        force: Replace ``out``, and a partial folder of another request, if they prove to be ours.
+        inputs: What the command reads; ``out`` must be apart from it.
+        why_not_ours: Says why an existing folder may not be replaced.
 
     Raises:
-        EffaceError: ``out`` exists, or the partial folder of another request is in the way.
+        EffaceError: ``out`` exists or is being written, the partial folder of another request is in the way, or what
+            would be replaced is not ours.
 
     """
     out = Path(out)
-    if out.exists() and not force:
+    _require_free(out, force, inputs, why_not_ours)
+    make_folder(out.parent)
+    half = partial_path(out)
+    busy = EffaceError(
+        f"{out} is in use by another process.",
+        "The same command, or another one for the same folder, is running.",
+        "Wait for it, or choose another --out.",
+    )
+    with disk_errors(out), hold_lock(out, busy):
+        put_back(out)
+        put_back(half)
+        _require_free(out, force, inputs, why_not_ours)
+        if half.exists() and not _same(half, request):
+            if not force:
+                raise _another(half, out, request)
+            reason = why_not_unfinished(half)
+            if reason:
+                raise EffaceError(f"--force does not replace {half}.", reason, RUN_REMEDY)
+            set_aside(half)
+        half.mkdir(exist_ok=True)
+        write_text(half / REQUEST, request)
+        try:
+            yield half
+        except BaseException as error:
+            _leave(half, out, error)
+            put_back(half)
+            raise
+        _put_in_place(half, out)
+
+
+def _require_free(out: Path, force: bool, inputs: Sequence[Path | None], why_not_ours: Proof) -> None:
+    """Raise an error if ``out`` may not be written."""
+    require_apart(out, inputs)
+    if out.is_symlink():
+        raise EffaceError(f"{out} is a link.", "Links are not replaced.", "Name the folder itself, or another --out.")
+    if not out.exists():
+        return
+    if not force:
         raise EffaceError(
             f"{out} exists already.",
             "Existing folders are replaced only on request.",
             "Choose another --out, or add --force.",
         )
-    if out.exists() and not (out / REQUEST).is_file():
-        raise EffaceError(f"{out} is not a run folder, so --force does not replace it.", remedy="Choose another --out.")
-    half = partial_path(out)
-    with disk_errors(out):
-        if half.exists() and not _same(half / REQUEST, request):
-            if not force:
-                raise _another(half, out, request)
-            shutil.rmtree(half)
-        half.mkdir(parents=True, exist_ok=True)
-        (half / REQUEST).write_text(request, encoding="utf-8")
-        try:
-            yield half
-        except BaseException as error:
-            _leave(half, out, error)
-            raise
-        (half / EPOCH).unlink(missing_ok=True)
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(half, out)
+    reason = why_not_ours(out) if out.is_dir() else "It is a file."
+    if reason:
+        raise EffaceError(f"--force does not replace {out}: it is not a folder of this kind.", reason, RUN_REMEDY)
+
+
+def _put_in_place(half: Path, out: Path) -> None:
+    """Let the complete folder take its place; what was there is removed afterwards, or put back if that fails."""
+    for item in (half / EPOCH, *half.glob("*.tmp")):
+        item.unlink(missing_ok=True)
+    if out.exists():
+        set_aside(out)
+    try:
+        half.rename(out)
+    except BaseException:
+        put_back(out)
+        raise
+    remove_replaced(out)
+    remove_replaced(half)
 
 
 def _leave(half: Path, out: Path, error: BaseException) -> None:
@@ -82,20 +142,30 @@ def _leave(half: Path, out: Path, error: BaseException) -> None:
     if not (half / LOG).exists() and not (half / EPOCH).exists():
         shutil.rmtree(half)
     elif isinstance(error, DivergenceError):
-        shutil.rmtree(failed_log_path(out), ignore_errors=True)
-        os.replace(half, failed_log_path(out))
+        kept = failed_log_path(out)
+        if kept.exists() and (kept.is_symlink() or not kept.is_dir() or why_not_unfinished(kept)):
+            kept = kept.with_name(f"{kept.name}-{secrets.token_hex(4)}")  # somebody else's: it stays as it is
+        elif kept.exists():
+            remove_folder(kept)
+        half.rename(kept)
 
 
-def _same(path: Path, text: str) -> bool:
-    return path.exists() and path.read_text(encoding="utf-8") == text
+def _same(half: Path, request: str) -> bool:
+    """Whether a partial folder belongs to this request, or holds nothing yet but a request that was cut."""
+    path = half / REQUEST
+    stored = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    if stored == request:
+        return True
+    others = [item for item in half.iterdir() if item.name != REQUEST and item.suffix != ".tmp"]
+    return not others and request.startswith(stored)
 
 
 def _another(half: Path, out: Path, request: str) -> EffaceError:
     """The error for a partial folder of another request: how the requests differ, and what to do."""
     try:
         difference = _difference((half / REQUEST).read_text(encoding="utf-8"), request)
-    except (FileNotFoundError, yaml.YAMLError):
-        difference = "It does not say which."  # killed while the request was written
+    except (OSError, ValueError, yaml.YAMLError):
+        difference = "It does not say which."  # damaged, or not ours
     return EffaceError(
         f"{half} is the unfinished folder of another request for {out}.",
         f"{difference} It may still be running, or was interrupted.",

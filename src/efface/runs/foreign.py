@@ -16,10 +16,12 @@ from efface.data.dataset import Data
 from efface.data.split import Split
 from efface.interop.averages import AveragedWeights
 from efface.interop.checkpoint_file import read_foreign
+from efface.interop.consent import Consent, pickle_digests
 from efface.interop.containers import weights_file
 from efface.interop.export_weights import export_checkpoint, plan_export
 from efface.interop.head_check import name_classes
 from efface.interop.load import LoadedCheckpoint, load_checkpoint
+from efface.interop.safe_load import UntrustedPickleError
 from efface.interop.sanity_check import compare_with_random, require_better_than_random
 from efface.runs.data_at_hand import load_data, stored_data
 from efface.runs.run import Common, Sizes
@@ -37,18 +39,33 @@ def is_foreign(start: Path) -> bool:
     return not (start / META).exists() and weights_file(start) is not None
 
 
-def load_foreign(path: Path, data: Data, settings: Mapping[str, Any], seed: int) -> Checkpoint:
+def load_foreign(
+    path: Path,
+    data: Data,
+    settings: Mapping[str, Any],
+    seed: int,
+    consent: Consent | None = None,
+    *,
+    named_by: str = "",
+) -> Checkpoint:
     """Load a foreign checkpoint as the original of a run.
 
     Args:
         path: The file or folder.
         data: The data of the run.
-        settings: The run's request; ``objective``, ``recipe``, ``fresh_head``, ``trust_pickle``
-            and ``averaged`` are used.
+        settings: The run's request; ``objective``, ``recipe``, ``fresh_head`` and ``averaged`` are used.
         seed: The run's seed: the parts that the file does not have are drawn with it.
+        consent: What may be unpickled; by default nothing. What the request says about that is never believed.
+        named_by: What named the path, if the user did not; consent must then be given for its digest.
 
     """
-    loaded = _load(path, data, settings, seed)
+    consent = consent or Consent()
+    try:
+        loaded = _load(path, data, settings, seed, consent.covers(path, named=not named_by))
+    except UntrustedPickleError as error:
+        if named_by:
+            raise consent.explain(error, path, named_by) from error
+        raise
     return _as_checkpoint(loaded, seed)
 
 
@@ -70,7 +87,8 @@ def start_from_foreign(
 
     """
     data, naming = name_classes(path, load_data(settings), settings.get("data"))
-    loaded = _load(path, data, settings, seed)
+    trust = consent_of(settings).covers(path, named=True)
+    loaded = _load(path, data, settings, seed, trust)
     file_name = loaded.file.path.name
     averaged = settings.get("averaged") or AveragedWeights.COPY
     notes = [*loaded.notes, *([naming] if naming else [])]
@@ -88,8 +106,11 @@ def start_from_foreign(
         "split": settings.get("split") or {},
         "recipe": config.dump(loaded.recipe, CHOICES),
     }
-    inherited |= {key: True for key in ("trust_pickle", "fresh_head") if settings.get(key)}
+    if settings.get("fresh_head"):
+        inherited["fresh_head"] = True
     inherited |= {"averaged": str(averaged)} if settings.get("averaged") else {}
+    if trust:
+        inherited["unpickled"] = pickle_digests(path)  # only a fact: no later command takes it for consent
     return data, split, _as_checkpoint(loaded, seed), inherited
 
 
@@ -124,14 +145,19 @@ def export_result(
     out.mkdir()
     retain = Subset.of(data, split.retain, result.recipe.views, "retain", resolve_device(common.device))
     batches = retain.batches(256, run.rng("purge")) if len(retain) else ()
-    file = read_foreign(path, trust_pickle=bool(settings.get("trust_pickle")))
+    file = read_foreign(path, trust_pickle=consent_of(settings).covers(path, named=True))
     notes = export_checkpoint(
         file, result.model, batches, run.rng("foreign"), out, averaged=settings.get("averaged") or "copy"
     )
     return replace(result, purged=result.purged | notes)
 
 
-def _load(path: Path, data: Data, settings: Mapping[str, Any], seed: int) -> LoadedCheckpoint:
+def consent_of(settings: Mapping[str, Any]) -> Consent:
+    """The consent in the settings of a call; settings that were read from a run folder are no consent."""
+    return Consent.of(settings.get("trust_pickle"), settings.get("trusted"))
+
+
+def _load(path: Path, data: Data, settings: Mapping[str, Any], seed: int, trust: bool) -> LoadedCheckpoint:
     return load_checkpoint(
         path,
         data,
@@ -139,7 +165,7 @@ def _load(path: Path, data: Data, settings: Mapping[str, Any], seed: int) -> Loa
         recipe=settings.get("recipe"),
         seed=seed,
         fresh_head=bool(settings.get("fresh_head")),
-        trust_pickle=bool(settings.get("trust_pickle")),
+        trust_pickle=trust,
         averaged=settings.get("averaged") or AveragedWeights.COPY,
     )
 

@@ -1,4 +1,4 @@
-"""The data of a plan of references: what the models are trained on must be there, and be the run's own pictures."""
+"""The folder and the data of a plan of references: what is trained on must be there, and be the run's own pictures."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from efface.data.dataset import quote_first
 from efface.data.identity import IDENTITY, DataIdentity
 from efface.data.split import SPLIT_PARTS, Split, read_split
 from efface.errors import EffaceError
+from efface.files import SPLIT
 from efface.runs.data_at_hand import (
     OTHER_PICTURES,
     DataAtHand,
@@ -21,6 +22,26 @@ from efface.runs.data_at_hand import (
     read_identity,
 )
 from efface.training.checkpoint import read_meta
+
+
+def require_plan_folder(home: Path, named: Collection[str]) -> None:
+    """Raise an error if a folder without a plan holds anything but the start of one that was cut.
+
+    Args:
+        home: The folder.
+        named: Names of the files that a plan has besides the split of its run and the record of the pictures.
+
+    """
+    ours = (*named, SPLIT, IDENTITY)
+    items = sorted(home.iterdir()) if home.exists() else []
+    others = [item.name for item in items if item.name not in ours and item.suffix != ".tmp"]
+    others = [name for name in others if not (name.startswith(".") and name.endswith(".lock"))]
+    if others:
+        raise EffaceError(
+            f"{home} holds no plan of references, and is not empty.",
+            f"Such as {others[0]}. The split of the run would be written beside it.",
+            "Choose another --out.",
+        )
 
 
 def copy_identity(run: Path, folder: Path) -> None:

@@ -15,10 +15,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from multiprocessing import get_context
@@ -31,12 +29,15 @@ import yaml
 
 from efface import api, config
 from efface.errors import EffaceError, unknown_name_error
-from efface.files import EPOCH, REQUEST, SPLIT, read_json, write_text
+from efface.files import EPOCH, REQUEST, SPLIT, hold_lock, make_folder, read_json, write_text
 from efface.runs.data_at_hand import DataAtHand, DataChecks, settings_now
 from efface.runs.folder import create_run_folder, read_request
-from efface.runs.planned_data import copy_identity, open_planned_data
+from efface.runs.lineage import find_source
+from efface.runs.ownership import require_apart
+from efface.runs.planned_data import copy_identity, open_planned_data, require_plan_folder
 from efface.runs.run import Progress, logging, open_run
 from efface.runs.stored import AGAIN, MAX_PLANNED, ReferenceKind, StoredPlan, TaskName
+from efface.runs.workers import end_with_parent
 from efface.schema import NotNegative, SeedNumber, Tally, parse_record
 from efface.training import devices
 from efface.training.checkpoint import META, Checkpoint, EpochStore
@@ -98,18 +99,22 @@ class ReferencePlan:
         """Whether the task's folder is complete."""
         return (self.home / task.name / META).exists()
 
-    def save(self) -> None:
-        """Write ``plan.json`` and ``tasks.jsonl``; an error if the folder holds another plan."""
-        text = json.dumps(self.shared(), indent=1) + "\n"
+    def require_same(self) -> None:
+        """Raise an error if the folder holds another plan."""
         path = self.home / PLAN
-        if path.exists() and read_json(path, "plan of references") != json.loads(text):
+        if path.exists() and read_json(path, "plan of references") != json.loads(json.dumps(self.shared())):
             raise EffaceError(
                 f"{self.home} holds the references of another run.",
                 "Its recipe, split, method or original is different.",
                 "Choose another --out.",
             )
-        write_text(path, text)
+
+    def save(self) -> None:
+        """Write ``plan.json`` and ``tasks.jsonl``; an error if the folder holds another plan."""
+        self.require_same()
+        text, path = json.dumps(self.shared(), indent=1) + "\n", self.home / PLAN
         write_text(self.home / TASKS, "".join(json.dumps(asdict(task)) + "\n" for task in self.tasks))
+        write_text(path, text)  # last: where it is, the rest is
 
     @staticmethod
     def load(home: Path) -> ReferencePlan:
@@ -155,7 +160,7 @@ def plan_references(
         raise EffaceError(f"{count} references and {pairs} pairs cannot be planned.", remedy="Ask for 1 to 10 000.")
     subject = open_run(run, checks, judged=False)
     meta = subject.meta
-    source = subject.stored.source
+    source = find_source(subject.stored) or Path()
     if not (source / META).exists():
         raise EffaceError(
             f"The original is no longer at {source}, or is no run folder.",
@@ -224,10 +229,15 @@ def _bytes(folder: Path) -> int:
 
 def write_reference_plan(run: Path, plan: ReferencePlan) -> None:
     """Write a plan, and the split of ``run`` that its tasks need."""
-    plan.home.mkdir(parents=True, exist_ok=True)
-    plan.save()
-    write_text(plan.home / SPLIT, (Path(run) / SPLIT).read_text(encoding="utf-8"), private=True)
-    copy_identity(Path(run), plan.home)
+    require_apart(plan.home, [run])
+    if not (plan.home / PLAN).is_file():
+        require_plan_folder(plan.home, (TASKS,))
+    make_folder(plan.home)
+    with hold_lock(plan.home / PLAN):
+        plan.require_same()
+        write_text(plan.home / SPLIT, (Path(run) / SPLIT).read_text(encoding="utf-8"), private=True)
+        copy_identity(Path(run), plan.home)
+        plan.save()
 
 
 def run_task(home: Path, name: str, *, device: str = "auto", progress: Progress | None = None) -> Path:
@@ -249,7 +259,8 @@ def run_task(home: Path, name: str, *, device: str = "auto", progress: Progress 
     plan = ReferencePlan.load(home)
     task = plan.task(name)
     starts = [run_task(home, need, device=device, progress=progress) for need in task.needs]
-    with _task_lock(home, name):
+    busy = EffaceError(f"{name} is being made by another process.", remedy="Wait for it, or do another task.")
+    with hold_lock(home / f"{name}.task", busy):
         if not plan.done(task):
             _make(plan, task, starts, device, progress or Progress())
     return home / name
@@ -276,7 +287,7 @@ def _make(plan: ReferencePlan, task: ReferenceTask, starts: Sequence[Path], devi
         total = 0 if task.kind == "in" else recipe.epochs * -(-len(part) // recipe.batch_size)
         with logging(folder, progress, total) as log:
             options: dict[str, Any] = {"seed": task.seed, "device": device, "bf16": bf16, "log": log}
-            store = EpochStore(folder / EPOCH)
+            store = EpochStore(folder / EPOCH, progress.say)
             if task.kind == "original":
                 result = api.pretrain(data, split, recipe=recipe, resume_store=store, **options)
             elif task.kind == "out":
@@ -287,27 +298,6 @@ def _make(plan: ReferencePlan, task: ReferenceTask, starts: Sequence[Path], devi
                 method = dict(plan.method)
                 result = api.unlearn(Checkpoint.load(starts[0]), data, split, method.pop("name"), **options, **method)
         replace(result, identity=identity).save(folder)
-
-
-@contextmanager
-def _task_lock(home: Path, name: str) -> Iterator[None]:
-    """Keep other processes from doing the same task; the lock of a killed process is released."""
-    try:
-        import fcntl
-    except ImportError:
-        raise EffaceError(
-            f"References cannot be made on this system ({sys.platform}).",
-            "Processes share the tasks with a file lock that only Unix has.",
-            "Make them on Linux or macOS and copy the folders: they can be audited here.",
-        ) from None
-    with open(home / f"{name}.lock", "w", encoding="ascii") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise EffaceError(
-                f"{name} is being made by another process.", remedy="Wait for it, or do another task."
-            ) from None
-        yield
 
 
 def run_all_tasks(
@@ -339,7 +329,7 @@ def run_all_tasks(
     began, failed = monotonic(), []
     threads, os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS"), "1"
     try:
-        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=end_with_parent) as pool:
             running = {pool.submit(_in_process, plan.home, task.name, device): task for task in heads}
             for number, finished in enumerate(as_completed(running), 1):
                 error = finished.exception()

@@ -14,6 +14,7 @@ from efface.data.split import Split
 from efface.errors import EffaceError
 from efface.runs.artifacts import SavedFindings
 from efface.runs.comparison import Comparison, build_comparison, save_findings
+from efface.runs.ownership import one_at_a_time
 from efface.runs.requests import RelearnRequest
 from efface.runs.run import Progress
 from efface.training import devices
@@ -21,6 +22,7 @@ from efface.training.checkpoint import read_meta, recipe_of
 from efface.training.recipe import require_batch_size
 
 
+@one_at_a_time
 def relearn_run(
     run: Path,
     request: RelearnRequest | Mapping[str, Any],
@@ -35,7 +37,8 @@ def relearn_run(
 
     Args:
         run: The unlearned run folder; the findings are stored in it for the next audit.
-        request: A :class:`RelearnRequest`, or a mapping with its fields: relearn, watch, seed, device, trust_pickle.
+        request: A :class:`RelearnRequest`, or a mapping with its fields: relearn, watch, seed, device, trust_pickle,
+            trusted.
         original: Where the original is now; by default where it was when the run was made.
         oracles: Retrained references.
         progress: Receives progress messages.
@@ -46,7 +49,7 @@ def relearn_run(
     require_batch_size(recipe_of(Path(run), read_meta(run)).objective, how.batch_size, "relearn.batch_size")
     compared = build_comparison(
         run, watch, request.device, progress,
-        original=original, oracles=oracles, trust=request.trust_pickle, checks=request, keep=True,
+        original=original, oracles=oracles, consent=request.consent, checks=request, keep=True,
     )  # fmt: skip
     left = compared.subject.split.present()
     _require_forget_set(left, run)

@@ -20,6 +20,7 @@ from efface.auditing.verdict import Criteria
 from efface.config import Settings
 from efface.errors import EffaceError, suggest_name
 from efface.interop.averages import AveragedWeights
+from efface.interop.consent import Consent
 from efface.runs.data_at_hand import DataChecks, DataSettings
 from efface.runs.run import Common, Sizes
 from efface.schema import Count, Decay, OpenShare, SeedNumber
@@ -67,6 +68,11 @@ class VerbRequest(Settings):
         refuse_unknown(settings, setting_names(cls))
         return config.build(cls, select_settings(settings, cls))
 
+    @property
+    def consent(self) -> Consent:
+        """What this call allows to be unpickled."""
+        return Consent.of(getattr(self, "trust_pickle", False), getattr(self, "trusted", ()))
+
     @classmethod
     def of(cls, given: Self | Mapping[str, Any]) -> Self:
         """Return a request as it is, and build one from settings."""
@@ -108,6 +114,8 @@ class ForeignOptions:
     """Changes to the recipe that is inferred from the file."""
     trust_pickle: bool = False
     """Unpickle a file that asks for classes."""
+    trusted: tuple[str, ...] = ()
+    """SHA-256 of files that may be unpickled."""
     check: bool = True
     """Refuse an encoder that is no better than the same network with random weights."""
     fresh_head: bool = False
@@ -119,7 +127,7 @@ class ForeignOptions:
     def as_settings(self) -> dict[str, Any]:
         """The options that were given, as a settings mapping."""
         values = {name: getattr(self, name) for name in ("data", "split", "objective", "recipe")}
-        values |= {name: getattr(self, name) for name in ("trust_pickle", "fresh_head")}
+        values |= {name: getattr(self, name) for name in ("trust_pickle", "trusted", "fresh_head")}
         values |= {"averaged": self.averaged and str(self.averaged)}
         return {name: value for name, value in values.items() if value}
 
@@ -223,7 +231,9 @@ class AuditRequest(DataChecks, VerbRequest):
     goal: str = ""
     """Why the examples were to be forgotten, in the user's words; for the record."""
     trust_pickle: bool = False
-    """Unpickle a foreign oracle that asks for classes."""
+    """Unpickle a checkpoint named in this call that asks for classes."""
+    trusted: tuple[str, ...] = ()
+    """SHA-256 of files that may be unpickled, such as the original that the run names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +249,9 @@ class RelearnRequest(DataChecks, VerbRequest):
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda``, ``mps``."""
     trust_pickle: bool = False
-    """Unpickle a foreign oracle that asks for classes."""
+    """Unpickle a checkpoint named in this call that asks for classes."""
+    trusted: tuple[str, ...] = ()
+    """SHA-256 of files that may be unpickled, such as the original that the run names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,7 +269,9 @@ class GuessRequest(DataChecks, VerbRequest):
     delta: Decay = 0.0
     """The δ of (ε, δ)."""
     trust_pickle: bool = False
-    """Unpickle a foreign oracle that asks for classes."""
+    """Unpickle a checkpoint named in this call that asks for classes."""
+    trusted: tuple[str, ...] = ()
+    """SHA-256 of files that may be unpickled, such as the original that the run names."""
 
 
 class EmbeddingSpace(StrEnum):
@@ -291,6 +305,8 @@ class EmbedRequest(EmbeddingOptions, VerbRequest):
     """Of a foreign checkpoint: the objective that it was trained with."""
     trust_pickle: bool = False
     """Unpickle a file that asks for classes."""
+    trusted: tuple[str, ...] = ()
+    """SHA-256 of files that may be unpickled."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from efface.runs.folder import JsonLines, read_request
 from efface.schema import PartSize, SeedNumber
 from efface.training import devices
 from efface.training.batch import Log
-from efface.training.checkpoint import META, Checkpoint, read_meta
+from efface.training.checkpoint import Checkpoint, read_meta
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,17 +97,6 @@ class StoredRun:
     def request(self) -> dict[str, Any]:
         """The content of ``config.yaml``: the settings that the run was made with."""
         return read_request(self.folder)
-
-    @cached_property
-    def source(self) -> Path:
-        """What the run was made from: where it was then, or the same beside the run, if both were moved together."""
-        stored = Path(str(self.request.get("from", "")))
-        if stored.exists() or not stored.name:
-            return stored
-        beside = self.folder.resolve().parent / stored.name
-        if beside.is_file() or ((beside / META).is_file() and read_meta(beside)["digest"] == self.meta["parent"]):
-            return beside
-        return stored
 
     def checkpoint(self) -> Checkpoint:
         """Load the run's checkpoint."""

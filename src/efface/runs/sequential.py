@@ -12,9 +12,12 @@ from efface.auditing.sequential import RequestSequence, SequenceStep, measure_st
 from efface.auditing.verdict import Criteria
 from efface.data.split import EARLIER, Split, merge_requests, read_split
 from efface.files import REQUEST
+from efface.interop.consent import Consent
+from efface.runs.audited_model import AuditedModel
 from efface.runs.binding import Binder, stored_file
-from efface.runs.comparison import AuditedModel, foreign_original
+from efface.runs.comparison import foreign_original
 from efface.runs.foreign import is_foreign
+from efface.runs.lineage import find_source, walk_back
 from efface.runs.run import OpenedRun, Progress
 from efface.training.checkpoint import WEIGHTS
 
@@ -28,6 +31,7 @@ def audit_sequence(
     binder: Binder,
     device: str,
     progress: Progress,
+    consent: Consent | None = None,
 ) -> RequestSequence | None:
     """Judge all requests so far as one against the first original, and measure how far each moved the model.
 
@@ -40,6 +44,7 @@ def audit_sequence(
         binder: How the models are observed, and what that is bound to.
         device: Device for the observation.
         progress: Receives progress messages.
+        consent: What may be unpickled.
 
     Returns:
         The sequence; None if the subject's request is the first one.
@@ -48,7 +53,7 @@ def audit_sequence(
     if EARLIER not in subject.split.sizes():
         return None
     split = merge_requests(subject.split, subject.data)
-    chain, note = _chain(subject, split, original)
+    chain, note = _chain(subject, split, original, consent or Consent())
     count = split.sizes()["forget"]
     progress.say(f"Judging all {count} examples forgotten so far, over {len(chain) - 1} requests")
     digest = split.digest(subject.data)
@@ -99,7 +104,9 @@ def _steps(chain: Sequence[tuple[AuditedModel, int]], observed: Sequence[Observa
     )
 
 
-def _chain(subject: OpenedRun, split: Split, named: Path | None) -> tuple[list[tuple[AuditedModel, int]], str]:
+def _chain(
+    subject: OpenedRun, split: Split, named: Path | None, consent: Consent
+) -> tuple[list[tuple[AuditedModel, int]], str]:
     """The models from the first original to the subject, and why the first original is not among them.
 
     Each model comes with the number of examples that it was to have forgotten; the note is empty if the chain is
@@ -107,21 +114,27 @@ def _chain(subject: OpenedRun, split: Split, named: Path | None) -> tuple[list[t
     """
     digest, run, folder = split.digest(subject.data), subject.stored, subject.folder
     found: list[tuple[AuditedModel, int]] = []
+    passed: set[Path] = set()
     while True:
+        passed.add(folder.resolve())
         stored = read_split(folder)["parts"]
         forgotten = len(stored["forget"]) + len(stored.get(EARLIER, ()))
         path = stored_file(folder, subject.folder, run.meta, digest)
         found.append((AuditedModel(run.meta, folder / WEIGHTS, run.checkpoint, path), forgotten))
-        source = run.source
+        source, by_user = find_source(run) or Path(), False
         if run.request.get("verb") != "unlearn":
             return found[::-1], ""
         if named is not None and not source.exists():
-            source = named if subject.folders.read(named).meta["digest"] == run.meta["parent"] else source
+            by_user = is_foreign(named) or subject.folders.read(named).meta["digest"] == run.meta["parent"]
+            source = named if by_user else source
         if is_foreign(source):
-            return [(foreign_original(run, source, subject.data, digest, subject.folder), 0), *found[::-1]], ""
+            first = foreign_original(run, source, subject.data, consent, digest, subject.folder, named=by_user)
+            return [(first, 0), *found[::-1]], ""
         if not (source / REQUEST).exists():
             return found[::-1], (
                 f"Not judged: {folder} was made from {source}, which is not there any more, and only the first "
                 "original shows whether all of it is forgotten."
             )
+        if source.resolve() in passed:
+            list(walk_back(subject.stored, subject.folders))  # raises: it names the circle
         run, folder = subject.folders.read(source), source

@@ -23,6 +23,8 @@ from efface.runs.binding import fix_criteria, forgotten_digest
 from efface.runs.data_at_hand import DataAtHand, locate_data, require_same_pictures, stored_data
 from efface.runs.folder import create_run_folder
 from efface.runs.foreign import export_result, is_foreign, require_trained_encoder, start_from_foreign
+from efface.runs.lineage import walk_back
+from efface.runs.ownership import input_paths
 from efface.runs.requests import ForeignOptions, PretrainRequest, UnlearnRequest, refuse_unknown
 from efface.runs.run import Progress, load_data, logging, open_run
 from efface.training.checkpoint import Checkpoint, EpochStore
@@ -72,14 +74,15 @@ def pretrain_run(
         **({} if request.criteria is None else {"criteria": config.dump(request.criteria)}),
         **vars(common),
     }
-    with create_run_folder(out, _as_yaml(stored), force=force) as folder:
+    inputs = input_paths(request.data, request.split)
+    with create_run_folder(out, _as_yaml(stored), force=force, inputs=inputs) as folder:
         identity = record_identity(folder, data, split, stored["data"])
         split.save(folder, data)
         total = recipe.epochs * -(-len(split.train) // recipe.batch_size)
         with logging(folder, progress, total) as log:
             checkpoint = api.pretrain(
                 data, split, recipe=recipe, seed=common.seed, device=common.device, bf16=bool(common.bf16),
-                log=log, resume_store=EpochStore(folder / EPOCH),
+                log=log, resume_store=EpochStore(folder / EPOCH, progress.say),
             )  # fmt: skip
         checkpoint = replace(checkpoint, identity=identity, fixed=fix_criteria(request.criteria, {}))
         checkpoint.save(folder)
@@ -154,12 +157,13 @@ def unlearn_run(
         progress.say(note)
     for warning in split.provenance.get("warnings", []):
         progress.say(str(warning))
-    with create_run_folder(out, _as_yaml(stored), force=force) as folder:
+    inputs = [start, *input_paths(stored["data"], stored.get("split"), request.forget)]
+    with create_run_folder(out, _as_yaml(stored), force=force, inputs=inputs) as folder:
         trained = split.retain if method is not None and method.exact else None
         identity = record_identity(folder, data, split, stored["data"], here, trained)
         split.save(folder, data)
         exact = method is not None and method.exact
-        store = EpochStore(folder / EPOCH) if exact else None
+        store = EpochStore(folder / EPOCH, progress.say) if exact else None
         total = count_retraining_steps(checkpoint, split) if exact else 0
         with logging(folder, progress, total) as log:
             result = api.unlearn(
@@ -229,6 +233,7 @@ def _unlearn_request(
 def _start_from_run(start: Path, request: UnlearnRequest) -> tuple[DataAtHand, Checkpoint, dict[str, Any]]:
     """Data and checkpoint of a run folder, and the settings that a run made from it inherits."""
     run = open_run(start, request, judged=False)
+    list(walk_back(run.stored, run.folders))  # a circle raises
     if request.data:
         return run.at_hand, run.checkpoint(), stored_data(locate_data(run.request, request.data))
     return (

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -252,6 +253,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise EffaceError(f"There is no checkpoint at {path}.", remedy="Check the path.")
     try:
         return load_file(path)
+    except PermissionError as error:
+        raise EffaceError(f"{path} cannot be read.", str(error), "Check its permissions.") from error
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, MemoryError) as error:
         raise EffaceError(f"{path} is damaged or truncated.", str(error), "Fetch it again.") from error
 
@@ -302,6 +305,8 @@ class EpochStore:
     """Keeps the latest epoch of a training run in one file: a :class:`ResumeStore`."""
 
     path: Path
+    say: Callable[[str], None] | None = None
+    """Receives a message if the file cannot be used, and training starts again; without it, that is an error."""
 
     def save(self, model: Model, optimizer: ScheduledOptimizer, epoch: int, cost: TrainingCost) -> None:
         """Replace the saved state atomically: after a kill, the file holds either the old or the new state."""
@@ -313,9 +318,14 @@ class EpochStore:
         os.replace(temporary, self.path)
 
     def restore(self, model: Model, optimizer: ScheduledOptimizer) -> tuple[int, TrainingCost] | None:
-        """Load the latest saved epoch into model and optimizer; return ``None`` if nothing is saved."""
+        """Load the latest saved epoch into model and optimizer; return ``None`` if there is none that can be used.
+
+        A damaged file, or one of another training, is named and left aside: training then starts from the beginning.
+        Without ``say`` it is an error.
+        """
         if not self.path.exists():
             return None
+        before = copy.deepcopy((model.state_dict(), optimizer.state()))
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
             epoch, taken = (int(value) for value in (state["epoch"], state["optimizer"]["taken"]))
@@ -326,9 +336,15 @@ class EpochStore:
         except MemoryError:
             raise
         except Exception as error:  # torch raises what it likes, and a half-loaded state must not be trained on
-            raise EffaceError(
-                f"{self.path} is damaged: the training cannot be resumed.",
-                f"It is cut, or another file: {error}",
-                "Delete it to start again from the first epoch.",
-            ) from error
+            if self.say is None:
+                raise EffaceError(
+                    f"{self.path} is damaged: the training cannot be resumed.",
+                    f"It is cut, or another file: {error}",
+                    "Delete it to start again from the first epoch.",
+                ) from error
+            model.load_state_dict(before[0])
+            optimizer.restore(before[1])
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            self.say(f"{self.path} is damaged and was ignored: training starts from the beginning. ({reason[:120]})")
+            return None
         return epoch, TrainingCost(cost.steps, cost.examples, cost.seconds)
