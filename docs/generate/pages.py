@@ -20,6 +20,7 @@ from docs.generate import (
     frontier_page,
     layouts_page,
     references_page,
+    small_requests_page,
     speed_page,
     stopping_page,
 )
@@ -41,6 +42,7 @@ PAGES: dict[str, Callable[[], list[str]]] = {
     "frontier": frontier_page.page,
     "gradient_constraint": encoder_pages.constraint_page,
     "layouts": layouts_page.page,
+    "small_requests": small_requests_page.page,
     "speed": speed_page.page,
     "stopping": stopping_page.page,
 }
