@@ -282,4 +282,4 @@ def test_a_damaged_cache_is_rebuilt(zoo, tmp_path):
 
 def test_a_cache_that_cannot_be_written(zoo, tmp_path):
     (tmp_path / "file").write_text("")
-    fails(zoo, "cannot be written", cache=str(tmp_path / "file" / "cache"))
+    fails(zoo, "cannot be created", cache=str(tmp_path / "file" / "cache"))

@@ -98,11 +98,11 @@ def test_findings_about_other_weights_are_left_out(made, capfd):
     assert not any(one.name.startswith("canaries") for one in Record.load(made / "second").findings)
     path.write_text("{")
     assert call("audit", made / "second", *LOOK, "--quiet") == 2
-    assert "cannot be read as findings" in capfd.readouterr().err
+    assert "cannot be read as a file of findings" in capfd.readouterr().err
 
 
 def test_wrong_input_is_exit_code_2(made, tmp_path, capfd):
-    write_canary_plan(tmp_path / "other", draw_coins([f"k{i}" for i in range(20)]), data="else")
+    write_canary_plan(tmp_path / "other", draw_coins([f"k{i}" for i in range(20)]), data="e" * 64)
     cases = {
         ("canaries", "guess", made / "tuned", "--plan", tmp_path / "other"): "made for other data",
         ("canaries", "guess", made / "tuned", "--plan", tmp_path / "none"): "There is no",

@@ -13,7 +13,7 @@ def is_data_path(name: str) -> bool:
     """Return whether ``name`` is a path; the name of a source takes precedence, as everywhere."""
     from efface.data.sources import SOURCES
 
-    return name not in SOURCES and Path(name).expanduser().exists()
+    return bool(name) and name not in SOURCES and Path(name).expanduser().exists()
 
 
 def describe_data(path: str, assignments: list[str]) -> tuple[dict[str, Any], list[str]]:

@@ -142,7 +142,7 @@ def one_at_a_time(
     @wraps(verb)
     def locked(run: Path, *args: Parameters.args, **named: Parameters.kwargs) -> Result:
         run = Path(run)
-        if not run.is_dir():
+        if not run.is_dir() or not run.resolve().name:
             return verb(run, *args, **named)  # its own error says what is missing
         say: Any = getattr(named.get("progress"), "say", lambda sentence: None)
         with hold_lock(run.resolve(), waiting=lambda: say(f"Waiting for another command that writes into {run}.")):
