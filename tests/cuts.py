@@ -30,7 +30,19 @@ EVENTS = {"os.rename": 0, "os.remove": 0, "os.mkdir": 0, "os.rmdir": 0, "os.link
 CUT, BUG = 77, 78
 KEYED = re.compile(r"(item:|hmac-sha256:)[0-9a-f]{12,64}")
 """Digests under a secret that is drawn for each run."""
-VOLATILE = {"created", "seconds", "environment", "cost", "files", "salt", "commitment", "key_digest", "values"}
+VOLATILE = {
+    "created",
+    "seconds",
+    "environment",
+    "cost",
+    "files",
+    "config_digest",
+    "content_digest",
+    "salt",
+    "commitment",
+    "key_digest",
+    "values",
+}
 """Entries of JSON files that differ between two runs of the same command: times, and what is drawn secretly."""
 
 

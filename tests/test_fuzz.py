@@ -24,14 +24,7 @@ from research.fuzz.texts import parse_list
 from efface.errors import EffaceError
 
 CASES = 180
-PENDING = {
-    "runs": "meta.json and config.yaml have no schema",
-}
-"""Targets with known failures; as soon as one has none, its line must go."""
-TARGETS = [
-    pytest.param(name, marks=[pytest.mark.xfail(reason=PENDING[name])] if name in PENDING else [])
-    for name in ("lists", "manifests", "npz", "checkpoints", "runs")
-]
+TARGETS = ("lists", "manifests", "npz", "checkpoints", "runs")
 
 
 @pytest.fixture(scope="module")

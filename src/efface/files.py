@@ -16,6 +16,8 @@ from typing import Any
 from efface.errors import EffaceError
 
 REQUEST, LOG, SPLIT, EPOCH = "config.yaml", "log.jsonl", "split.json", "epoch.pt"
+WEIGHTS, META = "checkpoint.safetensors", "meta.json"
+"""Names of a checkpoint's two files."""
 READ_ONLY = (errno.EACCES, errno.EROFS, errno.EPERM)
 """What the system answers where nothing may be written."""
 LEFTOVER_SECONDS = 3600

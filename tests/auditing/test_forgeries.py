@@ -23,7 +23,7 @@ from efface.auditing.observers.batchnorm import _layers
 from efface.errors import EffaceError
 from efface.reporting import recheck
 from efface.reporting.record import Record, record_digest
-from efface.runs import artifacts, audit, comparison, provenance, run, train
+from efface.runs import artifacts, audit, audited_model, comparison, provenance, run, train
 from efface.training.checkpoint import Checkpoint, content_digest
 from tests import forgeries
 from tests.commands import call
@@ -56,7 +56,7 @@ def test_observations_of_another_model_under_the_subjects_header(home: Path, laz
     Observations(own.model, own.split, clean.arrays, own.meta).save(lazy / "observations.npz")
     said: list[str] = []
     with monkeypatch.context() as off:
-        off.setattr(comparison, "spot_check", lambda *_: "")
+        off.setattr(audited_model, "spot_check", lambda *_: "")
         assert judge(lazy).verdict.word == "removed", "without the check it works"
     assert judge(lazy, say=said).verdict.word == "residue"
     assert any("is not used" in one and "holds numbers that the model does not give" in one for one in said)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from efface.reporting.record import Record
+from efface.reporting.record import Record, record_digest
 from efface.reporting.redaction import KEY_FILE
 from tests.bundles import WEIGHTS, case, payload_of, run_folder
 from tests.commands import refused
@@ -95,7 +95,7 @@ def test_a_forged_record_signed_with_another_key_is_refused(home, sign, efface):
     forged = run_folder(home / "forged", "residue")
     passed = case("removed").record
     changed = forged.model_copy(update={"verdict": passed.verdict, "findings": passed.findings})
-    (home / "forged" / "record.json").write_text(changed.text())
+    (home / "forged" / "record.json").write_text(changed.bound().text())
     code, out, _ = sign("forged", "--json", key="theirs")
     assert (code, json.loads(out.splitlines()[-1])["certified"]) == (0, True)
     bundle = home / "forged" / f"{NAME}.intoto.jsonl"
@@ -122,7 +122,7 @@ def test_other_files_of_the_audit_are_checked_too(home, sign, efface, name):
     (run / name).write_text("{}")
     record = Record.load(run)
     files = record.files | {name: "0" * 64 if name != "meta.json" else f"hmac-sha256:{'0' * 64}"}
-    (run / "record.json").write_text(record.model_copy(update={"files": files}).text())
+    (run / "record.json").write_text(record.model_copy(update={"files": files}).bound().text())
     refused(sign(), name, "not the file that was audited")
     (run / name).unlink()
     assert sign()[0] == 0  # what was erased since cannot be checked, and need not be
@@ -139,9 +139,11 @@ def test_an_edited_verdict_is_not_signed(home, sign):
     text = path.read_text()
     assert '"word": "residue"' in text
     path.write_text(text.replace('"word": "residue"', '"word": "removed"'))
-    refused(sign("other"), "verdict does not follow from its own numbers", "efface audit")
-    path.write_text(text.replace('"word": "residue"', '"word": "removed"', 1))
-    refused(sign("other"), "verdict does not follow from its own numbers")
+    refused(sign("other"), "record.json was edited or damaged")
+    for count in (-1, 1):  # by a forger who computes the digest again
+        content = json.loads(text.replace('"word": "residue"', '"word": "removed"', count))
+        path.write_text(json.dumps(content | {"content_digest": record_digest(content)}))
+        refused(sign("other"), "verdict does not follow from its own numbers", "efface audit")
 
 
 def test_bare_ids_and_names_of_the_forgotten_are_not_signed(home, sign):
@@ -177,7 +179,7 @@ def test_a_handed_back_file_that_the_record_lists_is_none(home, sign):
     record = Record.load(home / "run")
     listed = subprocess.run(["sha256sum", given], capture_output=True, text=True, check=True).stdout.split()[0]
     files = record.files | {"foreign/moco.safetensors": listed}
-    (home / "run" / "record.json").write_text(record.model_copy(update={"files": files}).text())
+    (home / "run" / "record.json").write_text(record.model_copy(update={"files": files}).bound().text())
     made = json.loads(sign("run", "--weights", given, "--json")[1].splitlines()[-1])
     assert made["certified"] and not made["claims"]
     given.write_bytes(b"another model")

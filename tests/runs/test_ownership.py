@@ -21,6 +21,7 @@ from efface.files import EPOCH, REQUEST, hold_lock, write_text
 from efface.runs import ownership
 from efface.runs.folder import create_run_folder, failed_log_path, partial_path
 from efface.runs.ownership import require_apart, why_not_a_run
+from efface.training.checkpoint import content_digest
 from tests.commands import TINY, call, refused
 
 TRAIN = ["pretrain", "--data", "digits", "--objective", "simclr", *TINY, "--quiet"]
@@ -335,7 +336,7 @@ def test_killed_references_leave_no_workers(made, tmp_path):
     meta = tmp_path / "tuned" / "meta.json"
     content = json.loads(meta.read_text())
     content["recipe"]["epochs"] = 100_000
-    meta.write_text(json.dumps(content))
+    meta.write_text(json.dumps(content | {"content_digest": content_digest(content)}))
     running = start("references", tmp_path / "tuned", "--out", tmp_path / "refs", "--count", 2, "--jobs", 2, "--quiet")
     workers: list[int] = []
     try:

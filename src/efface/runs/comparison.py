@@ -28,7 +28,7 @@ from efface.runs.provenance import (
     NEAREST_RUN,
     require_honest,
     require_no_copy,
-    require_same_pictures,
+    require_pictures_of_request,
     require_same_views,
     run_folder_of,
 )
@@ -120,7 +120,7 @@ def build_comparison(
     own = {"original": _original(subject, original, consent), "subject": _audited_model(subject.stored, subject)}
     models = {role: replace(model, load=cache(model.load)) for role, model in own.items()}  # compared with each oracle
     views = require_same_views(subject, models["original"].meta, models["subject"].meta)
-    require_same_pictures(subject)
+    require_pictures_of_request(subject)
     models |= _others(subject, models, oracles, references, consent)
     binder = Binder(subject.data, watch, views, recheck, keep)
     models, seen, notes = observe_what_is_left(models, subject.split, binder, device, progress, subject.folder)

@@ -18,9 +18,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import yaml
 
 from efface.errors import EffaceError
-from efface.files import REQUEST, hold_lock
-from efface.training.checkpoint import META, WEIGHTS, read_meta, read_weights
-from efface.training.model import digest
+from efface.files import META, REQUEST, WEIGHTS, hold_lock
 
 Proof = Callable[[Path], str]
 """Returns why a folder is not of a kind; an empty string if it is."""
@@ -35,6 +33,9 @@ def why_not_a_run(folder: Path) -> str:
     """Why a folder is no run folder: it has a description in our format, whose digest fits the weights."""
     if not (folder / REQUEST).is_file() or not (folder / META).is_file():
         return f"It has no {REQUEST}." if (folder / META).is_file() else f"It has no {META}."
+    from efface.training.checkpoint import read_meta, read_weights  # an audit of embeddings does without torch
+    from efface.training.model import digest
+
     try:
         described = read_meta(folder)
         found = digest(read_weights(folder / WEIGHTS))

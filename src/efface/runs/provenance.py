@@ -67,7 +67,7 @@ def require_same_views(subject: OpenedRun, *described: Mapping[str, Any]) -> Vie
     return config.build(Views, first or {}, path="recipe.views.")
 
 
-def require_same_pictures(subject: OpenedRun) -> None:
+def require_pictures_of_request(subject: OpenedRun) -> None:
     """Raise unless the forgotten examples and the holdout are still the pictures that the request was about.
 
     What can no longer be compared, since some of the examples are erased, is left to the other checks.

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from efface import config
 from efface.errors import EffaceError
-from efface.files import read_json
+from efface.files import META, WEIGHTS, read_json
 from efface.schema import (
     Count,
     HexDigest,
@@ -44,8 +44,6 @@ from efface.training.recipe import Recipe
 
 CHECKPOINT_FORMAT = 1
 """Version of ``meta.json``."""
-WEIGHTS, META = "checkpoint.safetensors", "meta.json"
-"""Names of a checkpoint's two files."""
 CONTENT = "content_digest"
 """The entry of ``meta.json`` that binds all others; files of 0.1.0 have none."""
 RESTORE_RUN = "Restore the folder from its source, or make it again."
