@@ -43,7 +43,7 @@ HOME, RESULT = RUNS / "emoji", RESULTS / "emoji.json"
 PICTURE = DOCS / "emoji_alignment.svg"
 FORGET = {"random": "@random:0.1", "flags": "@group:country-flag"}
 SELECTION, REPORTING = (0,), (10, 11, 12)
-SIZES = {"train": 1000, "valid": 300, "holdout": 1200, "test": 400}
+SIZES: dict[str, Any] = {"train": 1000, "valid": 300, "holdout": 1200, "test": 400}
 WATCH = ObservationSettings(gradient=False, views=3, bank=300, cap=400, test_cap=400)
 EPOCHS = 40
 

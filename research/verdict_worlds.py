@@ -49,7 +49,7 @@ from efface.training.optim import Optim, Schedule
 from efface.unlearning.methods import GradientAscent, NegGrad
 
 HOME = RUNS / "verdicts"
-SIZES = {"train": 650, "valid": 150, "holdout": 850, "test": 147}
+SIZES: dict[str, Any] = {"train": 650, "valid": 150, "holdout": 850, "test": 147}
 FORGET = "@random:300"
 WATCH = ObservationSettings(gradient=False)
 NOISE = (0.5, 1.0, 2.0)

@@ -257,14 +257,13 @@ def require_same_pictures(before: DataIdentity, data: Data, split: Split, folder
 
 def forgotten_later(folder: Path) -> set[str]:
     """Keys that runs beside ``folder``, made from it or from each other, were asked to forget."""
-    folders = [
-        one for one in Path(folder).resolve().parent.iterdir() if (one / META).is_file() and (one / REQUEST).is_file()
-    ]
-    sources = {one: Path(str(read_request(one).get("from") or "/")).resolve() for one in folders}
-    made, found, grew = {Path(folder).resolve()}, set[str](), True
+    beside = Path(folder).resolve().parent
+    runs = [one for one in beside.iterdir() if (one / META).is_file() and (one / REQUEST).is_file()]
+    described = {one: read_meta(one) for one in runs}  # by digests: paths in requests do not survive a move
+    made, found, grew = {read_meta(folder)["digest"]}, set[str](), True
     while grew:
-        new = {one.resolve() for one, source in sources.items() if source in made} - made
-        grew, made = bool(new), made | new
+        new = [one for one, meta in described.items() if meta["parent"] in made and meta["digest"] not in made]
+        grew, made = bool(new), made | {described[one]["digest"] for one in new}
         for one in new:
             found |= set(read_split(one)["parts"]["forget"])
     return found
