@@ -28,7 +28,7 @@ from efface.runs.demo import REGIMES
 from efface.training.checkpoint import CHOICES, Checkpoint
 
 HOME = RUNS / "small_requests"
-REQUESTS = {10: 6, 60: 2, 1: 8, 120: 1}
+REQUESTS = {10: 6, 1: 6, 60: 2, 120: 1}
 """Examples per request to the number of requests in a world."""
 METHODS: dict[str, dict[str, Any]] = {
     "margin_matching": {"name": "margin_matching"},

@@ -201,11 +201,11 @@ def change_json(rng: random.Random, content: bytes) -> bytes:
         )
     try:
         value = json.loads(content)
-    except (ValueError, RecursionError):
+        for _ in range(rng.choice((1, 1, 2, 4))):
+            value = change_value(rng, value)
+        text = json.dumps(value)
+    except (ValueError, RecursionError):  # no JSON, or nested too deeply by an earlier change
         return change_bytes(rng, content)
-    for _ in range(rng.choice((1, 1, 2, 4))):
-        value = change_value(rng, value)
-    text = json.dumps(value)
     if rng.random() < 0.03:
         text = text.replace("0", "9" * 5000, 1)
     return text.encode()
