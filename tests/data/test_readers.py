@@ -274,3 +274,18 @@ def test_a_file_that_memory_cannot_hold_is_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(text_files, "free_memory", lambda: 2**10)
     path = write(tmp_path, "l.txt", "a\n" * 2**20)
     raises(lambda: read_list(path), "too large", "of memory are free")
+
+
+@pytest.mark.parametrize("text", [r'{"path": "a\u0000", "key": "x"}', r'{"path": "a", "key": "\ud800"}'])
+def test_characters_that_no_array_keeps_are_refused_by_line(tmp_path, text):
+    """NumPy drops NUL at the end of text, so that another id would be read; half of a character is no file's name."""
+    path = tmp_path / "list.jsonl"
+    path.write_text(text + "\n")
+    with pytest.raises(ValueError, match="Line 1: It contains NUL characters or halves"):
+        read_table(path, "path")
+
+
+def test_a_backslash_in_text_is_no_such_character(tmp_path):
+    path = tmp_path / "list.jsonl"
+    path.write_text(r'{"path": "a\\u0000", "key": "x"}' + "\n")
+    assert read_table(path, "path").rows

@@ -18,6 +18,7 @@ from torch import nn
 from efface.errors import EffaceError
 from efface.interop.checkpoint_file import read_foreign
 from efface.interop.layouts import Role
+from efface.interop.safe_load import is_archive
 from tests import checkpoints, foreign
 
 
@@ -244,3 +245,16 @@ def test_other_copies_of_the_weights_in_a_folder_are_left_out(tmp_path: Path):
     left = {"optimizer.pt", "tf_model.h5", "flax_model.msgpack", "training_args.bin", "checkpoint-500"}
     assert set(notes) == left
     assert {p.name for p in (tmp_path / "out" / "timm_vit").iterdir()} == {p.name for p in case.path.iterdir()} - left
+
+
+def test_the_end_of_an_archive_that_python_cannot_read_is_a_damaged_file(tmp_path):
+    """An archive that claims to span disks, which zipfile refuses while it asks whether the file is one."""
+    path = tmp_path / "w.pth"
+    torch.save({"a": torch.zeros(3)}, path)
+    content = bytearray(path.read_bytes())
+    place = content.rindex(b"PK\x06\x07")  # the locator of the 64-bit end record: number of disks at its end
+    content[place + 16] = 9
+    path.write_bytes(bytes(content))
+    assert not is_archive(path)
+    with pytest.raises(EffaceError, match=r"is not|cannot be read"):
+        read_foreign(path)

@@ -341,6 +341,17 @@ def _json_lines(text: str) -> list[tuple[int, Any]]:
     return found
 
 
+def require_characters(value: Any) -> None:
+    """Raise unless all text in a JSON value can be kept: no NUL, which arrays drop, and no half of a character."""
+    if isinstance(value, dict):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list):
+        for one in value:
+            require_characters(one)
+    elif isinstance(value, str) and ("\x00" in value or any("\ud800" <= letter <= "\udfff" for letter in value)):
+        raise ValueError("It contains NUL characters or halves of characters, which no id or label can hold.")
+
+
 def _load_json(text: str) -> Any:
     """Parse JSON; a name that is there twice in one object, which JSON readers resolve differently, is refused."""
 
@@ -351,6 +362,9 @@ def _load_json(text: str) -> Any:
         return dict(pairs)
 
     try:
-        return json.loads(text, object_pairs_hook=refuse_repeated)
+        found = json.loads(text, object_pairs_hook=refuse_repeated)
+        if "\\u0000" in text or "\\ud" in text.lower():
+            require_characters(found)
     except RecursionError:
         raise ValueError("It is nested too deeply.") from None
+    return found

@@ -14,7 +14,6 @@ import copy
 import json
 import re
 import shutil
-import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from efface.errors import EffaceError
 from efface.interop.averages import AVERAGED_NAMES
-from efface.interop.safe_load import load_torch, sniff_safetensors
+from efface.interop.safe_load import is_archive, load_torch, sniff_safetensors
 from efface.interop.sidecars import (
     SIDECARS,
     copy_sidecars,
@@ -213,7 +212,7 @@ class TorchFile:
         notes = _dropped_entries(content, self.sections) if cleaned else {}
         for key in [key for key in content if str(key) in notes]:
             del content[key]
-        zipped = zipfile.is_zipfile(self.path)
+        zipped = is_archive(self.path)
         torch.save(content, folder / self.path.name, _use_new_zipfile_serialization=zipped)
         copy_sidecars(self.path, folder)
         return notes

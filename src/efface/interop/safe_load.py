@@ -69,7 +69,7 @@ def load_torch(path: Path, *, trust_pickle: bool = False, lazy: bool = False) ->
     _refuse_other_files(path)
     _refuse_other_archives(path)
     try:
-        content = _load(path, trust_pickle, lazy and zipfile.is_zipfile(path))
+        content = _load(path, trust_pickle, lazy and is_archive(path))
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... for foreign content
         raise _load_error(path, error, trust_pickle) from error
     require_plausible(path, content)
@@ -93,7 +93,7 @@ def _load(path: Path, trust_pickle: bool, lazy: bool) -> Any:
 def find_pickled_classes(path: Path, error: Exception) -> list[str]:
     """Name the classes that a file asks for beyond the allowed ones, read from its pickle without running it."""
     named = set(re.findall(r"GLOBAL (\w[\w.]*)", str(error)))
-    if zipfile.is_zipfile(path):
+    if is_archive(path):
         try:
             with torch.serialization.safe_globals([*SAFE_CLASSES]):
                 named |= set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
@@ -113,14 +113,22 @@ def _refuse_other_files(path: Path) -> None:
         raise EffaceError(f"{path} is empty.", remedy="Fetch it again.")
 
 
+def is_archive(path: Path) -> bool:
+    """Whether a file is a zip archive; Python raises for some damaged ends instead of answering."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return False
+
+
 def _refuse_other_archives(path: Path) -> None:
     """Raise an error for a zip archive that torch.save did not write, or that unpacks to more than it holds."""
-    if not zipfile.is_zipfile(path):
-        return
     try:
+        if not is_archive(path):
+            return
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
         return  # torch's own error says more
     for end, kind in OTHER_ARCHIVES.items():
         if any(name.endswith(end) for name in names):
