@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import glob
+import hashlib
 import json
 import os
 import secrets
@@ -127,6 +128,12 @@ def hold_lock(
     finally:
         name.unlink(missing_ok=True)  # while it is held: who waits for this file sees that it is gone, and tries again
         lock.release()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, as ``sha256sum`` prints it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(

@@ -14,17 +14,10 @@ import pytest
 
 from efface.auditing.evidence import Finding
 from efface.errors import EffaceError
+from efface.files import file_digest
 from efface.reporting.environment import Environment
 from efface.reporting.facts import LogFacts, PartChange
-from efface.reporting.record import (
-    RECORD,
-    SCHEMA,
-    SCHEMA_VERSION,
-    Record,
-    contains_item,
-    file_digest,
-    json_digest,
-)
+from efface.reporting.record import RECORD, SCHEMA, SCHEMA_VERSION, Record, contains_item, json_digest
 from efface.reporting.redaction import KEY_FILE, Items, Redactor, read_key
 from tests import records
 from tests.records import SECRET, Moved

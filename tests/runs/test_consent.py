@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from efface.data.canaries import draw_coins, write_canary_plan
-from efface.interop.consent import file_sha256
+from efface.files import file_digest
 from tests.adoption import SPLIT, moco_file, trained
 from tests.commands import call, refused
 from tests.hostile import MARK, Bomb
@@ -34,7 +34,7 @@ def received(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     words += ["--set", f"split={json.dumps(SPLIT)}", "--device", "cpu", "--out", home / "out", "--quiet"]
     assert call("unlearn", path, *words) == 2
     assert call("unlearn", path, *words, "--trust-pickle", "0" * 64) == 2
-    assert call("unlearn", path, *words, "--trust-pickle", file_sha256(path)) == 0
+    assert call("unlearn", path, *words, "--trust-pickle", file_digest(path)) == 0
     return path, home / "out"
 
 
@@ -62,7 +62,7 @@ def words_of(verb: str, run: Path, out: Path) -> list[object]:
 def test_the_run_stores_the_fact_and_the_digest_only(received):
     path, run = received
     stored = yaml.safe_load((run / "config.yaml").read_text())
-    assert stored["unpickled"] == {path.name: file_sha256(path)}
+    assert stored["unpickled"] == {path.name: file_digest(path)}
     assert not {"trust_pickle", "trusted"} & stored.keys()
 
 
@@ -77,19 +77,19 @@ def test_no_verb_believes_a_run_folder(efface, received, tmp_path, verb):
     with_entry(evil, Bomb(tmp_path))
     (tmp_path / MARK).unlink(missing_ok=True)
     write_canary_plan(tmp_path / "plan", draw_coins([f"k{i}" for i in range(20)]))
-    changed(run, **{"from": str(evil), "trust_pickle": True, "trusted": [file_sha256(evil)]}, unpickled=True)
+    changed(run, **{"from": str(evil), "trust_pickle": True, "trusted": [file_digest(evil)]}, unpickled=True)
     answer = efface(*words_of(verb, run, tmp_path / "made"))
     assert not (tmp_path / MARK).exists()
     assert "Traceback" not in answer[2]
     if verb in ("audit", "relearn", "guess"):
-        refused(answer, str(evil), f"--trust-pickle {file_sha256(evil)}", str(run / "config.yaml"))
+        refused(answer, str(evil), f"--trust-pickle {file_digest(evil)}", str(run / "config.yaml"))
     if verb == "compat":
         refused(answer, str(evil), "--trust-pickle")
 
 
 def test_an_original_is_opened_only_with_its_own_digest(efface, received, tmp_path):
     path, run = received
-    own = file_sha256(path)
+    own = file_digest(path)
     refused(efface("audit", run, *LOOK), own)
     refused(efface("audit", run, *LOOK, "--trust-pickle"), own)  # it was not named on the command line
     refused(efface("audit", run, *LOOK, "--trust-pickle", "1" * 64), own)
@@ -104,7 +104,7 @@ def test_an_original_is_opened_only_with_its_own_digest(efface, received, tmp_pa
 def test_consent_for_an_oracle_is_none_for_the_original(efface, received, tmp_path):
     path, run = received
     other = with_entry(moco_file(trained("moco", queue=24, hidden=12), tmp_path), tmp_path)
-    refused(efface("audit", run, "--oracle", other, "--trust-pickle", *LOOK), str(path), file_sha256(path))
+    refused(efface("audit", run, "--oracle", other, "--trust-pickle", *LOOK), str(path), file_digest(path))
 
 
 def test_runs_that_were_moved_together_find_each_other(efface, made, received, tmp_path):
@@ -123,7 +123,7 @@ def test_runs_that_were_moved_together_find_each_other(efface, made, received, t
     shutil.copytree(run, home / "out")
     shutil.copy(path, home)
     changed(home / "out", **{"from": f"/gone/{path.name}"})
-    assert efface("audit", home / "out", *LOOK, "--trust-pickle", file_sha256(path))[0] in (0, 3, 4)
+    assert efface("audit", home / "out", *LOOK, "--trust-pickle", file_digest(path))[0] in (0, 3, 4)
     record = json.loads((home / "out" / "record.json").read_text())
     assert record["checkpoints"]["original"]["file"] == str(home / path.name)
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from efface.data.canaries import draw_coins, write_canary_plan
-from efface.reporting.record import Record, file_digest
+from efface.files import file_digest
+from efface.reporting.record import Record
 from efface.runs import artifacts, canaries, comparison
 from tests.commands import call
 

@@ -6,13 +6,13 @@ run folder only records that a file was unpickled, and its digest.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from efface.errors import EffaceError
+from efface.files import file_digest
 from efface.interop.containers import read_json_sidecar, weights_file
 from efface.interop.safe_load import UntrustedPickleError
 
@@ -62,10 +62,4 @@ def pickle_digests(path: Path) -> dict[str, str]:
     if found is not None and found.name.endswith(".index.json"):
         names = read_json_sidecar(found).get("weight_map")
         files = [found.parent / str(name) for name in dict.fromkeys(names.values())] if isinstance(names, dict) else []
-    return {file.name: file_sha256(file) for file in files if file.suffix != ".safetensors" and file.is_file()}
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {file.name: file_digest(file) for file in files if file.suffix != ".safetensors" and file.is_file()}

@@ -123,9 +123,9 @@ def is_archive(path: Path) -> bool:
 
 def _refuse_other_archives(path: Path) -> None:
     """Raise an error for a zip archive that torch.save did not write, or that unpacks to more than it holds."""
+    if not is_archive(path):
+        return
     try:
-        if not is_archive(path):
-            return
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError):

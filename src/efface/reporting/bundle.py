@@ -27,7 +27,7 @@ from efface.auditing.verdict import Criteria, Verdict
 from efface.data.dataset import Data
 from efface.data.split import Split
 from efface.errors import EffaceError
-from efface.files import write_text
+from efface.files import file_digest, write_text
 from efface.reporting.environment import Environment
 from efface.reporting.facts import (
     CheckpointFacts,
@@ -39,7 +39,7 @@ from efface.reporting.facts import (
     SplitFacts,
 )
 from efface.reporting.page import REPORT, render_report
-from efface.reporting.record import RECORD, Record, file_digest, json_digest
+from efface.reporting.record import RECORD, Record, json_digest
 from efface.reporting.redaction import KEY_FILE, read_key
 from efface.training.history import SearchHistory, StoppingResult, from_dict
 

@@ -256,12 +256,6 @@ def record_digest(content: Mapping[str, Any]) -> str:
     return json_digest({name: value for name, value in content.items() if name != "content_digest"})
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, as ``sha256sum`` prints it."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _redact(record: dict[str, Any], redact: Redactor) -> None:
     """Redact, in place, every field with free text or labels; fixed words (verdict, names of parts) are kept."""
     record["request"] = redact(record["request"])

@@ -18,11 +18,11 @@ from efface.auditing.sequential import RequestSequence
 from efface.auditing.verdict import Criteria
 from efface.data.pixel_caches import list_residual_caches, purge_caches
 from efface.data.split import EARLIER
-from efface.files import LOG
+from efface.files import LOG, file_digest
 from efface.reporting import bundle
 from efface.reporting.environment import Environment
 from efface.reporting.recheck import require_same_findings, require_same_verdict, select_recorded
-from efface.reporting.record import RECORD, SCHEMA_VERSION, Record, file_digest
+from efface.reporting.record import RECORD, SCHEMA_VERSION, Record
 from efface.runs import artifacts
 from efface.runs.binding import fixed_criteria, stored_file
 from efface.runs.comparison import Comparison, build_comparison, lineage

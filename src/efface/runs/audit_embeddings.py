@@ -16,10 +16,9 @@ from efface.auditing.embeddings.arrays import EmbeddingPair, match_embeddings, r
 from efface.auditing.embeddings.verdict import EmbeddingVerdict, judge_embedding_pairs
 from efface.auditing.verdict import Criteria
 from efface.errors import EffaceError
-from efface.files import write_text
+from efface.files import file_digest, write_text
 from efface.reporting.embeddings_page import render_embeddings_page
 from efface.reporting.page import REPORT
-from efface.reporting.record import file_digest
 from efface.runs.folder import create_run_folder
 from efface.runs.ownership import why_not_bundle
 

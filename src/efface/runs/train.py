@@ -159,10 +159,9 @@ def unlearn_run(
         progress.say(str(warning))
     inputs = [start, *input_paths(stored["data"], stored.get("split"), request.forget)]
     with create_run_folder(out, _as_yaml(stored), force=force, inputs=inputs) as folder:
-        trained = split.retain if method is not None and method.exact else None
-        identity = record_identity(folder, data, split, stored["data"], here, trained)
-        split.save(folder, data)
         exact = method is not None and method.exact
+        identity = record_identity(folder, data, split, stored["data"], here, split.retain if exact else None)
+        split.save(folder, data)
         store = EpochStore(folder / EPOCH, progress.say) if exact else None
         total = count_retraining_steps(checkpoint, split) if exact else 0
         with logging(folder, progress, total) as log:
@@ -176,9 +175,8 @@ def unlearn_run(
         caches = (purge_caches if request.purge_cache else list_residual_caches)(data, forgotten, here.former_roots)
         for cache, done in caches.items():
             progress.say(f"{cache}: {done}")
-        result = replace(result, identity=identity, purged=result.purged | caches)
         fixed = fix_criteria(request.criteria, checkpoint.fixed) | {"pictures": forgotten_digest(data, split)}
-        result = replace(result, fixed=fixed)
+        result = replace(result, identity=identity, purged=result.purged | caches, fixed=fixed)
         result.save(folder)
         (folder / REQUEST).chmod(0o600)  # it may list the keys of the forgotten examples
     return result
