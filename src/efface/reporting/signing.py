@@ -40,12 +40,6 @@ def canonical_json(value: Any) -> bytes:
         raise EffaceError("A value has no canonical JSON form.", str(error)) from error
 
 
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, as ``sha256sum`` prints it."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def public_key_path(private: Path) -> Path:
     """Where the public half of a private key is written: ``release.pem`` has ``release.pub.pem``."""
     return private.with_name(private.name.removesuffix(".pem") + ".pub.pem")

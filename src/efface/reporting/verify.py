@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import ValidationError
 
 from efface.errors import EffaceError
+from efface.files import file_digest
 from efface.reporting.predicates import (
     PREDICATES,
     PROVENANCE,
@@ -37,7 +38,6 @@ from efface.reporting.refusals import NOTHING_CHECKED, Reason, Refusal
 from efface.reporting.signing import (
     PAYLOAD_TYPE,
     canonical_json,
-    hash_file,
     load_public_key,
     read_envelope,
     signature_fits,
@@ -300,7 +300,7 @@ def _agree_on_provenance(stated: Unlearning, made: Provenance) -> None:
 
 def _require_weights(path: Path, subject: SignedFile) -> None:
     try:
-        digest = hash_file(path)
+        digest = file_digest(path)
     except OSError as error:
         raise Refusal(Reason.NO_WEIGHTS, f"{path}: {error.strerror or error}.") from error
     if digest != subject.digest.sha256:

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from efface.errors import EffaceError
-from efface.files import SPLIT, disk_errors, read_json
+from efface.files import SPLIT, disk_errors, file_digest, read_json
 from efface.reporting import redaction
 from efface.reporting.bundle import require_record
 from efface.reporting.predicates import Unlearning
 from efface.reporting.record import RECORD, Record
 from efface.reporting.redaction import KEY_FILE, KEYED, Redactor, hmac_digest
 from efface.reporting.refusals import REASONS, Refusal
-from efface.reporting.signing import hash_file, sign_statements
+from efface.reporting.signing import sign_statements
 from efface.reporting.statements import Release, compose_statements, describe_release, describe_unlearning
 from efface.reporting.verify import verify_content
 
@@ -91,7 +91,7 @@ def sign_run(
     recipe = _require_unchanged(run, record)
     released = _released(run, weights)
     try:
-        sha256 = hash_file(released)
+        sha256 = file_digest(released)
     except OSError as error:
         raise EffaceError(f"The weights {released} cannot be read.", error.strerror or str(error)) from error
     release = _release(run, record, released, sha256)
@@ -115,8 +115,8 @@ def sign_run(
 def _read_record(run: Path) -> tuple[Record, str]:
     """The record, and the digest of its file."""
     record, path = require_record(run), Path(run) / RECORD
-    before = hash_file(path)
-    if Record.load(path) != record or hash_file(path) != before:
+    before = file_digest(path)
+    if Record.load(path) != record or file_digest(path) != before:
         raise EffaceError(f"{path} is being written.", "An audit is running.", "Wait until it has ended.")
     return record, before
 
@@ -132,7 +132,7 @@ def _require_unchanged(run: Path, record: Record) -> dict[str, Any] | None:
     for name, recorded in record.files.items():
         if not (run / name).is_file():
             continue
-        found = hash_file(run / name)
+        found = file_digest(run / name)
         if recorded.startswith(KEYED):
             if secret is None:
                 continue
