@@ -16,7 +16,7 @@ does not count as passed. All tests use the criteria's α, with Holm's correctio
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -111,7 +111,7 @@ def check_fresh(evidence: Evidence, names: Sequence[str], delta: float, alpha: f
     """Compare F with the never-trained examples of the control; None where they differ from F in kind."""
     observed = evidence.subject
     part = control_part(observed, names)
-    if part is None or (observed.meta.get("official_test", False) and not evidence.oracles):
+    if part is None or (observed.meta.get("official_test", False) and not evidence.references):
         return None
     tested = _compare(evidence, names, _likened(observed, part, "forget"), 0.5 + delta)
     if not tested:
@@ -156,7 +156,7 @@ def renewed_evidence(evidence: Evidence) -> Evidence | None:
         if name.startswith(RENEWED_PREFIX)
     }
     subject = Observations(f"{observed.model} with new statistics", observed.split, kept | moved, observed.meta)
-    return Evidence(evidence.original, subject, evidence.oracles)
+    return Evidence(evidence.original, subject, evidence.oracles, calibration=evidence.calibration)
 
 
 def check_statistics(evidence: Evidence, judged: Callable[[Evidence], Sequence[Any]]) -> Control | None:
@@ -191,7 +191,7 @@ def check_claimed(evidence: Evidence, judged: Callable[[Evidence], Sequence[Any]
     if not count:
         return None
     stated = f"{count} reference model(s) are only stated never to have seen the forgotten, which nothing shows"
-    telling = [one for one in judged(evidence) if one.word in ("residue", "over-forgotten")]
+    telling = [one for one in judged(replace(evidence, calibration=())) if one.word in ("residue", "over-forgotten")]
     if telling:
         note = "; ".join(f"{one.signal}: AUC {one.value:.3f} ({one.low:.3f} to {one.high:.3f})" for one in telling)
         return Control("claimed", "failed", "inconclusive", f"{stated}; yet even compared with them, {note}")
@@ -271,7 +271,7 @@ def _first(observed: Observations, part: str, rows: np.ndarray, count: int) -> n
 
 def _scores(evidence: Evidence, name: str, chosen: Chosen) -> np.ndarray:
     """Scores of the chosen examples: less those of the references, or of the original where only that can be used."""
-    observed, references = evidence.subject, evidence.oracles
+    observed, references = evidence.subject, evidence.references
     if not references and observed.meta.get("official_test", False):
         references = (evidence.original,)  # an official test set may differ from the holdout by itself
     found = [

@@ -185,7 +185,7 @@ def _check_fixed(evidence: Evidence, criteria: Criteria, fixed: Criteria) -> Con
 def delong_components(evidence: Evidence, observed: Observations, signal: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the DeLong components of forget against holdout: of calibrated scores at A1, of raw scores at A0."""
     forget, holdout = (
-        signals.membership_scores(observed, evidence.oracles, part, signal) for part in ("forget", "holdout")
+        signals.membership_scores(observed, evidence.references, part, signal) for part in ("forget", "holdout")
     )
     return stats.placements(forget, holdout)
 
@@ -281,12 +281,13 @@ def combine_signals(judged: tuple[SignalVerdict, ...], utility: UtilityLoss) -> 
 
 def describe_attacker(evidence: Evidence) -> str:
     """Describe the attacker that the evidence models."""
-    held = len(evidence.oracles)
-    compares = (
-        f"compares with {held} model{'s' if held > 1 else ''} that never saw the forget set"
-        if held
-        else "has no other model to compare with"
-    )
+    held = len(evidence.references)
+    if evidence.calibration:
+        compares = f"compares each example with {held} models that never saw it"
+    elif held:
+        compares = f"compares with {held} model{'s' if held > 1 else ''} that never saw the forget set"
+    else:
+        compares = "has no other model to compare with"
     return f"threat model {evidence.level} (the attacker sees this model's scores of an example and {compares})"
 
 
@@ -362,13 +363,18 @@ def describe_limits(
 ) -> tuple[str, ...]:
     """List what the evidence covers and what it does not show, one sentence each."""
     m, n = evidence.subject.count("forget"), evidence.subject.count("holdout")
-    held = len(evidence.oracles)
+    held = len(evidence.references)
     level = "Level A0, a screen: no reference model, so an attacker who trains references may see more."
     if held:
-        level = (
-            f"Level {evidence.level}: scores are calibrated by {held} reference model(s) that never saw the forget "
-            "set; an attacker with many more references may see more."
+        which = "models of a reference bank that never saw the example" if evidence.calibration else (
+            "reference model(s) that never saw the forget set"
         )
+        level = (
+            f"Level {evidence.level}: scores are calibrated by {held} {which}; an attacker with many more references "
+            "may see more."
+        )
+        if not evidence.calibration:
+            level += " Without a reference bank no attack could be learned: one that combines all signals may see more."
     if evidence.level == "A2":
         level += f" The method was judged on {evidence.pairs} pairs of unlearned and retrained models too."
     ceiling = stats.rounded_down(stats.epsilon_ceiling(m, n))

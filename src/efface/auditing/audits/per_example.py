@@ -48,7 +48,7 @@ class PerExample:
 
     def _forgotten(self, evidence: Evidence, signal: str) -> list[Finding]:
         name = f"per_example.{signal}"
-        if not evidence.oracles:
+        if not evidence.references:
             note = "no reference model: memorization of an example cannot be told from its being easy"
             return [Finding(f"{name}.beyond", None, better="closer", note=note)]
         residuals = [
