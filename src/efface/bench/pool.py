@@ -18,7 +18,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from efface.runs.workers import end_with_parent
+from efface.tasks.worker import end_with_parent
 
 TaskFunction = Callable[[Any, Callable[[int, int], None]], Any]
 """``work(job, tell) -> result``: a module-level function, so that a new process can import it."""

@@ -37,8 +37,8 @@ from efface.runs.ownership import require_apart
 from efface.runs.planned_data import copy_identity, open_planned_data, require_plan_folder
 from efface.runs.run import Progress, logging, open_run
 from efface.runs.stored import AGAIN, MAX_PLANNED, ReferenceKind, StoredPlan, TaskName
-from efface.runs.workers import end_with_parent
 from efface.schema import NotNegative, SeedNumber, Tally, parse_record
+from efface.tasks.worker import end_with_parent
 from efface.training import devices
 from efface.training.checkpoint import META, Checkpoint, EpochStore
 from efface.training.objectives import CHOICES

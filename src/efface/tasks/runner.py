@@ -1,0 +1,214 @@
+"""Run tasks in the order of their needs; failures are reported, and raised when all others have ended."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from efface.errors import EffaceError
+from efface.files import make_folder
+from efface.tasks.executors import TaskPlaces, open_executor
+from efface.tasks.graph import Task, TaskOutcome, TaskQueue
+from efface.tasks.worker import SEEN_SECONDS, STEP_SECONDS, WorkerDiedError, Workplace, perform
+
+RETRIES = 1
+"""How often a task is run again whose process died."""
+RunningSteps = list[tuple[Task, tuple[int, int]]]
+"""The running tasks, each with ``(step, steps in total)``; 0 for what is unknown."""
+
+
+def run_tasks(
+    tasks: Sequence[Task],
+    *,
+    on: str = "local",
+    jobs: int | None = None,
+    folder: Path | None = None,
+    say: Callable[[str], None] = lambda sentence: None,
+    over: Callable[[TaskOutcome], None] | None = None,
+    watch: Callable[[RunningSteps], None] | None = None,
+) -> int:
+    """Run tasks in the order of their needs, and among those that can start in the given order.
+
+    A task that is done already is not run. If the process of a task dies, the task is run once more. A task that fails
+    does not stop the others; those that need it are not run. If the call is interrupted, the same call goes on.
+
+    Args:
+        tasks: The tasks.
+        on: ``local``: single-thread processes of this machine, which end with this one even if it is killed.
+        jobs: Number of tasks at a time; by default one per core of this machine.
+        folder: Where the tasks write, for tasks on other machines: each must see it under the same path.
+        say: Receives a line for each task that has ended, unless ``over`` is given.
+        over: Receives the outcome of each task, also of those that are not run; then nothing is raised for failures.
+        watch: Receives the running tasks about twice a second.
+
+    Returns:
+        The number of tasks that were run; those that were done already, or that needed a failed one, are not counted.
+
+    Raises:
+        EffaceError: A task failed (its own error, whatever its class: the first one, when all others have ended), or
+            the executor cannot be opened.
+        ValueError: Names are not unique, or needs are unknown or circular.
+
+    Example:
+        >>> run_tasks([Task("a", make, (Path("/data/a"),), is_done=Path("/data/a").exists)])  # doctest: +SKIP
+        1
+
+    """
+    left = [task for task in tasks if task.is_done is None or not task.is_done()]
+    TaskQueue(tasks)  # all names are checked, also those of finished tasks
+    names = {task.name for task in left}
+    waits = {task.name: (_known(task.needs, names), _known(task.after, names)) for task in left}
+    queue = TaskQueue([_waiting_for(task, *waits[task.name]) for task in left])
+    if not left:
+        return 0
+    places = open_executor(on, min(len(left), jobs) if jobs else jobs)
+    ended = _Reports(len(left), say, over)
+    with _open_workplace(places, folder) as workplace:
+        if places.note:
+            say(places.note)
+        _RunningTasks(queue, places, workplace, ended, say, watch).run()
+    if ended.errors and over is None:
+        raise ended.errors[0]
+    return ended.run
+
+
+def _known(wanted: tuple[str, ...], names: set[str]) -> tuple[str, ...]:
+    return tuple(name for name in wanted if name in names)
+
+
+def _waiting_for(task: Task, needs: tuple[str, ...], after: tuple[str, ...]) -> Task:
+    """The task without those that it need not wait for."""
+    return Task(task.name, task.function, task.arguments, needs, after, task.is_done, task.label)
+
+
+@contextmanager
+def _open_workplace(places: TaskPlaces, folder: Path | None) -> Iterator[Workplace]:
+    """Make the folder of the reports; at the end remove it, and end the executor in any case."""
+    notes = None
+    try:
+        notes = _make_notes(places.remote, folder)
+        yield Workplace(notes, Path.cwd() if places.remote else None)
+    finally:
+        places.executor.shutdown(cancel_futures=True)
+        if notes is not None:
+            shutil.rmtree(notes, ignore_errors=True)
+
+
+def _make_notes(remote: bool, folder: Path | None) -> Path:
+    """A new folder for the reports, which all processes can see."""
+    if not remote:
+        return Path(tempfile.mkdtemp(prefix="efface-tasks-"))
+    if folder is None:
+        raise ValueError("tasks on other machines need a folder that all of them see")
+    notes = folder.resolve() / f".tasks-{secrets.token_hex(4)}"
+    make_folder(notes)
+    return notes
+
+
+@dataclass(eq=False)
+class _Reports:
+    """What has ended: counted, reported, and the errors kept."""
+
+    total: int
+    say: Callable[[str], None]
+    over: Callable[[TaskOutcome], None] | None
+    ended: int = 0
+    run: int = 0
+    errors: list[BaseException] = field(default_factory=list)
+
+    def __call__(self, outcome: TaskOutcome) -> None:
+        self.ended += 1
+        self.run += outcome.blocked_by is None
+        self.errors += [outcome.error] if outcome.error else []
+        if self.over is not None:
+            self.over(outcome)
+            return
+        line = f"{self.ended}/{self.total} {outcome.task}"
+        if outcome.blocked_by is not None:
+            self.say(f"{line}: not run, because {outcome.blocked_by} failed")
+        elif outcome.error is not None:
+            self.say(f"{line}, {outcome.seconds:.0f} s, failed: {outcome.error or type(outcome.error).__name__}")
+        else:
+            self.say(f"{line}, {outcome.seconds:.0f} s")
+
+
+@dataclass(eq=False)
+class _RunningTasks:
+    """The tasks that are with the executor."""
+
+    queue: TaskQueue
+    places: TaskPlaces
+    workplace: Workplace
+    ended: _Reports
+    say: Callable[[str], None]
+    watch: Callable[[RunningSteps], None] | None
+    running: dict[Future[Any], Task] = field(default_factory=dict)
+    began: dict[str, float] = field(default_factory=dict)
+    died: dict[str, int] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Hand out tasks and collect their outcomes until none is left."""
+        while True:
+            self.fill()
+            if not self.running:
+                return
+            done, _ = wait(self.running, STEP_SECONDS if self.watch else None, FIRST_COMPLETED)
+            for future in done:
+                self.collect(self.running.pop(future), future)
+            if self.watch:
+                steps = [(task, self.workplace.read_steps(task.name)) for task in self.running.values()]
+                self.watch(steps)
+
+    def fill(self) -> None:
+        """Hand tasks to the executor while it has a free slot."""
+        while len(self.running) < self.places.slots and (task := self.queue.take()) is not None:
+            blocked_by = self.queue.failed_need(task)
+            if blocked_by is not None:
+                self.end(TaskOutcome(task, blocked_by=blocked_by))
+            else:
+                self.start(task)
+
+    def start(self, task: Task) -> None:
+        """Hand a task to the executor."""
+        self.began.setdefault(task.name, time.monotonic())
+        future = self.places.executor.submit(perform, self.workplace, task.name, task.function, task.arguments)
+        self.running[future] = task
+
+    def collect(self, task: Task, future: Future[Any]) -> None:
+        """Note the outcome of a task, or run it again if its process died."""
+        error = future.exception()
+        if isinstance(error, WorkerDiedError) and self.died.get(task.name, 0) < RETRIES:
+            self.died[task.name] = self.died.get(task.name, 0) + 1
+            self.say(f"{task}: {error.what} It is run again.")
+            self.start(task)
+            return
+        if error is None and not self.appears(task):
+            error = EffaceError(
+                f"{task} ended without an error, but its result is not there.",
+                "It was removed, or this machine does not see what the other one wrote.",
+                "Run the same command again.",
+            )
+        seconds = time.monotonic() - self.began[task.name]
+        self.end(TaskOutcome(task, None if error else future.result(), error, seconds=seconds))
+
+    def appears(self, task: Task) -> bool:
+        """Whether the result of a task is there; network storage may take a while to show it."""
+        until = time.monotonic() + (SEEN_SECONDS if self.places.remote else 0)
+        while task.is_done is not None and not task.is_done():
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.2)
+        return True
+
+    def end(self, outcome: TaskOutcome) -> None:
+        """Note and report how a task ended."""
+        self.queue.end(outcome.task, failed=outcome.failed)
+        self.ended(outcome)
