@@ -15,10 +15,12 @@ import torch
 
 from efface import config
 from efface.auditing.audits import AUDITS
+from efface.auditing.calibration import calibrate_evidence
 from efface.auditing.evidence import Cost, Evidence, Finding
 from efface.auditing.observations import Observations
 from efface.auditing.observers.observe import ObservationSettings, observe_model
 from efface.auditing.observers.weight_changes import WeightChange, measure_changes
+from efface.auditing.reference_bank import ReferenceBank
 from efface.auditing.sequential import RequestSequence, worst_exit_code
 from efface.auditing.verdict import Criteria, Verdict, judge
 from efface.data.dataset import Data, require_captions, require_labels
@@ -290,6 +292,7 @@ def judge_observations(
     unlearned: Sequence[Observations] = (),
     fixed: Criteria | None = None,
     claimed: Collection[str] = (),
+    bank: ReferenceBank | None = None,
 ) -> AuditResult:
     """Run all audits on observations and judge them; needs no weights and takes milliseconds to seconds.
 
@@ -305,11 +308,13 @@ def judge_observations(
         fixed: The criteria that were fixed before unlearning, if ``criteria`` are others.
         claimed: Digests of oracles that are only stated never to have seen the forget set: they can speak against
             ``removed``, never for it.
+        bank: A reference bank of the original: it calibrates the scores, and the learned attack decides as well.
 
     """
     others = tuple(oracle for oracle in oracles if oracle.model != subject.model)
     known = frozenset(claimed) & {oracle.model for oracle in others}
     evidence = Evidence(original, subject, others, dict(costs or {}), unlearned=tuple(unlearned), claimed=known)
+    evidence = calibrate_evidence(evidence, bank)
     findings = [finding for audit in AUDITS.values() for finding in audit().findings(evidence)]
     return AuditResult(judge(evidence, criteria or Criteria(), fixed=fixed), findings, evidence)
 

@@ -1,4 +1,4 @@
-"""Files of a reference bank: one of each model's scores, and one compact file of them all, as ``.npz`` with a digest."""
+"""Files of a reference bank, as ``.npz`` with a digest: one of each model's scores, and a compact one of them all."""
 
 from __future__ import annotations
 

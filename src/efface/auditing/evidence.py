@@ -96,9 +96,8 @@ class Evidence:
     def models(self) -> Iterator[tuple[str, Observations, tuple[Observations, ...]]]:
         """Yield ``(name, observations, references)`` of the subject, the original and each oracle.
 
-        With a reference bank, its models are the references of all. Otherwise the oracles are, and an oracle's references
-        are the other oracles. At most ``MAX_EVALUATED_ORACLES`` oracles are yielded, each with
-        all the others as references.
+        With a reference bank, its models are the references of all. Otherwise the oracles are, and an oracle's
+        references are all the other oracles. At most ``MAX_EVALUATED_ORACLES`` oracles are yielded.
         """
         yield "subject", self.subject, self.references
         yield "original", self.original, self.references

@@ -136,7 +136,7 @@ def scores(observed: Observations, part: str, signal: str) -> np.ndarray:
         return FROM_LOGITS[kind](observed.of(part, "logits")[seen], labels(observed, part)[seen])
     if signal == "gradient_norm":
         return -np.asarray(observed.of(part, signal), dtype=np.float64)[scored_rows(observed, part, signal)]
-    if signal in PAIR:
+    if signal in PAIR or signal == LEARNED:
         return np.asarray(observed.of(part, signal), dtype=np.float64)
     if space in observed.spaces and kind in STORED_AS:
         stored = np.asarray(observed.of(part, f"{space}.{STORED_AS[kind]}"), dtype=np.float64)

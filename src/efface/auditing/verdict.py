@@ -366,8 +366,10 @@ def describe_limits(
     held = len(evidence.references)
     level = "Level A0, a screen: no reference model, so an attacker who trains references may see more."
     if held:
-        which = "models of a reference bank that never saw the example" if evidence.calibration else (
-            "reference model(s) that never saw the forget set"
+        which = (
+            "models of a reference bank that never saw the example"
+            if evidence.calibration
+            else ("reference model(s) that never saw the forget set")
         )
         level = (
             f"Level {evidence.level}: scores are calibrated by {held} {which}; an attacker with many more references "

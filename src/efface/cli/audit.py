@@ -57,6 +57,9 @@ def audit_command(
     references: Annotated[
         Path | None, typer.Option("--references", help="A folder filled by `efface references`.")
     ] = None,
+    bank: Annotated[
+        Path | None, typer.Option("--bank", help="A reference bank of the original: `efface references RUN --bank 8`.")
+    ] = None,
     trust_pickle: Trust = None,
     plain_ids: Annotated[
         bool, typer.Option("--plain-ids", help="Write bare keys into the record instead of digests.")
@@ -99,8 +102,8 @@ def audit_command(
 
     with progress(quiet) as shown:
         judged = audit_run(
-            run, settings, original=original, oracles=oracle or [], references=references, plain_ids=plain_ids,
-            recheck=recheck, out=out, force=force, progress=shown,
+            run, settings, original=original, oracles=oracle or [], references=references, bank=bank,
+            plain_ids=plain_ids, recheck=recheck, out=out, force=force, progress=shown,
         )  # fmt: skip
     result, lines = _summary(run, judged)
     kept = evidence_folder(run, out)

@@ -57,6 +57,25 @@ class SplitFacts(RecordModel):
     warnings: tuple[str, ...] = ()
 
 
+class BankFacts(RecordModel):
+    """The reference bank of an audit."""
+
+    file: str
+    """Path of the bank when the audit was made."""
+    digest: str
+    """SHA-256 of the part of it that the audit used."""
+    original: str
+    """Digest of the original that it was made for."""
+    models: int
+    """Number of models that the audit used; half of them never saw a given example."""
+    unit: str
+    """What was always in the same half: ``example``, ``group`` or ``class``."""
+    share: float
+    """Share of the original's epochs that its models were trained for."""
+    divided: bool
+    """Whether the method was given the other half of the bank."""
+
+
 class CheckpointFacts(RecordModel):
     """Identity and provenance of one checkpoint."""
 

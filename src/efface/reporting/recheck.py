@@ -8,8 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from efface.auditing import controls
+from efface.auditing.calibration import calibrate_evidence
 from efface.auditing.evidence import Evidence
 from efface.auditing.observations import Observations
+from efface.auditing.reference_bank import ReferenceBank
 from efface.auditing.utility_gate import UtilityLoss
 from efface.auditing.verdict import Verdict, combine_signals, judge
 from efface.errors import EffaceError
@@ -39,13 +41,16 @@ def select_recorded(record: Record, seen: Mapping[str, Observations]) -> dict[st
     return {role: one for role, one in seen.items() if not digests or digests.get(role) == one.digest}
 
 
-def require_same_verdict(folder: Path, record: Record, seen: Mapping[str, Observations]) -> None:
+def require_same_verdict(
+    folder: Path, record: Record, seen: Mapping[str, Observations], bank: ReferenceBank | None = None
+) -> None:
     """Raise unless the verdict of the record is the one that its numbers, and its observations, lead to.
 
     Args:
         folder: The run folder, for messages.
         record: The record.
         seen: Observations of its models by role, as far as they still exist.
+        bank: The reference bank that it was calibrated by, if that still exists.
 
     """
     verdict = record.verdict
@@ -57,7 +62,10 @@ def require_same_verdict(folder: Path, record: Record, seen: Mapping[str, Observ
     own = seen["subject"].model
     oracles = {role: seen[role] for role in models if role.startswith("oracle") and seen[role].model != own}
     claimed = frozenset(one.model for role, one in oracles.items() if record.checkpoints[role].claim)
+    if record.bank is not None and bank is None:
+        return
     evidence = Evidence(seen["original"], seen["subject"], tuple(oracles.values()), claimed=claimed)
+    evidence = calibrate_evidence(evidence, bank)
     again = judge(evidence, record.criteria, fixed=record.fixed_criteria)
     values = {one.signal: one.value for one in again.signals}
     if again.word != verdict.word or any(abs(values.get(one.signal, 2) - one.value) > CLOSE for one in verdict.signals):

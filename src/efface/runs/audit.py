@@ -25,6 +25,7 @@ from efface.reporting.recheck import require_same_findings, require_same_verdict
 from efface.reporting.record import RECORD, SCHEMA_VERSION, Record
 from efface.runs import artifacts
 from efface.runs.binding import fixed_criteria, stored_file
+from efface.runs.calibration import bank_facts, open_bank, recorded_bank, used_bank
 from efface.runs.comparison import Comparison, build_comparison, lineage
 from efface.runs.folder import create_run_folder, read_log
 from efface.runs.ownership import one_at_a_time, why_not_bundle
@@ -43,6 +44,7 @@ def audit_run(
     original: Path | None = None,
     oracles: Sequence[Path] = (),
     references: Path | None = None,
+    bank: Path | None = None,
     plain_ids: bool = False,
     recheck: bool = False,
     out: Path | None = None,
@@ -60,6 +62,8 @@ def audit_run(
         oracles: Retrained references: run folders that never saw the examples to forget, which is checked; or
             checkpoints of other libraries with the same architecture, which is not; the record says so.
         references: A folder filled by :mod:`efface.runs.references`; its models are used as well.
+        bank: A reference bank of the original (:mod:`efface.runs.reference_bank`): it calibrates every score, and the
+            attack that is learned on it decides as well.
         plain_ids: Write bare keys into the record instead of digests.
         recheck: Observe every model anew instead of using stored observations.
         out: Folder to write the evidence into; by default the run folder.
@@ -84,6 +88,7 @@ def audit_run(
         recheck=recheck,
     )  # fmt: skip
     subject, observations = compared.subject, compared.observations
+    known = None if bank is None else open_bank(bank, compared)
     extra = artifacts.read_extra_findings(subject.folder, observations["subject"])
     fixed = fixed_criteria(subject.meta)
     request = replace(request, criteria=request.criteria or fixed)
@@ -96,6 +101,7 @@ def audit_run(
         unlearned=compared.unlearned,
         fixed=fixed,
         claimed=compared.claimed,
+        bank=known,
     )
     result.findings.extend(extra.findings)
     sequence = audit_sequence(
@@ -121,10 +127,12 @@ def audit_run(
         progress.say(sentence)
     warnings = (*origin, *compared.claims, *extra.claims, *compared.notes, *residual)
     record = _build_record(compared, request, result, log, warnings, sequence)
-    record = record.model_copy(update={"fixed_criteria": fixed})
+    record = record.model_copy(
+        update={"fixed_criteria": fixed, "bank": bank_facts(bank, known, divided=used_bank(subject.meta))}
+    )
     if out is not None:
         made = {"verb": "audit", "run": str(subject.folder.resolve()), "digest": subject.meta["digest"]}
-        inputs = [run, original, references, *oracles]
+        inputs = [run, original, references, bank, *oracles]
         with create_run_folder(
             out, yaml.safe_dump(made), force=force, inputs=inputs, why_not_ours=why_not_evidence
         ) as half:
@@ -215,7 +223,7 @@ def report_run(run: Path, progress: Progress | None = None) -> Path:
     kept = select_recorded(record, shown)
     for role in shown.keys() - kept.keys():
         progress.say(f"The stored observations of the {role} are not those of the record, and are not shown.")
-    require_same_verdict(run, record, kept)
+    require_same_verdict(run, record, kept, recorded_bank(record))
     return bundle.write_report(run, record, kept, read_log(run / LOG))
 
 

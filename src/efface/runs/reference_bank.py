@@ -207,7 +207,7 @@ def _recipe_of(subject: OpenedRun, start: dict[str, Any], file: Path | None) -> 
     """The recipe of the bank's models, as settings."""
     found: dict[str, Any] = json.loads(json.dumps(start["recipe"]))
     if file is not None:
-        found = config.merge(found, config.read(file))
+        found = _merged(found, config.read(file))
         config.build(Recipe, found, CHOICES, "recipe.")
     elif not start["trained"]:
         raise EffaceError(
@@ -217,6 +217,17 @@ def _recipe_of(subject: OpenedRun, start: dict[str, Any], file: Path | None) -> 
             "--recipe recipe.yaml.",
         )
     return found
+
+
+def _merged(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Settings with changes; mappings inside are changed and not replaced."""
+    both = {name: settings[name] for name in changes if name in settings}
+    nested = {
+        name: _merged(both[name], value)
+        for name, value in changes.items()
+        if isinstance(value, dict) and isinstance(both.get(name), dict)
+    }
+    return settings | changes | nested
 
 
 def trained_split(split: Split, data: Data) -> Split:
@@ -241,7 +252,9 @@ def units_of(data: Data, split: Split, unit: BankUnit) -> np.ndarray:
     names = np.array([f"copy {data.keys[rows[at]]}" for at in copies])
     if unit == "group":
         if data.group is None:
-            raise EffaceError("The data has no groups.", remedy="Use --unit example, or a manifest with a group column.")
+            raise EffaceError(
+                "The data has no groups.", remedy="Use --unit example, or a manifest with a group column."
+            )
         own = data.group[rows]
         names = np.where(own == "", names, np.char.add("group ", own.astype(str)))
     if unit == "class":

@@ -2,12 +2,13 @@
 
 In a bank it is known which model saw which example. From every model and training example one row is made:
 
-    d_g  =  s_g(x) - mean of s_g(x) over models of other pairs that never saw x, less its mean over never-trained examples
+    d_g  =  s_g(x) - mean of s_g(x) over models of other pairs that never saw x
 
-for every signal g, and the label "was trained on x". A logistic regression on these rows gives the log odds that an
-example was trained on, which is the score of the signal ``learned``. It is fitted on one half of the examples and
-applied to the other, and the audited model is in no row: what it says of an example was learned from other examples
-and other models. A method that lowers one signal only is seen by the others.
+for every signal g, less the mean of d_g over never-trained examples, and the label "was trained on x". A logistic
+regression on these rows gives the log odds that an example was trained on, which is the score of the signal
+``learned``. It is fitted on one half of the examples and applied to the other, and the audited model is in no row: what
+it says of an example was learned from other examples and other models. A method that lowers one signal only is seen by
+the others.
 
 Source      LiRA's shadow models (Carlini et al. 2022) with several signals, combined as in Liu et al. 2021 (EncoderMI)
             and Song and Mittal 2021. The halves and the combination by logistic regression are our choice.
@@ -18,6 +19,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -50,6 +52,7 @@ class LearnedAttack:
         return (np.nan_to_num(differences / self.scale) * self.weights[half]).sum(axis=1)
 
 
+@lru_cache(maxsize=4)
 def fit_attack(bank: ReferenceBank) -> LearnedAttack | None:
     """Fit the attack on a bank; None if it has a single pair, whose models have no others to be compared with."""
     names = tuple(name for name in bank.scores if not np.isnan(bank.scores[name]).all())
@@ -85,9 +88,7 @@ def _fit_logistic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return LogisticRegression(C=PENALTY, max_iter=500).fit(x[::step], y[::step]).coef_[0]
 
 
-def attach_scores(
-    attack: LearnedAttack, observed: Observations, references: Sequence[Observations]
-) -> Observations:
+def attach_scores(attack: LearnedAttack, observed: Observations, references: Sequence[Observations]) -> Observations:
     """Return observations with the signal ``learned`` on every part that has all of the attack's signals.
 
     Args:

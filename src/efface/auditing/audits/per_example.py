@@ -42,6 +42,8 @@ class PerExample:
         """``per_example.<signal>.beyond``, ``.residual``, ``.worst`` and ``.retained.*`` for every margin."""
         found: list[Finding] = []
         for signal in signals.prespecified_signals(evidence.subject):
+            if signal == signals.LEARNED:
+                continue  # the references have no such score
             found += self._forgotten(evidence, signal)
             found += self._retained(evidence, signal)
         return found

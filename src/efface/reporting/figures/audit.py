@@ -204,7 +204,8 @@ def describe_references(evidence: Evidence) -> str:
 
 def roc_caption(evidence: Evidence, lowest: float) -> str:
     """The caption of the ROC figure: the score and the lower end of the logarithmic axes."""
-    score = f"the score minus the mean score of {describe_references(evidence)}" if evidence.references else "the raw score"
+    models = describe_references(evidence)
+    score = f"the score minus the mean score of {models}" if evidence.references else "the raw score"
     single = len(evidence.oracles) == 1 and not evidence.calibration
     few = " (a single retrained model has no others for comparison, so it has no curve)" if single else ""
     return (

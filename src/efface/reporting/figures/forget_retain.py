@@ -9,7 +9,7 @@ from efface.auditing import signals
 from efface.auditing.evidence import Evidence, mean_measured
 from efface.auditing.observations import Observations
 from efface.reporting.figures import svg
-from efface.reporting.figures.audit import MODELS, Figure, Plot, slug
+from efface.reporting.figures.audit import MODELS, Figure, Plot, describe_references, slug
 from efface.reporting.figures.svg import Panel
 
 WITHIN = 0.03
