@@ -31,18 +31,33 @@ from efface.auditing import controls, signals
 from efface.auditing.controls import Control
 from efface.auditing.evidence import Evidence, Level
 from efface.auditing.observations import Observations
+from efface.auditing.rehearsals import RehearsedVerdict
 from efface.auditing.utility_gate import UtilityLoss, judge_utility
 from efface.config import Settings
 from efface.errors import EffaceError
 from efface.schema import OpenHalf, Share
 
-VerdictWord = Literal["removed", "residue", "over-forgotten", "inconclusive", "removed, utility lost"]
+VerdictWord = Literal[
+    "removed",
+    "validated",
+    "residue",
+    "over-forgotten",
+    "procedure leaves residue",
+    "procedure over-forgets",
+    "inconclusive",
+    "removed, utility lost",
+    "validated, utility lost",
+]
 EXIT_CODES: dict[VerdictWord, int] = {
     "removed": 0,
+    "validated": 0,
     "residue": 3,
     "over-forgotten": 3,
+    "procedure leaves residue": 3,
+    "procedure over-forgets": 3,
     "inconclusive": 4,
     "removed, utility lost": 4,
+    "validated, utility lost": 4,
 }
 """Exit code of the command line for each word."""
 
@@ -112,10 +127,12 @@ class Verdict:
     limits: tuple[str, ...]
     controls: tuple[Control, ...] = ()
     """What must also hold for ``removed``; empty in records of schema 1."""
+    rehearsed: RehearsedVerdict | None = None
+    """What requests like this one show of the procedure; None where none were rehearsed, and before schema 3."""
 
     @property
     def exit_code(self) -> int:
-        """0: removed. 3: residue or over-forgotten. 4: inconclusive, or removed with the utility lost."""
+        """0: removed or validated. 3: residue or over-forgotten. 4: inconclusive, or the utility is lost."""
         return EXIT_CODES[self.word]
 
 

@@ -1,7 +1,7 @@
 """The command line: the only package that prints, asks or exits. Every verb wraps one function of another package.
 
-Exit codes: 0 success (audit: removed) · 1 a bug · 2 wrong input · 3 audit: residue; compat: rebuild the index;
-verify: refused · 4 audit: inconclusive · 5 bench: some models failed · 130 interrupted.
+Exit codes: 0 success (audit: removed or validated) · 1 a bug · 2 wrong input · 3 audit: residue; compat: rebuild the
+index; verify: refused · 4 audit: inconclusive · 5 bench: some models failed · 130 interrupted.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from efface.cli.inspect import audits_command, data_command, inspect_command, me
 from efface.cli.options import ConsentingCommand
 from efface.cli.output import prepare_streams, write_message
 from efface.cli.references import references_command
+from efface.cli.rehearse import rehearse_command
 from efface.cli.sign import keys, sign_command, verify_command
 from efface.cli.train import demo_command, pretrain_command, unlearn_command
 from efface.errors import EffaceError
@@ -42,6 +43,7 @@ VERBS: tuple[Callable[..., None], ...] = (
     pretrain_command,
     unlearn_command,
     references_command,
+    rehearse_command,
     audit_command,
     report_command,
     sign_command,

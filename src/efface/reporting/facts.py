@@ -76,6 +76,18 @@ class BankFacts(RecordModel):
     """Whether the method was given the other half of the bank."""
 
 
+class RehearsalFacts(RecordModel):
+    """The rehearsals of a procedure that an audit used."""
+
+    file: str
+    """Their folder when the audit was made; for retraining that of the reference bank."""
+    digest: str
+    """SHA-256 of what they hold."""
+    kind: str
+    """What was rehearsed, in words."""
+    requests: int
+
+
 class CheckpointFacts(RecordModel):
     """Identity and provenance of one checkpoint."""
 

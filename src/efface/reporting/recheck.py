@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from efface.auditing import controls
@@ -12,7 +12,9 @@ from efface.auditing.calibration import calibrate_evidence
 from efface.auditing.evidence import Evidence
 from efface.auditing.observations import Observations
 from efface.auditing.reference_bank import ReferenceBank
+from efface.auditing.rehearsals import RehearsedVerdict
 from efface.auditing.utility_gate import UtilityLoss
+from efface.auditing.validation import combine_words
 from efface.auditing.verdict import Verdict, combine_signals, judge
 from efface.errors import EffaceError
 from efface.reporting.record import RECORD, Record
@@ -68,8 +70,11 @@ def require_same_verdict(
     evidence = calibrate_evidence(evidence, bank)
     again = judge(evidence, record.criteria, fixed=record.fixed_criteria)
     values = {one.signal: one.value for one in again.signals}
-    if again.word != verdict.word or any(abs(values.get(one.signal, 2) - one.value) > CLOSE for one in verdict.signals):
-        raise _other_verdict_error(folder, verdict, f"Computed again from its observations, it is '{again.word}'.")
+    word = again.word if verdict.rehearsed is None else combine_words(again, verdict.rehearsed)[0]
+    if (word != verdict.word.removesuffix(", utility lost") and word != verdict.word) or any(
+        abs(values.get(one.signal, 2) - one.value) > CLOSE for one in verdict.signals
+    ):
+        raise _other_verdict_error(folder, verdict, f"Computed again from its observations, it is '{word}'.")
 
 
 def recombine(verdict: Verdict) -> str:
@@ -77,8 +82,29 @@ def recombine(verdict: Verdict) -> str:
     words = {one.signal: _word_of(one.low, one.high, one.word, verdict.delta) for one in verdict.signals}
     if any(words[one.signal] != one.word for one in verdict.signals):
         return "another one"
-    lost = "lost" if verdict.word == "removed, utility lost" else ""
-    return controls.strictest(combine_signals(verdict.signals, UtilityLoss(None, lost, "")), verdict.controls)
+    if verdict.rehearsed is not None and not _is_recombined(verdict.rehearsed, verdict.delta):
+        return "another one"
+    lost = "lost" if verdict.word.endswith(", utility lost") else ""
+    word = controls.strictest(combine_signals(verdict.signals, UtilityLoss(None, lost, "")), verdict.controls)
+    if verdict.rehearsed is None:
+        return word
+    combined, _ = combine_words(replace(verdict, word=word), verdict.rehearsed)  # pyright: ignore[reportArgumentType]
+    return f"{combined}, utility lost" if combined == "validated" and lost else combined
+
+
+def _is_recombined(held: RehearsedVerdict, delta: float) -> bool:
+    """Whether the word of stored rehearsals is the one that their signals and controls lead to."""
+    words = {_word_of(one.low, one.high, one.word, delta) for one in held.signals}
+    if any(_word_of(one.low, one.high, one.word, delta) != one.word for one in held.signals):
+        return False
+    powered = any(one.powered for one in held.signals)
+    word = (
+        next((one for one in ("residue", "over-forgotten") if one in words), "inconclusive")
+        if powered
+        else "inconclusive"
+    )
+    word = "removed" if powered and words == {"removed"} else word
+    return controls.strictest(word, held.controls) == held.word
 
 
 def _word_of(low: float, high: float, word: str, delta: float) -> str:
