@@ -93,7 +93,8 @@ def check_unseen(evidence: Evidence, names: Sequence[str], alpha: float) -> Cont
     part = control_part(evidence.subject, names)
     if part is None:
         return Control("unseen", "missing", "inconclusive", _NOTHING_ELSE)
-    tested = _compare(evidence, names, _likened(evidence.subject, part, "holdout"), 0.5)
+    pairs = _likened(evidence.subject, part, "holdout")
+    tested = _compare(evidence, names, pairs, 0.5) + _compare(evidence, names, pairs, 0.5, since_original=True)
     if not tested:
         note = f"there are fewer than {FEWEST} examples to show whether the holdout was trained on: enlarge split.test"
         return Control("unseen", "missing", "inconclusive", note)
@@ -281,17 +282,41 @@ def _scores(evidence: Evidence, name: str, chosen: Chosen) -> np.ndarray:
     return np.concatenate(found)
 
 
+def _changes(evidence: Evidence, name: str, chosen: Chosen) -> np.ndarray:
+    """How much more member-like the chosen examples are in the subject than in the original."""
+    subject, original = (
+        [signals.scores(observed, part, name)[mask[signals.scored_rows(observed, part, name)]] for part, mask in chosen]
+        for observed in (evidence.subject, evidence.original)
+    )
+    return np.concatenate(subject) - np.concatenate(original)
+
+
 def _compare(
-    evidence: Evidence, names: Sequence[str], pairs: Sequence[tuple[str, Chosen, Chosen]], null: float
+    evidence: Evidence,
+    names: Sequence[str],
+    pairs: Sequence[tuple[str, Chosen, Chosen]],
+    null: float,
+    *,
+    since_original: bool = False,
 ) -> list[tuple[str, float, float]]:
-    """Return name, AUC and p-value of "the first side is no more than ``null`` above the second" of each comparison."""
+    """Return name, AUC and p-value of "the first side is no more than ``null`` above the second" of each comparison.
+
+    ``since_original``: compare the change since the original. What makes an example easy for both models cancels, so
+    training on one side alone is seen much better.
+    """
+    if since_original and evidence.subject.model == evidence.original.model:
+        return []
     tested: list[tuple[str, float, float]] = []
     for label, side, control in pairs:
         for name in names:
-            scored = _scores(evidence, name, side), _scores(evidence, name, control)
+            measure = _changes if since_original else _scores
+            scored = measure(evidence, name, side), measure(evidence, name, control)
             if min(map(len, scored)) >= FEWEST:
                 placed = stats.placements(*scored)
-                tested.append((name + label, float(placed[0].mean()), stats.one_sided_p_values(*placed, null)[0]))
+                since = " since the original" if since_original else ""
+                tested.append(
+                    (name + label + since, float(placed[0].mean()), stats.one_sided_p_values(*placed, null)[0])
+                )
     return tested
 
 

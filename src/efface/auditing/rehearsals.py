@@ -268,7 +268,7 @@ def _make_controls(
     rehearsals: Sequence[Rehearsal], before: Rehearsal | None, names: Sequence[str], delta: float, alpha: float
 ) -> tuple[Control, ...]:
     found = (
-        _check_unseen(rehearsals, names, alpha),
+        _check_unseen(rehearsals, before, names, alpha),
         _check_fresh(rehearsals, names, delta, alpha),
         _check_alignment(rehearsals, names, delta, alpha),
         _check_statistics(rehearsals, before, names, delta, alpha),
@@ -277,7 +277,9 @@ def _make_controls(
     return tuple(one for one in found if one is not None)
 
 
-def _check_unseen(rehearsals: Sequence[Rehearsal], names: Sequence[str], alpha: float) -> Control:
+def _check_unseen(
+    rehearsals: Sequence[Rehearsal], before: Rehearsal | None, names: Sequence[str], alpha: float
+) -> Control:
     """Compare the holdout with the control, than which it may not look more trained on."""
     enough = all(min(one.observed.count("holdout"), one.observed.count("control")) >= FEWEST for one in rehearsals)
     usable = [name for name in names if _have(rehearsals, name, "control")]
@@ -289,12 +291,34 @@ def _check_unseen(rehearsals: Sequence[Rehearsal], names: Sequence[str], alpha: 
             "unseen", "passed", "inconclusive", "the holdout is matched: the request's own audit compares it"
         )
     tested: list[tuple[str, float, float]] = []
-    for name in usable:
-        placed = pool_placements(rehearsals, name, "holdout", "control")
-        by_key = pool_placements(rehearsals, name, "control", "holdout")
-        p = stats.one_sided_p_values(1 - by_key.others, placed.others, 0.5)[0]  # both by example, averaged over models
-        tested.append((name, placed.value, p))
+    for models, label in ((rehearsals, ""), (_changes(rehearsals, before, usable), " since the original")):
+        for name in usable if models else ():
+            placed = pool_placements(models, name, "holdout", "control")
+            by_key = pool_placements(models, name, "control", "holdout")
+            p = stats.one_sided_p_values(1 - by_key.others, placed.others, 0.5)[0]  # by example, averaged over models
+            tested.append((name + label, placed.value, p))
     return _significant(tested, alpha, "unseen", "inconclusive", "the holdout against other never-trained examples")
+
+
+def _changes(rehearsals: Sequence[Rehearsal], before: Rehearsal | None, names: Sequence[str]) -> list[Rehearsal]:
+    """The rehearsals with the change of each score since the original on the holdout and the control, uncalibrated."""
+    changed: list[Rehearsal] = []
+    if before is None:
+        return changed
+    for one in rehearsals:
+        arrays: dict[str, np.ndarray] = {}
+        for part in ("holdout", "control"):
+            signals.require_same_examples(one.observed, (before.observed,), part)
+            arrays[f"{part}/keys"] = one.observed.of(part, "keys")
+            if one.observed.has(part, "labels"):
+                arrays[f"{part}/labels"] = one.observed.of(part, "labels")
+            for name in names:
+                change = np.zeros(one.observed.count(part))
+                rows = signals.scored_rows(one.observed, part, name)
+                change[rows] = signals.scores(one.observed, part, name) - signals.scores(before.observed, part, name)
+                arrays[f"{part}/{signals.READY}{name}"] = change
+        changed.append(Rehearsal(Observations(one.observed.model, one.observed.split, arrays, one.observed.meta)))
+    return changed
 
 
 def _check_fresh(rehearsals: Sequence[Rehearsal], names: Sequence[str], delta: float, alpha: float) -> Control | None:
