@@ -168,9 +168,9 @@ def direct_verdict(world: World, real: np.ndarray, extra: float = 0.0):
 def test_words_of_a_small_request():
     world = World.of(15, 1000, 2000)
     *sets, real = world.sets(41, 15)
+    good = judge_rehearsals(rehearse(world, sets), before(world, sets), SIGNALS, DELTA, ALPHA, "15 random examples")
     direct = direct_verdict(world, real)
     assert direct.word == "inconclusive"
-    good = judge_rehearsals(rehearse(world, sets), before(world, sets), SIGNALS, DELTA, ALPHA, "15 random examples")
     validated = decide_with_rehearsals(direct, good)
     assert (validated.word, validated.exit_code) == ("validated", 0)
     assert validated.sentence.startswith(

@@ -60,7 +60,7 @@ def make_controls(
     """
     verified = evidence.verified()
     found = (
-        check_unseen(verified, names, alpha),
+        check_unseen(verified, names, delta, alpha),
         check_fresh(verified, names, delta, alpha),
         check_alignment(verified, names, delta, alpha),
         check_statistics(verified, judged),
@@ -88,13 +88,17 @@ def describe_objection(word: str, controls: Sequence[Control]) -> str:
     return ""
 
 
-def check_unseen(evidence: Evidence, names: Sequence[str], alpha: float) -> Control:
-    """Compare the holdout with other never-trained examples, than which it may not look more trained on."""
+def check_unseen(evidence: Evidence, names: Sequence[str], delta: float, alpha: float) -> Control:
+    """Compare the holdout with other never-trained examples, than which it may not look more trained on.
+
+    Two tests: it may not lie above them by more than ``delta``, which would hide a leak of that size; and it may not
+    have risen above them at all since the original, which is what training on it does.
+    """
     part = control_part(evidence.subject, names)
     if part is None:
         return Control("unseen", "missing", "inconclusive", _NOTHING_ELSE)
     pairs = _likened(evidence.subject, part, "holdout")
-    tested = _compare(evidence, names, pairs, 0.5) + _compare(evidence, names, pairs, 0.5, since_original=True)
+    tested = _compare(evidence, names, pairs, 0.5 + delta) + _compare(evidence, names, pairs, 0.5, since_original=True)
     if not tested:
         note = f"there are fewer than {FEWEST} examples to show whether the holdout was trained on: enlarge split.test"
         return Control("unseen", "missing", "inconclusive", note)

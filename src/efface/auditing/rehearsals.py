@@ -268,7 +268,7 @@ def _make_controls(
     rehearsals: Sequence[Rehearsal], before: Rehearsal | None, names: Sequence[str], delta: float, alpha: float
 ) -> tuple[Control, ...]:
     found = (
-        _check_unseen(rehearsals, before, names, alpha),
+        _check_unseen(rehearsals, before, names, delta, alpha),
         _check_fresh(rehearsals, names, delta, alpha),
         _check_alignment(rehearsals, names, delta, alpha),
         _check_statistics(rehearsals, before, names, delta, alpha),
@@ -278,7 +278,7 @@ def _make_controls(
 
 
 def _check_unseen(
-    rehearsals: Sequence[Rehearsal], before: Rehearsal | None, names: Sequence[str], alpha: float
+    rehearsals: Sequence[Rehearsal], before: Rehearsal | None, names: Sequence[str], delta: float, alpha: float
 ) -> Control:
     """Compare the holdout with the control, than which it may not look more trained on."""
     enough = all(min(one.observed.count("holdout"), one.observed.count("control")) >= FEWEST for one in rehearsals)
@@ -291,11 +291,12 @@ def _check_unseen(
             "unseen", "passed", "inconclusive", "the holdout is matched: the request's own audit compares it"
         )
     tested: list[tuple[str, float, float]] = []
-    for models, label in ((rehearsals, ""), (_changes(rehearsals, before, usable), " since the original")):
+    changed = _changes(rehearsals, before, usable)
+    for models, label, null in ((rehearsals, "", 0.5 + delta), (changed, " since the original", 0.5)):
         for name in usable if models else ():
             placed = pool_placements(models, name, "holdout", "control")
             by_key = pool_placements(models, name, "control", "holdout")
-            p = stats.one_sided_p_values(1 - by_key.others, placed.others, 0.5)[0]  # by example, averaged over models
+            p = stats.one_sided_p_values(1 - by_key.others, placed.others, null)[0]  # by example, averaged over models
             tested.append((name + label, placed.value, p))
     return _significant(tested, alpha, "unseen", "inconclusive", "the holdout against other never-trained examples")
 
