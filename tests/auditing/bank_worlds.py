@@ -43,7 +43,15 @@ class World:
             inside[2 * pair + 1, self.trained] = ~first[pair]
         each = [self.scores(row) for row in inside]
         stacked = {name: np.stack([one[name] for one in each]).astype(np.float32) for name in SIGNALS}
-        return ReferenceBank("0" * 64, self.keys, self.trained, inside, stacked, {"unit": "example"})
+        return ReferenceBank(
+            "0" * 64,
+            self.keys,
+            self.trained,
+            inside,
+            stacked,
+            np.zeros(len(self.keys), dtype=bool),
+            {"unit": "example"},
+        )
 
     def observe(
         self, forget: np.ndarray, seen: np.ndarray, extra: float = 0.0, model: str = "m", strength: float | None = None

@@ -52,11 +52,11 @@ def test_a_pair_that_is_not_complementary_is_refused():
     inside = bank.inside.copy()
     inside[1, 0] = inside[0, 0]
     with pytest.raises(EffaceError, match="not a pair"):
-        ReferenceBank(bank.original, bank.keys, bank.trained, inside, bank.scores)
+        ReferenceBank(bank.original, bank.keys, bank.trained, inside, bank.scores, bank.valid)
     inside = bank.inside.copy()
     inside[0, -1] = True  # a never-trained example
     with pytest.raises(EffaceError, match="not a pair"):
-        ReferenceBank(bank.original, bank.keys, bank.trained, inside, bank.scores)
+        ReferenceBank(bank.original, bank.keys, bank.trained, inside, bank.scores, bank.valid)
 
 
 def test_the_parts_for_a_method_and_for_its_audit_share_no_model():
@@ -129,7 +129,7 @@ def test_a_method_that_lowers_the_named_margins_alone_is_seen_by_the_learned_att
     bank = world.bank(8)
     # a third signal that the cheat leaves as it was
     scores = dict(bank.scores) | {"backbone.norm": np.stack([world.scores(row)[SIGNALS[0]] for row in bank.inside])}
-    bank = ReferenceBank(bank.original, bank.keys, bank.trained, bank.inside, scores, bank.meta)
+    bank = ReferenceBank(bank.original, bank.keys, bank.trained, bank.inside, scores, bank.valid, bank.meta)
     forget = world.draw(600)
     untouched, cheat = world.observe(forget, world.trained), world.observe(forget, world.trained & ~forget)
     for part in ("forget", "holdout", "retain", "control"):
@@ -149,7 +149,7 @@ def test_files_of_a_bank_join_and_come_back(tmp_path):
     halves = []
     for model in range(4):
         one = HalfScores(
-            bank.original, bank.keys, bank.trained, bank.inside[model],
+            bank.original, bank.keys, bank.trained, bank.valid, bank.inside[model],
             {name: values[model] for name, values in bank.scores.items()}, bank.meta,
         )  # fmt: skip
         one.save(tmp_path / f"half-{model}.npz")

@@ -42,6 +42,7 @@ class HalfScores:
     original: str
     keys: np.ndarray
     trained: np.ndarray
+    valid: np.ndarray
     inside: np.ndarray
     """bool [n]"""
     scores: dict[str, np.ndarray]
@@ -50,10 +51,10 @@ class HalfScores:
 
     def save(self, path: Path) -> None:
         """Write the file of this model."""
-        _save(path, self.original, self.keys, self.trained, self.inside[None], self._stacked(), self.meta)
-
-    def _stacked(self) -> dict[str, np.ndarray]:
-        return {name: values[None] for name, values in self.scores.items()}
+        scores = {name: values[None] for name, values in self.scores.items()}
+        _save(
+            path, StoredScores(self.original, self.keys, self.trained, self.valid, self.inside[None], scores, self.meta)
+        )
 
     @staticmethod
     def load(path: Path) -> HalfScores:
@@ -63,11 +64,31 @@ class HalfScores:
             EffaceError: It is damaged, was edited, or is another kind of file.
 
         """
-        original, keys, trained, inside, scores, meta = _load(path)
-        if len(inside) != 1:
-            raise EffaceError(f"{path} holds {len(inside)} models, not one of a {WHAT}.", remedy=AGAIN)
-        single = {name: values[0] for name, values in scores.items()}
-        return HalfScores(original, keys, trained, inside[0], single, meta)
+        held = _load(path)
+        if len(held.inside) != 1:
+            raise EffaceError(f"{path} holds {len(held.inside)} models, not one of a {WHAT}.", remedy=AGAIN)
+        single = {name: values[0] for name, values in held.scores.items()}
+        return HalfScores(held.original, held.keys, held.trained, held.valid, held.inside[0], single, held.meta)
+
+
+@dataclass(frozen=True, eq=False)
+class StoredScores:
+    """The content of a file: of K models, without a check that they are pairs."""
+
+    original: str
+    keys: np.ndarray
+    trained: np.ndarray
+    valid: np.ndarray
+    inside: np.ndarray
+    """bool [K, n]"""
+    scores: dict[str, np.ndarray]
+    """Signal to float32 [K, n]."""
+    meta: Mapping[str, Any]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays of the file, by name."""
+        found = {"keys": self.keys, "trained": self.trained, "valid": self.valid, "inside": self.inside}
+        return found | {SCORE + name: np.asarray(values, dtype=np.float32) for name, values in self.scores.items()}
 
 
 def join_halves(halves: Sequence[HalfScores]) -> ReferenceBank:
@@ -88,12 +109,13 @@ def join_halves(halves: Sequence[HalfScores]) -> ReferenceBank:
             )
     scores = {name: np.stack([one.scores[name] for one in halves]) for name in first.scores}
     inside = np.stack([one.inside for one in halves])
-    return ReferenceBank(first.original, first.keys, first.trained, inside, scores, first.meta)
+    return ReferenceBank(first.original, first.keys, first.trained, inside, scores, first.valid, first.meta)
 
 
 def save_bank(bank: ReferenceBank, path: Path) -> None:
     """Write a bank as one file."""
-    _save(path, bank.original, bank.keys, bank.trained, bank.inside, bank.scores, bank.meta)
+    held = StoredScores(bank.original, bank.keys, bank.trained, bank.valid, bank.inside, bank.scores, bank.meta)
+    _save(path, held)
 
 
 def load_bank(path: Path) -> ReferenceBank:
@@ -111,8 +133,8 @@ def load_bank(path: Path) -> ReferenceBank:
             "A bank that is not complete yet has no bank.npz." if path.is_dir() else "",
             "Make it, or finish it, with `efface references RUN --bank 8 --out DIR`.",
         )
-    original, keys, trained, inside, scores, meta = _load(file)
-    return ReferenceBank(original, keys, trained, inside, scores, meta)
+    held = _load(file)
+    return ReferenceBank(held.original, held.keys, held.trained, held.inside, held.scores, held.valid, held.meta)
 
 
 def _digest(original: str, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> str:
@@ -124,32 +146,21 @@ def _digest(original: str, arrays: Mapping[str, np.ndarray], meta: Mapping[str, 
     return sha.hexdigest()
 
 
-def _save(
-    path: Path,
-    original: str,
-    keys: np.ndarray,
-    trained: np.ndarray,
-    inside: np.ndarray,
-    scores: Mapping[str, np.ndarray],
-    meta: Mapping[str, Any],
-) -> None:
-    arrays = {"keys": keys, "trained": trained, "inside": inside}
-    arrays |= {SCORE + name: np.asarray(values, dtype=np.float32) for name, values in scores.items()}
+def _save(path: Path, held: StoredScores) -> None:
+    arrays = held.arrays()
     header = {
         "format": BANK_FORMAT,
-        "original": original,
-        "digest": _digest(original, arrays, meta),
-        "models": len(inside),
-        "meta": dict(meta),
-        "signals": list(scores),
+        "original": held.original,
+        "digest": _digest(held.original, arrays, held.meta),
+        "models": len(held.inside),
+        "meta": dict(held.meta),
+        "signals": list(held.scores),
     }
     with atomic_path(path) as fresh, open(fresh, "wb") as file:
         np.savez(file, __header__=np.array(json.dumps(header)), **arrays)  # pyright: ignore[reportArgumentType]
 
 
-def _load(
-    path: Path,
-) -> tuple[str, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray], dict[str, Any]]:
+def _load(path: Path) -> StoredScores:
     try:
         with zipfile.ZipFile(path) as archive:
             if sum(info.file_size for info in archive.infolist()) > path.stat().st_size:
@@ -169,18 +180,24 @@ def _load(
     if problem:
         raise EffaceError(f"{path} does not hold a {WHAT}: {problem}.", "It is damaged.", AGAIN)
     scores = {name.removeprefix(SCORE): value for name, value in arrays.items() if name.startswith(SCORE)}
-    return stored.original, arrays["keys"], arrays["trained"], arrays["inside"], scores, stored.meta
+    named = {name: arrays[name] for name in ("keys", "trained", "valid", "inside")}
+    return StoredScores(stored.original, scores=scores, meta=stored.meta, **named)
 
 
 def _find_problem(arrays: Mapping[str, np.ndarray], stored: StoredBankHeader) -> str | None:
-    named = {"keys", "trained", "inside"} | {SCORE + name for name in stored.signals}
+    named = {"keys", "trained", "valid", "inside"} | {SCORE + name for name in stored.signals}
     if set(arrays) != named or not stored.signals:
         return "an array is missing, or is too many"
     keys, trained, inside = arrays["keys"], arrays["trained"], arrays["inside"]
     if keys.dtype.kind != "U" or keys.ndim != 1 or len(np.unique(keys)) < len(keys):
         return "its keys are not different texts"
     shape = (stored.models, len(keys))
-    if trained.dtype != bool or trained.shape != shape[1:] or inside.dtype != bool or inside.shape != shape:
+    flags = (trained, arrays["valid"])
+    if (
+        any(one.dtype != bool or one.shape != shape[1:] for one in flags)
+        or inside.dtype != bool
+        or inside.shape != shape
+    ):
         return "who trained which model does not fit the keys"
     for name in stored.signals:
         values = arrays[SCORE + name]

@@ -46,6 +46,8 @@ class ReferenceBank:
     """Which examples each model was trained on, bool [K, n]; models 2p and 2p + 1 are the pair p."""
     scores: dict[str, np.ndarray]
     """Name of a signal to scores, float [K, n]; higher is more member-like, NaN where an example has no such score."""
+    valid: np.ndarray
+    """Which never-trained examples methods may use as a yardstick; only their margins are known, bool [n]."""
     meta: Mapping[str, Any] = field(default_factory=dict)
     """How the models were observed and trained: ``watch``, ``drawn``, ``valid``, ``unit``, ``epochs``."""
 
@@ -130,7 +132,7 @@ class ReferenceBank:
         """Return the bank with some of its pairs only."""
         models = np.concatenate([(2 * pair, 2 * pair + 1) for pair in pairs])
         scores = {name: values[models] for name, values in self.scores.items()}
-        return ReferenceBank(self.original, self.keys, self.trained, self.inside[models], scores, self.meta)
+        return ReferenceBank(self.original, self.keys, self.trained, self.inside[models], scores, self.valid, self.meta)
 
     def calibrate(self, observed: Observations) -> tuple[Observations, ...]:
         """Return what the models that never saw them score on the examples of some observations.
@@ -161,6 +163,23 @@ class ReferenceBank:
 
     def _stored(self, rows: np.ndarray) -> list[tuple[str, np.ndarray]]:
         return [(signal, self.out_scores(signal)[:, rows]) for signal in self.scores]
+
+    def targets(self, keys: Sequence[str] | np.ndarray, signal: str) -> np.ndarray:
+        """Mean score of examples in the models that never saw them, less the mean of ``valid`` there, float64 [m].
+
+        Raises:
+            EffaceError: The bank has no such signal, or holds none of the ``valid`` examples that methods compare with.
+
+        """
+        if signal not in self.scores or not self.valid.any():
+            raise EffaceError(
+                f"The reference bank has no targets in {signal}.",
+                "It was made by an older efface, or for another kind of model.",
+                "Make it again: `efface references RUN --bank 8`.",
+            )
+        level = np.array([np.nanmean(row[self.valid]) for row in self.scores[signal]], dtype=np.float64)
+        lifted = self.scores[signal] - level[:, None]
+        return np.take_along_axis(lifted, self.chosen, axis=0)[:, self.positions(keys)].mean(axis=0)
 
     @cached_property
     def digest(self) -> str:

@@ -78,6 +78,10 @@ def unlearn_command(
             "--budget", help="Largest number of optimizer steps: 5% of retraining's, or a number; implies --stop."
         ),
     ] = None,
+    bank: Annotated[
+        Path | None,
+        typer.Option("--bank", help="Reference bank of the original, for methods that need one."),
+    ] = None,
     data: DataOption = None,
     objective: Annotated[str | None, typer.Option("--objective", help="Objective of a foreign checkpoint.")] = None,
     skip_never_trained: Annotated[
@@ -97,6 +101,7 @@ def unlearn_command(
     """Unlearn examples from a checkpoint into a new run folder; the original stays as it is."""
     settings = settings_of(
         config, set_, forget=forget, method=method, stop={} if stop else None, budget=budget, data=data,
+        bank=None if bank is None else str(bank),
         objective=objective, seed=seed, device=device, skip_never_trained=skip_never_trained or None,
         allow_absent=allow_absent or None, purge_cache=purge_cache or None, **consent_settings(trust_pickle),
     )  # fmt: skip

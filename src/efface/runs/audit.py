@@ -29,9 +29,10 @@ from efface.reporting.recheck import require_same_findings, require_same_verdict
 from efface.reporting.record import RECORD, SCHEMA_VERSION, Record
 from efface.runs import artifacts
 from efface.runs.binding import fixed_criteria, stored_file
-from efface.runs.calibration import bank_facts, open_bank, recorded_bank, used_bank
+from efface.runs.calibration import bank_facts, open_bank, recorded_bank
 from efface.runs.comparison import Comparison, build_comparison, lineage
 from efface.runs.folder import create_run_folder, read_log
+from efface.runs.method_bank import used_bank
 from efface.runs.ownership import one_at_a_time, why_not_bundle
 from efface.runs.procedure import RehearsedProcedure, open_rehearsals, rehearse_with_bank
 from efface.runs.rehearsals import find_rehearsals

@@ -11,10 +11,7 @@ from efface.reporting.facts import BankFacts
 from efface.reporting.record import Record
 from efface.runs.binding import BOUND
 from efface.runs.comparison import Comparison, lineage
-from efface.runs.reference_bank import valid_digest
-
-METHOD_BANK = "bank"
-"""Setting of a method that takes targets from a reference bank: the path of the bank's file."""
+from efface.runs.method_bank import used_bank, valid_digest
 
 
 def open_bank(path: Path, compared: Comparison) -> ReferenceBank:
@@ -48,12 +45,6 @@ def open_bank(path: Path, compared: Comparison) -> ReferenceBank:
             "Audit with the settings of the bank, or make it again with those of the audit (--set watch.NAME=VALUE).",
         )
     return bank.part_for("audit") if used_bank(subject.meta) else bank
-
-
-def used_bank(meta: dict[str, object]) -> bool:
-    """Whether the method of a run took targets from a reference bank."""
-    method = meta.get("method")
-    return isinstance(method, dict) and method.get(METHOD_BANK) is not None
 
 
 def bank_facts(path: Path | None, bank: ReferenceBank | None, *, divided: bool = False) -> BankFacts | None:

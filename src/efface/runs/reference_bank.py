@@ -38,6 +38,7 @@ from efface.files import EPOCH, SPLIT, hold_lock, make_folder, read_json, write_
 from efface.runs.data_at_hand import DataAtHand, DataChecks, settings_now
 from efface.runs.folder import create_run_folder
 from efface.runs.lineage import find_source
+from efface.runs.method_bank import valid_digest
 from efface.runs.ownership import remove_folder, require_apart
 from efface.runs.planned_data import copy_identity, open_planned_data, require_plan_folder
 from efface.runs.references import FIRST_SEED
@@ -53,8 +54,9 @@ BANK_PLAN = "bank.json"
 BankUnit = Literal["example", "group", "class"]
 UNSEEN_SEEDS = FIRST_SEED * 5
 """Model number m has the original's seed plus this plus m: apart from every reference's."""
-SAMPLED_PARTS = ("retain", "holdout", "control")
-"""Parts whose scores are kept: what was trained on, the holdout, and all test examples, of which audits take some."""
+SAMPLED_PARTS = ("retain", "holdout", "control", "valid")
+"""Parts whose scores are kept: what was trained on, the holdout, all test examples, of which audits take some, and the
+margins of ``valid``, which methods compare with."""
 
 
 class StoredBankPlan(StoredModel):
@@ -388,11 +390,12 @@ def _score(plan: BankPlan, model: Any, data: Data, whole: Split, mine: np.ndarra
     """Score every training, holdout and test example with one model."""
     watch: ObservationSettings = config.build(ObservationSettings, plan.watch, path="watch.")
     recipe: Recipe = config.build(Recipe, plan.recipe, CHOICES, "recipe.")
-    everything = replace(watch, cap=max(watch.cap, len(data)), test_cap=1)
+    everything = replace(watch, cap=max(watch.cap, len(data)), test_cap=1, valid=True)
     observed = observe_model(model, data, whole, recipe.views, everything, parts=SAMPLED_PARTS)
     parts = [part for part in SAMPLED_PARTS if observed.count(part)]
     keys = np.concatenate([observed.of(part, "keys") for part in parts])
     trained = np.concatenate([np.full(observed.count(part), part == "retain") for part in parts])
+    valid = np.concatenate([np.full(observed.count(part), part == "valid") for part in parts])
     inside = np.zeros(len(keys), dtype=bool)
     inside[: len(mine)] = mine  # retain comes first, in the order of the split
     scores: dict[str, np.ndarray] = {}
@@ -411,12 +414,7 @@ def _score(plan: BankPlan, model: Any, data: Data, whole: Split, mine: np.ndarra
         "unit": plan.unit,
         "share": plan.share,
     }
-    return HalfScores(plan.original, keys, trained, inside, scores, meta)
-
-
-def valid_digest(data: Data, split: Split) -> str:
-    """SHA-256 of the keys of ``valid``, to which every margin compares."""
-    return hashlib.sha256("\0".join(sorted(split.keys(data, "valid"))).encode()).hexdigest()
+    return HalfScores(plan.original, keys, trained, valid, inside, scores, meta)
 
 
 def summarize_bank(plan: BankPlan, jobs: int | None = None) -> tuple[dict[str, Any], list[str]]:

@@ -22,6 +22,7 @@ import numpy as np
 
 from efface import api, config
 from efface.auditing import signals
+from efface.auditing.bank_file import load_bank
 from efface.auditing.observations import OBSERVED_PARTS, Observations
 from efface.auditing.observers.observe import RENEWED, RENEWED_PARTS, ObservationSettings, observe_model
 from efface.auditing.rehearsals import FEWEST_REHEARSALS
@@ -35,6 +36,7 @@ from efface.runs import artifacts
 from efface.runs.data_at_hand import DataAtHand, DataChecks, settings_now
 from efface.runs.foreign import is_foreign, load_foreign
 from efface.runs.lineage import find_source
+from efface.runs.method_bank import used_bank
 from efface.runs.ownership import require_apart
 from efface.runs.planned_data import copy_identity, open_planned_data, require_plan_folder
 from efface.runs.rehearsal_kinds import draw_sets, kind_of_request, size_class
@@ -74,6 +76,7 @@ class StoredRehearsals(StoredModel):
     watch: dict[str, Any]
     bf16: bool
     requests: Count
+    bank: str | None = None
     seconds: float | None = None
 
 
@@ -100,6 +103,8 @@ class RehearsalPlan:
     watch: dict[str, Any]
     bf16: bool
     requests: int
+    bank: str | None = None
+    """The reference bank that the method takes targets from, if it does."""
     seconds: float | None = None
     """Expected time of one rehearsal on one thread; None if the request's cost is not known."""
 
@@ -200,6 +205,7 @@ def plan_rehearsals(
         settings,
         bool(subject.request.get("bf16")),
         len(largest),
+        subject.request.get("bank") if used_bank(meta) else None,
         cost or None,
     )
     return replace(plan, home=home or default_home(plan))
@@ -279,7 +285,7 @@ def write_rehearsal_plan(run: Path, plan: RehearsalPlan, checks: DataChecks | No
         split = _base_split(subject.split)
         write_text(plan.home / SPLIT, json.dumps(split.to_dict(subject.data)), private=True)
         copy_identity(Path(run), plan.home)
-        named = ("source", "request", "requests", "seconds")
+        named = ("source", "request", "requests", "bank", "seconds")
         content = plan.shared() | {name: getattr(plan, name) for name in named}
         write_text(plan.home / REHEARSALS, json.dumps(content, indent=1, default=str) + "\n", private=True)
 
@@ -374,11 +380,14 @@ def _unlearn(
     plan: RehearsalPlan, original: Checkpoint, data: Data, split: Split, number: int, device: str
 ) -> Checkpoint:
     settings = dict(plan.method)
-    stop = settings.pop("stop", None)
+    stop, used = settings.pop("stop", None), settings.pop("bank", None)
+    bank = None if used is None else load_bank(Path(str(plan.bank)))
+    if bank is not None and bank.part_for("method").digest != used:
+        raise EffaceError(f"{plan.bank} is not the reference bank of the run any more.", remedy="Restore it.")
     method = config.parse_choice(METHODS, settings, "method", {**CHOICES, Method: METHODS})
     return api.unlearn(
         original, data, split, method, seed=plan.seed + REHEARSAL_SEEDS + number, device=device, bf16=plan.bf16,
-        stop=config.build(StoppingRule, stop, path="stop.") if stop else None,
+        stop=config.build(StoppingRule, stop, path="stop.") if stop else None, bank=bank,
     )  # fmt: skip
 
 

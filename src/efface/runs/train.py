@@ -24,6 +24,7 @@ from efface.runs.data_at_hand import DataAtHand, locate_data, require_same_pictu
 from efface.runs.folder import create_run_folder
 from efface.runs.foreign import export_result, is_foreign, require_trained_encoder, start_from_foreign
 from efface.runs.lineage import walk_back
+from efface.runs.method_bank import open_method_bank
 from efface.runs.ownership import input_paths
 from efface.runs.requests import ForeignOptions, PretrainRequest, UnlearnRequest, refuse_unknown
 from efface.runs.run import Progress, load_data, logging, open_run
@@ -132,6 +133,7 @@ def unlearn_run(
             if not foreign.fresh_head:
                 require_class_order(start, checkpoint.model, data, base.train, resolve_device(common.device))
         here = DataAtHand(data, base, DataIdentity.of(data, inherited["data"]))
+    bank = None if request.bank is None else open_method_bank(Path(request.bank), checkpoint, data, base)
     forget_seed = checkpoint.seed if request.forget_seed is None else request.forget_seed
     split = select_forget_set(
         base, data, request.forget, forget_seed,
@@ -148,6 +150,7 @@ def unlearn_run(
         **({"allow_duplicates": True} if request.allow_duplicates else {}),
         "method": {"name": plugins.AUTO} if method is None else config.dump(method, {Method: METHODS}),
         **({} if request.stop is None else {"stop": config.dump(request.stop)}),
+        **({} if request.bank is None else {"bank": str(Path(request.bank).resolve())}),
         **({} if request.budget is None else {"budget": request.budget}),
         **({} if request.criteria is None else {"criteria": config.dump(request.criteria)}),
         **inherited,
@@ -168,6 +171,7 @@ def unlearn_run(
             result = api.unlearn(
                 checkpoint, data, split, method or plugins.AUTO, seed=common.seed, device=common.device,
                 bf16=bool(common.bf16), log=log, resume_store=store, stop=request.stop, budget=request.budget,
+                bank=bank,
             )  # fmt: skip
         if foreign is not None:
             result = export_result(start, foreign.as_settings(), result, data, split, common, folder)
