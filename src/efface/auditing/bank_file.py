@@ -20,7 +20,7 @@ from efface.schema import FirstFormat, HexDigest, Name, StoredModel, parse_recor
 
 BANK_FILE = "bank.npz"
 BANK_FORMAT = 1
-WHAT, AGAIN = "reference bank", "Delete it, and make the bank again: `efface references RUN --bank 8`."
+WHAT, BANK_REMEDY = "reference bank", "Delete it, and make the bank again: `efface references RUN --bank 8`."
 SCORE = "score."
 
 
@@ -66,7 +66,7 @@ class HalfScores:
         """
         held = _load(path)
         if len(held.inside) != 1:
-            raise EffaceError(f"{path} holds {len(held.inside)} models, not one of a {WHAT}.", remedy=AGAIN)
+            raise EffaceError(f"{path} holds {len(held.inside)} models, not one of a {WHAT}.", remedy=BANK_REMEDY)
         single = {name: values[0] for name, values in held.scores.items()}
         return HalfScores(held.original, held.keys, held.trained, held.valid, held.inside[0], single, held.meta)
 
@@ -105,7 +105,7 @@ def join_halves(halves: Sequence[HalfScores]) -> ReferenceBank:
             raise EffaceError(
                 f"The models of a {WHAT} do not belong together.",
                 "They were made for different originals, examples or settings.",
-                AGAIN,
+                BANK_REMEDY,
             )
     scores = {name: np.stack([one.scores[name] for one in halves]) for name in first.scores}
     inside = np.stack([one.inside for one in halves])
@@ -170,15 +170,17 @@ def _load(path: Path) -> StoredScores:
         header = json.loads(str(arrays.pop("__header__")))
     except Exception as error:  # zipfile, zlib and NumPy raise a dozen kinds of errors for a damaged file
         why = f"It is damaged, or another kind of file: {error}"
-        raise EffaceError(f"{path} cannot be read as a {WHAT}.", why, AGAIN) from error
-    stored = parse_record(StoredBankHeader, header, f"{path} (__header__)", f"header of a {WHAT}", AGAIN)
+        raise EffaceError(f"{path} cannot be read as a {WHAT}.", why, BANK_REMEDY) from error
+    stored = parse_record(StoredBankHeader, header, f"{path} (__header__)", f"header of a {WHAT}", BANK_REMEDY)
     if _digest(stored.original, arrays, stored.meta) != stored.digest:
         raise EffaceError(
-            f"{path} is not the {WHAT} that was made.", "It was edited: its content does not match its digest.", AGAIN
+            f"{path} is not the {WHAT} that was made.",
+            "It was edited: its content does not match its digest.",
+            BANK_REMEDY,
         )
     problem = _find_problem(arrays, stored)
     if problem:
-        raise EffaceError(f"{path} does not hold a {WHAT}: {problem}.", "It is damaged.", AGAIN)
+        raise EffaceError(f"{path} does not hold a {WHAT}: {problem}.", "It is damaged.", BANK_REMEDY)
     scores = {name.removeprefix(SCORE): value for name, value in arrays.items() if name.startswith(SCORE)}
     named = {name: arrays[name] for name in ("keys", "trained", "valid", "inside")}
     return StoredScores(stored.original, scores=scores, meta=stored.meta, **named)

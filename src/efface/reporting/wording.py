@@ -42,7 +42,7 @@ WORDINGS: dict[VerdictWord, Wording] = {
         "without the examples.",
     ),
     "validated": Wording(
-        "check",
+        "checks",
         "The same procedure left no trace on many requests like this one.",
         "This request alone has too few examples to decide. So the procedure was tried on many requests of the same "
         "size and kind. Taken together, their examples look like examples that the model was never trained on. This "
@@ -50,7 +50,7 @@ WORDINGS: dict[VerdictWord, Wording] = {
         "The new checkpoint can replace the old one. Then work through the list of other copies below.",
     ),
     "procedure leaves residue": Wording(
-        "cross",
+        "crosses",
         "The same procedure leaves a trace on requests like this one.",
         "This request alone has too few examples to decide. So the procedure was tried on many requests of the same "
         "size and kind. Taken together, their examples can still be told from examples that the model was never "
@@ -59,7 +59,7 @@ WORDINGS: dict[VerdictWord, Wording] = {
         "retrain without the examples.",
     ),
     "procedure over-forgets": Wording(
-        "down",
+        "downs",
         "The same procedure forgets too much on requests like this one.",
         "This request alone has too few examples to decide. So the procedure was tried on many requests of the same "
         "size and kind. Taken together, their examples look less familiar than examples that the model was never "
@@ -82,7 +82,7 @@ WORDINGS: dict[VerdictWord, Wording] = {
         "Do not deploy this checkpoint. Unlearn less strongly, use another method, or retrain without the examples.",
     ),
     "validated, utility lost": Wording(
-        "exclamation",
+        "exclamations",
         "The procedure left no trace, but the model is no longer useful.",
         "The same procedure left nothing to tell on many requests like this one. But much of what the model was good "
         "at is lost.",

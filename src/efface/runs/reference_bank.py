@@ -308,7 +308,13 @@ def make_bank(
         EffaceError: A task failed; raised once all others have ended.
 
     """
-    tasks = [
+    run_tasks(list_bank_tasks(plan, device, keep_weights=keep_weights), on=on, jobs=jobs, say=say)
+    return join_bank(plan)
+
+
+def list_bank_tasks(plan: BankPlan, device: str = "auto", *, keep_weights: bool = False) -> list[Task]:
+    """List the tasks of a bank: one for each model."""
+    return [
         Task(
             name=plan.file_of(model).stem,
             function=make_half,
@@ -317,7 +323,10 @@ def make_bank(
         )
         for model in range(plan.models)
     ]
-    run_tasks(tasks, on=on, jobs=jobs, say=say)
+
+
+def join_bank(plan: BankPlan) -> ReferenceBank:
+    """Write ``bank.npz`` from the files of all models, and return it."""
     bank = join_halves([HalfScores.load(plan.file_of(model)) for model in range(plan.models)])
     save_bank(bank, plan.home / BANK_FILE)
     return bank

@@ -54,7 +54,7 @@ def draw_sets(data: Data, base: Split, kind: str, size: int, count: int, seed: i
         return [np.sort(order[number * size : (number + 1) * size]) for number in range(most)]
     names = data.group if kind == "group" else None if data.y is None else data.y.astype(str)
     if names is None:
-        raise EffaceError(f"The data has no {kind} to rehearse.", remedy="Use --kind random.")
+        raise EffaceError(f"The data has no {kind} to rehearse.", remedy="Use --like random.")
     found = [name for name in np.unique(names[rows]).tolist() if name not in ("", "-1")]
     sets = {name: rows[names[rows] == name] for name in found}
     alike = [name for name, at in sets.items() if size / LIKE <= len(at) <= size * LIKE]

@@ -186,7 +186,7 @@ def plan_rehearsals(
         raise EffaceError(
             f"Only {len(largest)} disjoint requests of this kind fit into the {len(base.retain)} retained examples.",
             f"A procedure is judged by at least {FEWEST_REHEARSALS} rehearsals.",
-            "Rehearse smaller requests (--size), or single examples (--kind random).",
+            "Rehearse smaller requests (--size), or single examples (--like random).",
         )
     foreign = source is not None and is_foreign(source)
     settings = json.loads(json.dumps(config.dump(watch or ObservationSettings())))
@@ -314,7 +314,12 @@ def run_rehearsals(
         EffaceError: A task failed; raised once all others have ended.
 
     """
-    tasks = [
+    return run_tasks(list_rehearsal_tasks(plan, device), on=on, jobs=jobs, say=say)
+
+
+def list_rehearsal_tasks(plan: RehearsalPlan, device: str = "auto") -> list[Task]:
+    """List the tasks of rehearsals: one for each request, and one for the original on all of them."""
+    return [
         Task(
             name=plan.file_of(name).stem,
             function=make_rehearsal,
@@ -323,7 +328,6 @@ def run_rehearsals(
         )
         for name in plan.names
     ]
-    return run_tasks(tasks, on=on, jobs=jobs, say=say)
 
 
 @lru_cache(maxsize=1)

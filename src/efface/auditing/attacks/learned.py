@@ -24,14 +24,14 @@ from functools import lru_cache
 import numpy as np
 
 from efface.auditing import signals
+from efface.auditing.controls import RENEWED_PREFIX
 from efface.auditing.observations import Observations
 from efface.auditing.reference_bank import ReferenceBank, draw_side
 
-ROWS = 40_000
+MOST_ROWS = 40_000
 """Most rows that one classifier is fitted on (an even sample of them)."""
 PENALTY = 1.0
 """Inverse strength of the L2 penalty of the logistic regression."""
-RENEWED = "renewed-"
 FOLD = 1_000_003
 """Number that draws the half of an example, apart from the numbers of pairs."""
 
@@ -82,7 +82,7 @@ def _fit_logistic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     from sklearn.exceptions import ConvergenceWarning  # slow to import, and only a bank needs it
     from sklearn.linear_model import LogisticRegression
 
-    step = max(1, len(x) // ROWS)
+    step = max(1, len(x) // MOST_ROWS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         return LogisticRegression(C=PENALTY, max_iter=500).fit(x[::step], y[::step]).coef_[0]
@@ -98,8 +98,16 @@ def attach_scores(attack: LearnedAttack, observed: Observations, references: Seq
 
     """
     arrays = dict(observed.arrays)
-    for part in ("forget", "retain", "holdout", "spare", "control", f"{RENEWED}forget", f"{RENEWED}holdout"):
-        center = f"{RENEWED}holdout" if part.startswith(RENEWED) else "holdout"
+    for part in (
+        "forget",
+        "retain",
+        "holdout",
+        "spare",
+        "control",
+        f"{RENEWED_PREFIX}forget",
+        f"{RENEWED_PREFIX}holdout",
+    ):
+        center = f"{RENEWED_PREFIX}holdout" if part.startswith(RENEWED_PREFIX) else "holdout"
         usable = _usable(attack, observed, part)
         if usable is None or _usable(attack, observed, center) is None:
             continue
@@ -125,7 +133,7 @@ def _differences(
     for column, name in enumerate(attack.signals):
         if signals.has_signal(observed, part, name):
             rows = signals.scored_rows(observed, part, name)
-            stored = [one.of(part.removeprefix(RENEWED), signals.READY + name)[rows] for one in references]
+            stored = [one.of(part.removeprefix(RENEWED_PREFIX), signals.READY + name)[rows] for one in references]
             found[rows, column] = signals.scores(observed, part, name) - np.mean(stored, axis=0)
     return found
 

@@ -37,9 +37,9 @@ from efface.unlearning.margins import BACKBONE, OUTPUT, compute_margins_beside
 from efface.unlearning.protocol import MethodInputs, Needs
 from efface.unlearning.targets import MarginTargets
 
-FEW_STEPS = 160
+FEWEST_STEPS = 160
 """Steps at least, if the original took so few that a twentieth of them would be fewer."""
-ROWS = 100
+MARGIN_ROWS = 100
 """Rows of F, V and R per step for the margins, with other views of the same examples where there are fewer."""
 
 
@@ -67,12 +67,12 @@ class ReferenceMatching(Settings):
     """Optimizer."""
 
     def unlearn(self, model: Model, inputs: MethodInputs, run: Run) -> Model:
-        """Minimize L with one batch of R for the task, and ROWS of F, V and R for the margins, per step."""
+        """Minimize L with one batch of R for the task, and MARGIN_ROWS of F, V and R for the margins, per step."""
         epochs, size, teacher = self._epochs(inputs), inputs.batch_size(self.batch_size), frozen_copy(model)
         optimizer = self.optim.build(model, epochs * inputs.retain.count_batches(size))
         errors = {space: ExampleMeans(len(inputs.forget), self.memory) for space in (BACKBONE, OUTPUT)}
         served = [
-            collect_rows(subset.cycle(ROWS, run.rng(name)), ROWS)
+            collect_rows(subset.cycle(MARGIN_ROWS, run.rng(name)), MARGIN_ROWS)
             for subset, name in ((inputs.forget, "forget"), (inputs.retain, "beside"), (inputs.valid, "valid"))
         ]
 
@@ -117,12 +117,12 @@ class ReferenceMatching(Settings):
         return terms | ({"hold": self.hold * torch.stack(held).sum()} if self.hold and held else {})
 
     def _epochs(self, inputs: MethodInputs) -> int:
-        """A twentieth of the original's; or, if that is fewer than FEW_STEPS, up to a tenth."""
+        """A twentieth of the original's; or, if that is fewer than FEWEST_STEPS, up to a tenth."""
         usual, recipe = inputs.resolve_epochs(self.epochs), inputs.original_recipe
         per_epoch = inputs.retain.count_batches(inputs.batch_size(self.batch_size))
         if self.epochs is not None or recipe is None:
             return usual
-        return max(usual, min(recipe.epochs // 10, FEW_STEPS // per_epoch))
+        return max(usual, min(recipe.epochs // 10, FEWEST_STEPS // per_epoch))
 
 
 def collect_rows(batches: Iterator[Batch], rows: int) -> Iterator[Batch]:
