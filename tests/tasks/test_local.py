@@ -5,10 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -16,39 +13,7 @@ from efface.errors import DivergenceError, EffaceError
 from efface.tasks import Task, TaskOutcome, WorkerDiedError, run_tasks
 from efface.tasks.worker import FailedTaskError
 from tests.tasks import work
-
-ROOT = Path(__file__).parents[2]
-
-
-def alive(pid: int) -> bool:
-    """Whether a process is there and no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def wait_until(met, seconds: float = 30.0) -> None:
-    """Wait until a condition holds."""
-    until = time.monotonic() + seconds
-    while not met():
-        assert time.monotonic() < until, "it took too long"
-        time.sleep(0.02)
-
-
-def start_caller(folder: Path, count: int, seconds: float, on: str = "local") -> subprocess.Popen[str]:
-    """Run slow tasks from a process of its own."""
-    words = [sys.executable, "-m", "tests.tasks.work", folder, count, seconds, on]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
-    return subprocess.Popen(
-        [str(word) for word in words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env=environment,
-        start_new_session=True,
-    )
+from tests.tasks.clusters import alive, start_caller, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -167,15 +132,6 @@ def test_the_steps_of_running_tasks_are_shown(tmp_path):
 def test_nothing_to_do_starts_nothing():
     assert run_tasks([Task("there", work.fail, ("key",), is_done=lambda: True)]) == 0
     assert run_tasks([]) == 0
-
-
-def test_wrong_places_and_numbers_are_refused(tmp_path):
-    tasks = [Task("a", work.add, (tmp_path, "a"))]
-    with pytest.raises(EffaceError, match="--on cannot be 'cloud'"):
-        run_tasks(tasks, on="cloud")
-    with pytest.raises(EffaceError, match="--jobs cannot be 0"):
-        run_tasks(tasks, jobs=0)
-    assert work.made(tmp_path) == []
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])

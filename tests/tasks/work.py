@@ -85,6 +85,12 @@ def made(folder: Path) -> list[str]:
     return sorted(json.loads(line)["made"] for line in lines)
 
 
+def makers(folder: Path) -> set[int]:
+    """The processes that made the results."""
+    lines = (folder / "journal.jsonl").read_text(encoding="utf-8").splitlines()
+    return {json.loads(line)["pid"] for line in lines}
+
+
 def pids(folder: Path) -> list[int]:
     """The processes that began slow tasks."""
     return sorted({int(path.name.split(".")[1]) for path in folder.glob("*.begun")})

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from efface.cli.options import AllowAbsent, DataOption, Device, Json, Quiet, print_result, progress
+from efface.cli.options import AllowAbsent, DataOption, Device, Json, On, Quiet, print_result, progress
 
 
 def references_command(
@@ -21,6 +21,7 @@ def references_command(
     jobs: Annotated[
         int | None, typer.Option("--jobs", help="Number of processes with one thread; by default one per core.")
     ] = None,
+    on: On = "local",
     task: Annotated[str | None, typer.Option("--task", help="Do only this task of tasks.jsonl.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the time and the disk space; train nothing.")
@@ -55,7 +56,7 @@ def references_command(
             if task is not None:
                 references.run_task(home, task, device=device or "auto", progress=shown)
             else:
-                references.run_all_tasks(plan, jobs=jobs, device=device or "auto", say=shown.say)
+                references.run_all_tasks(plan, jobs=jobs, on=on, device=device or "auto", say=shown.say)
     result, lines = references.summarize_plan(plan, jobs)
     if not dry_run and not any(kind["left"] for kind in result["kinds"].values()):
         lines = [f"{home}: all {len(plan.tasks)} models are there."]

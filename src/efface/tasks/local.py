@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Callable
@@ -20,7 +19,7 @@ TERMINATION_SECONDS = 5.0
 
 
 class LocalExecutor(Executor):
-    """Processes of one thread each, every one a pool of its own.
+    """Processes, each a pool of its own.
 
     The pools of the standard library break when one of their processes is killed, and with them all that they run.
     Here only the call in that process fails, with :class:`WorkerDiedError`, and a new process takes the next one. A
@@ -37,8 +36,6 @@ class LocalExecutor(Executor):
         self._own = threading.local()
         self._pools: list[_OneProcess] = []
         self._stopped = False
-        self._outer_threads = os.environ.get("OMP_NUM_THREADS")
-        os.environ["OMP_NUM_THREADS"] = "1"  # processes inherit it, before they import anything
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Run a call in the next process that is free."""
@@ -63,10 +60,6 @@ class LocalExecutor(Executor):
         for pool in list(self._pools):
             pool.end()
         self._threads.shutdown(wait=wait)
-        if self._outer_threads is None:
-            os.environ.pop("OMP_NUM_THREADS", None)
-        else:
-            os.environ["OMP_NUM_THREADS"] = self._outer_threads
 
 
 class _RecordingContext(SpawnContext):
