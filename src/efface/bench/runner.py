@@ -24,6 +24,7 @@ from efface.files import hold_lock, make_folder, write_text
 from efface.reporting.environment import Environment
 from efface.runs.run import Progress
 from efface.tasks import Task, TaskOutcome, run_tasks
+from efface.tasks.place import TaskPlace
 
 LOCK = "bench.lock"
 SHOWN = 4
@@ -220,10 +221,11 @@ def run_bench(
         The outcome, with the results.
 
     Raises:
-        EffaceError: The grid cannot be planned, or another bench is running in the folder.
+        EffaceError: The grid cannot be planned, there is no such place, or another bench is running in the folder.
 
     """
     progress = progress or Progress()
+    TaskPlace.parse(on)
     with _bench_lock(home):
         planned = plan_bench(grid)
         work = BenchRunner(home, grid, progress, on)

@@ -53,7 +53,7 @@ class DaskExecutor(Executor):
             raise EffaceError(
                 f"No Dask scheduler answers at {address}.",
                 str(error),
-                "Start one with `dask scheduler`, and workers with `dask worker HOST:PORT --nthreads 1`.",
+                "Start one with `dask scheduler` there, or correct the address after --on.",
             ) from error
         workers = self.client.scheduler_info(n_workers=-1)["workers"]
         broad = [one["name"] for one in workers.values() if one["nthreads"] > 1]
@@ -62,7 +62,7 @@ class DaskExecutor(Executor):
             raise EffaceError(
                 f"The Dask worker {broad[0]} runs several tasks in one process.",
                 "Tasks share nothing: each needs a process with one thread.",
-                "Start workers with `dask worker HOST:PORT --nthreads 1 --nworkers N`.",
+                "Start it again with one thread, and more workers instead.",
             )
         count = f"workers: {len(workers)}" if workers else "no worker yet, the tasks wait for one"
         self.note = f"Dask scheduler {address}, {count}. Its dashboard: {self.client.dashboard_link}"

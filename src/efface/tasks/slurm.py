@@ -63,7 +63,7 @@ class SlurmExecutor(Executor):
         self._ended, self._changed = False, threading.Condition()
         self._watcher = threading.Thread(target=self._watch, name="efface-slurm", daemon=True)
         self._watcher.start()
-        self.note = f"Jobs in the Slurm partition {partition}: squeue --name efface" if cluster == "slurm" else ""
+        self.note = f"Jobs in the Slurm partition {partition}, called efface." if cluster == "slurm" else ""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Send a call to the queue."""
@@ -103,7 +103,7 @@ class SlurmExecutor(Executor):
                 WorkerDiedError(
                     f"Job {job.job_id} ended before its task did, in state {job.state}.",
                     f"Its last words: {said[0]}" if said else "It said nothing: it was killed, or over its limits.",
-                    "Raise its limits, as in slurm:PARTITION?time=600&mem_gb=16, and run the same command again.",
+                    "Raise time or mem_gb after the ? of --on, and run the same command again.",
                 )
             )
         except (FailedJobError, OSError) as error:
