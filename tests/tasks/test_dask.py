@@ -32,6 +32,7 @@ def test_errors_steps_and_surroundings_are_as_on_this_machine(cluster, tmp_path)
         Task("failing", work.fail, ("diverged",)),
         Task("needy", work.add, (tmp_path, "needy"), needs=("failing",)),
         Task("surroundings", work.surroundings),
+        Task("unreadable", work.cannot_be_sent),
         Task("slow", work.in_steps, (tmp_path, "slow", 1.5, 15), is_done=(tmp_path / "slow").exists),
         Task("there", work.add, (tmp_path, "slow"), needs=("slow",)),
     ]
@@ -45,6 +46,7 @@ def test_errors_steps_and_surroundings_are_as_on_this_machine(cluster, tmp_path)
     )
     assert "no longer a finite number at step 3" in str(outcomes["failing"].error)
     assert str(outcomes["needy"].blocked_by) == "failing"
+    assert "pickle" in str(outcomes["unreadable"].error)
     found = outcomes["surroundings"].result
     assert found["threads"] == "1" and found["pid"] in {one.pid for one in cluster.parts[1:]}
     assert max(steps) > (1, 15) and outcomes["there"].result == -1

@@ -33,6 +33,7 @@ def first(tmp_path_factory):
         *(Task(kind, work.fail, (kind,)) for kind in ("efface", "diverged", "local class", "key")),
         Task("absent", work.surroundings, is_done=lambda: False),
         Task("surroundings", work.surroundings),
+        Task("unreadable", work.cannot_be_sent),
     ]
 
     def over(outcome: TaskOutcome) -> None:
@@ -74,6 +75,10 @@ def test_errors_arrive_as_they_were_raised(first):
     assert isinstance(outcomes["local class"].error, FailedTaskError) and "OddError: odd" in str(
         outcomes["local class"].error
     )
+
+
+def test_a_result_that_cannot_be_sent_fails_its_task(first):
+    assert "pickle" in str(first[2]["unreadable"].error)
 
 
 def test_a_task_whose_result_does_not_appear_has_failed(first):

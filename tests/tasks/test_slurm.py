@@ -32,11 +32,13 @@ def test_errors_deaths_and_surroundings_are_as_on_this_machine(tmp_path):
         Task("failing", work.fail, ("diverged",)),
         Task("needy", work.add, (tmp_path, "needy"), needs=("failing",)),
         Task("surroundings", work.surroundings),
+        Task("unreadable", work.cannot_be_sent),
         Task("once", work.die, (tmp_path, "once", 1), is_done=(tmp_path / "once").exists),
     ]
     run_tasks(tasks, on=ON, folder=tmp_path, say=said.append, over=lambda one: outcomes.update({one.task.name: one}))
     assert "no longer a finite number at step 3" in str(outcomes["failing"].error)
     assert str(outcomes["needy"].blocked_by) == "failing"
+    assert "pickle" in str(outcomes["unreadable"].error)
     found = outcomes["surroundings"].result
     assert found["pid"] != os.getpid() and found["threads"] == "1" and not found["torch"]
     assert [line.partition(":")[0] for line in said] == ["once"] and "It is run again." in said[0]

@@ -66,6 +66,11 @@ def fail(kind: str) -> None:
     raise KeyError(kind)
 
 
+def cannot_be_sent() -> Any:
+    """Return what no other process can read."""
+    return threading.Lock()
+
+
 def surroundings() -> dict[str, Any]:
     """What a task finds in its process."""
     return {

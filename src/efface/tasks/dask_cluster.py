@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor, Future
+from concurrent.futures import CancelledError, Executor, Future
 from typing import Any, ClassVar
 
 from efface.errors import EffaceError
@@ -115,17 +115,20 @@ class DaskExecutor(Executor):
         from distributed.scheduler import KilledWorker
 
         self._inner.pop(outer, None)
-        error = None if inner.status == "finished" else inner.exception() if inner.status == "error" else lost_error()
-        if isinstance(error, KilledWorker):
-            error = EffaceError(
+        try:
+            outer.set_result(inner.result())
+        except KilledWorker as error:
+            died = EffaceError(
                 "Every process that began the task has died.",
                 str(error),
                 "Look at the logs of the workers: mostly, memory was short.",
             )
-        if error is not None:
+            outer.set_exception(died)
+        except CancelledError:
+            lost = LostTaskError("The Dask scheduler ended.", "It can no longer say how the task ended.")
+            outer.set_exception(lost)
+        except Exception as error:
             outer.set_exception(error)
-        else:
-            outer.set_result(inner.result())
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Close the client. With ``cancel_futures``, calls that wait are cancelled; running ones end by themselves."""
@@ -138,10 +141,3 @@ class DaskExecutor(Executor):
             for outer in list(self._inner):
                 outer.exception()
         self.client.close(timeout=CONNECT_SECONDS)
-
-
-def lost_error() -> LostTaskError:
-    """Build the error of a call that was lost with its scheduler."""
-    return LostTaskError(
-        "The Dask scheduler ended.", "It can no longer say how the task ended.", "Start the scheduler again."
-    )

@@ -84,32 +84,30 @@ class SlurmExecutor(Executor):
                     return
                 jobs = dict(self._jobs)
             for future, job in jobs.items():
-                if job.done():
-                    self._answer(future, job)
+                self._look(future, job)
             with self._changed:
                 self._changed.wait_for(lambda: self._ended, POLL_SECONDS)
 
-    def _answer(self, future: Future[Any], job: Any) -> None:
-        """Tell one caller how its job ended."""
-        from submitit.core.utils import FailedJobError, UncompletedJobError
+    def _look(self, future: Future[Any], job: Any) -> None:
+        """Tell the caller of a job how it ended, if it did."""
+        from submitit.core.utils import UncompletedJobError
 
-        with self._changed:
-            self._jobs.pop(future, None)
         try:
-            result = job.result()
+            if not job.done():
+                return
+            future.set_result(job.result())
         except UncompletedJobError:
             said = (job.stderr() or "").strip().splitlines()[-1:]
-            future.set_exception(
-                WorkerDiedError(
-                    f"Job {job.job_id} ended before its task did, in state {job.state}.",
-                    f"Its last words: {said[0]}" if said else "It said nothing: it was killed, or over its limits.",
-                    "Raise time or mem_gb after the ? of --on, and run the same command again.",
-                )
+            died = WorkerDiedError(
+                f"Job {job.job_id} ended before its task did, in state {job.state}.",
+                f"Its last words: {said[0]}" if said else "It said nothing: it was killed, or over its limits.",
+                "Raise time or mem_gb after the ? of --on, and run the same command again.",
             )
-        except (FailedJobError, OSError) as error:
+            future.set_exception(died)
+        except Exception as error:
             future.set_exception(error)
-        else:
-            future.set_result(result)
+        with self._changed:
+            self._jobs.pop(future, None)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End; with ``cancel_futures``, jobs that have not ended are cancelled."""

@@ -128,7 +128,9 @@ def perform(place: Workplace, name: str, function: Callable[..., Any], arguments
                     os.chdir(place.start)
             _STEPS.path = place.steps_path(name)
             _STEPS.write(0, 0)
-            return Performed(function(*arguments), seconds=time.monotonic() - began)
+            result = function(*arguments)
+            pickle.dumps(result)  # a result that cannot be sent is an error of the task, not of its process
+            return Performed(result, seconds=time.monotonic() - began)
         except Exception as error:
             return Performed(error=_portable(error), seconds=time.monotonic() - began)
         finally:
