@@ -132,7 +132,7 @@ def names_in(text: str) -> set[str]:
     """Dotted names of the package in backticks, without ``efface.``: ``unlearning.inputs.build_inputs``."""
     packages = "|".join(path.parent.name for path in (ROOT / "src" / "efface").glob("*/__init__.py"))
     found = set(re.findall(rf"`(?:efface\.)?((?:{packages}|api)\.\w+(?:\.\w+)*)`", text))
-    return {name for name in found if not name.endswith((".html", ".json", ".jsonl", ".yaml", ".csv"))}
+    return {name for name in found if not name.endswith((".html", ".json", ".yaml", ".csv"))}
 
 
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]

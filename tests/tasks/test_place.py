@@ -108,8 +108,8 @@ def test_relative_paths_begin_where_the_caller_is(tmp_path, monkeypatch):
 
 def test_steps_are_reported_twice_a_second_and_only_by_a_running_task(tmp_path):
     place = Workplace(tmp_path)
-    assert place.read_steps("a") is None
+    assert place.read_steps(["a"]) == {}
     report_steps(1, 2)
     assert list(tmp_path.iterdir()) == []
     perform(place, "a", work.in_steps, (tmp_path, "a", 0.0, 50))
-    assert place.read_steps("a") == (0, 0) and place.read_steps("b") is None
+    assert place.read_steps(["a", "b"]) == {"a": (0, 0)}

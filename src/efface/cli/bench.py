@@ -36,7 +36,9 @@ def bench_command(
     Exit code 5: done, but some models failed; which ones and why is printed and on the page.
     """
     from efface.bench.grid import build_grid, folder_name
+    from efface.tasks.place import TaskPlace
 
+    TaskPlace.parse(on)
     settings = settings_of(grid, set_, name=None, jobs=jobs, device=device)
     chosen = build_grid(settings, grid.stem).select(family or (), forget or ())
     home = out or Path("runs") / folder_name(chosen, grid.stem)

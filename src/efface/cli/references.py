@@ -36,11 +36,13 @@ def references_command(
     from efface.errors import EffaceError
     from efface.runs import references
     from efface.runs.data_at_hand import DataChecks
+    from efface.tasks.place import TaskPlace
 
     if jobs is not None and jobs < 1:
         raise EffaceError(f"--jobs cannot be {jobs}.", "It is a number of processes.", "Set it to 1 or more.")
     if run is None and out is None:
         raise EffaceError("Nothing was said about which run.", remedy="Name RUN, or --out with a plan in it.")
+    TaskPlace.parse(on)
     home = out or Path(f"{run}-references")
     if run is None:
         plan = references.ReferencePlan.load(home)

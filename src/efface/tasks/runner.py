@@ -201,8 +201,8 @@ class _RunningTasks:
             for future in done:
                 self.collect(self.running.pop(future), future)
             if self.watch:
-                steps = [(task, self.workplace.read_steps(task.name)) for task in self.running.values()]
-                self.watch([(task, known) for task, known in steps if known is not None])
+                steps = self.workplace.read_steps(task.name for task in self.running.values())
+                self.watch([(task, steps[task.name]) for task in self.running.values() if task.name in steps])
 
     def fill(self) -> None:
         """Hand tasks to the executor while it has a free slot."""

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import parent_process
@@ -58,13 +58,15 @@ class Workplace:
         """The file with the steps of a task."""
         return self.notes / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
 
-    def read_steps(self, name: str) -> tuple[int, int] | None:
-        """The ``(step, steps in total)`` that a task reported last, 0 for what is unknown; None before it has begun."""
-        try:
-            step, total = json.loads(self.steps_path(name).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        return step, total
+    def read_steps(self, names: Iterable[str]) -> dict[str, tuple[int, int]]:
+        """The ``(step, steps in total)`` that tasks reported last, 0 for what is unknown; only of those that began."""
+        paths, begun = {name: self.steps_path(name) for name in names}, set(self.notes.iterdir())
+        return {
+            name: (int(step), int(total))
+            for name, path in paths.items()
+            if path in begun
+            for step, total in [json.loads(path.read_text(encoding="utf-8"))]
+        }
 
 
 @dataclass(frozen=True, eq=False)
