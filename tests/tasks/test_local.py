@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -13,7 +15,7 @@ from efface.errors import DivergenceError, EffaceError
 from efface.tasks import Task, TaskOutcome, WorkerDiedError, run_tasks
 from efface.tasks.worker import FailedTaskError
 from tests.tasks import work
-from tests.tasks.clusters import alive, start_caller, wait_until
+from tests.tasks.clusters import PYTHON, alive, start_caller, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +139,20 @@ def test_the_steps_of_running_tasks_are_shown(tmp_path):
 def test_nothing_to_do_starts_nothing():
     assert run_tasks([Task("there", work.fail, ("key",), is_done=lambda: True)]) == 0
     assert run_tasks([]) == 0
+
+
+def test_a_script_without_a_main_guard_is_told_what_it_lacks(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from efface.tasks import Task, run_tasks\ndef f(): ...\nrun_tasks([Task('a', f)], jobs=1)\n", encoding="utf-8"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, env=os.environ | PYTHON, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "current process has finished its bootstrapping phase" in done.stderr
+    assert "AttributeError" not in done.stderr
+    assert 'A script that runs tasks needs `if __name__ == "__main__":`' in done.stderr
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])

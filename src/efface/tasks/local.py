@@ -95,9 +95,10 @@ class _OneProcess:
         """End the process, whatever it is doing."""
         self.ended = True
         self.pool.shutdown(wait=False, cancel_futures=True)
-        for process in self.context.processes:
+        started = [process for process in self.context.processes if process.pid is not None]
+        for process in started:
             process.terminate()
-        for process in self.context.processes:
+        for process in started:
             process.join(TERMINATION_SECONDS)
             if process.is_alive():
                 process.kill()
@@ -107,11 +108,16 @@ class _OneProcess:
 def _describe_end(codes: list[int | None]) -> tuple[str, str, str]:
     """What, why and remedy of a process that died."""
     code = codes[0] if codes else None
-    how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+    if code is None or code < 0:
+        return (
+            f"The process of the task ended with {'no exit code' if code is None else f'signal {-code}'}.",
+            "It ran out of memory, or was killed.",
+            "Run the same command again, with fewer --jobs if memory was short.",
+        )
     return (
-        f"The process of the task ended with {how}.",
-        "It ran out of memory, was killed, or could not start.",
-        "Run the same command again, with fewer --jobs if memory was short.",
+        f"The process of the task ended with exit code {code}.",
+        "It could not start, or the task ended it; what it said itself is above.",
+        'A script that runs tasks needs `if __name__ == "__main__":` around the call.',
     )
 
 
