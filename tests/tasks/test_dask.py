@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 
@@ -74,12 +75,13 @@ def test_a_worker_is_killed_in_the_middle_of_a_task(cluster, tmp_path):
 
 def test_the_scheduler_is_killed_and_started_again(cluster, tmp_path):
     said: list[str] = []
+    workers = [one.pid for one in cluster.parts[1:]]
 
     def kill() -> None:
         wait_until(lambda: len(work.pids(tmp_path)) == 2)
         time.sleep(0.1)
         cluster.scheduler.kill()
-        cluster.end()
+        cluster.scheduler.wait()
         cluster.begin()
 
     thread = threading.Thread(target=kill)
@@ -88,6 +90,7 @@ def test_the_scheduler_is_killed_and_started_again(cluster, tmp_path):
     thread.join()
     assert work.made(tmp_path) == NAMES
     assert any("The Dask scheduler ended. It is run again." in line for line in said)
+    wait_until(lambda: not any(alive(pid) for pid in workers), 10)  # those of the old scheduler
 
 
 def test_a_scheduler_that_does_not_come_back_is_an_error(cluster, tmp_path, monkeypatch):
@@ -105,11 +108,12 @@ def test_a_scheduler_that_does_not_come_back_is_an_error(cluster, tmp_path, monk
     assert not list(tmp_path.glob(".tasks-*"))
 
 
-def test_the_caller_is_killed_and_called_again(cluster, tmp_path):
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
+def test_the_caller_is_stopped_and_called_again(cluster, tmp_path, sign):
     with start_caller(tmp_path, 4, 1.0, cluster.on) as caller:
         wait_until(lambda: len(work.pids(tmp_path)) == 2)
-        caller.kill()
-        caller.wait()
+        caller.send_signal(sign)
+        caller.communicate(timeout=20)
         assert run_tasks(work.slow_tasks(tmp_path, 4, 0.1), on=cluster.on, folder=tmp_path) >= 3
     assert work.made(tmp_path) == NAMES
     assert all(alive(one.pid) for one in cluster.parts)

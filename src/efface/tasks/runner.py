@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from efface.errors import EffaceError
@@ -79,8 +79,7 @@ def run_tasks(
     left = [task for task in tasks if task.is_done is None or not task.is_done()]
     TaskQueue(tasks)  # all names are checked, also those of finished tasks
     names = {task.name for task in left}
-    waits = {task.name: (_known(task.needs, names), _known(task.after, names)) for task in left}
-    queue = TaskQueue([_waiting_for(task, *waits[task.name]) for task in left])
+    queue = TaskQueue([_without_done(task, names) for task in left])
     place = TaskPlace.parse(on)
     if jobs is not None and jobs < 1:
         raise EffaceError(f"--jobs cannot be {jobs}.", "It is a number of processes.", "Set it to 1 or more.")
@@ -100,13 +99,10 @@ def run_tasks(
     return ended.run
 
 
-def _known(wanted: tuple[str, ...], names: set[str]) -> tuple[str, ...]:
-    return tuple(name for name in wanted if name in names)
-
-
-def _waiting_for(task: Task, needs: tuple[str, ...], after: tuple[str, ...]) -> Task:
-    """The task without those that it need not wait for."""
-    return Task(task.name, task.function, task.arguments, needs, after, task.is_done, task.label)
+def _without_done(task: Task, left: set[str]) -> Task:
+    """The task, waiting only for those that are left to do."""
+    needs, after = (tuple(name for name in names if name in left) for names in (task.needs, task.after))
+    return replace(task, needs=needs, after=after)
 
 
 @contextmanager
