@@ -19,7 +19,7 @@ def task(name: str, *needs: str, after: tuple[str, ...] = ()) -> Task:
     return Task(name, nothing, needs=needs, after=after)
 
 
-def drain(queue: TaskQueue, failing: set[str] = frozenset()) -> list[str]:
+def drain(queue: TaskQueue, failing: frozenset[str] = frozenset()) -> list[str]:
     """End all tasks in the order in which they can start; names of blocked ones are in brackets."""
     order = []
     while (one := queue.take()) is not None:
@@ -41,7 +41,7 @@ def test_tasks_start_in_the_given_order_as_soon_as_their_needs_have_ended():
 
 def test_a_failure_blocks_all_that_need_it_and_nothing_else():
     tasks = [task("a"), task("b", "a"), task("c", "b"), task("d", after=("a", "b")), task("e", "d"), task("f")]
-    assert drain(TaskQueue(tasks), {"a"}) == ["a", "[b]", "[c]", "d", "e", "f"]
+    assert drain(TaskQueue(tasks), frozenset({"a"})) == ["a", "[b]", "[c]", "d", "e", "f"]
 
 
 @pytest.mark.parametrize(

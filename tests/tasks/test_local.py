@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -16,39 +15,7 @@ from efface.errors import DivergenceError, EffaceError
 from efface.tasks import Task, TaskOutcome, WorkerDiedError, run_tasks
 from efface.tasks.worker import FailedTaskError
 from tests.tasks import work
-
-ROOT = Path(__file__).parents[2]
-
-
-def alive(pid: int) -> bool:
-    """Whether a process is there and no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def wait_until(met, seconds: float = 30.0) -> None:
-    """Wait until a condition holds."""
-    until = time.monotonic() + seconds
-    while not met():
-        assert time.monotonic() < until, "it took too long"
-        time.sleep(0.02)
-
-
-def start_caller(folder: Path, count: int, seconds: float, on: str = "local") -> subprocess.Popen[str]:
-    """Run slow tasks from a process of its own."""
-    words = [sys.executable, "-m", "tests.tasks.work", folder, count, seconds, on]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
-    return subprocess.Popen(
-        [str(word) for word in words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env=environment,
-        start_new_session=True,
-    )
+from tests.tasks.clusters import PYTHON, alive, start_caller, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +35,7 @@ def first(tmp_path_factory):
         *(Task(kind, work.fail, (kind,)) for kind in ("efface", "diverged", "local class", "key")),
         Task("absent", work.surroundings, is_done=lambda: False),
         Task("surroundings", work.surroundings),
+        Task("unreadable", work.cannot_be_sent),
     ]
 
     def over(outcome: TaskOutcome) -> None:
@@ -109,6 +77,10 @@ def test_errors_arrive_as_they_were_raised(first):
     assert isinstance(outcomes["local class"].error, FailedTaskError) and "OddError: odd" in str(
         outcomes["local class"].error
     )
+
+
+def test_a_result_that_cannot_be_sent_fails_its_task(first):
+    assert "pickle" in str(first[2]["unreadable"].error)
 
 
 def test_a_task_whose_result_does_not_appear_has_failed(first):
@@ -169,13 +141,18 @@ def test_nothing_to_do_starts_nothing():
     assert run_tasks([]) == 0
 
 
-def test_wrong_places_and_numbers_are_refused(tmp_path):
-    tasks = [Task("a", work.add, (tmp_path, "a"))]
-    with pytest.raises(EffaceError, match="--on cannot be 'cloud'"):
-        run_tasks(tasks, on="cloud")
-    with pytest.raises(EffaceError, match="--jobs cannot be 0"):
-        run_tasks(tasks, jobs=0)
-    assert work.made(tmp_path) == []
+def test_a_script_without_a_main_guard_is_told_what_it_lacks(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from efface.tasks import Task, run_tasks\ndef f(): ...\nrun_tasks([Task('a', f)], jobs=1)\n", encoding="utf-8"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, env=os.environ | PYTHON, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "current process has finished its bootstrapping phase" in done.stderr
+    assert "AttributeError" not in done.stderr
+    assert 'A script that runs tasks needs `if __name__ == "__main__":`' in done.stderr
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])

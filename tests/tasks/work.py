@@ -66,6 +66,11 @@ def fail(kind: str) -> None:
     raise KeyError(kind)
 
 
+def cannot_be_sent() -> Any:
+    """Return what no other process can read."""
+    return threading.Lock()
+
+
 def surroundings() -> dict[str, Any]:
     """What a task finds in its process."""
     return {
@@ -83,6 +88,12 @@ def made(folder: Path) -> list[str]:
     path = folder / "journal.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return sorted(json.loads(line)["made"] for line in lines)
+
+
+def makers(folder: Path) -> set[int]:
+    """The processes that made the results."""
+    lines = (folder / "journal.jsonl").read_text(encoding="utf-8").splitlines()
+    return {json.loads(line)["pid"] for line in lines}
 
 
 def pids(folder: Path) -> list[int]:

@@ -7,7 +7,18 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from efface.cli.options import AllowAbsent, DataOption, Device, Json, Quiet, Set, print_result, progress, settings_of
+from efface.cli.options import (
+    AllowAbsent,
+    DataOption,
+    Device,
+    Json,
+    On,
+    Quiet,
+    Set,
+    print_result,
+    progress,
+    settings_of,
+)
 
 
 def references_command(
@@ -21,6 +32,7 @@ def references_command(
     jobs: Annotated[
         int | None, typer.Option("--jobs", help="Number of processes with one thread; by default one per core.")
     ] = None,
+    on: On = "local",
     bank: Annotated[
         int | None, typer.Option("--bank", help="Make a reference bank of so many models instead (even; 8 is usual).")
     ] = None,
@@ -57,12 +69,14 @@ def references_command(
     from efface.errors import EffaceError
     from efface.runs import references
     from efface.runs.data_at_hand import DataChecks
+    from efface.tasks.place import TaskPlace
 
     if jobs is not None and jobs < 1:
         raise EffaceError(f"--jobs cannot be {jobs}.", "It is a number of processes.", "Set it to 1 or more.")
+    TaskPlace.parse(on)
     if bank is not None:
         _make_bank(
-            run, out, bank, unit=unit, epochs=epochs, recipe=recipe, keep_weights=keep_weights, set_=set_, jobs=jobs,
+            run, out, bank, unit=unit, epochs=epochs, recipe=recipe, keep_weights=keep_weights, set_=set_, jobs=jobs, on=on,
             dry_run=dry_run, data=data, allow_absent=allow_absent, device=device, as_json=json_, quiet=quiet,
         )  # fmt: skip
         return
@@ -87,7 +101,7 @@ def references_command(
             if task is not None:
                 references.run_task(home, task, device=device or "auto", progress=shown)
             else:
-                references.run_all_tasks(plan, jobs=jobs, device=device or "auto", say=shown.say)
+                references.run_all_tasks(plan, jobs=jobs, on=on, device=device or "auto", say=shown.say)
     result, lines = references.summarize_plan(plan, jobs)
     if not dry_run and not any(kind["left"] for kind in result["kinds"].values()):
         lines = [f"{home}: all {len(plan.tasks)} models are there."]
@@ -105,6 +119,7 @@ def _make_bank(
     keep_weights: bool,
     set_: list[str] | None,
     jobs: int | None,
+    on: str,
     dry_run: bool,
     data: Any,
     allow_absent: bool,
@@ -137,7 +152,9 @@ def _make_bank(
             for line in lines:
                 shown.say(line)
             reference_bank.write_bank_plan(run, plan, checks)
-            reference_bank.make_bank(plan, jobs=jobs, device=device or "auto", keep_weights=keep_weights, say=shown.say)
+            reference_bank.make_bank(
+                plan, jobs=jobs, on=on, device=device or "auto", keep_weights=keep_weights, say=shown.say
+            )
     result, lines = reference_bank.summarize_bank(plan, jobs)
     print_result(result, lines, as_json=as_json, quiet=quiet)
 

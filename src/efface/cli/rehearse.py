@@ -7,7 +7,18 @@ from typing import Annotated, Literal
 
 import typer
 
-from efface.cli.options import AllowAbsent, DataOption, Device, Json, Quiet, Set, print_result, progress, settings_of
+from efface.cli.options import (
+    AllowAbsent,
+    DataOption,
+    Device,
+    Json,
+    On,
+    Quiet,
+    Set,
+    print_result,
+    progress,
+    settings_of,
+)
 
 
 def rehearse_command(
@@ -24,6 +35,7 @@ def rehearse_command(
         Path | None, typer.Option("--out", help="Folder of the rehearsals; by default beside the original.")
     ] = None,
     jobs: Annotated[int | None, typer.Option("--jobs", help="Number of processes; by default one per core.")] = None,
+    on: On = "local",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it would cost; unlearn nothing.")] = False,
     set_: Set = None,
     data: DataOption = None,
@@ -42,6 +54,7 @@ def rehearse_command(
     from efface.errors import EffaceError
     from efface.runs import rehearsals
     from efface.runs.data_at_hand import DataChecks
+    from efface.tasks.place import TaskPlace
 
     for name, value in (("--requests", requests), ("--size", size), ("--jobs", jobs)):
         if value is not None and value < 1:
@@ -53,6 +66,7 @@ def rehearse_command(
             remedy="Use --set watch.NAME=VALUE.",
         )
     watch = config.build(ObservationSettings, settings.get("watch") or {}, path="watch.")
+    TaskPlace.parse(on)
     checks = DataChecks(data=data, allow_absent=allow_absent)
     plan = rehearsals.plan_rehearsals(
         run, out, requests, kind=None if like == "last" else like, size=size, watch=watch, checks=checks
@@ -63,7 +77,7 @@ def rehearse_command(
             for line in lines:
                 shown.say(line)
             rehearsals.write_rehearsal_plan(run, plan, checks)
-            rehearsals.run_rehearsals(plan, jobs=jobs, device=device or "auto", say=shown.say)
+            rehearsals.run_rehearsals(plan, jobs=jobs, on=on, device=device or "auto", say=shown.say)
     result, lines = rehearsals.summarize_rehearsals(plan, jobs)
     if not dry_run:
         lines.append(f"Audit with them: efface audit {run}{'' if out is None else f' --rehearsals {out}'}")

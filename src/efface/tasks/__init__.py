@@ -8,8 +8,11 @@ their needs, over a ``concurrent.futures.Executor``:
 ``graph``               a task, its outcome, and the order in which tasks can start
 ``runner``              :func:`run_tasks`
 ``worker``              what happens in the process that runs a task; :func:`report_steps`
-``executors``           which executor ``on`` names
+``place``               where tasks run: the value of ``--on``
+``executors``           opens the executor of a place
 ``local``               single-thread processes of this machine, which end with their parent
+``dask_cluster``        the workers of a Dask scheduler
+``slurm``               jobs of a Slurm partition
 ======================  ================================================================================
 
 Example:
@@ -28,7 +31,7 @@ from efface._lazy import lazy_exports
 if TYPE_CHECKING:
     from efface.tasks.graph import Task, TaskOutcome
     from efface.tasks.runner import run_tasks
-    from efface.tasks.worker import WorkerDiedError, report_steps
+    from efface.tasks.worker import WorkerDiedError, report_steps, wait_until_seen
 
 _HOMES = {
     "Task": "graph",
@@ -36,7 +39,8 @@ _HOMES = {
     "WorkerDiedError": "worker",
     "report_steps": "worker",
     "run_tasks": "runner",
+    "wait_until_seen": "worker",
 }
 __getattr__ = lazy_exports(__name__, _HOMES)
 
-__all__ = ["Task", "TaskOutcome", "WorkerDiedError", "report_steps", "run_tasks"]
+__all__ = ["Task", "TaskOutcome", "WorkerDiedError", "report_steps", "run_tasks", "wait_until_seen"]

@@ -1,46 +1,52 @@
-"""Which executor runs the tasks: the value of ``--on``."""
+"""Open the executor of a place."""
 
 from __future__ import annotations
 
 import os
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from pathlib import Path
 
-from efface.errors import EffaceError
+from efface.tasks.place import TaskPlace
 
 
 @dataclass(frozen=True, eq=False)
-class TaskPlaces:
-    """An executor, and what is known about its processes."""
+class OpenedPlace:
+    """An executor, and how it is used."""
 
     executor: Executor
     slots: int
     """Number of tasks that are handed to it at a time."""
-    remote: bool = False
-    """Whether its processes may be on other machines."""
     note: str = ""
     """Where to watch it."""
 
 
-def open_executor(on: str, jobs: int | None) -> TaskPlaces:
-    """Open the executor that ``on`` names.
+def open_executor(place: TaskPlace, jobs: int | None, notes: Path) -> OpenedPlace:
+    """Open the executor of a place.
 
     Args:
-        on: ``local``: processes of this machine.
-        jobs: Number of tasks at a time; by default one per core of this machine.
+        place: Where tasks run.
+        jobs: Number of tasks at a time; by default one per core of this machine, or what the cluster can take.
+        notes: A folder that all processes see, for the files of the executor.
 
     Raises:
-        EffaceError: There is no such executor, or no such number of processes.
+        EffaceError: The package that it needs is not installed, nothing answers there, or an option is unknown.
 
     """
-    if jobs is not None and jobs < 1:
-        raise EffaceError(f"--jobs cannot be {jobs}.", "It is a number of processes.", "Set it to 1 or more.")
-    if on == "local":
-        from efface.tasks.local import LocalExecutor
+    if place.kind == "dask":
+        from efface.tasks.dask_cluster import DaskExecutor
 
-        count = jobs or count_cores()
-        return TaskPlaces(LocalExecutor(count), count)
-    raise EffaceError(f"--on cannot be '{on}'.", "Known: local.", "Choose one of these.")
+        cluster = DaskExecutor(place.where, place.options)
+        return OpenedPlace(cluster, jobs or DaskExecutor.most, cluster.note)
+    if place.kind == "slurm":
+        from efface.tasks.slurm import SlurmExecutor
+
+        queue = SlurmExecutor(place.where, place.options, notes)
+        return OpenedPlace(queue, jobs or SlurmExecutor.most, queue.note)
+    from efface.tasks.local import LocalExecutor
+
+    count = jobs or count_cores()
+    return OpenedPlace(LocalExecutor(count), count)
 
 
 def count_cores() -> int:

@@ -47,7 +47,7 @@ class TaskOutcome:
     blocked_by: Task | None = None
     """The failed task that this one needed: it was not run."""
     seconds: float = 0.0
-    """Time since it was handed to the executor."""
+    """Time that it took in its process."""
 
     @property
     def failed(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Callable
@@ -20,7 +19,7 @@ TERMINATION_SECONDS = 5.0
 
 
 class LocalExecutor(Executor):
-    """Processes of one thread each, every one a pool of its own.
+    """Processes, each a pool of its own.
 
     The pools of the standard library break when one of their processes is killed, and with them all that they run.
     Here only the call in that process fails, with :class:`WorkerDiedError`, and a new process takes the next one. A
@@ -37,8 +36,6 @@ class LocalExecutor(Executor):
         self._own = threading.local()
         self._pools: list[_OneProcess] = []
         self._stopped = False
-        self._outer_threads = os.environ.get("OMP_NUM_THREADS")
-        os.environ["OMP_NUM_THREADS"] = "1"  # processes inherit it, before they import anything
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Run a call in the next process that is free."""
@@ -63,10 +60,6 @@ class LocalExecutor(Executor):
         for pool in list(self._pools):
             pool.end()
         self._threads.shutdown(wait=wait)
-        if self._outer_threads is None:
-            os.environ.pop("OMP_NUM_THREADS", None)
-        else:
-            os.environ["OMP_NUM_THREADS"] = self._outer_threads
 
 
 class _RecordingContext(SpawnContext):
@@ -102,9 +95,10 @@ class _OneProcess:
         """End the process, whatever it is doing."""
         self.ended = True
         self.pool.shutdown(wait=False, cancel_futures=True)
-        for process in self.context.processes:
+        started = [process for process in self.context.processes if process.pid is not None]
+        for process in started:
             process.terminate()
-        for process in self.context.processes:
+        for process in started:
             process.join(TERMINATION_SECONDS)
             if process.is_alive():
                 process.kill()
@@ -114,11 +108,16 @@ class _OneProcess:
 def _describe_end(codes: list[int | None]) -> tuple[str, str, str]:
     """What, why and remedy of a process that died."""
     code = codes[0] if codes else None
-    how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+    if code is None or code < 0:
+        return (
+            f"The process of the task ended with {'no exit code' if code is None else f'signal {-code}'}.",
+            "It ran out of memory, or was killed.",
+            "Run the same command again, with fewer --jobs if memory was short.",
+        )
     return (
-        f"The process of the task ended with {how}.",
-        "It ran out of memory, was killed, or could not start.",
-        "Run the same command again, with fewer --jobs if memory was short.",
+        f"The process of the task ended with exit code {code}.",
+        "It could not start, or the task ended it; what it said itself is above.",
+        'A script that runs tasks needs `if __name__ == "__main__":` around the call.',
     )
 
 

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from efface.errors import EffaceError
-from efface.files import make_folder
-from efface.tasks.executors import TaskPlaces, open_executor
+from efface.files import hold_lock, make_folder
+from efface.tasks.executors import OpenedPlace, open_executor
 from efface.tasks.graph import Task, TaskOutcome, TaskQueue
-from efface.tasks.worker import SEEN_SECONDS, STEP_SECONDS, WorkerDiedError, Workplace, perform
+from efface.tasks.place import TaskPlace
+from efface.tasks.worker import (
+    SEEN_SECONDS,
+    STEP_SECONDS,
+    LostTaskError,
+    Performed,
+    WorkerDiedError,
+    Workplace,
+    perform,
+)
 
 RETRIES = 1
 """How often a task is run again whose process died."""
+NOTES = ".tasks-"
+"""How the folder of the reports begins, beside the results of tasks on other machines."""
 RunningSteps = list[tuple[Task, tuple[int, int]]]
 """The running tasks, each with ``(step, steps in total)``; 0 for what is unknown."""
 
@@ -43,7 +54,10 @@ def run_tasks(
     Args:
         tasks: The tasks.
         on: ``local``: single-thread processes of this machine, which end with this one even if it is killed.
-        jobs: Number of tasks at a time; by default one per core of this machine.
+            ``dask://HOST:PORT?RESOURCE=NUMBER``: the workers of a Dask scheduler, with the resources that each task
+            needs. ``slurm:PARTITION?OPTION=VALUE``: a job for each task; see
+            :class:`efface.tasks.slurm.SlurmExecutor` for the options.
+        jobs: Number of tasks at a time; by default one per core of this machine, or as many as the cluster can take.
         folder: Where the tasks write, for tasks on other machines: each must see it under the same path.
         say: Receives a line for each task that has ended, unless ``over`` is given.
         over: Receives the outcome of each task, also of those that are not run; then nothing is raised for failures.
@@ -65,52 +79,72 @@ def run_tasks(
     left = [task for task in tasks if task.is_done is None or not task.is_done()]
     TaskQueue(tasks)  # all names are checked, also those of finished tasks
     names = {task.name for task in left}
-    waits = {task.name: (_known(task.needs, names), _known(task.after, names)) for task in left}
-    queue = TaskQueue([_waiting_for(task, *waits[task.name]) for task in left])
+    queue = TaskQueue([_without_done(task, names) for task in left])
+    place = TaskPlace.parse(on)
+    if jobs is not None and jobs < 1:
+        raise EffaceError(f"--jobs cannot be {jobs}.", "It is a number of processes.", "Set it to 1 or more.")
     if not left:
         return 0
-    places = open_executor(on, min(len(left), jobs) if jobs else jobs)
     ended = _Reports(len(left), say, over)
-    with _open_workplace(places, folder) as workplace:
-        if places.note:
-            say(places.note)
-        _RunningTasks(queue, places, workplace, ended, say, watch).run()
+    with _one_thread_each(), _make_workplace(place, folder) as workplace:
+        opened = open_executor(place, jobs, workplace.notes)
+        try:
+            if opened.note:
+                say(opened.note)
+            _RunningTasks(queue, opened, workplace, ended, say, watch).run()
+        finally:
+            opened.executor.shutdown(cancel_futures=True)
     if ended.errors and over is None:
         raise ended.errors[0]
     return ended.run
 
 
-def _known(wanted: tuple[str, ...], names: set[str]) -> tuple[str, ...]:
-    return tuple(name for name in wanted if name in names)
-
-
-def _waiting_for(task: Task, needs: tuple[str, ...], after: tuple[str, ...]) -> Task:
-    """The task without those that it need not wait for."""
-    return Task(task.name, task.function, task.arguments, needs, after, task.is_done, task.label)
+def _without_done(task: Task, left: set[str]) -> Task:
+    """The task, waiting only for those that are left to do."""
+    needs, after = (tuple(name for name in names if name in left) for names in (task.needs, task.after))
+    return replace(task, needs=needs, after=after)
 
 
 @contextmanager
-def _open_workplace(places: TaskPlaces, folder: Path | None) -> Iterator[Workplace]:
-    """Make the folder of the reports; at the end remove it, and end the executor in any case."""
-    notes = None
+def _one_thread_each() -> Iterator[None]:
+    """Let processes that are started here use one thread; they read it before they import anything."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
     try:
-        notes = _make_notes(places.remote, folder)
-        yield Workplace(notes, Path.cwd() if places.remote else None)
+        yield
     finally:
-        places.executor.shutdown(cancel_futures=True)
-        if notes is not None:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
+@contextmanager
+def _make_workplace(place: TaskPlace, folder: Path | None) -> Iterator[Workplace]:
+    """Make the folder of the reports where all processes see it, and remove it at the end."""
+    if place.remote and folder is None:
+        raise ValueError("tasks on other machines need a folder that all of them see")
+    if folder is None or not place.remote:
+        with tempfile.TemporaryDirectory(prefix="efface-tasks-") as notes:
+            yield Workplace(Path(notes))
+        return
+    home = folder.resolve()
+    make_folder(home)
+    for left in home.glob(f"{NOTES}*"):
+        _remove_left(left)
+    notes = home / f"{NOTES}{secrets.token_hex(4)}"
+    with hold_lock(notes):
+        make_folder(notes)
+        try:
+            yield Workplace(notes, Path.cwd())
+        finally:
             shutil.rmtree(notes, ignore_errors=True)
 
 
-def _make_notes(remote: bool, folder: Path | None) -> Path:
-    """A new folder for the reports, which all processes can see."""
-    if not remote:
-        return Path(tempfile.mkdtemp(prefix="efface-tasks-"))
-    if folder is None:
-        raise ValueError("tasks on other machines need a folder that all of them see")
-    notes = folder.resolve() / f".tasks-{secrets.token_hex(4)}"
-    make_folder(notes)
-    return notes
+def _remove_left(notes: Path) -> None:
+    """Remove the reports of a caller that was killed; one that lives holds the lock."""
+    with suppress(BlockingIOError), hold_lock(notes, BlockingIOError()):
+        shutil.rmtree(notes, ignore_errors=True)
 
 
 @dataclass(eq=False)
@@ -145,13 +179,12 @@ class _RunningTasks:
     """The tasks that are with the executor."""
 
     queue: TaskQueue
-    places: TaskPlaces
+    opened: OpenedPlace
     workplace: Workplace
     ended: _Reports
     say: Callable[[str], None]
     watch: Callable[[RunningSteps], None] | None
-    running: dict[Future[Any], Task] = field(default_factory=dict)
-    began: dict[str, float] = field(default_factory=dict)
+    running: dict[Future[Performed], Task] = field(default_factory=dict)
     died: dict[str, int] = field(default_factory=dict)
 
     def run(self) -> None:
@@ -164,12 +197,12 @@ class _RunningTasks:
             for future in done:
                 self.collect(self.running.pop(future), future)
             if self.watch:
-                steps = [(task, self.workplace.read_steps(task.name)) for task in self.running.values()]
-                self.watch(steps)
+                steps = self.workplace.read_steps(task.name for task in self.running.values())
+                self.watch([(task, steps[task.name]) for task in self.running.values() if task.name in steps])
 
     def fill(self) -> None:
         """Hand tasks to the executor while it has a free slot."""
-        while len(self.running) < self.places.slots and (task := self.queue.take()) is not None:
+        while len(self.running) < self.opened.slots and (task := self.queue.take()) is not None:
             blocked_by = self.queue.failed_need(task)
             if blocked_by is not None:
                 self.end(TaskOutcome(task, blocked_by=blocked_by))
@@ -178,16 +211,19 @@ class _RunningTasks:
 
     def start(self, task: Task) -> None:
         """Hand a task to the executor."""
-        self.began.setdefault(task.name, time.monotonic())
-        future = self.places.executor.submit(perform, self.workplace, task.name, task.function, task.arguments)
+        future = self.opened.executor.submit(perform, self.workplace, task.name, task.function, task.arguments)
         self.running[future] = task
 
-    def collect(self, task: Task, future: Future[Any]) -> None:
+    def collect(self, task: Task, future: Future[Performed]) -> None:
         """Note the outcome of a task, or run it again if its process died."""
-        error = future.exception()
-        if isinstance(error, WorkerDiedError) and self.died.get(task.name, 0) < RETRIES:
-            self.died[task.name] = self.died.get(task.name, 0) + 1
-            self.say(f"{task}: {error.what} It is run again.")
+        lost = future.exception()
+        performed = Performed() if lost else future.result()
+        error = lost or performed.error
+        if isinstance(lost, LostTaskError) or (
+            isinstance(lost, WorkerDiedError) and self.died.get(task.name, 0) < RETRIES
+        ):
+            self.died[task.name] = self.died.get(task.name, 0) + isinstance(lost, WorkerDiedError)
+            self.say(f"{task}: {lost.what} It is run again.")
             self.start(task)
             return
         if error is None and not self.appears(task):
@@ -196,12 +232,11 @@ class _RunningTasks:
                 "It was removed, or this machine does not see what the other one wrote.",
                 "Run the same command again.",
             )
-        seconds = time.monotonic() - self.began[task.name]
-        self.end(TaskOutcome(task, None if error else future.result(), error, seconds=seconds))
+        self.end(TaskOutcome(task, performed.result, error, seconds=performed.seconds))
 
     def appears(self, task: Task) -> bool:
         """Whether the result of a task is there; network storage may take a while to show it."""
-        until = time.monotonic() + (SEEN_SECONDS if self.places.remote else 0)
+        until = time.monotonic() + (SEEN_SECONDS if self.workplace.start else 0)
         while task.is_done is not None and not task.is_done():
             if time.monotonic() >= until:
                 return False

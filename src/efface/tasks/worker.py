@@ -10,13 +10,15 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from efface._version import __version__
 from efface.errors import EffaceError
 
 STEP_SECONDS = 0.5
@@ -29,35 +31,51 @@ class WorkerDiedError(EffaceError):
     """The process that ran a task ended before the task did."""
 
 
+class LostTaskError(EffaceError):
+    """What ran a task can no longer say how it ended; it may have ended well."""
+
+
 class FailedTaskError(RuntimeError):
-    """Stands for an exception that cannot be sent between processes, with its text and traceback."""
+    """The text of an exception: in place of one that cannot be sent between processes, or its traceback there."""
 
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where the tasks of one call run: what their processes share with the one that called.
+    """What the processes that run tasks share with the one that called.
 
     Args:
-        notes: A folder for the reports of steps, made by the caller; None if nothing is reported.
+        notes: A folder for the reports of steps, made by the caller.
         start: The caller's working directory, if the process may be on another machine; relative paths begin there.
+        version: The caller's version of efface.
 
     """
 
-    notes: Path | None = None
+    notes: Path
     start: Path | None = None
+    version: str = __version__
 
-    def steps_path(self, name: str) -> Path | None:
+    def steps_path(self, name: str) -> Path:
         """The file with the steps of a task."""
-        return None if self.notes is None else self.notes / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
+        return self.notes / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
 
-    def read_steps(self, name: str) -> tuple[int, int]:
-        """The ``(step, steps in total)`` that a task reported last; 0 for what is unknown."""
-        path = self.steps_path(name)
-        try:
-            step, total = json.loads(path.read_text(encoding="utf-8")) if path else (0, 0)
-        except FileNotFoundError:
-            return 0, 0
-        return step, total
+    def read_steps(self, names: Iterable[str]) -> dict[str, tuple[int, int]]:
+        """The ``(step, steps in total)`` that tasks reported last, 0 for what is unknown; only of those that began."""
+        paths, begun = {name: self.steps_path(name) for name in names}, set(self.notes.iterdir())
+        return {
+            name: (int(step), int(total))
+            for name, path in paths.items()
+            if path in begun
+            for step, total in [json.loads(path.read_text(encoding="utf-8"))]
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Performed:
+    """How the call of a task ended."""
+
+    result: Any = None
+    error: Exception | None = None
+    seconds: float = 0.0
 
 
 @dataclass(eq=False)
@@ -67,8 +85,18 @@ class _StepFile:
     path: Path | None = None
     last: float = 0.0
 
+    def write(self, step: int, total: int) -> None:
+        """Write the report at once; a caller that is gone reads none."""
+        if self.path is not None:
+            fresh = self.path.with_suffix(f".{os.getpid()}")
+            with suppress(FileNotFoundError):
+                fresh.write_text(json.dumps([int(step), int(total)]), encoding="utf-8")
+                fresh.replace(self.path)
+            self.last = time.monotonic()
+
 
 _STEPS = _StepFile()
+_ONE_AT_A_TIME = threading.Lock()
 
 
 def report_steps(step: int, total: int = 0) -> None:
@@ -79,17 +107,12 @@ def report_steps(step: int, total: int = 0) -> None:
         total: Number of steps; 0 if that is unknown.
 
     """
-    now = time.monotonic()
-    if _STEPS.path is None or now - _STEPS.last < STEP_SECONDS:
-        return
-    _STEPS.last = now
-    fresh = _STEPS.path.with_suffix(f".{os.getpid()}")
-    fresh.write_text(json.dumps([int(step), int(total)]), encoding="utf-8")
-    fresh.replace(_STEPS.path)
+    if time.monotonic() - _STEPS.last >= STEP_SECONDS:
+        _STEPS.write(step, total)
 
 
-def perform(place: Workplace, name: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    """Run a task in this process.
+def perform(place: Workplace, name: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Performed:
+    """Run a task in this process, one at a time, and catch its error.
 
     Args:
         place: What this process shares with the caller.
@@ -97,37 +120,66 @@ def perform(place: Workplace, name: str, function: Callable[..., Any], arguments
         function: Its function.
         arguments: The function's arguments.
 
-    Raises:
-        EffaceError: This machine does not see the folder that it should share.
-
     """
-    try:
-        if place.start is not None:
-            _require_shared(place)
-            if place.start.is_dir():
-                os.chdir(place.start)
-        _STEPS.path, _STEPS.last = place.steps_path(name), 0.0
-        return function(*arguments)
-    except Exception as error:
-        if _is_portable(error):
-            raise
-        raise FailedTaskError("".join(traceback.format_exception(error)).strip()) from None
-    finally:
-        _STEPS.path = None
+    with _ONE_AT_A_TIME:
+        began = time.monotonic()
+        try:
+            if place.start is not None:
+                _require_shared(place)
+                if place.start.is_dir():
+                    os.chdir(place.start)
+            _STEPS.path = place.steps_path(name)
+            _STEPS.write(0, 0)
+            result = function(*arguments)
+            pickle.dumps(result)  # a result that cannot be sent is an error of the task, not of its process
+            return Performed(result, seconds=time.monotonic() - began)
+        except Exception as error:
+            return Performed(error=_portable(error), seconds=time.monotonic() - began)
+        finally:
+            _STEPS.path = None
 
 
 def _require_shared(place: Workplace) -> None:
-    """Raise an error if the folder of the reports is not there, even after the delay of network storage."""
-    notes, until = place.notes, time.monotonic() + SEEN_SECONDS
-    while notes is not None and not notes.is_dir():
-        if time.monotonic() > until or not notes.parent.is_dir():
-            raise EffaceError(
-                f"The worker on {socket.gethostname()} does not see {notes.parent}.",
-                "Results are shared over this folder: it must be there under the same path on every machine.",
-                "Mount it there. Without shared storage, run on each machine by itself and copy the folders together.",
-            )
-        list(notes.parent.iterdir())  # network storage looks again
+    """Raise an error if this is another version, or does not see the folder after the delay of network storage."""
+    host, notes = socket.gethostname(), place.notes
+    if place.version != __version__:
+        raise EffaceError(
+            f"The worker on {host} has efface {__version__}, and this is {place.version}.",
+            "Different versions do not make the same models.",
+            "Install the same version on every machine.",
+        )
+    if not notes.parent.is_dir() or not wait_until_seen(notes):
+        raise EffaceError(
+            f"The worker on {host} does not see {notes.parent}.",
+            "Results are shared over this folder: it must be there under the same path on every machine.",
+            "Mount it there. Without shared storage, run on each machine by itself and copy the folders together.",
+        )
+
+
+def wait_until_seen(path: Path) -> bool:
+    """Wait until this machine sees what another one has written: network storage may take a while to show it.
+
+    Returns:
+        Whether it is there.
+
+    """
+    until = time.monotonic() + SEEN_SECONDS
+    while not path.exists():
+        if time.monotonic() > until or not path.parent.is_dir():
+            return False
+        list(path.parent.iterdir())  # the storage is asked again
         time.sleep(0.2)
+    return True
+
+
+def _portable(error: Exception) -> Exception:
+    """The exception if another process can read it, else its text; with its traceback, unless it is the user's."""
+    trace = "".join(traceback.format_exception(error)).strip()
+    if not _is_portable(error):
+        return FailedTaskError(trace)
+    if not isinstance(error, EffaceError):
+        error.add_note(f"In the process of the task:\n{trace}")
+    return error
 
 
 def _is_portable(error: Exception) -> bool:
