@@ -147,13 +147,14 @@ class Part(nn.Module):
 
 
 def option_default(file: Path, option: str) -> Any:
-    """The default of an ``add_argument`` call in a file, read without running it."""
+    """The last default of an ``add_argument`` call in a file, read without running it."""
+    found = []
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and any(isinstance(a, ast.Constant) and a.value == option for a in node.args):
-            for keyword in node.keywords:
-                if keyword.arg == "default":
-                    return ast.literal_eval(keyword.value)
-    raise LookupError(f"{file.name} has no default of {option}")
+            found += [(node.lineno, keyword.value) for keyword in node.keywords if keyword.arg == "default"]
+    if not found:
+        raise LookupError(f"{file.name} has no default of {option}")
+    return ast.literal_eval(max(found, key=lambda one: one[0])[1])
 
 
 def assigned_value(file: Path, name: str) -> float:

@@ -173,11 +173,8 @@ def shares(official_of: Any, loader: Any) -> Row:
         )
         pairs = zip(model.parameters(), changed.parameters(), strict=True)
         found["official"].append(sum(int((a != b).sum()) for a, b in pairs) / total)
-    return {
-        "note": "theirs compares squares of 4 examples with squares of 128",
-        "loss": None,
-        "shares": {key: float(np.mean(values)) for key, values in found.items()},
-    }
+    means = {key: float(np.mean(values)) for key, values in found.items()}
+    return {"note": "theirs compares squares of 4 examples with squares of 128", "loss": None, "shares": means}
 
 
 def copy_of(model: Model) -> Model:

@@ -13,11 +13,11 @@ def page() -> list[str]:
     """One row for each comparison, and the defaults side by side, as Markdown lines."""
     result = read_json(RESULTS / "against_official.json")
     lines = ["## Objectives", "", *table_head("objective", "against", "loss", "gradient", "")]
-    for row in result["rows"]:
-        if row["kind"] == "objective":
-            lines.append(
-                table_row(row["name"], row["against"], shown(row, "loss"), shown(row, "gradient"), row["note"])
-            )
+    lines += [
+        table_row(row["name"], row["against"], shown(row, "loss"), shown(row, "gradient"), row["note"])
+        for row in result["rows"]
+        if row["kind"] == "objective"
+    ]
     lines += ["", "## Methods", ""]
     lines += table_head("method", "official code", "what is compared", "loss", "gradient", "step", "")
     for row in result["rows"]:
