@@ -26,7 +26,7 @@ from research.paths import RESULTS, ROOT
 from torch import Tensor
 
 from efface.training.model import Model
-from efface.training.objectives import OBJECTIVES, Barlow
+from efface.training.objectives import OBJECTIVES, Barlow, Moco
 from efface.training.objectives.shared import normalize_rows
 from efface.unlearning import methods
 
@@ -74,6 +74,12 @@ OFFICIAL_DEFAULTS: dict[str, tuple[str, dict[str, str]]] = {
 # ---- objectives ----
 
 
+def predict(model: Model, x: Tensor) -> Tensor:
+    """The predictor's outputs of BYOL and SimSiam."""
+    assert model.predictor is not None
+    return model.predictor(model(x))
+
+
 def objectives() -> list[Row]:
     """Loss and gradient of every objective, in evaluation mode, against lightly and open_clip."""
     from lightly import loss as lightly
@@ -91,7 +97,7 @@ def objectives() -> list[Row]:
     model = built["simclr"]
     add("simclr", model, lightly.NTXentLoss(temperature=0.5)(*(model(x) for x in views)), f"{library}, NTXentLoss")
     model = built["moco"]
-    contrast = lightly.NTXentLoss(temperature=model.objective.temperature, memory_bank_size=(4096, 128))
+    contrast = lightly.NTXentLoss(temperature=Moco().temperature, memory_bank_size=(4096, 128))
     queue = model.queue
     assert queue is not None
     contrast.memory_bank.bank = queue.clone() if contrast.memory_bank.bank.shape[0] == len(queue) else queue.T.clone()
@@ -104,12 +110,12 @@ def objectives() -> list[Row]:
     model = built["byol"]
     with torch.no_grad():
         targets = [model(x, model.momentum_encoder) for x in views]
-    predictions = [model.predictor(model(x)) for x in views]
+    predictions = [predict(model, x) for x in views]
     add("byol", model, 2 + cosine(predictions[0], targets[1]) + cosine(predictions[1], targets[0]),
-        f"{library}, NegativeCosineSimilarity", "2 + twice their loss: as in the paper")  # fmt: skip
+        f"{library}, NegativeCosineSimilarity", "averaged over both directions: half of the paper's sum")  # fmt: skip
     model = built["simsiam"]
     targets = [model(x).detach() for x in views]
-    predictions = [model.predictor(model(x)) for x in views]
+    predictions = [predict(model, x) for x in views]
     add("simsiam", model, (cosine(predictions[0], targets[1]) + cosine(predictions[1], targets[0])) / 2,
         f"{library}, NegativeCosineSimilarity")  # fmt: skip
     for name, chosen, theirs in (

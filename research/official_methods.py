@@ -29,7 +29,7 @@ from research.official_code import (
 )
 from torch import nn
 
-from efface.training.batch import Batch, LossTerms, Subset
+from efface.training.batch import Batch, Log, LossTerms, Subset
 from efface.training.gradients import compute_gradient, flatten_parts, squared_gradients, unflatten_vector
 from efface.training.loop import Run, frozen_copy
 from efface.training.model import Model
@@ -162,7 +162,7 @@ def shares(official_of: Any, loader: Any) -> Row:
         forget, retain = rows[first : first + 4], torch.cat([rows[:first], rows[first + 4 :]])
         parts = {"forget": Subset(x, forget, whole.augment, y), "retain": Subset(x, retain, whole.augment, y)}
         method, log = methods.Ssd(batch_size=64), list[Row]()
-        method.unlearn(copy_of(model), MethodInputs(method.needs, parts), Run(log=log.append))
+        method.unlearn(copy_of(model), MethodInputs(method.needs, parts), Run(log=keep_in(log)))
         found["ours"].append(log[-1]["terms"]["share"])
         changed = copy_of(model)
         their = official_of(changed)
@@ -175,6 +175,15 @@ def shares(official_of: Any, loader: Any) -> Row:
         found["official"].append(sum(int((a != b).sum()) for a, b in pairs) / total)
     means = {key: float(np.mean(values)) for key, values in found.items()}
     return {"note": "theirs compares squares of 4 examples with squares of 128", "loss": None, "shares": means}
+
+
+def keep_in(records: list[Row]) -> Log:
+    """A log that appends to a list."""
+
+    def log(record: Row) -> None:
+        records.append(record)
+
+    return log
 
 
 def copy_of(model: Model) -> Model:
