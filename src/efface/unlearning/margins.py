@@ -23,6 +23,42 @@ from efface.training.objectives.shared import normalize_rows
 BACKBONE, OUTPUT = "backbone", "output"
 
 
+@dataclass(frozen=True, eq=False)
+class Embeddings:
+    """Features and outputs of two views of some examples, and their labels if there are any."""
+
+    features: tuple[Tensor, Tensor]
+    """Of each view, [B, dim]."""
+    outputs: tuple[Tensor, Tensor]
+    """Of each view, [B, d]."""
+    labels: Tensor | None = None
+
+    @classmethod
+    def of(cls, model: Model, batch: Batch) -> Embeddings:
+        """Embed a batch with the running statistics of BatchNorm, so that examples do not affect each other."""
+        with frozen_statistics(model):
+            features = model.features(torch.cat([batch.view(0), batch.view(1)]))
+            outputs = model.project(features)
+        labels = batch.labels() if model.objective.needs_labels else None
+        return cls(_halves(features), _halves(outputs), labels)
+
+    def __add__(self, other: Embeddings) -> Embeddings:
+        """Join the embeddings of two batches, those of ``self`` first."""
+        labels = None if self.labels is None or other.labels is None else torch.cat([self.labels, other.labels])
+        return Embeddings(_join(self.features, other.features), _join(self.outputs, other.outputs), labels)
+
+    def margins(self, bank: int, tau: float) -> dict[str, Tensor]:
+        """Margins [B] by space, ``backbone`` and ``output``; the last ``bank`` examples are the bank.
+
+        A classifier's margin in the output is that of its label.
+        """
+        if self.labels is not None:
+            output = label_margin(self.outputs[0], self.labels)
+        else:
+            output = contrastive_margin(*self.outputs, bank, tau)
+        return {BACKBONE: contrastive_margin(*self.features, bank, tau), OUTPUT: output}
+
+
 def compute_margins(model: Model, batch: Batch, bank: int, tau: float) -> dict[str, Tensor]:
     """Margin of each example in the backbone's features and in the output (embeddings of the projector, or logits).
 
@@ -38,16 +74,7 @@ def compute_margins(model: Model, batch: Batch, bank: int, tau: float) -> dict[s
         Margins [B] by space, ``backbone`` and ``output``; higher is more member-like.
 
     """
-    with frozen_statistics(model):
-        features = model.features(torch.cat([batch.view(0), batch.view(1)]))
-        outputs = model.project(features)
-    first_features, second_features = features.tensor_split(2)
-    first, second = outputs.tensor_split(2)
-    if model.objective.needs_labels:
-        output = label_margin(first, batch.labels())
-    else:
-        output = contrastive_margin(first, second, bank, tau)
-    return {BACKBONE: contrastive_margin(first_features, second_features, bank, tau), OUTPUT: output}
+    return Embeddings.of(model, batch).margins(bank, tau)
 
 
 def contrastive_margin(first: Tensor, second: Tensor, bank: int, tau: float) -> Tensor:
@@ -64,6 +91,15 @@ def label_margin(logits: Tensor, labels: Tensor) -> Tensor:
     """Log odds of each example's label, [B], from logits [B, classes]."""
     is_label = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()
     return logits[is_label] - logits.masked_fill(is_label, -torch.inf).logsumexp(1)
+
+
+def _halves(both: Tensor) -> tuple[Tensor, Tensor]:
+    first, second = both.tensor_split(2)
+    return first, second
+
+
+def _join(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return torch.cat([a[0], b[0]]), torch.cat([a[1], b[1]])
 
 
 class GapPenalty(StrEnum):
