@@ -30,6 +30,7 @@ from efface.data.split import Split, partition, select_forget_set
 from efface.files import write_text
 from efface.runs.demo import REGIMES
 from efface.training.checkpoint import CHOICES, Checkpoint
+from efface.unlearning.methods.gradient_constraint import WGAN_GP
 
 HOME = RUNS / "small_requests"
 REQUESTS = {10: 6, 1: 12, 60: 3}
@@ -40,6 +41,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "alignment_calibration": {"name": "alignment_calibration"},
     "alignment_calibration, 16 rows": {"name": "alignment_calibration", "forget_batch_size": 16, "optim": {"lr": 0.02}},
     "gradient_constraint": {"name": "gradient_constraint"},
+    "gradient_constraint, WGAN-GP": {"name": "gradient_constraint", **WGAN_GP},
     "finetune": {"name": "finetune"},
     "neggrad": {"name": "neggrad"},
     "ssd": {"name": "ssd"},
