@@ -17,9 +17,10 @@ from efface.unlearning.margins import (
     compute_margins,
     contrastive_margin,
     label_margin,
+    margin_gap,
+    repeat_to,
 )
 from efface.unlearning.methods import MarginMatching
-from efface.unlearning.methods.margin_matching import margin_gap, repeat_to
 from tests import tiny
 from tests.reference import margin_matching as reference
 

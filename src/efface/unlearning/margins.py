@@ -10,6 +10,7 @@ and a bank of their own.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -128,3 +129,19 @@ class RunningMean:
         if penalty is GapPenalty.HINGE:
             return mean.relu() + (mean > 0) * (now - value)
         return mean.square() + 2 * mean * (now - value)
+
+
+def repeat_to(batches: Iterator[Batch], rows: int) -> Batch:
+    """The next batch; where it has fewer than ``rows``, with the next ones after it, cut to so many."""
+    found = next(batches)
+    if len(found) >= rows:
+        return found
+    while len(found) < rows:
+        found = found + next(batches)
+    return found.rows(0, rows)
+
+
+def margin_gap(f: Tensor, r: Tensor, v: Tensor) -> Tensor:
+    """A scalar with the value of mean F - mean V and the gradient of mean F - mean R; 0 if F and V are alike."""
+    constant = v.detach().mean() - r.detach().mean()
+    return f.mean() - r.mean() - constant

@@ -10,21 +10,26 @@ ones R in which direction: what lowers all margins alike has no gradient, so the
 everything. V's own margins have no gradient; V's embeddings do, as part of the bank that F is compared with. The square
 pulls from both sides: where F has fallen below V it is drawn up again. With ``penalty: hinge`` the term is w_s (gap_s)₊
 and only pushes down: each upward excursion of a noisy gap pushes and none is undone, so that a small F ends below V
-and stands out by its absence. The gap of one batch is noisy (0.14 for 100 of F and 100 of V); hence the running mean,
-and large batches of F: a small F is repeated, with other views, to as many rows as V has. V must be drawn like F and
-have some hundreds of examples: with 50 the method stops short, and V tells little about a whole class or group.
+and stands out by its absence. The gap of one batch is noisy (0.2 for 48 of F and 48 of V); hence the running mean. V
+must be drawn like F and have some hundreds of examples: with 50 the method stops short, and V tells little about a whole
+class or group.
+
+What it costs grows with F and not with the data: 20 steps and one for every 4 forgotten examples, and a step reads 64 of
+R, 48 of F (a small F is repeated, with other views) and 48 of V. The margins of R are those of the task's batch. V keeps
+its views, so that θ₀ sees each batch of V once. Slower settings come closer where the cost does not matter:
+``steps=160, forget_batch_size=100, memory=0.9, optim.lr=0.001``.
 
 Source      ours; measured in docs/small_requests.md, and with ``penalty: hinge`` in docs/frontier.md. A hinge with the
             gradient of mean_F alone lowers the margins of R and V together with F's: the push never ends.
 Departures  none.
 Tests cover a gradient into V's margins; a push that all examples share; a bank that contains the example itself; an
             example of R held from above; a push by the noise of one batch; a gap below 0 that nothing pulls back; too
-            few rows of F, V or R where F is small.
+            few rows of F, V or R where F is small; passes over R; views of V that θ₀ did not see.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import ClassVar
@@ -39,7 +44,16 @@ from efface.training.batch import Batch, LossTerms
 from efface.training.loop import Run, frozen_copy, train_steps
 from efface.training.model import Model
 from efface.training.optim import Optim, OptimizerType
-from efface.unlearning.margins import BACKBONE, OUTPUT, Embeddings, GapPenalty, RunningMean, compute_margins
+from efface.unlearning.margins import (
+    BACKBONE,
+    OUTPUT,
+    Embeddings,
+    GapPenalty,
+    RunningMean,
+    compute_margins,
+    margin_gap,
+    repeat_to,
+)
 from efface.unlearning.protocol import MethodInputs, Needs
 
 LEAST_STEPS, EXAMPLES_PER_STEP = 20, 4
@@ -162,19 +176,3 @@ class MarginMatching(Settings):
         original = recipe.epochs * per_pass
         few = min(original // 10, FEW_STEPS) if original < MANY_STEPS else 0
         return max(1, min(wanted, max(original // 20, few)))
-
-
-def repeat_to(batches: Iterator[Batch], rows: int) -> Batch:
-    """The next batch; where it has fewer than ``rows``, with the next ones after it, cut to so many."""
-    found = next(batches)
-    if len(found) >= rows:
-        return found
-    while len(found) < rows:
-        found = found + next(batches)
-    return found.rows(0, rows)
-
-
-def margin_gap(f: Tensor, r: Tensor, v: Tensor) -> Tensor:
-    """A scalar with the value of mean F - mean V and the gradient of mean F - mean R; 0 if F and V are alike."""
-    constant = v.detach().mean() - r.detach().mean()
-    return f.mean() - r.mean() - constant
