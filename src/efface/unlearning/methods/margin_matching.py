@@ -11,12 +11,12 @@ everything. V's own margins have no gradient; V's embeddings do, as part of the 
 pulls from both sides: where F has fallen below V it is drawn up again. With ``penalty: hinge`` the term is w_s (gap_s)₊
 and only pushes down: each upward excursion of a noisy gap pushes and none is undone, so that a small F ends below V
 and stands out by its absence. The gap of one batch is noisy (0.2 for 48 of F and 48 of V); hence the running mean. V
-must be drawn like F and have some hundreds of examples: with 50 the method stops short, and V tells little about a whole
-class or group.
+must be drawn like F and have some hundreds of examples: with 50 the method stops short, and V tells little about a
+whole class or group.
 
-What it costs grows with F and not with the data: 20 steps and one for every 4 forgotten examples, and a step reads 64 of
-R, 48 of F (a small F is repeated, with other views) and 48 of V. The margins of R are those of the task's batch. V keeps
-its views, so that θ₀ sees each batch of V once. Slower settings come closer where the cost does not matter:
+What it costs grows with F and not with the data: 20 steps and one for every 4 forgotten examples, and a step reads 64
+of R, 48 of F (a small F is repeated, with other views) and 48 of V. The margins of R are those of the task's batch. V
+keeps its views, so that θ₀ sees each batch of V once. Slower settings come closer where the cost does not matter:
 ``steps=160, forget_batch_size=100, memory=0.9, optim.lr=0.001``.
 
 Source      ours; measured in docs/small_requests.md, and with ``penalty: hinge`` in docs/frontier.md. A hinge with the
