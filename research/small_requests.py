@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from benchmarks.machine import machine, write_json
+from benchmarks.machine import machine, read_json, write_json
 from research.paths import RESULTS, RUNS
 
 import efface
@@ -33,7 +33,7 @@ from efface.training.checkpoint import CHOICES, Checkpoint
 from efface.unlearning.methods.gradient_constraint import WGAN_GP
 
 HOME = RUNS / "small_requests"
-REQUESTS = {10: 6, 1: 12, 60: 3}
+REQUESTS = {10: 6, 1: 6, 60: 2}
 """Examples per request to the number of requests in a world."""
 METHODS: dict[str, dict[str, Any]] = {
     "original": {},
@@ -69,7 +69,10 @@ def placements(members: np.ndarray, others: np.ndarray) -> list[float]:
 
 
 @app.command()
-def make(world: Annotated[int, typer.Option(help="Seed of the original.")] = 0) -> None:
+def make(
+    world: Annotated[int, typer.Option(help="Seed of the original.")] = 0,
+    only: Annotated[str, typer.Option(help="One of the rows; by default all of them.")] = "",
+) -> None:
     """Train the original of a world, and unlearn its requests with each method."""
     torch.set_num_threads(1)
     HOME.mkdir(parents=True, exist_ok=True)
@@ -84,7 +87,7 @@ def make(world: Annotated[int, typer.Option(help="Seed of the original.")] = 0) 
         api.pretrain(data, base, recipe=recipe, seed=world, device="cpu").save(folder)
     original = Checkpoint.load(folder)
     for number in range(max(REQUESTS.values())):
-        for name, k in product(METHODS, REQUESTS):
+        for name, k in product([only] if only else METHODS, REQUESTS):
             if number < (RETRAINED if name == "retrain" else REQUESTS[k]):
                 request(original, data, base, world, k, number, name)
 
@@ -111,12 +114,13 @@ def request(original: Checkpoint, data: Data, base: Split, world: int, k: int, n
 
 @app.command()
 def table() -> None:
-    """Pool the requests, and write the table's numbers."""
+    """Pool the requests, and write the table's numbers; rows of which there are no requests here are kept."""
     rows: dict[tuple[int, str], list[dict[str, Any]]] = {}
     for file in sorted(HOME.glob("*-*-*.json")):
         one = json.loads(file.read_text(encoding="utf-8"))
         rows.setdefault((one["k"], one["name"]), []).append(one)
-    pooled = []
+    result = RESULTS / "small_requests.json"
+    pooled = [row for row in read_json(result)["rows"] if (row["k"], row["name"]) not in rows]
     for (k, name), found in sorted(rows.items()):
         row: dict[str, Any] = {"k": k, "name": name, "requests": len(found), "worlds": len({f["world"] for f in found})}
         for signal in SIGNALS:
@@ -127,9 +131,8 @@ def table() -> None:
         for key in ("steps", "examples"):
             row[key] = round(float(np.mean([one["cost"][key] for one in found])), 1)
         pooled.append(row)
-    write_json(RESULTS / "small_requests.json", {
-        "made by": "python -m research.small_requests make --world N", "rows": pooled, **machine(),
-    })  # fmt: skip
+    pooled.sort(key=lambda row: (row["k"], row["name"]))
+    write_json(result, {"made by": "python -m research.small_requests make --world N", "rows": pooled, **machine()})
 
 
 if __name__ == "__main__":

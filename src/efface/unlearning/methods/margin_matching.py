@@ -10,12 +10,12 @@ ones R in which direction: what lowers all margins alike has no gradient, so the
 everything. V's own margins have no gradient; V's embeddings do, as part of the bank that F is compared with. The square
 pulls from both sides: where F has fallen below V it is drawn up again. With ``penalty: hinge`` the term is w_s (gap_s)₊
 and only pushes down: each upward excursion of a noisy gap pushes and none is undone, so that a small F ends below V
-and stands out by its absence. The gap of one batch is noisy (0.2 for 48 of F and 48 of V); hence the running mean. V
+and stands out by its absence. The gap of one batch is noisy (0.2 for 40 of F and 40 of V); hence the running mean. V
 must be drawn like F and have some hundreds of examples: with 50 the method stops short, and V tells little about a
 whole class or group.
 
-What it costs grows with F and not with the data: 20 steps and one for every 4 forgotten examples, and a step reads 64
-of R, 48 of F (a small F is repeated, with other views) and 48 of V. The margins of R are those of the task's batch. V
+What it costs grows with F and not with the data: 24 steps and one for every 8 forgotten examples, and a step reads 48
+of R, 40 of F (a small F is repeated, with other views) and 40 of V. The margins of R are those of the task's batch. V
 keeps its views, so that θ₀ sees each batch of V once. Slower settings come closer where the cost does not matter:
 ``steps=160, forget_batch_size=100, memory=0.9, optim.lr=0.001``.
 
@@ -56,11 +56,11 @@ from efface.unlearning.margins import (
 )
 from efface.unlearning.protocol import MethodInputs, Needs
 
-LEAST_STEPS, EXAMPLES_PER_STEP = 20, 4
+LEAST_STEPS, EXAMPLES_PER_STEP = 24, 8
 """Default number of steps: the first, and one more for so many forgotten examples."""
 FEW_STEPS, MANY_STEPS = 160, 2000
 """Most steps of this method by default, up to a tenth of the original's, where those were fewer than the second."""
-LARGEST_BATCH = 64
+LARGEST_BATCH = 48
 """Retained examples per step at most, by default: the task only keeps the encoder in place."""
 
 
@@ -78,19 +78,19 @@ class MarginMatching(Settings):
     """Weight of keeping retained examples' margins from falling below their values under θ₀."""
     penalty: GapPenalty = GapPenalty.SQUARE
     """``square``: draws the gap to 0 from both sides; ``hinge``: only pushes down, as in earlier versions."""
-    memory: Decay = 0.9
+    memory: Decay = 0.8
     """Share of earlier steps in the running mean of a gap; 0: each step uses its own batch alone."""
     tau: Positive = 0.1
     """Temperature τ of the margins in spaces of embeddings."""
     steps: Count | None = None
-    """Optimizer steps; by default 20 and one for every 4 of F, but a twentieth of retraining's (of few: a tenth)."""
+    """Optimizer steps; by default 24 and one for every 8 of F, but a twentieth of retraining's (of few: a tenth)."""
     epochs: Count | None = None
     """In place of ``steps``: as many as so many passes over R take at the original's batch size."""
     batch_size: Count | None = None
-    """Retained examples per step; by default the original's, at most 64."""
-    forget_batch_size: PairCount = 48
+    """Retained examples per step; by default the original's, at most 48."""
+    forget_batch_size: PairCount = 40
     """Rows of F, of V and of R per step for the margins; a smaller F is repeated with other views (not by hinge)."""
-    optim: Optim = field(default_factory=lambda: Optim(rule=OptimizerType.ADAMW, lr=6e-3, clip=5.0))
+    optim: Optim = field(default_factory=lambda: Optim(rule=OptimizerType.ADAMW, lr=4e-3, clip=5.0))
     """Optimizer."""
 
     def unlearn(self, model: Model, inputs: MethodInputs, run: Run) -> Model:
