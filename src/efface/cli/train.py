@@ -22,6 +22,7 @@ from efface.cli.options import (
     Set,
     Trust,
     consent_settings,
+    merge_group,
     print_result,
     progress,
     settings_of,
@@ -37,6 +38,9 @@ def pretrain_command(
     objective: Annotated[
         str | None, typer.Option("--objective", help="simclr, moco, byol, clip, cross_entropy.")
     ] = None,
+    shards: Annotated[
+        int | None, typer.Option("--shards", help="Train so many networks on examples of their own: exact deletion.")
+    ] = None,
     config: Config = None,
     set_: Set = None,
     seed: Seed = None,
@@ -47,6 +51,9 @@ def pretrain_command(
 ) -> None:
     """Train an original checkpoint; if interrupted, the same command resumes and ends with the same weights."""
     settings = settings_of(config, set_, data=data, objective=objective, seed=seed, device=device)
+    if shards is not None:
+        recipe = merge_group(settings, "recipe", {})
+        settings["recipe"] = recipe | {"shards": merge_group(recipe, "shards", {"count": shards})}
     from efface.runs.train import pretrain_run
 
     with progress(quiet) as shown:

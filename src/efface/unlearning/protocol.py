@@ -36,6 +36,8 @@ class Needs(Flag):
     """A transformer whose attention maps can be read."""
     PAIRS = auto()
     """An encoder that was trained by comparing pairs: see :meth:`ObjectiveOption.contrastive_terms`."""
+    SHARDS = auto()
+    """A model that was trained in shards: see :mod:`efface.training.shards`."""
 
     def names(self) -> list[str]:
         """The declared needs in lower case, in the order above."""

@@ -22,6 +22,7 @@ from efface.unlearning.methods.random_labels import RandomLabels
 from efface.unlearning.methods.retrain import Retrain
 from efface.unlearning.methods.salun import SalUn
 from efface.unlearning.methods.scrub import Scrub
+from efface.unlearning.methods.shards import RetrainShards
 from efface.unlearning.methods.ssd import Ssd
 from efface.unlearning.protocol import Method
 
@@ -42,6 +43,7 @@ __all__ = [
     "NegGrad",
     "RandomLabels",
     "Retrain",
+    "RetrainShards",
     "SalUn",
     "Scrub",
     "Ssd",
@@ -65,6 +67,7 @@ METHODS: dict[str, type[Method]] = {
     "retrain": Retrain,
     "salun": SalUn,
     "scrub": Scrub,
+    "shards": RetrainShards,
     "ssd": Ssd,
 }
 
