@@ -18,12 +18,13 @@ from efface.cli.audit import audit_command, report_command
 from efface.cli.bench import bench_command
 from efface.cli.embed import compat_command, embed_command
 from efface.cli.followup import canaries, relearn_command
+from efface.cli.heads import heads
 from efface.cli.inspect import audits_command, data_command, inspect_command, methods_command
 from efface.cli.options import ConsentingCommand
 from efface.cli.output import prepare_streams, write_message
 from efface.cli.references import references_command
 from efface.cli.sign import keys, sign_command, verify_command
-from efface.cli.train import demo_command, pretrain_command, unlearn_command
+from efface.cli.train import check_command, demo_command, pretrain_command, unlearn_command
 from efface.errors import EffaceError
 
 INTERRUPTED = 130
@@ -41,6 +42,7 @@ PATH_ERRORS = (
 VERBS: tuple[Callable[..., None], ...] = (
     pretrain_command,
     unlearn_command,
+    check_command,
     references_command,
     audit_command,
     report_command,
@@ -69,6 +71,7 @@ for verb in VERBS:
     app.command(verb.__name__.removesuffix("_command"), cls=ConsentingCommand)(verb)
 app.add_typer(canaries, name="canaries")
 app.add_typer(keys, name="keys")
+app.add_typer(heads, name="heads")
 
 
 @app.callback()

@@ -60,7 +60,7 @@ def show_key(
 
 
 def sign_command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="An audited run.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="An audited run, or a head.")],
     key: Annotated[Path, typer.Option("--key", help="Private key, from `efface keys new`.")],
     weights: Annotated[
         Path | None, typer.Option("--weights", help="The released file; by default the run's own.")
@@ -69,6 +69,9 @@ def sign_command(
     out: Annotated[
         Path | None, typer.Option("--out", help="Bundle to write; by default WEIGHTS.intoto.jsonl in the run.")
     ] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Sign the record of an exact deletion (--method shards) instead.")
+    ] = False,
     force: Force = False,
     json_: Json = False,
     quiet: Quiet = False,
@@ -76,7 +79,12 @@ def sign_command(
     """Sign what the record states about the released weights, as a bundle that others can verify."""
     signer = open_signer(key)
     from efface.runs.sign import sign_run
+    from efface.runs.sign_exact import is_head, sign_exact
 
+    if exact or is_head(run):
+        done = sign_exact(run, signer, request_id=request_id, out=out, force=force)
+        print_result(done.as_dict(), done.lines(), as_json=json_, quiet=quiet)
+        return
     made = sign_run(run, signer, weights=weights, request_id=request_id, out=out, force=force)
     print_result(made.as_dict(), made.lines(), as_json=json_, quiet=quiet)
 

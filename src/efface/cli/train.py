@@ -117,6 +117,20 @@ def unlearn_command(
     print_result(result, _summary(out, made), as_json=json_, quiet=quiet)
 
 
+def check_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run of the method shards.")],
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Repeat an exact deletion from the beginning, and compare: 0 if the weights are equal, 3 if they are not."""
+    from efface.runs.exact_runs import check_exact_run, describe_check
+
+    with progress(quiet) as shown:
+        found = check_exact_run(run, progress=shown)
+    print_result(describe_check(run, found), [f"{run}: {found.what}; {found.measured}"], as_json=json_, quiet=quiet)
+    raise typer.Exit(0 if found.passed else 3)
+
+
 def _summary(out: Path, made: Checkpoint) -> list[str]:
     """The training cost, and the outcome of a search and of early stopping, as lines to print."""
     from efface.training import history

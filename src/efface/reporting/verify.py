@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from efface.errors import EffaceError
 from efface.files import file_digest
+from efface.reporting.exact import EXACT, ExactDeletion, Stated, reference_of, svr_of, test_result_of
 from efface.reporting.predicates import (
     PREDICATES,
     PROVENANCE,
@@ -29,9 +30,6 @@ from efface.reporting.predicates import (
     Statement,
     StatementPart,
     Unlearning,
-    derive_svr,
-    derive_test_result,
-    describe_record,
     expected_types,
 )
 from efface.reporting.refusals import NOTHING_CHECKED, Reason, Refusal
@@ -47,6 +45,10 @@ if TYPE_CHECKING:
     from efface.reporting.signing import SSlibKey
 
 _Part = TypeVar("_Part", bound=StatementPart)
+FIRST: dict[str, type[Unlearning | ExactDeletion]] = {UNLEARNING: Unlearning, EXACT: ExactDeletion}
+"""What the first statement of a bundle can be, by its type."""
+_REPEAT: dict[type, str] = {Unlearning: "`efface audit`", ExactDeletion: "`efface check` or `efface heads check`"}
+KINDS: dict[str, type[StatementPart]] = {**PREDICATES, **FIRST}
 LARGEST_BUNDLE = 8 * 2**20
 MOST_STATEMENTS = 8
 _SIGNATURE_FIELDS = {"keyid", "sig"}
@@ -67,7 +69,7 @@ class Verification:
     key: str = ""
     """Id of the pinned key."""
     subject: SignedFile | None = None
-    stated: Unlearning | None = None
+    stated: Stated | None = None
     """What the bundle states; None if it was not accepted."""
 
     @property
@@ -158,7 +160,7 @@ def verify_content(
         "they follow their schemas, agree with each other, and the verdict follows from its own numbers",
     ]
     unchecked = [
-        "whether the audit was carried out as stated: repeat it from the run folder with `efface audit`",
+        f"whether it was carried out as stated: repeat it from the folder with {_REPEAT[type(stated)]}",
         "whether a later bundle about this model replaced this one, and when it was signed: there is no trusted time",
         f"the record (sha256 {stated.record.sha256}), which has the rest of the evidence",
         *(f"{one.about}: {one.claim}" for one in stated.claims),
@@ -232,16 +234,16 @@ def _statement(payload: bytes, number: int) -> Statement:
         statement = _model(Statement, content)
     except (ValueError, TypeError, RecursionError, EffaceError) as error:
         raise Refusal(Reason.MALFORMED_STATEMENT, f"Line {number} is not a statement: {_shown(error)}.") from error
-    model = PREDICATES.get(statement.predicate_type)
+    model = KINDS.get(statement.predicate_type)
     if model is None:
         raise Refusal(Reason.UNKNOWN_PREDICATE, f"Line {number} is of type {_shown(statement.predicate_type)}.")
-    if model is Unlearning and not statement.predicate.get("outOfScope"):
+    if model in FIRST.values() and not statement.predicate.get("outOfScope"):
         raise Refusal(Reason.MISSING_OUT_OF_SCOPE, f"Line {number} does not say what it does not cover.")
     try:
         _model(model, statement.predicate)
     except ValidationError as error:
         reason = Reason.INVALID_PREDICATE
-        if model is Unlearning and all(one["loc"][0] == "outOfScope" for one in error.errors()):
+        if model in FIRST.values() and all(one["loc"][0] == "outOfScope" for one in error.errors()):
             reason = Reason.MISSING_OUT_OF_SCOPE
         raise Refusal(reason, f"Line {number} breaks its schema: {_shown(error)}.") from error
     return statement
@@ -252,16 +254,17 @@ def _model(model: type[_Part], content: Mapping[str, Any]) -> _Part:
     return model.model_validate_json(canonical_json(content), strict=True, by_alias=True, by_name=False)
 
 
-def _agree(statements: Sequence[Statement]) -> Unlearning:
+def _agree(statements: Sequence[Statement]) -> Stated:
     """Check that the statements are those of one bundle and say the same; returns the first one's content."""
     kinds = [one.predicate_type for one in statements]
     repeated = next((kind for kind in kinds if kinds.count(kind) > 1), None)
     if repeated is not None:
         raise Refusal(Reason.DUPLICATE_STATEMENT, f"{repeated} is there {kinds.count(repeated)} times.")
-    if UNLEARNING not in kinds:
+    about = next((kind for kind in FIRST if kind in kinds), None)
+    if about is None:
         raise Refusal(Reason.MISSING_STATEMENT, f"{UNLEARNING} is missing.")
-    stated = _model(Unlearning, statements[kinds.index(UNLEARNING)].predicate)
-    expected = expected_types(stated)
+    stated = _model(FIRST[about], statements[kinds.index(about)].predicate)
+    expected = expected_types(stated, about)
     missing = [kind for kind in expected if kind not in kinds]
     if missing:
         raise Refusal(Reason.MISSING_STATEMENT, f"{', '.join(missing)} is missing.")
@@ -274,10 +277,10 @@ def _agree(statements: Sequence[Statement]) -> Unlearning:
     if stated.release == "audited" and statements[0].subject[0].digest.sha256 != stated.unlearned.file:
         raise Refusal(Reason.SUBJECT_MISMATCH, "The statements are about a file other than the audited one.")
     by_kind = dict(zip(kinds, statements, strict=True))
-    derived = {TEST_RESULT: derive_test_result(stated)} | ({SVR: derive_svr(stated)} if SVR in kinds else {})
+    derived = {TEST_RESULT: test_result_of(stated)} | ({SVR: svr_of(stated)} if SVR in kinds else {})
     for kind, part in derived.items():
         if by_kind[kind].predicate != part.content():
-            raise Refusal(Reason.STATEMENTS_DISAGREE, f"{kind} does not follow from {UNLEARNING}.")
+            raise Refusal(Reason.STATEMENTS_DISAGREE, f"{kind} does not follow from {about}.")
     _agree_on_provenance(stated, _model(Provenance, by_kind[PROVENANCE].predicate))
     contradiction = stated.contradiction()
     if contradiction:
@@ -285,17 +288,17 @@ def _agree(statements: Sequence[Statement]) -> Unlearning:
     return stated
 
 
-def _agree_on_provenance(stated: Unlearning, made: Provenance) -> None:
+def _agree_on_provenance(stated: Stated, made: Provenance) -> None:
     asked, used = made.build_definition.external_parameters, made.build_definition.resolved_dependencies
     same = (
-        made.run_details.byproducts == (describe_record(stated),)
+        made.run_details.byproducts == (reference_of(stated),)
         and asked.get("method") == stated.method.content()
         and asked.get("count") == stated.forget_set.count
         and bool(used)
         and used[0].get("digest") == {"sha256": stated.original.file}
     )
     if not same:
-        raise Refusal(Reason.STATEMENTS_DISAGREE, f"{PROVENANCE} is about another run than {UNLEARNING}.")
+        raise Refusal(Reason.STATEMENTS_DISAGREE, f"{PROVENANCE} is about another run than the first statement.")
 
 
 def _require_weights(path: Path, subject: SignedFile) -> None:

@@ -21,6 +21,7 @@ from efface.files import EPOCH, REQUEST
 from efface.interop.head_check import require_class_order
 from efface.runs.binding import fix_criteria, forgotten_digest
 from efface.runs.data_at_hand import DataAtHand, locate_data, require_same_pictures, stored_data
+from efface.runs.exact_runs import write_exact_record
 from efface.runs.folder import create_run_folder
 from efface.runs.foreign import export_result, is_foreign, require_trained_encoder, start_from_foreign
 from efface.runs.kept import bind_stages, open_kept_stages, with_own_seed
@@ -186,6 +187,8 @@ def unlearn_run(
         fixed |= bind_stages(kept)
         result = replace(result, identity=identity, purged=result.purged | caches, fixed=fixed)
         result.save(folder)
+        if isinstance(method, RetrainShards):
+            write_exact_record(folder, start, checkpoint, result, data, split)
         (folder / REQUEST).chmod(0o600)  # it may list the keys of the forgotten examples
     return result
 
