@@ -17,6 +17,7 @@ import typer
 from efface.cli.audit import audit_command, report_command
 from efface.cli.bench import bench_command
 from efface.cli.embed import compat_command, embed_command
+from efface.cli.export import export
 from efface.cli.followup import canaries, relearn_command
 from efface.cli.heads import heads
 from efface.cli.inspect import audits_command, data_command, inspect_command, methods_command
@@ -72,6 +73,7 @@ for verb in VERBS:
 app.add_typer(canaries, name="canaries")
 app.add_typer(keys, name="keys")
 app.add_typer(heads, name="heads")
+app.add_typer(export, name="export")
 
 
 @app.callback()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -49,6 +49,7 @@ FIRST: dict[str, type[Unlearning | ExactDeletion]] = {UNLEARNING: Unlearning, EX
 """What the first statement of a bundle can be, by its type."""
 _REPEAT: dict[type, str] = {Unlearning: "`efface audit`", ExactDeletion: "`efface check` or `efface heads check`"}
 KINDS: dict[str, type[StatementPart]] = {**PREDICATES, **FIRST}
+NO_TIME = ", and when it was signed: there is no trusted time"
 LARGEST_BUNDLE = 8 * 2**20
 MOST_STATEMENTS = 8
 _SIGNATURE_FIELDS = {"keyid", "sig"}
@@ -103,7 +104,13 @@ class Verification:
 
 
 def verify_bundle(
-    bundle: Path, key: Path | None, weights: Path | None = None, *, require_pass: bool = False
+    bundle: Path,
+    key: Path | None,
+    weights: Path | None = None,
+    *,
+    require_pass: bool = False,
+    authority: Path | None = None,
+    stamp: Path | None = None,
 ) -> Verification:
     """Check a bundle; never raises for a bad one.
 
@@ -112,6 +119,8 @@ def verify_bundle(
         key: The public key that must have signed it. Without one nothing can be checked.
         weights: The file that is to be used; its digest must be the one that the bundle is about.
         require_pass: Refuse a bundle that certifies no pass, although it is good.
+        authority: Certificates of a time-stamping authority: the bundle must have a time stamp by it.
+        stamp: The time stamp; by default beside the bundle.
 
     Example:
         >>> verify_bundle(Path("model.intoto.jsonl"), None).reason.value
@@ -121,7 +130,9 @@ def verify_bundle(
     pinned = None
     try:
         pinned = _pin(key)
-        return verify_content(_read(Path(bundle)), pinned, weights, require_pass=require_pass)
+        content = _read(Path(bundle))
+        found = verify_content(content, pinned, weights, require_pass=require_pass)
+        return found if authority is None else _with_time(found, content, Path(bundle), authority, stamp)
     except Refusal as refused:
         return Verification(refused.reason, refused.detail, key=pinned.keyid if pinned else "")
 
@@ -161,7 +172,7 @@ def verify_content(
     ]
     unchecked = [
         f"whether it was carried out as stated: repeat it from the folder with {_REPEAT[type(stated)]}",
-        "whether a later bundle about this model replaced this one, and when it was signed: there is no trusted time",
+        f"whether a later bundle about this model replaced this one{NO_TIME}",
         f"the record (sha256 {stated.record.sha256}), which has the rest of the evidence",
         *(f"{one.about}: {one.claim}" for one in stated.claims),
     ]
@@ -174,6 +185,18 @@ def verify_content(
         why = "it passed, but rests on claims that nobody checked" if stated.outcome == "PASSED" else stated.outcome
         raise Refusal(Reason.NOT_PASSED, f"The verdict is '{stated.verdict.word}': {why}.")
     return Verification(None, "", tuple(checked), tuple(unchecked), pinned.keyid, subject, stated)
+
+
+def _with_time(found: Verification, content: bytes, bundle: Path, authority: Path, stamp: Path | None) -> Verification:
+    """Check the time stamp too; it needs a library of its own, which is loaded only here."""
+    try:
+        from efface.reporting.timestamps import stamp_path, verify_stamp
+    except EffaceError as error:
+        raise Refusal(Reason.BAD_KEY, str(error)) from error
+    when = verify_stamp(content, stamp or stamp_path(bundle), authority)
+    checked = (*found.checked, f"the authority of {authority} states that it existed at {when.isoformat()}")
+    unchecked = tuple(line.replace(NO_TIME, "") for line in found.unchecked)
+    return replace(found, checked=checked, unchecked=unchecked)
 
 
 def _lines(content: bytes) -> list[bytes]:
