@@ -49,7 +49,6 @@ from efface.reporting.predicates import (
     SignedFile,
     Statement,
 )
-from efface.reporting.record import record_digest
 from efface.reporting.redaction import Items, new_secret
 from efface.schema import FirstFormat, HexDigest, RecordModel
 
@@ -117,7 +116,7 @@ class ExactRecord(RecordModel):
 
     def save(self, path: Path) -> None:
         """Write the record, with the digest of its content."""
-        bound = self.model_copy(update={"content_digest": record_digest(self.model_dump(mode="json"))})
+        bound = self.model_copy(update={"content_digest": _content_digest(self.model_dump(mode="json"))})
         write_text(path, json.dumps(bound.model_dump(mode="json"), indent=1) + "\n")
 
     @staticmethod
@@ -126,7 +125,7 @@ class ExactRecord(RecordModel):
         again = "Restore it from a backup."
         content = read_json(path, "record of an exact deletion", schema=ExactRecord, remedy=again)
         found = ExactRecord.model_validate(content)
-        if found.content_digest != record_digest(content):
+        if found.content_digest != _content_digest(content):
             raise EffaceError(f"{path} was edited or damaged.", "Its content does not match its own digest.", again)
         return found
 
@@ -230,6 +229,12 @@ def compose_exact_statements(stated: ExactDeletion, name: str, record: ExactReco
     )
     parts.append((PROVENANCE, made.content()))
     return [Statement(subject=(released,), predicate_type=kind, predicate=dict(part)) for kind, part in parts]
+
+
+def _content_digest(content: Mapping[str, Any]) -> str:
+    """Digest of everything but the digest itself, as JSON values."""
+    others = {name: value for name, value in content.items() if name != "content_digest"}
+    return hashlib.sha256(json.dumps(others, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def _time(when: datetime) -> str:

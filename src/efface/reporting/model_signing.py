@@ -25,8 +25,10 @@ except ImportError as missing:
     ) from missing
 
 SIGNATURE = "model.sig"
-ATTESTATIONS = ("*.intoto.jsonl", "*.tsr", "*.cdx.json", SIGNATURE)
-"""Files that state something about the others, by pattern: they are outside the manifest."""
+ENDINGS = (".intoto.jsonl", ".tsr", ".cdx.json")
+"""How the names of files end that state something about others: they are outside the manifest."""
+SUFFIXES = (".intoto.jsonl", ".intoto.jsonl.tsr", ".intoto.jsonl.cdx.json")
+"""What is appended to the name of a released file for its bundle, time stamp and bill of materials."""
 PRIVATE = (KEY_FILE, "exact.key", "head.key", "deletion-*.key", "split.json", "config.yaml", "identity.npz", "*.pem")
 """Files that a released folder must not hold: keys, and lists of the examples."""
 
@@ -57,15 +59,17 @@ def sign_folder(folder: Path, key: Path, out: Path | None = None, passphrase: by
             "They are keys, or list examples by their ids.",
             "Copy the weights and what belongs to them into a folder of their own, and sign that.",
         )
-    outside = list_attestations(folder)
-    if not any(found.is_file() and found not in outside for found in folder.rglob("*")):
+    folder = folder.resolve()
+    signed = [found for found in folder.rglob("*") if found.is_file() and not is_attestation(found)]
+    if not signed:
         raise EffaceError(f"{folder} holds nothing to sign.", remedy="Copy the released files into it.")
     _require_curve(key, passphrase)
-    path = Path(out) if out is not None else folder / SIGNATURE
+    path = Path(out).resolve() if out is not None else folder / SIGNATURE
+    to_come = [found.with_name(found.name + suffix) for found in signed for suffix in SUFFIXES]
     config = signing.Config().use_elliptic_key_signer(
         private_key=key, password=None if passphrase is None else passphrase.decode()
     )
-    config.set_hashing_config(hashing.Config().set_ignored_paths(paths=[*outside, path])).sign(folder, path)
+    config.set_hashing_config(_outside(folder, [*to_come, path])).sign(folder, path)
     return path
 
 
@@ -84,22 +88,28 @@ def verify_folder(folder: Path, key: Path, signature: Path | None = None) -> int
         EffaceError: A file was changed, added or removed, or another key signed.
 
     """
-    folder = Path(folder)
-    path = Path(signature) if signature is not None else folder / SIGNATURE
-    outside = list_attestations(folder)
+    folder = Path(folder).resolve()
+    path = Path(signature).resolve() if signature is not None else folder / SIGNATURE
     try:
         config = verifying.Config().use_elliptic_key_verifier(public_key=Path(key))
-        config.set_hashing_config(hashing.Config().set_ignored_paths(paths=[*outside, path])).verify(folder, path)
+        config.set_hashing_config(_outside(folder, [path])).verify(folder, path)
     except (ValueError, OSError, UnsupportedAlgorithm, KeyError, TypeError) as error:
         raise EffaceError(
             f"{folder} is not what {path} signs.", " ".join(str(error).split())[:300], "Fetch it again from its signer."
         ) from error
-    return len(outside)
+    return sum(is_attestation(found) for found in folder.rglob("*"))
 
 
-def list_attestations(folder: Path) -> list[Path]:
-    """The files of a folder that are outside its manifest."""
-    return sorted({found for pattern in ATTESTATIONS for found in Path(folder).rglob(pattern)})
+def is_attestation(path: Path) -> bool:
+    """Whether a file states something about others, and is outside the manifest."""
+    return path.name == SIGNATURE or path.name.endswith(ENDINGS)
+
+
+def _outside(folder: Path, more: list[Path]) -> hashing.Config:
+    """What the manifest leaves out: attestations that are there, and ``more``, which may not be there yet."""
+    there = [found for found in folder.rglob("*") if is_attestation(found)]
+    names = {found.relative_to(folder) for found in (*there, *more) if found.is_relative_to(folder)}
+    return hashing.Config().set_ignored_paths(paths=sorted(names))
 
 
 def _require_curve(key: Path, passphrase: bytes | None) -> None:

@@ -65,9 +65,7 @@ def request_stamp(bundle: Path, url: str) -> tuple[Path, datetime]:
     query = TimestampRequestBuilder(content, HashAlgorithm.SHA256).build()
     headers = {"Content-Type": "application/timestamp-query"}
     try:
-        with urllib.request.urlopen(
-            urllib.request.Request(url, query.as_bytes(), headers), timeout=SECONDS
-        ) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, query.as_bytes(), headers), timeout=SECONDS) as answer:
             stamp = answer.read(LARGEST_STAMP + 1)
     except (OSError, urllib.error.URLError, ValueError) as error:
         raise EffaceError(

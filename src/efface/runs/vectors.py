@@ -92,6 +92,8 @@ def read_vectors(path: Path, *, rows: bool = False) -> Vectors:
     if found.features.ndim != 2 or found.features.dtype.kind != "f" or found.keys.shape != found.features.shape[:1]:
         shape = f"{found.features.dtype} {list(found.features.shape)} with {list(found.keys.shape)} keys"
         raise EffaceError(f"{path} does not hold one vector for each key.", f"It holds {shape}.", FORMS)
+    if found.labels is not None and len(found.labels) != len(found.keys):
+        raise EffaceError(f"{path} has {len(found.labels)} labels and {len(found.keys)} keys.", "", FORMS)
     if len(np.unique(found.keys)) < len(found.keys):
         raise EffaceError(f"{path} has keys more than once.", "It is unclear which row one of them names.", FORMS)
     return found
