@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from efface.errors import EffaceError
+from efface.files import file_digest
+from efface.reporting.exact_record import ExactRecord
+from efface.reporting.redaction import read_key
+from efface.reporting.refusals import Reason
+from efface.reporting.signing import create_keys
+from efface.reporting.verify import verify_bundle
 from efface.runs.embed import embed_checkpoint
+from efface.runs.exact_runs import shard_of
 from efface.runs.train import pretrain_run, unlearn_run
 from efface.training.checkpoint import Checkpoint, read_meta
 from efface.training.kept_stages import INDEX, KEPT
@@ -130,3 +137,71 @@ def test_the_option_of_the_command_line(tmp_path, capsys):
     assert call(*words, "--out", tmp_path / "p", "--shards", "60") == 2
     assert "shards would begin with fewer than 2 examples" in capsys.readouterr().err
     assert not (tmp_path / "p").exists()
+
+
+@pytest.fixture
+def copy(home, tmp_path) -> Path:
+    """A copy of the original and of the run that was deleted from."""
+    for name in ("original", "deleted"):
+        shutil.copytree(home / name, tmp_path / name)
+    return tmp_path / "deleted"
+
+
+def test_an_exact_record_counts_and_names_nobody(home):
+    path = home / "deleted" / "exact.json"
+    record = ExactRecord.load(path)
+    assert (record.kind, record.items.count, record.checks) == ("shards", 2, ())
+    assert record.parts["trained_on_before"] - record.parts["trained_on_after"] == 2
+    assert record.parts["stages_retrained"] + record.parts["stages_kept"] == 6
+    forgotten = json.loads((home / "deleted" / "split.json").read_text())["parts"]["forget"]
+    assert len(forgotten) == 2
+    assert not any(f'"{key}"' in path.read_text() for key in forgotten)
+    secret = read_key(home / "deleted" / "exact.key")
+    assert all(record.items.contains(key, secret) for key in forgotten)
+    assert not (home / "retrained" / "exact.json").exists()
+
+
+def test_a_check_repeats_the_training_and_a_signature_needs_it_for_a_pass(copy, tmp_path, capsys):
+    create_keys(tmp_path / "key.pem")
+    key, bundle = tmp_path / "key.pub.pem", copy / "checkpoint.safetensors.intoto.jsonl"
+    words = ["sign", copy, "--key", tmp_path / "key.pem", "--exact", "--quiet"]
+    assert call(*words) == 0
+    weights = copy / "checkpoint.safetensors"
+    assert verify_bundle(bundle, key, weights, require_pass=True).reason is Reason.NOT_PASSED
+    assert call("check", copy, "--json", "--quiet") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["passed"] and "bit for bit" in found["measured"]
+    assert call(*words, "--force") == 0
+    assert verify_bundle(bundle, key, weights, require_pass=True).reason is None
+    assert call("export", "bom", bundle, "--key", key, "--quiet") == 0
+
+
+def test_a_check_finds_weights_that_saw_the_examples(copy, capsys):
+    """Planted: kept stages and weights are the original's, and every description says otherwise."""
+    original, meta = copy.parent / "original", json.loads((copy / "meta.json").read_text())
+    weights = {one["address"]: one["weights"] for one in index(original)}
+    model, fake = Checkpoint.load(original), Checkpoint.load(copy)
+    stages = index(copy)
+    fresh = next(number for number, one in enumerate(stages) if not one["reused"])
+    shard = shard_of(stages[fresh]["name"])
+    fake.model.parts[shard].load_state_dict(model.model.parts[shard].state_dict())
+    fake.save(copy)
+    assert json.loads((copy / "meta.json").read_text())["digest"] != meta["digest"]
+    path = copy / "exact.json"
+    told = ExactRecord.load(path).model_copy(
+        update={"unlearned": (fake.model.digest(), file_digest(copy / "checkpoint.safetensors"))}
+    )
+    told.save(path)
+    assert call("check", copy, "--quiet") == 3
+    assert not ExactRecord.load(path).checks[0].passed
+    assert weights
+
+
+def test_runs_without_the_record_are_refused_by_name(home, tmp_path, capsys):
+    create_keys(tmp_path / "key.pem")
+    for words in (
+        ["check", home / "retrained"],
+        ["sign", home / "retrained", "--exact", "--key", tmp_path / "key.pem"],
+    ):
+        assert call(*words, "--quiet") == 2
+        assert "has no exact.json" in capsys.readouterr().err

@@ -103,29 +103,29 @@ def check_exact_run(run: Path, *, progress: Progress | None = None) -> ExactChec
 
     """
     progress, run = progress or Progress(), Path(run)
-    record = ExactRecord.load(_require_record(run))
+    stored = ExactRecord.load(_require_record(run))
     opened = open_run(run, judged=False)
     checkpoint = opened.checkpoint()
     settings = StoredRequest.model_validate(opened.request)
     index = read_index(run, str(checkpoint.fixed.get(SHARDS)))
     concerned = ConcernedShards.of(index)
     others = tuple(one for one in index.stages if shard_of(one.name) not in concerned.numbers)
-    progress.say(f"Training {len(concerned.numbers)} of {record.parts['shards']} shards from the beginning")
+    progress.say(f"Training {len(concerned.numbers)} of {stored.parts['shards']} shards from the beginning")
     with tempfile.TemporaryDirectory(prefix="efface-check-") as scratch:
         store = KeptStages(Path(scratch), (run / KEPT, StageIndex(stages=others)))
         again = api.unlearn(
             checkpoint, opened.data, opened.split, "shards", seed=checkpoint.seed, device=settings.device,
-            bf16=bool(settings.bf16), stage_store=store, log=lambda line: progress.steps(line, 0),
+            bf16=bool(settings.bf16), stage_store=store, log=lambda record: progress.steps(record, 0),
         )  # fmt: skip
         trained = {shard_of(one.name) for one in store.found if not one.reused}
-    same = again.model.digest() == checkpoint.model.digest() == record.unlearned[0]
+    same = again.model.digest() == checkpoint.model.digest() == stored.unlearned[0]
     alone = trained == set(concerned.numbers)
     measured = f"weights {'equal' if same else 'different'}, bit for bit"
     if not alone:
         measured += f"; {len(trained)} shards had to be trained instead of {len(concerned.numbers)}"
-    what = f"{len(trained)} of {record.parts['shards']} shards were trained from the beginning without the examples"
+    what = f"{len(trained)} of {stored.parts['shards']} shards were trained from the beginning without the examples"
     check = ExactCheck(name="retrained", what=what, measured=measured, passed=same and alone)
-    record.with_check(check).save(run / EXACT_RECORD)
+    stored.with_check(check).save(run / EXACT_RECORD)
     return check
 
 

@@ -168,8 +168,8 @@ def unlearn_run(
         identity = record_identity(folder, data, split, stored["data"], here, split.retain if exact else None)
         split.save(folder, data)
         store = EpochStore(folder / EPOCH, progress.say) if exact else None
-        clean = (start, checkpoint) if isinstance(method, RetrainShards) else ()
-        kept = open_kept_stages(folder, checkpoint.recipe, *clean) if exact else None
+        clean = start if isinstance(method, RetrainShards) else None
+        kept = open_kept_stages(folder, checkpoint.recipe, clean, checkpoint) if exact else None
         total = count_retraining_steps(checkpoint, split) if exact else 0
         with logging(folder, progress, total) as log:
             result = api.unlearn(
