@@ -20,6 +20,7 @@ from efface.training.sharded_model import ShardedModel, average_parts
 from efface.training.shards import Shards, ShardUnit
 from efface.training.stages import estimate_steps, plan_stages, require_filled_shards
 from tests import tiny
+from tests.reference.shards import sisa
 
 N = 96
 SHARDS = Shards(count=3, slices=2)
@@ -46,21 +47,20 @@ def trained(rule: Recipe, part: Subset, seed: int = 5, store: KeptStages | None 
 
 
 def reference(rule: Recipe, source: Data, seed: int) -> dict[str, torch.Tensor]:
-    """SISA by the book: each shard by itself, slice after slice, by plain calls of fit; no stages, no store."""
-    found = {}
+    """The state of the reference implementation, trained by plain calls of fit."""
     assert rule.shards is not None
-    shard, part = rule.shards.assign(source.keys, source.group, seed)
-    stages = list(plan_stages(subset(source, rule), rule, seed))
-    for k in range(rule.shards.count):
-        model = rule.start(seed).parts[k]
-        for r in range(rule.shards.slices):
-            rows = np.flatnonzero((shard == k) & (part <= r))
-            epochs = max(1, round(2 * rule.epochs / (rule.shards.slices + 1)))
-            alone = replace(rule, shards=None, epochs=epochs)
-            own = next(one.seed for one in stages if (one.shard, one.number) == (k, r))
-            fit(model, subset(source, alone, rows), alone, Run(seed=own))
-        found |= {f"shard{k}.{name}": value for name, value in model.state_dict().items()}
-    return found
+    seeds = {(one.shard, one.number): one.seed for one in plan_stages(subset(source, rule), rule, seed)}
+    epochs = max(1, round(2 * rule.epochs / (rule.shards.slices + 1)))
+    alone = replace(rule, shards=None, epochs=epochs)
+
+    def train(model, rows, shard, last):
+        return fit(model, subset(source, alone, np.array(rows)), alone, Run(seed=seeds[shard, last]))
+
+    untrained = rule.start(seed)
+    assert isinstance(untrained, ShardedModel)
+    keys = source.keys.tolist()
+    parts = sisa(keys, rule.shards.count, rule.shards.slices, seed, lambda k: untrained.parts[k], train)
+    return {f"shard{k}.{name}": value for k, part in enumerate(parts) for name, value in part.state_dict().items()}
 
 
 @pytest.mark.parametrize("name", ["simclr", "cross_entropy"])
