@@ -40,7 +40,7 @@ from efface.training.stages import Stage, plan_stages
 from efface.unlearning.heads import NeighborHead
 
 HOME = RUNS / "shards"
-CELLS: tuple[tuple[int, int], ...] = ((1, 1), (2, 1), (4, 1), (8, 1), (1, 3), (2, 3), (4, 3), (8, 3))
+CELLS: tuple[tuple[int, int], ...] = ((1, 1), (2, 1), (4, 1), (8, 1), (4, 3), (1, 3), (2, 3), (8, 3))
 """Numbers of shards and of slices."""
 REQUESTS = {1: 200, 10: 50, 50: 20}
 """Examples per request to the number of requests whose cost is planned."""
@@ -49,7 +49,7 @@ WORLDS: dict[str, dict[str, Any]] = {
     "fashion-mnist": {
         "data": {"source": "fashion-mnist", "limit": 6000},
         "split": {"train": 4000, "valid": 200, "holdout": 200, "test": 1500},
-        "recipe": REGIMES["fashion-mnist"]["recipe"] | {"epochs": 24, "batch_size": 128},
+        "recipe": REGIMES["fashion-mnist"]["recipe"] | {"epochs": 12, "batch_size": 128},
     },
 }
 app = typer.Typer(add_completion=False)

@@ -49,10 +49,10 @@ def shards() -> list[str]:
             lines.append(table_row(row["shards"], row["slices"], *cost, *ways, equal, kept))
         lines.append("")
     text = (
-        "Steps: share of the optimizer steps of a training from the beginning that a request of k random examples takes, "
-        "mean over many requests. kNN and linear: accuracy on test, in percent, of the 20 nearest training examples and "
-        "of a linear probe on the features side by side; mean: on their average. Bit-equal: trainings in which one "
-        "example was deleted and the weights equal those of its shard trained from the beginning without it."
+        "Steps: share of the optimizer steps of a training from the beginning that a request of k random examples "
+        "takes, mean over many requests. kNN and linear: accuracy on test, in percent, of the 20 nearest training "
+        "examples and of a linear probe on the features side by side; mean: on their average. Bit-equal: trainings in "
+        "which one example was deleted and the weights equal those of its shard trained from the beginning without it."
     )
     return [*lines, text, "", made_by(result, "`python -m research.shards make` and `table`")]
 
