@@ -12,7 +12,7 @@ from efface.cli.options import Json, Quiet, print_result
 heads = typer.Typer(
     help="Classifiers on embeddings from which rows can be deleted exactly.", no_args_is_help=True, add_completion=False
 )
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a head.")]
+HeadFolder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a head.")]
 EmbeddingsNow = Annotated[
     Path | None, typer.Option("--embeddings", help="Where the embeddings are now; by default where they were.")
 ]
@@ -24,11 +24,11 @@ NOT_EXACT = 3
 
 
 @heads.command("fit")
-def fit(
+def fit_command(
     embeddings: Annotated[
         Path, typer.Argument(metavar="EMBEDDINGS", help="An .npz of `efface embed`, an .npy with its keys, a .parquet.")
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder to write; refused if it exists.")],
+    out: Annotated[Path, typer.Option("--out", help="HeadFolder to write; refused if it exists.")],
     labels: LabelsOption = None,
     kind: Annotated[str, typer.Option("--kind", help="ridge or knn.")] = "ridge",
     penalty: Annotated[float, typer.Option("--penalty", help="λ of a ridge head.")] = 1.0,
@@ -48,8 +48,8 @@ def fit(
 
 
 @heads.command("delete")
-def delete(
-    folder: Folder,
+def delete_command(
+    folder: HeadFolder,
     forget: Annotated[str, typer.Option("--forget", help="File of keys, or @keys:a,b.")],
     embeddings: EmbeddingsNow = None,
     labels: LabelsOption = None,
@@ -67,8 +67,8 @@ def delete(
 
 
 @heads.command("check")
-def check(
-    folder: Folder,
+def check_head_command(
+    folder: HeadFolder,
     embeddings: EmbeddingsNow = None,
     labels: LabelsOption = None,
     json_: Json = False,
@@ -85,7 +85,7 @@ def check(
 
 
 @heads.command("show")
-def show(folder: Folder, json_: Json = False) -> None:
+def show_command(folder: HeadFolder, json_: Json = False) -> None:
     """Show what a head was fitted on, and what was deleted from it."""
     from efface.runs.head_store import HeadStore
     from efface.runs.heads import describe_head
@@ -102,8 +102,8 @@ def show(folder: Folder, json_: Json = False) -> None:
 
 
 @heads.command("predict")
-def predict(
-    folder: Folder,
+def predict_command(
+    folder: HeadFolder,
     embeddings: Annotated[Path, typer.Argument(metavar="EMBEDDINGS", help="Embeddings to classify.")],
     json_: Json = False,
 ) -> None:

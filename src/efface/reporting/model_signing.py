@@ -27,7 +27,7 @@ except ImportError as missing:
 SIGNATURE = "model.sig"
 ENDINGS = (".intoto.jsonl", ".tsr", ".cdx.json")
 """How the names of files end that state something about others: they are outside the manifest."""
-SUFFIXES = (".intoto.jsonl", ".intoto.jsonl.tsr", ".intoto.jsonl.cdx.json")
+TO_COME = (".intoto.jsonl", ".intoto.jsonl.tsr", ".intoto.jsonl.cdx.json")
 """What is appended to the name of a released file for its bundle, time stamp and bill of materials."""
 PRIVATE = (KEY_FILE, "exact.key", "head.key", "deletion-*.key", "split.json", "config.yaml", "identity.npz", "*.pem")
 """Files that a released folder must not hold: keys, and lists of the examples."""
@@ -65,7 +65,7 @@ def sign_folder(folder: Path, key: Path, out: Path | None = None, passphrase: by
         raise EffaceError(f"{folder} holds nothing to sign.", remedy="Copy the released files into it.")
     _require_curve(key, passphrase)
     path = Path(out).resolve() if out is not None else folder / SIGNATURE
-    to_come = [found.with_name(found.name + suffix) for found in signed for suffix in SUFFIXES]
+    to_come = [found.with_name(found.name + suffix) for found in signed for suffix in TO_COME]
     config = signing.Config().use_elliptic_key_signer(
         private_key=key, password=None if passphrase is None else passphrase.decode()
     )

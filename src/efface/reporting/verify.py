@@ -45,10 +45,10 @@ if TYPE_CHECKING:
     from efface.reporting.signing import SSlibKey
 
 _Part = TypeVar("_Part", bound=StatementPart)
-FIRST: dict[str, type[Unlearning | ExactDeletion]] = {UNLEARNING: Unlearning, EXACT: ExactDeletion}
+FIRST_STATEMENTS: dict[str, type[Unlearning | ExactDeletion]] = {UNLEARNING: Unlearning, EXACT: ExactDeletion}
 """What the first statement of a bundle can be, by its type."""
 _REPEAT: dict[type, str] = {Unlearning: "`efface audit`", ExactDeletion: "`efface check` or `efface heads check`"}
-KINDS: dict[str, type[StatementPart]] = {**PREDICATES, **FIRST}
+KINDS: dict[str, type[StatementPart]] = {**PREDICATES, **FIRST_STATEMENTS}
 NO_TIME = ", and when it was signed: there is no trusted time"
 LARGEST_BUNDLE = 8 * 2**20
 MOST_STATEMENTS = 8
@@ -260,13 +260,13 @@ def _statement(payload: bytes, number: int) -> Statement:
     model = KINDS.get(statement.predicate_type)
     if model is None:
         raise Refusal(Reason.UNKNOWN_PREDICATE, f"Line {number} is of type {_shown(statement.predicate_type)}.")
-    if model in FIRST.values() and not statement.predicate.get("outOfScope"):
+    if model in FIRST_STATEMENTS.values() and not statement.predicate.get("outOfScope"):
         raise Refusal(Reason.MISSING_OUT_OF_SCOPE, f"Line {number} does not say what it does not cover.")
     try:
         _model(model, statement.predicate)
     except ValidationError as error:
         reason = Reason.INVALID_PREDICATE
-        if model in FIRST.values() and all(one["loc"][0] == "outOfScope" for one in error.errors()):
+        if model in FIRST_STATEMENTS.values() and all(one["loc"][0] == "outOfScope" for one in error.errors()):
             reason = Reason.MISSING_OUT_OF_SCOPE
         raise Refusal(reason, f"Line {number} breaks its schema: {_shown(error)}.") from error
     return statement
@@ -283,10 +283,10 @@ def _agree(statements: Sequence[Statement]) -> Stated:
     repeated = next((kind for kind in kinds if kinds.count(kind) > 1), None)
     if repeated is not None:
         raise Refusal(Reason.DUPLICATE_STATEMENT, f"{repeated} is there {kinds.count(repeated)} times.")
-    about = next((kind for kind in FIRST if kind in kinds), None)
+    about = next((kind for kind in FIRST_STATEMENTS if kind in kinds), None)
     if about is None:
         raise Refusal(Reason.MISSING_STATEMENT, f"{UNLEARNING} is missing.")
-    stated = _model(FIRST[about], statements[kinds.index(about)].predicate)
+    stated = _model(FIRST_STATEMENTS[about], statements[kinds.index(about)].predicate)
     expected = expected_types(stated, about)
     missing = [kind for kind in expected if kind not in kinds]
     if missing:

@@ -31,7 +31,7 @@ from efface.unlearning.heads import ROW_BYTES
 
 HEAD, SECRET = "head.json", "head.key"
 ROWS_PER_FILE = 4096
-RESTORE = "Restore the folder from a backup, or fit the head again."
+_RESTORE = "Restore the folder from a backup, or fit the head again."
 
 
 class ArrayFile(StoredModel):
@@ -103,12 +103,12 @@ class HeadStore:
         path = self.folder / HEAD
         missing = "Fit one: `efface heads fit EMBEDDINGS --out DIR`."
         found = HeadDescription.model_validate(
-            read_json(path, "head", schema=HeadDescription, missing=missing, remedy=RESTORE)
+            read_json(path, "head", schema=HeadDescription, missing=missing, remedy=_RESTORE)
         )
         for name, files in found.arrays.items():
             for one in files:
                 if Path(one.file).name != one.file:
-                    raise EffaceError(f"{path} is damaged: {name} is in '{one.file}'.", "", RESTORE)
+                    raise EffaceError(f"{path} is damaged: {name} is in '{one.file}'.", "", _RESTORE)
         return found
 
     def read(self, description: HeadDescription, name: str) -> np.ndarray:
@@ -122,12 +122,12 @@ class HeadStore:
             found = file_digest(path)
             array = read_npy(path)
         except ARRAY_ERRORS as error:
-            raise EffaceError(f"{path} cannot be read.", str(error), RESTORE) from error
+            raise EffaceError(f"{path} cannot be read.", str(error), _RESTORE) from error
         if found != one.sha256 or len(array) != one.rows:
             raise EffaceError(
                 f"{path} is not the file that {HEAD} describes.",
                 f"SHA-256 expected: {one.sha256[:16]}; found: {found[:16]}.",
-                RESTORE,
+                _RESTORE,
             )
         return array
 
@@ -185,7 +185,7 @@ class HeadStore:
                 f"{path} cannot be read.", f"It names the rows of this head: {error}", "Restore it from a backup."
             ) from error
         if len(found) != SECRET_BYTES:
-            raise EffaceError(f"{path} holds {len(found)} bytes.", f"It should be {SECRET_BYTES}.", RESTORE)
+            raise EffaceError(f"{path} holds {len(found)} bytes.", f"It should be {SECRET_BYTES}.", _RESTORE)
         return found
 
 

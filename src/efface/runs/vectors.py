@@ -18,7 +18,7 @@ from efface.errors import EffaceError
 LABEL_COLUMNS = ("label", "labels", "class", "y")
 """Names of the column, or of the array, that holds labels."""
 VECTOR_COLUMNS = ("embedding", "embeddings", "vector", "features")
-FORMS = "Use an .npz of embeddings and keys as `efface embed` writes it, an .npy beside its keys, or a .parquet."
+_FORMS = "Use an .npz of embeddings and keys as `efface embed` writes it, an .npy beside its keys, or a .parquet."
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,17 +85,17 @@ def read_vectors(path: Path, *, rows: bool = False) -> Vectors:
     path = Path(path)
     readers = {".npy": _read_npy, ".parquet": _read_parquet}
     if path.suffix not in (".npz", *readers):
-        raise EffaceError(f"{path} is no file of embeddings.", f"Its name ends in '{path.suffix}'.", FORMS)
+        raise EffaceError(f"{path} is no file of embeddings.", f"Its name ends in '{path.suffix}'.", _FORMS)
     if not path.is_file():
         raise EffaceError(f"There is no file {path}.", remedy="Check the path.")
     found = _read_npz(path, mapped=rows) if path.suffix == ".npz" else readers[path.suffix](path)
     if found.features.ndim != 2 or found.features.dtype.kind != "f" or found.keys.shape != found.features.shape[:1]:
         shape = f"{found.features.dtype} {list(found.features.shape)} with {list(found.keys.shape)} keys"
-        raise EffaceError(f"{path} does not hold one vector for each key.", f"It holds {shape}.", FORMS)
+        raise EffaceError(f"{path} does not hold one vector for each key.", f"It holds {shape}.", _FORMS)
     if found.labels is not None and len(found.labels) != len(found.keys):
-        raise EffaceError(f"{path} has {len(found.labels)} labels and {len(found.keys)} keys.", "", FORMS)
+        raise EffaceError(f"{path} has {len(found.labels)} labels and {len(found.keys)} keys.", "", _FORMS)
     if len(np.unique(found.keys)) < len(found.keys):
-        raise EffaceError(f"{path} has keys more than once.", "It is unclear which row one of them names.", FORMS)
+        raise EffaceError(f"{path} has keys more than once.", "It is unclear which row one of them names.", _FORMS)
     return found
 
 
@@ -160,12 +160,12 @@ def _read_npz(path: Path, *, mapped: bool) -> Vectors:
     try:
         stored, names = read_npz(path, ("keys", "model", *LABEL_COLUMNS))
         if "embeddings" not in names or "keys" not in stored:
-            raise EffaceError(f"{path} holds the arrays {', '.join(sorted(names))}.", remedy=FORMS)
+            raise EffaceError(f"{path} holds the arrays {', '.join(sorted(names))}.", remedy=_FORMS)
         features = _map_array(path, "embeddings.npy") if mapped else None
         if features is None:
             features = read_npz(path, ("embeddings",))[0]["embeddings"]
     except ARRAY_ERRORS as error:
-        raise unreadable_arrays_error(path, error, FORMS) from error
+        raise unreadable_arrays_error(path, error, _FORMS) from error
     label = next((stored[name] for name in LABEL_COLUMNS if name in stored), None)
     labels = None if label is None else tuple(_texts(label, path, "labels").tolist())
     return Vectors(_texts(stored["keys"], path, "keys"), features, labels, str(stored.get("model", "")))
@@ -194,11 +194,11 @@ def _read_npy(path: Path) -> Vectors:
     beside = [path.with_suffix(f".keys{suffix}") for suffix in (".txt", ".csv")]
     listed = next((one for one in beside if one.is_file()), None)
     if listed is None:
-        raise EffaceError(f"There is no file of keys beside {path}.", f"It would be {beside[0]}.", FORMS)
+        raise EffaceError(f"There is no file of keys beside {path}.", f"It would be {beside[0]}.", _FORMS)
     try:
         features = read_npy(path)
     except ARRAY_ERRORS as error:
-        raise unreadable_arrays_error(path, error, FORMS) from error
+        raise unreadable_arrays_error(path, error, _FORMS) from error
     return Vectors(np.array(read_list(listed).ids, dtype=np.str_), features)
 
 
@@ -213,13 +213,13 @@ def _read_parquet(path: Path) -> Vectors:
     try:
         table = parquet.read_table(path)
     except (ArrowException, OSError) as error:
-        raise unreadable_arrays_error(path, error, FORMS) from error
+        raise unreadable_arrays_error(path, error, _FORMS) from error
     column = next((name for name in VECTOR_COLUMNS if name in table.column_names), None)
     if "key" not in table.column_names or column is None:
-        raise EffaceError(f"{path} has the columns {', '.join(table.column_names)}.", "", FORMS)
+        raise EffaceError(f"{path} has the columns {', '.join(table.column_names)}.", "", _FORMS)
     rows = table.column(column).combine_chunks()
     if "list" not in str(rows.type) or rows.null_count or len(set(rows.value_lengths().to_pylist())) > 1:
-        raise EffaceError(f"The vectors in {path} differ in length, or are missing.", "", FORMS)
+        raise EffaceError(f"The vectors in {path} differ in length, or are missing.", "", _FORMS)
     label = next((name for name in LABEL_COLUMNS if name in table.column_names), None)
     labels = None if label is None else tuple(as_texts(table.column(label).to_pylist(), "labels", str(path)))
     keys = as_texts(table.column("key").to_pylist(), "keys", str(path))

@@ -23,8 +23,8 @@ from efface.training.loop import TrainingCost
 from efface.training.model import Model
 from efface.training.stages import Stage
 
-KEPT, INDEX = "shards", "index.json"
-AGAIN = "Restore the folder from its source, or unlearn with --method retrain."
+KEPT, STAGE_INDEX = "shards", "index.json"
+_AGAIN = "Restore the folder from its source, or unlearn with --method retrain."
 
 
 class KeptStage(StoredModel):
@@ -117,13 +117,13 @@ class KeptStages:
 
     def write_index(self) -> str:
         """Write the index of all stages, remove what is not in it, and return the digest of the file."""
-        names = {f"{one.name}.safetensors" for one in self.found} | {INDEX}
+        names = {f"{one.name}.safetensors" for one in self.found} | {STAGE_INDEX}
         for other in self.folder.iterdir():
             if other.name not in names:
                 other.unlink()
         content = StageIndex(stages=tuple(self.found)).model_dump(mode="json")
-        write_text(self.folder / INDEX, json.dumps(content, indent=1) + "\n")
-        return file_digest(self.folder / INDEX)
+        write_text(self.folder / STAGE_INDEX, json.dumps(content, indent=1) + "\n")
+        return file_digest(self.folder / STAGE_INDEX)
 
     def _path(self, stage: Stage) -> Path:
         return self.folder / f"{stage.name}.safetensors"
@@ -147,10 +147,10 @@ def read_index(run: Path, digest: str) -> StageIndex:
         EffaceError: It is missing, damaged, or another one.
 
     """
-    path = Path(run) / KEPT / INDEX
-    content = read_json(path, "index of kept stages", schema=StageIndex, remedy=AGAIN)
+    path = Path(run) / KEPT / STAGE_INDEX
+    content = read_json(path, "index of kept stages", schema=StageIndex, remedy=_AGAIN)
     if file_digest(path) != digest:
-        raise EffaceError(f"{path} is not the one that the run was made with.", "It was edited or replaced.", AGAIN)
+        raise EffaceError(f"{path} is not the one that the run was made with.", "It was edited or replaced.", _AGAIN)
     return StageIndex.model_validate(content)
 
 
@@ -171,7 +171,7 @@ def _load(part: Model, path: Path, digest: str) -> None:
         raise EffaceError(
             f"The weights in {path} are not the ones that its index describes.",
             f"Digest expected: {digest[:16]}; found: {part.digest()[:16]}.",
-            AGAIN,
+            _AGAIN,
         )
 
 
