@@ -20,7 +20,7 @@ from efface.runs.embed import embed_checkpoint
 from efface.runs.exact_runs import shard_of
 from efface.runs.train import pretrain_run, unlearn_run
 from efface.training.checkpoint import Checkpoint, read_meta
-from efface.training.kept_stages import STAGE_INDEX, KEPT
+from efface.training.kept_stages import KEPT, STAGE_INDEX
 from tests.commands import TINY, call
 
 SETTINGS = {
