@@ -25,10 +25,13 @@ def heads() -> list[str]:
     lines += table_head("head", "fit", "delete 1 row", "delete 10", "delete 1 000", "fitted again")
     for kind, title in KINDS.items():
         one = found[kind]
-        times = [spread(one[str(count)]) for count in (1, 10, 1000)]
+        times = [spread(one[str(count)]["cpu"]) for count in (1, 10, 1000)]
         lines.append(table_row(title, f"{one['fit']:.1f}", *times, one["measured"]))
-    note = "seconds, median (minimum to maximum); other work ran on the machine, so these are upper bounds"
-    return [*lines, "", f"{made_by(found)} {note[0].upper()}{note[1:]}."]
+    note = (
+        "Fit: seconds. Delete: seconds of one processor for the whole request, files and record included; median "
+        "(minimum to maximum). Other work ran on the machine, so that waiting is not counted. Fitted again: after all requests."
+    )
+    return [*lines, "", f"{note} {made_by(found)}"]
 
 
 def shards() -> list[str]:

@@ -94,7 +94,7 @@ def read_vectors(path: Path, *, rows: bool = False) -> Vectors:
         raise EffaceError(f"{path} does not hold one vector for each key.", f"It holds {shape}.", _FORMS)
     if found.labels is not None and len(found.labels) != len(found.keys):
         raise EffaceError(f"{path} has {len(found.labels)} labels and {len(found.keys)} keys.", "", _FORMS)
-    if len(np.unique(found.keys)) < len(found.keys):
+    if len(set(found.keys.tolist())) < len(found.keys):
         raise EffaceError(f"{path} has keys more than once.", "It is unclear which row one of them names.", _FORMS)
     return found
 
@@ -153,6 +153,8 @@ _LIST = "Write @keys:a,b, or the path of a .txt, .csv, .json or .jsonl of keys."
 
 
 def _texts(values: np.ndarray, path: Path, what: str) -> np.ndarray:
+    if values.dtype.kind == "U":
+        return values
     return np.array(as_texts(values.tolist(), what, str(path)), dtype=np.str_)
 
 
