@@ -5,8 +5,8 @@
 
 SimCLR; every cell has the same recipe, seed and split. Utility: accuracy on test of the 20 nearest training examples by
 cosine, and of a linear probe, on the concatenated and on the averaged features. Cost: optimizer steps that requests of
-k random examples need, planned without training them; one request is unlearned, and compared bit for bit with a
-training from the beginning. Resumable: one JSON file for each cell in research/runs/shards.
+k random examples need, counted without training them; one request is unlearned, and compared bit for bit with its
+shard trained from the beginning. Resumable: one JSON file for each cell in research/runs/shards.
 """
 
 from __future__ import annotations
@@ -29,14 +29,12 @@ from efface import api
 from efface.data.dataset import Data
 from efface.data.split import partition, select_forget_set
 from efface.runs.demo import REGIMES
-from efface.training.batch import Subset
 from efface.training.checkpoint import Checkpoint
 from efface.training.defaults import build_recipe
 from efface.training.kept_stages import KeptStages, StageIndex
 from efface.training.recipe import Recipe
 from efface.training.sharded_model import average_parts
 from efface.training.shards import Shards
-from efface.training.stages import Stage, plan_stages
 from efface.unlearning.heads import NeighborHead
 
 HOME = RUNS / "shards"
@@ -83,28 +81,27 @@ def utility(z: dict[str, np.ndarray], y: dict[str, np.ndarray], classes: tuple[s
     }
 
 
-def planned(data: Data, positions: np.ndarray, recipe: Recipe, seed: int) -> list[Stage]:
-    """The stages of a training on the examples at ``positions``."""
-    subset = Subset.of(data, positions, recipe.views, "retain", torch.device("cpu"))
-    return list(plan_stages(subset, recipe, seed))
-
-
-def steps(stage: Stage) -> int:
-    """Optimizer steps of a stage."""
-    return stage.recipe.epochs * stage.subset.count_batches(stage.recipe.batch_size) if stage.trains else 0
-
-
 def costs(data: Data, base: Any, recipe: Recipe, seed: int) -> dict[str, dict[str, float]]:
-    """Share of all steps that requests need, by size."""
-    known = {stage.address for stage in planned(data, base.train, recipe, seed)}
+    """Share of all steps that requests need, by size: those of every stage that had one of their examples."""
+    shards = recipe.shards
+    assert shards is not None
+    shard, part = shards.assign(data.keys[base.train], None, seed)
+    epochs, last = shards.epochs(recipe.epochs), range(shards.slices)
+
+    def count_stages(chosen: np.ndarray) -> np.ndarray:
+        """How many of the chosen examples each stage has, [S, R]."""
+        one = [np.bincount(shard[chosen & (part <= number)], minlength=shards.count) for number in last]
+        return np.stack(one, 1)
+
     found: dict[str, dict[str, float]] = {}
     for k, count in REQUESTS.items():
         shares: list[float] = []
         for number in range(count):
-            gone = np.random.default_rng([seed, k, number]).choice(base.train, k, replace=False)
-            stages = planned(data, np.setdiff1d(base.train, gone), recipe, seed)
-            new = sum(steps(stage) for stage in stages if stage.address not in known)
-            shares.append(new / sum(steps(stage) for stage in stages))
+            gone = np.zeros(len(shard), bool)
+            gone[np.random.default_rng([seed, k, number]).choice(len(shard), k, replace=False)] = True
+            left = count_stages(~gone)
+            steps = np.where(left >= 2, epochs * -(-left // recipe.batch_size), 0)
+            shares.append(float(steps[count_stages(gone) > 0].sum() / steps.sum()))
         found[str(k)] = {"mean": float(np.mean(shares)), "most": float(np.max(shares)), "requests": count}
     return found
 
