@@ -33,9 +33,10 @@ from efface.training.batch import Log, Subset
 from efface.training.checkpoint import Checkpoint
 from efface.training.defaults import default_recipe, get_objective_name
 from efface.training.devices import resolve_device
-from efface.training.loop import ResumeStore, Run, discard_record, fit
+from efface.training.loop import ResumeStore, Run, StageStore, discard_record, fit
 from efface.training.objectives import CHOICES, Objective
 from efface.training.recipe import Recipe
+from efface.training.stages import require_filled_shards
 from efface.unlearning.early_stopping import StoppingRule, unlearn_with_early_stopping
 from efface.unlearning.inputs import build_inputs
 from efface.unlearning.methods import METHODS, Method
@@ -129,6 +130,7 @@ def pretrain(
     bf16: bool = False,
     log: Log = discard_record,
     resume_store: ResumeStore | None = None,
+    stage_store: StageStore | None = None,
 ) -> Checkpoint:
     """Train an original checkpoint on the forget and retain examples together.
 
@@ -142,6 +144,7 @@ def pretrain(
         bf16: Use bfloat16 autocast.
         log: Called with a record after each optimizer step.
         resume_store: Saves the state after each epoch, so that an interrupted run resumes bit-identically.
+        stage_store: Keeps the stages of a sharded training, for later requests.
 
     Returns:
         The trained checkpoint.
@@ -164,7 +167,10 @@ def pretrain(
         require_labels(data, train, f"The objective '{get_objective_name(recipe.objective)}'")
     if recipe.objective.needs_captions:
         require_captions(data, train, f"The objective '{get_objective_name(recipe.objective)}'")
-    run = Run(seed=seed, device=where, log=log, bf16=bf16, resume_store=resume_store)
+    if recipe.shards is not None:
+        group = None if data.group is None else data.group[train]
+        require_filled_shards(data.keys[train], group, recipe, seed)
+    run = Run(seed=seed, device=where, log=log, bf16=bf16, resume_store=resume_store, stage_store=stage_store)
     part = Subset.of(data, train, recipe.views, "train", where)
     model = fit(recipe.start(seed).to(where), part, recipe, run)
     return Checkpoint(model, recipe, seed=seed, split=split.digest(data), training_cost=run.training_cost)
@@ -181,6 +187,7 @@ def unlearn(
     bf16: bool = False,
     log: Log = discard_record,
     resume_store: ResumeStore | None = None,
+    stage_store: StageStore | None = None,
     stop: StoppingRule | Mapping[str, Any] | None = None,
     budget: str | float | None = None,
     bank: ReferenceBank | None = None,
@@ -199,6 +206,7 @@ def unlearn(
         bf16: Use bfloat16 autocast.
         log: Called with a record after each optimizer step.
         resume_store: Saves the state after each epoch; used by ``retrain``.
+        stage_store: Keeps the stages of a sharded training; ``shards`` reads from it what a request leaves clean.
         stop: Early stopping: observe unseen examples during the method, stop it in time and return the best state. The
             outcome is in the result's ``stopped``. A method that uses ``valid`` itself gets one half of it.
         budget: Largest number of optimizer steps, as ``"5%"`` of retraining's or as a number; implies ``stop``.
@@ -217,7 +225,7 @@ def unlearn(
     """
     where = resolve_device(device)
     seed = start.seed if seed is None else seed
-    run = Run(seed=seed, device=where, log=log, bf16=bf16, resume_store=resume_store)
+    run = Run(seed=seed, device=where, log=log, bf16=bf16, resume_store=resume_store, stage_store=stage_store)
     end = config.build(StoppingRule, stop, path="stop.") if isinstance(stop, Mapping) else stop
     stopped, search = None, None
     asked = METHODS.get(method) if isinstance(method, str) else method
@@ -226,6 +234,12 @@ def unlearn(
             "A method that takes targets from a reference bank cannot be stopped early.",
             "Early stopping divides the unseen examples that its targets are measured from.",
             "Leave out --stop and --budget.",
+        )
+    if start.recipe.shards is not None and (method == AUTO or end is not None or budget is not None):
+        raise EffaceError(
+            "A checkpoint that was trained in shards is unlearned exactly, and cannot be searched or stopped early.",
+            "Half of an exact training is another model.",
+            "Use --method shards, without --stop and --budget.",
         )
     if method == AUTO:
         if settings:

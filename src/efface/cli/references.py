@@ -76,8 +76,8 @@ def references_command(
     TaskPlace.parse(on)
     if bank is not None:
         _make_bank(
-            run, out, bank, unit=unit, epochs=epochs, recipe=recipe, keep_weights=keep_weights, set_=set_, jobs=jobs, on=on,
-            dry_run=dry_run, data=data, allow_absent=allow_absent, device=device, as_json=json_, quiet=quiet,
+            run, out, bank, unit=unit, epochs=epochs, recipe=recipe, keep_weights=keep_weights, set_=set_, jobs=jobs,
+            on=on, dry_run=dry_run, data=data, allow_absent=allow_absent, device=device, as_json=json_, quiet=quiet,
         )  # fmt: skip
         return
     if unit != "example" or epochs or recipe or keep_weights or set_:

@@ -22,6 +22,7 @@ from efface.cli.options import (
     Set,
     Trust,
     consent_settings,
+    merge_group,
     print_result,
     progress,
     settings_of,
@@ -37,6 +38,9 @@ def pretrain_command(
     objective: Annotated[
         str | None, typer.Option("--objective", help="simclr, moco, byol, clip, cross_entropy.")
     ] = None,
+    shards: Annotated[
+        int | None, typer.Option("--shards", help="Train so many networks on examples of their own: exact deletion.")
+    ] = None,
     config: Config = None,
     set_: Set = None,
     seed: Seed = None,
@@ -47,6 +51,9 @@ def pretrain_command(
 ) -> None:
     """Train an original checkpoint; if interrupted, the same command resumes and ends with the same weights."""
     settings = settings_of(config, set_, data=data, objective=objective, seed=seed, device=device)
+    if shards is not None:
+        recipe = merge_group(settings, "recipe", {})
+        settings["recipe"] = recipe | {"shards": merge_group(recipe, "shards", {"count": shards})}
     from efface.runs.train import pretrain_run
 
     with progress(quiet) as shown:
@@ -113,6 +120,20 @@ def unlearn_command(
     result = {"run": str(out), "digest": meta["digest"], "parent": made.parent, **vars(made.training_cost)}
     result |= {key: meta[key] for key in ("method", "stopped", "search") if meta[key] is not None}
     print_result(result, _summary(out, made), as_json=json_, quiet=quiet)
+
+
+def check_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run of the method shards.")],
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Repeat an exact deletion from the beginning, and compare: 0 if the weights are equal, 3 if they are not."""
+    from efface.runs.exact_runs import check_exact_run, describe_check
+
+    with progress(quiet) as shown:
+        found = check_exact_run(run, progress=shown)
+    print_result(describe_check(run, found), [f"{run}: {found.what}; {found.measured}"], as_json=json_, quiet=quiet)
+    raise typer.Exit(0 if found.passed else 3)
 
 
 def _summary(out: Path, made: Checkpoint) -> list[str]:

@@ -8,7 +8,7 @@ statements of a bundle can disagree. Needs neither torch nor NumPy.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field
 
@@ -293,9 +293,18 @@ PREDICATES: dict[str, type[StatementPart]] = {
 """Predicate type to its model."""
 
 
-def expected_types(stated: Unlearning) -> tuple[str, ...]:
+class Certifiable(Protocol):
+    """What the first statement of a bundle holds."""
+
+    @property
+    def passes(self) -> bool:
+        """Whether a pass may be certified."""
+        ...
+
+
+def expected_types(stated: Certifiable, first: str = UNLEARNING) -> tuple[str, ...]:
     """The statements of a bundle, in their order."""
-    return (UNLEARNING, TEST_RESULT, *((SVR,) if stated.passes else ()), PROVENANCE)
+    return (first, TEST_RESULT, *((SVR,) if stated.passes else ()), PROVENANCE)
 
 
 def describe_record(stated: Unlearning) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from efface.interop.consent import Consent
 from efface.runs.data_at_hand import DataChecks, DataSettings
 from efface.runs.run import Common, Sizes
 from efface.schema import Count, Decay, OpenShare, SeedNumber
+from efface.training.sharded_model import Combination
 from efface.unlearning import plugins
 from efface.unlearning.early_stopping import StoppingRule
 from efface.unlearning.methods import METHODS, Method
@@ -290,6 +291,8 @@ class EmbeddingOptions(Settings):
 
     space: EmbeddingSpace = EmbeddingSpace.BACKBONE
     """The backbone's features, or the projector's embedding of them."""
+    combine: Combination = Combination.CONCAT
+    """Of a model that was trained in shards: the networks' embeddings side by side (``concat``), or their ``mean``."""
     batch_size: Count = 64
     """Images embedded together; affects only speed and memory."""
     device: str = "auto"

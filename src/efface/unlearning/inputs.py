@@ -103,6 +103,7 @@ def require_fit(name: str, needs: Needs, start: Checkpoint) -> None:
 
     """
     objective = start.recipe.objective
+    _require_shards(name, needs, start)
     paired = ", ".join(key for key, cls in OBJECTIVES.items() if cls.contrasts_pairs)
     misfits = {
         "classifiers": Needs.LABELS in needs and not objective.needs_labels,
@@ -110,12 +111,29 @@ def require_fit(name: str, needs: Needs, start: Checkpoint) -> None:
         and not objective.contrasts_pairs,
     }
     for kind in (kind for kind, misfit in misfits.items() if misfit):
-        general = [
-            key for key, cls in METHODS.items() if not (Needs.LABELS | Needs.PAIRS | Needs.ATTENTION) & cls.needs
-        ]
+        special = Needs.LABELS | Needs.PAIRS | Needs.ATTENTION | Needs.SHARDS
+        general = [key for key, cls in METHODS.items() if not special & cls.needs]
         raise EffaceError(
             f"{name} works on {kind}, and this checkpoint was trained with '{get_objective_name(objective)}'.",
             f"Methods that work on any checkpoint: {', '.join(general)}.",
         )
     if Needs.ATTENTION in needs:
         find_attention_reader(start.model.backbone, name)
+
+
+def _require_shards(name: str, needs: Needs, start: Checkpoint) -> None:
+    """Raise unless a method for shards meets a model of shards, and such a model an exact method."""
+    sharded = start.recipe.shards is not None
+    if Needs.SHARDS in needs and not sharded:
+        raise EffaceError(
+            f"{name} works on checkpoints that were trained in shards, and this one was not.",
+            "Its single network saw all training examples in every epoch.",
+            "Use retrain, which is exact as well, or another method; `efface pretrain --shards 4` trains in shards.",
+        )
+    if sharded and not METHODS[name].exact:
+        exact = [key for key, cls in METHODS.items() if cls.exact]
+        raise EffaceError(
+            f"{name} does not work on a checkpoint that was trained in shards.",
+            "It would train every shard on the examples of all others, and none could be deleted exactly any more.",
+            f"Use an exact method: {', '.join(exact)}.",
+        )

@@ -39,6 +39,8 @@ class Needs(Flag):
     """A reference bank: margins of the forgotten examples in models that never saw them, from the method's half."""
     PAIRS = auto()
     """An encoder that was trained by comparing pairs: see :meth:`ObjectiveOption.contrastive_terms`."""
+    SHARDS = auto()
+    """A model that was trained in shards: see :mod:`efface.training.shards`."""
 
     def names(self) -> list[str]:
         """The declared needs in lower case, in the order above."""

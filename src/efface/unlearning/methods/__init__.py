@@ -23,6 +23,7 @@ from efface.unlearning.methods.reference_matching import ReferenceMatching
 from efface.unlearning.methods.retrain import Retrain
 from efface.unlearning.methods.salun import SalUn
 from efface.unlearning.methods.scrub import Scrub
+from efface.unlearning.methods.shards import RetrainShards
 from efface.unlearning.methods.ssd import Ssd
 from efface.unlearning.protocol import Method
 
@@ -44,6 +45,7 @@ __all__ = [
     "RandomLabels",
     "ReferenceMatching",
     "Retrain",
+    "RetrainShards",
     "SalUn",
     "Scrub",
     "Ssd",
@@ -68,6 +70,7 @@ METHODS: dict[str, type[Method]] = {
     "retrain": Retrain,
     "salun": SalUn,
     "scrub": Scrub,
+    "shards": RetrainShards,
     "ssd": Ssd,
 }
 
