@@ -28,7 +28,7 @@ NEAREST_RUN = 0.01
 """The same for a run that was checked to be retrained: it may have started from the original's random weights."""
 NEAREST_FEATURES = 0.2
 """Smallest distance of a reference's features from those of another model. Networks that start from different random
-weights are at 0.46 to 1.1, also before training; those retrained from the original's own random weights were at 0.58 and
+weights are at 0.46 to 1.1, also before training; those retrained from the original's own random weights at 0.58 and
 0.66; copies that were unlearned by fine-tuning are below 0.17."""
 PROBES = 128
 """Number of pictures on which features are compared."""
