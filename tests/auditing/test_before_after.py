@@ -11,7 +11,8 @@ import pytest
 from efface import stats
 from efface.auditing import signals
 from efface.auditing.attacks.class_neighbors import Neighbors, class_logits, forgotten_classes
-from efface.auditing.attacks.discriminant import fisher_direction, shared_signals
+from efface.auditing.attacks.discriminant import fisher_direction
+from efface.auditing.attacks.signal_tables import shared_signals
 from efface.auditing.attacks.two_models import attack_with_both, describe_both
 from efface.auditing.audits.before_after import BeforeAfter
 from efface.auditing.audits.neighbor_class import NeighborClass

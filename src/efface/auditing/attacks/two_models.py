@@ -14,7 +14,8 @@ import numpy as np
 from scipy.special import stdtrit
 
 from efface import stats
-from efface.auditing.attacks.discriminant import fisher_direction, halves_by_key, signal_table
+from efface.auditing.attacks.discriminant import fisher_direction
+from efface.auditing.attacks.signal_tables import halves_by_key, signal_table
 from efface.auditing.observations import Observations
 
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from efface import stats
 from efface.auditing import signals
-from efface.auditing.attacks.discriminant import FEWEST_COMPARED, shared_signals
+from efface.auditing.attacks.signal_tables import FEWEST_COMPARED, shared_signals
 from efface.auditing.attacks.two_models import HeldOutPlacements, attack_with_both
 from efface.auditing.evidence import Evidence, Finding, mean_measured
 

@@ -32,7 +32,7 @@ from efface.auditing.attacks.class_neighbors import (
     tell_members,
     tell_models,
 )
-from efface.auditing.attacks.discriminant import FEWEST_COMPARED
+from efface.auditing.attacks.signal_tables import FEWEST_COMPARED, compared_models
 from efface.auditing.evidence import Evidence, Finding, mean_measured
 
 
@@ -52,7 +52,7 @@ class NeighborClass:
             return [Finding("neighbor_class.members", None, better="closer", n=n, note=note)]
         known = {o.model: Neighbors.of(o, classes) for _, o, _ in evidence.models()}
         known |= {o.model: Neighbors.of(o, classes) for o in evidence.oracles if o.model not in known}
-        pairs = [(known[o.model], [known[r.model] for r in references]) for _, o, references in evidence.models()]
+        pairs = [(known[o.model], [known[r.model] for r in others]) for o, others in compared_models(evidence)]
         note = "forgotten against never-trained examples of their classes, by the neighbor class; 0.5: alike"
         found = [self._finding("members", pairs, partial(tell_members, level=self.level), n, note)]
         if evidence.oracles:

@@ -24,14 +24,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from efface.auditing import representations, signals
-from efface.auditing.attacks.discriminant import (
-    FEWEST_COMPARED,
-    fisher_direction,
-    halves_by_key,
-    shared_signals,
-    signal_table,
-)
+from efface.auditing.attacks.discriminant import fisher_direction
 from efface.auditing.attacks.ratios import Ratio, ratio_of_means
+from efface.auditing.attacks.signal_tables import FEWEST_COMPARED, halves_by_key, shared_signals, signal_table
 from efface.auditing.evidence import Evidence, Finding, mean_measured
 from efface.auditing.observations import Observations
 

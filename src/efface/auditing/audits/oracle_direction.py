@@ -26,8 +26,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from efface.auditing import representations, signals
-from efface.auditing.attacks.discriminant import FEWEST_COMPARED, shared_signals, signal_table
 from efface.auditing.attacks.ratios import Ratio, ratio_of_means
+from efface.auditing.attacks.signal_tables import FEWEST_COMPARED, compared_models, shared_signals, signal_table
 from efface.auditing.evidence import Evidence, Finding, mean_measured
 from efface.auditing.observations import Observations
 
@@ -59,7 +59,7 @@ class OracleDirection:
             if describe is None or len(evidence.oracles) < 2 or min(n) < FEWEST_COMPARED:
                 found.append(Finding(name, None, better="lower", n=n, note=note))
                 continue
-            left = [self._residual(evidence.original, o, others, describe) for _, o, others in evidence.models()]
+            left = [self._residual(evidence.original, o, others, describe) for o, others in compared_models(evidence)]
             own, values = left[0], [one and one.value for one in left]
             note = "0: as retrained; 1: as the original; noise and what unseen examples show as well are taken off"
             if own is None:

@@ -27,8 +27,8 @@ import numpy as np
 from scipy.special import ndtr
 
 from efface.auditing import signals
-from efface.auditing.attacks.discriminant import FEWEST_COMPARED, shared_signals, signal_table
 from efface.auditing.attacks.ratios import ratio_of_means
+from efface.auditing.attacks.signal_tables import FEWEST_COMPARED, compared_models, shared_signals, signal_table
 from efface.auditing.evidence import Evidence, Finding, mean_measured
 from efface.auditing.observations import Observations
 
@@ -47,7 +47,7 @@ class RelativeDistance:
     def findings(self, evidence: Evidence) -> list[Finding]:
         """``relative_distance.position``; the details hold the p-value of either side."""
         name, n = "relative_distance.position", (min(self.cap, evidence.subject.count("forget")),)
-        found = [self.position(evidence.original, o, r[: self.references]) for _, o, r in evidence.models()]
+        found = [self.position(evidence.original, o, r[: self.references]) for o, r in compared_models(evidence)]
         own = found[0]
         if own is None:
             note = "no retrained reference model" if not evidence.oracles else _NOTHING
