@@ -4,7 +4,7 @@
     python -m research.new_audits table                             research/results/new_audits.json
 
 ``encoder``     the demo's SimCLR on digits, 100 of 600 examples to forget
-``memorized``   the same original, to forget the 60 examples that six models trained on halves say are memorized most
+``memorized``   the same original, to forget the 60 examples that four models trained on halves say are memorized most
 ``classifier``  a classifier of the digits, one class to forget
 
 In each world one original, models retrained with other seeds, and the original unlearned with several methods.
@@ -55,7 +55,7 @@ WORLDS: dict[str, dict[str, Any]] = {
     "memorized": {
         "recipe": ENCODER,
         "forget": "@memorized:10%:{bank}",
-        "retrained": 3,
+        "retrained": 2,
         "methods": ("finetune", "margin_matching"),
     },
     "classifier": {
@@ -65,7 +65,7 @@ WORLDS: dict[str, dict[str, Any]] = {
         "methods": ("finetune", "random_labels", "neggrad", "salun"),
     },
 }
-BANK = 3
+BANK = 2
 """Pairs of models on complementary halves, for the numbers of ``memorized``."""
 SETTINGS = efface.ObservationSettings(gradient=False)
 app = typer.Typer(add_completion=False)
