@@ -56,7 +56,7 @@ def memorization_scores(scores: np.ndarray, inside: np.ndarray) -> np.ndarray:
         return sums[0] / counts[0] - sums[1] / counts[1]
 
 
-def write_memorization(path: Path, keys: Sequence[str] | np.ndarray, memorization: np.ndarray) -> None:
+def write_memorization(path: Path | str, keys: Sequence[str] | np.ndarray, memorization: np.ndarray) -> None:
     """Write the memorization of examples as a .csv; only the owner may read it, since it lists keys.
 
     Examples without a number (NaN) are left out.
@@ -67,7 +67,7 @@ def write_memorization(path: Path, keys: Sequence[str] | np.ndarray, memorizatio
     for key, value in zip(keys, memorization, strict=True):
         if np.isfinite(value):
             writer.writerow((str(key), repr(float(value))))
-    write_text(path, text.getvalue(), private=True)
+    write_text(Path(path), text.getvalue(), private=True)
 
 
 def read_memorization(path: Path) -> dict[str, float]:
