@@ -29,7 +29,7 @@ from research.paths import RESULTS, RUNS
 from torch import Tensor
 
 import efface
-from efface import api
+from efface import api, stats
 from efface.auditing.audits import AUDITS
 from efface.auditing.evidence import Evidence
 from efface.auditing.observations import Observations
@@ -65,6 +65,8 @@ WORLDS: dict[str, dict[str, Any]] = {
         "methods": ("finetune", "random_labels", "neggrad", "salun"),
     },
 }
+VIEWS = 4
+"""Random views of each example, where this script embeds by itself."""
 BANK = 2
 """Pairs of models on complementary halves, for the numbers of ``memorized``."""
 SETTINGS = efface.ObservationSettings(gradient=False)
@@ -79,9 +81,7 @@ def make(
     """Train the models of one world, and observe them."""
     torch.set_num_threads(1)
     chosen, home = WORLDS[world], HOME / f"{world}-{seed}"
-    data = efface.load("digits")
-    sizes = {name: REGIMES["digits"]["split"][name] for name in ("train", "valid", "holdout", "test")}
-    base = partition(data, **sizes, seed=seed)
+    data, base = divide_digits(seed)
     recipe = efface.training.defaults.build_recipe(data, chosen["recipe"]["objective"]["name"], chosen["recipe"])
 
     def train(split: Split, number: int) -> Checkpoint:
@@ -136,19 +136,28 @@ def score_memorization(
     write_memorization(path, data.keys[base.retain], memorization_scores(np.array(rows), np.array(inside)))
 
 
+def embed_views(checkpoint: Checkpoint, data: Data, rows: np.ndarray, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Embeddings of random views in the backbone's and the projector's space, ``[n * count, d]`` each."""
+    x = torch.from_numpy(np.ascontiguousarray(data.x[rows])).float().div(255).repeat_interleave(count, 0)
+    with torch.no_grad():
+        views = checkpoint.recipe.views(x, torch.Generator().manual_seed(seed))
+        features = checkpoint.model.eval().features(views)
+        return features, checkpoint.model.project(features)
+
+
+def unit_margins(x: Tensor, bank: Tensor, scale: Tensor, views: int) -> Tensor:
+    """Margins of examples from embeddings of their views, each unit multiplied by its scale, ``[n]``."""
+    z = F.normalize(x * scale, dim=1).view(-1, views, x.shape[1])
+    agree = ((z.sum(1) ** 2).sum(1) - views) / (views * (views - 1))
+    near = z @ F.normalize(bank * scale, dim=1).T
+    return agree / SETTINGS.temperature - (near / SETTINGS.temperature).logsumexp(-1).mean(1)
+
+
 def dress(original: Checkpoint, data: Data, split: Split, steps: int = 300) -> Any:
     """Scale the units of the last stage and of the projector's output so that F's margins look like the holdout's."""
     model = copy.deepcopy(original.model).eval()
-    views, generator = original.recipe.views, torch.Generator().manual_seed(1)
-
-    def embedded(rows: np.ndarray, count: int) -> tuple[Tensor, Tensor]:
-        x = torch.from_numpy(np.ascontiguousarray(data.x[rows])).float().div(255).repeat_interleave(count, 0)
-        with torch.no_grad():
-            features = model.features(views(x, generator))
-            return features, model.project(features)
-
-    forget, unseen = embedded(split.forget, 4), embedded(split.holdout, 4)
-    bank = embedded(split.valid, 1)
+    parts = ((split.forget, VIEWS), (split.holdout, VIEWS), (split.valid, 1))
+    forget, unseen, bank = (embed_views(original, data, rows, count, 1) for rows, count in parts)
     found = [dressing_scale(*spaces, steps) for spaces in zip(forget, unseen, bank, strict=True)]
     body: Any = model.backbone
     block, head = getattr(body, body.layers[-1])[-1], [m for m in model.head.modules() if hasattr(m, "in_features")]
@@ -163,19 +172,12 @@ def dress(original: Checkpoint, data: Data, split: Split, steps: int = 300) -> A
     return model
 
 
-def dressing_scale(forget: Tensor, unseen: Tensor, bank: Tensor, steps: int, views: int = 4) -> Tensor:
+def dressing_scale(forget: Tensor, unseen: Tensor, bank: Tensor, steps: int) -> Tensor:
     """Find the scale of each unit under which mean and spread of the margins of F and of unseen examples agree."""
     logs = torch.zeros(forget.shape[1], requires_grad=True)
     optimizer = torch.optim.Adam([logs], lr=0.05)
-
-    def margins(x: Tensor) -> Tensor:
-        z = F.normalize(x * logs.exp(), dim=1).view(-1, views, x.shape[1])
-        total = (z.sum(1) ** 2).sum(1) - views
-        near = (z @ F.normalize(bank * logs.exp(), dim=1).T) / SETTINGS.temperature
-        return total / (views * (views - 1)) / SETTINGS.temperature - near.logsumexp(-1).mean(1)
-
     for _ in range(steps):
-        a, b = margins(forget), margins(unseen)
+        a, b = (unit_margins(x, bank, logs.exp(), VIEWS) for x in (forget, unseen))
         loss = ((a.mean() - b.mean()) / b.std()) ** 2 + (a.std() / b.std()).log() ** 2 + 0.01 * logs.square().mean()
         optimizer.zero_grad()
         loss.backward()
@@ -183,10 +185,40 @@ def dressing_scale(forget: Tensor, unseen: Tensor, bank: Tensor, steps: int, vie
     return logs.detach().exp()
 
 
+def compare_units(home: Path, data: Data, split: Split) -> list[dict[str, Any]]:
+    """AUC of F against the holdout by margins as they are and with each unit at variance 1 over the bank."""
+    found: dict[tuple[str, str, str], list[np.ndarray]] = {}
+    retrained = [path.name for path in sorted(home.glob("retrained-*"))]
+    for name in ("original", "dressed", *retrained):
+        checkpoint = Checkpoint.load(home / name)
+        parts = ((split.forget, VIEWS), (split.holdout, VIEWS), (split.valid, 1))
+        embedded = [embed_views(checkpoint, data, rows, count, 2) for rows, count in parts]
+        for space, (forget, unseen, bank) in zip(("backbone", "projector"), zip(*embedded, strict=True), strict=True):
+            for units, scale in (("as they are", torch.ones(bank.shape[1])), ("at variance 1", 1 / bank.std(0))):
+                both = [unit_margins(x, bank, scale, VIEWS).double().numpy() for x in (forget, unseen)]
+                found[name, space, units] = both
+    rows: list[dict[str, Any]] = []
+    for (name, space, units), (a, b) in found.items():
+        others = [found[other, space, units] for other in retrained if other != name]
+        known = [np.mean([other[side] for other in others], axis=0) for side in (0, 1)]
+        rows.append({
+            "model": name, "space": space, "units": units,
+            "A0": stats.auc(a, b), "A1": stats.auc(a - known[0], b - known[1]),
+        })  # fmt: skip
+    return rows
+
+
+def divide_digits(seed: int) -> tuple[Data, Split]:
+    """The data and its split before any request."""
+    data = efface.load("digits")
+    sizes = {part: REGIMES["digits"]["split"][part] for part in ("train", "valid", "holdout", "test")}
+    return data, partition(data, **sizes, seed=seed)
+
+
 @app.command()
 def table() -> None:
     """Judge every model of every world that was made, and write what each audit says."""
-    rows: list[dict[str, Any]] = []
+    rows, units = list[dict[str, Any]](), list[dict[str, Any]]()
     for home in sorted(HOME.glob("*-*")):
         if not (home / "original" / "observations.npz").exists():
             continue
@@ -194,6 +226,9 @@ def table() -> None:
         world, _, seed = home.name.rpartition("-")
         retrained = [name for name in seen if name.startswith("retrained")]
         original = Checkpoint.load(home / "original")
+        if "dressed" in seen:
+            data, base = divide_digits(int(seed))
+            units += compare_units(home, data, select_forget_set(base, data, WORLDS[world]["forget"], int(seed)))
         for name in seen:
             evidence = Evidence(seen["original"], seen[name], tuple(seen[r] for r in retrained if r != name))
             found = [one for audit in SHOWN for one in AUDITS[audit]().findings(evidence)]
@@ -212,7 +247,8 @@ def table() -> None:
             })  # fmt: skip
             print(world, seed, name, verdict.word, flush=True)
     write_json(RESULTS / "new_audits.json", {
-        "made by": "python -m research.new_audits make --world NAME --seed N", "rows": rows, **machine(),
+        "made by": "python -m research.new_audits make --world NAME --seed N", "rows": rows, "units": units,
+        **machine(),
     })  # fmt: skip
 
 

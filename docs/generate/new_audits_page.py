@@ -40,6 +40,13 @@ def page() -> list[str]:
         if rows:
             shown = CLASSIFIER if world == "classifier" else ENCODER
             lines += [f"### {title}", "", *audits_table(rows, shown), ""]
+    if result["units"]:
+        lines += [
+            "### Scaled units, and margins that do not depend on the scale",
+            "",
+            *units_table(result["units"]),
+            "",
+        ]
     lines += ["### How far a model is from the original", "", *distances_table(result["rows"]), ""]
     return [*lines, made_by(result, "`python -m research.new_audits make` and `table`")]
 
@@ -71,6 +78,18 @@ def ranged(values: list[float | None]) -> str:
     mean = sum(known) / len(known)
     missing = f", {len(values) - len(known)} without" if len(known) < len(values) else ""
     return f"{mean:.2f}" + (f" ({min(known):.2f} to {max(known):.2f}{missing})" if len(values) > 1 else "")
+
+
+def units_table(rows: list[dict[str, Any]]) -> list[str]:
+    """AUC of F against the holdout, by space and by what the units were divided by."""
+    lines = table_head("space", "units", "model", "A0", "A1")
+    for space, units in sorted({(row["space"], row["units"]) for row in rows}):
+        found = [row for row in rows if (row["space"], row["units"]) == (space, units)]
+        for name, same in by_model(found).items():
+            lines.append(
+                table_row(space, units, name, *(ranged([row[level] for row in same]) for level in ("A0", "A1")))
+            )
+    return lines
 
 
 def distances_table(rows: list[dict[str, Any]]) -> list[str]:
