@@ -71,7 +71,8 @@ def unlearn_command(
     start: Annotated[Path, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or any library's checkpoint.")],
     out: Out,
     forget: Annotated[
-        str | None, typer.Option("--forget", help="File of keys, @class:5, @group:x, @random:0.1, @keys:a,b.")
+        str | None,
+        typer.Option("--forget", help="File of keys, @class:5, @group:x, @random:0.1, @keys:a,b, @memorized:10%:FILE."),
     ] = None,
     method: Annotated[
         str | None, typer.Option("--method", help="See `efface methods`; auto: chosen by unseen examples.")
