@@ -15,15 +15,17 @@ from efface import config
 from efface.data.dataset import Data
 from efface.data.split import Split
 from efface.interop.averages import AveragedWeights
-from efface.interop.checkpoint_file import read_foreign
+from efface.interop.checkpoint_file import ForeignCheckpoint, read_foreign
 from efface.interop.consent import Consent, pickle_digests
 from efface.interop.containers import weights_file
 from efface.interop.export_weights import export_checkpoint, plan_export
 from efface.interop.head_check import name_classes
 from efface.interop.load import LoadedCheckpoint, load_checkpoint
+from efface.interop.preprocessing import read_stated
 from efface.interop.safe_load import UntrustedPickleError
 from efface.interop.sanity_check import compare_with_random, require_better_than_random
 from efface.runs.data_at_hand import load_data, stored_data
+from efface.runs.preprocessing import prepare_as_stated
 from efface.runs.run import Common, Sizes
 from efface.training.batch import Subset
 from efface.training.checkpoint import META, Checkpoint
@@ -61,7 +63,7 @@ def load_foreign(
     """
     consent = consent or Consent()
     try:
-        loaded = _load(path, data, settings, seed, consent.covers(path, named=not named_by))
+        loaded = _load(path, data, settings, seed, trust=consent.covers(path, named=not named_by))
     except UntrustedPickleError as error:
         if named_by:
             raise consent.explain(error, path, named_by) from error
@@ -86,12 +88,15 @@ def start_from_foreign(
         Data, split, checkpoint, and the settings that the run stores because the file does not hold them.
 
     """
-    data, naming = name_classes(path, load_data(settings), settings.get("data"))
     trust = consent_of(settings).covers(path, named=True)
-    loaded = _load(path, data, settings, seed, trust)
+    file = read_foreign(path, trust_pickle=trust)
+    prepared, preparation = prepare_as_stated(settings.get("data"), read_stated(file))
+    settings = {**settings, "data": prepared}
+    data, naming = name_classes(path, load_data(settings), prepared)
+    loaded = _load(file, data, settings, seed)
     file_name = loaded.file.path.name
     averaged = settings.get("averaged") or AveragedWeights.COPY
-    notes = [*loaded.notes, *([naming] if naming else [])]
+    notes = [*loaded.notes, *preparation, *([naming] if naming else [])]
     for note in (*notes, *plan_export(loaded.file, loaded.model, averaged)):
         say(f"{file_name}: {note}")
     sizes = config.build(Sizes, settings.get("split") or {}, path="split.")
@@ -157,7 +162,9 @@ def consent_of(settings: Mapping[str, Any]) -> Consent:
     return Consent.of(settings.get("trust_pickle"), settings.get("trusted"))
 
 
-def _load(path: Path, data: Data, settings: Mapping[str, Any], seed: int, trust: bool) -> LoadedCheckpoint:
+def _load(
+    path: Path | ForeignCheckpoint, data: Data, settings: Mapping[str, Any], seed: int, *, trust: bool = False
+) -> LoadedCheckpoint:
     return load_checkpoint(
         path,
         data,
