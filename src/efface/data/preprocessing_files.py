@@ -137,13 +137,20 @@ def read_timm(stated: Mapping[str, Any], source: str) -> StatedPreprocessing:
 
 
 def _read_timm_config(content: Mapping[str, Any], source: str) -> StatedPreprocessing | None:
-    stated = content.get("pretrained_cfg")
-    return read_timm(stated, source) if isinstance(stated, Mapping) and stated else None
+    stated = _group(content, "pretrained_cfg")
+    return read_timm(stated, source) if stated else None
+
+
+def _group(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    stated = content.get(name) or {}
+    if not isinstance(stated, Mapping):
+        raise TypeError(f"'{name}' is {stated!r}")
+    return stated
 
 
 def _read_open_clip(content: Mapping[str, Any], source: str) -> StatedPreprocessing | None:
-    stated = content.get("preprocess_cfg")
-    if not isinstance(stated, Mapping) or not stated:
+    stated = _group(content, "preprocess_cfg")
+    if not stated:
         return None
     size = stated.get("size") or ((content.get("model_cfg") or {}).get("vision_cfg") or {}).get("image_size") or 224
     height, width = (size, size) if isinstance(size, int) else (int(side) for side in size)

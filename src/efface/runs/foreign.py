@@ -14,16 +14,18 @@ import torch
 from efface import config
 from efface.data.dataset import Data
 from efface.data.split import Split
+from efface.interop.assumptions import require_passed
 from efface.interop.averages import AveragedWeights
 from efface.interop.checkpoint_file import ForeignCheckpoint, read_foreign
 from efface.interop.consent import Consent, pickle_digests
 from efface.interop.containers import weights_file
 from efface.interop.export_weights import export_checkpoint, plan_export
-from efface.interop.head_check import name_classes
+from efface.interop.head_check import knows_labels, name_classes
 from efface.interop.load import LoadedCheckpoint, load_checkpoint
 from efface.interop.preprocessing import read_stated
 from efface.interop.safe_load import UntrustedPickleError
 from efface.interop.sanity_check import compare_with_random, require_better_than_random
+from efface.runs.adoption import Adoption, check_adoption
 from efface.runs.data_at_hand import load_data, stored_data
 from efface.runs.preprocessing import prepare_as_stated
 from efface.runs.run import Common, Sizes
@@ -72,7 +74,13 @@ def load_foreign(
 
 
 def start_from_foreign(
-    path: Path, settings: Mapping[str, Any], seed: int, say: Callable[[str], None]
+    path: Path,
+    settings: Mapping[str, Any],
+    seed: int,
+    say: Callable[[str], None],
+    *,
+    check: bool = False,
+    device: str = "auto",
 ) -> tuple[Data, Split, Checkpoint, dict[str, Any]]:
     """Load a foreign checkpoint, its data and its split, to unlearn from it.
 
@@ -83,6 +91,8 @@ def start_from_foreign(
         settings: The request to unlearn.
         seed: Seed of the split, and of the parts that the file does not have.
         say: Receives one sentence for everything that was assumed.
+        check: Whether what is assumed is tried on the training data.
+        device: Where it is tried.
 
     Returns:
         Data, split, checkpoint, and the settings that the run stores because the file does not hold them.
@@ -106,6 +116,10 @@ def start_from_foreign(
             f"{file_name}: nothing says what it was trained on; taken to be {len(split.train)} of {len(data)} "
             "images, and the rest as never seen (else: --set split.trained=FILE of keys)"
         )
+    if check:
+        adoption = Adoption(file, loaded, data, split, settings, seed, resolve_device(device))
+        for doubt in require_passed(path, check_adoption(adoption)):
+            say(f"{file_name}: {doubt}")
     inherited = {
         **stored_data(settings["data"]),
         "split": settings.get("split") or {},
@@ -120,8 +134,13 @@ def start_from_foreign(
 
 
 def require_trained_encoder(path: Path, start: Checkpoint, data: Data, split: Split, common: Common) -> None:
-    """Raise an error unless the encoder is better than the same network with random weights."""
+    """Raise an error unless the encoder is better than the same network with random weights.
+
+    A classifier whose head answers far more training images right than chance would is known to be trained.
+    """
     device, run = resolve_device(common.device), Run(seed=common.seed)
+    if knows_labels(start.model, data, split.train, device):
+        return
     seeds = [run.rng("random", n).initial_seed() % 2**31 for n in range(3)]
     random_models = [partial(_random_model, start.recipe, seed, device) for seed in seeds]
     images = Subset.of(data, split.train, start.recipe.views, "probe", device)

@@ -18,7 +18,6 @@ from efface.data.selectors import describe_selection
 from efface.data.split import EARLIER, Split, select_forget_set
 from efface.errors import EffaceError
 from efface.files import EPOCH, REQUEST
-from efface.interop.head_check import require_class_order
 from efface.runs.binding import fix_criteria, forgotten_digest
 from efface.runs.data_at_hand import DataAtHand, locate_data, require_same_pictures, stored_data
 from efface.runs.folder import create_run_folder
@@ -29,7 +28,6 @@ from efface.runs.requests import ForeignOptions, PretrainRequest, UnlearnRequest
 from efface.runs.run import Progress, load_data, logging, open_run
 from efface.training.checkpoint import Checkpoint, EpochStore
 from efface.training.defaults import build_recipe
-from efface.training.devices import resolve_device
 from efface.training.objectives import CHOICES
 from efface.unlearning import plugins
 from efface.unlearning.methods import METHODS, Method
@@ -126,11 +124,11 @@ def unlearn_run(
         here, checkpoint, inherited = _start_from_run(start, request)
         data, base = here.data, here.split
     else:
-        data, base, checkpoint, inherited = start_from_foreign(start, foreign.as_settings(), common.seed, progress.say)
+        data, base, checkpoint, inherited = start_from_foreign(
+            start, foreign.as_settings(), common.seed, progress.say, check=foreign.check, device=common.device
+        )
         if foreign.check:
             require_trained_encoder(start, checkpoint, data, base, common)
-            if not foreign.fresh_head:
-                require_class_order(start, checkpoint.model, data, base.train, resolve_device(common.device))
         here = DataAtHand(data, base, DataIdentity.of(data, inherited["data"]))
     forget_seed = checkpoint.seed if request.forget_seed is None else request.forget_seed
     split = select_forget_set(
