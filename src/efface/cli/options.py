@@ -27,6 +27,9 @@ Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything ran
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON, last.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print only errors (and --json).")]
+ModelOption = Annotated[
+    Path | None, typer.Option("--model", help="The model.yaml that `efface init` wrote for the checkpoint.")
+]
 Trust = Annotated[
     list[str] | None,
     typer.Option(

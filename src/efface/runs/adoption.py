@@ -69,6 +69,10 @@ class Adoption:
     """What the user and the files state: data, split, objective, recipe."""
     seed: int
     device: torch.device
+    preparation: tuple[str, ...] = ()
+    """How the pictures are prepared, in sentences that say where that comes from."""
+    naming: str = ""
+    """Where the order of the classes comes from, if a file beside the weights states it."""
 
     @property
     def path(self) -> Path:

@@ -73,6 +73,26 @@ def load_foreign(
     return _as_checkpoint(loaded, seed)
 
 
+def adopt_foreign(path: Path, settings: Mapping[str, Any], seed: int, device: str = "auto") -> Adoption:
+    """Load a foreign checkpoint with its data and its split; nothing about it is checked yet.
+
+    Args:
+        path: The file or folder.
+        settings: ``data``, ``split``, ``objective``, ``recipe``, ``fresh_head``, ``averaged``, and consent.
+        seed: Seed of the split, and of the parts that the file does not have.
+        device: Where it is tried.
+
+    """
+    file = read_foreign(path, trust_pickle=consent_of(settings).covers(path, named=True))
+    prepared, preparation = prepare_as_stated(settings.get("data"), read_stated(file))
+    settings = {**settings, "data": prepared}
+    data, naming = name_classes(path, load_data(settings), prepared)
+    loaded = _load(file, data, settings, seed)
+    split = config.build(Sizes, settings.get("split") or {}, path="split.").divide(data, seed)
+    where = resolve_device(device)
+    return Adoption(file, loaded, data, split, settings, seed, where, tuple(preparation), naming)
+
+
 def start_from_foreign(
     path: Path,
     settings: Mapping[str, Any],
@@ -98,27 +118,20 @@ def start_from_foreign(
         Data, split, checkpoint, and the settings that the run stores because the file does not hold them.
 
     """
-    trust = consent_of(settings).covers(path, named=True)
-    file = read_foreign(path, trust_pickle=trust)
-    prepared, preparation = prepare_as_stated(settings.get("data"), read_stated(file))
-    settings = {**settings, "data": prepared}
-    data, naming = name_classes(path, load_data(settings), prepared)
-    loaded = _load(file, data, settings, seed)
+    one = adopt_foreign(path, settings, seed, device)
+    settings, data, split, loaded = one.settings, one.data, one.split, one.loaded
     file_name = loaded.file.path.name
     averaged = settings.get("averaged") or AveragedWeights.COPY
-    notes = [*loaded.notes, *preparation, *([naming] if naming else [])]
+    notes = [*loaded.notes, *one.preparation, *([one.naming] if one.naming else [])]
     for note in (*notes, *plan_export(loaded.file, loaded.model, averaged)):
         say(f"{file_name}: {note}")
-    sizes = config.build(Sizes, settings.get("split") or {}, path="split.")
-    split = sizes.divide(data, seed)
-    if sizes.trained is None:
+    if not (settings.get("split") or {}).get("trained"):
         say(
             f"{file_name}: nothing says what it was trained on; taken to be {len(split.train)} of {len(data)} "
             "images, and the rest as never seen (else: --set split.trained=FILE of keys)"
         )
     if check:
-        adoption = Adoption(file, loaded, data, split, settings, seed, resolve_device(device))
-        for doubt in require_passed(path, check_adoption(adoption)):
+        for doubt in require_passed(path, check_adoption(one)):
             say(f"{file_name}: {doubt}")
     inherited = {
         **stored_data(settings["data"]),
@@ -128,7 +141,7 @@ def start_from_foreign(
     if settings.get("fresh_head"):
         inherited["fresh_head"] = True
     inherited |= {"averaged": str(averaged)} if settings.get("averaged") else {}
-    if trust:
+    if consent_of(settings).covers(path, named=True):
         inherited["unpickled"] = pickle_digests(path)  # only a fact: no later command takes it for consent
     return data, split, _as_checkpoint(loaded, seed), inherited
 
