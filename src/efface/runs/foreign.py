@@ -1,10 +1,8 @@
-"""Start a run from another library's checkpoint, and write the result back in that library's layout."""
+"""Start a run from another library's checkpoint."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,14 +17,16 @@ from efface.interop.averages import AveragedWeights
 from efface.interop.checkpoint_file import ForeignCheckpoint, read_foreign
 from efface.interop.consent import Consent, pickle_digests
 from efface.interop.containers import weights_file
-from efface.interop.export_weights import export_checkpoint, plan_export
+from efface.interop.export_weights import plan_export
 from efface.interop.head_check import knows_labels, name_classes
 from efface.interop.load import LoadedCheckpoint, load_checkpoint
 from efface.interop.preprocessing import read_stated
 from efface.interop.safe_load import UntrustedPickleError
 from efface.interop.sanity_check import compare_with_random, require_better_than_random
+from efface.interop.unlearned_marker import read_marker
 from efface.runs.adoption import Adoption, check_adoption
 from efface.runs.data_at_hand import load_data, stored_data
+from efface.runs.handover import forgotten_before, leave_out
 from efface.runs.preprocessing import prepare_as_stated
 from efface.runs.run import Common, Sizes
 from efface.training.batch import Subset
@@ -88,8 +88,12 @@ def adopt_foreign(path: Path, settings: Mapping[str, Any], seed: int, device: st
     settings = {**settings, "data": prepared}
     data, naming = name_classes(path, load_data(settings), prepared)
     loaded = _load(file, data, settings, seed)
-    split = config.build(Sizes, settings.get("split") or {}, path="split.").divide(data, seed)
+    sizes = dict(settings.get("split") or {})
+    before = forgotten_before(path, data, read_marker(path, file.meta), sizes.pop("forgotten", None))
+    split = leave_out(config.build(Sizes, sizes, path="split.").divide(data, seed), data, before)
     where = resolve_device(device)
+    if len(before):
+        preparation.append(f"{len(before)} examples that it was made to forget before stay out of training")
     return Adoption(file, loaded, data, split, settings, seed, where, tuple(preparation), naming)
 
 
@@ -104,7 +108,7 @@ def start_from_foreign(
 ) -> tuple[Data, Split, Checkpoint, dict[str, Any]]:
     """Load a foreign checkpoint, its data and its split, to unlearn from it.
 
-    The tensors of the file are released, to save memory; :func:`export_result` reads them again.
+    The tensors of the file are released, to save memory; :func:`efface.runs.handover.hand_back` reads them again.
 
     Args:
         path: The file or folder.
@@ -159,34 +163,6 @@ def require_trained_encoder(path: Path, start: Checkpoint, data: Data, split: Sp
     images = Subset.of(data, split.train, start.recipe.views, "probe", device)
     results = compare_with_random(start.model.to(device), random_models, images, run.rng("probe"))
     require_better_than_random(results, path, start.recipe)
-
-
-def export_result(
-    path: Path,
-    settings: Mapping[str, Any],
-    result: Checkpoint,
-    data: Data,
-    split: Split,
-    common: Common,
-    folder: Path,
-) -> Checkpoint:
-    """Write an unlearned model to ``folder/foreign`` in the layout of the file that it was made from.
-
-    Returns:
-        The checkpoint, with a note for each part of the file that says what was done with it.
-
-    """
-    out, run = folder / "foreign", Run(seed=common.seed)
-    if out.exists():
-        shutil.rmtree(out)  # left by an attempt that was interrupted
-    out.mkdir()
-    retain = Subset.of(data, split.retain, result.recipe.views, "retain", resolve_device(common.device))
-    batches = retain.batches(256, run.rng("purge")) if len(retain) else ()
-    file = read_foreign(path, trust_pickle=consent_of(settings).covers(path, named=True))
-    notes = export_checkpoint(
-        file, result.model, batches, run.rng("foreign"), out, averaged=settings.get("averaged") or "copy"
-    )
-    return replace(result, purged=result.purged | notes)
 
 
 def consent_of(settings: Mapping[str, Any]) -> Consent:

@@ -21,7 +21,8 @@ from efface.files import EPOCH, REQUEST
 from efface.runs.binding import fix_criteria, forgotten_digest
 from efface.runs.data_at_hand import DataAtHand, locate_data, require_same_pictures, stored_data
 from efface.runs.folder import create_run_folder
-from efface.runs.foreign import export_result, is_foreign, require_trained_encoder, start_from_foreign
+from efface.runs.foreign import consent_of, is_foreign, require_trained_encoder, start_from_foreign
+from efface.runs.handover import Pattern, find_pattern, hand_back
 from efface.runs.lineage import walk_back
 from efface.runs.ownership import input_paths
 from efface.runs.requests import ForeignOptions, PretrainRequest, UnlearnRequest, refuse_unknown
@@ -122,7 +123,7 @@ def unlearn_run(
     common, method = request.resolve(), request.method
     if foreign is None:
         here, checkpoint, inherited = _start_from_run(start, request)
-        data, base = here.data, here.split
+        data, base, pattern = here.data, here.split, find_pattern(start, request.consent)
     else:
         data, base, checkpoint, inherited = start_from_foreign(
             start, foreign.as_settings(), common.seed, progress.say, check=foreign.check, device=common.device
@@ -130,6 +131,9 @@ def unlearn_run(
         if foreign.check:
             require_trained_encoder(start, checkpoint, data, base, common)
         here = DataAtHand(data, base, DataIdentity.of(data, inherited["data"]))
+        settings = foreign.as_settings()
+        trust = consent_of(settings).covers(start, named=True)
+        pattern = Pattern(start, str(settings.get("averaged") or "copy"), trust)
     forget_seed = checkpoint.seed if request.forget_seed is None else request.forget_seed
     split = select_forget_set(
         base, data, request.forget, forget_seed,
@@ -167,8 +171,8 @@ def unlearn_run(
                 checkpoint, data, split, method or plugins.AUTO, seed=common.seed, device=common.device,
                 bf16=bool(common.bf16), log=log, resume_store=store, stop=request.stop, budget=request.budget,
             )  # fmt: skip
-        if foreign is not None:
-            result = export_result(start, foreign.as_settings(), result, data, split, common, folder)
+        if pattern is not None:
+            result = hand_back(pattern, result, data, split, common, folder)
         forgotten = [key for part in ("forget", EARLIER) for key in split.keys(data, part)]
         caches = (purge_caches if request.purge_cache else list_residual_caches)(data, forgotten, here.former_roots)
         for cache, done in caches.items():
