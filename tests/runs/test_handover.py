@@ -17,7 +17,7 @@ from efface.files import file_digest
 from efface.interop.checkpoint_file import read_foreign
 from efface.interop.unlearned_marker import list_path, read_marker
 from efface.runs import run, train
-from efface.runs.export import export_run
+from efface.runs.conversion import convert_run
 from efface.runs.foreign import adopt_foreign
 from efface.runs.handover import find_handed_back
 from efface.training.checkpoint import read_meta
@@ -147,35 +147,36 @@ def test_safetensors_are_marked_in_their_header(classifier: Path) -> None:
         assert file.get_tensor("fc.weight").shape == (3, 32)
 
 
-def test_export_as_the_original(classifier: Path, chain: list[Path], tmp_path: Path) -> None:
-    made = export_run(chain[1], tmp_path / "out", {})
+def test_converted_as_the_original(classifier: Path, chain: list[Path], tmp_path: Path) -> None:
+    made = convert_run(chain[1], tmp_path / "out", {})
     assert Path(made.path).name == "moco.pth.tar"
     theirs, ours = (read_foreign(path).container.state for path in (find_handed_back(chain[1]) or "", Path(made.path)))
     assert theirs.keys() == ours.keys()
     assert all(torch.equal(theirs[name], ours[name]) for name in theirs if "encoder_q" in name)
     with pytest.raises(EffaceError, match="exists already"):
-        export_run(chain[1], tmp_path / "out", {})
-    assert export_run(chain[1], tmp_path / "out", {}, force=True).sha256
-    folder = export_run(classifier, tmp_path / "folder", {})
+        convert_run(chain[1], tmp_path / "out", {})
+    assert convert_run(chain[1], tmp_path / "out", {}, force=True).sha256
+    folder = convert_run(classifier, tmp_path / "folder", {})
     assert (Path(folder.path) / "config.json").is_file()
 
 
-def test_export_as_a_state_dict(classifier: Path, tmp_path: Path) -> None:
-    made = export_run(classifier, tmp_path / "plain.pth", {"layout": "plain"})
+def test_converted_as_a_state_dict(classifier: Path, tmp_path: Path) -> None:
+    made = convert_run(classifier, tmp_path / "plain.pth", {"layout": "plain"})
     state = torch.load(made.path, weights_only=True)
     assert "fc.weight" in state and "conv1.weight" in state
     assert list(made.sha256.values()) == [file_digest(Path(made.path))]
 
 
-def test_export_to_timm(tmp_path: Path) -> None:
+def test_converted_to_timm(tmp_path: Path) -> None:
     import timm
 
     pretrained = {
         "data": {"source": "digits", "limit": 60}, "split": {"valid": 5, "holdout": 5, "test": 5},
-        "objective": "cross_entropy", "recipe": {"epochs": 1, "batch_size": 15, "backbone": {"name": "timm:resnet10t"}}, "device": "cpu",
+        "objective": "cross_entropy", "device": "cpu",
+        "recipe": {"epochs": 1, "batch_size": 15, "backbone": {"name": "timm:resnet10t"}},
     }  # fmt: skip
     train.pretrain_run(tmp_path / "run", pretrained)
-    made = export_run(tmp_path / "run", tmp_path / "timm", {"layout": "timm"})
+    made = convert_run(tmp_path / "run", tmp_path / "timm", {"layout": "timm"})
     net = timm.create_model(f"local-dir:{made.path}", pretrained=True).eval()
     model = run.StoredRun(tmp_path / "run", read_meta(tmp_path / "run")).checkpoint().model.eval()
     x = torch.rand(2, 1, 8, 8)
@@ -183,10 +184,10 @@ def test_export_to_timm(tmp_path: Path) -> None:
         assert torch.allclose(net((x - model.mean) / model.std), model(x), atol=1e-5)
 
 
-def test_what_cannot_be_exported_is_refused(tmp_path: Path, classifier: Path) -> None:
+def test_what_cannot_be_converted_is_refused(tmp_path: Path, classifier: Path) -> None:
     for layout, word in (("onnx", "no layout called"), ("timm", "cannot be written as timm's")):
         with pytest.raises(EffaceError, match=word):
-            export_run(classifier, tmp_path / "out", {"layout": layout})
+            convert_run(classifier, tmp_path / "out", {"layout": layout})
     assert not (tmp_path / "out").exists()
     with pytest.raises(EffaceError, match="Its name ends in"):
-        export_run(classifier, tmp_path / "out.txt", {"layout": "plain"})
+        convert_run(classifier, tmp_path / "out.txt", {"layout": "plain"})

@@ -42,7 +42,7 @@ EXIT_CODES: dict[VerdictWord, int] = {
     "residue": 3,
     "over-forgotten": 3,
     "inconclusive": 4,
-    "removed, utility lost": 4,
+    "removed, utility lost": 5,
 }
 """Exit code of the command line for each word."""
 
@@ -112,11 +112,14 @@ class Verdict:
     limits: tuple[str, ...]
     controls: tuple[Control, ...] = ()
     """What must also hold for ``removed``; empty in records of schema 1."""
+    utility_lost: str = ""
+    """Why the utility counts as lost; empty if it does not."""
 
     @property
     def exit_code(self) -> int:
-        """0: removed. 3: residue or over-forgotten. 4: inconclusive, or removed with the utility lost."""
-        return EXIT_CODES[self.word]
+        """0: removed. 3: residue or over-forgotten. 4: inconclusive. 5: removed or inconclusive, and utility lost."""
+        lost = bool(self.utility_lost) and EXIT_CODES[self.word] == EXIT_CODES["inconclusive"]
+        return EXIT_CODES["removed, utility lost" if lost else self.word]
 
 
 def judge(
@@ -163,7 +166,7 @@ def judge(
     capped = cast("VerdictWord", controls.strictest(combine_signals(judged, utility), checked))
     return Verdict(
         capped,
-        write_sentence(capped, judged, evidence, criteria, utility, checked),
+        utility.head(write_sentence(capped, judged, evidence, criteria, utility, checked)),
         evidence.level,
         criteria.delta,
         criteria.alpha,
@@ -172,6 +175,7 @@ def judge(
         describe_limits(capped, judged, evidence, criteria, utility)
         + tuple(f"Control ({one.name}, {one.word}): {one.note}." for one in checked),
         checked,
+        utility.lost,
     )
 
 
@@ -274,9 +278,6 @@ def combine_signals(judged: tuple[SignalVerdict, ...], utility: UtilityLoss) -> 
             return "removed, utility lost"
         return "inconclusive" if any(one.blinded for one in judged) else "removed"
     return "inconclusive"
-
-
-# ---- in words ----
 
 
 def describe_attacker(evidence: Evidence) -> str:

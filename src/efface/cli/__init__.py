@@ -17,8 +17,8 @@ import typer
 
 from efface.cli.audit import audit_command, report_command
 from efface.cli.bench import bench_command
+from efface.cli.convert import convert_command
 from efface.cli.embed import compat_command, embed_command
-from efface.cli.export import export_command
 from efface.cli.followup import canaries, relearn_command
 from efface.cli.init import init_command
 from efface.cli.inspect import audits_command, data_command, inspect_command, methods_command
@@ -55,7 +55,7 @@ VERBS: tuple[Callable[..., None], ...] = (
     inspect_command,
     compat_command,
     embed_command,
-    export_command,
+    convert_command,
     methods_command,
     audits_command,
     data_command,

@@ -84,7 +84,7 @@ def find_pattern(run: Path, consent: Consent | None = None) -> Pattern | None:
     try:
         read_foreign(source, trust_pickle=trust)
     except UntrustedPickleError:
-        return None  # `efface export RUN --like FILE --trust-pickle` writes it
+        return None  # `efface convert RUN --like FILE --trust-pickle` writes it
     return Pattern(source, str(oldest.request.get("averaged") or "copy") if oldest else "copy", trust)
 
 

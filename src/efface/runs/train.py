@@ -27,8 +27,10 @@ from efface.runs.lineage import walk_back
 from efface.runs.ownership import input_paths
 from efface.runs.requests import ForeignOptions, PretrainRequest, UnlearnRequest, refuse_unknown
 from efface.runs.run import Progress, load_data, logging, open_run
+from efface.runs.task_utility import compare_tasks, measure_task
 from efface.training.checkpoint import Checkpoint, EpochStore
 from efface.training.defaults import build_recipe
+from efface.training.devices import resolve_device
 from efface.training.objectives import CHOICES
 from efface.unlearning import plugins
 from efface.unlearning.methods import METHODS, Method
@@ -171,6 +173,7 @@ def unlearn_run(
                 checkpoint, data, split, method or plugins.AUTO, seed=common.seed, device=common.device,
                 bf16=bool(common.bf16), log=log, resume_store=store, stop=request.stop, budget=request.budget,
             )  # fmt: skip
+        say_what_it_cost(checkpoint, result, data, split, common.device, progress)
         if pattern is not None:
             result = hand_back(pattern, result, data, split, common, folder)
         forgotten = [key for part in ("forget", EARLIER) for key in split.keys(data, part)]
@@ -182,6 +185,16 @@ def unlearn_run(
         result.save(folder)
         (folder / REQUEST).chmod(0o600)  # it may list the keys of the forgotten examples
     return result
+
+
+def say_what_it_cost(
+    before: Checkpoint, after: Checkpoint, data: Data, split: Split, device: str, progress: Progress
+) -> None:
+    """Say what unlearning cost the model on its own task, and warn if that is too much."""
+    where, allowed = resolve_device(device), float(fix_criteria(None, before.fixed)["criteria"]["max_utility_drop"])
+    measured = [measure_task(one.model, data, split, where) for one in (before, after)]
+    for sentence in compare_tasks(*measured, allowed)[0]:
+        progress.say(sentence)
 
 
 def record_identity(

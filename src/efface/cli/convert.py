@@ -1,4 +1,4 @@
-"""The verb that writes a model in the layout of another library: export."""
+"""The verb that writes a model in the layout of another library: convert."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from efface.cli.options import (
 )
 
 
-def export_command(
+def convert_command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
     out: Out,
     layout: Annotated[
@@ -43,8 +43,8 @@ def export_command(
 ) -> None:
     """Write the model of a run in the layout of another library, marked with what it has forgotten."""
     settings = settings_of(config, set_, data=data, layout=layout, device=device, **consent_settings(trust_pickle))
-    from efface.runs.export import export_run
+    from efface.runs.conversion import convert_run
 
     with progress(quiet) as shown:
-        made = export_run(run, out, settings, like=like, force=force, progress=shown)
+        made = convert_run(run, out, settings, like=like, force=force, progress=shown)
     print_result(vars(made), made.lines(), as_json=json_, quiet=quiet)

@@ -1,4 +1,4 @@
-"""The verb ``export``: write the model of a run in the layout of another library."""
+"""The verb ``convert``: write the model of a run in the layout of another library."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ TENSORS = (".safetensors", ".pth", ".pt")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportRequest(Common, DataChecks, VerbRequest):
-    """What ``efface export`` is asked to do."""
+class ConversionRequest(Common, DataChecks, VerbRequest):
+    """What ``efface convert`` is asked to do."""
 
     layout: str = "original"
     """``original``, ``plain`` or ``timm``."""
@@ -49,7 +49,7 @@ class ExportRequest(Common, DataChecks, VerbRequest):
 
 
 @dataclass(frozen=True)
-class ExportedModel:
+class ConvertedModel:
     """A model that was written in the layout of another library."""
 
     path: str
@@ -68,21 +68,21 @@ class ExportedModel:
         ]
 
 
-def export_run(
+def convert_run(
     run: Path,
     out: Path,
-    request: ExportRequest | Mapping[str, Any],
+    request: ConversionRequest | Mapping[str, Any],
     *,
     like: Path | None = None,
     force: bool = False,
     progress: Progress | None = None,
-) -> ExportedModel:
+) -> ConvertedModel:
     """Write the model of a run in the layout of another library.
 
     Args:
         run: A run folder.
         out: The file or folder to write. For ``original`` a folder, which gets a file of the pattern's name.
-        request: An :class:`ExportRequest`, or a mapping with its fields.
+        request: An :class:`ConversionRequest`, or a mapping with its fields.
         like: A file or folder whose layout is taken; by default the one that the run, or an ancestor, was made from.
         force: Replace ``out``, if it is what this verb wrote.
         progress: Receives progress messages.
@@ -91,10 +91,10 @@ def export_run(
         EffaceError: The layout is unknown, cannot hold this model, or no file of that layout is known.
 
     """
-    progress, request, run, out = progress or Progress(), ExportRequest.of(request), Path(run), Path(out)
+    progress, request, run, out = progress or Progress(), ConversionRequest.of(request), Path(run), Path(out)
     if request.layout not in LAYOUTS:
         shown = "; ".join(f"{name}: {what}" for name, what in LAYOUTS.items())
-        raise EffaceError(f"There is no layout called '{request.layout}' to export to.", f"Known: {shown}.")
+        raise EffaceError(f"There is no layout called '{request.layout}' to convert to.", f"Known: {shown}.")
     if like is not None and request.layout != "original":
         raise EffaceError("--like gives a layout, and --as another one.", remedy="Leave out one of the two.")
     require_apart(out, [run, like])
@@ -118,7 +118,7 @@ def export_run(
     digests = {
         str(path.relative_to(out.parent)): file_digest(path) for path in files if path.suffix in (*TENSORS, ".bin")
     }
-    return ExportedModel(str(written), request.layout, digests or {str(written): file_digest(files[0])}, notes)
+    return ConvertedModel(str(written), request.layout, digests or {str(written): file_digest(files[0])}, notes)
 
 
 def plain_state(checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -165,7 +165,7 @@ def _require_free(out: Path, pattern: Pattern | None, force: bool) -> None:
 
 
 def _write_like(
-    pattern: Pattern, opened: OpenedRun, checkpoint: Checkpoint, request: ExportRequest, out: Path
+    pattern: Pattern, opened: OpenedRun, checkpoint: Checkpoint, request: ConversionRequest, out: Path
 ) -> tuple[Path, dict[str, str]]:
     make_folder(out)
     common = request.resolve()
