@@ -1,7 +1,8 @@
 """The command line: the only package that prints, asks or exits. Every verb wraps one function of another package.
 
 Exit codes: 0 success (audit: removed) · 1 a bug · 2 wrong input · 3 audit: residue; compat: rebuild the index;
-verify: refused · 4 audit: inconclusive · 5 bench: some models failed · 130 interrupted.
+verify: refused; request: late, broken, or back again · 4 audit: inconclusive · 5 bench: some models failed ·
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from efface.cli.inspect import audits_command, data_command, inspect_command, me
 from efface.cli.options import ConsentingCommand
 from efface.cli.output import prepare_streams, write_message
 from efface.cli.references import references_command
+from efface.cli.request import request
 from efface.cli.sign import keys, sign_command, verify_command
 from efface.cli.train import demo_command, pretrain_command, unlearn_command
 from efface.errors import EffaceError
@@ -69,6 +71,7 @@ for verb in VERBS:
     app.command(verb.__name__.removesuffix("_command"), cls=ConsentingCommand)(verb)
 app.add_typer(canaries, name="canaries")
 app.add_typer(keys, name="keys")
+app.add_typer(request, name="request")
 
 
 @app.callback()
