@@ -1,7 +1,7 @@
 """The command line: the only package that prints, asks or exits. Every verb wraps one function of another package.
 
 Exit codes: 0 success (audit: removed) · 1 a bug · 2 wrong input · 3 audit: residue; compat: rebuild the index;
-verify: refused; request: late, broken, or back again · 4 audit: inconclusive · 5 bench: some models failed ·
+verify: refused; erase, request: something is left · 4 audit: inconclusive · 5 bench: some models failed ·
 130 interrupted.
 """
 
@@ -18,6 +18,7 @@ import typer
 from efface.cli.audit import audit_command, report_command
 from efface.cli.bench import bench_command
 from efface.cli.embed import compat_command, embed_command
+from efface.cli.erase import erase_command
 from efface.cli.followup import canaries, relearn_command
 from efface.cli.inspect import audits_command, data_command, inspect_command, methods_command
 from efface.cli.options import ConsentingCommand
@@ -48,6 +49,7 @@ VERBS: tuple[Callable[..., None], ...] = (
     report_command,
     sign_command,
     verify_command,
+    erase_command,
     relearn_command,
     bench_command,
     inspect_command,

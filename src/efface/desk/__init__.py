@@ -1,7 +1,7 @@
 """The desk for deletion requests: a ledger of what was asked and done, from the first letter to the signed release.
 
-Everything that ``efface request`` does is a method of :class:`Desk`; this is the interface for other
-programs, such as a web page. Reading the ledger needs neither PyTorch nor NumPy; ``plan`` and ``run`` do.
+Everything that ``efface request`` and ``efface erase`` do is a method of :class:`Desk`; this is the interface for other
+programs, such as a web page. Reading the ledger needs neither PyTorch nor NumPy; ``plan``, ``run`` and ``erase`` do.
 
     from efface.desk import open_desk
 
@@ -11,6 +11,7 @@ programs, such as a web page. Reading the ledger needs neither PyTorch nor NumPy
     desk.plan(["DSR-2026-0042"], {"method": "margin_matching"})     # counts and cost; nothing is changed
     desk.run(["DSR-2026-0042"])                                # unlearns and audits; killed, the same call goes on
     desk.release("DSR-2026-0042", signer)                      # signs, and moves the head of the chain
+    desk.erase("DSR-2026-0042", dry_run=True)                  # what still remembers
 
 ====================  ==============================================================================================
 ``Desk`` method       returns
@@ -31,6 +32,7 @@ programs, such as a web page. Reading the ledger needs neither PyTorch nor NumPy
 ``verify``            :class:`ChainCheck`
 ``export``            path of a ZIP archive
 ``replay``            list of :class:`ReplayItem`
+``erase``             list of :class:`ErasedArtefact`
 ====================  ==============================================================================================
 
 All results are frozen dataclasses with ``as_dict()``. What is wrong raises :class:`efface.errors.EffaceError`; its

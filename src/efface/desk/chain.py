@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from efface.desk.states import BatchState
+from efface.desk.store import DeskStore
 from efface.desk.views import ModelChain
 from efface.errors import EffaceError
 from efface.files import WEIGHTS, file_digest
@@ -23,11 +23,20 @@ class ChainStart:
     """The batch that made it; None for the first model of the chain."""
 
 
-def describe_run(run: Path) -> dict[str, Any]:
-    """Describe a run folder as the first model of a chain, for the ledger."""
-    meta = read_meta(run)
-    place = str(run.absolute())
-    return {"original": place, "original_digest": meta["digest"], "head": place, "head_digest": meta["digest"]}
+def start_chain(desk: DeskStore, name: str, run: Path, actor: str) -> None:
+    """Write down the first model of a chain; see ``Desk.add_model``."""
+    meta, place = read_meta(run), str(run.absolute())
+    values = {"original": place, "original_digest": meta["digest"], "head": place, "head_digest": meta["digest"]}
+    with desk.ledger.writing(actor) as writer:
+        there = writer.row("model", name)
+        if there is None:
+            writer.append("model", name, "added", values | {"head_batch": None})
+        elif there["original_digest"] != values["original_digest"]:
+            raise EffaceError(
+                f"The model '{name}' is another one: {there['original']}.",
+                "The first model of a chain is never replaced.",
+                "Choose another name: --model NAME.",
+            )
 
 
 def newest_model(chain: ModelChain) -> ChainStart:

@@ -27,6 +27,7 @@ from efface.desk.store import DeskStore, current_actor
 from efface.desk.tables import DESK_REQUESTS
 from efface.desk.views import (
     DeskRequest,
+    ErasedArtefact,
     ModelChain,
     ReleaseOutcome,
     RequestDetails,
@@ -83,20 +84,10 @@ class Desk(DeskStore):
             EffaceError: The folder is no run, or the name stands for another model.
 
         """
-        from efface.desk.chain import describe_run
+        from efface.desk.chain import start_chain
 
         require_name("model", name)
-        described = describe_run(Path(run))
-        with self.ledger.writing(current_actor(actor)) as writer:
-            there = writer.row("model", name)
-            if there is not None and there["original_digest"] != described["original_digest"]:
-                raise EffaceError(
-                    f"The model '{name}' is another one: {there['original']}.",
-                    "The first model of a chain is never replaced.",
-                    "Choose another name: --model NAME.",
-                )
-            if there is None:
-                writer.append("model", name, "added", described | {"head_batch": None})
+        start_chain(self, name, Path(run), current_actor(actor))
         return self.model(name)
 
     def add(
@@ -211,7 +202,7 @@ class Desk(DeskStore):
         row = self.rows([id])[0]
         kept, request = self.private.forget_list(id), DeskRequest.of(row)
         planned = json.loads(row["plan"])
-        bundle = self.bundle_path(id)
+        bundle = next((one for one in (self.amended_path(id), self.bundle_path(id)) if one.exists()), None)
         return RequestDetails(
             request=request,
             asked_by=kept.asked_by if kept else "",
@@ -220,7 +211,7 @@ class Desk(DeskStore):
             events=tuple(self.ledger.events(f"request {id}")),
             plan=RequestPlan.of(planned, kept.notes if kept else ()) if planned else None,
             batch=None if request.batch is None else self.batch(request.batch),
-            bundle=str(bundle) if bundle.exists() else "",
+            bundle="" if bundle is None else str(bundle),
             artefacts=tuple(self.artefacts(id)),
         )
 
@@ -337,6 +328,44 @@ class Desk(DeskStore):
         from efface.desk.replaying import find_replays
 
         return find_replays(self, apply=apply, actor=current_actor(actor))
+
+    def erase(
+        self,
+        id: str,
+        *,
+        places: Sequence[Path] = (),
+        destroy_key: bool = False,
+        remove_models: bool = False,
+        dry_run: bool = False,
+        signer: CryptoSigner | None = None,
+        actor: str | None = None,
+    ) -> list[ErasedArtefact]:
+        """Remove or list what still remembers the examples of a released request.
+
+        Args:
+            id: The request.
+            places: Files and folders beside those of the desk: vectors (``.npz``, ``.npy``, ``.parquet``), FAISS
+                indexes (``.faiss``, ``.index``), and folders of them, of checkpoints and of references.
+            destroy_key: Destroy the key as well, so that the ledger's entry cannot be linked to ids any more.
+            remove_models: Remove superseded models and checkpoints that were trained on them, or of which nobody knows;
+                by default they are listed. Audits of later requests then have nothing to compare all requests with.
+            dry_run: Only say what would be done.
+            signer: Signs the bundle again, with these outcomes.
+            actor: Who erases.
+
+        """
+        from efface.desk.erasure import erase_request
+
+        return erase_request(
+            self,
+            id,
+            places,
+            destroy_key=destroy_key,
+            remove_models=remove_models,
+            dry_run=dry_run,
+            signer=signer,
+            actor=current_actor(actor),
+        )
 
     def _require_free(self, connection: Any, id: str) -> None:
         chosen = select(DESK_REQUESTS.c.id).where(DESK_REQUESTS.c.folded == id.casefold())

@@ -5,7 +5,6 @@ A backup is a copy of a time before a request was answered. Whoever restores one
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,11 +12,13 @@ from typing import Any, Literal
 
 from sqlalchemy import select
 
+from efface.desk.forgotten import ForgottenIds
 from efface.desk.journal import JournalLine
 from efface.desk.ledger import Ledger, LedgerEvent, LedgerWriter
+from efface.desk.remains import observed_ids, still_holds
 from efface.desk.states import BatchState
 from efface.desk.store import DeskStore
-from efface.desk.tables import DESK_ARTEFACTS, DESK_EVENTS, WRITING
+from efface.desk.tables import DESK_ARTEFACTS, DESK_EVENTS, DESK_REQUESTS, WRITING
 from efface.desk.views import RequestBatch
 from efface.errors import EffaceError
 from efface.files import META, WEIGHTS, file_digest, read_json
@@ -56,8 +57,10 @@ def find_replays(desk: DeskStore, *, apply: bool, actor: str) -> list[ReplayItem
         restore_events(desk.ledger, lost, actor)
     if lost and not apply:
         return items  # what else is to be done follows from the events that are lost
+    removed = _removed_runs(desk)
     for batch in desk.batches():
-        items += _changed_run(batch)
+        if batch.folder not in removed:
+            items += _changed_run(batch)
     items += _back_again(desk)
     return items
 
@@ -115,7 +118,7 @@ def _changed_run(batch: RequestBatch) -> Iterator[ReplayItem]:
     """What is wrong with the run of a batch whose model is, or was, part of the chain."""
     folder = Path(batch.folder)
     if batch.state is BatchState.ABANDONED:
-        if folder.exists():
+        if folder.is_dir():
             for request in batch.requests:
                 detail, todo = "a run that was given up", f"Remove it: `efface erase {request}`, or by hand."
                 yield ReplayItem("folder is back", request, str(folder), detail, todo)
@@ -132,6 +135,13 @@ def _changed_run(batch: RequestBatch) -> Iterator[ReplayItem]:
             yield ReplayItem("model replaced", request, str(folder), detail, todo)
 
 
+def _removed_runs(desk: DeskStore) -> set[str]:
+    """The run folders that were erased on purpose."""
+    with desk.ledger.reading() as connection:
+        chosen = select(DESK_ARTEFACTS.c.place).where(DESK_ARTEFACTS.c.outcome == "removed")
+        return set(connection.execute(chosen).scalars())
+
+
 def _described(folder: Path) -> str:
     if not (folder / META).is_file():
         return ""
@@ -139,26 +149,35 @@ def _described(folder: Path) -> str:
 
 
 def _back_again(desk: DeskStore) -> Iterator[ReplayItem]:
-    """Files that were erased, and are there again."""
+    """What was erased, and is there again: files that were removed, and rows and ids that were taken out."""
+    done = (DESK_ARTEFACTS.c.outcome == "removed") | (DESK_ARTEFACTS.c.outcome == "rewritten")
     with desk.ledger.reading() as connection:
-        gone = connection.execute(select(DESK_ARTEFACTS).where(DESK_ARTEFACTS.c.outcome == "removed")).mappings().all()
-    for row in gone:
-        if Path(row["place"]).exists():
-            todo = f"Erase it again: by hand."
-            detail = f"{row['kind']}, removed at {row['time']}"
+        rows = [dict(row) for row in connection.execute(select(DESK_ARTEFACTS).where(done)).mappings()]
+        chosen = select(DESK_REQUESTS).where(DESK_REQUESTS.c.id.in_({row["request"] for row in rows}))
+        requests = {row["id"]: dict(row) for row in connection.execute(chosen).mappings()}
+    known = {name: _ids(desk, row) for name, row in requests.items()}
+    for row in rows:
+        place, ids = Path(row["place"]), known[row["request"]]
+        if row["outcome"] == "removed":
+            back = place.exists() and not _made_again(row["kind"], place, ids)
+        else:
+            back = ids is not None and bool(still_holds(row["kind"], place, ids))
+        if back:
+            todo = f"Erase it again: `efface erase {row['request']}`, with the same --place."
+            detail = f"{row['kind']}, {row['outcome']} at {row['time']}"
             yield ReplayItem("erased file is back", row["request"], row["place"], detail, todo)
-    yield from _rewritten_back(desk)
 
 
-def _rewritten_back(desk: DeskStore) -> Iterator[ReplayItem]:
-    """Files that were rewritten without the forgotten, and are what they were before."""
-    with desk.ledger.reading() as connection:
-        rows = connection.execute(select(DESK_ARTEFACTS).where(DESK_ARTEFACTS.c.outcome == "rewritten")).mappings()
-        rewritten = [dict(row) for row in rows]
-    for row in rewritten:
-        known = json.loads(row["digests"] or "{}")
-        path = Path(row["place"])
-        if path.is_file() and known.get("before") and file_digest(path) == known["before"]:
-            todo = f"Erase it again: by hand."
-            detail = f"{row['kind']}, rewritten at {row['time']}, is as it was before"
-            yield ReplayItem("erased file is back", row["request"], row["place"], detail, todo)
+def _ids(desk: DeskStore, row: dict[str, Any]) -> ForgottenIds | None:
+    """The ids of a request; None if nobody can tell any more which they were."""
+    try:
+        return ForgottenIds.of(desk.private, row)
+    except EffaceError:
+        return None
+
+
+def _made_again(kind: str, place: Path, ids: ForgottenIds | None) -> bool:
+    """Whether observations were made anew after they were removed, without the forgotten: later audits do that."""
+    if kind != "observations":
+        return False
+    return ids is None or not ids.among(observed_ids(place))

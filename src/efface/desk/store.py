@@ -61,6 +61,10 @@ class DeskStore:
         """Where the signed bundle of a request is."""
         return self.home / "bundles" / f"{request}.intoto.jsonl"
 
+    def amended_path(self, request: str) -> Path:
+        """Where the bundle is that was signed again after erasing."""
+        return self.home / "bundles" / f"{request}.erased.intoto.jsonl"
+
     def run_folder(self, number: int) -> Path:
         """Where the run of a batch is."""
         return self.home.absolute() / "runs" / f"{number:04d}"

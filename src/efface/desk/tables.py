@@ -88,7 +88,6 @@ DESK_ARTEFACTS = Table(
     Column("outcome", Text, nullable=False),
     Column("detail", Text, nullable=False),
     Column("count", Integer, nullable=False, default=0),
-    Column("digests", Text, nullable=False, default="{}"),
     Column("time", Text, nullable=False),
 )
 VIEWS = {"request": DESK_REQUESTS, "model": DESK_MODELS, "batch": DESK_BATCHES, "artefact": DESK_ARTEFACTS}
