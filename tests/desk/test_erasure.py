@@ -113,8 +113,9 @@ def test_nothing_remembers_and_later_requests_work_with_the_pictures_gone(home, 
         assert ("decoded pictures", "removed") in outcomes([*with_pictures, *again])
         assert holding(home, names) == []
         assert desk.verify().valid and desk.replay() == []
+        assert {one.kind for one in desk.erase("R1")} >= {"key", "split"}, "the same again only says it again"
         with pytest.raises(EffaceError, match="Nobody can tell any more"):
-            desk.erase("R1")
+            desk.erase("R1", places=[home / "pictures"])
         amended = desk.amended_path("R1")
         found = verify_bundle(amended, public_key_path(key), Path(batch.folder) / "checkpoint.safetensors")
         assert found.reason is None and found.stated is not None

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
+import threading
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from efface.data.split import read_split
-from efface.desk import BatchState, RequestState
+from efface.desk import BatchState, RequestState, open_desk
 from efface.errors import EffaceError
 from efface.reporting.signing import create_keys, load_signer, public_key_path
 from efface.reporting.verify import verify_bundle
@@ -187,3 +189,49 @@ def test_a_wrong_plan_changes_nothing(desk, ids, settings, message):
     with pytest.raises(EffaceError, match=message):
         desk.plan(["R1"], settings)
     assert desk.request("R1").state is RequestState.RECEIVED
+
+
+def hold(home, url, started, enough):
+    with open_desk(home, url) as other, other.hold_model("main"):
+        started.set()
+        enough.wait(60)
+
+
+@pytest.mark.parametrize("url", ["sqlite", "postgresql"], indirect=True)
+def test_of_two_runners_one_is_refused_or_waits(desk, ids):
+    desk.add("R1", ids[:4])
+    desk.plan(["R1"], QUICK)
+    context = multiprocessing.get_context("spawn")
+    started, enough = context.Event(), context.Event()
+    url = desk.ledger.engine.url.render_as_string(hide_password=False)
+    other = context.Process(target=hold, args=(desk.home, url, started, enough))
+    other.start()
+    assert started.wait(60)
+    for act in (desk.run, lambda: desk.withdraw("R1", "they changed their mind")):
+        with pytest.raises(EffaceError, match="Somebody else is working on the model 'main'"):
+            act()
+    assert desk.batches() == [] and desk.request("R1").state is RequestState.PLANNED
+    threading.Timer(0.5, enough.set).start()
+    assert desk.run(wait=True).batch.number == 1
+    other.join(60)
+    assert other.exitcode == 0 and desk.verify().valid
+
+
+def run_all(home, url, wait):
+    with open_desk(home, url) as other:
+        other.run(["R1"], wait=wait)
+
+
+@pytest.mark.parametrize("url", ["sqlite", "postgresql"], indirect=True)
+def test_two_runners_of_the_same_requests_make_one_run(desk, ids):
+    desk.add("R1", ids[:4])
+    desk.plan(["R1"], QUICK)
+    context = multiprocessing.get_context("spawn")
+    url = desk.ledger.engine.url.render_as_string(hide_password=False)
+    work = [context.Process(target=run_all, args=(desk.home, url, True)) for _ in range(2)]
+    for one in work:
+        one.start()
+    for one in work:
+        one.join(120)
+    assert sorted(one.exitcode for one in work) == [0, 1], "the second finds that it is done"
+    assert [one.state for one in desk.batches()] == [BatchState.AUDITED] and desk.verify().valid

@@ -52,11 +52,11 @@ request = typer.Typer(
 )
 
 
-def opened(desk: Path, ledger: str | None) -> Desk:
+def opened(desk: Path, ledger: str | None, *, create: bool = False) -> Desk:
     """Open the desk that the options name."""
     from efface.desk import open_desk
 
-    return open_desk(desk, ledger)
+    return open_desk(desk, ledger, create=create)
 
 
 @request.command("model", cls=ConsentingCommand)
@@ -70,7 +70,7 @@ def model_command(
     quiet: Quiet = False,
 ) -> None:
     """Name the first model of a chain; without RUN, list the chains with their heads."""
-    with opened(desk, ledger) as found:
+    with opened(desk, ledger, create=run is not None) as found:
         chains = [found.add_model(name, run, actor=actor)] if run is not None else found.models()
     lines = [f"{one.name}: head {one.head}, {len(one.released)} released, {len(one.open)} open" for one in chains]
     print_result({"models": [one.as_dict() for one in chains]}, lines, as_json=json_, quiet=quiet)

@@ -23,7 +23,7 @@ from efface.desk.inputs import (
 from efface.desk.ledger import ChainCheck, utc_now
 from efface.desk.private import ForgetList, commit
 from efface.desk.states import CLOSED, Goal, RequestState
-from efface.desk.store import DeskStore, current_actor
+from efface.desk.store import DeskStore, current_actor, require_desk
 from efface.desk.tables import DESK_REQUESTS
 from efface.desk.views import (
     DeskRequest,
@@ -47,15 +47,18 @@ DAYS = 30
 """Days from receipt to the deadline, unless the user gives one; most privacy laws say one month."""
 
 
-def open_desk(folder: Path | str = DESK_FOLDER, ledger: str | None = None) -> Desk:
-    """Open a desk; its folder and its ledger are made if there are none.
+def open_desk(folder: Path | str = DESK_FOLDER, ledger: str | None = None, *, create: bool = True) -> Desk:
+    """Open a desk.
 
     Args:
         folder: Private files, runs, bundles and the journal.
         ledger: A path of an SQLite file, or a URL such as ``postgresql://user@host/name``; by default
             ``ledger.sqlite`` in the folder.
+        create: Make the folder and the ledger if there are none; otherwise that is an error.
 
     """
+    if not create:
+        require_desk(Path(folder), ledger)
     return Desk(folder, ledger)
 
 

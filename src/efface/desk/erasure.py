@@ -63,17 +63,23 @@ def erase_request(
         if begun is not None and not dry_run:
             found = [Remains(**one) for one in begun["found"]]
             asked = begun["asked"]
+        elif _is_over(desk, row, asked):
+            found = []
         else:
             ids = ForgottenIds.of(desk.private, row)
             found = list(find_remains(desk, row, ids, places, destroy_key=destroy_key, remove_models=remove_models))
             if dry_run:
                 return [_planned(one) for one in found]
+            if found:
+                with desk.ledger.writing(actor) as writer:
+                    details = {"found": [one.as_dict() for one in found], "asked": asked}
+                    writer.append("request", request, ERASING, details=details)
+        if found:
+            erased = _erase(desk, row, found)
             with desk.ledger.writing(actor) as writer:
-                details = {"found": [one.as_dict() for one in found], "asked": asked}
-                writer.append("request", request, ERASING, details=details)
-        erased = _erase(desk, row, found)
-        with desk.ledger.writing(actor) as writer:
-            _write_outcomes(writer, request, erased)
+                _write_outcomes(writer, request, erased)
+        else:
+            erased = desk.artefacts(request)
     if signer is not None:
         sign_erasure(desk, request, signer)
     return erased
@@ -193,6 +199,16 @@ def _begun(desk: DeskStore, request: str) -> dict[str, Any] | None:
     """What an erasure that was cut had found; None if none was."""
     events = [one for one in desk.ledger.events(f"request {request}") if one.action in (ERASING, ERASED)]
     return events[-1].details if events and events[-1].action == ERASING else None
+
+
+def _is_over(desk: DeskStore, row: dict[str, Any], asked: dict[str, Any]) -> bool:
+    """Whether the same was erased before, list and key included: there is nothing left to do but to say it again."""
+    request = str(row["id"])
+    if desk.private.forget_list(request) is not None or desk.private.key(request) is not None:
+        return False
+    events = [one for one in desk.ledger.events(f"request {request}") if one.action == ERASING]
+    searched = {place for one in events for place in one.details["asked"]["places"]}
+    return bool(row["erased"]) and set(asked["places"]) <= searched
 
 
 def _planned(remains: Remains) -> ErasedArtefact:

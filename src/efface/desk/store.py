@@ -38,6 +38,19 @@ def current_actor(given: str | None = None) -> str:
         return "unknown"
 
 
+def require_desk(home: Path, ledger: str | None) -> None:
+    """Raise if there is no desk at a folder."""
+    place = Path(ledger_place(home, ledger))
+    if home.is_dir() and ("://" in str(ledger or "") or place.exists()):
+        return
+    what = f"There is no ledger at {place}." if home.is_dir() else f"There is no desk at {home}."
+    raise EffaceError(
+        what,
+        "A desk begins with the model that requests are about.",
+        "Name the folder of yours: --desk DIR, or begin one: `efface request model RUN`.",
+    )
+
+
 class DeskStore:
     """The folder and the ledger of a desk.
 
