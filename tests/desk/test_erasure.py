@@ -12,11 +12,12 @@ import pytest
 from efface.desk import RequestState, open_desk
 from efface.desk.forgotten import ForgottenIds
 from efface.desk.indexes import drop_from_index, index_ids
+from efface.desk.run_erasure import erase_run
 from efface.desk.vectors import drop_vectors, vector_ids, write_row_ids
 from efface.errors import EffaceError
 from efface.reporting.signing import create_keys, load_signer, public_key_path
 from efface.reporting.verify import verify_bundle
-from efface.runs import embed, references, train
+from efface.runs import audit, embed, references, sign, train
 from tests.desk.conftest import QUICK
 from tests.runs.test_erased_data import SETTINGS, draw
 
@@ -189,6 +190,40 @@ def test_references_trained_on_the_forgotten_go(home, key):
         assert found["average", "listed"] and found["list of ids", "listed"].count == 3
         erased = desk.erase("R2", places=[home / "models"], remove_models=True)
         assert ("average", "removed") in outcomes(erased) and not (home / "models" / "ema.safetensors").exists()
+
+
+def test_a_run_without_a_desk(home, key):
+    ids, run = retained(home), home / "one"
+    (home / "ids.txt").write_text("\n".join(ids[:6]))
+    settings = {"forget": str(home / "ids.txt"), "method": QUICK["method"], "device": "cpu"}
+    train.unlearn_run(home / "original", run, settings)
+    audit.audit_run(run, QUICK["audit"])
+    sign.sign_run(run, load_signer(key))
+    vectors = home / "vectors.npz"
+    embed.embed_checkpoint(home / "original", vectors, {"device": "cpu"})
+    (home / "ids.txt").unlink()
+    for name in ids[:6]:
+        (home / "pictures" / name).unlink()
+    planned = erase_run(run, places=[vectors], dry_run=True)
+    assert not (run / "erasure.json").exists()
+    begun = {"format": 1, "state": "intended", "places": [str(vectors)]}
+    found = [(one, {"removed": "remove", "rewritten": "rewrite", "listed": "list"}[one.outcome]) for one in planned]
+    begun["found"] = [
+        {"kind": one.kind, "place": one.place, "action": action, "detail": one.detail, "count": one.count}
+        for one, action in found
+    ]
+    (run / "erasure.json").write_text(json.dumps(begun))  # as a call that was cut has left it
+    erased = erase_run(run, signer=load_signer(key))
+    assert outcomes(erased) == outcomes(planned)
+    assert {("vectors", "rewritten"), ("split", "rewritten"), ("decoded pictures", "removed")} <= outcomes(erased)
+    assert holding(home, [Path(one).name for one in ids[:6]]) == []
+    [amended] = run.glob("*.erased.intoto.jsonl")
+    assert verify_bundle(amended, public_key_path(key), run / "checkpoint.safetensors").reason is None
+    (home / "more.txt").write_text("\n".join(ids[6:12]))
+    train.unlearn_run(run, home / "two", settings | {"forget": str(home / "more.txt")})
+    audit.audit_run(home / "two", QUICK["audit"])
+    with pytest.raises(EffaceError, match="asked to forget nothing"):
+        erase_run(home / "original")
 
 
 # ---- vectors and indexes ----

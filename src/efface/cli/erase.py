@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from efface.cli.options import Json, Quiet, print_result
-from efface.cli.request import HOME, Actor, DeskFolder, LedgerUrl, RequestId, opened
+from efface.cli.request import HOME, Actor, DeskFolder, LedgerUrl, opened
 from efface.cli.sign import open_signer
+from efface.errors import EffaceError
 
 
 def erase_command(
-    id_: RequestId,
+    target: Annotated[
+        str, typer.Argument(metavar="REQUEST|RUN", help="A request of the desk, or the run folder of a released model.")
+    ],
     place: Annotated[
         list[Path] | None,
         typer.Option(
@@ -36,16 +39,24 @@ def erase_command(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Remove or list what still remembers a released request; exit code 3 if something was only listed or failed.
+    """Remove or list what still remembers a request, or the examples of a run; exit code 3 if something is left.
 
     Killed at any moment, the same command goes on.
     """
     signer = None if key is None else open_signer(key)
-    with opened(desk, ledger) as found:
-        erased = found.erase(
-            id_, places=place or (), remove_models=remove_models, destroy_key=destroy_key, dry_run=dry_run,
-            signer=signer, actor=actor,
-        )  # fmt: skip
+    from efface.desk.run_erasure import erase_run, is_erasable_run
+
+    common: dict[str, Any] = {"places": place or (), "remove_models": remove_models, "dry_run": dry_run}
+    if is_erasable_run(target):
+        if destroy_key:
+            raise EffaceError(
+                f"{target} is a run folder, and has no request whose key could be destroyed.",
+                remedy="Leave out --destroy-key; its own key is items.key.",
+            )
+        erased = erase_run(target, signer=signer, **common)
+    else:
+        with opened(desk, ledger) as found:
+            erased = found.erase(target, destroy_key=destroy_key, signer=signer, actor=actor, **common)
     lines = [one.line() for one in erased] or ["Nothing was found that remembers."]
     print_result({"artefacts": [one.as_dict() for one in erased]}, lines, as_json=json_, quiet=quiet)
     raise typer.Exit(3 if any(one.outcome in ("listed", "failed") for one in erased) else 0)

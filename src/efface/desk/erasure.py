@@ -98,7 +98,7 @@ def find_remains(
     chain = desk.model(str(row["model"]))
     batches = desk.batches(chain.name)
     if row["state"] == RequestState.RELEASED.value:
-        caches, blocked = _find_caches(Path(chain.head), ids)
+        caches, blocked = find_pictures(Path(chain.head), ids)
         yield from caches
         pending = {one.folder for one in batches if one.state in OPEN_BATCHES}
         made = [one.folder for one in batches if one.state is not BatchState.ABANDONED]
@@ -117,7 +117,7 @@ def find_remains(
         yield from _find_keys(desk, row)
 
 
-def _find_caches(head: Path, ids: ForgottenIds) -> tuple[list[Remains], str]:
+def find_pictures(head: Path, ids: ForgottenIds) -> tuple[list[Remains], str]:
     """Caches of decoded pictures, and why the splits must keep the ids for now: the pictures are still in the data."""
     from efface.data.pixel_caches import find_caches
     from efface.runs.data_at_hand import DataChecks, open_data
@@ -232,7 +232,13 @@ def sign_erasure(desk: DeskStore, request: str, signer: CryptoSigner) -> Path | 
     path = desk.bundle_path(request)
     if not path.exists():
         return None
-    kinds = sorted({(one.kind, one.outcome) for one in desk.artefacts(request)})
-    outcomes = {key: [one for one in desk.artefacts(request) if (one.kind, one.outcome) == key] for key in kinds}
-    stated = [(kind, outcome, len(ones), sum(one.count for one in ones)) for (kind, outcome), ones in outcomes.items()]
-    return amend_bundle(path, desk.amended_path(request), signer, stated)
+    return amend_bundle(path, desk.amended_path(request), signer, count_outcomes(desk.artefacts(request)))
+
+
+def count_outcomes(erased: Sequence[ErasedArtefact]) -> list[tuple[str, str, int, int]]:
+    """What a bundle states of an erasure: kind, outcome, how many, and how many entries of them altogether."""
+    stated: list[tuple[str, str, int, int]] = []
+    for kind, outcome in sorted({(one.kind, one.outcome) for one in erased}):
+        same = [one for one in erased if (one.kind, one.outcome) == (kind, outcome)]
+        stated.append((kind, outcome, len(same), sum(one.count for one in same)))
+    return stated
