@@ -15,6 +15,7 @@ from efface.cli.options import (
     Device,
     Force,
     Json,
+    ModelOption,
     Out,
     PurgeCache,
     Quiet,
@@ -71,7 +72,8 @@ def unlearn_command(
     start: Annotated[Path, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or any library's checkpoint.")],
     out: Out,
     forget: Annotated[
-        str | None, typer.Option("--forget", help="File of keys, @class:5, @group:x, @random:0.1, @keys:a,b.")
+        str | None,
+        typer.Option("--forget", help="File of keys, @class:5, @group:x, @random:0.1, @keys:a,b, @memorized:10%:FILE."),
     ] = None,
     method: Annotated[
         str | None, typer.Option("--method", help="See `efface methods`; auto: chosen by unseen examples.")
@@ -85,8 +87,13 @@ def unlearn_command(
             "--budget", help="Largest number of optimizer steps: 5% of retraining's, or a number; implies --stop."
         ),
     ] = None,
+    bank: Annotated[
+        Path | None,
+        typer.Option("--bank", help="Reference bank of the original, for methods that need one."),
+    ] = None,
     data: DataOption = None,
     objective: Annotated[str | None, typer.Option("--objective", help="Objective of a foreign checkpoint.")] = None,
+    model: ModelOption = None,
     skip_never_trained: Annotated[
         bool, typer.Option("--skip-never-trained", help="Skip listed ids that were never trained on.")
     ] = False,
@@ -104,12 +111,17 @@ def unlearn_command(
     """Unlearn examples from a checkpoint into a new run folder; the original stays as it is."""
     settings = settings_of(
         config, set_, forget=forget, method=method, stop={} if stop else None, budget=budget, data=data,
+        bank=None if bank is None else str(bank),
         objective=objective, seed=seed, device=device, skip_never_trained=skip_never_trained or None,
         allow_absent=allow_absent or None, purge_cache=purge_cache or None, **consent_settings(trust_pickle),
     )  # fmt: skip
+    from efface.runs.model_description import use_model_file
     from efface.runs.train import unlearn_run
 
+    start, settings, notes = use_model_file(settings, model, start)
     with progress(quiet) as shown:
+        for note in notes:
+            shown.say(note)
         made = unlearn_run(start, out, settings, force=force, progress=shown)
     meta = made.meta()
     result = {"run": str(out), "digest": meta["digest"], "parent": made.parent, **vars(made.training_cost)}

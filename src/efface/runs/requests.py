@@ -159,6 +159,8 @@ class UnlearnRequest(Common, DataChecks, ForgetOptions, VerbRequest):
     """When to stop early; None: run the method to its end."""
     budget: str | float | None = None
     """Largest number of optimizer steps, as ``"5%"`` of retraining's or as a number; implies ``stop``."""
+    bank: str | None = None
+    """A reference bank of the original, for methods that take targets from it; they are given one half of it."""
     criteria: Criteria | None = None
     """When the model counts as forgetting: fixed before unlearning. None: those that the original was trained with."""
     foreign: ForeignOptions | None = None
@@ -201,6 +203,7 @@ class UnlearnRequest(Common, DataChecks, ForgetOptions, VerbRequest):
             allow_duplicates=copies,
             stop=None if stop is None else config.build(StoppingRule, stop, path="stop."),
             budget=settings.get("budget"),
+            bank=None if settings.get("bank") is None else str(settings["bank"]),
             criteria=None if criteria is None else config.build(Criteria, criteria, path="criteria."),
             foreign=config.build(ForeignOptions, select_settings(settings, ForeignOptions)) if foreign else None,
         )

@@ -15,12 +15,20 @@ from efface.training.objectives import OBJECTIVES
 from efface.training.recipe import require_batch_size
 from efface.unlearning.methods import METHODS, Method
 from efface.unlearning.protocol import MethodInputs, Needs
+from efface.unlearning.targets import MarginTargets
 
 METHOD_SPLITS = ("forget", "retain", "valid")
 """The splits that a method can declare. The audit's own (holdout, spare, test) are never among them."""
 
 
-def build_inputs(method: Method, start: Checkpoint, data: Data, split: Split, device: torch.device) -> MethodInputs:
+def build_inputs(
+    method: Method,
+    start: Checkpoint,
+    data: Data,
+    split: Split,
+    device: torch.device,
+    targets: MarginTargets | None = None,
+) -> MethodInputs:
     """Build the inputs of a method: exactly the splits it declares in ``needs``.
 
     Args:
@@ -29,6 +37,7 @@ def build_inputs(method: Method, start: Checkpoint, data: Data, split: Split, de
         data: All examples.
         split: Which examples are to be forgotten, retained, or were never trained on.
         device: Where batches are put.
+        targets: Targets from a reference bank, for methods that need them.
 
     Returns:
         The declared subsets, and the recipe of the original if efface trained it.
@@ -60,7 +69,10 @@ def build_inputs(method: Method, start: Checkpoint, data: Data, split: Split, de
         if objective.needs_captions:
             require_captions(data, positions, reader)
         subsets[split_name] = Subset.of(data, positions, start.recipe.views, split_name, device)
-    return MethodInputs(method.needs, subsets, start.recipe if start.trained else None)
+    inputs = MethodInputs(method.needs, subsets, start.recipe if start.trained else None, targets)
+    if Needs.TARGETS in method.needs:
+        _ = inputs.targets  # an error before anything is computed
+    return inputs
 
 
 def get_method_name(method: Method) -> str:

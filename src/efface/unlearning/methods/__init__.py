@@ -19,6 +19,7 @@ from efface.unlearning.methods.lethevit import LetheVit
 from efface.unlearning.methods.margin_matching import MarginMatching
 from efface.unlearning.methods.neggrad import NegGrad
 from efface.unlearning.methods.random_labels import RandomLabels
+from efface.unlearning.methods.reference_matching import ReferenceMatching
 from efface.unlearning.methods.retrain import Retrain
 from efface.unlearning.methods.salun import SalUn
 from efface.unlearning.methods.scrub import Scrub
@@ -42,6 +43,7 @@ __all__ = [
     "Method",
     "NegGrad",
     "RandomLabels",
+    "ReferenceMatching",
     "Retrain",
     "RetrainShards",
     "SalUn",
@@ -64,6 +66,7 @@ METHODS: dict[str, type[Method]] = {
     "margin_matching": MarginMatching,
     "neggrad": NegGrad,
     "random_labels": RandomLabels,
+    "reference_matching": ReferenceMatching,
     "retrain": Retrain,
     "salun": SalUn,
     "scrub": Scrub,
