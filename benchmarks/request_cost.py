@@ -1,12 +1,12 @@
 """What one request costs: exact counts, for requests of 1 to 1 000 among 1 000 to 1 000 000 examples.
 
     python -m benchmarks.request_cost [--largest 1000000]      benchmarks/results/request_cost.json
-    make docs                                                  docs/speed.md
+    make docs                                                  docs/small_requests.md
 
-``margin_matching`` at its defaults on noise images of 8x8 pixels and a small network, as if the original had been trained
-for 100 epochs in batches of 256. Counted are optimizer steps, the images that go through the backbone with and without
-gradient, and the different examples of each set whose pixels are read. ``plain passes`` is the work of one plain
-SimCLR step: both views of 256 images, forward and backward, a backward pass counting as two forward ones. No training
+``margin_matching`` at its defaults on noise images of 8x8 pixels and a small network, as if the original had been
+trained for 100 epochs in batches of 256. Counted are optimizer steps, the images that go through the backbone with and
+without gradient, and the different examples of each set whose pixels are read. ``plain passes`` is the work in plain
+SimCLR steps: both views of 256 images, forward and backward, a backward pass counting as two forward ones. No training
 comes before: the cost does not depend on the weights. Seconds of a process on this machine are given for orientation.
 """
 
