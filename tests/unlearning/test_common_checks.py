@@ -16,6 +16,7 @@ from efface.training.checkpoint import Checkpoint
 from efface.training.loop import Run
 from efface.training.objectives import OBJECTIVES, Moco
 from efface.training.optim import Optim
+from efface.training.shards import Shards
 from efface.unlearning.inputs import require_fit
 from efface.unlearning.methods import METHODS, Method
 from efface.unlearning.protocol import MethodInputs, Needs
@@ -62,8 +63,9 @@ def data(shift=0):
 
 def recipe_for(method, objective, **changed):
     """A tiny recipe whose backbone the method works on."""
-    attentive = {"backbone": tiny.VIT} if Needs.ATTENTION in method.needs else {}
-    return tiny.recipe(objective, **attentive, **changed)
+    kind = {"backbone": tiny.VIT} if Needs.ATTENTION in method.needs else {}
+    kind |= {"shards": Shards(count=2, slices=2)} if Needs.SHARDS in method.needs else {}
+    return tiny.recipe(objective, **kind, **changed)
 
 
 def unlearned(method, objective, parts=None, seed=3, log=lambda record: None, *, bf16=False):

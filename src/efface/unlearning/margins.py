@@ -78,6 +78,41 @@ def compute_margins(model: Model, batch: Batch, bank: int, tau: float) -> dict[s
     return Embeddings.of(model, batch).margins(bank, tau)
 
 
+def compute_margins_beside(
+    model: Model, batch: Batch, unseen: Batch, tau: float
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Margins of a batch and of unseen examples, with the unseen ones as a bank that has no gradient.
+
+    Args:
+        model: The model whose margins are measured.
+        batch: The examples whose margins are wanted with their gradient.
+        unseen: The bank, at least 2 examples.
+        tau: Temperature τ in spaces of embeddings.
+
+    Returns:
+        Margins [B] of ``batch`` and [V] of ``unseen``, by space; those of ``unseen`` have no gradient.
+
+    """
+    found: list[list[Tensor]] = []
+    with frozen_statistics(model):
+        for one, with_gradient in ((batch, torch.is_grad_enabled()), (unseen, False)):
+            with torch.set_grad_enabled(with_gradient):
+                features = model.features(torch.cat([one.view(0), one.view(1)]))
+                outputs = model.project(features)
+            found.append([half for space in (features, outputs) for half in space.tensor_split(2)])
+    size = len(batch)
+    first_f, second_f, first_o, second_o = (torch.cat(pair) for pair in zip(*found, strict=True))
+    margins = {BACKBONE: contrastive_margin(first_f, second_f, len(unseen), tau)}
+    if model.objective.needs_labels:
+        margins[OUTPUT] = label_margin(first_o, torch.cat([batch.labels(), unseen.labels()]))
+    else:
+        margins[OUTPUT] = contrastive_margin(first_o, second_o, len(unseen), tau)
+    return (
+        {space: values[:size] for space, values in margins.items()},
+        {space: values[size:].detach() for space, values in margins.items()},
+    )
+
+
 def contrastive_margin(first: Tensor, second: Tensor, bank: int, tau: float) -> Tensor:
     """Margin of each example, [B], from the embeddings of two views, [B, d] each; the last ``bank`` rows are B."""
     a, b, count = normalize_rows(first), normalize_rows(second), len(first)
