@@ -89,8 +89,8 @@ def compare_tasks(before: TaskUtility | None, after: TaskUtility | None, allowed
         lost = lost or (part != "retain" and drop > allowed and drop > STANDARD_ERRORS * error)
     if lost:
         said.append(
-            f"WARNING: the model has lost utility on its own task (more than {allowed:g}). Do not deploy it: try another "
-            "method, fewer steps, or --stop, which returns the best state."
+            f"WARNING: the model has lost utility on its own task (more than {allowed:g}). Do not deploy it: try "
+            "another method, fewer steps, or --stop, which returns the best state."
         )
     return said, lost
 
