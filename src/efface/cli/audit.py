@@ -73,7 +73,7 @@ def audit_command(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Judge whether a run has forgotten: writes findings, record and report; the exit code is the verdict (0, 3, 4).
+    """Judge whether a run has forgotten: writes findings, record and report; the exit code is the verdict (0, 3, 4, 5).
 
     After several requests, the last one and all of them together are judged; the exit code is the worse of the two.
     """

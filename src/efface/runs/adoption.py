@@ -17,12 +17,13 @@ from efface import stats
 from efface.data.class_order import number_classes
 from efface.data.dataset import UNKNOWN_LABEL, Data, shuffle_by_key
 from efface.data.preprocessing import Preprocessing, Transparency
+from efface.data.preprocessing_files import read_preprocessing
 from efface.data.split import Split
 from efface.errors import EffaceError
 from efface.interop.assumptions import (
     AssumptionCheck,
-    Trial,
     Variant,
+    VariantTrial,
     judge_assumption,
     normalization_variants,
     try_normalizations,
@@ -51,7 +52,7 @@ TIE = 0.01
 """How much more another order of the classes must explain than another network or preparation does."""
 WORSE = 0.15
 """How much less than its features' neighbors a classifier may answer before that is said."""
-FIRST = 2.0
+EXPLAINS_ALL = 2.0
 """The gain of a check whose failure explains all others."""
 IS_CLASSIFIER = 0.8
 """Share of right answers, relative to the neighbors', from which a head is a classifier."""
@@ -123,7 +124,7 @@ def check_adoption(one: Adoption) -> list[AssumptionCheck]:
     checks.append(judge_assumption("normalization", used, fit, trials))
     for topic, variants in structure_variants(one.loaded.recipe, one.settings.get("recipe") or {}).items():
         built = [(variant, one.load_variant(variant)) for variant in variants]
-        tried = [Trial(v.name, v.line, measure(other)) for v, other in built if other is not None]
+        tried = [VariantTrial(v.name, v.line, measure(other)) for v, other in built if other is not None]
         checks.append(judge_assumption(topic, describe_structure(one.loaded.recipe, topic), fit, tried))
     checks += _check_pictures(one, rows, model, fit)
     checks += _check_classes(one, model, fit)
@@ -151,7 +152,7 @@ def _check_objective(one: Adoption, fit: Fit) -> AssumptionCheck:
     return AssumptionCheck(
         "objective", "failed",
         f"it is taken for {used}, but its {width} outputs answer {fit.accuracy:.3f} of the labels of training images",
-        "Add --objective cross_entropy.", gain=FIRST,
+        "Add --objective cross_entropy.", gain=EXPLAINS_ALL,
     )  # fmt: skip
 
 
@@ -208,23 +209,22 @@ def _check_pictures(one: Adoption, rows: np.ndarray, model: Model, fit: Fit) -> 
         return []
     stated = options.get("preprocessing")
     used = None if stated is None else Preprocessing(**_as_arguments(stated))
-    trials: list[Trial] = []
+    trials: list[VariantTrial] = []
     variants = picture_variants(one.data.shape[1:], used)
     if used is None and options.get("size") is not None and one.loaded.architecture.size is None:
         variants += size_variants(one.data.shape[1])
     for variant in variants:
         with _prepared(one, options, variant, rows) as other:
             if other.shape != one.data.shape or (other.x != one.data.x[rows]).any():
-                trials.append(Trial(variant.name, variant.line, one.measure(other, np.arange(len(rows)))(model)))
+                trials.append(VariantTrial(variant.name, variant.line, one.measure(other, np.arange(len(rows)))(model)))
     words = used.describe() if used is not None else f"largest centered square, scaled to {one.data.shape[1]}"
     words = words if options.get("size") is not None or used is not None else "their own size"
     return [judge_assumption("pictures", words, fit, trials)]
 
 
 def _as_arguments(stated: Any) -> dict[str, Any]:
-    from efface.data.preprocessing import read_settings
 
-    made = read_settings(stated)
+    made = read_preprocessing(stated)
     assert made is not None
     return vars(made).copy()
 

@@ -13,7 +13,7 @@ from efface.files import disk_errors, make_folder
 from efface.interop.assumptions import AssumptionCheck
 from efface.interop.layouts import Role
 from efface.interop.model_file import (
-    SUFFIXES,
+    YAML_SUFFIXES,
     ModelFile,
     Source,
     Value,
@@ -256,7 +256,7 @@ def _count_parts(one: Adoption) -> dict[str, int]:
 
 
 def _require_free(out: Path, checkpoint: Path, force: bool) -> None:
-    if out.suffix.lower() not in SUFFIXES:
+    if out.suffix.lower() not in YAML_SUFFIXES:
         raise EffaceError(f"The description cannot be written to {out}.", "It is YAML.", "Name a .yaml file.")
     require_apart(out, [checkpoint])
     if not out.exists():
