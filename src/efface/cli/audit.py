@@ -67,6 +67,9 @@ def audit_command(
     data: DataOption = None,
     allow_absent: AllowAbsent = False,
     purge_cache: PurgeCache = False,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="package:function", help="Your function that builds the network.")
+    ] = None,
     config: Config = None,
     set_: Set = None,
     device: Device = None,
@@ -96,7 +99,10 @@ def audit_command(
     run = require_run(run, control, views)
     from efface.reporting.page import REPORT
     from efface.runs.audit import audit_run, evidence_folder
+    from efface.training.networks.own_module import allow_own_module
 
+    if model is not None:
+        allow_own_module(model)
     with progress(quiet) as shown:
         judged = audit_run(
             run, settings, original=original, oracles=oracle or [], references=references, plain_ids=plain_ids,
