@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -136,10 +136,10 @@ def _check_objective(one: Adoption, fit: Fit) -> AssumptionCheck:
     name, classes = one.loaded.objective, len(one.data.classes)
     used = f"{name}{' (assumed)' if one.loaded.guessed_objective else ''}"
     width = one.loaded.model.project(torch.zeros(1, _width(one.loaded.model), device=one.device)).shape[1]
-    if fit.accuracy is None or fit.neighbors is None:
+    if fit.outputs is None or fit.neighbors is None:
         return AssumptionCheck("objective", "passed", f"{used}, {width} outputs")
-    if one.loaded.model.objective.needs_labels and fit.accuracy < fit.neighbors - WORSE:
-        note = f"{used}: the head answers {fit.accuracy:.3f} of training images, and neighbors of the features know "
+    if one.loaded.model.objective.needs_labels and fit.outputs < fit.neighbors - WORSE:
+        note = f"{used}: the head answers {fit.outputs:.3f} of training images, and neighbors of the features know "
         remedy = "If it was trained without labels, add --objective simclr, or what it was trained with."
         return AssumptionCheck("objective", "undecided", f"{note}{fit.neighbors:.3f}", remedy)
     if one.loaded.model.objective.needs_labels or width != classes:
@@ -147,11 +147,11 @@ def _check_objective(one: Adoption, fit: Fit) -> AssumptionCheck:
     chance = (
         float(np.bincount(one.data.y[one.sample()].clip(0)).max() / len(one.sample())) if one.data.y is not None else 1
     )
-    if fit.accuracy < max(IS_CLASSIFIER * fit.neighbors, chance + 0.2):
+    if fit.outputs < max(IS_CLASSIFIER * fit.neighbors, chance + 0.2):
         return AssumptionCheck("objective", "passed", f"{used}, {width} outputs, which do not answer for classes")
     return AssumptionCheck(
         "objective", "failed",
-        f"it is taken for {used}, but its {width} outputs answer {fit.accuracy:.3f} of the labels of training images",
+        f"it is taken for {used}, but its {width} outputs answer {fit.outputs:.3f} of the labels of training images",
         "Add --objective cross_entropy.", gain=EXPLAINS_ALL,
     )  # fmt: skip
 
@@ -211,6 +211,8 @@ def _check_pictures(one: Adoption, rows: np.ndarray, model: Model, fit: Fit) -> 
     used = None if stated is None else Preprocessing(**_as_arguments(stated))
     trials: list[VariantTrial] = []
     variants = picture_variants(one.data.shape[1:], used)
+    if options.get("size") is not None:
+        variants = [replace(variant, settings=("data.size=null", *variant.settings)) for variant in variants]
     if used is None and options.get("size") is not None and one.loaded.architecture.size is None:
         variants += size_variants(one.data.shape[1])
     for variant in variants:

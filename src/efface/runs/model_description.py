@@ -73,10 +73,10 @@ class ModelDescription:
         shown = [f"{self.content.checkpoint}: {self.content.layout}"]
         for name, one in self.content.values.items():
             note = f"  ({one.note})" if one.note else ""
-            shown.append(f"  {name:14}{one.source:9}{_shorten(one.value)}{note}")
+            shown.append(f"  {name:<14} {one.source:<9} {_shorten(one.value)}{note}")
         for check in self.content.checks:
             shown.append(f"{check.topic}: {check.word}. {check.note}")
-            shown += [f"    {name:32}{fit}" for name, fit in check.tried.items()] if len(check.tried) > 1 else []
+            shown += [f"    {name:<48} {fit}" for name, fit in check.tried.items()] if len(check.tried) > 1 else []
             shown += [f"    {check.remedy}"] if check.remedy else []
         return [*shown, f"Written: {self.path}"]
 
