@@ -44,7 +44,9 @@ def start(*words: object, folder: Path = ROOT, settings: dict[str, str] | None =
     )
 
 
-def start_caller(folder: Path, count: int, seconds: float, on: str = "local", **settings: str) -> subprocess.Popen[str]:
+def start_caller(
+    folder: Path, count: int, seconds: float, on: str = "local", settings: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
     """Run slow tasks from a process of its own."""
     return start("tests.tasks.work", folder, count, seconds, on, settings=settings)
 
