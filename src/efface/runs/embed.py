@@ -1,7 +1,6 @@
 """Write embeddings for a search index, from a run folder or a foreign checkpoint, with the keys of the images.
 
-Images that a run has forgotten are left out: those of its request and of earlier ones, and exact copies of them under
-other keys. Embeddings are streamed to disk, so memory grows only with the number of keys.
+Images that a run has forgotten are left out, those of earlier requests too, and exact copies of them under other keys.
 """
 
 from __future__ import annotations
@@ -24,7 +23,8 @@ from efface.data.split import EARLIER, read_split
 from efface.errors import EffaceError
 from efface.files import REQUEST, SPLIT, disk_errors, hold_lock, make_folder
 from efface.interop.load import load_checkpoint
-from efface.runs.data_at_hand import data_of_run, describe_changes, load_data
+from efface.runs.data_at_hand import describe_changes
+from efface.runs.embedding_data import load_embedding_data
 from efface.runs.foreign import is_foreign
 from efface.runs.lineage import find_source, walk_back
 from efface.runs.ownership import RUN_REMEDY, input_paths, require_apart
@@ -33,6 +33,7 @@ from efface.runs.run import Progress, RunFolders
 from efface.training.checkpoint import META, Checkpoint, read_meta
 from efface.training.devices import resolve_device
 from efface.training.model import Model
+from efface.training.sharded_model import combine_parts
 
 FORMATS = (".npz", ".npy")
 ARRAYS = ("embeddings", "keys", "model", "space")
@@ -57,7 +58,8 @@ class Encoder:
             rows = positions[start : start + self.options.batch_size]
             x = torch.from_numpy(np.ascontiguousarray(data.x[rows])).to(device).float().div_(255)
             z = self.model.features(x)
-            yield (z if self.options.space is EmbeddingSpace.BACKBONE else self.model.project(z)).float().cpu().numpy()
+            z = z if self.options.space is EmbeddingSpace.BACKBONE else self.model.project(z)
+            yield combine_parts(z, self.model, self.options.combine).float().cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,9 @@ def embed_checkpoint(
     progress, path, out, request = progress or Progress(), Path(path), Path(out), EmbedRequest.of(request)
     _targets(out, force)
     require_apart(out, [path if path.is_file() else None, *input_paths(request.data, without)])
-    data = _data(path, request)
+    data, notes = load_embedding_data(path, request)
+    for note in notes:
+        progress.say(note)
     encoder = open_encoder(path, data, request)
     named = set() if everything else encoder.forgotten & set(data.keys.tolist())
     if without:
@@ -200,7 +204,9 @@ def check_compatibility(
 
     """
     progress, request = progress or Progress(), CompatibilityRequest.of(request)
-    data = _data(new, request)
+    data, notes = load_embedding_data(new, request)
+    for note in notes:
+        progress.say(note)
     second = open_encoder(Path(new), data, request)
     old_request = request
     if is_foreign(Path(old)) and not request.recipe:
@@ -223,13 +229,6 @@ def _shared_recipe(new: Path, old: Path) -> dict[str, Any]:
     run = RunFolders().read(new) if (new / META).is_file() else None
     source = run and find_source(run)
     return run.meta["recipe"] if run and source and source.resolve() == old.resolve() else {}
-
-
-def _data(path: Path, request: EmbedRequest) -> Data:
-    """The data of the request, else those of the run."""
-    if not request.data and (Path(path) / REQUEST).is_file():
-        return data_of_run(Path(path))
-    return load_data({"data": request.data})
 
 
 def _require_fit(path: Path, checkpoint: Checkpoint, data: Data) -> None:

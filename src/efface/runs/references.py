@@ -349,7 +349,7 @@ def list_finished(home: Path) -> dict[ReferenceKind, list[Path]]:
     for folder in home.iterdir():
         if (folder / META).exists() and (folder / REQUEST).exists() and folder.suffix != ".partial":
             request = read_request(folder)
-            if request.get("verb") == "references":
+            if request.get("verb") == "references" and request["kind"] in found:
                 found[request["kind"]].append((request["seed"], folder))
     if not found["out"]:
         raise EffaceError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
 
 import torch
 
@@ -13,6 +14,8 @@ from efface.training.augment import Views
 from efface.training.model import Model, Objective
 from efface.training.networks.backbones import Backbone
 from efface.training.optim import Optim
+from efface.training.sharded_model import ShardedModel
+from efface.training.shards import Shards, derive_seed
 
 
 def require_batch_size(objective: Objective, size: int | None, name: str) -> None:
@@ -24,6 +27,13 @@ def require_batch_size(objective: Objective, size: int | None, name: str) -> Non
             "Its loss compares the examples of a batch with each other, or normalizes over them.",
             f"Set it to {least} or more; more is better.",
         )
+
+
+class ColorOrder(StrEnum):
+    """The order of the colors that a network is given."""
+
+    RGB = "rgb"
+    BGR = "bgr"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +61,19 @@ class Recipe(Settings):
     about the data."""
     std: Positive | tuple[Positive, ...] = 0.25
     """Images are divided by it after the mean is subtracted, one number or one per channel."""
+    shards: Shards | None = None
+    """Train several networks on examples of their own, so that a few can be deleted exactly; None: one network."""
+    order: ColorOrder = ColorOrder.RGB
+    """``rgb``, or ``bgr`` for a network that is given blue, green, red, as OpenCV reads pictures; mean and standard
+    deviation are in the network's order."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_batch_size(self.objective, self.batch_size, "recipe.batch_size")
+        if self.order is ColorOrder.BGR and self.channels != 3:
+            raise EffaceError(
+                f"recipe.order cannot be bgr: the images have {self.channels} channels.", remedy="Leave it out."
+            )
         for name, value in (("mean", self.mean), ("std", self.std)):
             if isinstance(value, tuple) and len(value) != self.channels:
                 raise EffaceError(
@@ -64,12 +83,16 @@ class Recipe(Settings):
 
     def start(self, seed: int) -> Model:
         """Build an untrained model; its weights depend on recipe and seed alone, not on the global generator."""
+        if self.shards is not None:
+            alone = replace(self, shards=None)
+            return ShardedModel([alone.start(derive_seed(seed, shard)) for shard in range(self.shards.count)])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             backbone = self.backbone.build(self.channels, self.size)
             width = int(getattr(backbone, "dim"))  # noqa: B009  (every backbone has it, but its type is nn.Module)
             mean, std = (torch.tensor(value).expand(self.channels).clone() for value in (self.mean, self.std))
             model = self.objective.build_model(backbone, width, self.classes, mean, std)
+        model.reversed_colors = self.order is ColorOrder.BGR
         if model.channels_last:
             model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         return model
