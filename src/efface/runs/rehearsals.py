@@ -314,7 +314,7 @@ def run_rehearsals(
         EffaceError: A task failed; raised once all others have ended.
 
     """
-    return run_tasks(list_rehearsal_tasks(plan, device), on=on, jobs=jobs, say=say)
+    return run_tasks(list_rehearsal_tasks(plan, device), on=on, jobs=jobs, folder=plan.home, say=say)
 
 
 def list_rehearsal_tasks(plan: RehearsalPlan, device: str = "auto") -> list[Task]:
@@ -339,8 +339,7 @@ def make_rehearsal(home: Path, name: str, device: str = "auto") -> Path:
     """Unlearn one rehearsed request and store the scores of its model, or those of the original on all requests."""
     plan = RehearsalPlan.load(home)
     file = plan.file_of(name)
-    busy = EffaceError(f"{file.stem} is being made by another process.", remedy="Wait for it.")
-    with hold_lock(home / f"{file.stem}.task", busy):
+    with hold_lock(home / f"{file.stem}.task"):  # who finds it under way waits for it
         if file.exists():
             return file
         here = _load_data(home, json.dumps(plan.data), plan.split)
