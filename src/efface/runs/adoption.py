@@ -42,7 +42,7 @@ from efface.training.model import Model
 
 SAMPLE, LARGE_SAMPLE, LARGE_SIDE = 256, 96, 96
 """Images that every alternative is tried on, and how many if their sides are longer than ``LARGE_SIDE``."""
-COMPARED = 256
+COMPARED_EXAMPLES = 256
 """Images of each kind for the comparison of training images with others."""
 SMALLEST_SIDE, LARGEST_SIDE = 8, 512
 """Sides of pictures that are tried."""
@@ -248,7 +248,7 @@ def _check_trained(one: Adoption, model: Model) -> list[AssumptionCheck]:
     others = np.concatenate([one.split.valid, one.split.holdout, one.split.test])
     if not (one.settings.get("split") or {}).get("trained") or len(others) < 2:
         return []
-    chosen = [_choose(one.data, part, COMPARED) for part in (one.split.train, others)]
+    chosen = [_choose(one.data, part, COMPARED_EXAMPLES) for part in (one.split.train, others)]
     scores = [_fits(one, model, rows) for rows in chosen]
     value, low, high = stats.interval(*stats.placements(*scores), level=CERTAIN)
     note = (
