@@ -92,6 +92,7 @@ def _open(files: list[Path]) -> list[Image.Image]:
 @torch.no_grad()
 def _by_timm(path: Path, files: list[Path]) -> tuple[str, np.ndarray, bool]:
     import timm
+    import timm.data
 
     net: Any = timm.create_model(f"local-dir:{path}", pretrained=True, num_classes=0).eval()
     transform: Any = timm.data.create_transform(**timm.data.resolve_model_data_config(net))
