@@ -6,6 +6,7 @@ its documentation does (``Image.open(path).convert("RGB")``) and prepares them i
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -92,10 +93,10 @@ def _open(files: list[Path]) -> list[Image.Image]:
 @torch.no_grad()
 def _by_timm(path: Path, files: list[Path]) -> tuple[str, np.ndarray, bool]:
     import timm
-    import timm.data
 
+    data: Any = importlib.import_module("timm.data")
     net: Any = timm.create_model(f"local-dir:{path}", pretrained=True, num_classes=0).eval()
-    transform: Any = timm.data.create_transform(**timm.data.resolve_model_data_config(net))
+    transform: Any = data.create_transform(**data.resolve_model_data_config(net))
     return "timm", net(torch.stack([transform(image) for image in _open(files)])).numpy(), False
 
 
