@@ -14,8 +14,8 @@ and stands out by its absence. The gap of one batch is noisy (0.14 for 100 of F 
 and large batches of F: a small F is repeated, with other views, to as many rows as V has. V must be drawn like F and
 have some hundreds of examples: with 50 the method stops short, and V tells little about a whole class or group.
 
-Source      ours; measured in docs/small_requests.md, and with ``penalty: hinge`` in docs/frontier.md. A hinge with the
-            gradient of mean_F alone lowers the margins of R and V together with F's: the push never ends.
+Source      ours; measured in docs/small_requests.md, and with ``penalty: hinge`` in docs/results/frontier.md. A hinge
+            with the gradient of mean_F alone lowers the margins of R and V together with F's: the push never ends.
 Departures  none.
 Tests cover a gradient into V's margins; a push that all examples share; a bank that contains the example itself; an
             example of R held from above; a push by the noise of one batch; a gap below 0 that nothing pulls back; too
