@@ -26,6 +26,7 @@ from efface.cli.options import (
     progress,
     settings_of,
 )
+from efface.cli.tracking import Track, tracked
 
 if TYPE_CHECKING:
     from efface.training.checkpoint import Checkpoint
@@ -41,6 +42,7 @@ def pretrain_command(
     set_: Set = None,
     seed: Seed = None,
     device: Device = None,
+    track: Track = None,
     force: Force = False,
     json_: Json = False,
     quiet: Quiet = False,
@@ -49,7 +51,7 @@ def pretrain_command(
     settings = settings_of(config, set_, data=data, objective=objective, seed=seed, device=device)
     from efface.runs.train import pretrain_run
 
-    with progress(quiet) as shown:
+    with progress(quiet) as bar, tracked(bar, track, out, settings) as shown:
         made = pretrain_run(out, settings, force=force, progress=shown)
     result = {"run": str(out), "digest": made.model.digest(), **vars(made.training_cost)}
     print_result(
@@ -90,6 +92,7 @@ def unlearn_command(
     set_: Set = None,
     seed: Seed = None,
     device: Device = None,
+    track: Track = None,
     force: Force = False,
     json_: Json = False,
     quiet: Quiet = False,
@@ -102,7 +105,7 @@ def unlearn_command(
     )  # fmt: skip
     from efface.runs.train import unlearn_run
 
-    with progress(quiet) as shown:
+    with progress(quiet) as bar, tracked(bar, track, out, settings) as shown:
         made = unlearn_run(start, out, settings, force=force, progress=shown)
     meta = made.meta()
     result = {"run": str(out), "digest": meta["digest"], "parent": made.parent, **vars(made.training_cost)}
