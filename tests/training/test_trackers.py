@@ -12,7 +12,7 @@ import pytest
 
 from efface.errors import EffaceError
 from efface.training import trackers
-from efface.training.trackers import TRACKERS, settings_of, track
+from efface.training.trackers import TRACKERS, flatten_settings, track
 from tests.commands import TINY, call, refused
 
 SETTINGS = {
@@ -124,7 +124,7 @@ def test_steps_only_go_up(tmp_path: Path):
 
 
 def test_no_tracker_is_told_a_name():
-    flat = settings_of(SETTINGS)
+    flat = flatten_settings(SETTINGS)
     assert flat == {"method.name": "salun", "method.weight": 0.5, "seed": 3}
 
 
@@ -159,4 +159,4 @@ def test_settings_may_be_any_mapping():
         pass
 
     nested: Mapping[str, Any] = Odd(recipe=Odd(epochs=2, views=Odd(flip=True)), none=None)
-    assert settings_of(nested) == {"recipe.epochs": 2, "recipe.views.flip": True}
+    assert flatten_settings(nested) == {"recipe.epochs": 2, "recipe.views.flip": True}

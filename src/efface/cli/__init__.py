@@ -22,6 +22,7 @@ from efface.cli.inspect import audits_command, data_command, inspect_command, me
 from efface.cli.options import ConsentingCommand
 from efface.cli.output import prepare_streams, write_message
 from efface.cli.references import references_command
+from efface.cli.share import export_command, pull_command, push_command
 from efface.cli.sign import keys, sign_command, verify_command
 from efface.cli.train import demo_command, pretrain_command, unlearn_command
 from efface.errors import EffaceError
@@ -51,6 +52,9 @@ VERBS: tuple[Callable[..., None], ...] = (
     inspect_command,
     compat_command,
     embed_command,
+    push_command,
+    pull_command,
+    export_command,
     methods_command,
     audits_command,
     data_command,
@@ -61,7 +65,7 @@ VERBS: tuple[Callable[..., None], ...] = (
 app = typer.Typer(
     help="Make a trained vision model forget examples, and show the evidence.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -47,14 +47,14 @@ def scalars_of(record: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in found.items() if math.isfinite(value)}
 
 
-def settings_of(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_settings(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Settings as flat names, ``method.weight``, without those that could name examples or people."""
     found = dict[str, Any]()
     for name, value in values.items():
         if name in HIDDEN:
             continue
         if isinstance(value, Mapping):
-            found |= settings_of(value, f"{prefix}{name}.")
+            found |= flatten_settings(value, f"{prefix}{name}.")
         elif isinstance(value, str | int | float | bool):
             found[f"{prefix}{name}"] = value
     return found
@@ -178,7 +178,7 @@ def track(where: str, name: str, settings: Mapping[str, Any]) -> Iterator[Tracke
     kind, _, place = where.partition(":")
     if kind not in TRACKERS:
         raise unknown_name_error("tracker", kind, TRACKERS)
-    tracker = TRACKERS[kind](place, name, settings_of(settings))
+    tracker = TRACKERS[kind](place, name, flatten_settings(settings))
     failed = True
     try:
         yield _Counted(tracker)
