@@ -13,6 +13,7 @@ from efface.auditing.verdict import EXIT_CODES
 from efface.errors import EffaceError
 from efface.reporting import format as pages
 from efface.reporting import wording
+from efface.reporting.figures import audit
 from efface.reporting.format import template_environment
 from efface.reporting.page import render_report
 from efface.reporting.translation import DECIMAL_MARKS, ENGLISH, load_catalog
@@ -20,6 +21,7 @@ from efface.reporting.wording import Wording
 from tests import records
 from tests.reporting.test_report import Page, squeezed
 
+FIGURE = {audit.INTERVALS, audit.AXIS, audit.WHISKERS}
 OTHERS = [language for language in DECIMAL_MARKS if language != ENGLISH]
 TRANSLATED = ("plain.html", "report.html", "parts.html")
 
@@ -40,7 +42,7 @@ def messages() -> set[str]:
             found |= {one for one in (message if isinstance(message, tuple) else (message,)) if one}
     for one in wordings():
         found |= {one.headline, one.meaning, one.then}
-    return found | set(EXIT_CODES) | set(wording.SIGNAL_PLACES.values()) | {pages.NO_NUMBER, pages.NEEDED}
+    return found | set(EXIT_CODES) | set(wording.SIGNAL_PLACES.values()) | {pages.NO_NUMBER, pages.NEEDED} | FIGURE
 
 
 @pytest.mark.parametrize("language", OTHERS)
@@ -70,6 +72,7 @@ def test_a_report_in_another_language_says_the_same(name: str, language: str):
     for message in (words.headline, words.meaning, words.then, "How sure is this?", "What else must be deleted"):
         assert catalog.gettext(message) in shown
     first = text[text.index('id="plain"') : text.index('id="engineer"')]
+    assert not re.search(r">(?:before|after|removed)<", first), "the figure is in English"
     own = re.sub(r'<(span|strong|li|dd|div) lang="en">.*?</\1>', "", first, flags=re.DOTALL)
     plain = squeezed(re.sub(r"<svg.*?</svg>|<[^>]+>", " ", own, flags=re.DOTALL))
     assert not re.findall(r"\b(?:the|were|examples|forgotten|before|model)\b", plain), "English is left"
@@ -79,6 +82,18 @@ def test_german_writes_a_comma():
     case = records.residue()
     text = squeezed(Page(render_report(case.record, case.observations, case.log, language="de")).words)
     assert re.search(r"in \d+,\d von 100 Paaren", text)
+
+
+@pytest.mark.parametrize("language", DECIMAL_MARKS)
+@pytest.mark.parametrize("name", records.CASES)
+def test_sentences_are_apart(name: str, language: str):
+    """A template that trims its lines must not join what stands on two of them."""
+    case = records.CASES[name]()
+    text = render_report(case.record, case.observations, case.log, language=language)
+    first = text[text.index('id="plain"') : text.index('id="engineer"')]
+    first = re.sub(r"</?(?:li|p|ul|h3|dl|dt|div|figure|figcaption)\b[^>]*>", " ", first)
+    plain = re.sub(r"<(?:code|dd|svg)\b.*?</(?:code|dd|svg)>|<[^>]+>", "", first, flags=re.DOTALL)
+    assert re.findall(r"\S*[a-z)%][.:][A-ZÄÖÜ]\S*", plain) == []
 
 
 def test_an_unknown_language_is_refused():
