@@ -22,7 +22,7 @@ from efface.cli.inspect import audits_command, data_command, inspect_command, me
 from efface.cli.options import ConsentingCommand
 from efface.cli.output import prepare_streams, write_message
 from efface.cli.references import references_command
-from efface.cli.share import export_command, pull_command, push_command
+from efface.cli.share import onnx_command, pull_command, push_command
 from efface.cli.sign import keys, sign_command, verify_command
 from efface.cli.train import demo_command, pretrain_command, unlearn_command
 from efface.errors import EffaceError
@@ -54,7 +54,7 @@ VERBS: tuple[Callable[..., None], ...] = (
     embed_command,
     push_command,
     pull_command,
-    export_command,
+    onnx_command,
     methods_command,
     audits_command,
     data_command,

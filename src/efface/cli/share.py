@@ -1,4 +1,4 @@
-"""The verbs that hand a model on: push, pull, export."""
+"""The verbs that hand a model on: push, pull, onnx."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def pull_command(
     print_result({"pulled": source, "folder": str(folder)}, [str(folder)], as_json=json_, quiet=quiet)
 
 
-def export_command(
+def onnx_command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
     out: Annotated[Path, typer.Option("--out", help="The .onnx file to write; refused if it exists.")],
     space: Annotated[
