@@ -59,7 +59,11 @@ def test_a_broken_link_or_reference_fails_the_build(broken: str, tmp_path: Path)
     settings = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     head = settings[: settings.index("\nnav:")] + "\nnav: [index.md, quickstart.md]\n"
     head = head.replace("docs_dir: docs", f"docs_dir: {docs}").replace("hooks: [docs/generate/site.py]\n", "")
-    head = head.replace("extra_css: [stylesheets/site.css]\n", "").replace("paths: [src]", f"paths: [{ROOT / 'src'}]")
+    head = (
+        head.replace("extra_css: [stylesheets/site.css]\n", "")
+        .replace("extra_javascript: [javascripts/focus.js]\n", "")
+        .replace("paths: [src]", f"paths: [{ROOT / 'src'}]")
+    )
     head = head.replace("[docs/generate/docstrings.py:", f"[{ROOT}/docs/generate/docstrings.py:")
     (tmp_path / "mkdocs.yml").write_text(head, encoding="utf-8")
     assert build(tmp_path / "site", config=str(tmp_path / "mkdocs.yml")).returncode == 0
