@@ -48,7 +48,7 @@ def command_of(asked: dict[str, Any]) -> str:
     all_of = {name for family in asked["families"] for name in whole.family(family).forget or {}}
     if set(has) < all_of:
         words += [f'--forget "{name}"' for name in has]
-    return " ".join([*words, f"--jobs {asked['jobs']}"])
+    return " ".join([*words, *([f"--jobs {asked['jobs']}"] if asked["jobs"] else [])])
 
 
 def wall(folder: Path) -> dict[str, Any]:

@@ -63,7 +63,12 @@ SECOND: dict[str, dict[str, Any]] = {
 }
 """A second search, designed after the first had forgotten the class at the expense of the others: twice the retained
 batches (still less than one pass over R), more weight on the task, and a decaying learning rate."""
-SWEEP |= SECOND
+JOINT: dict[str, dict[str, Any]] = {
+    f"omega {omega}, lr {lr:g}": {"name": METHOD, "omega": omega, "optim": {"lr": lr}}
+    for omega, lr in ((8, 0.01), (16, 0.003), (16, 0.01))
+}
+"""More retained batches with the joint forward pass, up to ten passes."""
+SWEEP |= SECOND | JOINT
 OTHERS: dict[str, dict[str, Any]] = {"retrain": {"name": "retrain"}, "neggrad": {"name": "neggrad"}}
 """The oracle, and for comparison a baseline at its untuned defaults."""
 ORIGINAL = "original"

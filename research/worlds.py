@@ -6,14 +6,10 @@ complete is not run again, so an experiment that was killed resumes where it sto
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -31,6 +27,7 @@ from efface.auditing.representations import accuracy, knn_accuracy, linear_probe
 from efface.data.dataset import Data
 from efface.data.split import Split, select_matched_valid
 from efface.errors import EffaceError
+from efface.tasks import Task, run_tasks
 from efface.training import defaults
 from efface.training.augment import Views
 from efface.training.checkpoint import Checkpoint
@@ -228,17 +225,20 @@ def measure(world: World, name: str) -> dict[str, Any]:
 
 def together(tasks: Sequence[tuple[Callable[..., str], tuple[Any, ...]]], jobs: int) -> None:
     """Run tasks in ``jobs`` processes with one thread each, print a line per task, and raise the first error."""
-    began, failed = monotonic(), []
-    os.environ["OMP_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        running = {pool.submit(function, *arguments): arguments for function, arguments in tasks}
-        for count, done in enumerate(as_completed(running), 1):
-            error = done.exception()
-            failed += [error] if error else []
-            label = " ".join(str(a) for a in running[done] if isinstance(a, (str, int)))
-            print(f"{monotonic() - began:7.0f} s  {count}/{len(tasks)}  {label}  {error or ''}", flush=True)
-    if failed:
-        raise failed[0]
+    labels = [" ".join(_word(one) for one in arguments if not isinstance(one, dict)) for _, arguments in tasks]
+    run_tasks(
+        [
+            Task(f"{number}", function, arguments, label=label)
+            for number, ((function, arguments), label) in enumerate(zip(tasks, labels, strict=True), 1)
+        ],
+        jobs=jobs,
+        say=lambda sentence: print(sentence, flush=True),
+    )
+
+
+def _word(argument: Any) -> str:
+    """An argument of a task in a line."""
+    return f"{argument.family} {argument.seed}" if isinstance(argument, World) else str(argument)
 
 
 def spread(values: Iterable[float | None]) -> dict[str, Any] | None:

@@ -22,6 +22,7 @@ import shutil
 import sys
 import time
 import traceback
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
@@ -208,22 +209,22 @@ def try_cuts(job: dict[str, Any], base: Path, home: Path) -> dict[str, Any]:
     return {"operations": total, "cuts": done, "problems": problems}
 
 
+class InThisProcess(Executor):
+    """Runs each call at once, in this thread."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Run a call; what cuts it is not caught."""
+        done: Future[Any] = Future()
+        done.set_result(fn(*args, **kwargs))
+        return done
+
+
 def in_this_process() -> None:
-    """Let the workers of bench and references run in this process, so that their operations are cut as well."""
-    from efface.bench import pool, runner
-    from efface.runs import references
+    """Let the tasks of bench and references run in this process, so that their operations are cut as well."""
+    from efface.tasks import runner
+    from efface.tasks.executors import OpenedPlace
 
-    def run_jobs(next_job: Any, work: Any, jobs: int, over: Any, watch: Any = None) -> None:
-        while (job := next_job()) is not None:
-            over(pool.FinishedJob(job, work(job, lambda step, total: None)))
-
-    def run_all_tasks(plan: Any, **named: Any) -> int:
-        for task in plan.tasks:
-            references.run_task(plan.home, task.name, device="cpu")
-        return len(plan.tasks)
-
-    runner.pool.run_jobs = run_jobs
-    references.run_all_tasks = run_all_tasks
+    runner.open_executor = lambda place, jobs, notes: OpenedPlace(InThisProcess(), 1)
 
 
 def main() -> None:

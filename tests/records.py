@@ -15,9 +15,12 @@ from efface.auditing.audits.oracle_gap import OracleGap
 from efface.auditing.audits.utility import Utility
 from efface.auditing.evidence import Cost, Evidence, Finding
 from efface.auditing.observations import Observations
+from efface.auditing.rehearsals import PooledSignal, PooledWord, RehearsedVerdict, ReleaseCheck
+from efface.auditing.utility_gate import UtilityLoss
+from efface.auditing.validation import decide_with_rehearsals
 from efface.auditing.verdict import Criteria, judge
 from efface.reporting.environment import Environment
-from efface.reporting.facts import CheckpointFacts, DataFacts, LogFacts, PartChange, Request, SplitFacts
+from efface.reporting.facts import CheckpointFacts, DataFacts, LogFacts, PartChange, RehearsalFacts, Request, SplitFacts
 from efface.reporting.record import Record
 from tests.worlds import World, with_arrays
 
@@ -243,7 +246,62 @@ def evil() -> Case:
     return Case(r.model_copy(update=changed).bound(), {}, log, made.ids)
 
 
+def rehearsed(word: PooledWord, utility: UtilityLoss | None = None) -> Case:
+    """Twenty examples are too few to decide, and the procedure was rehearsed on 40 such requests."""
+    world = World(6, hardness=0.2, forget=20)
+    few = small()
+    value = {"removed": 0.497, "residue": 0.631, "over-forgotten": 0.377}[word]
+    signals = tuple(
+        PooledSignal(one.signal, (0.71, 0.68, 0.74), True, value, value - 0.03, value + 0.03, word, None)
+        for one in few.record.verdict.signals
+    )
+    release = (ReleaseCheck("backbone.margin of the forgotten", 0.52, 0.36, 0.65),)
+    held = RehearsedVerdict(word, 40, 800, signals, (), release, "20 examples drawn at random")
+    verdict = decide_with_rehearsals(few.record.verdict, held, utility)
+    facts_of = RehearsalFacts(file="runs/original-rehearsals/x", digest="9" * 64, kind=held.kind, requests=40)
+    subject, original = world.model("subject"), world.model("original", {"forget": 3.0, "retain": 1.0})
+    return case(world, subject, original, verdict=verdict, rehearsals=facts_of)
+
+
+@cache
+def validated() -> Case:
+    """The procedure left nothing."""
+    return rehearsed("removed")
+
+
+@cache
+def procedure_residue() -> Case:
+    """The procedure leaves a trace."""
+    return rehearsed("residue")
+
+
+@cache
+def procedure_over() -> Case:
+    """The procedure forgets too much."""
+    return rehearsed("over-forgotten")
+
+
+@cache
+def validated_lost() -> Case:
+    """The procedure left nothing, and the model is of no use."""
+    return rehearsed("removed", UtilityLoss(0.2, "kNN accuracy on test fell by 20 points", "kNN accuracy fell"))
+
+
 CASES = {
     make.__name__: make
-    for make in (removed, residue, over_forgotten, small, blind, utility_lost, oracles, classifier, evil)
+    for make in (
+        removed,
+        residue,
+        over_forgotten,
+        small,
+        blind,
+        utility_lost,
+        oracles,
+        classifier,
+        evil,
+        validated,
+        procedure_residue,
+        procedure_over,
+        validated_lost,
+    )
 }

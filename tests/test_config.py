@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 
 import pytest
 import yaml
@@ -11,7 +12,8 @@ from efface import config
 from efface.auditing.observers.observe import ObservationSettings
 from efface.errors import EffaceError
 from efface.training.augment import Views
-from efface.training.objectives import CHOICES, OBJECTIVES
+from efface.training.objectives import CHOICES, OBJECTIVES, SimClr
+from efface.training.objectives.shared import ProjectorLayer
 from efface.training.optim import Optim, OptimizerType
 from efface.training.recipe import Recipe
 from efface.unlearning.methods import METHODS, Method
@@ -95,3 +97,17 @@ def test_a_partial_nested_mapping_keeps_the_default_of_the_field():
     changed = config.parse_choice(METHODS, {"name": "scrub", "optim": {"lr": 0.5}}, "method", {Method: METHODS})
     assert plain.optim.clip is not None, "the test needs a default that differs from that of Optim"
     assert changed.optim == dataclasses.replace(plain.optim, lr=0.5)
+
+
+def test_text_of_an_enumeration_in_python_becomes_its_member():
+    """Planted: text that stays text is equal to the member, but not identical, and the other branch is taken."""
+    checked = 0
+    for cls in (*METHODS.values(), *OBJECTIVES.values(), Optim):
+        for f in dataclasses.fields(cls):
+            default = getattr(cls, f.name, None)
+            for member in type(default) if isinstance(default, enum.Enum) else ():
+                assert getattr(cls(**{f.name: member.value}), f.name) is member
+                checked += 1
+    assert checked > 20
+    layers = SimClr(layers=("linear", "relu", "linear")).layers
+    assert all(layer is ProjectorLayer(layer) for layer in layers)

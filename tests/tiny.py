@@ -84,7 +84,11 @@ def parts(
     """Make a subset for each (first, last) range of rows."""
     pixels, labels = torch.from_numpy(x), torch.from_numpy(y)
     text = captions(y)
-    return {name: Subset(pixels, torch.arange(a, b), augment, labels, text, name=name) for name, (a, b) in cuts.items()}
+    keys = np.array([f"{row:05d}" for row in range(len(x))])
+    return {
+        name: Subset(pixels, torch.arange(a, b), augment, labels, text, name=name, keys=keys)
+        for name, (a, b) in cuts.items()
+    }
 
 
 def given(method: Any, parts: dict[str, Subset], recipe: Recipe | None = None) -> MethodInputs:

@@ -1,24 +1,48 @@
-"""The table of ``docs/small_requests.md``: what can be told of the few forgotten examples, pooled over requests."""
+"""The tables of ``docs/small_requests.md``: what can be told of few forgotten examples, and what a request costs."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from benchmarks.machine import RESULTS as SPEED
 from benchmarks.machine import read_json
 from docs.generate.markdown import MISSING, made_by, table_head, table_row
 from research.paths import RESULTS
 
 
 def page() -> list[str]:
-    """One row for each size of request and method, as Markdown lines."""
+    """What can be told, one row for each size of request and method, and what a request costs, as Markdown lines."""
     result = read_json(RESULTS / "small_requests.json")
     parts = ["backbone.margin.forget", "projector.margin.forget", "backbone.margin.retain", "projector.margin.retain"]
-    titles = ["F, backbone", "F, projector", "R, backbone", "R, projector"]
-    lines = table_head("examples per request", "method", "requests", *titles)
+    titles = ["F, backbone", "F, projector", "R, backbone", "R, projector", "steps", "examples"]
+    lines = ["### What can be told", "", *table_head("examples per request", "method", "requests", *titles)]
     for row in result["rows"]:
-        lines.append(table_row(row["k"], row["name"], row["requests"], *(estimate(row[part]) for part in parts)))
+        cost = [
+            MISSING if row["name"] == "original" or key not in row else f"{row[key]:,.0f}"
+            for key in ("steps", "examples")
+        ]
+        told = (estimate(row[part]) for part in parts)
+        lines.append(table_row(row["k"], row["name"], row["requests"], *told, *(c.replace(",", " ") for c in cost)))
     made = made_by(result, "`python -m research.small_requests make` and `table`")
-    return [*lines, "", f"Mean placement ± standard error over requests. {made}"]
+    lines += ["", f"Mean placement ± standard error over requests; steps and examples are means. {made}", ""]
+    return [*lines, *costs()]
+
+
+def costs() -> list[str]:
+    """What a request costs by its size and that of the data, counted."""
+    result = read_json(SPEED / "request_cost.json")
+    titles = ["steps", "images with gradient", "without", "examples of R read", "of V", "plain steps", "of retraining"]
+    lines = ["### What a request costs", "", *table_head("forgotten", "other examples", *titles)]
+    for row in result["rows"]:
+        counts = [row["forget"], row["others"], row["steps"], row["images with gradient"], row["images without"]]
+        counts += [row["read"]["retain"], row["read"]["valid"]]
+        share = f"{100 * row['share of retraining']:.2g} %"
+        shown = (f"{count:,}".replace(",", " ") for count in counts)
+        lines.append(table_row(*shown, f"{row['plain passes']:.1f}", share))
+    said = (
+        "*plain steps*: the work in plain training steps on 256 images, a backward pass counting as two forward ones."
+    )
+    return [*lines, "", f"{said} {made_by(result['machine'])}"]
 
 
 def estimate(value: dict[str, Any]) -> str:

@@ -15,10 +15,12 @@ import torch
 
 from efface import config
 from efface.auditing.audits import AUDITS
+from efface.auditing.calibration import calibrate_evidence
 from efface.auditing.evidence import Cost, Evidence, Finding
 from efface.auditing.observations import Observations
 from efface.auditing.observers.observe import ObservationSettings, observe_model
 from efface.auditing.observers.weight_changes import WeightChange, measure_changes
+from efface.auditing.reference_bank import ReferenceBank
 from efface.auditing.sequential import RequestSequence, worst_exit_code
 from efface.auditing.verdict import Criteria, Verdict, judge
 from efface.data.dataset import Data, require_captions, require_labels
@@ -31,14 +33,17 @@ from efface.training.batch import Log, Subset
 from efface.training.checkpoint import Checkpoint
 from efface.training.defaults import default_recipe, get_objective_name
 from efface.training.devices import resolve_device
-from efface.training.loop import ResumeStore, Run, discard_record, fit
+from efface.training.loop import ResumeStore, Run, StageStore, discard_record, fit
 from efface.training.objectives import CHOICES, Objective
 from efface.training.recipe import Recipe
+from efface.training.stages import require_filled_shards
 from efface.unlearning.early_stopping import StoppingRule, unlearn_with_early_stopping
 from efface.unlearning.inputs import build_inputs
 from efface.unlearning.methods import METHODS, Method
 from efface.unlearning.plugins import AUTO, get_plugin_origin, load_plugins
+from efface.unlearning.protocol import Needs
 from efface.unlearning.search import auto_settings_error, resolve_budget, search_methods
+from efface.unlearning.targets import MarginTargets
 
 load_plugins(METHODS)
 
@@ -125,6 +130,7 @@ def pretrain(
     bf16: bool = False,
     log: Log = discard_record,
     resume_store: ResumeStore | None = None,
+    stage_store: StageStore | None = None,
 ) -> Checkpoint:
     """Train an original checkpoint on the forget and retain examples together.
 
@@ -138,6 +144,7 @@ def pretrain(
         bf16: Use bfloat16 autocast.
         log: Called with a record after each optimizer step.
         resume_store: Saves the state after each epoch, so that an interrupted run resumes bit-identically.
+        stage_store: Keeps the stages of a sharded training, for later requests.
 
     Returns:
         The trained checkpoint.
@@ -160,7 +167,10 @@ def pretrain(
         require_labels(data, train, f"The objective '{get_objective_name(recipe.objective)}'")
     if recipe.objective.needs_captions:
         require_captions(data, train, f"The objective '{get_objective_name(recipe.objective)}'")
-    run = Run(seed=seed, device=where, log=log, bf16=bf16, resume_store=resume_store)
+    if recipe.shards is not None:
+        group = None if data.group is None else data.group[train]
+        require_filled_shards(data.keys[train], group, recipe, seed)
+    run = Run(seed=seed, device=where, log=log, bf16=bf16, resume_store=resume_store, stage_store=stage_store)
     part = Subset.of(data, train, recipe.views, "train", where)
     model = fit(recipe.start(seed).to(where), part, recipe, run)
     return Checkpoint(model, recipe, seed=seed, split=split.digest(data), training_cost=run.training_cost)
@@ -177,8 +187,10 @@ def unlearn(
     bf16: bool = False,
     log: Log = discard_record,
     resume_store: ResumeStore | None = None,
+    stage_store: StageStore | None = None,
     stop: StoppingRule | Mapping[str, Any] | None = None,
     budget: str | float | None = None,
+    bank: ReferenceBank | None = None,
     **settings: Any,
 ) -> Checkpoint:
     """Apply an unlearning method to a copy of a checkpoint, and purge what else its state remembers of training images.
@@ -194,9 +206,11 @@ def unlearn(
         bf16: Use bfloat16 autocast.
         log: Called with a record after each optimizer step.
         resume_store: Saves the state after each epoch; used by ``retrain``.
+        stage_store: Keeps the stages of a sharded training; ``shards`` reads from it what a request leaves clean.
         stop: Early stopping: observe unseen examples during the method, stop it in time and return the best state. The
             outcome is in the result's ``stopped``. A method that uses ``valid`` itself gets one half of it.
         budget: Largest number of optimizer steps, as ``"5%"`` of retraining's or as a number; implies ``stop``.
+        bank: A reference bank of the original, for methods that take targets from it; they get one half of it.
         settings: Fields of the method, if it is given by name.
 
     Returns:
@@ -211,9 +225,22 @@ def unlearn(
     """
     where = resolve_device(device)
     seed = start.seed if seed is None else seed
-    run = Run(seed=seed, device=where, log=log, bf16=bf16, resume_store=resume_store)
+    run = Run(seed=seed, device=where, log=log, bf16=bf16, resume_store=resume_store, stage_store=stage_store)
     end = config.build(StoppingRule, stop, path="stop.") if isinstance(stop, Mapping) else stop
     stopped, search = None, None
+    asked = METHODS.get(method) if isinstance(method, str) else method
+    if (end is not None or budget is not None) and asked is not None and Needs.TARGETS in asked.needs:
+        raise EffaceError(
+            "A method that takes targets from a reference bank cannot be stopped early.",
+            "Early stopping divides the unseen examples that its targets are measured from.",
+            "Leave out --stop and --budget.",
+        )
+    if start.recipe.shards is not None and (method == AUTO or end is not None or budget is not None):
+        raise EffaceError(
+            "A checkpoint that was trained in shards is unlearned exactly, and cannot be searched or stopped early.",
+            "Half of an exact training is another model.",
+            "Use --method shards, without --stop and --budget.",
+        )
     if method == AUTO:
         if settings:
             raise auto_settings_error(settings)
@@ -229,9 +256,11 @@ def unlearn(
             end = replace(end or StoppingRule(), steps=resolve_budget(budget, start, split))
         if end is None:
             model = copy.deepcopy(start.model).to(where)
-            model = chosen.unlearn(model, build_inputs(chosen, start, data, split, where), run)
+            targets = None if bank is None else margin_targets(bank, chosen, data, split)
+            model = chosen.unlearn(model, build_inputs(chosen, start, data, split, where, targets), run)
         else:
             model, stopped = unlearn_with_early_stopping(end, chosen, start, data, split, run)
+    used = bank.part_for("method").digest if bank is not None and Needs.TARGETS in chosen.needs else None
     purged: dict[str, str] = {}
     if not chosen.exact:
         retain = Subset.of(data, split.retain, start.recipe.views, "retain", where)
@@ -241,7 +270,9 @@ def unlearn(
         start.recipe,
         seed=seed,
         parent=start.model.digest(),
-        method=config.dump(chosen, {Method: METHODS}) | ({"stop": config.dump(end)} if end else {}),
+        method=config.dump(chosen, {Method: METHODS})
+        | ({"stop": config.dump(end)} if end else {})
+        | ({} if used is None else {"bank": used}),
         origin=get_plugin_origin(type(chosen)),
         exact=chosen.exact,
         split=split.digest(data),
@@ -251,6 +282,37 @@ def unlearn(
         stopped=stopped,
         search=search,
     )
+
+
+def margin_targets(bank: ReferenceBank, method: Method, data: Data, split: Split) -> MarginTargets | None:
+    """Take the targets of a method from its half of a reference bank; None for a method that needs none.
+
+    Args:
+        bank: The whole bank.
+        method: The method that is going to run.
+        data: The examples.
+        split: The split; the targets are those of ``forget``.
+
+    Raises:
+        EffaceError: The bank has too few pairs, no such margins, or was observed at another temperature.
+
+    """
+    if Needs.TARGETS not in method.needs:
+        return None
+    half, tau = bank.part_for("method"), float(getattr(method, "tau", 0.1))
+    observed = float((bank.meta.get("watch") or {}).get("temperature", tau))
+    if observed != tau:
+        raise EffaceError(
+            f"The reference bank was observed at temperature {observed:g}, and the method works at {tau:g}.",
+            "Margins at different temperatures cannot be compared.",
+            f"Set method.tau={observed:g}, or make the bank with --set watch.temperature={tau:g}.",
+        )
+    keys = data.keys[split.forget]
+    labelled = "logits.margin" in half.scores
+    wanted = {"backbone": half.targets(keys, "backbone.margin") * tau}
+    wanted["output"] = half.targets(keys, "logits.margin") if labelled else half.targets(keys, "projector.margin") * tau
+    margins = {space: torch.from_numpy(values).float() for space, values in wanted.items()}
+    return MarginTargets(torch.from_numpy(split.forget), margins, half.digest, tau)
 
 
 def observe(
@@ -290,6 +352,7 @@ def judge_observations(
     unlearned: Sequence[Observations] = (),
     fixed: Criteria | None = None,
     claimed: Collection[str] = (),
+    bank: ReferenceBank | None = None,
 ) -> AuditResult:
     """Run all audits on observations and judge them; needs no weights and takes milliseconds to seconds.
 
@@ -305,11 +368,13 @@ def judge_observations(
         fixed: The criteria that were fixed before unlearning, if ``criteria`` are others.
         claimed: Digests of oracles that are only stated never to have seen the forget set: they can speak against
             ``removed``, never for it.
+        bank: A reference bank of the original: it calibrates the scores, and the learned attack decides as well.
 
     """
     others = tuple(oracle for oracle in oracles if oracle.model != subject.model)
     known = frozenset(claimed) & {oracle.model for oracle in others}
     evidence = Evidence(original, subject, others, dict(costs or {}), unlearned=tuple(unlearned), claimed=known)
+    evidence = calibrate_evidence(evidence, bank)
     findings = [finding for audit in AUDITS.values() for finding in audit().findings(evidence)]
     return AuditResult(judge(evidence, criteria or Criteria(), fixed=fixed), findings, evidence)
 

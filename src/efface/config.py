@@ -37,7 +37,8 @@ MAX_REPEATED = 10_000
 class Settings:
     """Base of dataclasses of settings: their numbers are checked against the annotations of :mod:`efface.schema`.
 
-    The annotation is the only definition of a range: it holds for YAML, for ``--set`` and in Python.
+    The annotation is the only definition of a range: it holds for YAML, for ``--set`` and in Python. The text of a
+    member of an enumeration becomes that member: ``Optim(rule="sgd")`` is ``Optim(rule=OptimizerType.SGD)``.
     """
 
     def __post_init__(self) -> None:
@@ -50,6 +51,8 @@ class Settings:
                 raise _wrong_value(f"{type(self).__name__}.{name}", value, str(error)) from error
             if isinstance(plain, str) != isinstance(result, str) or (isinstance(plain, float) and type(result) is int):
                 raise _wrong_value(f"{type(self).__name__}.{name}", value, f"of type {type(result).__name__}")
+            if any(isinstance(one, Enum) for one in (result if isinstance(result, tuple) else (result,))):
+                object.__setattr__(self, name, result)
 
 
 @lru_cache(maxsize=256)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class EffaceError(Exception):
@@ -47,6 +48,9 @@ class DivergenceError(EffaceError):
             remedy or "Lower the learning rate or the weight of that term, then run again.",
         )
         self.terms, self.step = terms, step
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.terms, self.step, self.remedy)  # its arguments are not those of its base class
 
 
 def suggest_name(name: str, known: Iterable[str]) -> str:

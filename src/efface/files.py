@@ -92,9 +92,7 @@ def _remove_stale(path: Path) -> None:
 
 
 @contextmanager
-def hold_lock(
-    path: Path, busy: EffaceError | None = None, waiting: Callable[[], None] = lambda: None
-) -> Iterator[None]:
+def hold_lock(path: Path, busy: Exception | None = None, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold the lock of a file or folder; it is released when the process ends, even if it is killed.
 
     The lock is ``.NAME.lock`` beside ``path``, and removed at the end. Where nothing may be written there is no lock.

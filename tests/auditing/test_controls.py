@@ -58,7 +58,7 @@ def test_a_matched_holdout_is_compared_with_test_examples_of_its_classes(trained
         w.hard[part] = w.hard[part] + 1.5 * (w.y[part] < 2)
     gain = {"forget": 0.6, "holdout": 0.6, "retain": 1.0} if trained else {"retain": 1.0}
     subject, original = marked(w.model("u", gain), **MATCHED), marked(w.original(), **MATCHED)
-    found = controls.check_unseen(Evidence(original, subject), ("backbone.margin",), 0.05)
+    found = controls.check_unseen(Evidence(original, subject), ("backbone.margin",), 0.05, 0.05)
     assert " by class" in found.note
     assert found.word == ("failed" if trained else "passed"), found.note
     fresh = controls.check_fresh(Evidence(original, subject), ("backbone.margin",), 0.05, 0.05)

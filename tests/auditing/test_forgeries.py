@@ -27,6 +27,7 @@ from efface.runs import artifacts, audit, audited_model, comparison, provenance,
 from efface.training.checkpoint import Checkpoint, content_digest
 from tests import forgeries
 from tests.commands import call
+from tests.disguises import permute_units
 from tests.forgeries import edit, judge, with_model
 from tests.worlds import World
 
@@ -210,6 +211,15 @@ def test_a_near_copy_is_refused_and_a_claim_never_carries_the_verdict(home: Path
         assert judge(home / "lazy", tmp_path / "near.pt").verdict.word != "residue", "believed, it hides the leak"
 
 
+def test_a_copy_with_its_units_in_another_order_is_a_copy(home: Path, tmp_path: Path, monkeypatch: Any):
+    disguised = permute_units(Checkpoint.load(home / "lazy").model, noise=0.01)
+    torch.save(disguised.state_dict(), tmp_path / "copy.pt")
+    with pytest.raises(EffaceError, match=r"its features are those of the original within [\d.]+ %"):
+        judge(home / "lazy", tmp_path / "copy.pt")
+    monkeypatch.setattr(provenance, "NEAREST_FEATURES", 0.0)
+    assert judge(home / "lazy", tmp_path / "copy.pt").evidence.level == "A1", "by its weights it is another model"
+
+
 def test_a_description_that_says_retrained(home: Path, lazy: Path):
     edit(lazy / "meta.json", lambda meta: meta.update(exact=True), content_digest)
     with pytest.raises(EffaceError, match="says that its model was retrained, but it was made by finetune"):
@@ -244,6 +254,17 @@ def test_buffers_alone_were_changed(home: Path, tmp_path: Path, monkeypatch: Any
     with monkeypatch.context() as off:
         off.setattr(controls, "check_statistics", lambda *_: None)
         assert judge(folder).verdict.word == "removed", "without the control it works"
+
+
+def test_units_in_another_order_and_scaled_are_the_same_model(home: Path, tmp_path: Path):
+    """At A1: the same verdict, and the same place between the retrained model and the original."""
+    lazy = Checkpoint.load(home / "lazy")
+    folder = with_model(home / "lazy", tmp_path / "permuted", replace(lazy, model=permute_units(lazy.model)))
+    plain, disguised = (judge(path, home / "oracle") for path in (home / "lazy", folder))
+    assert disguised.verdict.word == plain.verdict.word == "residue" and disguised.verdict.level == "A1"
+    place = "relative_distance.position"
+    a, b = (next(one for one in judged.findings if one.name == place) for judged in (plain, disguised))
+    assert a.value > 0.9 and b.value > 0.9 and b.details["p_nearer_original"] < 0.001
 
 
 def test_a_control_that_was_not_made_does_not_count_as_passed(home: Path):

@@ -236,7 +236,7 @@ def test_the_remaining_time_is_estimated_for_each_kind_and_includes_upcoming_cel
     assert work.left() == "2:00"
     work.upcoming, work.seconds[TaskKind.JUDGMENT] = 3, [5.0]
     assert (work.count(), work.left()) == ("2/10", "over 5:15")
-    work.grid = replace(grid, jobs=3)
+    work.busy = 3
     assert work.left() == "over 1:45"
 
 
@@ -277,9 +277,7 @@ def test_bf16_changes_the_tasks_and_applies_to_every_model_of_a_world(monkeypatc
         tasks = [planned.original(world), planned.oracles(world)[0], planned.cell(world, "finetune", 0)]
         for task in tasks:
             original = task.original.folder(home) if task.original else None
-            made = run_bench_task(
-                TaskJob(task.kind, task.folder(home), task.request, original), lambda step, total: None
-            )
+            made = run_bench_task(TaskJob(task.kind, task.folder(home), task.request, original))
             assert "error" not in made, made
         assert seen == [("pretrain", asked), ("unlearn", asked), ("unlearn", asked)]
         seen.clear()

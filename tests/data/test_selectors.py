@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from efface.data.dataset import Data
+from efface.data.memorization import memorization_scores, write_memorization
+from efface.data.selectors import describe_selection
 from efface.data.split import SPLIT_PARTS, Split, partition, select_forget_set
 from tests.pictures import made, raises
 
@@ -183,3 +185,96 @@ def test_a_second_request_starts_where_the_first_ended(base):
     assert any("earlier request" in warning for warning in second.provenance["warnings"])
     forgotten = data.keys[first.forget[0]]
     raises(lambda: select_forget_set(first, data, f"@keys:{forgotten}"), "not trained on", "an earlier request 1")
+
+
+def scored(folder, data, split, **changed):
+    """A file with the memorization of every training example: its position, or what ``changed`` says of its key."""
+    path = folder / "scores.csv"
+    keys = data.keys[split.retain]
+    write_memorization(
+        path, keys, np.array([changed.get(key, at) for at, key in enumerate(keys.tolist())], dtype=float)
+    )
+    return path
+
+
+def test_the_most_memorized(base, tmp_path):
+    data, split = base
+    path = scored(tmp_path, data, split)
+    tenth = select_forget_set(split, data, f"@memorized:10%:{path}")
+    assert sorted(data.keys[tenth.forget]) == sorted(data.keys[split.retain][-14:])
+    assert [len(select_forget_set(split, data, f"@memorized:{size}:{path}").forget) for size in ("0.1", "7")] == [14, 7]
+    assert tenth.provenance["random"] is False and tenth.provenance["matched"] == "class"
+    resolved = tenth.provenance["resolved"]
+    assert resolved["kind"] == "memorized" and "retrained references only" in resolved["notes"][0]
+    assert describe_selection(resolved)[-1].startswith("Forgets 14 training examples that are memorized most, by class")
+    assert path.stat().st_mode & 0o077 == 0
+
+
+def test_ties_among_the_memorized_are_broken_by_key(base, tmp_path):
+    data, split = base
+    path = scored(tmp_path, data, split, **dict.fromkeys(data.keys[split.retain].tolist(), 1.0))
+    chosen, again, other = (
+        set(select_forget_set(split, data, f"@memorized:10:{path}", seed).forget.tolist()) for seed in (0, 0, 1)
+    )
+    assert chosen == again != other
+
+
+def test_bad_memorized(base, tmp_path):
+    data, split = base
+    path = scored(tmp_path, data, split)
+
+    def asked(selector):
+        return lambda: select_forget_set(split, data, selector)
+
+    raises(asked("@memorized:10%"), "does not say which file", "@memorized:10%:FILE")
+    raises(asked(f"@memorized:ten:{path}"), "neither a fraction nor a count", "@memorized:50:FILE")
+    raises(asked(f"@memorized:200%:{path}"), "neither a fraction nor a count")
+    raises(asked(f"@memorized:100%:{path}"), "all 140")
+    raises(asked(f"@memorized:0:{path}"), "selects 0")
+    raises(asked(f"@memorized:10%:{tmp_path / 'none.csv'}"), "There is no file", "columns key and memorization")
+    raises(asked(f"@memorised:10%:{path}"), "@memorised", "@memorized")
+    lines = path.read_text().splitlines()
+    for content, *words in (
+        (lines[:-3], "3 of 140 training examples", "every training example"),
+        (["key,score", *lines[1:]], "no column 'memorization'", "key, score"),
+        ([*lines, lines[-1]], "twice"),
+        ([*lines[:-1], lines[-1].split(",")[0] + ",nan"], "says 'nan' of", "in line 141"),
+        ([*lines[:-1], lines[-1].split(",")[0] + ",much"], "says 'much' of"),
+        ([], "no column"),
+    ):
+        path.write_text("\n".join(content))
+        raises(asked(f"@memorized:10%:{path}"), *words)
+    path.write_bytes(b"\0\1\2")
+    raises(asked(f"@memorized:10%:{path}"), "scores.csv")
+
+
+def test_memorization_against_the_loop():
+    rng = np.random.default_rng(0)
+    scores, inside = rng.normal(size=(6, 5)), rng.random((6, 5)) < 0.5
+    inside[:, 0], inside[:, 1] = True, [True, False] * 3
+    found = memorization_scores(scores, inside)
+    assert np.isnan(found[0])
+    for x in range(1, 5):
+        sums = {True: [], False: []}
+        for k in range(6):
+            sums[bool(inside[k, x])].append(float(scores[k, x]))
+        if sums[True] and sums[False]:
+            expected = sum(sums[True]) / len(sums[True]) - sum(sums[False]) / len(sums[False])
+            assert found[x] == pytest.approx(expected)
+    raises(lambda: memorization_scores(scores, inside[:5]), "do not go together", "[models, examples]")
+    raises(lambda: memorization_scores(np.full((2, 3), np.nan), np.ones((2, 3))), "6 scores are not finite")
+
+
+def test_the_most_memorized_of_a_known_world(base, tmp_path):
+    """Planted: the score of one model finds the easiest examples, not the memorized ones."""
+    data, split = base
+    rng, n = np.random.default_rng(1), len(split.retain)
+    memory, easy = np.where(np.arange(n) < 14, 2.0, 0.3), 5 * rng.normal(size=n)
+    inside = np.stack([rng.permutation(n) < n // 2 for _ in range(4)])
+    inside = np.concatenate([inside, ~inside])
+    scores = easy + memory * inside + 0.2 * rng.normal(size=inside.shape)
+    path = tmp_path / "bank.csv"
+    write_memorization(path, data.keys[split.retain], memorization_scores(scores, inside))
+    chosen = select_forget_set(split, data, f"@memorized:10%:{path}")
+    assert set(chosen.forget.tolist()) == set(split.retain[:14].tolist())
+    assert len(set(np.argsort(-scores[0])[:14].tolist()) & set(range(14))) < 7

@@ -16,6 +16,29 @@ def norms(weight, bias, x, y):
     return result
 
 
+def output_norms(first, second, x):
+    """Norm of the gradient of the summed outputs of W₂ tanh(W₁ x), one image and one pixel at a time."""
+    result = []
+    for row in x:
+        slopes = []
+        for pixel in range(len(row)):
+            slope = 0.0
+            for unit, inner in enumerate(first):
+                steep = 1 - math.tanh(sum(w * value for w, value in zip(inner, row, strict=True))) ** 2
+                slope += sum(outer[unit] for outer in second) * steep * inner[pixel]
+            slopes.append(slope)
+        result.append(math.sqrt(sum(slope**2 for slope in slopes)))
+    return result
+
+
+def between(trained, unseen, shares):
+    """ε x_F + (1 - ε) x_V, pixel by pixel; unseen images are used again if there are too few."""
+    return [
+        [share * a + (1 - share) * b for a, b in zip(x, unseen[place % len(unseen)], strict=True)]
+        for place, (x, share) in enumerate(zip(trained, shares, strict=True))
+    ]
+
+
 def square(forget, center):
     return sum(((g - center) / center) ** 2 for g in forget) / len(forget)
 

@@ -34,7 +34,12 @@ def keyed(name: str) -> str:
 
 @pytest.mark.parametrize(
     ("selector", "names"),
-    [("@group:anna", ["anna"]), ("@group:anna, ben", ["anna", "ben"]), ("/lists/of people/anna.txt", ["anna"])],
+    [
+        ("@group:anna", ["anna"]),
+        ("@group:anna, ben", ["anna", "ben"]),
+        ("/lists/of people/anna.txt", ["anna"]),
+        ("@memorized:10%:/home/anna.csv", ["anna"]),
+    ],
 )
 def test_names_are_keyed_wherever_they_stand(selector: str, names: list[str]):
     record = sealed(selector)

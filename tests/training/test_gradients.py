@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -48,6 +50,16 @@ def test_a_square_of_the_mean_is_not_the_mean_of_squares():
     model, part, *_ = world()
     one, four = (squared_gradients(model, part.ordered_batches(size), loss(model)) for size in (1, 4))
     assert one.sum() > 2 * four.sum()
+
+
+def test_several_values_of_a_batch_are_squared_one_by_one_up_to_the_most():
+    model, part, *_ = world()
+    rows = lambda batch: model.objective.loss(model, batch).per_example
+    single = squared_gradients(model, part.ordered_batches(1), loss(model))
+    torch.testing.assert_close(squared_gradients(model, part.ordered_batches(5), rows), single)
+    first = dataclasses.replace(part, ids=part.ids[:7])
+    expected = squared_gradients(model, first.ordered_batches(1), loss(model))
+    torch.testing.assert_close(squared_gradients(model, part.ordered_batches(5), rows, 7), expected)
 
 
 def test_hessian_vector_products_equal_the_explicit_matrix():

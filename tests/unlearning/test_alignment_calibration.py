@@ -10,7 +10,7 @@ import torch
 from efface.training.loop import Run
 from efface.training.objectives import OBJECTIVES
 from efface.unlearning.methods import AlignmentCalibration
-from efface.unlearning.methods.alignment_calibration import mix_batches
+from efface.unlearning.methods.alignment_calibration import add_rows, mix_batches
 from tests import tiny
 from tests.reference import alignment_calibration as reference
 from tests.reference import clip as clip_reference
@@ -180,3 +180,32 @@ def test_the_default_length_is_a_twentieth_of_the_oracles_steps():
     _, records = run(AlignmentCalibration(), parts)
     assert len(records) == 0.05 * 40 * parts["retain"].count_batches(16)
     assert {record["lr"] for record in records} == {0.006}
+
+
+def test_given_rows_of_f_are_in_every_step_and_its_share_does_not_vanish(monkeypatch):
+    """Planted: the share of F in the data, which goes to 0 for a small F."""
+    parts, seen = parts_of(2), []
+    whole = AlignmentCalibration.terms
+
+    def terms(self, model, batch, forgotten, share, alpha):
+        seen.append((len(batch), sorted(forgotten.ids.tolist()), round(share, 4)))
+        return whole(self, model, batch, forgotten, share, alpha)
+
+    monkeypatch.setattr(AlignmentCalibration, "terms", terms)
+    for count, expected in ((5, 5 / (5 + 29)), (None, 2 / 60)):
+        seen.clear()
+        method = AlignmentCalibration(epochs=1, batch_size=29, forget_batch_size=count)
+        method.unlearn(tiny.recipe().start(0), tiny.given(method, parts), Run())
+        assert {share for *_, share in seen} == {round(expected, 4)} and len(seen) == 2
+        if count:
+            assert {length for length, *_ in seen} == {34}
+            assert all(ids.count(0) in (2, 3) and len(ids) == 5 for _, ids, _ in seen)
+
+
+def test_repeated_rows_of_f_have_other_views_and_partners_that_are_not_themselves():
+    given = tiny.given(AlignmentCalibration(), parts_of(3))
+    for retained, forgotten, other in add_rows(given, 20, 7, torch.Generator().manual_seed(0)):
+        assert len(retained) == 19 and len(forgotten) == len(other) == 7
+        assert not any(a == b for a, b in zip(forgotten.ids.tolist(), other.ids.tolist(), strict=True))
+        first, again = (forgotten.view(0)[forgotten.ids == 0][row] for row in (0, 1))
+        assert not torch.equal(first, again)

@@ -21,6 +21,7 @@ from efface.training.model import Model
 from efface.training.objectives import CrossEntropy
 from efface.training.optim import Optim
 from efface.unlearning.methods import Finetune, Influence, Ssd
+from efface.unlearning.methods import ssd as module
 from efface.unlearning.methods.ssd import ImportanceReference
 from tests import tiny
 from tests.reference import gradients as gradients_reference
@@ -64,12 +65,13 @@ def test_ssd_on_two_weights_by_hand():
 
 @pytest.mark.parametrize("loss_free", [False, True])
 def test_ssd_matches_the_reference_implementation(world, loss_free):
-    """9 forgotten in groups of 5 and 4; each batch of R gives one square, of its first 5."""
+    """9 forgotten in groups of 5 and 4; each batch of R gives two squares, of its halves."""
     parts, _, _ = world
     fields = {"alpha": 1.2, "strength": 0.9, "loss_free": loss_free, "batch_size": 5, "forget_batch_size": 5}
     run, start = Run(seed=7), weights(tiny.linear_softmax())
     forget = rows(parts["forget"], 5, run.rng("forget"))
-    retain = [(x[:5], y[:5]) for x, y in rows(parts["retain"], 10, run.rng("retain"))]
+    whole = list(rows(parts["retain"], 10, run.rng("retain")))
+    retain = [(x[part], y[part]) for x, y in whole for part in np.array_split(np.arange(len(x)), 2)]
     if loss_free:
         squares = [ssd_reference.outputs_squared(*start, [x for x, _ in groups]) for groups in (forget, retain)]
     else:
@@ -103,11 +105,43 @@ def test_ssd_compares_squares_that_as_many_examples_share():
     assert float(forget.mean() / slope.square().mean()) > 50, "planted: 4 against 400 in one square"
 
 
-def test_ssd_that_can_do_nothing_says_so(world):
+def test_ssd_compares_with_all_of_r_and_members_of_r_are_hardly_dampened():
+    """Planted: a reference of a few rows of each batch. Four of R in F's place share its distribution."""
+    x, y = tiny.images(404, seed=2)
+    cuts = {"forget": (0, 4), "retain": (4, 404)}
+    parts = tiny.parts(x, np.roll(y, 1) * (x[:, 0, 0, 0] > 75), cuts)
+    shares = {}
+    for slices in (1, 256):
+        log = []
+        method = Ssd(batch_size=46, slices=slices)
+        method.unlearn(tiny.linear_softmax(), tiny.given(method, parts), Run(log=log.append))
+        shares[slices] = log[-1]["terms"]["share"]
+    assert shares[256] < 0.02 < shares[1]
+
+
+def test_ssd_reads_every_example_of_r_once_and_no_more_squares_than_it_may(monkeypatch):
+    x, y = tiny.images(104, seed=2)
+    parts, seen = tiny.parts(x, y, {"forget": (0, 4), "retain": (4, 104)}), []
+    whole = module.squared_gradients
+
+    def counting(model, batches, values, most=None):
+        shown = (seen.append(batch.ids) or batch for batch in batches)
+        return whole(model, shown, values, most)
+
+    monkeypatch.setattr(module, "squared_gradients", counting)
+    for slices, expected in ((256, 100), (3, 25)):
+        seen.clear()
+        method = Ssd(batch_size=21, slices=slices)
+        method.importances(tiny.linear_softmax(), tiny.given(method, parts), Run())
+        of_retain = torch.cat(seen[1:])
+        assert len(of_retain) == expected and len(of_retain.unique()) == expected
+
+
+def test_ssd_against_all_data_is_the_same_as_text_and_as_an_enumeration(world):
+    """Planted: text that is compared by identity with a member of an enumeration."""
     parts, _, _ = world
-    with pytest.raises(EffaceError, match="can dampen nothing") as caught:
-        unlearn(Ssd(against=ImportanceReference.DATA), parts)
-    assert "4.33" in str(caught.value) and "alpha" in caught.value.remedy
+    digests = {unlearn(Ssd(against=value, alpha=1.2), parts).digest() for value in ("data", ImportanceReference.DATA)}
+    assert len(digests) == 1 and unlearn(Ssd(alpha=1.2), parts).digest() not in digests
 
 
 def test_ssd_with_an_infinite_alpha_leaves_the_model_as_it_is(world):

@@ -16,6 +16,7 @@ from efface.training.checkpoint import Checkpoint
 from efface.training.loop import Run
 from efface.training.objectives import OBJECTIVES, Moco
 from efface.training.optim import Optim
+from efface.training.shards import Shards
 from efface.unlearning.inputs import require_fit
 from efface.unlearning.methods import METHODS, Method
 from efface.unlearning.protocol import MethodInputs, Needs
@@ -62,8 +63,9 @@ def data(shift=0):
 
 def recipe_for(method, objective, **changed):
     """A tiny recipe whose backbone the method works on."""
-    attentive = {"backbone": tiny.VIT} if Needs.ATTENTION in method.needs else {}
-    return tiny.recipe(objective, **attentive, **changed)
+    kind = {"backbone": tiny.VIT} if Needs.ATTENTION in method.needs else {}
+    kind |= {"shards": Shards(count=2, slices=2)} if Needs.SHARDS in method.needs else {}
+    return tiny.recipe(objective, **kind, **changed)
 
 
 def unlearned(method, objective, parts=None, seed=3, log=lambda record: None, *, bf16=False):
@@ -145,13 +147,13 @@ NUDGED = {
     "alpha": 1.5, "gamma": 0.2, "beta": 0.5, "weight": 2.0, "stay": 3.0, "third_party": 1.0, "epochs": 3,
     "ascent_epochs": 1, "batch_size": 6, "forget_batch_size": 4, "optim": Optim(lr=0.02), "wrt": "embedding",
     "match": "square", "target": 0.1, "penalty": "hinge", "train_on": "forget", "keep": 0.3, "strength": 0.5,
-    "loss_free": True,
+    "loss_free": True, "slices": 1, "steps": 3, "of": "output", "at": "interpolate",
     "against": "data", "damping": 30.0, "iterations": 2, "scale": 0.5, "hessian_batches": 2,
     "task_weight": 0.3, "tau": 0.2, "omega": 2, "watch": 0.2,
     "base": {"name": "neggrad"}, "mask": "low", "ratio": 0.5, "forget_epochs": 1, "retain_epochs": 2,
     "backbone": 0.7, "output": 0.7, "hold": 30.0, "memory": 0.0,
 }  # fmt: skip
-WITH = {"target": {"match": "square"}}
+WITH = {"target": {"match": "square"}, "steps": {"epochs": None}}
 """What else must be set for a field to have an effect."""
 
 

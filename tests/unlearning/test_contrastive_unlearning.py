@@ -113,12 +113,26 @@ def test_terms_of_a_step_match_the_reference_implementation_on_the_models_own_fe
     model = tiny.recipe("cross_entropy").start(0).train()
     forgotten, retained = next(parts["forget"].ordered_batches(12)), next(parts["retain"].ordered_batches(24))
     step = method.terms(model, forgotten)(retained)
-    z, others = model.features(forgotten.view(0)).tolist(), model.features(retained.view(0)).tolist()
+    z, others = (part.tolist() for part in model.features((forgotten + retained).view(0)).tensor_split([12]))
     expected = 2.0 * reference.loss(z, forgotten.y.tolist(), others, retained.y.tolist(), 0.7)
     assert float(step.terms["apart"].detach()) == pytest.approx(expected, abs=1e-4)
-    task = model.objective.loss(model, retained).per_example.mean()
+    task = model.objective.loss(model, forgotten + retained).per_example[12:].mean()
     assert float(step.terms["task"].detach()) == pytest.approx(0.5 * float(task.detach()), abs=1e-5)
     assert step.extra_examples == 12
+
+
+def test_both_batches_share_their_batch_statistics_and_update_the_running_ones_once():
+    """Planted: two passes, each with statistics of its own."""
+    method, parts = ContrastiveUnlearning(), parts_of()
+    model = tiny.recipe("cross_entropy").start(0).train()
+    norm = next(m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    before = int(norm.num_batches_tracked)
+    forgotten, retained = next(parts["forget"].ordered_batches(12)), next(parts["retain"].ordered_batches(24))
+    found = float(method.terms(model, forgotten)(retained).terms["apart"].detach())
+    assert int(norm.num_batches_tracked) == before + 1
+    z, others = (torch.nn.functional.normalize(model.features(b.view(0)), dim=1) for b in (forgotten, retained))
+    apart = 3 * float(push_and_pull(z, others, forgotten.labels(), retained.labels(), 0.7).detach())
+    assert abs(found - apart) > 1e-3
 
 
 def record_batches(monkeypatch):
@@ -243,11 +257,12 @@ def test_the_papers_batch_sizes(whole, size, monkeypatch):
     assert size in asked
 
 
-def test_by_default_it_takes_no_more_steps_than_a_twentieth_of_the_originals():
-    recipe = tiny.recipe("cross_entropy", epochs=40, batch_size=8)
-    _, steps, _ = unlearn(ContrastiveUnlearning(batch_size=2), recipe=recipe)
-    assert len(steps) <= 0.05 * 40 * 6
-    assert len(steps) == 12, "F alone has 9 batches of 2, each for 4 steps: the pass is cut"
+def test_by_default_its_length_depends_on_the_forgotten_examples_alone(monkeypatch):
+    monkeypatch.setattr(ContrastiveUnlearning, "stop_rule", lambda *_: lambda model: False)
+    for epochs, size in ((40, 8), (4000, 4)):
+        recipe = tiny.recipe("cross_entropy", epochs=epochs, batch_size=size)
+        _, steps, _ = unlearn(ContrastiveUnlearning(batch_size=18), recipe=recipe)
+        assert len(steps) == 10 * 4
 
 
 def test_it_works_on_a_transformers_pooled_features():

@@ -10,9 +10,17 @@ import torch
 from efface.errors import EffaceError
 from efface.training.loop import Run, fit
 from efface.training.objectives import OBJECTIVES
-from efface.unlearning.margins import GapPenalty, RunningMean, compute_margins, contrastive_margin, label_margin
+from efface.unlearning.margins import (
+    Embeddings,
+    GapPenalty,
+    RunningMean,
+    compute_margins,
+    contrastive_margin,
+    label_margin,
+    margin_gap,
+    repeat_to,
+)
 from efface.unlearning.methods import MarginMatching
-from efface.unlearning.methods.margin_matching import margin_gap, repeat_to
 from tests import tiny
 from tests.reference import margin_matching as reference
 
@@ -27,6 +35,13 @@ def world(name):
     batches = [parts[part].batch(torch.arange(a, a + 5), rng) for part, (a, _) in CUTS.items()]
     teacher, model = tiny.recipe(name).start(1).eval(), tiny.recipe(name).start(0).eval()
     return teacher, model, *batches
+
+
+def terms_of(method, teacher, model, forgotten, retained, unseen):
+    """The terms of a first step."""
+    with torch.no_grad():
+        known = Embeddings.of(teacher, unseen)
+    return method.terms(teacher, model, forgotten, retained, unseen, known, fresh_gaps())
 
 
 def fresh_gaps():
@@ -54,7 +69,7 @@ def test_a_label_s_margin_matches_the_reference_implementation_and_stays_finite(
 def test_the_loss_matches_the_reference_implementation(name, penalty):
     teacher, model, forgotten, retained, unseen = world(name)
     method = MarginMatching(backbone=2.0, output=3.0, hold=0.7, penalty=penalty)
-    found = method.terms(teacher, model, forgotten, retained, unseen, fresh_gaps())
+    found = terms_of(method, teacher, model, forgotten, retained, unseen)
     spaces = []
     now = {k: v.detach() for k, v in compute_margins(model, forgotten + retained + unseen, 5, method.tau).items()}
     before = {k: v.detach() for k, v in compute_margins(teacher, retained + unseen, 5, method.tau).items()}
@@ -136,18 +151,18 @@ def test_what_lowers_everybody_s_margin_alike_has_no_gradient():
 
 def test_retained_examples_are_held_from_below_only():
     teacher, model, forgotten, retained, unseen = world("simclr")
-    same = MarginMatching().terms(teacher, teacher, forgotten, retained, unseen, fresh_gaps())
+    same = terms_of(MarginMatching(), teacher, teacher, forgotten, retained, unseen)
     assert float(same["hold"].detach()) == pytest.approx(0, abs=1e-8)
-    down = MarginMatching().terms(teacher, model, forgotten, retained, unseen, fresh_gaps())
-    up = MarginMatching().terms(model, teacher, forgotten, retained, unseen, fresh_gaps())
+    down = terms_of(MarginMatching(), teacher, model, forgotten, retained, unseen)
+    up = terms_of(MarginMatching(), model, teacher, forgotten, retained, unseen)
     assert float(down["hold"].detach()) > 0 and float(up["hold"].detach()) > 0
 
 
 def test_a_weight_of_zero_leaves_a_space_out_and_without_any_it_is_fine_tuning():
     teacher, model, forgotten, retained, unseen = world("moco")
     shown = teacher, model, forgotten, retained, unseen
-    assert set(MarginMatching(backbone=0.0).terms(*shown, fresh_gaps())) == {"output", "hold"}
-    assert MarginMatching(backbone=0.0, output=0.0).terms(*shown, fresh_gaps()) == {}
+    assert set(terms_of(MarginMatching(backbone=0.0), *shown)) == {"output", "hold"}
+    assert terms_of(MarginMatching(backbone=0.0, output=0.0), *shown) == {}
 
 
 def test_it_brings_the_gap_of_overfitted_examples_down_and_keeps_that_of_the_retained():
@@ -164,23 +179,64 @@ def test_it_brings_the_gap_of_overfitted_examples_down_and_keeps_that_of_the_ret
     assert sum(means[1]) < 0.75 * sum(means[0])
 
 
-def test_a_step_has_as_many_of_v_and_r_as_of_f_and_enough_of_them_beside_a_small_f(monkeypatch):
-    x, y = tiny.images(240, seed=1)
-    seen = []
-    whole = MarginMatching.terms
+def record_rows(monkeypatch):
+    """Ids of F, R and V of every step."""
+    seen, whole = [], MarginMatching.terms
 
-    def terms(self, teacher, model, forgotten, retained, unseen, gaps):
-        seen.append((len(forgotten), len(retained), len(unseen)))
-        return whole(self, teacher, model, forgotten, retained, unseen, gaps)
+    def terms(self, teacher, model, forgotten, retained, unseen, known, gaps):
+        seen.append([batch.ids.tolist() for batch in (forgotten, retained, unseen)])
+        return whole(self, teacher, model, forgotten, retained, unseen, known, gaps)
 
     monkeypatch.setattr(MarginMatching, "terms", terms)
-    monkeypatch.setattr("efface.unlearning.methods.margin_matching.YARDSTICK_SIZE", 12)
-    for forgotten, size, expected in ((8, 200, (12, 12, 12)), (40, 20, (20, 20, 20)), (40, 8, (8, 8, 8))):
-        method = MarginMatching(epochs=1, batch_size=100, forget_batch_size=size)
-        parts = tiny.parts(x, y, {"forget": (0, forgotten), "retain": (40, 140), "valid": (140, 240)})
-        method.unlearn(tiny.recipe().start(0), tiny.given(method, parts, tiny.recipe()), Run())
-        assert seen.pop() == expected
-        seen.clear()
+    return seen
+
+
+def test_a_step_has_rows_of_f_v_and_r_and_those_of_r_are_in_the_batch_of_the_task(monkeypatch):
+    x, y = tiny.images(240, seed=1)
+    seen = record_rows(monkeypatch)
+    for forgotten, size, expected in ((8, 12, (12, 12, 12)), (40, 20, (20, 20, 20)), (40, 60, (60, 50, 60))):
+        method = MarginMatching(steps=2, batch_size=50, forget_batch_size=size)
+        parts = tiny.parts(x, y, {"forget": (0, forgotten), "retain": (40, 140), "valid": (140, 200)})
+        run = Run()
+        method.unlearn(tiny.recipe().start(0), tiny.given(method, parts, tiny.recipe()), run)
+        assert tuple(map(len, seen[-1])) == expected
+        f, _, v = expected
+        assert run.training_cost.examples == 2 * (50 + f + v), "R's rows are counted once"
+
+
+def test_the_teacher_sees_every_unseen_example_once_and_with_the_views_that_the_model_sees(monkeypatch):
+    """Planted: views of V that change from step to step, so that what the teacher said of them is not valid."""
+    x, y = tiny.images(240, seed=1)
+    parts = tiny.parts(x, y, {"forget": (0, 8), "retain": (40, 140), "valid": (140, 240)}, tiny.blurred)
+    embedded, views, whole = [], {}, Embeddings.of.__func__
+
+    def of(cls, model, batch):
+        if not any(weight.requires_grad for weight in model.parameters()) and int(batch.ids.min()) >= 140:
+            embedded.extend(batch.ids.tolist())
+        for row, view in zip(batch.ids.tolist(), batch.view(0), strict=True):
+            if row >= 140:
+                views.setdefault(row, set()).add(float(view.sum()))
+        return whole(cls, model, batch)
+
+    monkeypatch.setattr(Embeddings, "of", classmethod(of))
+    method = MarginMatching(steps=9, batch_size=50, forget_batch_size=33)
+    method.unlearn(tiny.recipe().start(0), tiny.given(method, parts, tiny.recipe()), Run())
+    assert sorted(embedded) == list(range(140, 240))
+    assert all(len(found) == 1 for found in views.values()) and len(views) == 100
+
+
+def test_its_cost_depends_on_the_forgotten_examples_and_not_on_the_others():
+    """Planted: passes over R. Examples of all sets that are read, for 1 and 40 of F beside 96 and 20 000 others."""
+    read = {}
+    for forgotten, others in ((1, 96), (1, 20_000), (40, 20_000)):
+        x, y = tiny.images(forgotten + 64 + others)
+        cuts = {"forget": (0, forgotten), "valid": (forgotten, forgotten + 64), "retain": (forgotten + 64, len(x))}
+        recipe, run = tiny.recipe(epochs=4000 // -(-others // 16) * 10, batch_size=16), Run()
+        method = MarginMatching(forget_batch_size=8)
+        method.unlearn(tiny.recipe().start(0), tiny.given(method, tiny.parts(x, y, cuts), recipe), run)
+        read[forgotten, others] = run.training_cost.examples
+    assert read[1, 96] == read[1, 20_000] == 24 * (16 + 8 + 8)
+    assert read[40, 20_000] == 29 * (16 + 8 + 8)
 
 
 def test_a_small_f_is_repeated_with_other_views_and_the_hinge_shows_it_as_it_is():
@@ -206,9 +262,17 @@ def test_too_few_unseen_examples_and_an_impossible_temperature_are_refused():
         MarginMatching(memory=1.0)
 
 
-def test_an_original_of_few_steps_gets_up_to_a_tenth_of_them_and_a_long_one_a_twentieth():
-    x, y = tiny.images(96)
-    method, parts = MarginMatching(), tiny.parts(x, y, CUTS)
-    for epochs, expected in ((100, 10), (2000, 100)):
-        recipe = tiny.recipe(epochs=epochs, batch_size=48)
-        assert method._epochs(tiny.given(method, parts, recipe)) == expected
+def test_the_number_of_steps_is_bounded_by_what_retraining_takes():
+    """An original of few steps allows up to a tenth of them, a long one a twentieth."""
+    x, y = tiny.images(2096)
+    method = MarginMatching()
+    parts = tiny.parts(x, y, {"forget": (0, 12), "retain": (12, 60), "valid": (60, 80)})
+    for epochs, expected in ((50, 10), (100, 20), (2000, 25)):
+        recipe = tiny.recipe(epochs=epochs, batch_size=24)
+        assert method._steps(tiny.given(method, parts, recipe)) == expected
+    many = tiny.parts(x, y, {"forget": (0, 2000), "retain": (2000, 2048), "valid": (2048, 2096)})
+    assert method._steps(tiny.given(method, many, tiny.recipe(epochs=2000, batch_size=24))) == 200
+    assert method._steps(tiny.given(method, many)) == 274
+    longer = MarginMatching(epochs=7, steps=3)
+    assert longer._steps(tiny.given(longer, parts, tiny.recipe(batch_size=24))) == 14
+    assert MarginMatching(steps=3)._steps(tiny.given(method, parts, tiny.recipe(batch_size=24))) == 3

@@ -9,8 +9,9 @@ import torch
 from efface.training.gradients import input_norms, row_norms
 from efface.training.loop import Run, frozen_copy
 from efface.training.optim import Optim, Schedule
+from efface.unlearning.gradient_norms import GradientVariable
 from efface.unlearning.methods import Finetune, GradientAscent, GradientConstraint, NegGrad, Retrain, Scrub
-from efface.unlearning.methods.gradient_constraint import GradientVariable, NormMatching, TrainOn
+from efface.unlearning.methods.gradient_constraint import NormMatching, TrainOn
 from tests import tiny
 from tests.reference import descent
 from tests.reference import finetune as finetune_reference

@@ -16,7 +16,7 @@ does not count as passed. All tests use the criteria's α, with Holm's correctio
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -60,7 +60,7 @@ def make_controls(
     """
     verified = evidence.verified()
     found = (
-        check_unseen(verified, names, alpha),
+        check_unseen(verified, names, delta, alpha),
         check_fresh(verified, names, delta, alpha),
         check_alignment(verified, names, delta, alpha),
         check_statistics(verified, judged),
@@ -88,12 +88,17 @@ def describe_objection(word: str, controls: Sequence[Control]) -> str:
     return ""
 
 
-def check_unseen(evidence: Evidence, names: Sequence[str], alpha: float) -> Control:
-    """Compare the holdout with other never-trained examples, than which it may not look more trained on."""
+def check_unseen(evidence: Evidence, names: Sequence[str], delta: float, alpha: float) -> Control:
+    """Compare the holdout with other never-trained examples, than which it may not look more trained on.
+
+    Two tests: it may not lie above them by more than ``delta``, which would hide a leak of that size; and it may not
+    have risen above them at all since the original, which is what training on it does.
+    """
     part = control_part(evidence.subject, names)
     if part is None:
         return Control("unseen", "missing", "inconclusive", _NOTHING_ELSE)
-    tested = _compare(evidence, names, _likened(evidence.subject, part, "holdout"), 0.5)
+    pairs = _likened(evidence.subject, part, "holdout")
+    tested = _compare(evidence, names, pairs, 0.5 + delta) + _compare(evidence, names, pairs, 0.5, since_original=True)
     if not tested:
         note = f"there are fewer than {FEWEST} examples to show whether the holdout was trained on: enlarge split.test"
         return Control("unseen", "missing", "inconclusive", note)
@@ -111,7 +116,7 @@ def check_fresh(evidence: Evidence, names: Sequence[str], delta: float, alpha: f
     """Compare F with the never-trained examples of the control; None where they differ from F in kind."""
     observed = evidence.subject
     part = control_part(observed, names)
-    if part is None or (observed.meta.get("official_test", False) and not evidence.oracles):
+    if part is None or (observed.meta.get("official_test", False) and not evidence.references):
         return None
     tested = _compare(evidence, names, _likened(observed, part, "forget"), 0.5 + delta)
     if not tested:
@@ -156,7 +161,7 @@ def renewed_evidence(evidence: Evidence) -> Evidence | None:
         if name.startswith(RENEWED_PREFIX)
     }
     subject = Observations(f"{observed.model} with new statistics", observed.split, kept | moved, observed.meta)
-    return Evidence(evidence.original, subject, evidence.oracles)
+    return Evidence(evidence.original, subject, evidence.oracles, calibration=evidence.calibration)
 
 
 def check_statistics(evidence: Evidence, judged: Callable[[Evidence], Sequence[Any]]) -> Control | None:
@@ -191,7 +196,7 @@ def check_claimed(evidence: Evidence, judged: Callable[[Evidence], Sequence[Any]
     if not count:
         return None
     stated = f"{count} reference model(s) are only stated never to have seen the forgotten, which nothing shows"
-    telling = [one for one in judged(evidence) if one.word in ("residue", "over-forgotten")]
+    telling = [one for one in judged(replace(evidence, calibration=())) if one.word in ("residue", "over-forgotten")]
     if telling:
         note = "; ".join(f"{one.signal}: AUC {one.value:.3f} ({one.low:.3f} to {one.high:.3f})" for one in telling)
         return Control("claimed", "failed", "inconclusive", f"{stated}; yet even compared with them, {note}")
@@ -271,7 +276,7 @@ def _first(observed: Observations, part: str, rows: np.ndarray, count: int) -> n
 
 def _scores(evidence: Evidence, name: str, chosen: Chosen) -> np.ndarray:
     """Scores of the chosen examples: less those of the references, or of the original where only that can be used."""
-    observed, references = evidence.subject, evidence.oracles
+    observed, references = evidence.subject, evidence.references
     if not references and observed.meta.get("official_test", False):
         references = (evidence.original,)  # an official test set may differ from the holdout by itself
     found = [
@@ -281,17 +286,41 @@ def _scores(evidence: Evidence, name: str, chosen: Chosen) -> np.ndarray:
     return np.concatenate(found)
 
 
+def _changes(evidence: Evidence, name: str, chosen: Chosen) -> np.ndarray:
+    """How much more member-like the chosen examples are in the subject than in the original."""
+    subject, original = (
+        [signals.scores(observed, part, name)[mask[signals.scored_rows(observed, part, name)]] for part, mask in chosen]
+        for observed in (evidence.subject, evidence.original)
+    )
+    return np.concatenate(subject) - np.concatenate(original)
+
+
 def _compare(
-    evidence: Evidence, names: Sequence[str], pairs: Sequence[tuple[str, Chosen, Chosen]], null: float
+    evidence: Evidence,
+    names: Sequence[str],
+    pairs: Sequence[tuple[str, Chosen, Chosen]],
+    null: float,
+    *,
+    since_original: bool = False,
 ) -> list[tuple[str, float, float]]:
-    """Return name, AUC and p-value of "the first side is no more than ``null`` above the second" of each comparison."""
+    """Return name, AUC and p-value of "the first side is no more than ``null`` above the second" of each comparison.
+
+    ``since_original``: compare the change since the original. What makes an example easy for both models cancels, so
+    training on one side alone is seen much better.
+    """
+    if since_original and evidence.subject.model == evidence.original.model:
+        return []
     tested: list[tuple[str, float, float]] = []
     for label, side, control in pairs:
         for name in names:
-            scored = _scores(evidence, name, side), _scores(evidence, name, control)
+            measure = _changes if since_original else _scores
+            scored = measure(evidence, name, side), measure(evidence, name, control)
             if min(map(len, scored)) >= FEWEST:
                 placed = stats.placements(*scored)
-                tested.append((name + label, float(placed[0].mean()), stats.one_sided_p_values(*placed, null)[0]))
+                since = " since the original" if since_original else ""
+                tested.append(
+                    (name + label + since, float(placed[0].mean()), stats.one_sided_p_values(*placed, null)[0])
+                )
     return tested
 
 

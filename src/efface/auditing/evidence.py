@@ -64,10 +64,13 @@ class Evidence:
     claimed: frozenset[str] = frozenset()
     """Digests of the oracles of which the user only states that they never saw the forget set. They are measured like
     the others, and may speak against "removed", but never for it."""
+    calibration: tuple[Observations, ...] = ()
+    """What the models of a reference bank that never saw them score on the examples; see
+    :meth:`efface.auditing.reference_bank.ReferenceBank.calibrate`. They take the place of the oracles as references."""
 
     def __post_init__(self) -> None:
         """Check that the models can be compared."""
-        models = (self.original, self.subject, *self.oracles, *self.unlearned)
+        models = (self.original, self.subject, *self.oracles, *self.unlearned, *self.calibration)
         if len({observed.split for observed in models}) > 1:
             raise EffaceError(
                 "The observations were made on different splits.",
@@ -93,18 +96,23 @@ class Evidence:
     def models(self) -> Iterator[tuple[str, Observations, tuple[Observations, ...]]]:
         """Yield ``(name, observations, references)`` of the subject, the original and each oracle.
 
-        An oracle's references are the other oracles. At most ``MAX_EVALUATED_ORACLES`` oracles are yielded, each with
-        all the others as references.
+        With a reference bank, its models are the references of all. Otherwise the oracles are, and an oracle's
+        references are all the other oracles. At most ``MAX_EVALUATED_ORACLES`` oracles are yielded.
         """
-        yield "subject", self.subject, self.oracles
-        yield "original", self.original, self.oracles
+        yield "subject", self.subject, self.references
+        yield "original", self.original, self.references
         for i, oracle in enumerate(self.oracles[:MAX_EVALUATED_ORACLES]):
-            yield f"oracle {i + 1}", oracle, self.oracles[:i] + self.oracles[i + 1 :]
+            yield f"oracle {i + 1}", oracle, self.calibration or self.oracles[:i] + self.oracles[i + 1 :]
 
     def verified(self) -> Evidence:
         """The evidence without the oracles that are only claimed to be clean."""
         kept = tuple(oracle for oracle in self.oracles if oracle.model not in self.claimed)
         return self if len(kept) == len(self.oracles) else replace(self, oracles=kept, claimed=frozenset())
+
+    @property
+    def references(self) -> tuple[Observations, ...]:
+        """What the scores of subject and original are calibrated by: the models of a bank, or else the oracles."""
+        return self.calibration or self.oracles
 
     @property
     def pairs(self) -> int:
@@ -113,8 +121,8 @@ class Evidence:
 
     @property
     def level(self) -> Level:
-        """A0: original and subject only. A1: at least one oracle. A2: at least ``PAIRS`` pairs."""
-        return "A2" if self.pairs >= PAIRS else "A1" if self.oracles else "A0"
+        """A0: original and subject only. A1: an oracle or a reference bank. A2: at least ``PAIRS`` pairs."""
+        return "A2" if self.pairs >= PAIRS else "A1" if self.references else "A0"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,10 @@
 ``logits.cross_entropy``    log p_y
 ``logits.margin``           log p_y/(1 - p_y)
 ``logits.modified_entropy``  minus the modified entropy of Song and Mittal (2021)
+``learned``                 log odds of a classifier that was trained on a reference bank, from all others
 ==========================  =========================================================================
+
+``learned`` is calibrated by the bank already; see :mod:`efface.auditing.attacks.learned`.
 
 For classifiers, examples with the label -1 have no score on ``logits.*`` and ``gradient_norm``. Scores are computed
 from the log-probabilities of each row alone: they do not depend on the batch, and a probability that rounds to 1 does
@@ -78,6 +81,10 @@ FROM_LOGITS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 """Scores ``[n]`` of a classifier, from logits ``[n, classes]`` and labels ``[n]``."""
 PAIR = ("pair.similarity", "pair.margin")
 """Signals of an image and its caption."""
+LEARNED = "learned"
+"""The signal of a learned attack: it needs a reference bank, and its scores are calibrated already."""
+READY = "score."
+"""Prefix of arrays that hold the finished scores of a signal: those of a reference bank."""
 STORED_AS = {"alignment": "pairs", "margin": "margin", "norm": "norm"}
 """Kind of signal to the name of the array from which it is read."""
 
@@ -121,13 +128,15 @@ def scores(observed: Observations, part: str, signal: str) -> np.ndarray:
         EffaceError: If the signal is unknown or was not observed.
 
     """
+    if observed.has(part, READY + signal):
+        return np.asarray(observed.of(part, READY + signal), dtype=np.float64)[scored_rows(observed, part, signal)]
     space, _, kind = signal.rpartition(".")
     if space == "logits" and kind in FROM_LOGITS:
         seen = scored_rows(observed, part, signal)
         return FROM_LOGITS[kind](observed.of(part, "logits")[seen], labels(observed, part)[seen])
     if signal == "gradient_norm":
         return -np.asarray(observed.of(part, signal), dtype=np.float64)[scored_rows(observed, part, signal)]
-    if signal in PAIR:
+    if signal in PAIR or signal == LEARNED:
         return np.asarray(observed.of(part, signal), dtype=np.float64)
     if space in observed.spaces and kind in STORED_AS:
         stored = np.asarray(observed.of(part, f"{space}.{STORED_AS[kind]}"), dtype=np.float64)
@@ -138,11 +147,13 @@ def scores(observed: Observations, part: str, signal: str) -> np.ndarray:
 def signal_names(spaces: Sequence[str]) -> tuple[str, ...]:
     """Return the names of all signals of a model with these embedding spaces."""
     embedded = tuple(f"{space}.{kind}" for space in spaces for kind in STORED_AS)
-    return (*embedded, *PAIR, "gradient_norm", *(f"logits.{kind}" for kind in FROM_LOGITS))
+    return (*embedded, *PAIR, "gradient_norm", *(f"logits.{kind}" for kind in FROM_LOGITS), LEARNED)
 
 
 def has_signal(observed: Observations, part: str, signal: str) -> bool:
     """Whether ``signal`` can be computed for at least one example of ``part``."""
+    if observed.has(part, READY + signal):
+        return len(scored_rows(observed, part, signal)) > 0
     space, _, kind = signal.rpartition(".")
     stored = "logits" if space == "logits" else f"{space}.{STORED_AS[kind]}" if kind in STORED_AS else signal
     return observed.has(part, stored) and len(scored_rows(observed, part, signal)) > 0
@@ -158,12 +169,12 @@ def prespecified_signals(observed: Observations) -> tuple[str, ...]:
     """Return the signals that decide a verdict by default, fixed before any score is seen.
 
     The margins of backbone, projector and classifier; for an image-text model those of the backbone and of the
-    image-caption pair, on which it was trained.
+    image-caption pair, on which it was trained. With a reference bank the learned attack as well.
     """
     available = available_signals(observed)
-    wanted = ("backbone.margin", "projector.margin", "logits.margin")
+    wanted = ("backbone.margin", "projector.margin", "logits.margin", LEARNED)
     if "pair.margin" in available:
-        wanted = ("backbone.margin", "pair.margin")
+        wanted = ("backbone.margin", "pair.margin", LEARNED)
     return tuple(signal for signal in wanted if signal in available)
 
 
@@ -203,8 +214,10 @@ def require_same_examples(observed: Observations, references: Sequence[Observati
 def calibrated_scores(observed: Observations, references: Sequence[Observations], part: str, signal: str) -> np.ndarray:
     """Return the scores ``[n]`` of ``part`` minus the references' mean score of the same examples.
 
-    Calibration removes what makes an example easy or hard for every model.
+    Calibration removes what makes an example easy or hard for every model. The learned attack has it in its scores.
     """
+    if signal == LEARNED:
+        return scores(observed, part, signal)
     require_same_examples(observed, references, part)
     return scores(observed, part, signal) - np.mean([scores(r, part, signal) for r in references], axis=0)
 

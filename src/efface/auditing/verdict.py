@@ -31,18 +31,33 @@ from efface.auditing import controls, signals
 from efface.auditing.controls import Control
 from efface.auditing.evidence import Evidence, Level
 from efface.auditing.observations import Observations
+from efface.auditing.rehearsals import RehearsedVerdict
 from efface.auditing.utility_gate import UtilityLoss, judge_utility
 from efface.config import Settings
 from efface.errors import EffaceError
 from efface.schema import OpenHalf, Share
 
-VerdictWord = Literal["removed", "residue", "over-forgotten", "inconclusive", "removed, utility lost"]
+VerdictWord = Literal[
+    "removed",
+    "validated",
+    "residue",
+    "over-forgotten",
+    "procedure leaves residue",
+    "procedure over-forgets",
+    "inconclusive",
+    "removed, utility lost",
+    "validated, utility lost",
+]
 EXIT_CODES: dict[VerdictWord, int] = {
     "removed": 0,
+    "validated": 0,
     "residue": 3,
     "over-forgotten": 3,
+    "procedure leaves residue": 3,
+    "procedure over-forgets": 3,
     "inconclusive": 4,
     "removed, utility lost": 4,
+    "validated, utility lost": 4,
 }
 """Exit code of the command line for each word."""
 
@@ -112,10 +127,12 @@ class Verdict:
     limits: tuple[str, ...]
     controls: tuple[Control, ...] = ()
     """What must also hold for ``removed``; empty in records of schema 1."""
+    rehearsed: RehearsedVerdict | None = None
+    """What requests like this one show of the procedure; None where none were rehearsed, and before schema 3."""
 
     @property
     def exit_code(self) -> int:
-        """0: removed. 3: residue or over-forgotten. 4: inconclusive, or removed with the utility lost."""
+        """0: removed or validated. 3: residue or over-forgotten. 4: inconclusive, or the utility is lost."""
         return EXIT_CODES[self.word]
 
 
@@ -185,7 +202,7 @@ def _check_fixed(evidence: Evidence, criteria: Criteria, fixed: Criteria) -> Con
 def delong_components(evidence: Evidence, observed: Observations, signal: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the DeLong components of forget against holdout: of calibrated scores at A1, of raw scores at A0."""
     forget, holdout = (
-        signals.membership_scores(observed, evidence.oracles, part, signal) for part in ("forget", "holdout")
+        signals.membership_scores(observed, evidence.references, part, signal) for part in ("forget", "holdout")
     )
     return stats.placements(forget, holdout)
 
@@ -281,12 +298,13 @@ def combine_signals(judged: tuple[SignalVerdict, ...], utility: UtilityLoss) -> 
 
 def describe_attacker(evidence: Evidence) -> str:
     """Describe the attacker that the evidence models."""
-    held = len(evidence.oracles)
-    compares = (
-        f"compares with {held} model{'s' if held > 1 else ''} that never saw the forget set"
-        if held
-        else "has no other model to compare with"
-    )
+    held = len(evidence.references)
+    if evidence.calibration:
+        compares = f"compares each example with {held} models that never saw it"
+    elif held:
+        compares = f"compares with {held} model{'s' if held > 1 else ''} that never saw the forget set"
+    else:
+        compares = "has no other model to compare with"
     return f"threat model {evidence.level} (the attacker sees this model's scores of an example and {compares})"
 
 
@@ -362,13 +380,20 @@ def describe_limits(
 ) -> tuple[str, ...]:
     """List what the evidence covers and what it does not show, one sentence each."""
     m, n = evidence.subject.count("forget"), evidence.subject.count("holdout")
-    held = len(evidence.oracles)
+    held = len(evidence.references)
     level = "Level A0, a screen: no reference model, so an attacker who trains references may see more."
     if held:
-        level = (
-            f"Level {evidence.level}: scores are calibrated by {held} reference model(s) that never saw the forget "
-            "set; an attacker with many more references may see more."
+        which = (
+            "models of a reference bank that never saw the example"
+            if evidence.calibration
+            else ("reference model(s) that never saw the forget set")
         )
+        level = (
+            f"Level {evidence.level}: scores are calibrated by {held} {which}; an attacker with many more references "
+            "may see more."
+        )
+        if not evidence.calibration:
+            level += " Without a reference bank no attack could be learned: one that combines all signals may see more."
     if evidence.level == "A2":
         level += f" The method was judged on {evidence.pairs} pairs of unlearned and retrained models too."
     ceiling = stats.rounded_down(stats.epsilon_ceiling(m, n))

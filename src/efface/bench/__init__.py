@@ -8,7 +8,6 @@ digest of everything that decides its result, so that an interrupted bench can b
 ``plan``                the tasks of a grid, and which methods do not apply
 ``runner``              runs a grid from plan to page
 ``worker``              runs one task and writes its folder
-``pool``                a pool of single-thread worker processes
 ``selection``           selects the setting of a method: utility on V, membership of F against V
 ``estimate``            estimates the cost of a grid before it is run
 ``results``             the results of all tasks as one JSON-serializable mapping

@@ -21,7 +21,7 @@ import torch
 
 from efface import api, config
 from efface.auditing.observers.observe import ObservationSettings, select_positions
-from efface.bench.grid import Grid
+from efface.bench.grid import LOCAL_JOBS, Grid
 from efface.bench.plan import METHOD_CHOICES, FamilyPlan, load_divided, plan_bench
 from efface.data.dataset import Data
 from efface.data.split import SPLIT_PARTS, Split, select_forget_set
@@ -122,7 +122,7 @@ def estimate(grid: Grid, home: Path, progress: Progress | None = None) -> Estima
         for family in planned.families.values()
         for one in family.unfit
     )
-    return Estimate(grid.name, grid.jobs, tuple(lines), unfit)
+    return Estimate(grid.name, grid.jobs or LOCAL_JOBS, tuple(lines), unfit)
 
 
 def _family(one: FamilyPlan, grid: Grid, progress: Progress) -> list[CostLine]:

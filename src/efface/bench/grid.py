@@ -16,6 +16,8 @@ from efface.errors import EffaceError, unknown_name_error
 from efface.runs.run import Sizes
 from efface.schema import Jobs, SeedNumber, SmallWhole
 
+LOCAL_JOBS = 2
+"""Number of parallel tasks on this machine, if nothing is said."""
 MethodSettings = dict[str, Any]
 """One setting of a method, as in ``--set method.*``; with ``name`` if the entry has another name than the method."""
 
@@ -94,19 +96,23 @@ class Grid(Settings):
     """The device; every process uses one thread."""
     bf16: bool = False
     """Train every model with bfloat16 autocast, which is faster on some machines."""
-    jobs: Jobs = 2
-    """Number of parallel processes."""
+    jobs: Jobs | None = None
+    """Number of parallel tasks; by default 2 on this machine, and on others as many as they can take."""
     keep_weights: bool = False
     """Whether to keep the weights of unlearned and retrained models; those of originals are always kept."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.families or self.jobs < 1:
+        if not self.families or (self.jobs is not None and self.jobs < 1):
             raise EffaceError(
                 "The grid has no families." if not self.families else f"The grid asks for {self.jobs} processes.",
                 remedy="Add `families: {NAME: {recipe: ...}}`." if not self.families else "Set jobs to 1 or more.",
             )
         object.__setattr__(self, "watch", replace(self.watch, valid=True))
+
+    def processes(self, on: str = "local") -> int | None:
+        """Number of parallel tasks at a place; None for as many as it can take."""
+        return self.jobs or (LOCAL_JOBS if on == "local" else None)
 
     def family(self, name: str) -> ModelFamily:
         """A family completed with the values of the grid. A family without data, forget sets or methods raises."""

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import torch
 
-from efface.bench import pool
 from efface.bench.grid import Grid
 from efface.bench.page import PAGE, render_bench
 from efface.bench.plan import BenchPlan, BenchTask, MethodEntry, Scenario, TaskKind, plan_bench
 from efface.bench.results import collect_results
 from efface.bench.selection import best_setting
 from efface.bench.tables import write_tables
-from efface.bench.worker import JOURNAL, TaskJob, read_outcome, run_bench_task
+from efface.bench.worker import JOURNAL, BenchTaskError, TaskJob, read_outcome, run_bench_task
 from efface.errors import EffaceError
 from efface.files import hold_lock, make_folder, write_text
 from efface.reporting.environment import Environment
 from efface.runs.run import Progress
+from efface.tasks import Task, TaskOutcome, run_tasks
+from efface.tasks.place import TaskPlace
 
 LOCK = "bench.lock"
+SHOWN = 4
+"""Number of running tasks that the status names."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,13 @@ class BenchRunner:
     home: Path
     grid: Grid
     progress: Progress
+    on: str = "local"
     state: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Outcomes of finished tasks, by digest."""
     tasks: dict[str, BenchTask] = field(default_factory=dict)
-    folders: dict[Path, BenchTask] = field(default_factory=dict)
     seconds: dict[TaskKind, list[float]] = field(default_factory=dict)
-    started_at: dict[str, float] = field(default_factory=dict)
+    busy: int = 1
+    """Number of tasks that run at the same time."""
     made: int = 0
     kept: int = 0
     upcoming: int = 0
@@ -83,39 +85,46 @@ class BenchRunner:
         """Run tasks in the order of their dependencies."""
         wanted = {task.digest: task for task in tasks if task.digest not in self.tasks}
         self.tasks |= wanted
-        self.folders |= {task.folder(self.home): task for task in wanted.values()}
         for digest, task in wanted.items():
             outcome = read_outcome(task.folder(self.home))
             if outcome is not None:
                 self.state[digest] = outcome
                 self.kept += 1
-        waiting = [task for digest, task in wanted.items() if digest not in self.state]
-        pool.run_jobs(lambda: self.next_job(waiting), run_bench_task, self.grid.jobs, self.on_finished, self.watch)
+        waiting = [task for digest, task in wanted.items() if digest not in self.state and not self.is_blocked(task)]
+        digests = {task.digest for task in waiting}
+        run_tasks(
+            [self.task(task, digests) for task in waiting],
+            on=self.on,
+            jobs=self.grid.processes(self.on),
+            folder=self.home,
+            say=self.progress.say,
+            over=self.on_finished,
+            watch=self.watch,
+        )
 
-    def next_job(self, waiting: list[BenchTask]) -> TaskJob | None:
-        """The first task that can start. Tasks whose dependencies failed are marked as failed."""
-        for task in list(waiting):
-            failed = next((one for one in task.needs if "error" in self.state.get(one.digest, {})), None)
-            if failed is not None:
-                waiting.remove(task)
-                self.state[task.digest] = {"error": f"not started, because this failed: {failed}", "blocked": True}
-            elif all(one.digest in self.state for one in (*task.needs, *task.oracles) if one is not task):
-                waiting.remove(task)
-                self.started_at[task.digest] = monotonic()
-                return self.job(task)
-        return None
+    def is_blocked(self, task: BenchTask) -> bool:
+        """Whether a task cannot be run because an earlier one failed; then it is marked as failed."""
+        failed = next((one for one in task.needs if "error" in self.state.get(one.digest, {})), None)
+        if failed is not None:
+            self.state[task.digest] = {"error": f"not started, because this failed: {failed}", "blocked": True}
+        return failed is not None
+
+    def task(self, task: BenchTask, waiting: set[str]) -> Task:
+        """A task as it is handed out; it waits for those of ``waiting`` that it reads."""
+        after = tuple(task_name(one) for one in task.oracles if one is not task and one.digest in waiting)
+        needs = tuple(task_name(one) for one in task.needs if one.digest in waiting)
+        return Task(task_name(task), run_bench_task, (self.job(task),), needs=needs, after=after, label=str(task))
 
     def job(self, task: BenchTask) -> TaskJob:
         """The job that a worker process gets for a task."""
+        home = self.home.resolve()
         folders = {
-            name: getattr(task, name).folder(self.home)
-            for name in ("original", "look", "subject")
-            if getattr(task, name)
+            name: getattr(task, name).folder(home) for name in ("original", "look", "subject") if getattr(task, name)
         }
-        oracles = tuple(one.folder(self.home) for one in task.oracles)
+        oracles = tuple(one.folder(home) for one in task.oracles)
         return TaskJob(
             task.kind,
-            task.folder(self.home),
+            task.folder(home),
             task.request,
             oracles=oracles,
             device=self.grid.device,
@@ -123,17 +132,23 @@ class BenchRunner:
             **folders,
         )
 
-    def on_finished(self, done: pool.FinishedJob) -> None:
-        """Store and report the outcome of a job."""
-        task = self.folders[done.job.folder]
-        outcome = done.result if not done.failed else {"error": done.failed, "lost": True}
-        self.state[task.digest], self.made = outcome, self.made + 1
-        took = monotonic() - self.started_at[task.digest]
-        self.seconds.setdefault(task.kind, []).append(took)
+    def on_finished(self, done: TaskOutcome) -> None:
+        """Store and report the outcome of a task."""
+        task = self.tasks[done.task.name.rpartition("-")[2]]
+        if done.blocked_by is not None:
+            self.state[task.digest] = {"error": f"not started, because this failed: {done.blocked_by}", "blocked": True}
+            return
+        self.made += 1
+        self.seconds.setdefault(task.kind, []).append(done.seconds)
+        if done.error is None:
+            self.state[task.digest] = done.result
+        else:
+            self.state[task.digest] = _outcome_of(done.error)
+        outcome = self.state[task.digest]
         if "error" in outcome:
             self.progress.say(f"failed: {task}: {outcome['error']}")
         elif task.kind is not TaskKind.JUDGMENT:
-            self.progress.say(f"{self.count()}  {task}  {took:.1f} s")
+            self.progress.say(f"{self.count()}  {task}  {done.seconds:.1f} s")
 
     def failed(self) -> dict[str, str]:
         """Failed tasks with their errors; the judgment of a failed model is not listed separately."""
@@ -147,12 +162,14 @@ class BenchRunner:
         """``12/40``: finished tasks, and the minimum number of tasks in total."""
         return f"{len(self.state)}/{len(self.tasks) + 2 * self.upcoming}"
 
-    def watch(self, busy: list[tuple[Any, tuple[int, int]]]) -> None:
+    def watch(self, busy: list[tuple[Task, tuple[int, int]]]) -> None:
         """Report the running tasks and the remaining time."""
+        self.busy = max(1, len(busy))
         shown = [
-            f"{self.folders[job.folder]}" + (f" {step}/{total}" if total else f" step {step}" if step else "")
-            for job, (step, total) in busy
+            f"{task}" + (f" {step}/{total}" if total else f" step {step}" if step else "")
+            for task, (step, total) in busy[:SHOWN]
         ]
+        shown += [f"{len(busy) - SHOWN} more"] if len(busy) > SHOWN else []
         failed = len(self.failed())
         failures = f", {failed} failed" if failed else ""
         self.progress.status(f"{self.count()}{failures}, {self.left()} left | {' | '.join(shown)}")
@@ -168,11 +185,26 @@ class BenchRunner:
         if not total:
             return "?"
         unknown = self.upcoming or any(kind not in self.seconds for kind in open_)
-        seconds = int(total / self.grid.jobs)
+        seconds = int(total / self.busy)
         return f"{'over ' if unknown else ''}{seconds // 60}:{seconds % 60:02d}"
 
 
-def run_bench(grid: Grid, home: Path, *, retry: bool = False, progress: Progress | None = None) -> BenchResult:
+def task_name(task: BenchTask) -> str:
+    """The name of a task among those that are handed out: its kind and its digest."""
+    return f"{task.kind.value}-{task.digest}"
+
+
+def _outcome_of(error: BaseException) -> dict[str, Any]:
+    """The recorded outcome of a failed task; one that is lost, such as one whose process died, has none."""
+    if isinstance(error, BenchTaskError):
+        return error.outcome
+    said = str(error) if isinstance(error, EffaceError) else f"{type(error).__name__}: {error}"
+    return {"error": said, "lost": True}
+
+
+def run_bench(
+    grid: Grid, home: Path, *, on: str = "local", retry: bool = False, progress: Progress | None = None
+) -> BenchResult:
     """Run a grid, and write its tables and its page.
 
     A method that fails is recorded as a failure, and the other tasks continue. If the process is killed, the same
@@ -181,6 +213,7 @@ def run_bench(grid: Grid, home: Path, *, retry: bool = False, progress: Progress
     Args:
         grid: The grid, from :func:`efface.bench.grid.read_grid`.
         home: Folder of the bench.
+        on: Where the tasks run; see :func:`efface.tasks.run_tasks`.
         retry: Run tasks again that failed before.
         progress: Reports progress.
 
@@ -188,14 +221,14 @@ def run_bench(grid: Grid, home: Path, *, retry: bool = False, progress: Progress
         The outcome, with the results.
 
     Raises:
-        EffaceError: The grid cannot be planned, or another bench is running in the folder.
+        EffaceError: The grid cannot be planned, there is no such place, or another bench is running in the folder.
 
     """
     progress = progress or Progress()
-    os.environ["OMP_NUM_THREADS"] = "1"
+    TaskPlace.parse(on)
     with _bench_lock(home):
         planned = plan_bench(grid)
-        work = BenchRunner(home, grid, progress)
+        work = BenchRunner(home, grid, progress, on)
         for one in planned.families.values():
             for unfit in one.unfit:
                 progress.say(f"not applicable: {unfit.family}, {unfit.label or unfit.forget}: {unfit.reason}")

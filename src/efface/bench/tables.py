@@ -18,7 +18,10 @@ USEFUL = ("utility.accuracy.test", "utility.knn20.test", "utility.effective_rank
 """Utility measures in order of preference; the first one that was measured is used."""
 ROUNDING = 1e-12
 """Relative standard deviation below which values count as equal up to rounding."""
-VERDICT_ORDER = ("removed", "residue", "over-forgotten", "removed, utility lost", "inconclusive")
+VERDICT_ORDER = (
+    "removed", "validated", "residue", "over-forgotten", "procedure leaves residue", "procedure over-forgets",
+    "removed, utility lost", "validated, utility lost", "inconclusive",
+)  # fmt: skip
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 """How a cell starts that a spreadsheet takes for a formula."""
 Row = Mapping[str, Any]

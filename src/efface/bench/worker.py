@@ -27,11 +27,12 @@ from efface.bench.selection import score_setting
 from efface.data.dataset import Data
 from efface.data.split import Split, select_forget_set
 from efface.errors import EffaceError
-from efface.files import EPOCH, read_json
+from efface.files import EPOCH, hold_lock, make_folder, read_json
 from efface.runs import artifacts
 from efface.runs.folder import create_run_folder
 from efface.runs.run import Sizes, load_data
 from efface.schema import parse_record
+from efface.tasks import report_steps, wait_until_seen
 from efface.training.batch import Log
 from efface.training.checkpoint import Checkpoint, EpochStore
 from efface.training.loop import TrainingCost
@@ -40,8 +41,6 @@ from efface.training.recipe import Recipe
 from efface.unlearning import methods
 
 OUTCOME, TASK_OBSERVATIONS, JOURNAL, STORED_ROC_POINTS = "outcome.json", "observations.npz", "journal.jsonl", 60
-StepReporter = Callable[[int, int], None]
-"""Called with ``(step, steps in total or 0)``."""
 
 
 @dataclass(frozen=True)
@@ -70,34 +69,61 @@ def read_outcome(folder: Path) -> dict[str, Any] | None:
     return content
 
 
-def run_bench_task(job: TaskJob, tell: StepReporter) -> dict[str, Any]:
-    """Run a task, write its folder and return its outcome.
+class BenchTaskError(RuntimeError):
+    """A task that ended with an error, which is its recorded outcome.
 
-    An error of the method is recorded as the outcome. An error of the disk is raised, because it says nothing about
-    the task.
+    Args:
+        outcome: The outcome, with the key ``error``.
+
+    """
+
+    def __init__(self, outcome: dict[str, Any]) -> None:
+        super().__init__(outcome)
+        self.outcome = outcome
+
+    def __str__(self) -> str:
+        return str(self.outcome["error"])
+
+
+def run_bench_task(job: TaskJob) -> dict[str, Any]:
+    """Run a task, write its folder and return its outcome; a finished task is not run again.
 
     Args:
         job: The task.
-        tell: Reports the progress in steps.
+
+    Raises:
+        BenchTaskError: The method failed, which is recorded as the outcome. An error of the disk is raised as it is,
+            because it says nothing about the task.
 
     """
     torch.set_num_threads(1)
+    make_folder(job.folder.parent)
+    with hold_lock(job.folder.with_name(f"{job.folder.name}.task")):
+        outcome = read_outcome(job.folder) or _run(job)
+    if "error" in outcome:
+        raise BenchTaskError(outcome)
+    return outcome
+
+
+def _run(job: TaskJob) -> dict[str, Any]:
+    """Run a task, write its folder and add a line to the journal."""
     text = yaml.safe_dump(job.request, sort_keys=False, allow_unicode=True)
     outcome: dict[str, Any]
     with create_run_folder(job.folder, text) as partial:
         try:
-            outcome = TASK_RUNNERS[job.kind](job, partial, tell)
+            outcome = TASK_RUNNERS[job.kind](job, partial)
         except EffaceError as error:  # a method that diverges is a result
             outcome = {"error": str(error)}
         except (RuntimeError, ValueError, ArithmeticError, LookupError, TypeError, MemoryError) as error:
             outcome = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
         (partial / OUTCOME).write_text(json.dumps(outcome) + "\n", encoding="utf-8")
-    with (job.folder.parent.parent / JOURNAL).open("a", encoding="utf-8") as journal:
+    path = job.folder.parent.parent / JOURNAL
+    with hold_lock(path), path.open("a", encoding="utf-8") as journal:
         journal.write(json.dumps({"made": f"{job.kind}/{job.folder.name}", "at": time(), "pid": os.getpid()}) + "\n")
     return outcome
 
 
-def _train_original(job: TaskJob, folder: Path, tell: StepReporter) -> dict[str, Any]:
+def _train_original(job: TaskJob, folder: Path) -> dict[str, Any]:
     """Train an original model."""
     request = job.request
     data, split = _load_divided(json.dumps([request["data"], request["split"], request["seed"]]))
@@ -110,21 +136,21 @@ def _train_original(job: TaskJob, folder: Path, tell: StepReporter) -> dict[str,
         seed=request["seed"],
         device=job.device,
         bf16=_bf16(request),
-        log=_log(tell, total),
+        log=_log(total),
         resume_store=EpochStore(folder / EPOCH),
     )
     checkpoint.save(folder)
     return {"cost": vars(checkpoint.training_cost)}
 
 
-def _observe_original(job: TaskJob, folder: Path, tell: StepReporter) -> dict[str, Any]:
+def _observe_original(job: TaskJob, folder: Path) -> dict[str, Any]:
     """Observe an original model on a forget set."""
     original = Checkpoint.load(_require(job.original))
     _observe(job, original, folder)
     return {"cost": vars(original.training_cost)}
 
 
-def _retrain(job: TaskJob, folder: Path, tell: StepReporter) -> dict[str, Any]:
+def _retrain(job: TaskJob, folder: Path) -> dict[str, Any]:
     """Retrain without the forget set, and observe the model."""
     original, (data, split) = Checkpoint.load(_require(job.original)), _load_world(job.request)
     total = original.recipe.epochs * -(-len(split.retain) // original.recipe.batch_size)
@@ -136,18 +162,18 @@ def _retrain(job: TaskJob, folder: Path, tell: StepReporter) -> dict[str, Any]:
         seed=job.request["seed"],
         device=job.device,
         bf16=_bf16(job.request["original"]),
-        log=_log(tell, total),
+        log=_log(total),
         resume_store=EpochStore(folder / EPOCH),
     )
     return _save(job, checkpoint, folder)
 
 
-def _unlearn(job: TaskJob, folder: Path, tell: StepReporter) -> dict[str, Any]:
+def _unlearn(job: TaskJob, folder: Path) -> dict[str, Any]:
     """Unlearn with one method and setting, and observe the model."""
     original, (data, split) = Checkpoint.load(_require(job.original)), _load_world(job.request)
     method = config.parse_choice(methods.METHODS, job.request["method"], "method", METHOD_CHOICES)
     bf16 = _bf16(job.request["original"])
-    checkpoint = api.unlearn(original, data, split, method, device=job.device, bf16=bf16, log=_log(tell, 0))
+    checkpoint = api.unlearn(original, data, split, method, device=job.device, bf16=bf16, log=_log(0))
     return _save(job, checkpoint, folder)
 
 
@@ -156,7 +182,7 @@ def _bf16(original: dict[str, Any]) -> bool:
     return bool(original.get("bf16", False))
 
 
-def _judge(job: TaskJob, folder: Path, tell: StepReporter) -> dict[str, Any]:
+def _judge(job: TaskJob, folder: Path) -> dict[str, Any]:
     """Findings, verdict, selection score, and ROC curves of the score that the verdict uses."""
     look, subject = _require(job.look), _require(job.subject)
     original, seen = _load_observations(look), Observations.load(subject / TASK_OBSERVATIONS)
@@ -183,7 +209,7 @@ def _judge(job: TaskJob, folder: Path, tell: StepReporter) -> dict[str, Any]:
     }
 
 
-TASK_RUNNERS: dict[TaskKind, Callable[[TaskJob, Path, StepReporter], dict[str, Any]]] = {
+TASK_RUNNERS: dict[TaskKind, Callable[[TaskJob, Path], dict[str, Any]]] = {
     TaskKind.ORIGINAL: _train_original,
     TaskKind.OBSERVATION: _observe_original,
     TaskKind.ORACLE: _retrain,
@@ -243,17 +269,18 @@ def _cost(folder: Path) -> Cost:
     return Cost(cost.steps, cost.examples, cost.seconds)
 
 
-def _log(tell: StepReporter, total: int) -> Log:
+def _log(total: int) -> Log:
     def log(record: dict[str, Any]) -> None:
-        tell(int(record["step"]), total)
+        report_steps(int(record["step"]), total)
 
     return log
 
 
 def _require(folder: Path | None) -> Path:
-    """The folder of a dependency, which every plan sets."""
+    """The folder of a dependency, which every plan sets, and which another machine may have written just now."""
     if folder is None:
         raise EffaceError(
             "A task was planned without the task it depends on.", remedy="This is a bug: please report it."
         )
+    wait_until_seen(folder)
     return folder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -57,6 +57,17 @@ def audit_command(
     references: Annotated[
         Path | None, typer.Option("--references", help="A folder filled by `efface references`.")
     ] = None,
+    bank: Annotated[
+        Path | None, typer.Option("--bank", help="A reference bank of the original: `efface references RUN --bank 8`.")
+    ] = None,
+    rehearsals: Annotated[
+        Path | None,
+        typer.Option("--rehearsals", help="Rehearsals of this procedure; by default those beside the original."),
+    ] = None,
+    require: Annotated[
+        Literal["any", "direct"],
+        typer.Option("--require", help="direct: a validated procedure counts as undecided (exit code 4)."),
+    ] = "any",
     trust_pickle: Trust = None,
     plain_ids: Annotated[
         bool, typer.Option("--plain-ids", help="Write bare keys into the record instead of digests.")
@@ -94,13 +105,15 @@ def audit_command(
             quiet=quiet,
         )
     run = require_run(run, control, views)
+    from efface.auditing.verdict import EXIT_CODES
     from efface.reporting.page import REPORT
     from efface.runs.audit import audit_run, evidence_folder
 
     with progress(quiet) as shown:
         judged = audit_run(
-            run, settings, original=original, oracles=oracle or [], references=references, plain_ids=plain_ids,
-            recheck=recheck, out=out, force=force, progress=shown,
+            run, settings, original=original, oracles=oracle or [], references=references, bank=bank,
+            rehearsals=rehearsals,
+            plain_ids=plain_ids, recheck=recheck, out=out, force=force, progress=shown,
         )  # fmt: skip
     result, lines = _summary(run, judged)
     kept = evidence_folder(run, out)
@@ -112,7 +125,10 @@ def audit_command(
     else:
         lines.append(f"Report: {kept / REPORT}")
     print_result(result, lines, as_json=json_, quiet=quiet)
-    raise typer.Exit(judged.exit_code)
+    code = judged.exit_code
+    if require == "direct" and code == 0 and judged.verdict.word != "removed":
+        code = EXIT_CODES["inconclusive"]  # the procedure was validated, and this request was not decided by itself
+    raise typer.Exit(code)
 
 
 def _summary(run: Path, judged: AuditResult) -> tuple[dict[str, Any], list[str]]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from efface.cli.options import Device, Json, Quiet, Set, print_result, progress, settings_of
+from efface.cli.options import Device, Json, On, Quiet, Set, print_result, progress, settings_of
 
 FAILED = 5
 
@@ -21,6 +21,7 @@ def bench_command(
     family: Annotated[list[str] | None, typer.Option("--family", help="Only this family; repeatable.")] = None,
     forget: Annotated[list[str] | None, typer.Option("--forget", help="Only this forget set; repeatable.")] = None,
     jobs: Annotated[int | None, typer.Option("--jobs", help="Number of processes, with one thread each.")] = None,
+    on: On = "local",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be done, the time and the disk space; train nothing.")
     ] = False,
@@ -35,7 +36,9 @@ def bench_command(
     Exit code 5: done, but some models failed; which ones and why is printed and on the page.
     """
     from efface.bench.grid import build_grid, folder_name
+    from efface.tasks.place import TaskPlace
 
+    TaskPlace.parse(on)
     settings = settings_of(grid, set_, name=None, jobs=jobs, device=device)
     chosen = build_grid(settings, grid.stem).select(family or (), forget or ())
     home = out or Path("runs") / folder_name(chosen, grid.stem)
@@ -51,7 +54,7 @@ def bench_command(
     from efface.bench.tables import RESULTS
 
     with progress(quiet) as shown:
-        done = run_bench(chosen, home, retry=retry, progress=shown)
+        done = run_bench(chosen, home, on=on, retry=retry, progress=shown)
     lines = [f"{done.made} made, {done.kept} kept from before, {len(done.failed)} failed."]
     lines += [f"failed: {task}: {error}" for task, error in done.failed.items()]
     lines += [f"Page: {home / PAGE}", f"All results: {home / RESULTS}, and the same as .csv"]

@@ -25,6 +25,9 @@ Config = Annotated[Path | None, typer.Option("--config", help="YAML file of sett
 Set = Annotated[list[str] | None, typer.Option("--set", help="One setting, as key=value; repeatable.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+On = Annotated[
+    str, typer.Option("--on", help="Where tasks run: local, dask://HOST:PORT or slurm:PARTITION; see docs/cluster.md.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON, last.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print only errors (and --json).")]
 Trust = Annotated[

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from efface.reporting.signing import CryptoSigner
 
 PASSPHRASE = "EFFACE_PASSPHRASE"  # the name of a variable, not a passphrase
+TSA_URL = "EFFACE_TSA_URL"
 
 keys = typer.Typer(
     help="Make and show the keys that sign bundles (ed25519).", no_args_is_help=True, add_completion=False
@@ -29,14 +30,20 @@ def new_key(
     encrypt: Annotated[
         bool, typer.Option("--encrypt", help=f"Protect it with a passphrase, from ${PASSPHRASE} or asked for.")
     ] = False,
+    folder: Annotated[
+        bool, typer.Option("--folder", help="A key on the curve P-256, to sign folders: `efface export signature`.")
+    ] = False,
     json_: Json = False,
 ) -> None:
     """Write a private key, readable by you alone, and beside it the public key FILE.pub.pem to hand out."""
     from efface.reporting.signing import create_keys, load_public_key
 
-    public = create_keys(path, ask_passphrase(path, twice=True) if encrypt else None)
-    result = {"private": str(path), "public": str(public), "key": load_public_key(public).keyid}
-    lines = [f"Private key, to keep: {path}", f"Public key, to hand out: {public}", f"Key: {result['key']}"]
+    public = create_keys(path, ask_passphrase(path, twice=True) if encrypt else None, folders=folder)
+    result = {"private": str(path), "public": str(public)}
+    lines = [f"Private key, to keep: {path}", f"Public key, to hand out: {public}"]
+    if not folder:
+        result["key"] = load_public_key(public).keyid
+        lines.append(f"Key: {result['key']}")
     print_result(result, lines, as_json=json_, quiet=json_)
 
 
@@ -60,7 +67,7 @@ def show_key(
 
 
 def sign_command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="An audited run.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="An audited run, or a head.")],
     key: Annotated[Path, typer.Option("--key", help="Private key, from `efface keys new`.")],
     weights: Annotated[
         Path | None, typer.Option("--weights", help="The released file; by default the run's own.")
@@ -69,6 +76,12 @@ def sign_command(
     out: Annotated[
         Path | None, typer.Option("--out", help="Bundle to write; by default WEIGHTS.intoto.jsonl in the run.")
     ] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Sign the record of an exact deletion (--method shards) instead.")
+    ] = False,
+    timestamp_url: Annotated[
+        str | None, typer.Option("--timestamp-url", envvar=TSA_URL, help="Time-stamping server (RFC 3161) to ask.")
+    ] = None,
     force: Force = False,
     json_: Json = False,
     quiet: Quiet = False,
@@ -76,9 +89,20 @@ def sign_command(
     """Sign what the record states about the released weights, as a bundle that others can verify."""
     signer = open_signer(key)
     from efface.runs.sign import sign_run
+    from efface.runs.sign_exact import is_head, sign_exact
 
-    made = sign_run(run, signer, weights=weights, request_id=request_id, out=out, force=force)
-    print_result(made.as_dict(), made.lines(), as_json=json_, quiet=quiet)
+    if exact or is_head(run):
+        made = sign_exact(run, signer, request_id=request_id, out=out, force=force)
+    else:
+        made = sign_run(run, signer, weights=weights, request_id=request_id, out=out, force=force)
+    result, lines = made.as_dict(), made.lines()
+    if timestamp_url:
+        from efface.reporting.timestamps import request_stamp
+
+        path, when = request_stamp(made.path, timestamp_url)
+        result |= {"timestamp": str(path), "time": when.isoformat()}
+        lines.append(f"Time stamp of {when.isoformat()}: {path}")
+    print_result(result, lines, as_json=json_, quiet=quiet)
 
 
 def verify_command(
@@ -90,13 +114,20 @@ def verify_command(
     require_pass: Annotated[
         bool, typer.Option("--require-pass", help="Refuse a good bundle too if it certifies no pass.")
     ] = False,
+    tsa_certificate: Annotated[
+        Path | None,
+        typer.Option("--tsa-certificate", help="Certificates of a time-stamping authority: require its stamp."),
+    ] = None,
+    timestamp: Annotated[
+        Path | None, typer.Option("--timestamp", help="The time stamp; by default BUNDLE.tsr.")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Check a bundle against a key that you trust: 0 if it is good, 3 if it is refused, 2 if nothing was checked."""
     from efface.reporting.refusals import REASONS
     from efface.reporting.verify import verify_bundle
 
-    found = verify_bundle(bundle, key, weights, require_pass=require_pass)
+    found = verify_bundle(bundle, key, weights, require_pass=require_pass, authority=tsa_certificate, stamp=timestamp)
     if found.reason is not None:
         typer.echo(f"refused: {found.reason.value}: {REASONS[found.reason]}\nwhy:     {found.detail}", err=True)
     elif not json_ and found.stated is not None:

@@ -22,6 +22,7 @@ from efface.cli.options import (
     Set,
     Trust,
     consent_settings,
+    merge_group,
     print_result,
     progress,
     settings_of,
@@ -38,6 +39,9 @@ def pretrain_command(
     objective: Annotated[
         str | None, typer.Option("--objective", help="simclr, moco, byol, clip, cross_entropy.")
     ] = None,
+    shards: Annotated[
+        int | None, typer.Option("--shards", help="Train so many networks on examples of their own: exact deletion.")
+    ] = None,
     config: Config = None,
     set_: Set = None,
     seed: Seed = None,
@@ -49,6 +53,9 @@ def pretrain_command(
 ) -> None:
     """Train an original checkpoint; if interrupted, the same command resumes and ends with the same weights."""
     settings = settings_of(config, set_, data=data, objective=objective, seed=seed, device=device)
+    if shards is not None:
+        recipe = merge_group(settings, "recipe", {})
+        settings["recipe"] = recipe | {"shards": merge_group(recipe, "shards", {"count": shards})}
     from efface.runs.train import pretrain_run
 
     with progress(quiet) as bar, tracked(bar, track, out, settings) as shown:
@@ -66,7 +73,8 @@ def unlearn_command(
     start: Annotated[Path, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or any library's checkpoint.")],
     out: Out,
     forget: Annotated[
-        str | None, typer.Option("--forget", help="File of keys, @class:5, @group:x, @random:0.1, @keys:a,b.")
+        str | None,
+        typer.Option("--forget", help="File of keys, @class:5, @group:x, @random:0.1, @keys:a,b, @memorized:10%:FILE."),
     ] = None,
     method: Annotated[
         str | None, typer.Option("--method", help="See `efface methods`; auto: chosen by unseen examples.")
@@ -79,6 +87,10 @@ def unlearn_command(
         typer.Option(
             "--budget", help="Largest number of optimizer steps: 5% of retraining's, or a number; implies --stop."
         ),
+    ] = None,
+    bank: Annotated[
+        Path | None,
+        typer.Option("--bank", help="Reference bank of the original, for methods that need one."),
     ] = None,
     data: DataOption = None,
     objective: Annotated[str | None, typer.Option("--objective", help="Objective of a foreign checkpoint.")] = None,
@@ -100,6 +112,7 @@ def unlearn_command(
     """Unlearn examples from a checkpoint into a new run folder; the original stays as it is."""
     settings = settings_of(
         config, set_, forget=forget, method=method, stop={} if stop else None, budget=budget, data=data,
+        bank=None if bank is None else str(bank),
         objective=objective, seed=seed, device=device, skip_never_trained=skip_never_trained or None,
         allow_absent=allow_absent or None, purge_cache=purge_cache or None, **consent_settings(trust_pickle),
     )  # fmt: skip
@@ -111,6 +124,20 @@ def unlearn_command(
     result = {"run": str(out), "digest": meta["digest"], "parent": made.parent, **vars(made.training_cost)}
     result |= {key: meta[key] for key in ("method", "stopped", "search") if meta[key] is not None}
     print_result(result, _summary(out, made), as_json=json_, quiet=quiet)
+
+
+def check_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run of the method shards.")],
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Repeat an exact deletion from the beginning, and compare: 0 if the weights are equal, 3 if they are not."""
+    from efface.runs.exact_runs import check_exact_run, describe_check
+
+    with progress(quiet) as shown:
+        found = check_exact_run(run, progress=shown)
+    print_result(describe_check(run, found), [f"{run}: {found.what}; {found.measured}"], as_json=json_, quiet=quiet)
+    raise typer.Exit(0 if found.passed else 3)
 
 
 def _summary(out: Path, made: Checkpoint) -> list[str]:

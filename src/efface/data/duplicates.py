@@ -97,16 +97,17 @@ def describe_copies(found: list[Duplicate]) -> list[str]:
 def _find_exact(data: Data, chosen: np.ndarray, elsewhere: Mapping[str, np.ndarray]) -> list[Duplicate]:
     originals: dict[bytes, str] = {}
     for row in chosen:
-        originals.setdefault(_hash_pixels(data, row), str(data.keys[row]))
+        originals.setdefault(hash_pixels(data, row), str(data.keys[row]))
     return [
         Duplicate(originals[content], str(data.keys[row]), part, True, 1.0)
         for part, rows in elsewhere.items()
         for row in rows
-        if (content := _hash_pixels(data, row)) in originals
+        if (content := hash_pixels(data, row)) in originals
     ]
 
 
-def _hash_pixels(data: Data, row: np.intp) -> bytes:
+def hash_pixels(data: Data, row: np.intp) -> bytes:
+    """Hash the pixels of one example."""
     return blake2b(np.ascontiguousarray(data.x[row]).data, digest_size=16).digest()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from efface.data.dataset import UNKNOWN_LABEL, Data, rank_by_hash
+from efface.data.memorization import read_memorization
 from efface.data.names import (
     MatchedNames,
     NameIndex,
@@ -27,7 +28,10 @@ LONGEST_COUNT = 18
 """Digits of the largest count that is read as one."""
 CLASSES_SHOWN = 5
 """Number of classes that the description of a selection names."""
-FORMS = "@class:NAME, @group:NAME, @random:0.1, @random:50, @keys:a,b, or a .txt, .csv, .json, .jsonl of keys"
+FORMS = (
+    "@class:NAME, @group:NAME, @random:0.1, @random:50, @memorized:10%:FILE, @keys:a,b, or a .txt, .csv, .json, .jsonl "
+    "of keys"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +47,7 @@ class Selection:
     listed: bool = False
     """Whether their keys were listed one by one."""
     kind: str = "listed"
-    """What the selector was resolved to: ``class``, ``group``, ``listed`` or ``random``."""
+    """What the selector was resolved to: ``class``, ``group``, ``listed``, ``memorized`` or ``random``."""
     names: Mapping[str, int] = field(default_factory=dict)
     """How many of them are of each class, or of each group that was named."""
     notes: tuple[str, ...] = ()
@@ -71,7 +75,7 @@ def describe_selection(facts: Mapping[str, Any]) -> list[str]:
         plural = "classes" if kind == "class" else "groups"
         what = f"{examples} of {len(names)} {plural}: {_list_counts(names)}"
     else:
-        how = "drawn at random" if kind == "random" else "listed by id"
+        how = {"random": "drawn at random", "memorized": "that are memorized most"}.get(kind, "listed by id")
         what = f"{examples} {how}" + (f", by class: {_list_counts(names)}" if names else "")
     return [*(str(note) for note in facts.get("notes", ())), f"Forgets {what}."]
 
@@ -93,7 +97,8 @@ def resolve_selector(
         train: Positions of the training examples.
         elsewhere: Name of a part to positions that cannot be chosen; the error for one of them names its part.
         selector: ``@class:NAME``, ``@group:NAME`` (or several names, or a file of names), ``@random:0.1``,
-            ``@random:50``, ``@keys:a,b``, or the path of a .txt, .csv, .tsv, .json or .jsonl file of keys.
+            ``@random:50``, ``@memorized:10%:FILE`` (see :mod:`efface.data.memorization`), ``@keys:a,b``, or the path of
+            a .txt, .csv, .tsv, .json or .jsonl file of keys.
         seed: Seed of a random selection.
 
     Raises:
@@ -291,28 +296,68 @@ def count_classes(data: Data, positions: np.ndarray) -> dict[str, int]:
 def _select_random(
     data: Data, train: np.ndarray, elsewhere: Mapping[str, np.ndarray], value: str, seed: int
 ) -> Selection:
+    count = _read_size("@random", value, len(train))
+    rank = rank_by_hash(data.keys[train], seed, "forget")
+    positions = train[np.argsort(rank, kind="stable")[:count]]
+    return Selection(positions, random=True, kind="random", names=count_classes(data, positions))
+
+
+def _select_memorized(
+    data: Data, train: np.ndarray, elsewhere: Mapping[str, np.ndarray], value: str, seed: int
+) -> Selection:
+    size, colon, path = value.partition(":")
+    if not colon or not path.strip():
+        raise EffaceError(
+            f"'@memorized:{escape_invisible(value)}' does not say which file holds the numbers.",
+            "How much an example is memorized can only be measured with other models.",
+            "Write @memorized:10%:FILE, where FILE is a .csv with the columns key and memorization.",
+        )
+    count = _read_size("@memorized", size, len(train))
+    known = read_memorization(Path(path.strip()))
+    keys = data.keys[train].tolist()
+    absent = [key for key in keys if key not in known]
+    if absent:
+        raise EffaceError(
+            f"{path.strip()} does not say how much {len(absent)} of {len(keys)} training examples are memorized: "
+            f"{quote_first(absent)}.",
+            "They might be among the most memorized.",
+            "Write a number for every training example.",
+        )
+    scores = np.array([known[key] for key in keys])
+    positions = train[np.lexsort((rank_by_hash(data.keys[train], seed, "forget"), -scores))[:count]]
+    note = (
+        "The most memorized examples are unlike others also to models that never saw them: they can be judged with "
+        "retrained references only."
+    )
+    return Selection(positions, kind="memorized", names=count_classes(data, positions), notes=(note,))
+
+
+def _read_size(kind: str, value: str, available: int) -> int:
+    """Read how many of the training examples are meant: a fraction, a percentage or a count."""
     value = value.strip()
     is_count = value.isdecimal() and len(value) <= LONGEST_COUNT
+    number, percent = (value[:-1], 100.0) if value.endswith("%") else (value, 1.0)
     try:
-        size = float(value)
+        size = float(number) / percent
     except ValueError:
         size = float("nan")
     if not is_count and not 0 < size <= 1:
         raise EffaceError(
-            f"'@random:{escape_invisible(value)}' is neither a fraction nor a count.",
-            remedy="Write @random:0.1 or @random:50.",
+            f"'{kind}:{escape_invisible(value)}' is neither a fraction nor a count.",
+            remedy=f"Write {kind}:0.1 or {kind}:50."
+            if kind == "@random"
+            else f"Write {kind}:10%:FILE or {kind}:50:FILE.",
         )
-    count = int(value) if is_count else round(size * len(train))
-    if not 0 < count <= len(train):
-        raise EffaceError(f"'@random:{value}' selects {count} examples.", f"There are {len(train)} training examples.")
-    rank = rank_by_hash(data.keys[train], seed, "forget")
-    positions = train[np.argsort(rank, kind="stable")[:count]]
-    return Selection(positions, random=True, kind="random", names=count_classes(data, positions))
+    count = int(value) if is_count else round(size * available)
+    if not 0 < count <= available:
+        raise EffaceError(f"'{kind}:{value}' selects {count} examples.", f"There are {available} training examples.")
+    return count
 
 
 _KINDS: dict[str, Callable[..., Selection]] = {
     "@class": _select_class,
     "@group": _select_group,
     "@keys": _select_keys,
+    "@memorized": _select_memorized,
     "@random": _select_random,
 }

@@ -169,18 +169,7 @@ def select_forget_set(
     chosen, skipped = _choose_trained(
         data, split.retain, {**elsewhere, "an earlier request": earlier}, selector, seed, skip=skip_never_trained
     )
-    positions = np.sort(chosen.positions)
-    pool = np.sort(np.concatenate([split.holdout, split.spare]))
-    holdout, matched, warnings = match_holdout(data, positions, pool, chosen, seed)
-    result = replace(
-        split,
-        forget=positions,
-        retain=np.setdiff1d(split.retain, positions),
-        holdout=holdout,
-        spare=np.setdiff1d(pool, holdout),
-        earlier=earlier,
-        absent=_absent_after_request(split),
-    )
+    result, matched, warnings = move_to_forget(split, data, chosen, seed)
     copies = find_duplicates(data, result)
     if chosen.listed and not allow_duplicates:
         refuse_copies(copies)
@@ -211,6 +200,28 @@ def select_forget_set(
     )
     result.check(len(data))
     return result
+
+
+def move_to_forget(split: Split, data: Data, chosen: Selection, seed: int) -> tuple[Split, str | None, list[str]]:
+    """Move a selection from ``retain`` to ``forget`` and match the holdout to it; the provenance stays as it was.
+
+    Returns:
+        The split, what the holdout was matched on, and warnings.
+
+    """
+    positions = np.sort(chosen.positions)
+    pool = np.sort(np.concatenate([split.holdout, split.spare]))
+    holdout, matched, warnings = match_holdout(data, positions, pool, chosen, seed)
+    moved = replace(
+        split,
+        forget=positions,
+        retain=np.setdiff1d(split.retain, positions),
+        holdout=holdout,
+        spare=np.setdiff1d(pool, holdout),
+        earlier=np.sort(np.concatenate([split.earlier, split.forget])),
+        absent=_absent_after_request(split),
+    )
+    return moved, matched, warnings
 
 
 def merge_requests(split: Split, data: Data) -> Split:

@@ -49,7 +49,8 @@ class Environment(RecordModel):
 
 def _packages() -> str:
     """Digest of the installed packages, one ``name==version`` on each line."""
-    found = sorted({f"{one.metadata['Name']}=={one.version}" for one in metadata.distributions()})
+    described = [one.metadata for one in metadata.distributions()]  # each use of it parses a file
+    found = sorted({f"{one['Name']}=={one['Version']}" for one in described})
     return hashlib.sha256("".join(f"{one}\n" for one in found).encode()).hexdigest()
 
 

@@ -57,6 +57,37 @@ class SplitFacts(RecordModel):
     warnings: tuple[str, ...] = ()
 
 
+class BankFacts(RecordModel):
+    """The reference bank of an audit."""
+
+    file: str
+    """Path of the bank when the audit was made."""
+    digest: str
+    """SHA-256 of the part of it that the audit used."""
+    original: str
+    """Digest of the original that it was made for."""
+    models: int
+    """Number of models that the audit used; half of them never saw a given example."""
+    unit: str
+    """What was always in the same half: ``example``, ``group`` or ``class``."""
+    share: float
+    """Share of the original's epochs that its models were trained for."""
+    divided: bool
+    """Whether the method was given the other half of the bank."""
+
+
+class RehearsalFacts(RecordModel):
+    """The rehearsals of a procedure that an audit used."""
+
+    file: str
+    """Their folder when the audit was made; for retraining that of the reference bank."""
+    digest: str
+    """SHA-256 of what they hold."""
+    kind: str
+    """What was rehearsed, in words."""
+    requests: int
+
+
 class CheckpointFacts(RecordModel):
     """Identity and provenance of one checkpoint."""
 

@@ -8,12 +8,11 @@ statements of a bundle can disagree. Needs neither torch nor NumPy.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import ConfigDict, Field
-from pydantic.alias_generators import to_camel
+from pydantic import Field
 
-from efface.schema import RecordModel
+from efface.reporting.stated_verdict import Filled, Sha256, StatedVerdict, StatementPart
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 UNLEARNING = "urn:efface:unlearning:v1"
@@ -25,29 +24,19 @@ BUILD_TYPE = "urn:efface:unlearn:v1"
 BUILDER = "urn:efface:cli"
 RECORD_NAME = "record.json"
 
-Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-Filled = Annotated[str, Field(min_length=1, pattern=r"\S")]
 Outcome = Literal["PASSED", "WARNED", "FAILED"]
 OUTCOMES: dict[str, Outcome] = {
     "removed": "PASSED",
     "residue": "FAILED",
     "over-forgotten": "FAILED",
     "removed, utility lost": "FAILED",
+    "validated": "PASSED",
+    "validated, utility lost": "FAILED",
+    "procedure leaves residue": "FAILED",
+    "procedure over-forgets": "FAILED",
 }
 """Outcome of the test by verdict word; every other word, such as ``inconclusive``, is ``WARNED``, never a pass."""
 _WORST_LAST: tuple[Outcome, ...] = ("PASSED", "WARNED", "FAILED")
-
-
-class StatementPart(RecordModel):
-    """A part of a statement: field names are in camelCase, as in-toto writes them."""
-
-    model_config = ConfigDict(
-        alias_generator=to_camel, validate_by_name=True, validate_by_alias=True, serialize_by_alias=True
-    )
-
-    def content(self) -> dict[str, Any]:
-        """The part as JSON types."""
-        return self.model_dump(mode="json")
 
 
 class FileDigest(StatementPart):
@@ -125,33 +114,6 @@ class StatedFinding(StatementPart):
     unit: str
 
 
-class StatedSignal(StatementPart):
-    """The verdict on one signal."""
-
-    signal: Filled
-    power: tuple[float, float, float]
-    """AUC of the original with its interval: value, low, high."""
-    powered: bool
-    value: float
-    low: float
-    high: float
-    word: Filled
-    blinded: bool
-
-
-class StatedVerdict(StatementPart):
-    """The verdict of the audit, and the thresholds that were fixed before it."""
-
-    word: Filled
-    level: Annotated[str, Field(pattern="^A[0-9]$")]
-    sentence: Filled
-    delta: Annotated[float, Field(gt=0, lt=0.5)]
-    alpha: Annotated[float, Field(gt=0, lt=0.5)]
-    signals: tuple[StatedSignal, ...] = Field(min_length=1)
-    utility_drop: float | None
-    max_utility_drop: float
-
-
 class AllRequests(StatementPart):
     """All requests together, if this was not the first."""
 
@@ -220,6 +182,8 @@ class Unlearning(StatementPart):
             return "the file is only stated to hold the model, but no claim says so"
         if verdict.word in ("residue", "over-forgotten"):
             return "" if verdict.word in words else f"{verdict.word}, but no signal is"
+        if verdict.word.startswith(("validated", "procedure ")):
+            return self._contradicts_rehearsals(words)
         if verdict.word not in OUTCOMES:
             return ""
         outside = [one.signal for one in verdict.signals if not low < one.low <= one.high < high]
@@ -231,6 +195,18 @@ class Unlearning(StatementPart):
             return "removed, but no signal has power"
         blinded = verdict.word == "removed" and any(one.blinded for one in verdict.signals)
         return "removed, but a signal is blinded" if blinded else ""
+
+    def _contradicts_rehearsals(self, words: set[str]) -> str:
+        word, held = self.verdict.word, self.verdict.rehearsals
+        if held is None:
+            return f"{word}, but there are no rehearsals"
+        if words & {"residue", "over-forgotten"} or any(one.blinded for one in self.verdict.signals):
+            return f"{word}, but the request itself says something else"
+        if word.startswith("validated"):
+            why = held.contradiction(self.verdict.delta)
+            return f"validated, but {why}" if why else ""
+        expected = {"procedure leaves residue": "residue", "procedure over-forgets": "over-forgotten"}.get(word)
+        return "" if held.word == expected else f"{word}, but the rehearsals say '{held.word}'"
 
 
 class Descriptor(StatementPart):
@@ -317,9 +293,18 @@ PREDICATES: dict[str, type[StatementPart]] = {
 """Predicate type to its model."""
 
 
-def expected_types(stated: Unlearning) -> tuple[str, ...]:
+class Certifiable(Protocol):
+    """What the first statement of a bundle holds."""
+
+    @property
+    def passes(self) -> bool:
+        """Whether a pass may be certified."""
+        ...
+
+
+def expected_types(stated: Certifiable, first: str = UNLEARNING) -> tuple[str, ...]:
     """The statements of a bundle, in their order."""
-    return (UNLEARNING, TEST_RESULT, *((SVR,) if stated.passes else ()), PROVENANCE)
+    return (first, TEST_RESULT, *((SVR,) if stated.passes else ()), PROVENANCE)
 
 
 def describe_record(stated: Unlearning) -> dict[str, Any]:
@@ -333,8 +318,10 @@ def derive_test_result(stated: Unlearning) -> TestResult:
     """The test result that follows from an unlearning statement: one test for each signal, and one for all requests."""
     tests = {one.signal: OUTCOMES.get(one.word, "WARNED") for one in stated.verdict.signals}
     tests |= {f"{one.signal}.control": "WARNED" for one in stated.verdict.signals if one.blinded}
-    if stated.verdict.word == "removed, utility lost":
+    if stated.verdict.word.endswith(", utility lost"):
         tests["utility"] = "FAILED"
+    if stated.verdict.rehearsals is not None:
+        tests["procedure"] = OUTCOMES.get(stated.verdict.rehearsals.word, "WARNED")
     if stated.all_requests is not None:
         tests["all requests"] = OUTCOMES.get(stated.all_requests.word, "WARNED")
     named = {outcome: tuple(sorted(name for name, one in tests.items() if one == outcome)) for outcome in _WORST_LAST}

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from efface.auditing import controls
+from efface.auditing.calibration import calibrate_evidence
 from efface.auditing.evidence import Evidence
 from efface.auditing.observations import Observations
+from efface.auditing.reference_bank import ReferenceBank
+from efface.auditing.rehearsals import RehearsedVerdict
 from efface.auditing.utility_gate import UtilityLoss
+from efface.auditing.validation import combine_words
 from efface.auditing.verdict import Verdict, combine_signals, judge
 from efface.errors import EffaceError
 from efface.reporting.record import RECORD, Record
@@ -39,13 +43,16 @@ def select_recorded(record: Record, seen: Mapping[str, Observations]) -> dict[st
     return {role: one for role, one in seen.items() if not digests or digests.get(role) == one.digest}
 
 
-def require_same_verdict(folder: Path, record: Record, seen: Mapping[str, Observations]) -> None:
+def require_same_verdict(
+    folder: Path, record: Record, seen: Mapping[str, Observations], bank: ReferenceBank | None = None
+) -> None:
     """Raise unless the verdict of the record is the one that its numbers, and its observations, lead to.
 
     Args:
         folder: The run folder, for messages.
         record: The record.
         seen: Observations of its models by role, as far as they still exist.
+        bank: The reference bank that it was calibrated by, if that still exists.
 
     """
     verdict = record.verdict
@@ -57,11 +64,17 @@ def require_same_verdict(folder: Path, record: Record, seen: Mapping[str, Observ
     own = seen["subject"].model
     oracles = {role: seen[role] for role in models if role.startswith("oracle") and seen[role].model != own}
     claimed = frozenset(one.model for role, one in oracles.items() if record.checkpoints[role].claim)
+    if record.bank is not None and bank is None:
+        return
     evidence = Evidence(seen["original"], seen["subject"], tuple(oracles.values()), claimed=claimed)
+    evidence = calibrate_evidence(evidence, bank)
     again = judge(evidence, record.criteria, fixed=record.fixed_criteria)
     values = {one.signal: one.value for one in again.signals}
-    if again.word != verdict.word or any(abs(values.get(one.signal, 2) - one.value) > CLOSE for one in verdict.signals):
-        raise _other_verdict_error(folder, verdict, f"Computed again from its observations, it is '{again.word}'.")
+    word = again.word if verdict.rehearsed is None else combine_words(again, verdict.rehearsed)[0]
+    if (word != verdict.word.removesuffix(", utility lost") and word != verdict.word) or any(
+        abs(values.get(one.signal, 2) - one.value) > CLOSE for one in verdict.signals
+    ):
+        raise _other_verdict_error(folder, verdict, f"Computed again from its observations, it is '{word}'.")
 
 
 def recombine(verdict: Verdict) -> str:
@@ -69,8 +82,29 @@ def recombine(verdict: Verdict) -> str:
     words = {one.signal: _word_of(one.low, one.high, one.word, verdict.delta) for one in verdict.signals}
     if any(words[one.signal] != one.word for one in verdict.signals):
         return "another one"
-    lost = "lost" if verdict.word == "removed, utility lost" else ""
-    return controls.strictest(combine_signals(verdict.signals, UtilityLoss(None, lost, "")), verdict.controls)
+    if verdict.rehearsed is not None and not _is_recombined(verdict.rehearsed, verdict.delta):
+        return "another one"
+    lost = "lost" if verdict.word.endswith(", utility lost") else ""
+    word = controls.strictest(combine_signals(verdict.signals, UtilityLoss(None, lost, "")), verdict.controls)
+    if verdict.rehearsed is None:
+        return word
+    combined, _ = combine_words(replace(verdict, word=word), verdict.rehearsed)  # pyright: ignore[reportArgumentType]
+    return f"{combined}, utility lost" if combined == "validated" and lost else combined
+
+
+def _is_recombined(held: RehearsedVerdict, delta: float) -> bool:
+    """Whether the word of stored rehearsals is the one that their signals and controls lead to."""
+    words = {_word_of(one.low, one.high, one.word, delta) for one in held.signals}
+    if any(_word_of(one.low, one.high, one.word, delta) != one.word for one in held.signals):
+        return False
+    powered = any(one.powered for one in held.signals)
+    word = (
+        next((one for one in ("residue", "over-forgotten") if one in words), "inconclusive")
+        if powered
+        else "inconclusive"
+    )
+    word = "removed" if powered and words == {"removed"} else word
+    return controls.strictest(word, held.controls) == held.word
 
 
 def _word_of(low: float, high: float, word: str, delta: float) -> str:

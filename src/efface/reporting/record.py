@@ -24,12 +24,21 @@ from efface.auditing.verdict import Criteria, Verdict
 from efface.errors import EffaceError
 from efface.files import read_json, write_text
 from efface.reporting.environment import Environment
-from efface.reporting.facts import CheckpointFacts, DataFacts, LogFacts, PartChange, Request, SplitFacts
+from efface.reporting.facts import (
+    BankFacts,
+    CheckpointFacts,
+    DataFacts,
+    LogFacts,
+    PartChange,
+    RehearsalFacts,
+    Request,
+    SplitFacts,
+)
 from efface.reporting.redaction import KEY_FILE, KEYED, Items, Redactor, hmac_digest, new_secret, read_key, write_key
 from efface.reporting.request_redaction import hide_request
 from efface.schema import RecordModel
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 RECORD, SCHEMA = "record.json", "record.schema.json"
 UNKEYED = (".safetensors", ".npz", ".jsonl")
 """Files with a plain digest. They do not consist of ids alone, so their digest cannot confirm a guess at the ids."""
@@ -68,6 +77,10 @@ class Record(RecordModel):
     """What counts as removed."""
     fixed_criteria: Criteria | None = None
     """The criteria that were fixed before unlearning; None in records of schema 1."""
+    bank: BankFacts | None = None
+    """The reference bank that scores were calibrated by; None without one, and in records before schema 3."""
+    rehearsals: RehearsalFacts | None = None
+    """The rehearsals of the procedure; None without any, and in records before schema 3."""
     verdict: Verdict
     cost: dict[str, Cost] = Field(default_factory=dict)
     """Training cost of ``subject``, ``original`` and ``oracle``, where known."""

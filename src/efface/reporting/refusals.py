@@ -26,6 +26,8 @@ class Reason(StrEnum):
     STATEMENTS_DISAGREE = "statements_disagree"
     VERDICT_CONTRADICTS_NUMBERS = "verdict_contradicts_numbers"
     WEIGHTS_MISMATCH = "weights_mismatch"
+    BAD_TIMESTAMP = "bad_timestamp"
+    NO_TIMESTAMP = "no_timestamp"
     NOT_PASSED = "not_passed"
     NO_KEY = "no_key"
     BAD_KEY = "bad_key"
@@ -52,6 +54,8 @@ REASONS: dict[Reason, str] = {
     Reason.STATEMENTS_DISAGREE: "one statement says something other than another",
     Reason.VERDICT_CONTRADICTS_NUMBERS: "the verdict does not follow from its own numbers",
     Reason.WEIGHTS_MISMATCH: "the weights are not the file that the bundle is about",
+    Reason.BAD_TIMESTAMP: "the time stamp is not a good one of this bundle by the pinned authority",
+    Reason.NO_TIMESTAMP: "an authority was pinned, and the bundle has no time stamp",
     Reason.NOT_PASSED: "with --require-pass: the bundle is good, but it does not certify a pass",
     Reason.NO_KEY: "no public key was pinned",
     Reason.BAD_KEY: "the pinned key cannot be used",

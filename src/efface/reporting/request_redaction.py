@@ -16,6 +16,7 @@ from typing import Any
 from efface.reporting.redaction import KEYED, hmac_digest
 
 DRAWN = "@random:"
+MEMORIZED = "@memorized:"
 SEEDS = ("seed", "forget_seed")
 
 
@@ -35,6 +36,9 @@ def hide_selector(selector: str, secret: bytes) -> str:
     """Replace the names in a selector by the starts of their keyed digests."""
     if selector.startswith("@group:"):
         return "@group:" + ",".join(_keyed(name, secret) for name in _names(selector))
+    if selector.startswith(MEMORIZED):
+        size = selector.split(":")[1]
+        return f"{MEMORIZED}{size}:{_keyed(_names(selector)[0], secret)}{PurePath(selector).suffix}"
     if selector.startswith("@"):
         return selector
     return f"{_keyed(_names(selector)[0], secret)}{PurePath(selector).suffix}"
@@ -44,6 +48,8 @@ def _names(selector: str) -> list[str]:
     """The groups that a selector names, or the name of a list; none for a class, a draw or keys, which hide others."""
     if selector.startswith("@group:"):
         return [name.strip() for name in selector.removeprefix("@group:").split(",") if name.strip()]
+    if selector.startswith(MEMORIZED):
+        return [PurePath(selector.split(":", 2)[-1]).stem]
     return [] if selector.startswith("@") or selector in ("", "None") else [PurePath(selector).stem]
 
 

@@ -18,6 +18,7 @@ try:
     import rfc8785
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
     from securesystemslib.dsse import Envelope
     from securesystemslib.exceptions import VerificationError
@@ -45,12 +46,13 @@ def public_key_path(private: Path) -> Path:
     return private.with_name(private.name.removesuffix(".pem") + ".pub.pem")
 
 
-def create_keys(path: Path, passphrase: bytes | None = None) -> Path:
+def create_keys(path: Path, passphrase: bytes | None = None, *, folders: bool = False) -> Path:
     """Write a new ed25519 key (PKCS#8 PEM, mode 0600) and its public half. Neither file is ever replaced.
 
     Args:
         path: The private key to write.
         passphrase: Encrypts the private key.
+        folders: A key on the curve P-256 instead: :mod:`efface.reporting.model_signing` takes no other.
 
     Returns:
         The public key's path.
@@ -61,7 +63,7 @@ def create_keys(path: Path, passphrase: bytes | None = None) -> Path:
     """
     path = Path(path)
     public = public_key_path(path)
-    key = Ed25519PrivateKey.generate()
+    key = ec.generate_private_key(ec.SECP256R1()) if folders else Ed25519PrivateKey.generate()
     protection = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
     private_pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection)
     public_pem = key.public_key().public_bytes(

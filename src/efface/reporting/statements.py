@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from efface.auditing.verdict import Verdict
 from efface.errors import EffaceError
 from efface.reporting.predicates import (
     BUILD_TYPE,
@@ -36,10 +37,7 @@ from efface.reporting.predicates import (
     RunDetails,
     SignedFile,
     StatedFinding,
-    StatedSignal,
-    StatedVerdict,
     Statement,
-    StatementPart,
     UncheckedClaim,
     Unlearning,
     derive_svr,
@@ -47,6 +45,7 @@ from efface.reporting.predicates import (
     describe_record,
 )
 from efface.reporting.record import Record
+from efface.reporting.stated_verdict import StatedPooled, StatedRehearsals, StatedSignal, StatedVerdict, StatementPart
 
 Release = Literal["audited", "recorded", "stated"]
 NOT_COVERED = (
@@ -143,6 +142,7 @@ def describe_unlearning(record: Record, digest: str, *, request_id: str, release
                 ),
                 utility_drop=verdict.utility_drop,
                 max_utility_drop=record.criteria.max_utility_drop,
+                rehearsals=_rehearsals(verdict),
             ),
             all_requests=_all_requests(record),
             claims=_claims(record, release),
@@ -185,6 +185,21 @@ def compose_statements(
 def _digests(record: Record, role: str) -> ModelDigests:
     facts = record.checkpoints[role]
     return ModelDigests(tensors=facts.digest, file=facts.sha256)
+
+
+def _rehearsals(verdict: Verdict) -> StatedRehearsals | None:
+    held = verdict.rehearsed
+    if held is None:
+        return None
+    named = ("signal", "powered", "value", "low", "high", "word")
+    return StatedRehearsals(
+        requests=held.requests,
+        examples=held.examples,
+        kind=held.kind,
+        word=held.word,
+        signals=tuple(StatedPooled(**{name: getattr(one, name) for name in named}) for one in held.signals),
+        like_them=held.like_them,
+    )
 
 
 def _all_requests(record: Record) -> AllRequests | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from efface.errors import EffaceError
 from efface.files import file_digest
+from efface.reporting.exact import EXACT, ExactDeletion, Stated, reference_of, svr_of, test_result_of
 from efface.reporting.predicates import (
     PREDICATES,
     PROVENANCE,
@@ -29,9 +30,6 @@ from efface.reporting.predicates import (
     Statement,
     StatementPart,
     Unlearning,
-    derive_svr,
-    derive_test_result,
-    describe_record,
     expected_types,
 )
 from efface.reporting.refusals import NOTHING_CHECKED, Reason, Refusal
@@ -47,6 +45,11 @@ if TYPE_CHECKING:
     from efface.reporting.signing import SSlibKey
 
 _Part = TypeVar("_Part", bound=StatementPart)
+FIRST_STATEMENTS: dict[str, type[Unlearning | ExactDeletion]] = {UNLEARNING: Unlearning, EXACT: ExactDeletion}
+"""What the first statement of a bundle can be, by its type."""
+_REPEAT: dict[type, str] = {Unlearning: "`efface audit`", ExactDeletion: "`efface check` or `efface heads check`"}
+KINDS: dict[str, type[StatementPart]] = {**PREDICATES, **FIRST_STATEMENTS}
+NO_TIME = ", and when it was signed: there is no trusted time"
 LARGEST_BUNDLE = 8 * 2**20
 MOST_STATEMENTS = 8
 _SIGNATURE_FIELDS = {"keyid", "sig"}
@@ -67,7 +70,7 @@ class Verification:
     key: str = ""
     """Id of the pinned key."""
     subject: SignedFile | None = None
-    stated: Unlearning | None = None
+    stated: Stated | None = None
     """What the bundle states; None if it was not accepted."""
 
     @property
@@ -101,7 +104,13 @@ class Verification:
 
 
 def verify_bundle(
-    bundle: Path, key: Path | None, weights: Path | None = None, *, require_pass: bool = False
+    bundle: Path,
+    key: Path | None,
+    weights: Path | None = None,
+    *,
+    require_pass: bool = False,
+    authority: Path | None = None,
+    stamp: Path | None = None,
 ) -> Verification:
     """Check a bundle; never raises for a bad one.
 
@@ -110,6 +119,8 @@ def verify_bundle(
         key: The public key that must have signed it. Without one nothing can be checked.
         weights: The file that is to be used; its digest must be the one that the bundle is about.
         require_pass: Refuse a bundle that certifies no pass, although it is good.
+        authority: Certificates of a time-stamping authority: the bundle must have a time stamp by it.
+        stamp: The time stamp; by default beside the bundle.
 
     Example:
         >>> verify_bundle(Path("model.intoto.jsonl"), None).reason.value
@@ -119,7 +130,9 @@ def verify_bundle(
     pinned = None
     try:
         pinned = _pin(key)
-        return verify_content(_read(Path(bundle)), pinned, weights, require_pass=require_pass)
+        content = _read(Path(bundle))
+        found = verify_content(content, pinned, weights, require_pass=require_pass)
+        return found if authority is None else _with_time(found, content, Path(bundle), authority, stamp)
     except Refusal as refused:
         return Verification(refused.reason, refused.detail, key=pinned.keyid if pinned else "")
 
@@ -158,8 +171,8 @@ def verify_content(
         "they follow their schemas, agree with each other, and the verdict follows from its own numbers",
     ]
     unchecked = [
-        "whether the audit was carried out as stated: repeat it from the run folder with `efface audit`",
-        "whether a later bundle about this model replaced this one, and when it was signed: there is no trusted time",
+        f"whether it was carried out as stated: repeat it from the folder with {_REPEAT[type(stated)]}",
+        f"whether a later bundle about this model replaced this one{NO_TIME}",
         f"the record (sha256 {stated.record.sha256}), which has the rest of the evidence",
         *(f"{one.about}: {one.claim}" for one in stated.claims),
     ]
@@ -172,6 +185,18 @@ def verify_content(
         why = "it passed, but rests on claims that nobody checked" if stated.outcome == "PASSED" else stated.outcome
         raise Refusal(Reason.NOT_PASSED, f"The verdict is '{stated.verdict.word}': {why}.")
     return Verification(None, "", tuple(checked), tuple(unchecked), pinned.keyid, subject, stated)
+
+
+def _with_time(found: Verification, content: bytes, bundle: Path, authority: Path, stamp: Path | None) -> Verification:
+    """Check the time stamp too; it needs a library of its own, which is loaded only here."""
+    try:
+        from efface.reporting.timestamps import stamp_path, verify_stamp
+    except EffaceError as error:
+        raise Refusal(Reason.BAD_KEY, str(error)) from error
+    when = verify_stamp(content, stamp or stamp_path(bundle), authority)
+    checked = (*found.checked, f"the authority of {authority} states that it existed at {when.isoformat()}")
+    unchecked = tuple(line.replace(NO_TIME, "") for line in found.unchecked)
+    return replace(found, checked=checked, unchecked=unchecked)
 
 
 def _lines(content: bytes) -> list[bytes]:
@@ -232,16 +257,16 @@ def _statement(payload: bytes, number: int) -> Statement:
         statement = _model(Statement, content)
     except (ValueError, TypeError, RecursionError, EffaceError) as error:
         raise Refusal(Reason.MALFORMED_STATEMENT, f"Line {number} is not a statement: {_shown(error)}.") from error
-    model = PREDICATES.get(statement.predicate_type)
+    model = KINDS.get(statement.predicate_type)
     if model is None:
         raise Refusal(Reason.UNKNOWN_PREDICATE, f"Line {number} is of type {_shown(statement.predicate_type)}.")
-    if model is Unlearning and not statement.predicate.get("outOfScope"):
+    if model in FIRST_STATEMENTS.values() and not statement.predicate.get("outOfScope"):
         raise Refusal(Reason.MISSING_OUT_OF_SCOPE, f"Line {number} does not say what it does not cover.")
     try:
         _model(model, statement.predicate)
     except ValidationError as error:
         reason = Reason.INVALID_PREDICATE
-        if model is Unlearning and all(one["loc"][0] == "outOfScope" for one in error.errors()):
+        if model in FIRST_STATEMENTS.values() and all(one["loc"][0] == "outOfScope" for one in error.errors()):
             reason = Reason.MISSING_OUT_OF_SCOPE
         raise Refusal(reason, f"Line {number} breaks its schema: {_shown(error)}.") from error
     return statement
@@ -252,16 +277,17 @@ def _model(model: type[_Part], content: Mapping[str, Any]) -> _Part:
     return model.model_validate_json(canonical_json(content), strict=True, by_alias=True, by_name=False)
 
 
-def _agree(statements: Sequence[Statement]) -> Unlearning:
+def _agree(statements: Sequence[Statement]) -> Stated:
     """Check that the statements are those of one bundle and say the same; returns the first one's content."""
     kinds = [one.predicate_type for one in statements]
     repeated = next((kind for kind in kinds if kinds.count(kind) > 1), None)
     if repeated is not None:
         raise Refusal(Reason.DUPLICATE_STATEMENT, f"{repeated} is there {kinds.count(repeated)} times.")
-    if UNLEARNING not in kinds:
+    about = next((kind for kind in FIRST_STATEMENTS if kind in kinds), None)
+    if about is None:
         raise Refusal(Reason.MISSING_STATEMENT, f"{UNLEARNING} is missing.")
-    stated = _model(Unlearning, statements[kinds.index(UNLEARNING)].predicate)
-    expected = expected_types(stated)
+    stated = _model(FIRST_STATEMENTS[about], statements[kinds.index(about)].predicate)
+    expected = expected_types(stated, about)
     missing = [kind for kind in expected if kind not in kinds]
     if missing:
         raise Refusal(Reason.MISSING_STATEMENT, f"{', '.join(missing)} is missing.")
@@ -274,10 +300,10 @@ def _agree(statements: Sequence[Statement]) -> Unlearning:
     if stated.release == "audited" and statements[0].subject[0].digest.sha256 != stated.unlearned.file:
         raise Refusal(Reason.SUBJECT_MISMATCH, "The statements are about a file other than the audited one.")
     by_kind = dict(zip(kinds, statements, strict=True))
-    derived = {TEST_RESULT: derive_test_result(stated)} | ({SVR: derive_svr(stated)} if SVR in kinds else {})
+    derived = {TEST_RESULT: test_result_of(stated)} | ({SVR: svr_of(stated)} if SVR in kinds else {})
     for kind, part in derived.items():
         if by_kind[kind].predicate != part.content():
-            raise Refusal(Reason.STATEMENTS_DISAGREE, f"{kind} does not follow from {UNLEARNING}.")
+            raise Refusal(Reason.STATEMENTS_DISAGREE, f"{kind} does not follow from {about}.")
     _agree_on_provenance(stated, _model(Provenance, by_kind[PROVENANCE].predicate))
     contradiction = stated.contradiction()
     if contradiction:
@@ -285,17 +311,17 @@ def _agree(statements: Sequence[Statement]) -> Unlearning:
     return stated
 
 
-def _agree_on_provenance(stated: Unlearning, made: Provenance) -> None:
+def _agree_on_provenance(stated: Stated, made: Provenance) -> None:
     asked, used = made.build_definition.external_parameters, made.build_definition.resolved_dependencies
     same = (
-        made.run_details.byproducts == (describe_record(stated),)
+        made.run_details.byproducts == (reference_of(stated),)
         and asked.get("method") == stated.method.content()
         and asked.get("count") == stated.forget_set.count
         and bool(used)
         and used[0].get("digest") == {"sha256": stated.original.file}
     )
     if not same:
-        raise Refusal(Reason.STATEMENTS_DISAGREE, f"{PROVENANCE} is about another run than {UNLEARNING}.")
+        raise Refusal(Reason.STATEMENTS_DISAGREE, f"{PROVENANCE} is about another run than the first statement.")
 
 
 def _require_weights(path: Path, subject: SignedFile) -> None:

@@ -46,18 +46,51 @@ WORDINGS: dict[VerdictWord, Wording] = {
         "Do not treat the request as fulfilled with this checkpoint. Unlearn less strongly, stop earlier, or retrain "
         "without the examples.",
     ),
+    "validated": Wording(
+        "checks",
+        "The same procedure left no trace on many requests like this one.",
+        "This request alone has too few examples to decide. So the procedure was tried on many requests of the same "
+        "size and kind. Taken together, their examples look like examples that the model was never trained on. This "
+        "request looks like one of them.",
+        "The new checkpoint can replace the old one. Then work through the list of other copies below.",
+    ),
+    "procedure leaves residue": Wording(
+        "crosses",
+        "The same procedure leaves a trace on requests like this one.",
+        "This request alone has too few examples to decide. So the procedure was tried on many requests of the same "
+        "size and kind. Taken together, their examples can still be told from examples that the model was never "
+        "trained on.",
+        "Do not treat the request as fulfilled with this checkpoint. Unlearn more strongly, use another method, or "
+        "retrain without the examples.",
+    ),
+    "procedure over-forgets": Wording(
+        "downs",
+        "The same procedure forgets too much on requests like this one.",
+        "This request alone has too few examples to decide. So the procedure was tried on many requests of the same "
+        "size and kind. Taken together, their examples look less familiar than examples that the model was never "
+        "trained on. That also reveals them.",
+        "Do not treat the request as fulfilled with this checkpoint. Unlearn less strongly, stop earlier, or retrain "
+        "without the examples.",
+    ),
     "inconclusive": Wording(
         "question",
         "The evidence is not enough to decide.",
         "There are too few examples, or the measurement is too imprecise, to say whether a trace remains.",
-        "This is neither a pass nor a failure. Audit again with more never-trained examples or with retrained "
-        "models for comparison, or retrain without the examples.",
+        "This is neither a pass nor a failure. Rehearse the procedure on many requests like this one (`efface "
+        "rehearse`), audit with a reference bank, or retrain without the examples.",
     ),
     "removed, utility lost": Wording(
         "exclamation",
         "No trace was found, but the model is no longer useful.",
         "Damaging a model also makes it forget. The forgotten examples can no longer be detected, but much of what the "
         "model was good at is lost as well.",
+        "Do not deploy this checkpoint. Unlearn less strongly, use another method, or retrain without the examples.",
+    ),
+    "validated, utility lost": Wording(
+        "exclamations",
+        "The procedure left no trace, but the model is no longer useful.",
+        "The same procedure left nothing to tell on many requests like this one. But much of what the model was good "
+        "at is lost.",
         "Do not deploy this checkpoint. Unlearn less strongly, use another method, or retrain without the examples.",
     ),
 }

@@ -14,10 +14,14 @@ import yaml
 from efface import api, config
 from efface.auditing.controls import describe_change
 from efface.auditing.observers.weight_changes import measure_changes
+from efface.auditing.reference_bank import ReferenceBank
 from efface.auditing.sequential import RequestSequence
+from efface.auditing.utility_gate import judge_utility
+from efface.auditing.validation import decide_with_rehearsals
 from efface.auditing.verdict import Criteria
 from efface.data.pixel_caches import list_residual_caches, purge_caches
 from efface.data.split import EARLIER
+from efface.errors import EffaceError
 from efface.files import LOG, file_digest
 from efface.reporting import bundle
 from efface.reporting.environment import Environment
@@ -25,9 +29,13 @@ from efface.reporting.recheck import require_same_findings, require_same_verdict
 from efface.reporting.record import RECORD, SCHEMA_VERSION, Record
 from efface.runs import artifacts
 from efface.runs.binding import fixed_criteria, stored_file
+from efface.runs.calibration import bank_facts, open_bank, recorded_bank
 from efface.runs.comparison import Comparison, build_comparison, lineage
 from efface.runs.folder import create_run_folder, read_log
+from efface.runs.method_bank import used_bank
 from efface.runs.ownership import one_at_a_time, why_not_bundle
+from efface.runs.procedure import RehearsedProcedure, open_rehearsals, rehearse_with_bank
+from efface.runs.rehearsals import find_rehearsals
 from efface.runs.requests import AuditRequest
 from efface.runs.run import OpenedRun, Progress
 from efface.runs.sequential import audit_sequence
@@ -43,6 +51,8 @@ def audit_run(
     original: Path | None = None,
     oracles: Sequence[Path] = (),
     references: Path | None = None,
+    bank: Path | None = None,
+    rehearsals: Path | None = None,
     plain_ids: bool = False,
     recheck: bool = False,
     out: Path | None = None,
@@ -60,6 +70,10 @@ def audit_run(
         oracles: Retrained references: run folders that never saw the examples to forget, which is checked; or
             checkpoints of other libraries with the same architecture, which is not; the record says so.
         references: A folder filled by :mod:`efface.runs.references`; its models are used as well.
+        bank: A reference bank of the original (:mod:`efface.runs.reference_bank`): it calibrates every score, and the
+            attack that is learned on it decides as well.
+        rehearsals: Rehearsals of this request's procedure (:mod:`efface.runs.rehearsals`); by default those beside the
+            original that stand for it, if there are any. With a bank, retraining needs none: the bank is its rehearsal.
         plain_ids: Write bare keys into the record instead of digests.
         recheck: Observe every model anew instead of using stored observations.
         out: Folder to write the evidence into; by default the run folder.
@@ -84,6 +98,7 @@ def audit_run(
         recheck=recheck,
     )  # fmt: skip
     subject, observations = compared.subject, compared.observations
+    known = None if bank is None else open_bank(bank, compared)
     extra = artifacts.read_extra_findings(subject.folder, observations["subject"])
     fixed = fixed_criteria(subject.meta)
     request = replace(request, criteria=request.criteria or fixed)
@@ -96,8 +111,17 @@ def audit_run(
         unlearned=compared.unlearned,
         fixed=fixed,
         claimed=compared.claimed,
+        bank=known,
     )
     result.findings.extend(extra.findings)
+    procedure = _find_procedure(compared, bank, known, rehearsals, progress)
+    if procedure is not None:
+        criteria = request.criteria or fixed
+        rehearsed = procedure.judge(result.evidence, criteria)
+        utility = judge_utility(
+            result.evidence, [one.signal for one in result.verdict.signals], criteria.max_utility_drop
+        )
+        result = replace(result, verdict=decide_with_rehearsals(result.verdict, rehearsed, utility))
     sequence = audit_sequence(
         subject,
         compared.models,
@@ -121,10 +145,12 @@ def audit_run(
         progress.say(sentence)
     warnings = (*origin, *compared.claims, *extra.claims, *compared.notes, *residual)
     record = _build_record(compared, request, result, log, warnings, sequence)
-    record = record.model_copy(update={"fixed_criteria": fixed})
+    record = record.model_copy(
+        update={"fixed_criteria": fixed, "bank": bank_facts(bank, known, divided=used_bank(subject.meta))}
+    )
     if out is not None:
         made = {"verb": "audit", "run": str(subject.folder.resolve()), "digest": subject.meta["digest"]}
-        inputs = [run, original, references, *oracles]
+        inputs = [run, original, references, bank, *oracles]
         with create_run_folder(
             out, yaml.safe_dump(made), force=force, inputs=inputs, why_not_ours=why_not_evidence
         ) as half:
@@ -134,6 +160,30 @@ def audit_run(
     else:
         progress.say(f"{run} cannot be written: the evidence is not kept. Add --out DIR to keep it there.")
     return replace(result, sequence=sequence)
+
+
+def _find_procedure(
+    compared: Comparison, bank: Path | None, known: ReferenceBank | None, named: Path | None, progress: Progress
+) -> RehearsedProcedure | None:
+    """The rehearsals of the audited procedure: those named, those beside the original, or for retraining the bank."""
+    if named is not None:
+        return open_rehearsals(named, compared, known)
+    if compared.subject.meta["exact"]:
+        found = rehearse_with_bank(known, compared, bank) if bank is not None and known is not None else None
+        if isinstance(found, str):
+            progress.say(found)
+            return None
+        return found
+    home = find_rehearsals(compared.subject)
+    if home is None:
+        return None
+    try:
+        procedure = open_rehearsals(home, compared, known)
+    except EffaceError as error:
+        progress.say(f"The rehearsals in {home} are not used. {error.what} {error.why}")
+        return None
+    progress.say(f"Using the rehearsals in {home}")
+    return procedure
 
 
 def evidence_folder(run: Path, out: Path | None) -> Path | None:
@@ -220,7 +270,7 @@ def report_run(run: Path, progress: Progress | None = None, *, language: str = "
     kept = select_recorded(record, shown)
     for role in shown.keys() - kept.keys():
         progress.say(f"The stored observations of the {role} are not those of the record, and are not shown.")
-    require_same_verdict(run, record, kept)
+    require_same_verdict(run, record, kept, recorded_bank(record))
     return bundle.write_report(run, record, kept, read_log(run / LOG), language=language)
 
 

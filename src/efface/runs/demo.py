@@ -1,8 +1,8 @@
 """The demo: overfit a contrastive encoder on few images, unlearn a tenth of them, and audit the results.
 
-It runs the usual verbs: pretrain, unlearn (fine-tune, gradient constraint, retrain), audit, report. The settings are
-chosen so that the audit has power: few images, many epochs, a low temperature and mild crops make an encoder memorize
-single images well enough for an attack to detect it (``research/demo_power.py`` measures how often).
+It runs the usual verbs: pretrain, unlearn (fine-tune, margin matching, retrain), references --bank, rehearse, audit.
+The settings are chosen so that the audit has power: few images, many epochs, a low temperature and mild crops make an
+encoder memorize single images well enough for an attack to detect it (``research/demo_power.py`` measures how often).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -18,12 +18,17 @@ from typing import Any
 import yaml
 
 from efface import api
-from efface.auditing.verdict import Verdict
+from efface.auditing.observers.observe import ObservationSettings
+from efface.auditing.verdict import Verdict, judge
 from efface.errors import EffaceError, unknown_name_error
 from efface.files import write_text
 from efface.reporting.page import REPORT
 from efface.runs import audit, train
+from efface.runs.data_at_hand import DataChecks
+from efface.runs.reference_bank import join_bank, list_bank_tasks, plan_bank, write_bank_plan
+from efface.runs.rehearsals import list_rehearsal_tasks, plan_rehearsals, write_rehearsal_plan
 from efface.runs.run import Common, Progress
+from efface.tasks import Task, run_tasks
 from efface.training.checkpoint import read_meta
 
 _VIEWS = {"crop": [0.6, 1.0], "flip": False, "brightness": 0.4, "contrast": 0.4, "saturation": 0, "hue": 0}
@@ -54,7 +59,14 @@ REGIMES: dict[str, dict[str, Any]] = {
 }
 """Settings of the original, by data set."""
 FORGET = "@random:0.1"
-DEMO_METHODS = ("finetune", "gradient_constraint")
+DEMO_METHODS = ("finetune", "margin_matching")
+"""A method that leaves most of it, and one that does not."""
+DEMO_BANK = {"models": 8, "share": 0.5}
+"""Models of the demo's reference bank, and their share of the original's epochs."""
+REHEARSED = {"finetune": 5, "margin_matching": 9}
+"""Rehearsed requests of each method: as many as there are sets of a tenth, fewer where the answer is plain."""
+DEMO_VIEWS = 5
+"""Views per example in the demo's observations: half as many as usual, for its time."""
 DONE, DEMO_REQUEST = "demo.json", "demo.yaml"
 
 
@@ -99,7 +111,9 @@ class DemoResult:
             *text,
             "",
             "AUC: how well an attacker tells the forgotten examples from never-trained ones (0.5: not at all).",
-            "retrained: the model that never saw them, which the others are measured against.",
+            "residue: it can tell them. validated: the request alone is too small to decide; the same procedure, tried "
+            "on other requests like it, left nothing to tell.",
+            "retrained: the model that never saw them.",
             *(f"Report: {path}" for path in self.reports.values()),
             f"{self.seconds:.0f} s in all.",
         ]
@@ -136,19 +150,37 @@ def run_demo(
     _prepare_folder(out, {"data": data, "regime": REGIMES[data], **common}, force)
     original = out / "original"
     _make(original, progress, lambda: train.pretrain_run(original, REGIMES[data] | common, progress=progress))
+    watch, checks = ObservationSettings(views=DEMO_VIEWS), DataChecks()
+    bank = plan_bank(original, out / "bank", **DEMO_BANK, watch=watch, checks=checks)
+    write_bank_plan(original, bank, checks)
     names = {"retrain": "retrained", **{method: method for method in DEMO_METHODS}}
-    for method, name in names.items():
-        settings = {"forget": FORGET, "method": method, **common}
-        if method == "retrain":
-            settings["seed"] = seed + 1  # so that it is independent of the original
-        _make(
-            out / name, progress, lambda o=out / name, s=settings: train.unlearn_run(original, o, s, progress=progress)
-        )
+    asked = {name: {"forget": FORGET, "method": method, **common} for method, name in names.items()}
+    asked["retrained"]["seed"] = seed + 1  # so that it is independent of the original
+    progress.say("Unlearning, and training the reference bank: half-data models that every later request uses")
+    work = [
+        Task(name, _unlearn, (original, out / name, wanted), is_done=(out / name).exists)
+        for name, wanted in asked.items()
+    ]
+    run_tasks([*work, *list_bank_tasks(bank, device)], say=progress.say)
+    join_bank(bank)
+    progress.say("Rehearsing both methods on other requests of the same size")
+    plans = [
+        plan_rehearsals(out / method, out / f"rehearsals-{method}", REHEARSED[method], watch=watch, checks=checks)
+        for method in DEMO_METHODS
+    ]
+    for method, plan in zip(DEMO_METHODS, plans, strict=True):
+        write_rehearsal_plan(out / method, plan, checks)
+    run_tasks([task for plan in plans for task in list_rehearsal_tasks(plan, device)], say=progress.say)
+    settings = {"device": device, "watch": {"views": DEMO_VIEWS}}
+    homes = {method: plan.home for method, plan in zip(DEMO_METHODS, plans, strict=True)}
     judged = {
-        m: audit.audit_run(out / m, {"device": device}, oracles=[out / "retrained"], progress=progress)
-        for m in DEMO_METHODS
-    }
-    shown = DemoResult(tuple(_rows(out, judged)), {m: str(out / m / REPORT) for m in DEMO_METHODS}, monotonic() - began)
+        name: audit.audit_run(
+            out / name, settings, bank=bank.home, rehearsals=homes.get(name),
+            oracles=[] if name == "retrained" else [out / "retrained"], progress=progress,
+        )
+        for name in ("retrained", *DEMO_METHODS)
+    }  # fmt: skip
+    shown = DemoResult(tuple(_rows(out, judged)), {m: str(out / m / REPORT) for m in judged}, monotonic() - began)
     write_text(out / DONE, json.dumps(shown.as_dict(), indent=1) + "\n")
     return shown
 
@@ -182,11 +214,16 @@ def _make(out: Path, progress: Progress, make: Callable[[], Any]) -> None:
 
 
 def _rows(out: Path, judged: Mapping[str, api.AuditResult]) -> Sequence[DemoRow]:
-    evidence = next(iter(judged.values())).evidence
-    untouched = api.judge_observations(evidence.original, evidence.original, evidence.oracles)
-    oracle = api.judge_observations(evidence.original, evidence.oracles[0], evidence.oracles)
-    results = {"original": untouched, "retrained": oracle, **judged}
+    evidence = judged[DEMO_METHODS[0]].evidence
+    before = replace(evidence, subject=evidence.original, oracles=())
+    untouched = api.AuditResult(judge(before), [], before)
+    results = {"original": untouched, **judged}
     return [_row(out / name, name, result) for name, result in results.items()]
+
+
+def _unlearn(original: Path, out: Path, settings: Mapping[str, Any]) -> None:
+    """Unlearn in a process of its own."""
+    train.unlearn_run(original, out, settings)
 
 
 def _row(folder: Path, name: str, result: api.AuditResult) -> DemoRow:

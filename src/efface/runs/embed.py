@@ -1,7 +1,6 @@
 """Write embeddings for a search index, from a run folder or a foreign checkpoint, with the keys of the images.
 
-Images that a run has forgotten are left out: those of its request and of earlier ones, and exact copies of them under
-other keys. Embeddings are streamed to disk, so memory grows only with the number of keys.
+Images that a run has forgotten are left out, those of earlier requests too, and exact copies of them under other keys.
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ from efface.runs.run import Progress, RunFolders
 from efface.training.checkpoint import META, Checkpoint, read_meta
 from efface.training.devices import resolve_device
 from efface.training.model import Model
+from efface.training.sharded_model import combine_parts
 
 FORMATS = (".npz", ".npy")
 ARRAYS = ("embeddings", "keys", "model", "space")
@@ -57,7 +57,8 @@ class Encoder:
             rows = positions[start : start + self.options.batch_size]
             x = torch.from_numpy(np.ascontiguousarray(data.x[rows])).to(device).float().div_(255)
             z = self.model.features(x)
-            yield (z if self.options.space is EmbeddingSpace.BACKBONE else self.model.project(z)).float().cpu().numpy()
+            z = z if self.options.space is EmbeddingSpace.BACKBONE else self.model.project(z)
+            yield combine_parts(z, self.model, self.options.combine).float().cpu().numpy()
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ Proof = Callable[[Path], str]
 """Returns why a folder is not of a kind; an empty string if it is."""
 WRITING_VERBS = ("pretrain", "unlearn", "references", "audit")
 """The verbs whose unfinished folders are ours."""
-INNER_FOLDERS = ("foreign",)
+INNER_FOLDERS = ("foreign", "shards")
 """The folders that a run folder may contain."""
 RUN_REMEDY = "Choose another --out, or move it away yourself."
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from efface import config
@@ -16,7 +18,7 @@ from efface.runs.binding import forgotten_digest
 from efface.runs.run import OpenedRun, StoredRun
 from efface.training.augment import Views
 from efface.training.checkpoint import META, Checkpoint
-from efface.training.model import Model
+from efface.training.model import Model, frozen_statistics
 from efface.unlearning.methods import METHODS
 
 NEAREST = 0.5
@@ -24,6 +26,12 @@ NEAREST = 0.5
 that were trained from different random weights are about √2 apart; after fine-tuning a copy is at a few hundredths."""
 NEAREST_RUN = 0.01
 """The same for a run that was checked to be retrained: it may have started from the original's random weights."""
+NEAREST_FEATURES = 0.2
+"""Smallest distance of a reference's features from those of another model. Networks that start from different random
+weights are at 0.46 to 1.1, also before training; those retrained from the original's own random weights at 0.58 and
+0.66; copies that were unlearned by fine-tuning are below 0.17."""
+PROBES = 128
+"""Number of pictures on which features are compared."""
 
 
 class Loadable(Protocol):
@@ -102,19 +110,34 @@ def require_honest(run: StoredRun) -> None:
 def require_no_copy(
     path: Path, checkpoint: Checkpoint, others: Mapping[str, Loadable], nearest: float = NEAREST
 ) -> None:
-    """Raise if a reference's weights are near those of the original or of the audited model.
+    """Raise if a reference's weights, or its features, are near those of the original or of the audited model.
 
     Models that were trained independently are far apart; a copy with noise, or a copy trained further, is not, and
-    whatever it is compared with looks as if nothing were left. Equal weights are recognized by their digest.
+    whatever it is compared with looks as if nothing were left. Equal weights are recognized by their digest. A copy
+    whose hidden units are in another order, rotated or scaled has other weights, but the same features but for that.
     """
     for role, other in others.items():
-        distance = weight_distance(checkpoint.model, other.load().model)
+        compared = other.load()
+        distance = weight_distance(checkpoint.model, compared.model)
         if distance is not None and 0 < distance < nearest:
             raise EffaceError(
                 f"{path} cannot be used as a retrained reference: its weights are within {100 * distance:.2g} % of "
                 f"those of the {role}.",
                 f"Models trained from different random weights are about 140 % apart (at least {100 * nearest:.0f} % "
                 "is required), so this one was made from the same weights.",
+                "Retrain from new random weights: another --seed.",
+            )
+
+        if distance == 0:
+            continue
+        apart = feature_distance(checkpoint, compared)
+        if apart is not None and apart < NEAREST_FEATURES:
+            raise EffaceError(
+                f"{path} cannot be used as a retrained reference: its features are those of the {role} within "
+                f"{100 * apart:.2g} %, but for a rotation.",
+                "Models that were trained independently are 45 % apart or more (at least "
+                f"{100 * NEAREST_FEATURES:.0f} % is required), so this one was made from the same weights, with "
+                "its hidden units in another order, rotated or scaled; or both were hardly trained.",
                 "Retrain from new random weights: another --seed.",
             )
 
@@ -133,3 +156,46 @@ def weight_distance(model: Model, other: Model) -> float | None:
     size = torch.cat([second[name].flatten() for name in first]).norm()
     moved = torch.cat([(first[name] - second[name]).flatten() for name in first]).norm()
     return float(moved / size) if float(size) else None
+
+
+def feature_distance(checkpoint: Checkpoint, other: Checkpoint) -> float | None:
+    """Distance of two models' features on made-up pictures, from 0 (equal but for a rotation and a scale) to √2.
+
+    Procrustes distance of the centered features at norm 1, as they are or with each unit at variance 1, whichever is
+    smaller. The order of the hidden units, a rotation of the features, their scale and the scale of each unit make no
+    difference; any other linear map does. None if the models take pictures of different shapes, or if the features of
+    one of them do not vary.
+    """
+    shapes = [(one.recipe.channels, *one.recipe.size) for one in (checkpoint, other)]
+    if shapes[0] != shapes[1]:
+        return None
+    pictures = draw_probes(*shapes[0])
+    first, second = (_compute_features(one.model, pictures) for one in (checkpoint, other))
+    scaled = [features[:, features.std(axis=0) > 1e-6 * features.std(axis=0).max()] for features in (first, second)]
+    if not all(features.size and np.isfinite(features).all() for features in scaled):
+        return None
+    unit = [features / features.std(axis=0) for features in scaled]
+    return min(_procrustes_distance(first, second), _procrustes_distance(*unit))
+
+
+def draw_probes(channels: int, height: int, width: int) -> torch.Tensor:
+    """Draw smooth random pictures in [0, 1] with some noise, the same at every call, ``[PROBES, C, H, W]``."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(PROBES, channels, 4, 4, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear", align_corners=False)
+    return (smooth + 0.1 * torch.randn(smooth.shape, generator=generator)).clamp(0, 1)
+
+
+@torch.no_grad()
+def _compute_features(model: Model, pictures: torch.Tensor) -> np.ndarray:
+    """Centered features of pictures in evaluation mode, float64 ``[n, dim]``."""
+    with frozen_statistics(model):
+        found = torch.cat([model.features(few.to(model.mean.device)) for few in pictures.split(32)])
+    features = found.double().cpu().numpy()
+    return features - features.mean(axis=0)
+
+
+def _procrustes_distance(first: np.ndarray, second: np.ndarray) -> float:
+    """min over rotations Q of |A Q - B|, for centered features A and B scaled to norm 1."""
+    a, b = (features / np.linalg.norm(features) for features in (first, second))
+    return math.sqrt(max(0.0, 2 - 2 * float(np.linalg.svd(a.T @ b, compute_uv=False).sum())))

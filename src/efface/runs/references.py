@@ -16,12 +16,9 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
-from multiprocessing import get_context
+from functools import lru_cache, partial
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import torch
@@ -37,8 +34,8 @@ from efface.runs.ownership import require_apart
 from efface.runs.planned_data import copy_identity, open_planned_data, require_plan_folder
 from efface.runs.run import Progress, logging, open_run
 from efface.runs.stored import AGAIN, MAX_PLANNED, ReferenceKind, StoredPlan, TaskName
-from efface.runs.workers import end_with_parent
 from efface.schema import NotNegative, SeedNumber, Tally, parse_record
+from efface.tasks import Task, run_tasks
 from efface.training import devices
 from efface.training.checkpoint import META, Checkpoint, EpochStore
 from efface.training.objectives import CHOICES
@@ -240,7 +237,9 @@ def write_reference_plan(run: Path, plan: ReferencePlan) -> None:
         plan.save()
 
 
-def run_task(home: Path, name: str, *, device: str = "auto", progress: Progress | None = None) -> Path:
+def run_task(
+    home: Path, name: str, *, device: str = "auto", progress: Progress | None = None, wait: bool = False
+) -> Path:
     """Do one task of the plan in ``home``, after the tasks that it needs; a finished task is not repeated.
 
     Args:
@@ -248,6 +247,7 @@ def run_task(home: Path, name: str, *, device: str = "auto", progress: Progress 
         name: Name of the task.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         progress: Receives steps and messages.
+        wait: Wait if another process is doing the task, instead of raising an error.
 
     Returns:
         The run folder of the task.
@@ -258,9 +258,11 @@ def run_task(home: Path, name: str, *, device: str = "auto", progress: Progress 
     """
     plan = ReferencePlan.load(home)
     task = plan.task(name)
-    starts = [run_task(home, need, device=device, progress=progress) for need in task.needs]
+    if plan.done(task):
+        return home / name
+    starts = [run_task(home, need, device=device, progress=progress, wait=wait) for need in task.needs]
     busy = EffaceError(f"{name} is being made by another process.", remedy="Wait for it, or do another task.")
-    with hold_lock(home / f"{name}.task", busy):
+    with hold_lock(home / f"{name}.task", None if wait else busy):
         if not plan.done(task):
             _make(plan, task, starts, device, progress or Progress())
     return home / name
@@ -304,6 +306,7 @@ def run_all_tasks(
     plan: ReferencePlan,
     *,
     jobs: int | None = None,
+    on: str = "local",
     device: str = "auto",
     say: Callable[[str], None] = lambda sentence: None,
 ) -> int:
@@ -312,6 +315,7 @@ def run_all_tasks(
     Args:
         plan: The plan.
         jobs: Number of processes; by default one per core, and a single one on an accelerator.
+        on: Where they run; see :func:`efface.tasks.run_tasks`.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         say: Receives a message after each task.
 
@@ -319,36 +323,22 @@ def run_all_tasks(
         The number of tasks that were unfinished.
 
     Raises:
-        EffaceError: A task failed; raised once all others have ended.
+        EffaceError: A task failed; raised once all others have ended. Those that need it were not run.
 
     """
-    left = [task for task in plan.tasks if not plan.done(task)]
-    needed = {need for task in left for need in task.needs}
-    heads = [task for task in left if task.name not in needed]  # a task of kind "in" makes its original itself
-    jobs = max(1, min(len(heads), jobs or (os.cpu_count() or 1) if devices.resolve_device(device).type == "cpu" else 1))
-    began, failed = monotonic(), []
-    threads, os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS"), "1"
-    try:
-        with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=end_with_parent) as pool:
-            running = {pool.submit(_in_process, plan.home, task.name, device): task for task in heads}
-            for number, finished in enumerate(as_completed(running), 1):
-                error = finished.exception()
-                failed += [error] if error else []
-                name = running[finished].name
-                say(f"{number}/{len(heads)} {name}, {monotonic() - began:.0f} s{f': {error}' if error else ''}")
-    finally:
-        if threads is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = threads
-    if failed:
-        raise failed[0]
-    return len(left)
+    if jobs is None and on == "local" and devices.resolve_device(device).type != "cpu":
+        jobs = 1
+    home = plan.home.resolve()
+    tasks = [
+        Task(task.name, _in_process, (home, task.name, device), needs=task.needs, is_done=partial(plan.done, task))
+        for task in plan.tasks
+    ]
+    return run_tasks(tasks, on=on, jobs=jobs, folder=home, say=say)
 
 
 def _in_process(home: Path, name: str, device: str) -> None:
     torch.set_num_threads(1)
-    run_task(home, name, device=device)
+    run_task(home, name, device=device, wait=True)
 
 
 def list_finished(home: Path) -> dict[ReferenceKind, list[Path]]:
@@ -359,7 +349,7 @@ def list_finished(home: Path) -> dict[ReferenceKind, list[Path]]:
     for folder in home.iterdir():
         if (folder / META).exists() and (folder / REQUEST).exists() and folder.suffix != ".partial":
             request = read_request(folder)
-            if request.get("verb") == "references":
+            if request.get("verb") == "references" and request["kind"] in found:
                 found[request["kind"]].append((request["seed"], folder))
     if not found["out"]:
         raise EffaceError(

@@ -24,6 +24,7 @@ from efface.interop.consent import Consent
 from efface.runs.data_at_hand import DataChecks, DataSettings
 from efface.runs.run import Common, Sizes
 from efface.schema import Count, Decay, OpenShare, SeedNumber
+from efface.training.sharded_model import Combination
 from efface.unlearning import plugins
 from efface.unlearning.early_stopping import StoppingRule
 from efface.unlearning.methods import METHODS, Method
@@ -158,6 +159,8 @@ class UnlearnRequest(Common, DataChecks, ForgetOptions, VerbRequest):
     """When to stop early; None: run the method to its end."""
     budget: str | float | None = None
     """Largest number of optimizer steps, as ``"5%"`` of retraining's or as a number; implies ``stop``."""
+    bank: str | None = None
+    """A reference bank of the original, for methods that take targets from it; they are given one half of it."""
     criteria: Criteria | None = None
     """When the model counts as forgetting: fixed before unlearning. None: those that the original was trained with."""
     foreign: ForeignOptions | None = None
@@ -200,6 +203,7 @@ class UnlearnRequest(Common, DataChecks, ForgetOptions, VerbRequest):
             allow_duplicates=copies,
             stop=None if stop is None else config.build(StoppingRule, stop, path="stop."),
             budget=settings.get("budget"),
+            bank=None if settings.get("bank") is None else str(settings["bank"]),
             criteria=None if criteria is None else config.build(Criteria, criteria, path="criteria."),
             foreign=config.build(ForeignOptions, select_settings(settings, ForeignOptions)) if foreign else None,
         )
@@ -287,6 +291,8 @@ class EmbeddingOptions(Settings):
 
     space: EmbeddingSpace = EmbeddingSpace.BACKBONE
     """The backbone's features, or the projector's embedding of them."""
+    combine: Combination = Combination.CONCAT
+    """Of a model that was trained in shards: the networks' embeddings side by side (``concat``), or their ``mean``."""
     batch_size: Count = 64
     """Images embedded together; affects only speed and memory."""
     device: str = "auto"

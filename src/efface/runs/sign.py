@@ -108,7 +108,7 @@ def sign_run(
             f"Run `efface audit {run}` again.",
         ) from refused
     path = Path(out) if out is not None else run / f"{released.name}{BUNDLE_SUFFIX}"
-    _write(path, content, force=force)
+    write_bundle(path, content, force=force)
     return SignedBundle(path, released, stated, signer.public_key.keyid)
 
 
@@ -197,7 +197,7 @@ def _require_no_ids(run: Path, record: Record, texts: dict[str, str]) -> None:
             )
 
 
-def _write(path: Path, content: bytes, *, force: bool) -> None:
+def write_bundle(path: Path, content: bytes, *, force: bool) -> None:
     """Write the bundle atomically; one that states something else is replaced only on request."""
     if path.exists() and not force and (not path.is_file() or path.read_bytes() != content):
         raise EffaceError(

@@ -43,7 +43,7 @@ class StoredRequest(StoredModel):
     method: dict[str, Any] | None = None
     recipe: dict[str, Any] | None = None
     split: dict[str, Any] | str | None = None
-    kind: Literal["out", "original", "in"] | None = None
+    kind: Literal["out", "original", "in", "half"] | None = None
     stop: dict[str, Any] | None = None
     source: Name | None = Field(default=None, alias="from")
 

@@ -21,9 +21,12 @@ from efface.files import EPOCH, REQUEST
 from efface.interop.head_check import require_class_order
 from efface.runs.binding import fix_criteria, forgotten_digest
 from efface.runs.data_at_hand import DataAtHand, locate_data, require_same_pictures, stored_data
+from efface.runs.exact_runs import write_exact_record
 from efface.runs.folder import create_run_folder
 from efface.runs.foreign import export_result, is_foreign, require_trained_encoder, start_from_foreign
+from efface.runs.kept import bind_stages, open_kept_stages, with_own_seed
 from efface.runs.lineage import walk_back
+from efface.runs.method_bank import open_method_bank
 from efface.runs.ownership import input_paths
 from efface.runs.requests import ForeignOptions, PretrainRequest, UnlearnRequest, refuse_unknown
 from efface.runs.run import Progress, load_data, logging, open_run
@@ -31,8 +34,9 @@ from efface.training.checkpoint import Checkpoint, EpochStore
 from efface.training.defaults import build_recipe
 from efface.training.devices import resolve_device
 from efface.training.objectives import CHOICES
+from efface.training.stages import estimate_steps
 from efface.unlearning import plugins
-from efface.unlearning.methods import METHODS, Method
+from efface.unlearning.methods import METHODS, Method, RetrainShards
 from efface.unlearning.search import count_retraining_steps
 
 
@@ -78,13 +82,14 @@ def pretrain_run(
     with create_run_folder(out, _as_yaml(stored), force=force, inputs=inputs) as folder:
         identity = record_identity(folder, data, split, stored["data"])
         split.save(folder, data)
-        total = recipe.epochs * -(-len(split.train) // recipe.batch_size)
+        total, kept = estimate_steps(recipe, len(split.train)), open_kept_stages(folder, recipe)
         with logging(folder, progress, total) as log:
             checkpoint = api.pretrain(
                 data, split, recipe=recipe, seed=common.seed, device=common.device, bf16=bool(common.bf16),
-                log=log, resume_store=EpochStore(folder / EPOCH, progress.say),
+                log=log, resume_store=EpochStore(folder / EPOCH, progress.say), stage_store=kept,
             )  # fmt: skip
-        checkpoint = replace(checkpoint, identity=identity, fixed=fix_criteria(request.criteria, {}))
+        fixed = fix_criteria(request.criteria, {}) | bind_stages(kept)
+        checkpoint = replace(checkpoint, identity=identity, fixed=fixed)
         checkpoint.save(folder)
     return checkpoint
 
@@ -132,6 +137,8 @@ def unlearn_run(
             if not foreign.fresh_head:
                 require_class_order(start, checkpoint.model, data, base.train, resolve_device(common.device))
         here = DataAtHand(data, base, DataIdentity.of(data, inherited["data"]))
+    bank = None if request.bank is None else open_method_bank(Path(request.bank), checkpoint, data, base)
+    common = with_own_seed(common, method, checkpoint)
     forget_seed = checkpoint.seed if request.forget_seed is None else request.forget_seed
     split = select_forget_set(
         base, data, request.forget, forget_seed,
@@ -148,6 +155,7 @@ def unlearn_run(
         **({"allow_duplicates": True} if request.allow_duplicates else {}),
         "method": {"name": plugins.AUTO} if method is None else config.dump(method, {Method: METHODS}),
         **({} if request.stop is None else {"stop": config.dump(request.stop)}),
+        **({} if request.bank is None else {"bank": str(Path(request.bank).resolve())}),
         **({} if request.budget is None else {"budget": request.budget}),
         **({} if request.criteria is None else {"criteria": config.dump(request.criteria)}),
         **inherited,
@@ -163,11 +171,14 @@ def unlearn_run(
         identity = record_identity(folder, data, split, stored["data"], here, split.retain if exact else None)
         split.save(folder, data)
         store = EpochStore(folder / EPOCH, progress.say) if exact else None
+        clean = start if isinstance(method, RetrainShards) else None
+        kept = open_kept_stages(folder, checkpoint.recipe, clean, checkpoint) if exact else None
         total = count_retraining_steps(checkpoint, split) if exact else 0
         with logging(folder, progress, total) as log:
             result = api.unlearn(
                 checkpoint, data, split, method or plugins.AUTO, seed=common.seed, device=common.device,
-                bf16=bool(common.bf16), log=log, resume_store=store, stop=request.stop, budget=request.budget,
+                bf16=bool(common.bf16), log=log, resume_store=store, stage_store=kept, stop=request.stop,
+                budget=request.budget, bank=bank,
             )  # fmt: skip
         if foreign is not None:
             result = export_result(start, foreign.as_settings(), result, data, split, common, folder)
@@ -176,8 +187,11 @@ def unlearn_run(
         for cache, done in caches.items():
             progress.say(f"{cache}: {done}")
         fixed = fix_criteria(request.criteria, checkpoint.fixed) | {"pictures": forgotten_digest(data, split)}
+        fixed |= bind_stages(kept)
         result = replace(result, identity=identity, purged=result.purged | caches, fixed=fixed)
         result.save(folder)
+        if isinstance(method, RetrainShards):
+            write_exact_record(folder, start, checkpoint, result, data, split)
         (folder / REQUEST).chmod(0o600)  # it may list the keys of the forgotten examples
     return result
 

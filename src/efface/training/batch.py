@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -150,6 +151,10 @@ class Subset:
     """Captions of all the data, N of them, or ``None``."""
     name: str = "part"
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    keys: np.ndarray | None = None
+    """Keys of all the data, str [N], or ``None``; only sharded training reads them."""
+    group: np.ndarray | None = None
+    """Groups of all the data, str [N], or ``None``."""
 
     @classmethod
     def of(cls, data: Data, positions: Any, views: Views, name: str, device: torch.device) -> Subset:
@@ -171,6 +176,8 @@ class Subset:
             text=data.text,
             name=name,
             device=device,
+            keys=data.keys,
+            group=data.group,
         )
 
     def __len__(self) -> int:

@@ -21,7 +21,7 @@ from efface.training.model import Model, frozen_statistics
 Loss = Callable[[Tensor], Tensor]
 """Maps images [B, C, H, W] to per-example losses [B], each a function of its own image alone."""
 BatchLoss = Callable[[Batch], Tensor]
-"""Maps a batch to a scalar that depends on the weights of the model."""
+"""Maps a batch to a scalar (for :func:`squared_gradients` also to several) that depends on the weights."""
 
 
 def input_norms(loss: Loss, x: Tensor, *, graph: bool = False) -> Tensor:
@@ -71,30 +71,35 @@ def unflatten_vector(model: Model, vector: Tensor) -> list[Tensor]:
     return [part.view(weight.shape) for weight, part in zip(weights, parts, strict=True)]
 
 
-def compute_gradient(model: Model, value: Tensor, *, graph: bool = False) -> Tensor:
-    """Compute ∂value/∂θ, [P]; with ``graph`` the result is differentiable."""
-    return flatten_parts(
-        model, torch.autograd.grad(value, model.trainable_parameters(), create_graph=graph, allow_unused=True)
-    )
+def compute_gradient(model: Model, value: Tensor, *, graph: bool = False, keep: bool = False) -> Tensor:
+    """Compute ∂value/∂θ, [P]; with ``graph`` the result is differentiable, with ``keep`` the graph is used again."""
+    weights = model.trainable_parameters()
+    parts = torch.autograd.grad(value, weights, create_graph=graph, retain_graph=graph or keep, allow_unused=True)
+    return flatten_parts(model, parts)
 
 
-def squared_gradients(model: Model, batches: Iterable[Batch], value: BatchLoss) -> Tensor:
-    """Average (∂value/∂θ)² over batches, [P] >= 0.
+def squared_gradients(model: Model, batches: Iterable[Batch], values: BatchLoss, most: int | None = None) -> Tensor:
+    """Average (∂value/∂θ)² over all values of the batches, [P] >= 0.
 
-    Gradients are summed over the examples of a batch before they are squared. With the loss of single examples this
-    is the diagonal of the empirical Fisher information.
+    Each value is differentiated and squared by itself. With the loss of single examples this is the diagonal of the
+    empirical Fisher information; where a value is a mean over examples, their gradients are summed before the square.
 
     Args:
         model: The model; its statistics are frozen meanwhile.
-        batches: At least one batch.
-        value: The scalar to differentiate, such as the mean loss of the batch.
+        batches: At least one batch; none after the one that has the last value.
+        values: One scalar to differentiate, or several, [S], such as the mean losses of parts of the batch.
+        most: Number of values at most; by default all.
 
     """
     total, count = torch.zeros_like(flatten_parts(model, model.trainable_parameters())), 0
     with differentiable_twice(model):
         for batch in batches:
-            total += compute_gradient(model, value(batch)).square()
-            count += 1
+            each = torch.atleast_1d(values(batch))[: None if most is None else most - count]
+            for number, value in enumerate(each, 1):
+                total += compute_gradient(model, value, keep=number < len(each)).square()
+            count += len(each)
+            if count == most:
+                break
     return total / count
 
 

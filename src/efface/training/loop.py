@@ -23,6 +23,8 @@ from efface.training.batch import Batch, Log, LossTerms, Subset
 from efface.training.model import Model
 from efface.training.optim import ScheduledOptimizer
 from efface.training.recipe import Recipe
+from efface.training.sharded_model import ShardedModel
+from efface.training.stages import Stage, plan_stages
 
 LossTermsFunction = Callable[[Batch], LossTerms]
 """Computes the loss terms that a step minimizes on a batch."""
@@ -50,6 +52,8 @@ def fit(model: Model, subset: Subset, recipe: Recipe, run: Run) -> Model:
         >>> model = fit(recipe.start(seed=0), train, recipe, Run(seed=0))
 
     """
+    if recipe.shards is not None:
+        return _fit_shards(model, subset, recipe, run)
     optimizer = recipe.optim.build(model, recipe.epochs * subset.count_batches(recipe.batch_size))
 
     def task(batch: Batch) -> LossTerms:
@@ -70,6 +74,35 @@ def fit(model: Model, subset: Subset, recipe: Recipe, run: Run) -> Model:
         if run.resume_store:
             run.resume_store.save(model, optimizer, epoch + 1, run.training_cost)
     return model
+
+
+def _fit_shards(model: Model, subset: Subset, recipe: Recipe, run: Run) -> Model:
+    """Train each network stage by stage on its own examples; stages whose weights were kept are read."""
+    if not isinstance(model, ShardedModel):
+        raise TypeError("A recipe with shards trains the model that its start() makes.")
+    store, parts = run.stage_store, model.parts
+    for stage in plan_stages(subset, recipe, run.seed, bf16=run.bf16):
+        cost = store.restore(stage, parts[stage.shard]) if store else None
+        if cost is None:
+            cost = _train_stage(parts[stage.shard], stage, run)
+        run.training_cost.add(cost)
+    return model
+
+
+def _train_stage(part: Model, stage: Stage, run: Run) -> TrainingCost:
+    """Train one network through one stage, by seeds of its own; its steps are logged after those before it."""
+    before, place = run.training_cost.steps, {"shard": stage.shard, "slice": stage.number}
+
+    def log(record: dict[str, Any]) -> None:
+        run.log(record | place | {"step": before + record["step"]})
+
+    epochs = run.stage_store.epochs(stage) if run.stage_store else None
+    own = Run(stage.seed, run.device, log, run.bf16, epochs, callbacks=run.callbacks)
+    if stage.trains:
+        fit(part, stage.subset, stage.recipe, own)
+    if run.stage_store:
+        run.stage_store.save(stage, part, own.training_cost)
+    return own.training_cost
 
 
 def train_steps(
@@ -188,6 +221,22 @@ class ResumeStore(Protocol):
         ...
 
 
+class StageStore(Protocol):
+    """Keeps the weights after each stage of a sharded training: see :mod:`efface.training.stages`."""
+
+    def restore(self, stage: Stage, part: Model) -> TrainingCost | None:
+        """Load the weights after a stage; return what training them cost this run, or ``None`` if there are none."""
+        ...
+
+    def epochs(self, stage: Stage) -> ResumeStore:
+        """Return what saves the epochs of a stage that is being trained."""
+        ...
+
+    def save(self, stage: Stage, part: Model, cost: TrainingCost) -> None:
+        """Keep the weights after a stage, atomically."""
+        ...
+
+
 class StepCallback(Protocol):
     """Observes a model between steps; it may end the training by raising an exception of its own."""
 
@@ -218,6 +267,8 @@ class Run:
     resume_store: ResumeStore | None = None
     """Where :func:`fit` saves each epoch, and continues from; ``None``: nowhere."""
     training_cost: TrainingCost = field(default_factory=TrainingCost)
+    stage_store: StageStore | None = None
+    """Where :func:`fit` keeps the stages of a sharded training, and reads those that were kept; ``None``: nowhere."""
     callbacks: list[StepCallback] = field(default_factory=list)
     """Called after each step, in this order, such as those of :mod:`efface.unlearning.early_stopping`."""
 

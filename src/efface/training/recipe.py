@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -13,6 +13,8 @@ from efface.training.augment import Views
 from efface.training.model import Model, Objective
 from efface.training.networks.backbones import Backbone
 from efface.training.optim import Optim
+from efface.training.sharded_model import ShardedModel
+from efface.training.shards import Shards, derive_seed
 
 
 def require_batch_size(objective: Objective, size: int | None, name: str) -> None:
@@ -51,6 +53,8 @@ class Recipe(Settings):
     about the data."""
     std: Positive | tuple[Positive, ...] = 0.25
     """Images are divided by it after the mean is subtracted, one number or one per channel."""
+    shards: Shards | None = None
+    """Train several networks on examples of their own, so that a few can be deleted exactly; None: one network."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,6 +68,9 @@ class Recipe(Settings):
 
     def start(self, seed: int) -> Model:
         """Build an untrained model; its weights depend on recipe and seed alone, not on the global generator."""
+        if self.shards is not None:
+            alone = replace(self, shards=None)
+            return ShardedModel([alone.start(derive_seed(seed, shard)) for shard in range(self.shards.count)])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             backbone = self.backbone.build(self.channels, self.size)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -133,7 +134,7 @@ class NeighborHead:
     """A kNN classifier by cosine similarity: its rows are all there is, so deletion removes them."""
 
     features: np.ndarray
-    """Rows of length one, float64 ``[n, d]``."""
+    """Rows as they were given, ``[n, d]``."""
     labels: np.ndarray
     """Positions in ``classes``, ``[n]``."""
     rows: np.ndarray
@@ -148,9 +149,15 @@ class NeighborHead:
         """Keep all rows; arguments as in :meth:`RidgeHead.fit`, ``neighbors``: how many vote."""
         if neighbors < 1:
             raise EffaceError(f"The number of neighbors cannot be {neighbors}.", "It is at least 1.")
-        exact = np.asarray(features, dtype=np.float64)
-        units = exact / np.maximum(np.linalg.norm(exact, axis=1, keepdims=True), 1e-12)
-        return cls(units, labels.astype(np.int64), row_digests(keys, features, labels), tuple(classes), neighbors)
+        _require_rows(features, labels, len(classes))
+        rows = row_digests(keys, features, labels)
+        return cls(np.array(features), labels.astype(np.int64), rows, tuple(classes), neighbors)
+
+    @cached_property
+    def units(self) -> np.ndarray:
+        """The rows scaled to length one, float64 ``[n, d]``."""
+        exact = np.asarray(self.features, dtype=np.float64)
+        return exact / np.maximum(np.linalg.norm(exact, axis=1, keepdims=True), 1e-12)
 
     def without(self, keys: np.ndarray, features: np.ndarray, labels: np.ndarray) -> NeighborHead:
         """The head as if these rows had never been there."""
@@ -165,7 +172,7 @@ class NeighborHead:
         exact, votes = np.asarray(features, dtype=np.float64), np.zeros((len(features), len(self.classes)))
         k = min(self.neighbors, len(self.rows))
         for start in range(0, len(exact), 512):
-            similarity = exact[start : start + 512] @ self.features.T
+            similarity = exact[start : start + 512] @ self.units.T
             nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
             for place, labels in enumerate(self.labels[nearest]):
                 votes[start + place] = np.bincount(labels, minlength=len(self.classes)) / k
@@ -178,12 +185,7 @@ class NeighborHead:
 
 def _sums(features: np.ndarray, labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Σ x̃ x̃ᵀ and Σ x̃ ỹᵀ in float64, a slice of rows at a time."""
-    if features.ndim != 2 or len(features) != len(labels):
-        raise EffaceError(f"Features of shape {features.shape} do not fit {len(labels)} labels.", "They are [n, d].")
-    if not np.isfinite(features).all():
-        raise EffaceError("Some features are not finite numbers.", "A head cannot be fitted on NaN or infinity.")
-    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
-        raise EffaceError(f"Labels go from {labels.min()} to {labels.max()}, and there are {classes} classes.")
+    _require_rows(features, labels, classes)
     width = features.shape[1] + 1
     gram, moments = np.zeros((width, width)), np.zeros((width, classes))
     for start in range(0, len(features), 8192):
@@ -193,3 +195,13 @@ def _sums(features: np.ndarray, labels: np.ndarray, classes: int) -> tuple[np.nd
         gram += rows.T @ rows
         moments += rows.T @ target
     return gram, moments
+
+
+def _require_rows(features: np.ndarray, labels: np.ndarray, classes: int) -> None:
+    """Raise unless features are finite numbers, and labels are positions among the classes."""
+    if features.ndim != 2 or len(features) != len(labels):
+        raise EffaceError(f"Features of shape {features.shape} do not fit {len(labels)} labels.", "They are [n, d].")
+    if not np.isfinite(features).all():
+        raise EffaceError("Some features are not finite numbers.", "A head cannot be fitted on NaN or infinity.")
+    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        raise EffaceError(f"Labels go from {labels.min()} to {labels.max()}, and there are {classes} classes.")

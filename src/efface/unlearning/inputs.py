@@ -15,12 +15,20 @@ from efface.training.objectives import OBJECTIVES
 from efface.training.recipe import require_batch_size
 from efface.unlearning.methods import METHODS, Method
 from efface.unlearning.protocol import MethodInputs, Needs
+from efface.unlearning.targets import MarginTargets
 
 METHOD_SPLITS = ("forget", "retain", "valid")
 """The splits that a method can declare. The audit's own (holdout, spare, test) are never among them."""
 
 
-def build_inputs(method: Method, start: Checkpoint, data: Data, split: Split, device: torch.device) -> MethodInputs:
+def build_inputs(
+    method: Method,
+    start: Checkpoint,
+    data: Data,
+    split: Split,
+    device: torch.device,
+    targets: MarginTargets | None = None,
+) -> MethodInputs:
     """Build the inputs of a method: exactly the splits it declares in ``needs``.
 
     Args:
@@ -29,6 +37,7 @@ def build_inputs(method: Method, start: Checkpoint, data: Data, split: Split, de
         data: All examples.
         split: Which examples are to be forgotten, retained, or were never trained on.
         device: Where batches are put.
+        targets: Targets from a reference bank, for methods that need them.
 
     Returns:
         The declared subsets, and the recipe of the original if efface trained it.
@@ -60,7 +69,10 @@ def build_inputs(method: Method, start: Checkpoint, data: Data, split: Split, de
         if objective.needs_captions:
             require_captions(data, positions, reader)
         subsets[split_name] = Subset.of(data, positions, start.recipe.views, split_name, device)
-    return MethodInputs(method.needs, subsets, start.recipe if start.trained else None)
+    inputs = MethodInputs(method.needs, subsets, start.recipe if start.trained else None, targets)
+    if Needs.TARGETS in method.needs:
+        _ = inputs.targets  # an error before anything is computed
+    return inputs
 
 
 def get_method_name(method: Method) -> str:
@@ -91,6 +103,7 @@ def require_fit(name: str, needs: Needs, start: Checkpoint) -> None:
 
     """
     objective = start.recipe.objective
+    _require_shards(name, needs, start)
     paired = ", ".join(key for key, cls in OBJECTIVES.items() if cls.contrasts_pairs)
     misfits = {
         "classifiers": Needs.LABELS in needs and not objective.needs_labels,
@@ -98,12 +111,29 @@ def require_fit(name: str, needs: Needs, start: Checkpoint) -> None:
         and not objective.contrasts_pairs,
     }
     for kind in (kind for kind, misfit in misfits.items() if misfit):
-        general = [
-            key for key, cls in METHODS.items() if not (Needs.LABELS | Needs.PAIRS | Needs.ATTENTION) & cls.needs
-        ]
+        special = Needs.LABELS | Needs.PAIRS | Needs.ATTENTION | Needs.SHARDS
+        general = [key for key, cls in METHODS.items() if not special & cls.needs]
         raise EffaceError(
             f"{name} works on {kind}, and this checkpoint was trained with '{get_objective_name(objective)}'.",
             f"Methods that work on any checkpoint: {', '.join(general)}.",
         )
     if Needs.ATTENTION in needs:
         find_attention_reader(start.model.backbone, name)
+
+
+def _require_shards(name: str, needs: Needs, start: Checkpoint) -> None:
+    """Raise unless a method for shards meets a model of shards, and such a model an exact method."""
+    sharded = start.recipe.shards is not None
+    if Needs.SHARDS in needs and not sharded:
+        raise EffaceError(
+            f"{name} works on checkpoints that were trained in shards, and this one was not.",
+            "Its single network saw all training examples in every epoch.",
+            "Use retrain, which is exact as well, or another method; `efface pretrain --shards 4` trains in shards.",
+        )
+    if sharded and not METHODS[name].exact:
+        exact = [key for key, cls in METHODS.items() if cls.exact]
+        raise EffaceError(
+            f"{name} does not work on a checkpoint that was trained in shards.",
+            "It would train every shard on the examples of all others, and none could be deleted exactly any more.",
+            f"Use an exact method: {', '.join(exact)}.",
+        )

@@ -10,6 +10,7 @@ and a bank of their own.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -21,6 +22,42 @@ from efface.training.model import Model, frozen_statistics
 from efface.training.objectives.shared import normalize_rows
 
 BACKBONE, OUTPUT = "backbone", "output"
+
+
+@dataclass(frozen=True, eq=False)
+class Embeddings:
+    """Features and outputs of two views of some examples, and their labels if there are any."""
+
+    features: tuple[Tensor, Tensor]
+    """Of each view, [B, dim]."""
+    outputs: tuple[Tensor, Tensor]
+    """Of each view, [B, d]."""
+    labels: Tensor | None = None
+
+    @classmethod
+    def of(cls, model: Model, batch: Batch) -> Embeddings:
+        """Embed a batch with the running statistics of BatchNorm, so that examples do not affect each other."""
+        with frozen_statistics(model):
+            features = model.features(torch.cat([batch.view(0), batch.view(1)]))
+            outputs = model.project(features)
+        labels = batch.labels() if model.objective.needs_labels else None
+        return cls(_halves(features), _halves(outputs), labels)
+
+    def __add__(self, other: Embeddings) -> Embeddings:
+        """Join the embeddings of two batches, those of ``self`` first."""
+        labels = None if self.labels is None or other.labels is None else torch.cat([self.labels, other.labels])
+        return Embeddings(_join(self.features, other.features), _join(self.outputs, other.outputs), labels)
+
+    def margins(self, bank: int, tau: float) -> dict[str, Tensor]:
+        """Margins [B] by space, ``backbone`` and ``output``; the last ``bank`` examples are the bank.
+
+        A classifier's margin in the output is that of its label.
+        """
+        if self.labels is not None:
+            output = label_margin(self.outputs[0], self.labels)
+        else:
+            output = contrastive_margin(*self.outputs, bank, tau)
+        return {BACKBONE: contrastive_margin(*self.features, bank, tau), OUTPUT: output}
 
 
 def compute_margins(model: Model, batch: Batch, bank: int, tau: float) -> dict[str, Tensor]:
@@ -38,16 +75,42 @@ def compute_margins(model: Model, batch: Batch, bank: int, tau: float) -> dict[s
         Margins [B] by space, ``backbone`` and ``output``; higher is more member-like.
 
     """
+    return Embeddings.of(model, batch).margins(bank, tau)
+
+
+def compute_margins_beside(
+    model: Model, batch: Batch, unseen: Batch, tau: float
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Margins of a batch and of unseen examples, with the unseen ones as a bank that has no gradient.
+
+    Args:
+        model: The model whose margins are measured.
+        batch: The examples whose margins are wanted with their gradient.
+        unseen: The bank, at least 2 examples.
+        tau: Temperature τ in spaces of embeddings.
+
+    Returns:
+        Margins [B] of ``batch`` and [V] of ``unseen``, by space; those of ``unseen`` have no gradient.
+
+    """
+    found: list[list[Tensor]] = []
     with frozen_statistics(model):
-        features = model.features(torch.cat([batch.view(0), batch.view(1)]))
-        outputs = model.project(features)
-    first_features, second_features = features.tensor_split(2)
-    first, second = outputs.tensor_split(2)
+        for one, with_gradient in ((batch, torch.is_grad_enabled()), (unseen, False)):
+            with torch.set_grad_enabled(with_gradient):
+                features = model.features(torch.cat([one.view(0), one.view(1)]))
+                outputs = model.project(features)
+            found.append([half for space in (features, outputs) for half in space.tensor_split(2)])
+    size = len(batch)
+    first_f, second_f, first_o, second_o = (torch.cat(pair) for pair in zip(*found, strict=True))
+    margins = {BACKBONE: contrastive_margin(first_f, second_f, len(unseen), tau)}
     if model.objective.needs_labels:
-        output = label_margin(first, batch.labels())
+        margins[OUTPUT] = label_margin(first_o, torch.cat([batch.labels(), unseen.labels()]))
     else:
-        output = contrastive_margin(first, second, bank, tau)
-    return {BACKBONE: contrastive_margin(first_features, second_features, bank, tau), OUTPUT: output}
+        margins[OUTPUT] = contrastive_margin(first_o, second_o, len(unseen), tau)
+    return (
+        {space: values[:size] for space, values in margins.items()},
+        {space: values[size:].detach() for space, values in margins.items()},
+    )
 
 
 def contrastive_margin(first: Tensor, second: Tensor, bank: int, tau: float) -> Tensor:
@@ -64,6 +127,15 @@ def label_margin(logits: Tensor, labels: Tensor) -> Tensor:
     """Log odds of each example's label, [B], from logits [B, classes]."""
     is_label = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()
     return logits[is_label] - logits.masked_fill(is_label, -torch.inf).logsumexp(1)
+
+
+def _halves(both: Tensor) -> tuple[Tensor, Tensor]:
+    first, second = both.tensor_split(2)
+    return first, second
+
+
+def _join(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return torch.cat([a[0], b[0]]), torch.cat([a[1], b[1]])
 
 
 class GapPenalty(StrEnum):
@@ -92,3 +164,19 @@ class RunningMean:
         if penalty is GapPenalty.HINGE:
             return mean.relu() + (mean > 0) * (now - value)
         return mean.square() + 2 * mean * (now - value)
+
+
+def repeat_to(batches: Iterator[Batch], rows: int) -> Batch:
+    """The next batch; where it has fewer than ``rows``, with the next ones after it, cut to so many."""
+    found = next(batches)
+    if len(found) >= rows:
+        return found
+    while len(found) < rows:
+        found = found + next(batches)
+    return found.rows(0, rows)
+
+
+def margin_gap(f: Tensor, r: Tensor, v: Tensor) -> Tensor:
+    """A scalar with the value of mean F - mean V and the gradient of mean F - mean R; 0 if F and V are alike."""
+    constant = v.detach().mean() - r.detach().mean()
+    return f.mean() - r.mean() - constant

@@ -16,6 +16,7 @@ from efface.training.gradients import compute_gradient, differentiable_twice
 from efface.training.loop import LossTermsFunction, Run
 from efface.training.model import Model
 from efface.training.recipe import Recipe
+from efface.unlearning.targets import MarginTargets
 
 
 class Needs(Flag):
@@ -34,8 +35,12 @@ class Needs(Flag):
     """How the original was trained, so that a fresh model can be trained the same way."""
     ATTENTION = auto()
     """A transformer whose attention maps can be read."""
+    TARGETS = auto()
+    """A reference bank: margins of the forgotten examples in models that never saw them, from the method's half."""
     PAIRS = auto()
     """An encoder that was trained by comparing pairs: see :meth:`ObjectiveOption.contrastive_terms`."""
+    SHARDS = auto()
+    """A model that was trained in shards: see :mod:`efface.training.shards`."""
 
     def names(self) -> list[str]:
         """The declared needs in lower case, in the order above."""
@@ -52,6 +57,20 @@ class MethodInputs:
     """Examples by name: ``forget``, ``retain``, ``valid``."""
     original_recipe: Recipe | None = None
     """How the original was trained, or ``None`` if that is unknown (imported checkpoints)."""
+
+    margin_targets: MarginTargets | None = None
+    """Targets from the method's half of a reference bank."""
+
+    @property
+    def targets(self) -> MarginTargets:
+        """Margins of the forgotten examples in models that never saw them."""
+        if self.margin_targets is None or Needs.TARGETS not in self.needs:
+            raise EffaceError(
+                "This method takes targets from a reference bank, and none was given.",
+                "How familiar an example is to a model that never saw it is known from such models only.",
+                "Make a bank (`efface references RUN --bank 8`), and name it: --bank DIR.",
+            )
+        return self.margin_targets
 
     def _subset(self, name: str, need: Needs) -> Subset:
         if need not in self.needs or name not in self.subsets:

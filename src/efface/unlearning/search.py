@@ -24,6 +24,7 @@ from efface.training.checkpoint import Checkpoint
 from efface.training.history import SearchHistory, StoppingResult, StopReason, Trial, find_best_trial
 from efface.training.loop import Run, TrainingCost
 from efface.training.model import Model
+from efface.training.stages import estimate_steps
 from efface.unlearning.early_stopping import StoppingRule, unlearn_with_early_stopping
 from efface.unlearning.inputs import require_fit
 from efface.unlearning.methods import METHODS, Method
@@ -63,7 +64,7 @@ class SearchResult:
 
 def count_retraining_steps(start: Checkpoint, split: Split) -> int:
     """Optimizer steps that retraining with the checkpoint's recipe takes."""
-    return start.recipe.epochs * math.ceil(len(split.retain) / start.recipe.batch_size)
+    return estimate_steps(start.recipe, len(split.retain))
 
 
 def resolve_budget(budget: str | float | None, start: Checkpoint, split: Split) -> int:

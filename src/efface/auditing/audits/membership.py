@@ -46,7 +46,7 @@ class Membership:
             rows = PartFindings(evidence, part, f"membership.{'retain.' if part == 'retain' else ''}")
             for signal in signals.available_signals(evidence.subject, part):
                 self.signal(rows, signal)
-                if part == "forget" and evidence.oracles:
+                if part == "forget" and evidence.references:
                     self.referenced(rows, signal)
             fitted_attacks(rows)
             found += rows.found
@@ -144,7 +144,8 @@ def fitted_attacks(rows: PartFindings) -> None:
         )
         for name, run in attempts.items():
             rows.rates(f"{space}.{name}", partial(run, part=part, space=space), signal, ranks=True)
-            if part == "forget" and rows.evidence.oracles and signals.has_signal(subject, "retain", signal):
+            whole = rows.evidence.oracles and not rows.evidence.calibration  # a bank holds scores, not outputs
+            if part == "forget" and whole and signals.has_signal(subject, "retain", signal):
                 values: list[Measured] = []
                 for _, observed, others in rows.evidence.models():
                     result = run(observed, part, space, others[:SHADOWS]) if others else None

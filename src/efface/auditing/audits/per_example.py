@@ -42,13 +42,15 @@ class PerExample:
         """``per_example.<signal>.beyond``, ``.residual``, ``.worst`` and ``.retained.*`` for every margin."""
         found: list[Finding] = []
         for signal in signals.prespecified_signals(evidence.subject):
+            if signal == signals.LEARNED:
+                continue  # the references have no such score
             found += self._forgotten(evidence, signal)
             found += self._retained(evidence, signal)
         return found
 
     def _forgotten(self, evidence: Evidence, signal: str) -> list[Finding]:
         name = f"per_example.{signal}"
-        if not evidence.oracles:
+        if not evidence.references:
             note = "no reference model: memorization of an example cannot be told from its being easy"
             return [Finding(f"{name}.beyond", None, better="closer", note=note)]
         residuals = [

@@ -175,7 +175,7 @@ def outline(panel: Panel, edges: np.ndarray, shares: np.ndarray, part: str) -> N
 
 def draw_roc(evidence: Evidence, signal: str) -> Figure:
     """Draw the ROC of forget against holdout on linear and logarithmic axes, for the score that the verdict uses."""
-    calibrated = bool(evidence.oracles)
+    calibrated = bool(evidence.references)
     curves: list[tuple[str, str, np.ndarray, np.ndarray]] = []
     for name, observed, others in evidence.models():
         kind = name.split(" ")[0]
@@ -200,14 +200,22 @@ def draw_roc(evidence: Evidence, signal: str) -> Figure:
         title = "logarithmic axes" if log else "linear axes"
         name = f"roc-{slug(signal)}-{'log' if log else 'lin'}"
         plots.append(Plot(title.capitalize(), panel.svg(name, f"ROC of {signal}, {title}", said)))
-    return Figure(tuple(plots), roc_caption(len(evidence.oracles), lowest), roc_key(curves))
+    return Figure(tuple(plots), roc_caption(evidence, lowest), roc_key(curves))
 
 
-def roc_caption(oracles: int, lowest: float) -> str:
+def describe_references(evidence: Evidence) -> str:
+    """Name the models whose mean score is subtracted."""
+    if evidence.calibration:
+        return f"{len(evidence.calibration)} models of the reference bank that never saw the example"
+    return "the retrained model" if len(evidence.oracles) == 1 else f"{len(evidence.oracles)} retrained models"
+
+
+def roc_caption(evidence: Evidence, lowest: float) -> str:
     """The caption of the ROC figure: the score and the lower end of the logarithmic axes."""
-    models = "the retrained model" if oracles == 1 else f"{oracles} retrained models"
-    score = f"the score minus the mean score of {models}" if oracles else "the raw score"
-    few = " (a single retrained model has no others for comparison, so it has no curve)" if oracles == 1 else ""
+    models = describe_references(evidence)
+    score = f"the score minus the mean score of {models}" if evidence.references else "the raw score"
+    single = len(evidence.oracles) == 1 and not evidence.calibration
+    few = " (a single retrained model has no others for comparison, so it has no curve)" if single else ""
     return (
         f"Forgotten against never-trained examples, using {score}, as the verdict does{few}. "
         f"The logarithmic axes start at {lowest:.2g}; lower rates are drawn at the edge."

@@ -9,7 +9,7 @@ from efface.auditing import signals
 from efface.auditing.evidence import Evidence, mean_measured
 from efface.auditing.observations import Observations
 from efface.reporting.figures import svg
-from efface.reporting.figures.audit import MODELS, Figure, Plot, slug
+from efface.reporting.figures.audit import MODELS, Figure, Plot, describe_references, slug
 from efface.reporting.figures.svg import Panel
 
 WITHIN = 0.03
@@ -29,13 +29,13 @@ def draw_forget_retain(evidence: Evidence, names: Sequence[str], delta: float) -
     if not plots:
         return None
     reference = "the retrained models" if evidence.oracles else "the original"
-    score = "score minus the mean of the retrained models" if evidence.oracles else "raw score"
+    score = f"score minus the mean of {describe_references(evidence)}" if evidence.references else "raw score"
     caption = (
         f"Further right, the forgotten examples still stand out ({score}). Further up, the retained examples stand out "
         f"less than in {reference}, so they were forgotten too. Dashed: 0.5 ± {delta:g} horizontally, ± {WITHIN:g} "
         "vertically; the verdict uses only the horizontal axis."
     )
-    shown = [kind for kind in MODELS if kind != "oracle" or len(evidence.oracles) > 1]
+    shown = [kind for kind in MODELS if kind != "oracle" or evidence.calibration or len(evidence.oracles) > 1]
     return Figure(plots, caption, tuple((svg.draw_key_marker(kind), MODELS[kind].lower()) for kind in shown))
 
 
@@ -55,7 +55,8 @@ def forget_retain_point(
         of the original); None if the signal was not measured.
 
     """
-    references = [signals.score_pair(one, "retain", signal) for one in others or (evidence.original,)]
+    compared = evidence.oracles if evidence.calibration else others  # a bank's models never saw what was retained
+    references = [signals.score_pair(one, "retain", signal) for one in compared or (evidence.original,)]
     retained = signals.score_pair(observed, "retain", signal)
     if retained is None or not all(references) or not signals.has_signal(observed, "holdout", signal):
         return None
@@ -71,7 +72,7 @@ def _plot(evidence: Evidence, signal: str, delta: float) -> Plot | None:
     found: list[tuple[str, svg.Point]] = []
     for name, observed, others in evidence.models():
         kind = name.split(" ")[0]
-        if (others or not evidence.oracles) and (at := forget_retain_point(evidence, observed, others, signal)):
+        if (others or not evidence.references) and (at := forget_retain_point(evidence, observed, others, signal)):
             found.append((kind, at))
     if "subject" not in dict(found):
         return None

@@ -11,7 +11,8 @@ where t is the influence function of a correlation. So mean_i ℓ = L exactly, a
 the gradient of ℓ_i with respect to x_i is B times that of L.
 
 Source      Zbontar et al., Barlow Twins, 2021, arXiv 2103.03230.
-Departures  a narrower projector of two layers instead of three; the paper defines no loss per example.
+Departures  a narrower projector of two layers instead of three; the paper defines no loss per example;
+            both views in one pass, with shared batch statistics.
 Tests cover a mean that is not the published loss; a diagonal weighted like the rest; a loss for a batch of one.
 """
 

@@ -5,7 +5,8 @@
 p: predictor; g: projector; ema: momentum encoder; sg: stop-gradient.
 
 Source      Grill et al., Bootstrap Your Own Latent, 2020, arXiv 2006.07733.
-Departures  the two directions are averaged, not added (half the paper's loss); constant momentum.
+Departures  the two directions are averaged, not added (half the paper's loss); constant momentum; both views in
+            one pass, with shared batch statistics.
 Tests cover a momentum encoder that receives gradients; a missing predictor; one direction only.
 """
 

@@ -5,6 +5,8 @@
 a_i, b_i: normalized projections of two random views; w runs over the other 2B - 1 projections of the batch.
 
 Source      Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, 2020, arXiv 2002.05709.
+Departures  both views go through the network in one pass and share batch statistics (in lightly's examples each view
+            has a pass of its own); no large batch, LARS or square-root scaling of the rate.
 Tests cover a diagonal left among the negatives; one direction only; a mean taken too early.
 """
 

@@ -5,7 +5,8 @@
 p: predictor with a bottleneck; g: projector; sg: stop-gradient. The loss lies between -1 (the views agree) and 1.
 
 Source      Chen and He, Exploring Simple Siamese Representation Learning, 2020, arXiv 2011.10566.
-Departures  a projector of two layers, not three; width 128; the whole model has one learning rate.
+Departures  a projector of two layers, not three; width 128; the whole model has one learning rate; both views
+            in one pass, with shared batch statistics.
 Tests cover a gradient through the target; a missing predictor; one direction only.
 """
 

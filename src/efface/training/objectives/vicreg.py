@@ -13,7 +13,8 @@ that of L, both with respect to x_i.
 
 Source      Bardes et al., VICReg, 2021, arXiv 2105.04906.
 Departures  the first term is averaged over dimensions and V halved, as in the authors' code, not as printed; a
-            narrower expander of two layers instead of three; the paper defines no loss per example.
+            narrower expander of two layers instead of three; the paper defines no loss per example; both views
+            in one pass, with shared batch statistics.
 Tests cover a mean that is not the published loss; biased covariances; a loss for a batch of one.
 """
 

@@ -19,9 +19,11 @@ from efface.unlearning.methods.lethevit import LetheVit
 from efface.unlearning.methods.margin_matching import MarginMatching
 from efface.unlearning.methods.neggrad import NegGrad
 from efface.unlearning.methods.random_labels import RandomLabels
+from efface.unlearning.methods.reference_matching import ReferenceMatching
 from efface.unlearning.methods.retrain import Retrain
 from efface.unlearning.methods.salun import SalUn
 from efface.unlearning.methods.scrub import Scrub
+from efface.unlearning.methods.shards import RetrainShards
 from efface.unlearning.methods.ssd import Ssd
 from efface.unlearning.protocol import Method
 
@@ -41,7 +43,9 @@ __all__ = [
     "Method",
     "NegGrad",
     "RandomLabels",
+    "ReferenceMatching",
     "Retrain",
+    "RetrainShards",
     "SalUn",
     "Scrub",
     "Ssd",
@@ -62,9 +66,11 @@ METHODS: dict[str, type[Method]] = {
     "margin_matching": MarginMatching,
     "neggrad": NegGrad,
     "random_labels": RandomLabels,
+    "reference_matching": ReferenceMatching,
     "retrain": Retrain,
     "salun": SalUn,
     "scrub": Scrub,
+    "shards": RetrainShards,
     "ssd": Ssd,
 }
 

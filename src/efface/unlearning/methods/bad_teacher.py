@@ -6,7 +6,9 @@ R, F: retained and forgotten examples; θ₀: the checkpoint as received; θ_bad
 between the outputs of two models for x (KL at a temperature for classifiers, 1 - cosine for encoders).
 
 Source      Chundawat et al., Can Bad Teaching Induce Forgetting?, 2023, arXiv 2205.08096.
-Departures  all of R, not a third of it; one batch of R and one of F per step; no task loss, and so no labels. θ_bad is
+Departures  all of R, not a third of it; one batch of R and one of F per step; no task loss, and so no labels. Each term
+            is a mean over its own examples; the official loss is one mean over all examples and the C classes, so that
+            its rate corresponds to one that is C times lower. No weight decay on one-dimensional weights. θ_bad is
             built from the original's recipe, but with another seed; if no recipe is known, it is a copy in which every
             weight tensor is drawn from a normal distribution with the tensor's own mean and standard deviation.
 Tests cover a bad teacher that is the checkpoint, or changes; teachers swapped; the original's initialization as θ_bad.

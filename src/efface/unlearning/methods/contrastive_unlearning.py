@@ -10,11 +10,18 @@ when accuracy on F has come down to accuracy on unseen examples or, if a whole c
 unseen examples of that class is at most 1 / classes.
 
 Source      Lee, Zhang, Yang, Lou and Xiong, Contrastive Unlearning, 2024, arXiv 2401.10458.
-Departures  by default no more steps than fine-tuning takes, where the paper has only the stop rule; F and the batch
-            of R go through the network one after the other; an anchor whose N is empty is left out. The unseen
-            examples are a share of ``valid`` that nothing else here uses; if it has no member of the class, F is used.
-Tests cover the same first ω batches of R each time; -inf or NaN for an anchor without partners; a push weighted by
-            (|N| + |P|) / |N|; a stop rule on data that is reported.
+Departures  as in the official code F and the batch of R are one batch of a single forward pass in training mode, so
+            that BatchNorm normalizes them together (in two passes the other classes lose most). z are the backbone's
+            features; the official network is trained for it: its projector's normalized outputs are z and the input of
+            its classifier. A batch of R keeps its size where F has fewer examples, and is drawn anew for each step (the
+            official code starts over with the same shuffled loader for each batch of F, and cuts its batches to F's
+            size); no weight decay on one-dimensional weights. An anchor whose N is empty is left out (official: not a
+            number); one whose P is empty has log |N| also among random samples (official: infinite), and the push has
+            weight 1 (official: |N ∪ P| / |N|). The unseen examples of the stop rule are a
+            share of ``valid`` that nothing else here uses (official: the test set, which is reported); if it has no
+            member of the class, F is used.
+Tests cover two passes with batch statistics of their own; the same first ω batches of R each time; -inf or NaN for an
+            anchor without partners; a push weighted by (|N| + |P|) / |N|; a stop rule on data that is reported.
 """
 
 from __future__ import annotations
@@ -35,7 +42,7 @@ from efface.training.loop import LossTermsFunction, Run, train_steps
 from efface.training.model import Model, frozen_statistics, share_features
 from efface.training.objectives.shared import normalize_rows
 from efface.training.optim import Optim, Schedule
-from efface.unlearning.protocol import MethodInputs, Needs, task_loss
+from efface.unlearning.protocol import MethodInputs, Needs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +59,8 @@ class ContrastiveUnlearning(Settings):
     """Temperature τ of the similarities."""
     omega: Count = 4
     """Steps ω for each batch of F, each with a fresh batch of R."""
-    epochs: Count | None = None
-    """Most passes over F; by default as many steps as a twentieth of the original's epochs takes on R."""
+    epochs: Count = 10
+    """Most passes over F; the stop rule usually ends it sooner."""
     batch_size: Count | None = None
     """Examples of F, and of R, per step; by default 64 if a whole class is forgotten, else 128."""
     watch: SomeShare = 0.5
@@ -66,9 +73,7 @@ class ContrastiveUnlearning(Settings):
         forget, retain = inputs.forget, inputs.retain
         whole_class = not torch.isin(forget.labels(), retain.labels()).any()
         size = self.batch_size or (64 if whole_class else 128)
-        most = inputs.resolve_epochs(None) * retain.count_batches(inputs.batch_size(None))
-        if self.epochs is not None:
-            most = self.epochs * forget.count_batches(size) * self.omega
+        most = self.epochs * forget.count_batches(size) * self.omega
         optimizer, is_met = self.optim.build(model, most), self.stop_rule(inputs, whole_class, run)
         retain_batches, done = retain.cycle(size, run.rng("retain")), 0
         for epoch in count():
@@ -82,18 +87,18 @@ class ContrastiveUnlearning(Settings):
         return model
 
     def terms(self, model: Model, forget_batch: Batch) -> LossTermsFunction:
-        """L as a function of a batch of R, for one batch of F."""
-        task = task_loss(model)
+        """L as a function of a batch of R, for one batch of F; both go through the network together."""
 
         def terms(batch: Batch) -> LossTerms:
+            count, joint = (len(forget_batch), forget_batch + batch) if self.weight else (0, batch)
             with share_features(model):
-                retained = task(batch)
-                losses = {name: self.task_weight * term for name, term in retained.terms.items()}
+                retained = model.objective.loss(model, joint).rows(count)
+                losses = {"task": self.task_weight * retained.per_example.mean()}
                 if self.weight:
-                    z, others = (normalize_rows(model.features(shown.view(0))) for shown in (forget_batch, batch))
+                    z, others = normalize_rows(model.features(joint.view(0))).tensor_split([count])
                     apart = push_and_pull(z, others, forget_batch.labels(), batch.labels(), self.tau)
                     losses["apart"] = self.weight * apart
-            return LossTerms(losses, retained.carry, extra_examples=len(forget_batch) if self.weight else 0)
+            return LossTerms(losses, retained.carry, extra_examples=count)
 
         return terms
 

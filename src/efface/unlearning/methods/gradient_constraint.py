@@ -1,6 +1,7 @@
 """Gradient constraint: make the loss as steep around forgotten examples as it is around unseen ones.
 
-    G_θ(x) = ‖ ∂ℓ(θ; x) / ∂x ‖₂
+    G_θ(x) = ‖ ∂ℓ(θ; x) / ∂x ‖₂    at an example of F; with ``of: output`` of Σ_k f_θ(x)_k, the network's own output;
+             with ``at: interpolate`` at ε x_F + (1 - ε) x_V, ε uniform in [0, 1]
     L(θ) = MEM_train + weight · MEM_GP [ + stay · mean_{x∈R} d(θ₀, θ; x) ]
                                        [ + third_party · mean_{x∈V} (ℓ_cap - ℓ(θ; x))₊ ]
     MEM_train = mean ℓ(θ; x)  over R, over R ∪ F, or over F
@@ -9,23 +10,25 @@
               QUANTILE  mean_k ( sorted(log G_θ on the batch of F)_k - q_k )²,    q: quantiles of log G_θ₀ over V
 
 Training examples of an over-fitted model have small gradients, unseen examples V large ones; θ₀: the checkpoint as
-received.
+received. ``WGAN_GP`` is the literal reading of the paper: the network as critic, interpolations of examples that were
+trained on and that were not, and c = 1.
 
 Source      Wang and Chen, Machine Unlearning in Contrastive Learning, 2024, arXiv 2405.07317; third term: the
             journal variant, Mathematics 2024, 12(24), 4001.
-Departures  the paper does not say what is differentiated, nor give the norm, the target or the coefficient: all are
-            fields here, and their values are ours. Other views and the rest of the batch are constants; BatchNorm
-            statistics are frozen in the penalty; ℓ_cap is the 90 % quantile of the unseen examples' loss. c = 1 is the
-            target of WGAN-GP.
-Tests cover a penalty on R; finite differences; BatchNorm coupling examples; a target computed from F itself.
+Departures  the text of the paper could not be read; abstracts and summaries by others do not say what is
+            differentiated, nor give the norm or the coefficient: all are fields here, and the defaults are ours.
+            ``WGAN_GP`` comes from such summaries. Other views and the rest of the batch are constants; BatchNorm
+            statistics are frozen in the penalty; ℓ_cap is the 90 % quantile of the unseen examples' loss. Between
+            examples the loss has the other views and the label of the one of F.
+Tests cover a penalty on R; finite differences; BatchNorm coupling examples; a target computed from F itself; a norm of
+            the output at the ends of an interpolation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,19 +36,17 @@ from torch import Tensor
 from efface.config import Settings
 from efface.schema import Count, NotNegative
 from efface.training.batch import Batch, LossTerms, Subset
-from efface.training.gradients import differentiable_twice, feature_norms, input_norms, parameter_norm
 from efface.training.loop import Run, frozen_copy, train_steps
 from efface.training.model import Model, frozen_statistics
 from efface.training.optim import Optim
+from efface.unlearning.gradient_norms import (
+    Critic,
+    GradientVariable,
+    PenaltyPoint,
+    gradient_norms,
+    interpolate_batches,
+)
 from efface.unlearning.protocol import MethodInputs, Needs, disagreement
-
-
-class GradientVariable(StrEnum):
-    """What the loss is differentiated with respect to."""
-
-    INPUT = "input"
-    EMBEDDING = "embedding"
-    PARAMETERS = "parameters"
 
 
 class NormMatching(StrEnum):
@@ -64,6 +65,10 @@ class TrainOn(StrEnum):
     FORGET = "forget"
 
 
+WGAN_GP: dict[str, Any] = {"of": "output", "at": "interpolate", "match": "square", "target": 1.0}
+"""The literal reading, as fields: ``GradientConstraint(**WGAN_GP)``."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class GradientConstraint(Settings):
     """Gradient constraint: which gradients are matched and how strongly, the other terms, length and learning rate."""
@@ -74,6 +79,10 @@ class GradientConstraint(Settings):
     """Weight of the gradient term; 0 is fine-tuning. For classifiers start at 0.03: their norms differ more."""
     wrt: GradientVariable = GradientVariable.INPUT
     """``input``: the anchor view; ``embedding``: the backbone's output; ``parameters``: one norm per batch."""
+    of: Critic = Critic.LOSS
+    """``loss``, or ``output``: the sum of the logits or of the projector's outputs."""
+    at: PenaltyPoint = PenaltyPoint.EXAMPLE
+    """``example``, or ``interpolate``: between a forgotten and an unseen example."""
     match: NormMatching = NormMatching.QUANTILE
     """``square``, ``log_mean`` or ``quantile`` (one-dimensional optimal transport)."""
     target: NotNegative | None = None
@@ -101,6 +110,7 @@ class GradientConstraint(Settings):
         unseen, cap = self._measure_unseen(model, inputs.valid, forget_size, run)
         forget = inputs.forget.cycle(forget_size, run.rng("forget"))
         valid = inputs.valid.cycle(forget_size, run.rng("valid"))
+        unseen_batches, epsilon = inputs.valid.cycle(forget_size, run.rng("between")), run.rng("epsilon")
 
         def terms(batch: Batch) -> LossTerms:
             forget_batch = next(forget)
@@ -109,7 +119,9 @@ class GradientConstraint(Settings):
             task, carry = output.per_example.mean(), output.rows(0, len(batch)).carry
             losses = {"task": task}
             if self.weight:
-                norms = self.norms(model, forget_batch, graph=True)
+                other = next(unseen_batches) if self.at is PenaltyPoint.INTERPOLATE else None
+                x = None if other is None else interpolate_batches(forget_batch, other, epsilon)
+                norms = self.norms(model, forget_batch, x, graph=True)
                 losses["gradient"] = self.weight * self.penalty(norms, unseen)
             if self.stay:
                 losses["stay"] = self.stay * disagreement(teacher, model, batch).mean()
@@ -117,22 +129,16 @@ class GradientConstraint(Settings):
                 loss = model.objective.loss(model, next(valid)).per_example
                 losses["third_party"] = self.third_party * (cap - loss).relu().mean()
             carry = None if self.train_on is TrainOn.FORGET else carry
-            return LossTerms(losses, carry, extra_examples=len(forget_batch))
+            shown = len(forget_batch) * (2 if self.weight and self.at is PenaltyPoint.INTERPOLATE else 1)
+            return LossTerms(losses, carry, extra_examples=shown)
 
         for epoch in range(epochs):
             train_steps(model, inputs.retain.batches(size, run.rng("retain", epoch)), terms, optimizer, run)
         return model
 
-    def norms(self, model: Model, batch: Batch, *, graph: bool = False) -> Tensor:
-        """G_θ of each example, [B] (``parameters``: [1]), in float32 with frozen BatchNorm statistics."""
-        with differentiable_twice(model):
-            loss = model.objective.anchor_loss(model, batch)
-            norms: dict[GradientVariable, Callable[[], Tensor]] = {
-                GradientVariable.INPUT: lambda: input_norms(loss, batch.view(0), graph=graph),
-                GradientVariable.EMBEDDING: lambda: feature_norms(model, loss, batch.view(0), graph=graph),
-                GradientVariable.PARAMETERS: lambda: parameter_norm(model, loss, batch.view(0), graph=graph),
-            }
-            return norms[self.wrt]()
+    def norms(self, model: Model, batch: Batch, x: Tensor | None = None, *, graph: bool = False) -> Tensor:
+        """G_θ at the examples or at ``x``, [B] (``parameters``: [1]): see :func:`gradient_norms`."""
+        return gradient_norms(model, batch, self.of, self.wrt, x, graph=graph)
 
     def penalty(self, norms: Tensor, unseen: Tensor) -> Tensor:
         """MEM_GP: scalar >= 0, 0 if the norms match. ``norms`` [B]: of F under θ; ``unseen`` [M]: of V under θ₀."""

@@ -10,7 +10,8 @@ Source      Koh and Liang, Understanding Black-box Predictions via Influence Fun
             a Newton step of removal: Guo et al., Certified Data Removal, 2020, arXiv 1911.03030, without its noise.
 Departures  H from some batches of R; few iterations. If H + damping is not positive definite, the damping is raised
             (threefold, or to twice what the direction that was found requires) and the system is solved again.
-            BatchNorm statistics are frozen; F's losses are computed in batches with retained examples.
+            BatchNorm statistics are frozen; F's losses are computed in batches with retained examples. Papers that
+            report "IU" mostly mean WoodFisher, another approximation of H from gradients: their rows are no reference.
 Tests cover a step in the opposite direction; H of F; means in place of sums; a direction of negative curvature that is
             followed.
 """

@@ -5,7 +5,10 @@
 R: retained examples; ℓ: the objective that the checkpoint was trained with; s: number of the step, of S.
 
 Source      Jia et al., Model Sparsity Can Simplify Machine Unlearning, 2023, arXiv 2304.04934.
-Departures  every trained weight is penalized, also those of normalization layers and biases; a momentum encoder is not.
+Departures  every trained weight is penalized, also those of normalization layers and biases, as in the official code; a
+            momentum encoder is not. The penalty falls with each step (official: with each epoch); no weight decay on
+            one-dimensional weights. Epochs default to a twentieth of the original's (official: 10 at the same rate,
+            of 182), which on few images is far less training.
 Tests cover a penalty that never decays, or never starts; anything but fine-tuning at weight 0.
 """
 

@@ -6,7 +6,9 @@ R, F: retained and forgotten examples, in one mixed batch; ℓ: the objective th
 
 Source      Kurmanji et al., Towards Unbounded Machine Unlearning, 2023, arXiv 2302.09880 (there as NegGrad+).
 Departures  one pass is a pass over R, while F is repeated; a mixed batch holds R and F in the proportion of
-            ``batch_size`` to ``forget_batch_size``; keys of forget examples never enter the queue.
+            ``batch_size`` to ``forget_batch_size``; keys of forget examples never enter the queue. One forward
+            pass (official: one for R and one for F, so that BatchNorm sees them apart); no weight decay on
+            one-dimensional weights.
 Tests cover a forget set that is never read; β on the wrong side; validation examples among the data.
 """
 

@@ -8,7 +8,8 @@ drawn anew each time (another label; for encoders another image's view as the po
 Source      Golatkar et al., 2020, arXiv 1911.04933 (as a baseline); Graves et al., Amnesiac Machine Learning, 2021,
             arXiv 2010.10981.
 Departures  both terms in one step, not a pass over F before the pass over R: the same length as fine-tuning. Wrong
-            targets come from F and R alike, so that a whole class can be forgotten; the paper draws labels once.
+            targets come from F and R alike, so that a whole class can be forgotten; the paper draws labels once. No
+            weight decay on one-dimensional weights.
 Tests cover a class forgotten with its own label; a single example without a wrong target; a forget set never read.
 """
 

@@ -8,7 +8,8 @@ R, F: retained and forgotten examples; ℓ: the objective that the checkpoint wa
 
 Source      Fan et al., SalUn: Empowering Machine Unlearning via Gradient-based Weight Saliency, 2024, arXiv 2310.12508.
 Departures  both terms in one step, as in ``random_labels``; saliency with frozen BatchNorm statistics and retained
-            examples in the batch. Running statistics are not weights: they may change.
+            examples in the batch. The official code goes over F with random labels, the right one among them, and then
+            over R. No weight decay on one-dimensional weights. Running statistics are not weights: they may change.
 Tests cover a threshold per layer; a mask undone by momentum or weight decay; the smallest gradients selected.
 """
 

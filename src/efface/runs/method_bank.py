@@ -1,0 +1,55 @@
+"""The reference bank that a method takes its targets from: of this original, with the same yardstick."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from efface.auditing.bank_file import load_bank
+from efface.auditing.reference_bank import ReferenceBank
+from efface.data.dataset import Data
+from efface.data.split import Split
+from efface.errors import EffaceError
+from efface.training.checkpoint import Checkpoint
+
+
+def open_method_bank(path: Path, start: Checkpoint, data: Data, split: Split) -> ReferenceBank:
+    """Read a bank for a method.
+
+    Args:
+        path: The bank's folder or file.
+        start: The checkpoint that is unlearned.
+        data: The examples.
+        split: Its split.
+
+    Raises:
+        EffaceError: The bank is damaged, or is of another original or other unseen examples.
+
+    """
+    bank = load_bank(path)
+    if bank.meta.get("valid") != valid_digest(data, split):
+        raise EffaceError(
+            f"{path} compares with other unseen examples than this checkpoint's.",
+            "Its targets are measured from the `valid` examples of its own original.",
+            "Make a bank of this original: `efface references RUN --bank 8`.",
+        )
+    if bank.original not in (start.model.digest(), start.parent):
+        raise EffaceError(
+            f"{path} is the reference bank of another original.",
+            f"It was made for {bank.original[:16]}, and this checkpoint is {start.model.digest()[:16]}.",
+            "Make a bank of this original: `efface references RUN --bank 8`.",
+        )
+    return bank
+
+
+def valid_digest(data: Data, split: Split) -> str:
+    """SHA-256 of the keys of ``valid``, to which every margin compares."""
+    return hashlib.sha256("\0".join(sorted(split.keys(data, "valid"))).encode()).hexdigest()
+
+
+def used_bank(meta: Mapping[str, Any]) -> bool:
+    """Whether the method of a run took targets from a reference bank."""
+    method = meta.get("method")
+    return isinstance(method, dict) and method.get("bank") is not None

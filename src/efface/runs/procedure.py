@@ -1,0 +1,181 @@
+"""What the rehearsals of a procedure say about one audited request."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from efface.auditing import signals
+from efface.auditing.attacks.learned import attach_scores, fit_attack
+from efface.auditing.evidence import Evidence
+from efface.auditing.observations import Observations
+from efface.auditing.reference_bank import ReferenceBank
+from efface.auditing.rehearsals import (
+    FEWEST_REHEARSALS,
+    Rehearsal,
+    RehearsedVerdict,
+    check_release,
+    judge_rehearsals,
+)
+from efface.auditing.verdict import Criteria
+from efface.errors import EffaceError
+from efface.reporting.facts import RehearsalFacts
+from efface.runs.binding import BOUND
+from efface.runs.comparison import Comparison, lineage
+from efface.runs.provenance import NEAREST, weight_distance
+from efface.runs.rehearsal_kinds import kind_of_request, size_class
+from efface.runs.rehearsals import BEFORE, RehearsalPlan
+
+
+@dataclass(frozen=True, eq=False)
+class RehearsedProcedure:
+    """Rehearsals that stand for an audited request."""
+
+    before: Rehearsal | None
+    """The original on the examples of all of them; None for an exact method."""
+    rehearsals: tuple[Rehearsal, ...]
+    kind: str
+    file: str = ""
+    """Their folder, or the bank's."""
+    digest: str = ""
+    """SHA-256 of what they hold."""
+    notes: tuple[str, ...] = ()
+
+    def facts(self) -> RehearsalFacts:
+        """Describe them for the record."""
+        return RehearsalFacts(file=self.file, digest=self.digest, kind=self.kind, requests=len(self.rehearsals))
+
+    def judge(self, evidence: Evidence, criteria: Criteria) -> RehearsedVerdict:
+        """Judge the procedure, and check whether the request of the evidence is like its rehearsals."""
+        names = criteria.signals or signals.prespecified_signals(evidence.subject)
+        names = tuple(
+            name for name in names if all(signals.has_signal(one.observed, "forget", name) for one in self.rehearsals)
+        )
+        if not names:
+            raise EffaceError(
+                "The rehearsals were not observed on any signal that decides.", remedy="Rehearse again with these."
+            )
+        found = judge_rehearsals(self.rehearsals, self.before, names, criteria.delta, criteria.alpha, self.kind)
+        if self.before is None:
+            return found
+        real = Rehearsal(evidence.subject, evidence.references)
+        release = check_release(self.rehearsals, real, names)
+        return RehearsedVerdict(**{**vars(found), "release": release})
+
+
+def open_rehearsals(home: Path, compared: Comparison, bank: ReferenceBank | None) -> RehearsedProcedure:
+    """Read the rehearsals of a folder for an audited run, and check that they stand for its request.
+
+    Args:
+        home: Folder of the rehearsals.
+        compared: The run, with the models that it is compared with.
+        bank: The reference bank of the audit, if there is one.
+
+    Raises:
+        EffaceError: They are not finished, or are of another original, method, kind, size or way of observing.
+
+    """
+    plan, subject = RehearsalPlan.load(home), compared.subject
+    left = plan.left()
+    if left:
+        raise EffaceError(
+            f"{len(left)} of {len(plan.names)} tasks of the rehearsals in {home} are not finished.",
+            remedy=f"Finish them: `efface rehearse {subject.folder} --out {home}`.",
+        )
+    differences = [what for what, same in _sameness(plan, compared).items() if not same]
+    if differences:
+        raise EffaceError(
+            f"{home} does not stand for this request: another {', '.join(differences)}.",
+            "Only the same procedure on requests of the same kind and size says something about this one.",
+            f"Rehearse this one: `efface rehearse {subject.folder}`.",
+        )
+    stored = {name: Observations.load(plan.file_of(name)) for name in plan.names}
+    digest = _joined_digest(one.digest for one in stored.values())
+    own = subject.meta["parent"] == plan.original
+    notes = () if own else ("The rehearsals started from an earlier model of this chain of requests.",)
+    ready = {name: calibrate_rehearsal(one, bank) for name, one in stored.items()}
+    before = ready.pop(BEFORE)
+    return RehearsedProcedure(before, tuple(ready.values()), plan.describe_kind(), str(home.resolve()), digest, notes)
+
+
+def _sameness(plan: RehearsalPlan, compared: Comparison) -> Mapping[str, bool]:
+    subject = compared.subject
+    watch = compared.binder.settings()["watch"]
+    return {
+        "original": plan.original in (*lineage(subject), subject.meta["parent"]),
+        "method or setting of the method": plan.method == subject.meta["method"],
+        "kind of request": plan.kind == kind_of_request(subject.split),
+        "size": size_class(plan.size) == size_class(subject.split.sizes()["forget"]),
+        BOUND["watch"]: plan.watch == watch,
+    }
+
+
+def calibrate_rehearsal(observed: Observations, bank: ReferenceBank | None) -> Rehearsal:
+    """Calibrate one rehearsal by a bank; without a bank its raw scores count."""
+    if bank is None:
+        return Rehearsal(observed)
+    references = bank.calibrate(observed)
+    attack = fit_attack(bank)
+    return Rehearsal(observed if attack is None else attach_scores(attack, observed, references), references)
+
+
+def rehearse_with_bank(bank: ReferenceBank, compared: Comparison, path: Path) -> RehearsedProcedure | str:
+    """Take the models of a bank as rehearsals of retraining: each was retrained without half of the examples.
+
+    Args:
+        bank: The reference bank of the audit.
+        compared: A run that was made by an exact method.
+        path: Where the bank is.
+
+    Returns:
+        The rehearsals, or why the bank cannot stand for this run.
+
+    """
+    pairs = bank.models // 2
+    if bank.models < FEWEST_REHEARSALS or pairs < 3:
+        return f"A bank of {bank.models} models is too small to rehearse retraining: at least 6 are needed."
+    near = weight_distance(
+        compared.models["subject"].load().model.cpu(), compared.models["original"].load().model.cpu()
+    )
+    if near is not None and near < NEAREST:
+        return (
+            f"The weights of {compared.subject.folder} are within {100 * near:.2g} % of its original's. Those of a "
+            "model retrained from new random weights are not, so a bank does not stand for it."
+        )
+    seen = compared.observations["subject"]
+    found = [_half_as_rehearsal(bank, model, seen) for model in range(bank.models)]
+    return RehearsedProcedure(
+        None, tuple(found), f"retrained without half of the training examples, {bank.models} models",
+        str(Path(path).resolve()), bank.digest,
+    )  # fmt: skip
+
+
+def _half_as_rehearsal(bank: ReferenceBank, model: int, seen: Observations) -> Rehearsal:
+    """One model of a bank as the rehearsal of retraining without the other half, calibrated by the other pairs."""
+    others = bank.select_pairs([pair for pair in range(bank.models // 2) if pair != model // 2])
+    rows = {
+        "forget": np.flatnonzero(bank.trained & ~bank.inside[model]),
+        "retain": np.flatnonzero(bank.inside[model]),
+        "holdout": bank.positions(seen.of("holdout", "keys")),
+    }
+    if seen.count("control"):
+        rows["control"] = bank.positions(seen.of("control", "keys"))
+    arrays: dict[str, Any] = {}
+    labelled = [name for name in bank.scores if name.startswith("logits.")]
+    for part, at in rows.items():
+        arrays[f"{part}/keys"] = bank.keys[at]
+        if labelled:
+            arrays[f"{part}/labels"] = np.where(np.isnan(bank.scores[labelled[0]][model, at]), -1, 0)
+        for name, values in bank.scores.items():
+            arrays[f"{part}/{signals.READY}{name}"] = np.nan_to_num(values[model, at])
+    observed = Observations(f"half {model}", seen.split, arrays, {"spaces": list(seen.spaces)})
+    return calibrate_rehearsal(observed, others)
+
+
+def _joined_digest(digests: Iterable[str]) -> str:
+    return hashlib.sha256("\0".join(digests).encode()).hexdigest()

@@ -1,0 +1,67 @@
+"""What kind of request is rehearsed, and the disjoint sets of retained examples that stand for it. NumPy only."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import numpy as np
+
+from efface.data.dataset import Data
+from efface.data.split import Split
+from efface.errors import EffaceError
+
+KINDS = ("random", "group", "class")
+LIKE = 2.0
+"""A group or class stands for another one if neither is more than so many times as large."""
+
+
+def kind_of_request(split: Split) -> str:
+    """Return the kind of a run's request: ``group``, ``class`` or ``random``, which stands for lists as well."""
+    found = (split.provenance.get("resolved") or {}).get("kind")
+    if found in KINDS:
+        return str(found)
+    return "group" if split.provenance.get("matched") == "group" else "random"
+
+
+def size_class(size: int) -> int:
+    """Number the size of a request: sizes within a factor of about √2 share a number."""
+    return round(2 * math.log2(max(1, size)))
+
+
+def draw_sets(data: Data, base: Split, kind: str, size: int, count: int, seed: int) -> list[np.ndarray]:
+    """Draw disjoint sets of retained examples, each like a request; fewer if there are not so many.
+
+    Args:
+        data: The data set.
+        base: The split whose ``retain`` they are drawn from.
+        kind: ``random``: any examples. ``group``, ``class``: whole ones of like size.
+        size: Number of examples of the request that they stand for.
+        count: How many.
+        seed: Seed of the draw.
+
+    Returns:
+        Positions of each set, sorted.
+
+    Raises:
+        EffaceError: The data has no groups or classes.
+
+    """
+    rows = base.retain
+    if kind == "random":
+        order = rows[np.argsort(np.array([_number(str(key), seed) for key in data.keys[rows]], dtype=np.uint64))]
+        most = min(count, len(rows) // max(1, size))
+        return [np.sort(order[number * size : (number + 1) * size]) for number in range(most)]
+    names = data.group if kind == "group" else None if data.y is None else data.y.astype(str)
+    if names is None:
+        raise EffaceError(f"The data has no {kind} to rehearse.", remedy="Use --like random.")
+    found = [name for name in np.unique(names[rows]).tolist() if name not in ("", "-1")]
+    sets = {name: rows[names[rows] == name] for name in found}
+    alike = [name for name, at in sets.items() if size / LIKE <= len(at) <= size * LIKE]
+    order_of = sorted(alike, key=lambda name: _number(name, seed))
+    return [np.sort(sets[name]) for name in order_of[:count]]
+
+
+def _number(text: str, seed: int) -> int:
+    digest = hashlib.blake2b(f"{seed}\0rehearsal\0{text}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest)

@@ -1,0 +1,201 @@
+"""Rehearsals: the pooled AUC and its error, the words that follow from it, and what the real request must look like."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from efface.auditing.rehearsals import (
+    Placements,
+    Rehearsal,
+    check_release,
+    judge_rehearsals,
+    pool_placements,
+)
+from efface.auditing.utility_gate import UtilityLoss
+from efface.auditing.validation import combine_words, decide_with_rehearsals
+from efface.auditing.verdict import Criteria, judge
+from efface.errors import EffaceError
+from tests.auditing.bank_worlds import SIGNALS, World
+from tests.reference import rehearsals as slow
+
+DELTA, ALPHA = 0.05, 0.05
+
+
+def rehearse(world: World, sets: list[np.ndarray], extra: float = 0.0) -> list[Rehearsal]:
+    """Each set forgotten by a model of its own; ``extra`` is what the procedure leaves."""
+    return [
+        Rehearsal(world.observe(one, world.trained & ~one, extra, model=f"r{number}"))
+        for number, one in enumerate(sets)
+    ]
+
+
+def before(world: World, sets: list[np.ndarray]) -> Rehearsal:
+    """The original on all rehearsed examples."""
+    return Rehearsal(world.observe(np.any(sets, axis=0), world.trained, model="original"))
+
+
+def test_pooling_equals_its_slow_twin_with_sets_of_unequal_size():
+    world = World.of(2, 300, 60)
+    sizes = [1, 2, 3, 5, 8, 13, 4, 4, 6, 2]
+    order, sets, at = world.rng.permutation(300), [], 0
+    for size in sizes:
+        sets.append(np.isin(np.arange(360), order[at : at + size]))
+        at += size
+    made = rehearse(world, sets, 0.3)
+    pooled = pool_placements(made, SIGNALS[0])
+    given = [
+        (
+            one.scores("forget", SIGNALS[0]).tolist(),
+            dict(
+                zip(
+                    one.observed.of("holdout", "keys").tolist(), one.scores("holdout", SIGNALS[0]).tolist(), strict=True
+                )
+            ),
+        )
+        for one in made
+    ]
+    value, error, freedom = slow.pooled(given)
+    assert pooled.value == pytest.approx(value, abs=1e-12)
+    assert pooled._scale() == pytest.approx((error, freedom), rel=1e-9)
+
+
+def test_the_interval_covers_the_truth():
+    """Under the null, 90 % intervals over requests that share their never-trained examples cover 0.5."""
+    inside = 0
+    for seed in range(200):
+        world = World.of(seed, 240, 160)
+        made = rehearse(world, world.sets(20, 6))
+        _, low, high = pool_placements(made, SIGNALS[0]).interval(0.9)
+        inside += low <= 0.5 <= high
+    assert 0.83 <= inside / 200 <= 0.97
+
+
+def test_ignoring_what_requests_share_would_be_too_sure():
+    """Planted bug: the variance over never-trained examples left out makes intervals that miss too often."""
+    missed = 0
+    for seed in range(200):
+        world = World.of(seed, 240, 40)  # few never-trained examples: their part is large
+        made = rehearse(world, world.sets(20, 6))
+        pooled = pool_placements(made, SIGNALS[0])
+        half = 1.73 * pooled.sets.std(ddof=1) / np.sqrt(len(pooled.sets))
+        missed += abs(pooled.value - 0.5) > half
+    assert missed / 200 > 0.2
+
+
+@pytest.mark.parametrize(("extra", "word"), [(0.0, "removed"), (1.0, "residue"), (-1.0, "over-forgotten")], ids=str)
+def test_a_procedure_is_judged_by_many_requests_like_it(extra, word):
+    world = World.of(11, 1000, 2000)
+    sets = world.sets(40, 15)
+    found = judge_rehearsals(rehearse(world, sets, extra), before(world, sets), SIGNALS, DELTA, ALPHA)
+    assert found.word == word
+    assert (found.requests, found.examples) == (40, 600)
+
+
+def test_without_power_in_the_original_nothing_is_validated():
+    world = World.of(12, 1000, 2000, memory=0.0)
+    sets = world.sets(40, 15)
+    found = judge_rehearsals(rehearse(world, sets), before(world, sets), SIGNALS, DELTA, ALPHA)
+    assert {one.word for one in found.signals} == {"removed"}
+    assert found.word == "inconclusive"
+
+
+def test_an_untouched_model_is_never_validated():
+    for seed in range(20):
+        world = World.of(seed, 600, 600)
+        sets = world.sets(20, 10)
+        made = [Rehearsal(world.observe(one, world.trained, model=f"r{i}")) for i, one in enumerate(sets)]
+        assert judge_rehearsals(made, before(world, sets), SIGNALS, DELTA, ALPHA).word in ("residue", "inconclusive")
+
+
+def test_training_on_the_holdout_is_seen_by_the_control():
+    world = World.of(13, 1000, 2000)
+    sets = world.sets(40, 15)
+    holdout = np.zeros(len(world.keys), dtype=bool)
+    holdout[np.flatnonzero(~world.trained)[::2]] = True
+    made = [Rehearsal(world.observe(one, world.trained | holdout, model=f"r{i}")) for i, one in enumerate(sets)]
+    found = judge_rehearsals(made, before(world, sets), SIGNALS, DELTA, ALPHA)
+    assert {one.word for one in found.signals} == {"removed"}  # members and the holdout look alike
+    assert found.word == "residue"
+    assert {one.name for one in found.controls if one.word == "failed"} >= {"unseen", "fresh"}
+
+
+def test_forgetting_everything_is_seen_by_the_retained():
+    world = World.of(14, 1000, 2000)
+    sets = world.sets(40, 15)
+    nobody = np.zeros(len(world.keys), dtype=bool)
+    made = [Rehearsal(world.observe(one, nobody, model=f"r{i}")) for i, one in enumerate(sets)]
+    found = judge_rehearsals(made, before(world, sets), SIGNALS, DELTA, ALPHA)
+    assert found.word == "inconclusive"
+    assert "retained" in [one.name for one in found.controls if one.word == "failed"]
+
+
+def test_the_real_request_is_flagged_only_if_it_is_unlike_its_rehearsals():
+    flagged = 0
+    for seed in range(100):
+        world = World.of(seed, 300, 300)
+        *sets, real = world.sets(21, 10)
+        release = check_release(
+            rehearse(world, sets), Rehearsal(world.observe(real, world.trained & ~real, model="real")), SIGNALS
+        )
+        flagged += not all(one.inside for one in release)
+    assert flagged <= 12  # 5 % are expected
+    odd = Rehearsal(world.observe(real, world.trained & ~real, 5.0, model="odd"))
+    assert not all(one.inside for one in check_release(rehearse(world, sets), odd, SIGNALS))
+
+
+def test_too_few_rehearsals_are_refused():
+    world = World.of(0)
+    with pytest.raises(EffaceError, match="rehearsals decide nothing"):
+        judge_rehearsals(rehearse(world, world.sets(4, 5)), None, SIGNALS, DELTA, ALPHA)
+
+
+def test_placements_without_spread_decide_nothing():
+    assert Placements(np.full(6, 0.5), np.full(30, 0.5)).interval(0.9) == (0.5, 0.0, 1.0)
+    assert Placements(np.full(6, 1.0), np.full(30, 1.0)).p_values(0.55) == (1.0, 1.0)
+
+
+def direct_verdict(world: World, real: np.ndarray, extra: float = 0.0):
+    from efface.auditing.evidence import Evidence
+
+    original = world.observe(real, world.trained, model="original")
+    subject = world.observe(real, world.trained & ~real, extra, model="subject")
+    return judge(Evidence(original, subject), Criteria())
+
+
+def test_words_of_a_small_request():
+    world = World.of(15, 1000, 2000)
+    *sets, real = world.sets(41, 15)
+    good = judge_rehearsals(rehearse(world, sets), before(world, sets), SIGNALS, DELTA, ALPHA, "15 random examples")
+    direct = direct_verdict(world, real)
+    assert direct.word == "inconclusive"
+    validated = decide_with_rehearsals(direct, good)
+    assert (validated.word, validated.exit_code) == ("validated", 0)
+    assert validated.sentence.startswith(
+        "This request alone is too small to decide. The same procedure, rehearsed on 40"
+    )
+    assert validated.rehearsed == good
+    lost = decide_with_rehearsals(direct, good, UtilityLoss(0.2, "kNN accuracy fell", ""))
+    assert lost.word == "validated, utility lost"
+    for word, expected in (("residue", "procedure leaves residue"), ("over-forgotten", "procedure over-forgets")):
+        bad = decide_with_rehearsals(direct, replace(good, word=word))
+        assert (bad.word, bad.exit_code) == (expected, 3)
+    undecided = decide_with_rehearsals(direct, replace(good, word="inconclusive"))
+    assert (undecided.word, undecided.exit_code) == ("inconclusive", 4)
+
+
+def test_rehearsals_never_overrule_the_request_itself():
+    world = World.of(16, 1000, 2000)
+    *sets, real = world.sets(41, 15)
+    good = judge_rehearsals(rehearse(world, sets), before(world, sets), SIGNALS, DELTA, ALPHA)
+    direct = direct_verdict(world, real, extra=6.0)
+    assert decide_with_rehearsals(replace(direct, word="residue"), good).word == "residue"
+    undecided = direct_verdict(world, real)
+    blinded = replace(undecided, signals=tuple(replace(one, blinded=True) for one in undecided.signals))
+    assert combine_words(blinded, good)[0] == "inconclusive"
+    unlike = replace(
+        good, release=check_release(rehearse(world, sets), Rehearsal(world.observe(real, world.trained, 9.0)), SIGNALS)
+    )
+    assert combine_words(undecided, unlike)[0] == "inconclusive"
