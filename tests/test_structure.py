@@ -13,7 +13,19 @@ import pytest
 grimp = pytest.importorskip("grimp", reason="import-linter is not installed")
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "efface"
-PACKAGES = {"auditing", "bench", "cli", "data", "interop", "reporting", "runs", "tasks", "training", "unlearning"}
+PACKAGES = {
+    "auditing",
+    "bench",
+    "cli",
+    "data",
+    "desk",
+    "interop",
+    "reporting",
+    "runs",
+    "tasks",
+    "training",
+    "unlearning",
+}
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,8 @@
 """The command line: the only package that prints, asks or exits. Every verb wraps one function of another package.
 
 Exit codes: 0 success (audit: removed or validated) · 1 a bug · 2 wrong input · 3 audit: residue; compat: rebuild the
-index; verify: refused · 4 audit: inconclusive · 5 bench: some models failed · 130 interrupted.
+index; verify: refused; erase, request: something is left · 4 audit: inconclusive · 5 bench: some models failed · 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import typer
 from efface.cli.audit import audit_command, report_command
 from efface.cli.bench import bench_command
 from efface.cli.embed import compat_command, embed_command
+from efface.cli.erase import erase_command
 from efface.cli.export import export
 from efface.cli.followup import canaries, relearn_command
 from efface.cli.heads import heads
@@ -24,8 +26,9 @@ from efface.cli.inspect import audits_command, data_command, inspect_command, me
 from efface.cli.options import ConsentingCommand
 from efface.cli.output import prepare_streams, write_message
 from efface.cli.references import references_command
-from efface.cli.share import onnx_command, pull_command, push_command
 from efface.cli.rehearse import rehearse_command
+from efface.cli.request import request
+from efface.cli.share import onnx_command, pull_command, push_command
 from efface.cli.sign import keys, sign_command, verify_command
 from efface.cli.train import check_command, demo_command, pretrain_command, unlearn_command
 from efface.errors import EffaceError
@@ -52,6 +55,7 @@ VERBS: tuple[Callable[..., None], ...] = (
     report_command,
     sign_command,
     verify_command,
+    erase_command,
     relearn_command,
     bench_command,
     inspect_command,
@@ -80,6 +84,7 @@ app.add_typer(canaries, name="canaries")
 app.add_typer(keys, name="keys")
 app.add_typer(heads, name="heads")
 app.add_typer(export, name="export")
+app.add_typer(request, name="request")
 
 
 @app.callback()

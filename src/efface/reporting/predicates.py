@@ -129,6 +129,17 @@ class UncheckedClaim(StatementPart):
     claim: Filled
 
 
+class DownstreamArtefact(StatementPart):
+    """What became of artefacts that still remembered after the release: caches, indexes, checkpoints. No names."""
+
+    kind: Filled
+    outcome: Literal["removed", "rewritten", "listed", "absent", "failed"]
+    artefacts: Annotated[int, Field(ge=1)]
+    """How many of them."""
+    entries: Annotated[int, Field(ge=0)]
+    """How many of their entries were about the forgotten; 0 where that has no meaning."""
+
+
 class RecordReference(StatementPart):
     """The record that the statement was made from."""
 
@@ -160,6 +171,8 @@ class Unlearning(StatementPart):
     claims: tuple[UncheckedClaim, ...]
     out_of_scope: tuple[Filled, ...] = Field(min_length=1)
     """What the evidence does not cover; never empty."""
+    downstream: tuple[DownstreamArtefact, ...] = ()
+    """What became of what still remembered, if it was erased after the release."""
     record: RecordReference
 
     @property

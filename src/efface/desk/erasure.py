@@ -1,0 +1,244 @@
+"""Erase what still remembers a released request: the intent first, then each artefact, then the outcomes.
+
+Killed at any moment, the same call goes on and ends with the same outcomes: what was to be removed and is gone counts
+as removed. The list of the request goes last, since it says what to look for; after it, the ids are recognized by the
+keyed commitment, until the key is destroyed as well.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from efface.desk.forgotten import ForgottenIds
+from efface.desk.ledger import LedgerWriter, utc_now
+from efface.desk.remains import (
+    Remains,
+    erase_remains,
+    find_in_place,
+    find_in_run,
+    find_model,
+    find_unused,
+    summarize,
+)
+from efface.desk.states import CLOSED, BatchState, RequestState
+from efface.desk.store import OPEN_BATCHES, DeskStore
+from efface.desk.views import ErasedArtefact
+from efface.errors import EffaceError
+from efface.reporting.redaction import KEY_FILE
+
+if TYPE_CHECKING:
+    from efface.reporting.signing import CryptoSigner
+
+ERASING, ERASED = "erasing", "erased"
+"""Names of the two events of an erasure."""
+
+
+def erase_request(
+    desk: DeskStore,
+    request: str,
+    places: Sequence[Path],
+    *,
+    destroy_key: bool,
+    remove_models: bool,
+    dry_run: bool,
+    signer: CryptoSigner | None,
+    actor: str,
+) -> list[ErasedArtefact]:
+    """Remove or list what still remembers the examples of a request; see ``Desk.erase``."""
+    row = desk.rows([request])[0]
+    if RequestState(row["state"]) not in CLOSED:
+        raise EffaceError(
+            f"{request} is {row['state']}: what it is about is still needed.",
+            "Erasing comes after the release of the model that has forgotten, or after the request was closed.",
+            f"Release it first: `efface request release {request}`.",
+        )
+    with desk.hold_model(str(row["model"]), wait=True):
+        desk.ledger.require_valid()
+        row = desk.rows([request])[0]
+        asked = {"places": [str(Path(one).absolute()) for one in places], "destroy_key": destroy_key}
+        begun = _begun(desk, request)
+        if begun is not None and not dry_run:
+            found = [Remains(**one) for one in begun["found"]]
+            asked = begun["asked"]
+        elif _is_over(desk, row, asked):
+            found = []
+        else:
+            ids = ForgottenIds.of(desk.private, row)
+            found = list(find_remains(desk, row, ids, places, destroy_key=destroy_key, remove_models=remove_models))
+            if dry_run:
+                return [_planned(one) for one in found]
+            if found:
+                with desk.ledger.writing(actor) as writer:
+                    details = {"found": [one.as_dict() for one in found], "asked": asked}
+                    writer.append("request", request, ERASING, details=details)
+        if found:
+            erased = _erase(desk, row, found)
+            with desk.ledger.writing(actor) as writer:
+                _write_outcomes(writer, request, erased)
+        else:
+            erased = desk.artefacts(request)
+    if signer is not None:
+        sign_erasure(desk, request, signer)
+    return erased
+
+
+def find_remains(
+    desk: DeskStore,
+    row: dict[str, Any],
+    ids: ForgottenIds,
+    places: Sequence[Path],
+    *,
+    destroy_key: bool,
+    remove_models: bool,
+) -> Iterator[Remains]:
+    """Find everything that remembers a request, in the order in which it is erased."""
+    chain = desk.model(str(row["model"]))
+    batches = desk.batches(chain.name)
+    if row["state"] == RequestState.RELEASED.value:
+        caches, blocked = find_pictures(Path(chain.head), ids)
+        yield from caches
+        pending = {one.folder for one in batches if one.state in OPEN_BATCHES}
+        made = [one.folder for one in batches if one.state is not BatchState.ABANDONED]
+        for folder in dict.fromkeys([chain.original, *made]):
+            waiting = "the run is not decided yet: erase again after that" if folder in pending else ""
+            yield from find_in_run(Path(folder), ids, waiting or blocked)
+            if folder != chain.head:
+                yield from find_model(Path(folder), ids, remove=remove_models)
+        for place in places:
+            yield from find_in_place(Path(place).absolute(), ids, remove=remove_models)
+    for batch in batches:
+        if batch.state not in (BatchState.INTENDED, BatchState.UNLEARNED):
+            yield from find_unused(batch, abandoned=batch.state is BatchState.ABANDONED)
+    yield from _find_lists(desk, row, batches)
+    if destroy_key:
+        yield from _find_keys(desk, row)
+
+
+def find_pictures(head: Path, ids: ForgottenIds) -> tuple[list[Remains], str]:
+    """Caches of decoded pictures, and why the splits must keep the ids for now: the pictures are still in the data."""
+    from efface.data.pixel_caches import find_caches
+    from efface.runs.data_at_hand import DataChecks, open_data
+    from efface.runs.folder import read_request
+    from efface.training.checkpoint import read_meta
+
+    try:
+        request, meta = read_request(head), read_meta(head)
+        here = open_data(head, request, meta, DataChecks(allow_absent=True), judged=False)
+    except EffaceError as error:
+        why = f"{error.what} {error.why}".strip()
+        return [Remains("decoded pictures", str(head), "list", f"the data could not be read: {why}")], (
+            "the data could not be read: whether the pictures are gone is not known"
+        )
+    present = ids.among(here.data.keys.tolist())
+    names = ids.known if ids.known is not None else present
+    found = [
+        Remains("decoded pictures", str(folder), "remove", "a cache that holds them", count)
+        for folder, count in find_caches(here.data, names, here.former_roots).items()
+    ]
+    if not present:
+        return found, ""
+    listed = Remains(
+        "pictures", here.data.name, "list", "still in the data: delete them, and erase again", len(present)
+    )
+    return [*found, listed], "the pictures are still in the data: without their ids they could be used again"
+
+
+def _find_lists(desk: DeskStore, row: dict[str, Any], batches: Sequence[Any]) -> Iterator[Remains]:
+    """The private lists of a request and of its batch."""
+    from efface.desk.running import ids_path
+
+    for batch in batches:
+        path = ids_path(desk, batch.number)
+        decided = batch.state not in OPEN_BATCHES
+        if path.exists() and row["id"] in batch.requests and decided:
+            yield Remains("list of ids", str(path), "remove", "what the batch was to forget")
+    path = desk.private.list_path(str(row["id"]))
+    if path.exists():
+        yield Remains("forget list", str(path), "remove", "who asked, and for what")
+
+
+def _find_keys(desk: DeskStore, row: dict[str, Any]) -> Iterator[Remains]:
+    """The keys with which the ledger and the record of the run can be linked to ids."""
+    if row["batch"] is not None:
+        path = Path(desk.batch(int(row["batch"])).folder) / KEY_FILE
+        if path.exists():
+            yield Remains("key of the record", str(path), "remove", "the record cannot be linked to ids any more")
+    path = desk.private.key_path(str(row["id"]))
+    if path.exists():
+        yield Remains("key", str(path), "remove", "the ledger cannot be linked to ids any more")
+
+
+LAST = ("forget list", "key")
+"""Erased after everything else: they say what to look for."""
+
+
+def _erase(desk: DeskStore, row: dict[str, Any], found: Sequence[Remains]) -> list[ErasedArtefact]:
+    """Erase each; the list and the key of the request only once everything else succeeded."""
+    request = str(row["id"])
+    kept = desk.private.forget_list(request)
+    left = ForgottenIds(desk.private.key(request), None if kept is None else kept.keys, json.loads(row["items"]))
+    erased = [erase_remains(one, left) for one in found if one.kind not in LAST]
+    failed = [one for one in erased if one.outcome == "failed"]
+    blocked = f"kept: {len(failed)} artefacts could not be erased, and it says what to look for" if failed else ""
+    for one in found:
+        if one.kind not in LAST:
+            continue
+        if blocked:
+            erased.append(ErasedArtefact(one.kind, one.place, "listed", blocked))
+            continue
+        destroy = desk.private.destroy_list if one.kind == "forget list" else desk.private.destroy_key
+        destroy(request)
+        erased.append(ErasedArtefact(one.kind, one.place, "removed", one.detail))
+    return erased
+
+
+def _begun(desk: DeskStore, request: str) -> dict[str, Any] | None:
+    """What an erasure that was cut had found; None if none was."""
+    events = [one for one in desk.ledger.events(f"request {request}") if one.action in (ERASING, ERASED)]
+    return events[-1].details if events and events[-1].action == ERASING else None
+
+
+def _is_over(desk: DeskStore, row: dict[str, Any], asked: dict[str, Any]) -> bool:
+    """Whether the same was erased before, list and key included: there is nothing left to do but to say it again."""
+    request = str(row["id"])
+    if desk.private.forget_list(request) is not None or desk.private.key(request) is not None:
+        return False
+    events = [one for one in desk.ledger.events(f"request {request}") if one.action == ERASING]
+    searched = {place for one in events for place in one.details["asked"]["places"]}
+    return bool(row["erased"]) and set(asked["places"]) <= searched
+
+
+def _planned(remains: Remains) -> ErasedArtefact:
+    outcome: Any = {"remove": "removed", "rewrite": "rewritten", "list": "listed"}[remains.action]
+    return ErasedArtefact(remains.kind, remains.place, outcome, remains.detail, remains.count)
+
+
+def _write_outcomes(writer: LedgerWriter, request: str, erased: Sequence[ErasedArtefact]) -> None:
+    now = utc_now()
+    rows = [
+        ("artefact", f"{request} {one.kind} {one.place}", one.as_dict() | {"request": request, "time": now})
+        for one in erased
+    ]
+    writer.append("request", request, ERASED, {"erased": now}, details=summarize(erased), also=rows)
+
+
+def sign_erasure(desk: DeskStore, request: str, signer: CryptoSigner) -> Path | None:
+    """Sign the bundle of a request again, with what became of what remembered; None if it has no bundle."""
+    from efface.reporting.amendment import amend_bundle
+
+    path = desk.bundle_path(request)
+    if not path.exists():
+        return None
+    return amend_bundle(path, desk.amended_path(request), signer, count_outcomes(desk.artefacts(request)))
+
+
+def count_outcomes(erased: Sequence[ErasedArtefact]) -> list[tuple[str, str, int, int]]:
+    """What a bundle states of an erasure: kind, outcome, how many, and how many entries of them altogether."""
+    stated: list[tuple[str, str, int, int]] = []
+    for kind, outcome in sorted({(one.kind, one.outcome) for one in erased}):
+        same = [one for one in erased if (one.kind, one.outcome) == (kind, outcome)]
+        stated.append((kind, outcome, len(same), sum(one.count for one in same)))
+    return stated

@@ -1,0 +1,142 @@
+"""Erase what still remembers the examples of a run that no desk knows of: the same as for a request, without a ledger.
+
+What is intended and what became of it are in ``erasure.json`` in the run folder. The split of the run itself comes
+last, since it says what to look for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from efface.data.split_parts import EARLIER, read_split
+from efface.desk.erasure import count_outcomes, find_pictures
+from efface.desk.forgotten import TOKEN, ForgottenIds
+from efface.desk.private import sync
+from efface.desk.remains import Remains, erase_remains, find_in_place, find_in_run, find_model
+from efface.desk.views import ErasedArtefact
+from efface.errors import EffaceError
+from efface.files import META, hold_lock, read_json, write_text
+from efface.reporting.redaction import KEY_FILE, new_secret, read_key, write_key
+from efface.schema import FirstFormat, StoredModel
+
+if TYPE_CHECKING:
+    from efface.reporting.signing import CryptoSigner
+
+ERASURE = "erasure.json"
+_BUNDLE, _AMENDED = ".intoto.jsonl", ".erased.intoto.jsonl"
+
+
+class StoredErasure(StoredModel):
+    """The content of an ``erasure.json``."""
+
+    format: FirstFormat
+    state: Literal["intended", "done"]
+    places: tuple[str, ...]
+    found: tuple[dict[str, Any], ...]
+    artefacts: tuple[dict[str, Any], ...] = ()
+
+
+def erase_run(
+    run: Path | str,
+    *,
+    places: Sequence[Path] = (),
+    remove_models: bool = False,
+    dry_run: bool = False,
+    signer: CryptoSigner | None = None,
+) -> list[ErasedArtefact]:
+    """Remove or list what still remembers the examples that a run was asked to forget, and those of earlier requests.
+
+    Args:
+        run: The run folder of the model that is released.
+        places: As for a request: files and folders beside the runs of its chain.
+        remove_models: Remove the models that it was made from, and checkpoints of which nobody knows, too.
+        dry_run: Only say what would be done.
+        signer: Signs the bundles in the run folder again, with these outcomes.
+
+    Raises:
+        EffaceError: The folder is no run, or was asked to forget nothing.
+
+    """
+    folder = Path(run).absolute()
+    with hold_lock(folder):
+        begun = _read(folder)
+        if begun is not None and begun["state"] == "intended" and not dry_run:
+            found, asked = [Remains(**one) for one in begun["found"]], list(begun["places"])
+            ids = _ids(folder, dry_run=False)
+        else:
+            ids = _ids(folder, dry_run=dry_run)
+            asked = [str(Path(one).absolute()) for one in places]
+            found = list(_find(folder, ids, places, remove=remove_models))
+        if dry_run:
+            words: Any = {"remove": "removed", "rewrite": "rewritten", "list": "listed"}
+            return [ErasedArtefact(one.kind, one.place, words[one.action], one.detail, one.count) for one in found]
+        kept: dict[str, Any] = {"format": 1, "state": "intended", "places": asked}
+        kept["found"] = [one.as_dict() for one in found]
+        _write(folder, kept)
+        erased = [erase_remains(one, ids) for one in found]
+        _write(folder, kept | {"state": "done", "artefacts": [one.as_dict() for one in erased]})
+    if signer is not None:
+        _sign(folder, signer, erased)
+    return erased
+
+
+def is_erasable_run(target: str | Path) -> bool:
+    """Whether what a user named is a run folder, and not the name of a request."""
+    return (Path(target) / META).is_file()
+
+
+def _ids(folder: Path, *, dry_run: bool) -> ForgottenIds:
+    """The ids that a run was asked to forget, and the key of its record, which takes their place under."""
+    parts = read_split(folder)["parts"]
+    asked = [*parts["forget"], *parts.get(EARLIER, ())]
+    if not asked:
+        raise EffaceError(
+            f"{folder} was asked to forget nothing: it is an original.",
+            remedy="Name a run that `efface unlearn` made.",
+        )
+    if not (folder / KEY_FILE).exists() and not dry_run:
+        write_key(folder, new_secret())
+        sync(folder / KEY_FILE)
+    secret = read_key(folder / KEY_FILE) if (folder / KEY_FILE).exists() else new_secret()
+    return ForgottenIds(secret, [one for one in asked if not one.startswith(TOKEN)], ())
+
+
+def _find(folder: Path, ids: ForgottenIds, places: Sequence[Path], *, remove: bool) -> Iterator[Remains]:
+    """Find what remembers: caches, the runs that it was made from, the places, and last its own split."""
+    from efface.runs.lineage import walk_back
+    from efface.runs.run import RunFolders
+
+    pictures, blocked = find_pictures(folder, ids)
+    yield from pictures
+    folders = RunFolders()
+    ancestors = [one.folder.absolute() for one in walk_back(folders.read(folder), folders)][1:]
+    for run in reversed(ancestors):
+        yield from find_in_run(run, ids, blocked)
+        yield from find_model(run, ids, remove=remove)
+    for place in places:
+        yield from find_in_place(Path(place).absolute(), ids, remove=remove)
+    yield from find_in_run(folder, ids, blocked)
+
+
+def _read(folder: Path) -> dict[str, Any] | None:
+    path = folder / ERASURE
+    if not path.exists():
+        return None
+    return read_json(path, "record of an erasure", schema=StoredErasure, remedy="Remove it, and erase again.")
+
+
+def _write(folder: Path, content: dict[str, Any]) -> None:
+    write_text(folder / ERASURE, json.dumps(content, indent=1) + "\n", private=True)
+    sync(folder / ERASURE)
+
+
+def _sign(folder: Path, signer: CryptoSigner, erased: Sequence[ErasedArtefact]) -> None:
+    from efface.reporting.amendment import amend_bundle
+
+    for bundle in sorted(folder.glob(f"*{_BUNDLE}")):
+        if not bundle.name.endswith(_AMENDED):
+            amended = bundle.with_name(bundle.name.removesuffix(_BUNDLE) + _AMENDED)
+            amend_bundle(bundle, amended, signer, count_outcomes(erased))

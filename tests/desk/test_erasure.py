@@ -1,0 +1,328 @@
+"""Erasing: what remembers is found, removed or written again, checked, and said; later requests go on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from efface.desk import RequestState, open_desk
+from efface.desk.forgotten import ForgottenIds
+from efface.desk.indexes import drop_from_index, index_ids
+from efface.desk.run_erasure import erase_run
+from efface.desk.vectors import drop_vectors, vector_ids, write_row_ids
+from efface.errors import EffaceError
+from efface.reporting.signing import create_keys, load_signer, public_key_path
+from efface.reporting.verify import verify_bundle
+from efface.runs import audit, embed, references, sign, train
+from tests.desk.conftest import QUICK
+from tests.runs.test_erased_data import SETTINGS, draw
+
+faiss = pytest.importorskip("faiss", reason="faiss-cpu is not installed")
+pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+
+
+@pytest.fixture(scope="session")
+def key(tmp_path_factory):
+    path = tmp_path_factory.mktemp("key") / "release.pem"
+    create_keys(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """Pictures with names of people, and a model that was trained on them."""
+    home = tmp_path_factory.mktemp("erase")
+    draw(home / "pictures")
+    for path in sorted((home / "pictures").glob("*/*.png")):
+        path.rename(path.with_name(f"person-{path.parent.name}-{path.name}"))
+    data = {"source": str(home / "pictures"), "cache": str(home / "cache")}
+    train.pretrain_run(home / "original", SETTINGS | {"data": data})
+    return home
+
+
+@pytest.fixture
+def home(built, tmp_path):
+    copy = tmp_path / "home"
+    shutil.copytree(built, copy)
+    path = copy / "original" / "config.yaml"
+    path.write_text(path.read_text().replace(str(built), str(copy)))
+    return copy
+
+
+def retained(home):
+    return json.loads((home / "original" / "split.json").read_text())["parts"]["retain"]
+
+
+def answer(desk, name, ids, signer, **more):
+    desk.add(name, ids, asked_by="Ann Example")
+    desk.plan([name], QUICK | more)
+    batch = desk.run([name]).batch
+    desk.release(name, signer, reason="tested")
+    return batch
+
+
+def outcomes(erased):
+    return {(one.kind, one.outcome) for one in erased}
+
+
+def holding(folder, names):
+    """The files that hold one of the names: as text, or in an array of texts."""
+    found = []
+    for path in sorted(one for one in folder.rglob("*") if one.is_file()):
+        content = path.read_bytes()
+        if path.suffix == ".npz":
+            with np.load(path) as file:
+                content += "".join(
+                    str(file[one].tolist()) for one in file.files if file[one].dtype.kind == "U"
+                ).encode()
+        if any(name.encode(form) in content for name in names for form in ("utf-8", "utf-16-le", "utf-32-le")):
+            found.append(path.name)
+    return found
+
+
+def test_nothing_remembers_and_later_requests_work_with_the_pictures_gone(home, key):
+    signer = load_signer(key)
+    with open_desk(home / "desk") as desk:
+        desk.add_model("main", home / "original")
+        ids = retained(home)
+        batch = answer(desk, "R1", ids[:6], signer)
+        later = answer(desk, "R2", ids[6:12], signer)
+        vectors = home / "vectors.npz"
+        embed.embed_checkpoint(home / "original", vectors, {"device": "cpu"})
+        assert set(ids[:6]) <= set(vector_ids(vectors))
+        desk.add("R9", ids[50:51])
+        with pytest.raises(EffaceError, match="is received: what it is about is still needed"):
+            desk.erase("R9")
+        before = {p: p.read_bytes() for p in home.rglob("*") if p.is_file() and "ledger" not in p.name}
+        names = [Path(one).name for one in ids[:6]]
+        assert {"split.json", "observations.npz", "R1.json", "vectors.npz"} <= set(holding(home, names))
+        planned = desk.erase("R1", places=[vectors], dry_run=True)
+        assert {p: p.read_bytes() for p in before} == before, "a dry run changes nothing"
+        with_pictures = desk.erase("R1", places=[vectors], signer=signer)
+        assert outcomes(planned) == outcomes(with_pictures)
+        assert {("pictures", "listed"), ("split", "listed"), ("vectors", "rewritten")} <= outcomes(with_pictures)
+        assert {("forget list", "removed"), ("observations", "removed")} <= outcomes(with_pictures)
+        assert not set(ids[:6]) & set(vector_ids(vectors)) and set(ids[6:12]) <= set(vector_ids(vectors))
+        for name in ids[:6]:
+            (home / "pictures" / name).unlink()
+        again = desk.erase("R1", destroy_key=True)
+        assert {("split", "rewritten"), ("key", "removed"), ("superseded model", "listed")} <= outcomes(again)
+        assert ("decoded pictures", "removed") in outcomes([*with_pictures, *again])
+        assert holding(home, names) == []
+        assert desk.verify().valid and desk.replay() == []
+        assert {one.kind for one in desk.erase("R1")} >= {"key", "split"}, "the same again only says it again"
+        with pytest.raises(EffaceError, match="Nobody can tell any more"):
+            desk.erase("R1", places=[home / "pictures"])
+        amended = desk.amended_path("R1")
+        found = verify_bundle(amended, public_key_path(key), Path(batch.folder) / "checkpoint.safetensors")
+        assert found.reason is None and found.stated is not None
+        stated = {(one.kind, one.outcome): one for one in found.stated.downstream}
+        assert stated["vectors", "rewritten"].entries == 6 and stated["observations", "removed"].artefacts >= 1
+        assert any("superseded model: listed" in one for one in found.stated.out_of_scope)
+        third = answer(desk, "R3", ids[12:18], signer)
+        assert third.start == later.folder and third.verdict["all_requests"]["count"] == 18
+        assert desk.request("R3").state is RequestState.RELEASED and desk.verify().valid
+        assert holding(home, names) == [], "nor does a later run name them again"
+
+
+def test_a_cached_picture_goes_and_the_model_before_too_if_asked(home, key):
+    signer = load_signer(key)
+    with open_desk(home / "desk") as desk:
+        desk.add_model("main", home / "original")
+        ids = retained(home)
+        answer(desk, "R1", ids[:6], signer)
+        answer(desk, "R2", ids[6:12], signer)
+        for name in ids[:6]:
+            (home / "pictures" / name).unlink()
+        caches = [one for one in (home / "cache").iterdir() if one.is_dir()]
+        erased = desk.erase("R1", remove_models=True)
+        assert ("decoded pictures", "removed") in outcomes(erased) and not any(one.exists() for one in caches)
+        assert ("superseded model", "removed") in outcomes(erased) and not (home / "original").exists()
+        assert desk.replay() == []
+        third = answer(desk, "R3", ids[12:18], signer)
+        assert third.verdict["all_requests"]["word"] == "inconclusive", "nothing is left to compare all requests with"
+
+
+def test_a_restored_backup_is_listed_and_erased_again(home, key):
+    signer = load_signer(key)
+    vectors = home / "vectors.npz"
+    with open_desk(home / "desk") as desk:
+        desk.add_model("main", home / "original")
+        ids = retained(home)
+        batch = answer(desk, "R1", ids[:6], signer)
+        embed.embed_checkpoint(home / "original", vectors, {"device": "cpu"})
+        for name in ids[:6]:
+            (home / "pictures" / name).unlink()
+        shutil.copytree(batch.folder, home / "backup")
+        shutil.copy(vectors, home / "backup.npz")
+        desk.erase("R1", places=[vectors])
+        assert desk.replay() == []
+        shutil.copy(home / "backup.npz", vectors)
+        shutil.copytree(home / "backup", batch.folder, dirs_exist_ok=True)
+        found = desk.replay()
+        assert {Path(one.place).name for one in found} >= {"vectors.npz", "split.json", "observations.npz"}
+        assert {one.request for one in found} == {"R1"}
+        desk.erase("R1", places=[vectors])  # by its key: the list is gone
+        assert desk.replay() == []
+        assert not set(ids[:6]) & set(vector_ids(vectors))
+
+
+def test_references_trained_on_the_forgotten_go(home, key):
+    signer = load_signer(key)
+    with open_desk(home / "desk") as desk:
+        desk.add_model("main", home / "original")
+        ids = retained(home)
+        first = answer(desk, "R1", ids[:6], signer)
+        plan = references.plan_references(Path(first.folder), home / "refs", count=1)
+        references.write_reference_plan(Path(first.folder), plan)
+        made = references.run_task(plan.home, plan.tasks[0].name, device="cpu")
+        answer(desk, "R2", ids[6:12], signer)
+        (home / "models").mkdir()
+        shutil.copy(home / "original" / "checkpoint.safetensors", home / "models" / "ema.safetensors")
+        (home / "models" / "people.txt").write_text("\n".join(ids[6:9]))
+        erased = desk.erase("R2", places=[home / "refs", home / "models"])
+        found = {(one.kind, one.outcome): one for one in erased}
+        assert found["reference", "removed"].place == str(made) and not made.exists()
+        assert found["average", "listed"] and found["list of ids", "listed"].count == 3
+        erased = desk.erase("R2", places=[home / "models"], remove_models=True)
+        assert ("average", "removed") in outcomes(erased) and not (home / "models" / "ema.safetensors").exists()
+
+
+def test_a_run_without_a_desk(home, key):
+    ids, run = retained(home), home / "one"
+    (home / "ids.txt").write_text("\n".join(ids[:6]))
+    settings = {"forget": str(home / "ids.txt"), "method": QUICK["method"], "device": "cpu"}
+    train.unlearn_run(home / "original", run, settings)
+    audit.audit_run(run, QUICK["audit"])
+    sign.sign_run(run, load_signer(key))
+    vectors = home / "vectors.npz"
+    embed.embed_checkpoint(home / "original", vectors, {"device": "cpu"})
+    (home / "ids.txt").unlink()
+    for name in ids[:6]:
+        (home / "pictures" / name).unlink()
+    planned = erase_run(run, places=[vectors], dry_run=True)
+    assert not (run / "erasure.json").exists()
+    begun = {"format": 1, "state": "intended", "places": [str(vectors)]}
+    found = [(one, {"removed": "remove", "rewritten": "rewrite", "listed": "list"}[one.outcome]) for one in planned]
+    begun["found"] = [
+        {"kind": one.kind, "place": one.place, "action": action, "detail": one.detail, "count": one.count}
+        for one, action in found
+    ]
+    (run / "erasure.json").write_text(json.dumps(begun))  # as a call that was cut has left it
+    erased = erase_run(run, signer=load_signer(key))
+    assert outcomes(erased) == outcomes(planned)
+    assert {("vectors", "rewritten"), ("split", "rewritten"), ("decoded pictures", "removed")} <= outcomes(erased)
+    assert holding(home, [Path(one).name for one in ids[:6]]) == []
+    [amended] = run.glob("*.erased.intoto.jsonl")
+    assert verify_bundle(amended, public_key_path(key), run / "checkpoint.safetensors").reason is None
+    (home / "more.txt").write_text("\n".join(ids[6:12]))
+    train.unlearn_run(run, home / "two", settings | {"forget": str(home / "more.txt")})
+    audit.audit_run(home / "two", QUICK["audit"])
+    with pytest.raises(EffaceError, match="asked to forget nothing"):
+        erase_run(home / "original")
+
+
+# ---- vectors and indexes ----
+
+
+@pytest.fixture
+def forgotten():
+    return ForgottenIds(b"k" * 32, ["b", "d", "missing"], [])
+
+
+NAMES = ["a", "b", "c", "d", "e", "f"]
+ROWS = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+
+
+def write_vectors(path):
+    if path.suffix == ".npz":
+        np.savez(path, embeddings=ROWS, keys=np.array(NAMES), model=np.array("m"), space=np.array("backbone"))
+    elif path.suffix == ".parquet":
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.table({"id": NAMES, "vector": ROWS.tolist(), "more": list(range(6))}), path)
+    else:
+        np.save(path, ROWS)
+        write_row_ids(path.with_suffix(".keys.txt"), NAMES)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".npy", ".parquet"])
+def test_rows_of_the_forgotten_leave_a_file_of_vectors(tmp_path, forgotten, suffix):
+    path = tmp_path / f"vectors{suffix}"
+    write_vectors(path)
+    assert drop_vectors(path, forgotten) == 2
+    assert vector_ids(path) == ["a", "c", "e", "f"]
+    kept = ROWS[[0, 2, 4, 5]]
+    if suffix == ".parquet":
+        from pyarrow import parquet
+
+        table = parquet.read_table(path)
+        assert np.allclose(table.column("vector").to_pylist(), kept) and table.column("more").to_pylist() == [
+            0,
+            2,
+            4,
+            5,
+        ]
+    else:
+        found = np.load(path)
+        assert np.array_equal(found["embeddings"] if suffix == ".npz" else found, kept)
+    assert drop_vectors(path, forgotten) == 0
+
+
+def indexes():
+    flat = faiss.IndexFlatL2(4)
+    flat.add(ROWS)
+    numbered = faiss.IndexIDMap2(faiss.IndexFlatIP(4))
+    numbered.add_with_ids(ROWS, np.arange(10, 16))
+    inverted = faiss.IndexIVFFlat(faiss.IndexFlatL2(4), 4, 2)
+    inverted.train(ROWS)
+    inverted.add(ROWS)
+    return {"flat": flat, "numbered": numbered, "inverted": inverted}
+
+
+@pytest.mark.parametrize("kind", ["flat", "numbered", "inverted"])
+def test_vectors_of_the_forgotten_leave_an_index(tmp_path, forgotten, kind):
+    path, index = tmp_path / "people.faiss", indexes()[kind]
+    faiss.write_index(index, str(path))
+    if kind == "numbered":
+        lines = ["key,id", *(f"{name},{number}" for number, name in enumerate(NAMES, 10))]
+        (tmp_path / "people.keys.csv").write_text("\n".join(lines) + "\n")
+    else:
+        write_row_ids(tmp_path / "people.keys.txt", NAMES)
+    assert drop_from_index(path, forgotten) == 2
+    numbers, found = index_ids(path), faiss.read_index(str(path))
+    assert list(numbers) == ["a", "c", "e", "f"] and found.ntotal == 4
+    if kind == "inverted":
+        found.nprobe = 2
+    for name in NAMES:
+        row = ROWS[NAMES.index(name)]
+        _, nearest = found.search(row[None], 4)
+        if name in numbers and kind != "numbered":
+            assert nearest[0, 0] == numbers[name]
+        assert set(nearest[0].tolist()) <= {*numbers.values(), -1}
+    assert drop_from_index(path, forgotten) == 0
+
+
+def test_an_index_that_was_cut_before_its_ids_were_written_is_finished(tmp_path, forgotten):
+    path = tmp_path / "people.faiss"
+    faiss.write_index(indexes()["flat"], str(path))
+    write_row_ids(tmp_path / "people.keys.txt", NAMES)
+    drop_from_index(path, forgotten)
+    write_row_ids(tmp_path / "people.keys.txt", NAMES)
+    assert drop_from_index(path, forgotten) == 2 and list(index_ids(path)) == ["a", "c", "e", "f"]
+
+
+def test_an_index_that_cannot_remove_is_named(tmp_path, forgotten):
+    path, graph = tmp_path / "people.faiss", faiss.IndexHNSWFlat(4, 4)
+    graph.add(ROWS)
+    faiss.write_index(graph, str(path))
+    write_row_ids(tmp_path / "people.keys.txt", NAMES)
+    with pytest.raises(EffaceError, match="no vector can be removed"):
+        drop_from_index(path, forgotten)
+    (tmp_path / "people.keys.txt").unlink()
+    with pytest.raises(EffaceError, match="Nothing says whose vectors"):
+        drop_from_index(path, forgotten)
