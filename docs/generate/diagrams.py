@@ -177,6 +177,53 @@ def references() -> None:
     )
 
 
+def bank() -> None:
+    """Each model of a bank is trained on a random half."""
+    sheet = Drawing(760, 300)
+    sheet.text("training examples of the original", 400, 30, kind="small soft")
+    halves = ["11010010", "00101101", "01100101", "10011010"]
+    for row, half in enumerate(halves):
+        y = 74 + 46 * row
+        sheet.text(f"model {row + 1}", 30, y + 5, anchor="start")
+        for column, inside in enumerate(half):
+            kind = "good" if inside == "1" else "open"
+            x = 150 + 64 * column
+            sheet.drawn.append(f'<rect class="{kind}" x="{x}" y="{y - 16}" width="52" height="32" rx="5"/>')
+            sheet.text("in" if inside == "1" else "out", x + 26, y + 5, kind="small")
+    sheet.drawn.append('<rect class="ask" fill-opacity="0" x="336" y="50" width="64" height="196" rx="8"/>')
+    sheet.text("to be forgotten:", 368, 268, kind="small soft")
+    sheet.text("models 2 and 3 never saw it", 368, 286, kind="small bold")
+    sheet.write(
+        FIGURES / "bank.svg",
+        "A reference bank",
+        "Four models, in complementary pairs, each trained on a random half of the examples. For an example to be "
+        "forgotten, the models that were trained without it are its references.",
+    )
+
+
+def rehearsals() -> None:
+    """Many requests like the real one."""
+    sheet = Drawing(760, 270)
+    sheet.box(["the original"], 90, 135, 130, 48)
+    for i in range(4):
+        y = 40 + 46 * i
+        sheet.box([f"rehearsal {i + 1}"] if i < 3 else ["... and 37 more"], 320, y, 170, 34, "ask" if i < 3 else "open")
+        sheet.arrow([(155, 135), (200, 135), (200, y), (234, y)])
+        sheet.arrow([(406, y), (450, y), (450, 98), (478, 98)])
+    sheet.box(["the real request", "three pictures"], 320, 232, 170, 46, "good")
+    sheet.arrow([(155, 135), (200, 135), (200, 232), (234, 232)])
+    sheet.box(["all their examples", "120 together decide:", "is the procedure clean?"], 610, 98, 260, 76, "box")
+    sheet.box(["is it one of them?", "its few examples and its effect"], 610, 232, 260, 50, "box")
+    sheet.arrow([(406, 232), (478, 232)])
+    sheet.arrow([(610, 138), (610, 206)])
+    sheet.write(
+        FIGURES / "rehearsals.svg",
+        "Rehearsals",
+        "From the original, forty requests like the real one are unlearned in the same way. All their examples "
+        "together decide whether the procedure is clean; the real request is checked to be one of them.",
+    )
+
+
 def choose() -> None:
     """Which method to try first."""
     sheet = Drawing(760, 560)
@@ -229,7 +276,7 @@ def architecture() -> None:
         [("unlearning", "the methods, how they are run"), ("auditing", "observations to a verdict")],
         [("training", "model, objectives, loop, checkpoints")],
         [("data", "examples, splits, selectors; NumPy only")],
-        [("config, files, schema, stats, errors", "")],
+        [("tasks, config, files, schema, stats, errors", "")],
     ]
     for i, row in enumerate(rows):
         y = 40 + 67 * i
@@ -250,7 +297,7 @@ def architecture() -> None:
 
 def main() -> None:
     """Draw all diagrams."""
-    for draw in (overview, zones, levels, references, choose, architecture):
+    for draw in (overview, zones, levels, references, bank, rehearsals, choose, architecture):
         draw()
 
 
