@@ -14,18 +14,8 @@ grimp = pytest.importorskip("grimp", reason="import-linter is not installed")
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "efface"
 PACKAGES = {
-    "auditing",
-    "bench",
-    "cli",
-    "data",
-    "desk",
-    "interop",
-    "reporting",
-    "runs",
-    "tasks",
-    "training",
-    "unlearning",
-}
+    "auditing", "bench", "cli", "data", "desk", "interop", "reporting", "runs", "tasks", "training", "unlearning",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,8 @@ def heads() -> list[str]:
         lines.append(table_row(title, f"{one['fit']:.1f}", *times, one["measured"]))
     note = (
         "Fit: seconds. Delete: seconds of one processor for the whole request, files and record included; median "
-        "(minimum to maximum). Other work ran on the machine, so that waiting is not counted. Fitted again: after all requests."
+        "(minimum to maximum). Other work ran on the machine, so that waiting is not counted. Fitted again: after all "
+        "requests."
     )
     return [*lines, "", f"{note} {made_by(found)}"]
 

@@ -19,8 +19,8 @@ from efface.auditing.utility_gate import KNN_NEIGHBORS
 from efface.auditing.verdict import EXIT_CODES, Verdict
 from efface.schema import RecordModel
 
-EXIT_CODE_SEVERITY = (0, 4, 3)
-"""Exit codes from best to worst: removed, undecided, residue."""
+EXIT_CODE_SEVERITY = (0, 4, 5, 3)
+"""Exit codes from best to worst: removed, undecided, utility lost, residue."""
 
 
 class SequenceStep(RecordModel):
@@ -98,5 +98,5 @@ def strip_details(findings: Sequence[Finding]) -> tuple[Finding, ...]:
 
 
 def worst_exit_code(*codes: int) -> int:
-    """Return the worst of several exit codes: residue, then undecided, then removed."""
+    """Return the worst of several exit codes: residue, then utility lost, then undecided, then removed."""
     return max(codes, key=EXIT_CODE_SEVERITY.index)

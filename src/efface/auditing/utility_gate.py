@@ -1,4 +1,9 @@
-"""Utility gate of the verdict: whether the features are about as useful as those of the original."""
+"""Utility gate of the verdict: whether the model is about as useful as the original.
+
+Its own task comes first: the accuracy of a classifier's head, or the retrieval of image-caption pairs. Then the
+features: kNN accuracy, or without labels effective rank and CKA. A loss of the head's accuracy counts if it is larger
+than what is allowed and than two standard errors, paired over the examples.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +21,8 @@ KNN_NEIGHBORS = 20
 """Number of neighbors in the kNN accuracy."""
 COLLAPSED = 0.1
 """An effective rank near 1 with less than this share of the original's (above 1) left is a collapse."""
+STANDARD_ERRORS = 2.0
+"""Standard errors by which a loss of accuracy must exceed zero."""
 RECALLED = 10
 """k of the recall@k of image-caption pairs."""
 RANK_LEFT = 0.25
@@ -34,6 +41,11 @@ class UtilityLoss:
     """Why the utility counts as lost; empty if it does not."""
     note: str
     """The measured numbers, in words."""
+
+    def head(self, sentence: str) -> str:
+        """Put the loss in front of the sentence of a verdict, unless it is in there."""
+        known = not self.lost or "utility is lost" in sentence
+        return sentence if known else f"The model's utility is lost: {self.lost}. {sentence}"
 
 
 def judge_utility(evidence: Evidence, names: Sequence[str], max_drop: float) -> UtilityLoss:
@@ -65,7 +77,8 @@ def judge_utility(evidence: Evidence, names: Sequence[str], max_drop: float) -> 
     if flat or representations.is_collapsed(after) or any(is_constant_score(subject, name) for name in names):
         lost = f"the embedding is collapsed ({ranks})"
     recall_lost, recall_note = retrieval_loss(original, subject, part, max_drop)
-    lost = lost or recall_lost
+    task_lost, task_note = head_loss(original, subject, max_drop)
+    lost, recall_note = lost or task_lost or recall_lost, f"{task_note}{recall_note}"
     labelled = next((p for p in ("test", "valid") if representations.knn_accuracy(subject, p, (KNN_NEIGHBORS,))), None)
     if labelled is None:
         cka = representations.linear_cka(after, before)
@@ -86,6 +99,37 @@ def retrieval_loss(original: Observations, subject: Observations, part: str, max
         return "", ""
     note = f"recall@{RECALLED} of pairs on {part} {after:.3f}, the original's {before:.3f}"
     return (note if before - after > max_drop else ""), f"; {note}"
+
+
+def head_loss(original: Observations, subject: Observations, max_drop: float) -> tuple[str, str]:
+    """Return why the accuracy of the model's own head counts as lost (or an empty string), and a note.
+
+    It is decided on the never-trained examples; the retained ones are named beside them.
+    """
+    notes: list[str] = []
+    lost = False
+    for part in ("test", "valid", "retain"):
+        if any(representations.accuracy(one, part) is None for one in (original, subject)):
+            continue
+        before, after = (_head_hits(one, part) for one in (original, subject))
+        if before.shape != after.shape or (part == "valid" and notes):
+            continue
+        change = before.astype(np.float64) - after
+        drop, error = float(change.mean()), float(change.std() / np.sqrt(len(change)))
+        lost = lost or (part != "retain" and drop > max_drop and drop > STANDARD_ERRORS * error)
+        notes.append(f"{part} {after.mean():.3f}, the original's {before.mean():.3f}")
+    if not notes:
+        return "", ""
+    note = f"accuracy of its own head on {'; on '.join(notes)}"
+    return (note if lost else ""), f"; {note}"
+
+
+def _head_hits(observed: Observations, part: str) -> np.ndarray:
+    """Whether the top class is the label, for each labelled example of a part in the order of their keys."""
+    known = representations.labels(observed, part)
+    seen = known >= 0
+    right = observed.of(part, "logits")[seen].argmax(axis=1) == known[seen]
+    return right[np.argsort(observed.of(part, "keys")[seen], kind="stable")]
 
 
 def is_constant_score(observed: Observations, signal: str) -> bool:

@@ -56,8 +56,8 @@ EXIT_CODES: dict[VerdictWord, int] = {
     "procedure leaves residue": 3,
     "procedure over-forgets": 3,
     "inconclusive": 4,
-    "removed, utility lost": 4,
-    "validated, utility lost": 4,
+    "removed, utility lost": 5,
+    "validated, utility lost": 5,
 }
 """Exit code of the command line for each word."""
 
@@ -129,11 +129,14 @@ class Verdict:
     """What must also hold for ``removed``; empty in records of schema 1."""
     rehearsed: RehearsedVerdict | None = None
     """What requests like this one show of the procedure; None where none were rehearsed, and before schema 3."""
+    utility_lost: str = ""
+    """Why the utility counts as lost; empty if it does not."""
 
     @property
     def exit_code(self) -> int:
-        """0: removed or validated. 3: residue or over-forgotten. 4: inconclusive, or the utility is lost."""
-        return EXIT_CODES[self.word]
+        """0: removed or validated. 3: residue or over-forgotten. 4: inconclusive. 5: one of these, and utility lost."""
+        lost = bool(self.utility_lost) and EXIT_CODES[self.word] == EXIT_CODES["inconclusive"]
+        return EXIT_CODES["removed, utility lost" if lost else self.word]
 
 
 def judge(
@@ -180,7 +183,7 @@ def judge(
     capped = cast("VerdictWord", controls.strictest(combine_signals(judged, utility), checked))
     return Verdict(
         capped,
-        write_sentence(capped, judged, evidence, criteria, utility, checked),
+        utility.head(write_sentence(capped, judged, evidence, criteria, utility, checked)),
         evidence.level,
         criteria.delta,
         criteria.alpha,
@@ -189,6 +192,7 @@ def judge(
         describe_limits(capped, judged, evidence, criteria, utility)
         + tuple(f"Control ({one.name}, {one.word}): {one.note}." for one in checked),
         checked,
+        utility.lost,
     )
 
 
@@ -291,9 +295,6 @@ def combine_signals(judged: tuple[SignalVerdict, ...], utility: UtilityLoss) -> 
             return "removed, utility lost"
         return "inconclusive" if any(one.blinded for one in judged) else "removed"
     return "inconclusive"
-
-
-# ---- in words ----
 
 
 def describe_attacker(evidence: Evidence) -> str:

@@ -1,8 +1,8 @@
 """The command line: the only package that prints, asks or exits. Every verb wraps one function of another package.
 
 Exit codes: 0 success (audit: removed or validated) · 1 a bug · 2 wrong input · 3 audit: residue; compat: rebuild the
-index; verify: refused; erase, request: something is left · 4 audit: inconclusive · 5 bench: some models failed · 130
-interrupted.
+index; init: an assumption does not fit; verify: refused; erase, request: something is left · 4 audit: inconclusive ·
+5 audit: utility lost; bench: some models failed · 130 interrupted.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ import typer
 
 from efface.cli.audit import audit_command, report_command
 from efface.cli.bench import bench_command
+from efface.cli.convert import convert_command
 from efface.cli.embed import compat_command, embed_command
 from efface.cli.erase import erase_command
 from efface.cli.export import export
 from efface.cli.followup import canaries, relearn_command
 from efface.cli.heads import heads
+from efface.cli.init import init_command
 from efface.cli.inspect import audits_command, data_command, inspect_command, methods_command
 from efface.cli.options import ConsentingCommand
 from efface.cli.output import prepare_streams, write_message
@@ -46,6 +48,7 @@ PATH_ERRORS = (
 )
 """Errors of the system that mean that a path of the user's cannot be used."""
 VERBS: tuple[Callable[..., None], ...] = (
+    init_command,
     pretrain_command,
     unlearn_command,
     check_command,
@@ -64,6 +67,7 @@ VERBS: tuple[Callable[..., None], ...] = (
     push_command,
     pull_command,
     onnx_command,
+    convert_command,
     methods_command,
     audits_command,
     data_command,

@@ -13,6 +13,7 @@ from efface.cli.options import (
     Device,
     Force,
     Json,
+    ModelOption,
     Quiet,
     Set,
     Trust,
@@ -42,6 +43,7 @@ def embed_command(
         str | None, typer.Option("--without", help="Further images to leave out: file of keys, @keys:a,b ...")
     ] = None,
     objective: ObjectiveOption = None,
+    model: ModelOption = None,
     batch_size: BatchSizeOption = None,
     trust_pickle: Trust = None,
     config: Config = None,
@@ -57,8 +59,12 @@ def embed_command(
         **consent_settings(trust_pickle),
     )  # fmt: skip
     from efface.runs.embed import embed_checkpoint
+    from efface.runs.model_description import use_model_to_embed
 
+    run, settings, notes = use_model_to_embed(settings, model, run)
     with progress(quiet) as shown:
+        for note in notes:
+            shown.say(note)
         made = embed_checkpoint(run, out, settings, everything=everything, without=without, force=force, progress=shown)
     left = f"{made.forgotten} forgotten" + (f" and {made.copies} exact copies of them" if made.copies else "")
     lines = [f"{made.path}: {made.rows} embeddings of {made.width} numbers ({made.space}); left out: {left}"]
@@ -79,6 +85,7 @@ def compat_command(
     ] = None,
     neighbors: Annotated[int | None, typer.Option("--neighbors", help="Number of neighbors; 10.")] = None,
     objective: ObjectiveOption = None,
+    model: ModelOption = None,
     batch_size: BatchSizeOption = None,
     trust_pickle: Trust = None,
     config: Config = None,
@@ -96,8 +103,12 @@ def compat_command(
     chosen = {key: value for key, value in named.items() if value is not None}
     settings["rule"] = merge_group(settings, "rule", chosen)
     from efface.runs.embed import check_compatibility
+    from efface.runs.model_description import use_model_to_embed
 
+    old, settings, notes = use_model_to_embed(settings, model, old)
     with progress(quiet) as shown:
+        for note in notes:
+            shown.say(note)
         found, forgotten = check_compatibility(old, new, settings, progress=shown)
     result = found.as_dict() | {"old": str(old), "new": str(new), "forgotten": forgotten}
     print_result(result, found.lines(forgotten), as_json=json_, quiet=quiet)

@@ -30,6 +30,9 @@ On = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON, last.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print only errors (and --json).")]
+ModelOption = Annotated[
+    Path | None, typer.Option("--model", help="The model.yaml that `efface init` wrote for the checkpoint.")
+]
 Trust = Annotated[
     list[str] | None,
     typer.Option(

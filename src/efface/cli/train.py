@@ -15,6 +15,7 @@ from efface.cli.options import (
     Device,
     Force,
     Json,
+    ModelOption,
     Out,
     PurgeCache,
     Quiet,
@@ -94,6 +95,7 @@ def unlearn_command(
     ] = None,
     data: DataOption = None,
     objective: Annotated[str | None, typer.Option("--objective", help="Objective of a foreign checkpoint.")] = None,
+    model: ModelOption = None,
     skip_never_trained: Annotated[
         bool, typer.Option("--skip-never-trained", help="Skip listed ids that were never trained on.")
     ] = False,
@@ -116,9 +118,13 @@ def unlearn_command(
         objective=objective, seed=seed, device=device, skip_never_trained=skip_never_trained or None,
         allow_absent=allow_absent or None, purge_cache=purge_cache or None, **consent_settings(trust_pickle),
     )  # fmt: skip
+    from efface.runs.model_description import use_model_file
     from efface.runs.train import unlearn_run
 
+    start, settings, notes = use_model_file(settings, model, start)
     with progress(quiet) as bar, tracked(bar, track, out, settings) as shown:
+        for note in notes:
+            shown.say(note)
         made = unlearn_run(start, out, settings, force=force, progress=shown)
     meta = made.meta()
     result = {"run": str(out), "digest": meta["digest"], "parent": made.parent, **vars(made.training_cost)}

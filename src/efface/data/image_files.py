@@ -1,10 +1,4 @@
-"""Decode image files into one array of pixels, once, in a memory-mapped cache.
-
-Images are converted in this order: the EXIF rotation is applied; only the first frame of an animation is used; 16-bit
-gray is scaled to 8 bits, by what is white over the whole set; transparent pixels are put on white; the result is gray
-(luminance) or RGB. With ``size`` the largest centered square is scaled to ``size`` x ``size`` with antialiasing
-(bilinear), which equals scaling the shorter side to ``size`` and cropping the center. Smaller images are scaled up.
-"""
+"""Decode image files into one array of pixels, once, in a memory-mapped cache."""
 
 from __future__ import annotations
 
@@ -26,11 +20,13 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from efface.data.array_files import USABLE, free_memory
+from efface.data.picture_conversion import to_array
 from efface.data.pixel_caches import describe_items
 from efface.data.pixels import judge_depth
+from efface.data.preprocessing import Orientation, Preprocessing
 from efface.errors import EffaceError
 from efface.files import disk_errors, make_folder
 
@@ -79,8 +75,16 @@ class ImageOptions:
     """Folder for decoded pixels; None: a folder in :func:`cache_home`."""
     white: int | None = None
     """The value of white in pictures with 16 bits; None: 65535, if the values in them reach into the upper half."""
+    preprocessing: Preprocessing | None = None
+    """How pictures are resized and cropped; None: by ``size``."""
 
     def __post_init__(self) -> None:
+        if self.size is not None and self.preprocessing is not None:
+            raise EffaceError(
+                "data.size and data.preprocessing were both given.",
+                "Each says how pictures are resized.",
+                "Leave out data.size.",
+            )
         for name, value, fits in (
             ("size", self.size, lambda size: size >= 1),
             ("channels", self.channels, lambda channels: channels in (1, 3)),
@@ -160,33 +164,10 @@ def load_pixels(
     return x, [item for item in items if item.key not in absent], skipped
 
 
-def to_array(image: Image.Image, size: int | None, channels: int, white: int = 65535) -> np.ndarray:
-    """Convert one image to uint8 [C, H, W] by the rules at the top of this module; ``white`` is white in 16 bits."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers, whose range is not known")
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"its pixels go from {values.min()} to {values.max()}, outside of 0 to 65535")
-        image = Image.fromarray(((np.minimum(values, white) * 510 + white) // (2 * white)).astype(np.uint8))
-    elif image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    image = image.convert("L" if channels == 1 else "RGB")
-    if size is not None:
-        side = min(image.size)
-        left, upper = (image.width - side) / 2, (image.height - side) / 2
-        # Cropping first avoids huge intermediate images: 1 x 10 000 pixels would first become 32 x 320 000.
-        box = (left, upper, left + side, upper + side)
-        image = image.resize((size, size), Image.Resampling.BILINEAR, box)
-    array = np.asarray(image)
-    return array[None] if channels == 1 else array.transpose(2, 0, 1)
-
-
 def _cache_key(items: Sequence[ImageFile], options: ImageOptions) -> str:
     """Hash everything that the decoded pixels depend on."""
-    sha = hashlib.sha256(repr((RULES, options.size, options.channels, options.white)).encode())
+    rules = (RULES, options.size, options.channels, options.white)
+    sha = hashlib.sha256(repr(rules if options.preprocessing is None else (*rules, options.preprocessing)).encode())
     for item in items:
         try:
             status = item.path.stat()
@@ -245,7 +226,7 @@ def _decode(folder: Path, items: Sequence[ImageFile], options: ImageOptions) -> 
             with _open(item.path) as image, alone if image.width * image.height > ALONE else nullcontext():
                 if (peak := _deep_peak(image)) is not None:
                     peaks.append(peak)
-                array = to_array(image, options.size, channels, options.white or 65535)
+                array = to_array(image, options.size, channels, options.white or 65535, options.preprocessing)
             if array.shape != (channels, height, width):
                 return f"it is {array.shape[2]} x {array.shape[1]}, but its header says otherwise"
             return np.ascontiguousarray(array)
@@ -282,11 +263,13 @@ def _read_headers(
     items: Sequence[ImageFile], options: ImageOptions
 ) -> tuple[list[_Header | None], list[dict[str, str]]]:
     """Read the header of every image (None if it is broken), and list the broken ones."""
+    rules = options.preprocessing or Preprocessing()
 
     def read(item: ImageFile) -> _Header | str:
         try:
             with _open(item.path) as image:
-                width, height = image.size[::-1] if _is_rotated(image) else image.size
+                turned = rules.orientation is Orientation.UPRIGHT and _is_rotated(image)
+                width, height = image.size[::-1] if turned else image.size
                 if width * height == 1:
                     return "it has only one pixel"
                 return _Header(width, height, image.mode in GRAY or image.mode.startswith("I;16"))
@@ -343,6 +326,8 @@ def _common_size(headers: Sequence[_Header], options: ImageOptions) -> tuple[int
     """Return the height and width of all images; raise if they differ and no size is given."""
     if options.size is not None:
         return options.size, options.size
+    if options.preprocessing is not None and options.preprocessing.output is not None:
+        return options.preprocessing.output
     sizes = Counter((header.width, header.height) for header in headers)
     if len(sizes) > 1:
         shown = ", ".join(f"{w} x {h} ({count})" for (w, h), count in sizes.most_common(5))

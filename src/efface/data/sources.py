@@ -21,6 +21,7 @@ from efface.data.image_files import ImageFile, ImageOptions, load_pixels
 from efface.data.image_folders import list_images
 from efface.data.labels import encode_labels, refuse_unknown_names
 from efface.data.names import quote_first, read_number
+from efface.data.preprocessing import read_settings
 from efface.data.public_datasets import load_cifar10, load_cifar100, load_fashion_mnist, load_svhn
 from efface.data.text_files import TABLE_SUFFIXES, Table, read_table
 from efface.errors import EffaceError, suggest_name
@@ -131,6 +132,7 @@ def load_image_folder(
     cache: str | None = None,
     white: int | None = None,
     labels: bool = True,
+    preprocessing: str | None = None,
 ) -> Data:
     """Load a folder of images: one sub-folder for each class, or a flat folder without labels.
 
@@ -149,6 +151,8 @@ def load_image_folder(
         white: The value of white in pictures with 16 bits, such as 4095 where they hold 12-bit values; by default 65535
             if the values reach into the upper half.
         labels: Whether the sub-folders are classes.
+        preprocessing: In place of size: how pictures are resized and cropped, as settings ({resize: 256, crop: [224,
+            224], resampling: bicubic}), or a file of timm, transformers or open_clip that states it.
 
     """
     top = Path(root).expanduser()
@@ -159,7 +163,7 @@ def load_image_folder(
     if not labels:
         columns -= {"label"}
         listing.notes = [note for note in listing.notes if "data.labels" not in note]
-    options = ImageOptions(size, channels, skip_broken, cache, white)
+    options = ImageOptions(size, channels, skip_broken, cache, white, read_settings(preprocessing))
     data = _load_files(listing.images, columns, options, limit, limit_seed, top.name or str(top))
     return replace(data, unread=tuple(listing.unread), notes=(*listing.notes, *data.notes))
 
@@ -176,6 +180,7 @@ def load_manifest(
     columns: dict[str, str] | None = None,
     encoding: str | None = None,
     unknown: str | None = None,
+    preprocessing: str | None = None,
 ) -> Data:
     """Load a table of images, .csv, .tsv or .jsonl, with a column path and optionally key, label, caption and group.
 
@@ -196,6 +201,8 @@ def load_manifest(
         columns: Columns with other names, such as {caption: title}: captions are read from the column title.
         encoding: Encoding of the table, such as cp1252; by default UTF-8, or what a byte order mark says.
         unknown: The label, or a list of labels, that stands for an unknown one, such as -1 or nan.
+        preprocessing: In place of size: how pictures are resized and cropped, as settings ({resize: 256, crop: [224,
+            224], resampling: bicubic}), or a file of timm, transformers or open_clip that states it.
 
     """
     table = Path(root).expanduser()
@@ -211,7 +218,7 @@ def load_manifest(
         notes.append(f"{moved} paths of {table.name} were found with other code points (Unicode NFC, NFD).")
     items = _read_labels(items, unknown, table.name)
     present = {name for name in MANIFEST_COLUMNS if mapping.get(name, name) in found.columns}
-    options = ImageOptions(size, channels, skip_broken, cache, white)
+    options = ImageOptions(size, channels, skip_broken, cache, white, read_settings(preprocessing))
     data = _load_files(items, present, options, limit, limit_seed, table.name)
     return replace(data, notes=(*notes, *data.notes))
 

@@ -10,10 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
+from efface.data.preprocessing_files import IMAGENET, OPENAI
 from efface.errors import EffaceError
 from efface.interop.checkpoint_file import ForeignCheckpoint
 from efface.interop.layouts import Role
 from efface.interop.open_clip_models import count_open_clip_blocks, find_open_clip_names
+from efface.interop.preprocessing import read_stated
 from efface.interop.sidecars import SIDECARS
 from efface.training.networks import huggingface
 from efface.training.networks.backbones import BLOCKS, Backbone
@@ -44,10 +46,6 @@ TORCHVISION_VITS = {
 """Width, blocks and patch to torchvision's name."""
 VITS = {192: "tiny", 384: "small", 768: "base", 1024: "large"}
 """Width to name of the Vision Transformers whose heads are 64 wide."""
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""Mean and standard deviation per channel that torchvision and timm normalize ImageNet with."""
-OPEN_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-"""Mean and standard deviation per channel that CLIP normalizes with."""
 CIFAR = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
@@ -74,6 +72,8 @@ class GuessedArchitecture:
     """Subtracted from images in [0, 1], per channel; ``None`` where it is not known."""
     std: Numbers | None = None
     """Standard deviation per channel, by which images are divided."""
+    reversed_colors: bool = False
+    """Whether the network is given blue, green, red."""
     notes: tuple[str, ...] = ()
     """What was assumed because no weight shows it."""
 
@@ -117,6 +117,9 @@ def _guess(foreign: ForeignCheckpoint) -> GuessedArchitecture:
     shapes = {name: tuple(value.shape) for name, value in weights.items()}
     channels = next((shape[1] for shape in shapes.values() if len(shape) == 4), 3)
     mean, std, notes = find_normalization(foreign, channels)
+    stated = read_stated(foreign)
+    common: dict[str, Any] = {"mean": mean, "std": std}
+    common |= {"reversed_colors": stated is not None and stated.reversed_colors}
     for guess in (
         _guess_transformers,
         _guess_open_clip,
@@ -127,11 +130,9 @@ def _guess(foreign: ForeignCheckpoint) -> GuessedArchitecture:
     ):
         found = guess(shapes, foreign)
         if found is not None:
-            return replace(found, mean=mean, std=std, notes=(*found.notes, *notes))
+            return replace(found, **common, notes=(*found.notes, *notes))
     name = "unknown" if foreign.layout.name == "plain" else f"unknown, in the layout of {foreign.layout.name}"
-    return GuessedArchitecture(
-        name=name, channels=channels, mean=mean, std=std, notes=("set recipe.backbone.name", *notes)
-    )
+    return GuessedArchitecture(name=name, channels=channels, **common, notes=("set recipe.backbone.name", *notes))
 
 
 def find_normalization(
@@ -153,22 +154,24 @@ def find_normalization(
         bytes_ = max(std) > 2  # of pixels from 0 to 255; the numbers of images in [0, 1] are below 1
         scaled = [tuple(number / 255 for number in row) if bytes_ else row for row in (mean, std)]
         return (*scaled, ("normalization as the file's own layer has it",))  # pyright: ignore[reportReturnType]
-    stated: Any = (meta.get("config.json") or {}).get("pretrained_cfg") or {}
-    stated = stated or (meta.get("open_clip_config.json") or {}).get("preprocess_cfg") or {}
-    images: Any = meta.get("preprocessor_config.json") or {}
-    if images.get("do_normalize") is False:
-        images = {"image_mean": [0.0] * channels, "image_std": [1.0] * channels}
-    mean, std = stated.get("mean", images.get("image_mean")), stated.get("std", images.get("image_std"))
-    if mean and std:
-        return tuple(map(float, mean)), tuple(map(float, std)), ("normalization as its configuration states",)
+    stated = read_stated(foreign)
+    if stated is not None and stated.mean and stated.std:
+        mean, std = (_spread(values, channels) for values in (stated.mean, stated.std))
+        if mean and std:
+            return mean, std, (f"normalization as its {stated.source} states",)
     dataset = str(_read_args(meta, "data", "dataset") or _read_args(meta, "dataset") or "").lower()
     if foreign.layout.name == "solo" and dataset in CIFAR:
         return (*CIFAR[dataset], (f"normalization as solo-learn has it for {dataset}",))
     if foreign.layout.name == "open_clip":
-        return (*OPEN_CLIP, ("normalization assumed: CLIP's mean and standard deviation",))
+        return (*OPENAI, ("normalization assumed: CLIP's mean and standard deviation",))
     if channels == 3:
         return (*IMAGENET, ("normalization assumed: ImageNet's mean and standard deviation",))
     return None, None, ("normalization unknown: set recipe.mean and recipe.std",)
+
+
+def _spread(values: Numbers, channels: int) -> Numbers | None:
+    """Numbers for each channel; None if there are others than channels, and they differ."""
+    return values if len(values) == channels else values[:1] * channels if len(set(values)) == 1 else None
 
 
 def _numbers(value: Tensor) -> Numbers:

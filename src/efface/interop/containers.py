@@ -181,6 +181,9 @@ class TorchFile:
         self.meta = {
             str(name): to_plain_settings(value) for name, value in content.items() if is_plain(value)
         } | read_sidecars(path)
+        described = getattr(content, "_metadata", None)
+        if isinstance(described, dict) and is_plain(described.get("efface")) and described.get("efface"):
+            self.meta["efface"] = described["efface"]
 
     def get_section(self, section: str | None) -> dict[Any, Any]:
         """Return the dictionary of a section; ``None`` stands for the file's top level."""

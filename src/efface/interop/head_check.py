@@ -92,6 +92,19 @@ def require_class_order(path: Path, model: Model, data: Data, trained: np.ndarra
     _require_sensible_head(path, features, answers, y, classes)
 
 
+def knows_labels(model: Model, data: Data, trained: np.ndarray, device: torch.device) -> bool:
+    """Whether a classifier answers significantly more training images right than by naming the largest class."""
+    if not model.objective.needs_labels or data.y is None:
+        return False
+    known = trained[data.y[trained] != UNKNOWN_LABEL]
+    rows = np.sort(known[shuffle_by_key(data.keys[known], data.y[known], 0, "head")[:HEAD_IMAGES]])
+    if len(np.unique(data.y[rows])) < 2:
+        return False
+    right = _run(model, data, rows, device)[1] == data.y[rows]
+    largest = float(np.bincount(data.y[rows]).max() / len(rows))
+    return float(right.mean()) - largest > SIGNIFICANT * np.sqrt(largest * (1 - largest) / len(rows))
+
+
 def _require_sensible_head(
     path: Path, features: np.ndarray, answers: np.ndarray, y: np.ndarray, classes: tuple[str, ...]
 ) -> None:

@@ -157,12 +157,19 @@ def _mismatch_error(foreign: ForeignCheckpoint, role: Role, objective: str, tabl
             table,
             "Set recipe.backbone.name, its width and options as they were in training; `efface inspect` shows a guess.",
         )
+    remedy = (
+        f"A {_describe_head(objective)} is expected. Name the objective that it was trained with (--objective), or "
+        "bring a checkpoint with such a head."
+    )
+    if role is Role.HEAD and foreign.part(role).keys() <= {"weight", "bias"} and objective != "cross_entropy":
+        remedy = (
+            "A single linear layer is a classifier's: add --objective cross_entropy, or name what it was trained with."
+        )
     shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in foreign.part(role).items()) or "nothing"
     return EffaceError(
         f"The {role} in {foreign.path} is not one that the objective '{objective}' can have here.",
         f"It has: {shapes}. {table}",
-        f"A {_describe_head(objective)} is expected. Name the objective that it was trained with (--objective), or "
-        "bring a checkpoint with such a head.",
+        remedy,
     )
 
 

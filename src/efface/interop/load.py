@@ -39,7 +39,7 @@ class LoadedCheckpoint:
 
 
 def load_checkpoint(
-    path: Path,
+    path: Path | ForeignCheckpoint,
     data: Data,
     *,
     objective: str | Mapping[str, Any] | None = None,
@@ -53,7 +53,7 @@ def load_checkpoint(
     """Load the weights of another library's checkpoint into a model for these images.
 
     Args:
-        path: A file of weights, or a model folder as Hugging Face and timm write them.
+        path: A file of weights, a model folder as Hugging Face and timm write them, or either of them as it was read.
         data: The images that the model will be used on; their shape and number of classes must fit.
         objective: What it was trained with, where the file does not tell: a name, or a mapping with ``name``.
         recipe: Settings of the recipe that differ from what the file shows, such as ``{"backbone": {"stride": 1}}``.
@@ -71,7 +71,7 @@ def load_checkpoint(
         >>> features = loaded.model.features(images)
 
     """
-    file = read_foreign(path, trust_pickle=trust_pickle)
+    file = path if isinstance(path, ForeignCheckpoint) else read_foreign(path, trust_pickle=trust_pickle)
     if AveragedWeights(averaged) is AveragedWeights.START:
         file = file.from_averaged()
     stated = dict(recipe or {})

@@ -18,7 +18,7 @@ from efface.interop.layouts import Role
 from efface.training.defaults import build_recipe, merge_settings
 from efface.training.objectives import objective_class
 from efface.training.objectives.shared import ProjectorLayer
-from efface.training.recipe import Recipe
+from efface.training.recipe import ColorOrder, Recipe
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,8 @@ def infer_settings(foreign: ForeignCheckpoint, architecture: GuessedArchitecture
         settings["backbone"] = config.dump(architecture.backbone)
     if architecture.mean is not None and architecture.std is not None:
         settings |= {"mean": list(architecture.mean), "std": list(architecture.std)}
+    if architecture.reversed_colors:
+        settings["order"] = str(ColorOrder.BGR)
     activation = ProjectorLayer.GELU if foreign.layout.gelu else ProjectorLayer.RELU
     projector = infer_projector(foreign.part(Role.HEAD), activation)
     known = set(config.dump(objective_class(objective)()))

@@ -27,7 +27,7 @@ from efface.auditing.verdict import Criteria, Verdict
 from efface.data.dataset import Data
 from efface.data.split import Split
 from efface.errors import EffaceError
-from efface.files import file_digest, write_text
+from efface.files import META, file_digest, write_text
 from efface.reporting.environment import Environment
 from efface.reporting.facts import (
     CheckpointFacts,
@@ -39,7 +39,7 @@ from efface.reporting.facts import (
     SplitFacts,
 )
 from efface.reporting.page import render_report, report_name
-from efface.reporting.record import RECORD, Record, json_digest
+from efface.reporting.record import HANDED_BACK, RECORD, Record, json_digest
 from efface.reporting.redaction import KEY_FILE, read_key
 from efface.reporting.translation import ENGLISH
 from efface.training.history import SearchHistory, StoppingResult, from_dict
@@ -186,7 +186,8 @@ def write_evidence(
     """
     folder = Path(folder)
     run = folder if source is None else source
-    digests = {name: file_digest(run / name) for name in RECORDED_FILES if (run / name).exists()}
+    names = [*RECORDED_FILES, *list_handed_back(run)]
+    digests = {name: file_digest(run / name) for name in names if (run / name).is_file()}
     seen_digests = {role: observed.digest for role, observed in seen.items()}
     record = record.model_copy(update={"files": digests, "observations": seen_digests})
     secret = read_key(run / KEY_FILE) if (run / KEY_FILE).exists() else None
@@ -195,6 +196,15 @@ def write_evidence(
     record.save(folder, secret)
     write_report(folder, record, seen, log)
     return record
+
+
+def list_handed_back(run: Path) -> list[str]:
+    """The files of a run that were written in another library's layout, which may be the deployed ones."""
+    try:
+        described = json.loads((run / META).read_text(encoding="utf-8")).get("handed_back") or {}
+    except (OSError, ValueError, AttributeError):
+        return []
+    return [name for name in described if name.startswith(HANDED_BACK)]
 
 
 def write_report(

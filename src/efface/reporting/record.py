@@ -43,6 +43,9 @@ RECORD, SCHEMA = "record.json", "record.schema.json"
 UNKEYED = (".safetensors", ".npz", ".jsonl")
 """Files with a plain digest. They do not consist of ids alone, so their digest cannot confirm a guess at the ids."""
 
+HANDED_BACK = "foreign/"
+"""Where the files in another library's layout are; they are weights, and their digests are plain."""
+
 
 class Record(RecordModel):
     """An unlearning request, what was done about it, and the evidence and verdict of the audit.
@@ -138,7 +141,8 @@ class Record(RecordModel):
         for facts in hidden["checkpoints"].values():
             facts["split"] = _keyed(secret, facts["split"])
         hidden["files"] = {
-            name: value if name.endswith(UNKEYED) else _keyed(secret, value) for name, value in hidden["files"].items()
+            name: value if name.endswith(UNKEYED) or name.startswith(HANDED_BACK) else _keyed(secret, value)
+            for name, value in hidden["files"].items()
         }
         hidden["config_digest"] = json_digest(hidden["config"])
         hidden["items"] = Items.of(ids, secret)

@@ -23,7 +23,8 @@ from efface.data.split import EARLIER, read_split
 from efface.errors import EffaceError
 from efface.files import REQUEST, SPLIT, disk_errors, hold_lock, make_folder
 from efface.interop.load import load_checkpoint
-from efface.runs.data_at_hand import data_of_run, describe_changes, load_data
+from efface.runs.data_at_hand import describe_changes
+from efface.runs.embedding_data import load_embedding_data
 from efface.runs.foreign import is_foreign
 from efface.runs.lineage import find_source, walk_back
 from efface.runs.ownership import RUN_REMEDY, input_paths, require_apart
@@ -153,7 +154,9 @@ def embed_checkpoint(
     progress, path, out, request = progress or Progress(), Path(path), Path(out), EmbedRequest.of(request)
     _targets(out, force)
     require_apart(out, [path if path.is_file() else None, *input_paths(request.data, without)])
-    data = _data(path, request)
+    data, notes = load_embedding_data(path, request)
+    for note in notes:
+        progress.say(note)
     encoder = open_encoder(path, data, request)
     named = set() if everything else encoder.forgotten & set(data.keys.tolist())
     if without:
@@ -201,7 +204,9 @@ def check_compatibility(
 
     """
     progress, request = progress or Progress(), CompatibilityRequest.of(request)
-    data = _data(new, request)
+    data, notes = load_embedding_data(new, request)
+    for note in notes:
+        progress.say(note)
     second = open_encoder(Path(new), data, request)
     old_request = request
     if is_foreign(Path(old)) and not request.recipe:
@@ -224,13 +229,6 @@ def _shared_recipe(new: Path, old: Path) -> dict[str, Any]:
     run = RunFolders().read(new) if (new / META).is_file() else None
     source = run and find_source(run)
     return run.meta["recipe"] if run and source and source.resolve() == old.resolve() else {}
-
-
-def _data(path: Path, request: EmbedRequest) -> Data:
-    """The data of the request, else those of the run."""
-    if not request.data and (Path(path) / REQUEST).is_file():
-        return data_of_run(Path(path))
-    return load_data({"data": request.data})
 
 
 def _require_fit(path: Path, checkpoint: Checkpoint, data: Data) -> None:

@@ -39,6 +39,8 @@ class Sizes(Settings):
     trained: str | None = None
     """For a foreign checkpoint: what it was trained on, as a file of keys or a selector such as ``@group:train``. The
     other parts are drawn from the rest."""
+    forgotten: str | None = None
+    """For a foreign checkpoint that was unlearned before: what it has forgotten, as a file of keys or a selector."""
 
     def divide(self, data: Data, seed: int) -> Split:
         """Divide the data into parts of these sizes."""

@@ -18,18 +18,19 @@ from efface.data.selectors import describe_selection
 from efface.data.split import EARLIER, Split, select_forget_set
 from efface.errors import EffaceError
 from efface.files import EPOCH, REQUEST
-from efface.interop.head_check import require_class_order
 from efface.runs.binding import fix_criteria, forgotten_digest
 from efface.runs.data_at_hand import DataAtHand, locate_data, require_same_pictures, stored_data
 from efface.runs.exact_runs import write_exact_record
 from efface.runs.folder import create_run_folder
-from efface.runs.foreign import export_result, is_foreign, require_trained_encoder, start_from_foreign
+from efface.runs.foreign import consent_of, is_foreign, require_trained_encoder, start_from_foreign
+from efface.runs.handover import Pattern, find_pattern, hand_back
 from efface.runs.kept import bind_stages, open_kept_stages, with_own_seed
 from efface.runs.lineage import walk_back
 from efface.runs.method_bank import open_method_bank
 from efface.runs.ownership import input_paths
 from efface.runs.requests import ForeignOptions, PretrainRequest, UnlearnRequest, refuse_unknown
 from efface.runs.run import Progress, load_data, logging, open_run
+from efface.runs.task_utility import compare_tasks, measure_task
 from efface.training.checkpoint import Checkpoint, EpochStore
 from efface.training.defaults import build_recipe
 from efface.training.devices import resolve_device
@@ -129,14 +130,17 @@ def unlearn_run(
     common, method = request.resolve(), request.method
     if foreign is None:
         here, checkpoint, inherited = _start_from_run(start, request)
-        data, base = here.data, here.split
+        data, base, pattern = here.data, here.split, find_pattern(start, request.consent)
     else:
-        data, base, checkpoint, inherited = start_from_foreign(start, foreign.as_settings(), common.seed, progress.say)
+        data, base, checkpoint, inherited = start_from_foreign(
+            start, foreign.as_settings(), common.seed, progress.say, check=foreign.check, device=common.device
+        )
         if foreign.check:
             require_trained_encoder(start, checkpoint, data, base, common)
-            if not foreign.fresh_head:
-                require_class_order(start, checkpoint.model, data, base.train, resolve_device(common.device))
         here = DataAtHand(data, base, DataIdentity.of(data, inherited["data"]))
+        settings = foreign.as_settings()
+        trust = consent_of(settings).covers(start, named=True)
+        pattern = Pattern(start, str(settings.get("averaged") or "copy"), trust)
     bank = None if request.bank is None else open_method_bank(Path(request.bank), checkpoint, data, base)
     common = with_own_seed(common, method, checkpoint)
     forget_seed = checkpoint.seed if request.forget_seed is None else request.forget_seed
@@ -180,8 +184,9 @@ def unlearn_run(
                 bf16=bool(common.bf16), log=log, resume_store=store, stage_store=kept, stop=request.stop,
                 budget=request.budget, bank=bank,
             )  # fmt: skip
-        if foreign is not None:
-            result = export_result(start, foreign.as_settings(), result, data, split, common, folder)
+        say_what_it_cost(checkpoint, result, data, split, common.device, progress)
+        if pattern is not None:
+            result = hand_back(pattern, result, data, split, common, folder)
         forgotten = [key for part in ("forget", EARLIER) for key in split.keys(data, part)]
         caches = (purge_caches if request.purge_cache else list_residual_caches)(data, forgotten, here.former_roots)
         for cache, done in caches.items():
@@ -194,6 +199,16 @@ def unlearn_run(
             write_exact_record(folder, start, checkpoint, result, data, split)
         (folder / REQUEST).chmod(0o600)  # it may list the keys of the forgotten examples
     return result
+
+
+def say_what_it_cost(
+    before: Checkpoint, after: Checkpoint, data: Data, split: Split, device: str, progress: Progress
+) -> None:
+    """Say what unlearning cost the model on its own task, and warn if that is too much."""
+    where, allowed = resolve_device(device), float(fix_criteria(None, before.fixed)["criteria"]["max_utility_drop"])
+    measured = [measure_task(one.model, data, split, where) for one in (before, after)]
+    for sentence in compare_tasks(*measured, allowed)[0]:
+        progress.say(sentence)
 
 
 def record_identity(

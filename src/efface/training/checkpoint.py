@@ -76,6 +76,7 @@ class CheckpointMeta(StoredModel):
     stopped: StoppingResult | None = None
     search: SearchHistory | None = None
     fixed: dict[str, Any] = Field(default_factory=dict)
+    handed_back: dict[str, HexDigest] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def fits_itself(self) -> CheckpointMeta:
@@ -131,6 +132,8 @@ class Checkpoint:
     """Digest of the record of the pictures it was made with, ``identity.npz``; empty if they were not recorded."""
     fixed: dict[str, Any] = field(default_factory=dict)
     """What was fixed before any audit: ``criteria`` of the verdict, and digests of the ``pictures`` of the request."""
+    handed_back: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the files that were written in another library's layout, by their path in the run folder."""
 
     def save(self, folder: Path) -> None:
         """Write weights and metadata into an existing folder.
@@ -168,6 +171,7 @@ class Checkpoint:
             "search": self.search and as_dict(self.search),
             "identity": self.identity,
             "fixed": self.fixed,
+            **({"handed_back": self.handed_back} if self.handed_back else {}),
         }
 
     @staticmethod
@@ -195,7 +199,7 @@ class Checkpoint:
             key: from_dict(kind, meta.get(key))
             for key, kind in (("stopped", StoppingResult), ("search", SearchHistory))
         }
-        kept["fixed"] = dict(meta.get("fixed") or {})
+        kept |= {key: dict(meta.get(key) or {}) for key in ("fixed", "handed_back")}
         return Checkpoint(model, recipe, training_cost=TrainingCost(**meta["cost"]), **kept)
 
 

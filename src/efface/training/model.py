@@ -66,9 +66,15 @@ class Model(nn.Module):
         self._shared: list[tuple[Tensor, nn.Module, Tensor]] | None = None
         self.bf16 = False
         """Run the networks under bfloat16 autocast; outputs are float32 in any case."""
+        self.reversed_colors = False
+        """Whether the networks are given blue, green, red; images here are always red, green, blue."""
         convs = [module for module in backbone.modules() if isinstance(module, nn.Conv2d)]
         # Faster, but with fewer than 8 channels the CPU kernels of torch 2.14 write past their buffers (AVX2).
         self.channels_last = bool(convs) and all(conv.out_channels % 8 == 0 for conv in convs)
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """Turn images in [0, 1] into what the networks are given: order of the colors, mean, standard deviation."""
+        return ((x.flip(1) if self.reversed_colors else x) - self.mean) / self.std
 
     def features(self, x: Tensor, tower: Model | Tower | None = None) -> Tensor:
         """Compute the backbone's features of images.
@@ -85,7 +91,7 @@ class Model(nn.Module):
         for image, network, cached in self._shared or ():
             if image is x and network is backbone and (cached.requires_grad or not torch.is_grad_enabled()):
                 return cached
-        normalized = (x - self.mean) / self.std
+        normalized = self.normalize(x)
         if self.channels_last:
             normalized = normalized.contiguous(memory_format=torch.channels_last)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
@@ -136,7 +142,7 @@ class Model(nn.Module):
 
         """
         with frozen_statistics(self), torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
-            return compute_attention_maps(self.backbone, (x - self.mean) / self.std)
+            return compute_attention_maps(self.backbone, self.normalize(x))
 
     def add_momentum_encoder(self) -> None:
         """Add a momentum encoder that starts as an exact copy of backbone and head, or reset it to one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 
 import torch
 
@@ -26,6 +27,13 @@ def require_batch_size(objective: Objective, size: int | None, name: str) -> Non
             "Its loss compares the examples of a batch with each other, or normalizes over them.",
             f"Set it to {least} or more; more is better.",
         )
+
+
+class ColorOrder(StrEnum):
+    """The order of the colors that a network is given."""
+
+    RGB = "rgb"
+    BGR = "bgr"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +63,17 @@ class Recipe(Settings):
     """Images are divided by it after the mean is subtracted, one number or one per channel."""
     shards: Shards | None = None
     """Train several networks on examples of their own, so that a few can be deleted exactly; None: one network."""
+    order: ColorOrder = ColorOrder.RGB
+    """``rgb``, or ``bgr`` for a network that is given blue, green, red, as OpenCV reads pictures; mean and standard
+    deviation are in the network's order."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_batch_size(self.objective, self.batch_size, "recipe.batch_size")
+        if self.order is ColorOrder.BGR and self.channels != 3:
+            raise EffaceError(
+                f"recipe.order cannot be bgr: the images have {self.channels} channels.", remedy="Leave it out."
+            )
         for name, value in (("mean", self.mean), ("std", self.std)):
             if isinstance(value, tuple) and len(value) != self.channels:
                 raise EffaceError(
@@ -77,6 +92,7 @@ class Recipe(Settings):
             width = int(getattr(backbone, "dim"))  # noqa: B009  (every backbone has it, but its type is nn.Module)
             mean, std = (torch.tensor(value).expand(self.channels).clone() for value in (self.mean, self.std))
             model = self.objective.build_model(backbone, width, self.classes, mean, std)
+        model.reversed_colors = self.order is ColorOrder.BGR
         if model.channels_last:
             model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         return model
