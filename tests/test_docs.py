@@ -69,7 +69,8 @@ def test_verbs_and_options_of_forms_exist(page: str, line: str):
         command = command.commands[words.pop(0)]
     assert not hasattr(command, "commands"), f"{page}: {line}"
     options = {name for one in command.params for name in one.opts} | {"--help"}
-    assert {word for word in words if word.startswith("--")} <= options, page
+    named = {word.strip("[],.") for word in shlex.split(line, comments=True) if word.lstrip("[").startswith("--")}
+    assert named <= options, page
 
 
 def test_there_are_commands_to_check():

@@ -23,9 +23,10 @@ from efface.reporting.model_card import write_card
 from efface.reporting.page import REPORT
 from efface.reporting.record import RECORD, SCHEMA, Record
 from efface.reporting.statements import describe_unlearning
+from efface.runs.handover import FOREIGN
 from efface.training.checkpoint import CONTENT, Checkpoint, content_digest, read_meta
 
-CARD, FOREIGN, BUNDLES = "README.md", "foreign", "*.intoto.jsonl"
+CARD, BUNDLES = "README.md", "*.intoto.jsonl"
 WITH_RECORD = (RECORD, SCHEMA, REPORT, FINDINGS)
 """Files that are pushed only if asked for."""
 AT_HOME = {"split": "", "identity": "", "fixed": {}, "purged": {}, "search": None, "stopped": None, "seed": 0}
