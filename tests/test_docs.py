@@ -231,3 +231,12 @@ def test_links_lead_somewhere(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
         assert "://" in target or (ROOT / page).parent.joinpath(target).exists(), target
+
+
+def test_the_counts_of_the_claims_are_those_of_the_figure():
+    """The first line of the page says in words what its generated figure shows."""
+    figure = (ROOT / "docs/figures/claims.svg").read_text(encoding="utf-8")
+    holds, undecided, fails = (int(re.search(rf"{word}: (\d+)", figure)[1]) for word in  # type: ignore[index]
+                               ("holds here", "undecided here", "does not hold here"))  # fmt: skip
+    page = (ROOT / "docs/results/claims.md").read_text(encoding="utf-8")
+    assert f"{holds} hold, {undecided} are undecided and {fails} do not hold" in page
