@@ -1,6 +1,6 @@
 """Error rates of the words that rehearsals give, in worlds of known truth.
 
-    python -m research.rehearsal_errors run [--worlds 300]     research/results/rehearsal_errors.json
+    python -m research.rehearsal_errors [--worlds 300]     research/results/rehearsal_errors.json
 
 A world draws the score of an example under a model as its difficulty, plus what the model remembers of it, plus noise.
 A procedure leaves a fixed amount of memory in the examples that it was to forget; its true AUC is found with many
@@ -91,7 +91,7 @@ def run(
         rows[name] = {"true_auc": round(true, 4), "worlds": worlds, "words": dict(said)}
         print(name, rows[name], flush=True)
     write_json(RESULTS / "rehearsal_errors.json", {
-        "made by": f"python -m research.rehearsal_errors run --worlds {worlds} --requests {requests} --size {size}",
+        "made by": f"python -m research.rehearsal_errors --worlds {worlds} --requests {requests} --size {size}",
         "requests": requests, "size": size, "rows": rows, **machine(),
     })  # fmt: skip
 

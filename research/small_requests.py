@@ -39,7 +39,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "original": {},
     "margin_matching": {"name": "margin_matching"},
     "alignment_calibration": {"name": "alignment_calibration"},
-    "alignment_calibration, 16 rows": {"name": "alignment_calibration", "forget_batch_size": 16, "optim": {"lr": 0.02}},
+    "alignment_calibration, 4 rows": {"name": "alignment_calibration", "forget_batch_size": 4},
     "gradient_constraint": {"name": "gradient_constraint"},
     "gradient_constraint, WGAN-GP": {"name": "gradient_constraint", **WGAN_GP},
     "finetune": {"name": "finetune"},

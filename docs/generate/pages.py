@@ -26,6 +26,7 @@ from docs.generate import (
     layouts_page,
     new_audits_page,
     official_page,
+    reference_bank_page,
     references_page,
     result_figures,
     small_requests_page,
@@ -56,6 +57,7 @@ PAGES: dict[str, Callable[[], list[str]]] = {
     "results/layouts": layouts_page.page,
     "results/speed": speed_page.page,
     "results/stopping": stopping_page.page,
+    "reference_bank": reference_bank_page.page,
     "small_requests": small_requests_page.page,
 }
 """Page to the function that makes what stands below the mark."""

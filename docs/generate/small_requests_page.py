@@ -17,12 +17,10 @@ def page() -> list[str]:
     titles = ["F, backbone", "F, projector", "R, backbone", "R, projector", "steps", "examples"]
     lines = ["### What can be told", "", *table_head("examples per request", "method", "requests", *titles)]
     for row in result["rows"]:
-        cost = [
-            MISSING if row["name"] == "original" or key not in row else f"{row[key]:,.0f}"
-            for key in ("steps", "examples")
-        ]
+        counted = row["name"] != "original" and "steps" in row
+        cost = [f"{row[key]:,.0f}".replace(",", " ") if counted else MISSING for key in ("steps", "examples")]
         told = (estimate(row[part]) for part in parts)
-        lines.append(table_row(row["k"], row["name"], row["requests"], *told, *(c.replace(",", " ") for c in cost)))
+        lines.append(table_row(row["k"], row["name"], row["requests"], *told, *cost))
     made = made_by(result, "`python -m research.small_requests make` and `table`")
     lines += ["", f"Mean placement ± standard error over requests; steps and examples are means. {made}", ""]
     return [*lines, *costs()]

@@ -53,6 +53,25 @@ class DivergenceError(EffaceError):
         return type(self), (self.terms, self.step, self.remedy)  # its arguments are not those of its base class
 
 
+MEMORY_WORDS = ("can't allocate memory", "out of memory", "not enough memory")
+"""What the messages of torch and of the system say when memory ends."""
+
+
+def explain_memory(error: Exception) -> EffaceError | None:
+    """The error for a step or a file that memory does not suffice for; None if that is not what happened."""
+    text = str(error)
+    ended = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if not ended and not (isinstance(error, RuntimeError) and any(words in text.lower() for words in MEMORY_WORDS)):
+        return None
+    return EffaceError(
+        "The memory does not suffice.",
+        (text.strip().splitlines() or ["It ended while something was computed."])[0][:200],
+        "Compute on fewer images at once: --set method.batch_size=N for a method, --set recipe.batch_size=N for "
+        "training (an encoder that contrasts the images of a batch then learns otherwise), --batch-size N for embed "
+        "and compat. Or use smaller images, or another device.",
+    )
+
+
 def suggest_name(name: str, known: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the known name closest to ``name``, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

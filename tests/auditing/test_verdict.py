@@ -37,7 +37,9 @@ def check(verdict: Verdict) -> None:
     assert "δ = 0.05" in verdict.sentence and f"threat model {verdict.level}" in verdict.sentence
     assert all(limit.endswith(".") for limit in verdict.limits) and "nan" not in text
     assert all(one.low < one.value < one.high for one in verdict.signals)
-    assert verdict.exit_code == {"removed": 0, "residue": 3, "over-forgotten": 3}.get(verdict.word, 4)
+    assert verdict.exit_code == {"removed": 0, "residue": 3, "over-forgotten": 3}.get(
+        verdict.word, 5 if verdict.utility_lost else 4
+    )
 
 
 def subject(world, gain, **more):

@@ -132,7 +132,7 @@ CHANGES = {
     "batch that no event set": "UPDATE desk_requests SET batch = 5 WHERE id = 'R1'",
     "request removed": "DELETE FROM desk_requests WHERE id = 'R1'",
     "head": "UPDATE desk_models SET head = '/elsewhere'",
-    "artefact that no event made": "INSERT INTO desk_artefacts VALUES ('x','R1','key','p','removed','',0,'{}','t')",
+    "artefact that no event made": "INSERT INTO desk_artefacts VALUES ('x','R1','key','p','removed','',0,'t')",
 }
 
 
@@ -228,6 +228,13 @@ def test_what_is_no_ledger_is_named(tmp_path):
     ):
         with pytest.raises(EffaceError, match=message):
             open_desk(tmp_path / "desk", url)
+
+
+def test_a_ledger_of_a_later_format_is_refused(desk, url):
+    with desk.ledger.engine.begin() as connection:
+        connection.execute(text("UPDATE desk_format SET version = 2"))
+    with pytest.raises(EffaceError, match=r"has format 2\. .* Upgrade"):
+        open_desk(desk.home, url)
 
 
 @pytest.mark.parametrize(

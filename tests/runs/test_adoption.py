@@ -171,7 +171,6 @@ def test_squashed_pictures(tmp_path: Path) -> None:
     path = as_classifier(learned(np.ascontiguousarray(squashed), y), tmp_path)
     data = as_pictures(x, y, tmp_path) | {"size": SIDE}
     error = refused(path, data, tmp_path, "pictures", "data.preprocessing.mode=exact")
-    data.pop("size")
     goes_in_once_mended(path, data, tmp_path, error)
 
 

@@ -19,7 +19,7 @@ from efface.reporting.refusals import Reason
 from efface.reporting.signing import create_keys, load_signer
 from efface.reporting.verify import verify_bundle
 from efface.runs import head_store
-from efface.runs.head_store import HEAD, SECRET, HeadStore
+from efface.runs.head_store import HEAD_FILE, SECRET, HeadStore
 from efface.runs.heads import HeadSettings, check_head, delete_rows, fit_head, load_head
 from efface.runs.sign_exact import sign_exact
 from efface.runs.vectors import read_forget_list, read_vectors
@@ -108,7 +108,7 @@ def test_a_check_fails_on_a_head_that_still_has_a_row(vectors, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_was_not_fitted_or_differs_is_refused_and_nothing_changes(vectors, tmp_path, kind):
     fit_head(vectors, tmp_path / "head", HeadSettings(kind))
-    before = (tmp_path / "head" / HEAD).read_bytes()
+    before = (tmp_path / "head" / HEAD_FILE).read_bytes()
     delete = [["p/1.png", "p/1.png"], ["nobody"], [f"p/{i}.png" for i in range(N)]]
     for keys in delete:
         with pytest.raises(EffaceError, match=r"more than once|not in the head|all 300 rows"):
@@ -126,7 +126,7 @@ def test_what_was_not_fitted_or_differs_is_refused_and_nothing_changes(vectors, 
             delete_rows(tmp_path / "head", ["p/5.png"], embeddings=tmp_path / "encoder.npz")
     else:
         assert not check_head(tmp_path / "head", embeddings=tmp_path / "other.npz").passed
-    assert (tmp_path / "head" / HEAD).read_bytes() == before
+    assert (tmp_path / "head" / HEAD_FILE).read_bytes() == before
     assert call("heads", "delete", tmp_path / "head", "--forget", "@class:cat", "--quiet") == 2
     assert call("heads", "delete", tmp_path / "head", "--forget", tmp_path / "no.txt", "--quiet") == 2
 
@@ -148,11 +148,11 @@ def test_edited_files_are_refused(vectors, tmp_path):
     assert load_head(folder).predict(read_vectors(vectors).features).shape == (N,), "predicting needs no key"
     with pytest.raises(EffaceError, match="names the rows"):
         delete_rows(folder, ["p/1.png"])
-    text = (folder / HEAD).read_text()
-    (folder / HEAD).write_text(text.replace("gram-", "../gram-"))
+    text = (folder / HEAD_FILE).read_text()
+    (folder / HEAD_FILE).write_text(text.replace("gram-", "../gram-"))
     with pytest.raises(EffaceError, match="damaged"):
         load_head(folder)
-    (folder / HEAD).write_text(text.replace('"format": 1', '"format": 7'))
+    (folder / HEAD_FILE).write_text(text.replace('"format": 1', '"format": 7'))
     with pytest.raises(EffaceError, match="format"):
         load_head(folder)
 
@@ -210,7 +210,7 @@ def test_the_deletion_is_signed_with_its_check_and_no_id(vectors, tmp_path):
     delete_rows(tmp_path / "head", ["p/1.png", "p/2.png"])
     unchecked = sign_exact(tmp_path / "head", signer, request_id="DSR-1")
     assert (unchecked.stated.verdict.word, unchecked.stated.passes) == ("unchecked", False)
-    weights_file = tmp_path / "head" / HEAD
+    weights_file = tmp_path / "head" / HEAD_FILE
     key = tmp_path / "key.pub.pem"
     assert verify_bundle(unchecked.path, key, weights_file, require_pass=True).reason is Reason.NOT_PASSED
     check_head(tmp_path / "head")

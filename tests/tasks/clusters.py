@@ -31,7 +31,7 @@ def wait_until(met: Callable[[], Any], seconds: float = 30.0) -> None:
         time.sleep(0.02)
 
 
-def start(*words: object, folder: Path = ROOT, **settings: str) -> subprocess.Popen[str]:
+def start(*words: object, folder: Path = ROOT, settings: dict[str, str] | None = None) -> subprocess.Popen[str]:
     """Start a Python module in a session of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", *map(str, words)],
@@ -39,14 +39,16 @@ def start(*words: object, folder: Path = ROOT, **settings: str) -> subprocess.Po
         stderr=subprocess.PIPE,
         text=True,
         cwd=folder,
-        env=os.environ | PYTHON | settings,
+        env=os.environ | PYTHON | (settings or {}),
         start_new_session=True,
     )
 
 
-def start_caller(folder: Path, count: int, seconds: float, on: str = "local") -> subprocess.Popen[str]:
+def start_caller(
+    folder: Path, count: int, seconds: float, on: str = "local", settings: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
     """Run slow tasks from a process of its own."""
-    return start("tests.tasks.work", folder, count, seconds, on)
+    return start("tests.tasks.work", folder, count, seconds, on, settings=settings)
 
 
 class DaskCluster:
@@ -78,10 +80,10 @@ class DaskCluster:
         """Start the scheduler and the workers; they find each other by themselves."""
         common = {"DASK_DISTRIBUTED__COMM__RETRY__COUNT": "3", "DASK_LOGGING__DISTRIBUTED": "error"}
         words = ("--host", "127.0.0.1", "--port", self.port, "--no-dashboard")
-        self.parts.append(start("distributed.cli.dask_scheduler", *words, folder=self.folder, **common))
+        self.parts.append(start("distributed.cli.dask_scheduler", *words, folder=self.folder, settings=common))
         for _ in range(2):
             words = (f"tcp://127.0.0.1:{self.port}", "--nthreads", threads, "--no-nanny", "--no-dashboard")
-            self.parts.append(start("distributed.cli.dask_worker", *words, folder=self.folder, **common))
+            self.parts.append(start("distributed.cli.dask_worker", *words, folder=self.folder, settings=common))
 
     def count_workers(self) -> int:
         """Number of workers that the scheduler knows."""

@@ -59,9 +59,9 @@ def test_wrong_graphs_are_refused(tasks, words):
 
 
 def test_a_long_chain_and_many_tasks_take_no_time():
-    chain = [task("0"), *(task(str(n), str(n - 1)) for n in range(1, 20_000))]
-    assert len(drain(TaskQueue(chain))) == 20_000
-    assert len(drain(TaskQueue([task(str(n)) for n in range(20_000)]))) == 20_000
+    chain = [task("0"), *(task(str(n), str(n - 1)) for n in range(1, 5_000))]
+    assert len(drain(TaskQueue(chain))) == 5_000
+    assert len(drain(TaskQueue([task(str(n)) for n in range(5_000)]))) == 5_000
 
 
 def test_errors_can_be_sent_between_processes():

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -156,8 +157,11 @@ def test_a_script_without_a_main_guard_is_told_what_it_lacks(tmp_path):
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
-def test_a_caller_that_is_stopped_leaves_no_process_and_the_same_call_finishes(tmp_path, sign):
-    with start_caller(tmp_path, 4, 1.5) as caller:
+def test_a_caller_that_is_stopped_leaves_no_process_and_the_same_call_finishes(tmp_path, monkeypatch, sign):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    with start_caller(tmp_path, 4, 1.5, settings={"TMPDIR": str(temporary)}) as caller:
         wait_until(lambda: len(work.pids(tmp_path)) == 2)
         time.sleep(0.1)
         if sign == signal.SIGINT:
@@ -170,5 +174,7 @@ def test_a_caller_that_is_stopped_leaves_no_process_and_the_same_call_finishes(t
     if sign == signal.SIGINT:
         assert said.count("Traceback") == 1, said  # the caller's own, none of a worker
     assert "last" not in work.made(tmp_path)
+    assert bool(list(temporary.iterdir())) == (sign == signal.SIGKILL)
     run_tasks(work.slow_tasks(tmp_path, 4, 0.0), jobs=2)
+    assert list(temporary.iterdir()) == []
     assert work.made(tmp_path) == ["last", "slow-0", "slow-1", "slow-2", "slow-3"]

@@ -21,7 +21,7 @@ KNN_NEIGHBORS = 20
 """Number of neighbors in the kNN accuracy."""
 COLLAPSED = 0.1
 """An effective rank near 1 with less than this share of the original's (above 1) left is a collapse."""
-STANDARD_ERRORS = 2.0
+PAIRED_ERRORS = 2.0
 """Standard errors by which a loss of accuracy must exceed zero."""
 RECALLED = 10
 """k of the recall@k of image-caption pairs."""
@@ -116,7 +116,7 @@ def head_loss(original: Observations, subject: Observations, max_drop: float) ->
             continue
         change = before.astype(np.float64) - after
         drop, error = float(change.mean()), float(change.std() / np.sqrt(len(change)))
-        lost = lost or (part != "retain" and drop > max_drop and drop > STANDARD_ERRORS * error)
+        lost = lost or (part != "retain" and drop > max_drop and drop > PAIRED_ERRORS * error)
         notes.append(f"{part} {after.mean():.3f}, the original's {before.mean():.3f}")
     if not notes:
         return "", ""

@@ -172,7 +172,7 @@ class BenchRunner:
         shown += [f"{len(busy) - SHOWN} more"] if len(busy) > SHOWN else []
         failed = len(self.failed())
         failures = f", {failed} failed" if failed else ""
-        self.progress.status(f"{self.count()}{failures}, {self.left()} left | {' | '.join(shown)}")
+        self.progress.status(f"{self.count()}{failures}, {self.left()} left | {' | '.join(shown) or 'starting'}")
 
     def left(self) -> str:
         """Estimate the remaining time from the mean time of each kind of task; ``over`` while one kind is unknown.

@@ -33,7 +33,7 @@ from efface.cli.request import request
 from efface.cli.share import onnx_command, pull_command, push_command
 from efface.cli.sign import keys, sign_command, verify_command
 from efface.cli.train import check_command, demo_command, pretrain_command, unlearn_command
-from efface.errors import EffaceError
+from efface.errors import EffaceError, explain_memory
 
 INTERRUPTED = 130
 PATH_ERRORS = (
@@ -125,6 +125,10 @@ def main() -> None:
             command = usage.ctx.command_path if getattr(usage, "ctx", None) else "efface"
             print_error(usage.format_message(), "", f"See `{command} --help`.")
             raise SystemExit(2) from None
+        ended = explain_memory(error)
+        if ended is not None:
+            print_error(ended.what, ended.why, ended.remedy)
+            raise SystemExit(ended.exit_code) from None
         if isinstance(error, OSError) and error.errno in PATH_ERRORS:
             print_error(f"{error.filename or 'A file'} cannot be used.", f"{error.strerror}.", "Name another path.")
             raise SystemExit(2) from None

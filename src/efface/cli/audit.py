@@ -78,13 +78,16 @@ def audit_command(
     data: DataOption = None,
     allow_absent: AllowAbsent = False,
     purge_cache: PurgeCache = False,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="package:function", help="Your function that builds the network.")
+    ] = None,
     config: Config = None,
     set_: Set = None,
     device: Device = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Judge whether a run has forgotten: writes findings, record and report; the exit code is the verdict (0, 3, 4).
+    """Judge whether a run has forgotten: writes findings, record and report; the exit code is the verdict (0, 3, 4, 5).
 
     After several requests, the last one and all of them together are judged; the exit code is the worse of the two.
     """
@@ -108,7 +111,10 @@ def audit_command(
     from efface.auditing.verdict import EXIT_CODES
     from efface.reporting.page import REPORT
     from efface.runs.audit import audit_run, evidence_folder
+    from efface.training.networks.own_module import allow_own_module
 
+    if model is not None:
+        allow_own_module(model)
     with progress(quiet) as shown:
         judged = audit_run(
             run, settings, original=original, oracles=oracle or [], references=references, bank=bank,

@@ -29,6 +29,9 @@ def init_command(
     data: DataOption = None,
     out: Annotated[Path, typer.Option("--out", help="The description to write.")] = Path("model.yaml"),
     objective: Annotated[str | None, typer.Option("--objective", help="What it was trained with.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="package:function", help="Your function that builds the network.")
+    ] = None,
     trust_pickle: Trust = None,
     config: Config = None,
     set_: Set = None,
@@ -42,8 +45,10 @@ def init_command(
     settings = settings_of(
         config, set_, data=data, objective=objective, seed=seed, device=device, **consent_settings(trust_pickle)
     )
-    from efface.runs.model_description import describe_model
+    from efface.runs.model_description import describe_model, use_model_file
 
+    if model is not None:
+        checkpoint, settings, _ = use_model_file(settings, Path(model), checkpoint)
     with progress(quiet) as shown:
         made = describe_model(checkpoint, out, settings, force=force, progress=shown)
     print_result(made.as_dict(), made.lines(), as_json=json_, quiet=quiet)

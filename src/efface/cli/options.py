@@ -31,7 +31,12 @@ On = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON, last.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print only errors (and --json).")]
 ModelOption = Annotated[
-    Path | None, typer.Option("--model", help="The model.yaml that `efface init` wrote for the checkpoint.")
+    Path | None,
+    typer.Option(
+        "--model",
+        metavar="model.yaml|package:function",
+        help="What `efface init` wrote for the checkpoint; or the function of yours that builds the network.",
+    ),
 ]
 Trust = Annotated[
     list[str] | None,

@@ -70,6 +70,10 @@ def model_command(
     quiet: Quiet = False,
 ) -> None:
     """Name the first model of a chain; without RUN, list the chains with their heads."""
+    if run is not None:
+        from efface.training.checkpoint import read_meta
+
+        read_meta(run)  # a folder that is no run begins no desk
     with opened(desk, ledger, create=run is not None) as found:
         chains = [found.add_model(name, run, actor=actor)] if run is not None else found.models()
     lines = [f"{one.name}: head {one.head}, {len(one.released)} released, {len(one.open)} open" for one in chains]

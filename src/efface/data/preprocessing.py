@@ -8,7 +8,6 @@ colors belong to the network (``recipe.mean``, ``recipe.std``, ``recipe.order``)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any
@@ -24,7 +23,7 @@ from efface.schema import FirstFormat
 
 Side = Annotated[int, Ge(1), Le(2**14)]
 """A side of a picture in pixels."""
-Level = Annotated[int, Ge(0), Le(255)]
+PixelValue = Annotated[int, Ge(0), Le(255)]
 """The value of a pixel."""
 LARGEST_RESIZED = 2**27
 """Most pixels that a picture may have after it was resized and before it is cropped."""
@@ -109,7 +108,7 @@ class Preprocessing(Settings):
     """Height and width that are cut out of the center, or padded to; None: no crop."""
     rounding: Rounding = Rounding.EVEN
     """``even`` (torchvision) or ``down`` (transformers): where a crop begins that cannot be exactly in the center."""
-    fill: Level | tuple[Level, ...] = 0
+    fill: PixelValue | tuple[PixelValue, ...] = 0
     """Value of padded pixels, one number or one for each channel."""
     resampling: Resampling = Resampling.BILINEAR
     """``nearest``, ``box``, ``bilinear``, ``hamming``, ``bicubic`` or ``lanczos``."""
@@ -212,7 +211,7 @@ class Preprocessing(Settings):
         return ", ".join(words) or "their own size"
 
     def as_settings(self) -> dict[str, Any]:
-        """Plain values that :func:`read_settings` reads back."""
+        """Plain values, as in a configuration."""
         return config.dump(self)
 
     def _resize(self, image: Image.Image, size: tuple[int, int]) -> np.ndarray:
@@ -250,26 +249,3 @@ class Preprocessing(Settings):
         begin = round if self.rounding is Rounding.EVEN else int
         top, left = (begin((side - wanted) / 2) for side, wanted in zip(x.shape[1:], self.crop, strict=True))
         return x[:, top : top + self.crop[0], left : left + self.crop[1]]
-
-
-def read_settings(value: Any) -> Preprocessing | None:
-    """Build the preprocessing of ``data.preprocessing``: a mapping, or a file of a library that states it.
-
-    Raises:
-        EffaceError: A setting is unknown or does not fit, or the file states no preprocessing.
-
-    """
-    if value is None or isinstance(value, Preprocessing):
-        return value
-    if isinstance(value, str):
-        from efface.data.preprocessing_files import read_file
-
-        return read_file(value).pixels
-    if not isinstance(value, Mapping):
-        raise EffaceError(
-            f"data.preprocessing cannot be {value!r}.",
-            "It is a group of settings, or a file that states them.",
-            "Write --set data.preprocessing.resize=256 --set data.preprocessing.crop=[224,224], or name the file.",
-        )
-    made: Preprocessing = config.build(Preprocessing, value, path="data.preprocessing.")
-    return made

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from efface import config
 from efface.data.preprocessing import Preprocessing, Resampling, ResizeLibrary, ResizeMode, Rounding
 from efface.errors import EffaceError
 
@@ -265,3 +266,24 @@ READERS: dict[str, Callable[[Mapping[str, Any], str], StatedPreprocessing | None
     "config.json": _read_timm_config,
 }
 """File name to the function that reads it, the most specific first."""
+
+
+def read_preprocessing(value: Any) -> Preprocessing | None:
+    """Build the preprocessing of ``data.preprocessing``: a mapping, or a file of a library that states it.
+
+    Raises:
+        EffaceError: A setting is unknown or does not fit, or the file states no preprocessing.
+
+    """
+    if value is None or isinstance(value, Preprocessing):
+        return value
+    if isinstance(value, str):
+        return read_file(value).pixels
+    if not isinstance(value, Mapping):
+        raise EffaceError(
+            f"data.preprocessing cannot be {value!r}.",
+            "It is a group of settings, or a file that states them.",
+            "Write --set data.preprocessing.resize=256 --set data.preprocessing.crop=[224,224], or name the file.",
+        )
+    made: Preprocessing = config.build(Preprocessing, value, path="data.preprocessing.")
+    return made

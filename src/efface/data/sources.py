@@ -21,7 +21,8 @@ from efface.data.image_files import ImageFile, ImageOptions, load_pixels
 from efface.data.image_folders import list_images
 from efface.data.labels import encode_labels, refuse_unknown_names
 from efface.data.names import quote_first, read_number
-from efface.data.preprocessing import read_settings
+from efface.data.preprocessing import Preprocessing
+from efface.data.preprocessing_files import read_preprocessing
 from efface.data.public_datasets import load_cifar10, load_cifar100, load_fashion_mnist, load_svhn
 from efface.data.text_files import TABLE_SUFFIXES, Table, read_table
 from efface.errors import EffaceError, suggest_name
@@ -132,7 +133,7 @@ def load_image_folder(
     cache: str | None = None,
     white: int | None = None,
     labels: bool = True,
-    preprocessing: str | None = None,
+    preprocessing: Preprocessing | str | None = None,
 ) -> Data:
     """Load a folder of images: one sub-folder for each class, or a flat folder without labels.
 
@@ -163,7 +164,7 @@ def load_image_folder(
     if not labels:
         columns -= {"label"}
         listing.notes = [note for note in listing.notes if "data.labels" not in note]
-    options = ImageOptions(size, channels, skip_broken, cache, white, read_settings(preprocessing))
+    options = ImageOptions(size, channels, skip_broken, cache, white, read_preprocessing(preprocessing))
     data = _load_files(listing.images, columns, options, limit, limit_seed, top.name or str(top))
     return replace(data, unread=tuple(listing.unread), notes=(*listing.notes, *data.notes))
 
@@ -180,7 +181,7 @@ def load_manifest(
     columns: dict[str, str] | None = None,
     encoding: str | None = None,
     unknown: str | None = None,
-    preprocessing: str | None = None,
+    preprocessing: Preprocessing | str | None = None,
 ) -> Data:
     """Load a table of images, .csv, .tsv or .jsonl, with a column path and optionally key, label, caption and group.
 
@@ -218,7 +219,7 @@ def load_manifest(
         notes.append(f"{moved} paths of {table.name} were found with other code points (Unicode NFC, NFD).")
     items = _read_labels(items, unknown, table.name)
     present = {name for name in MANIFEST_COLUMNS if mapping.get(name, name) in found.columns}
-    options = ImageOptions(size, channels, skip_broken, cache, white, read_settings(preprocessing))
+    options = ImageOptions(size, channels, skip_broken, cache, white, read_preprocessing(preprocessing))
     data = _load_files(items, present, options, limit, limit_seed, table.name)
     return replace(data, notes=(*notes, *data.notes))
 

@@ -25,7 +25,7 @@ from efface.desk.remains import (
 )
 from efface.desk.states import CLOSED, BatchState, RequestState
 from efface.desk.store import OPEN_BATCHES, DeskStore
-from efface.desk.views import ErasedArtefact
+from efface.desk.views import ErasedArtefact, RequestBatch
 from efface.errors import EffaceError
 from efface.reporting.redaction import KEY_FILE
 
@@ -107,14 +107,25 @@ def find_remains(
             yield from find_in_run(Path(folder), ids, waiting or blocked)
             if folder != chain.head:
                 yield from find_model(Path(folder), ids, remove=remove_models)
-        for place in places:
-            yield from find_in_place(Path(place).absolute(), ids, remove=remove_models)
+        chained = {chain.original, *made}
+        searched = [str(Path(place).absolute()) for place in places]
+        for place in dict.fromkeys([*searched, *_references(batches)]):
+            if place in searched or (place not in chained and Path(place).exists()):
+                yield from find_in_place(Path(place), ids, remove=remove_models)
     for batch in batches:
         if batch.state not in (BatchState.INTENDED, BatchState.UNLEARNED):
             yield from find_unused(batch, abandoned=batch.state is BatchState.ABANDONED)
     yield from _find_lists(desk, row, batches)
     if destroy_key:
         yield from _find_keys(desk, row)
+
+
+def _references(batches: Sequence[RequestBatch]) -> Iterator[str]:
+    """The references that the audits of a chain were planned with: each was trained without one request only."""
+    for batch in batches:
+        yield from batch.settings.get("oracles") or ()
+        if batch.settings.get("references"):
+            yield batch.settings["references"]
 
 
 def find_pictures(head: Path, ids: ForgottenIds) -> tuple[list[Remains], str]:
@@ -181,13 +192,16 @@ def _erase(desk: DeskStore, row: dict[str, Any], found: Sequence[Remains]) -> li
     kept = desk.private.forget_list(request)
     left = ForgottenIds(desk.private.key(request), None if kept is None else kept.keys, json.loads(row["items"]))
     erased = [erase_remains(one, left) for one in found if one.kind not in LAST]
-    failed = [one for one in erased if one.outcome == "failed"]
-    blocked = f"kept: {len(failed)} artefacts could not be erased, and it says what to look for" if failed else ""
+    failed = sum(one.outcome == "failed" for one in erased)
+    waiting = any(one.outcome == "listed" and one.kind in ("pictures", "split") for one in erased)
     for one in found:
         if one.kind not in LAST:
             continue
-        if blocked:
-            erased.append(ErasedArtefact(one.kind, one.place, "listed", blocked))
+        kept_for = "" if not failed else f"kept: {failed} artefacts could not be erased, and it says what to look for"
+        if one.kind == "key" and waiting:
+            kept_for = "kept: the pictures or ids in splits are still there; erase again when they are gone"
+        if kept_for:
+            erased.append(ErasedArtefact(one.kind, one.place, "listed", kept_for))
             continue
         destroy = desk.private.destroy_list if one.kind == "forget list" else desk.private.destroy_key
         destroy(request)

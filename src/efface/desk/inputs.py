@@ -51,13 +51,13 @@ def read_forget(forget: str | Path | Sequence[str]) -> str | tuple[str, ...]:
 def _read_ids(path: Path) -> list[str]:
     from efface.data.text_files import read_list
 
+    remedy = "Name a file with one id on each line, or a selector such as @class:NAME."
     try:
         return list(read_list(path).ids)
+    except FileNotFoundError:
+        raise EffaceError(f"There is no file {path}.", remedy=remedy) from None
     except (OSError, ValueError) as error:
-        what = f"There is no file {path}." if isinstance(error, FileNotFoundError) else f"{path} cannot be read."
-        raise EffaceError(
-            what, str(error), "Name a file with one id on each line, or a selector such as @class:NAME."
-        ) from error
+        raise EffaceError(f"{path} cannot be read as a list of ids.", str(error), remedy) from error
 
 
 def require_name(kind: str, name: str) -> None:

@@ -70,6 +70,12 @@ def split_settings(settings: Mapping[str, Any]) -> tuple[UnlearnRequest, dict[st
 
     if "forget" in settings:
         raise EffaceError("A plan has no setting 'forget'.", "What is forgotten is in the requests.", "Leave it out.")
+    if not settings.get("method"):
+        raise EffaceError(
+            "Nothing was said about the method.",
+            "`efface methods` lists them; retrain forgets exactly, the others take less time.",
+            "Add --method NAME.",
+        )
     stored: dict[str, Any] = json.loads(json.dumps(dict(settings), default=str))
     rest = {name: value for name, value in stored.items() if name not in BESIDE}
     unlearn = UnlearnRequest.from_settings({**rest, "forget": "@keys:the requests"})

@@ -52,7 +52,7 @@ def run_requests(
 
 def ids_path(desk: DeskStore, number: int) -> Path:
     """The private list of everything that a batch is to forget."""
-    return desk.home.absolute() / LISTS / f"batch-{number:04d}.json"
+    return desk.home / LISTS / f"batch-{number:04d}.json"
 
 
 def _chain_name(desk: DeskStore, ids: Sequence[str] | None, model: str | None) -> str:

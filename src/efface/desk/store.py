@@ -61,7 +61,7 @@ class DeskStore:
     """
 
     def __init__(self, home: Path | str, ledger: str | None = None) -> None:
-        self.home = Path(home)
+        self.home = Path(home).absolute()
         make_folder(self.home, _HOME_REMEDY)
         self.private = PrivateFiles(self.home)
         self.ledger = Ledger(ledger_place(self.home, ledger), Journal(self.home))
@@ -80,7 +80,7 @@ class DeskStore:
 
     def run_folder(self, number: int) -> Path:
         """Where the run of a batch is."""
-        return self.home.absolute() / "runs" / f"{number:04d}"
+        return self.home / "runs" / f"{number:04d}"
 
     # ---- questions ----
 
@@ -90,7 +90,9 @@ class DeskStore:
         if found is None:
             near = connection.execute(select(DESK_REQUESTS.c.id).limit(10_000)).scalars().all()
             error = unknown_name_error("request", request, near)
-            raise EffaceError(error.what, f"There are {len(near)} requests in {self.ledger.shown}.", "Add it first.")
+            raise EffaceError(
+                error.what, f"There are {len(near)} requests in {self.ledger.shown}.", "Add it: `efface request add`."
+            )
         return dict(found)
 
     def rows(self, requests: Sequence[str]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from typing import Any
 from efface.errors import EffaceError
 
 try:
-    from sqlalchemy import Column, Integer, MetaData, Table, Text, create_engine, event
+    from sqlalchemy import Column, Integer, MetaData, Table, Text, create_engine, event, insert, inspect, select
     from sqlalchemy.engine import Connection, Engine, make_url
     from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 except ImportError as missing:
@@ -90,6 +90,9 @@ DESK_ARTEFACTS = Table(
     Column("count", Integer, nullable=False, default=0),
     Column("time", Text, nullable=False),
 )
+FORMAT = Table("desk_format", TABLES, Column("version", Integer, primary_key=True, autoincrement=False))
+LEDGER_FORMAT = 1
+"""The version of the tables."""
 VIEWS = {"request": DESK_REQUESTS, "model": DESK_MODELS, "batch": DESK_BATCHES, "artefact": DESK_ARTEFACTS}
 """The kind of thing that an event changes to its table."""
 
@@ -122,8 +125,7 @@ def open_engine(url: str) -> Engine:
         engine = create_engine(parsed, connect_args=_connection_options(parsed.get_backend_name()))
         event.listen(engine, "connect", _prepare)
         event.listen(engine, "begin", _begin)
-        with engine.execution_options(**{WRITING: True}).begin() as connection:
-            TABLES.create_all(connection)
+        _make_tables(engine, shown)
     except (ArgumentError, NoSuchModuleError) as error:
         raise EffaceError(
             f"{shown} names no ledger.", str(error), "Name a file, or a URL that starts with postgresql://."
@@ -136,6 +138,23 @@ def open_engine(url: str) -> Engine:
     except (SQLAlchemyError, OSError) as error:
         raise ledger_error(shown, error) from error
     return engine
+
+
+def _make_tables(engine: Engine, shown: str) -> None:
+    """Make the tables of a new ledger; raise for one of a later version."""
+    if not inspect(engine).has_table(FORMAT.name):
+        with engine.execution_options(**{WRITING: True}).begin() as connection:
+            TABLES.create_all(connection)
+            if connection.execute(select(FORMAT.c.version)).scalar() is None:
+                connection.execute(insert(FORMAT).values(version=LEDGER_FORMAT))
+    with engine.begin() as connection:
+        version = connection.execute(select(FORMAT.c.version)).scalar()
+    if version != LEDGER_FORMAT:
+        raise EffaceError(
+            f"The ledger {shown} has format {version}.",
+            f"This efface reads format {LEDGER_FORMAT}.",
+            "Upgrade efface." if isinstance(version, int) and version > LEDGER_FORMAT else "Restore it from a backup.",
+        )
 
 
 def _connection_options(backend: str) -> dict[str, Any]:

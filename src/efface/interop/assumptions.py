@@ -25,7 +25,7 @@ from efface.interop.fit_measures import Fit
 from efface.training.model import Model
 
 CheckWord = Literal["passed", "failed", "undecided"]
-LEAST_GAIN, STANDARD_ERRORS = 0.02, 3.0
+LEAST_GAIN, SIGNIFICANT_ERRORS = 0.02, 3.0
 DRIFTED, DRIFT_RATIO = 0.1, 5.0
 """Smallest drift that counts as one, and how many times smaller that of a better alternative is."""
 NORMALIZATIONS: dict[str, tuple[Any, Any]] = {
@@ -63,7 +63,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Trial:
+class VariantTrial:
     """A variant and how well it fits."""
 
     name: str
@@ -82,7 +82,7 @@ class AssumptionCheck:
     """The measured numbers, in words."""
     remedy: str = ""
     """What to add on the command line; empty if it passed."""
-    trials: tuple[Trial, ...] = ()
+    trials: tuple[VariantTrial, ...] = ()
     """Everything that was tried, what is in use first."""
     gain: float = 0.0
     """How much more the alternative gets right, as a share; of several that fail, the largest one is named."""
@@ -126,20 +126,22 @@ def apply_normalization(model: Model, recipe: Mapping[str, Any]) -> None:
     model.reversed_colors = recipe["order"] == "bgr"
 
 
-def try_normalizations(model: Model, variants: Iterable[Variant], measure: Callable[[Model], Fit]) -> list[Trial]:
+def try_normalizations(
+    model: Model, variants: Iterable[Variant], measure: Callable[[Model], Fit]
+) -> list[VariantTrial]:
     """Measure a model under several normalizations; it is left as it was."""
     mean, std, order = model.mean.clone(), model.std.clone(), model.reversed_colors
-    found: list[Trial] = []
+    found: list[VariantTrial] = []
     for one in variants:
         apply_normalization(model, one.recipe)
-        found.append(Trial(one.name, one.line, measure(model)))
+        found.append(VariantTrial(one.name, one.line, measure(model)))
     model.mean.copy_(mean)
     model.std.copy_(std)
     model.reversed_colors = order
     return found
 
 
-def judge_assumption(topic: str, used: str, fit: Fit, trials: Sequence[Trial]) -> AssumptionCheck:
+def judge_assumption(topic: str, used: str, fit: Fit, trials: Sequence[VariantTrial]) -> AssumptionCheck:
     """Judge what is in use against its alternatives.
 
     Args:
@@ -149,7 +151,7 @@ def judge_assumption(topic: str, used: str, fit: Fit, trials: Sequence[Trial]) -
         trials: The alternatives.
 
     """
-    everything = (Trial(used, "", fit), *trials)
+    everything = (VariantTrial(used, "", fit), *trials)
     measures = (("head", _gain_of("right")), ("head", _gain_of("straight")), ("kNN", _gain_of("votes")))
     for name, better in (*measures, ("drift", _less_drift)):
         found = [(gain, one) for one in trials if (gain := better(fit, one.fit)) is not None]
@@ -187,7 +189,7 @@ def _gain_of(name: str) -> Callable[[Fit, Fit], float | None]:
         difference = new.astype(np.float64) - old
         error = max(float(difference.std()) / np.sqrt(len(difference)), 1 / len(difference) ** 1.5)
         mean = float(difference.mean())
-        return mean if mean >= LEAST_GAIN and mean > STANDARD_ERRORS * error else None
+        return mean if mean >= LEAST_GAIN and mean > SIGNIFICANT_ERRORS * error else None
 
     return gain
 

@@ -69,6 +69,17 @@ class ForeignCheckpoint:
             )
         return replace(self, averaged=True)
 
+    def with_head(self, name: str | None) -> ForeignCheckpoint:
+        """Return the same checkpoint, with the tensors below a name taken for the head; None: as the layout says."""
+        if not name:
+            return self
+        moved = {
+            place: TensorPlace(Role.HEAD, place.name.removeprefix(name).removeprefix("."))
+            for place in self.table.values()
+            if place.role in (Role.BACKBONE, Role.HEAD) and f"{place.name}.".startswith(f"{name}.")
+        }
+        return replace(self, table={key: moved.get(place, place) for key, place in self.table.items()})
+
     def write(
         self,
         folder: Path,

@@ -1,6 +1,6 @@
 """How well a network fits its training images: the measures by which assumptions about it are tried.
 
-    right     the head's answer is the label, under the best one-to-one order of the classes
+    right     the answer of a classifier's head is the label, under the best one-to-one order of the classes
     votes     the nearest neighbors of the features vote for the label
     margin    s_i = cos(z_i, z'_i)/τ - log Σ_j e^{cos(z_i, z'_j)/τ} of two views of each image
     drift     mean over channels of KL(N(m, v) || N(μ, σ²)): m, v of what reaches the first BatchNorm now, and μ, σ² of
@@ -34,7 +34,7 @@ class Fit:
     """How well a network fits some training images; arrays have one value for each image."""
 
     right: np.ndarray | None
-    """Whether the head answers right, under the best order of the classes; None without labels."""
+    """Whether the head of a classifier answers right, under the best order of the classes; None without labels."""
     votes: np.ndarray | None
     """Whether neighbors vote for the label; None without labels."""
     margin: np.ndarray
@@ -42,7 +42,9 @@ class Fit:
     drift: float | None
     """Distance of the first BatchNorm's input from what it has stored; None without such a layer."""
     straight: np.ndarray | None = field(default=None)
-    """Whether the head answers right in the order of the data's classes."""
+    """Whether the head of a classifier answers right in the order of the data's classes."""
+    outputs: float | None = None
+    """Share of labels that the largest output of any head stands for, under the best order; also for a projector."""
 
     @property
     def accuracy(self) -> float | None:
@@ -87,17 +89,19 @@ def measure_fit(model: Model, batches: Sequence[Batch], labels: np.ndarray | Non
         module.training = mode
     z = F.normalize(torch.cat(clean), dim=-1).cpu().numpy()
     logits = torch.cat(answers).cpu().numpy()
-    right, votes, straight = None, None, None
+    right, votes, straight, outputs = None, None, None, None
     if labels is not None and len(np.unique(labels)) > 1:
         voted = knn_vote(z, labels, z, (CHECK_NEIGHBORS,), own=np.arange(len(z)))[0]
         votes = voted == labels
-        answers_given = logits.argmax(-1)
-        straight = answers_given == labels
-        right = fit_order(answers_given, labels)[answers_given] == labels
+        said = logits.argmax(-1)
+        fitted = fit_order(said, labels)[said] == labels
+        outputs = float(fitted.mean())
+        if model.objective.needs_labels:
+            straight, right = said == labels, fitted
     a, b = (F.normalize(torch.cat(views), dim=-1) for views in (first, second))
     similar = a @ b.T / TAU
     margin = (similar.diagonal() - similar.logsumexp(-1)).double().cpu().numpy()
-    return Fit(right, votes, margin, _drift(seen), straight)
+    return Fit(right, votes, margin, _drift(seen), straight, outputs)
 
 
 def fit_order(answers: np.ndarray, labels: np.ndarray) -> np.ndarray:

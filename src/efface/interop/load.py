@@ -75,6 +75,7 @@ def load_checkpoint(
     if AveragedWeights(averaged) is AveragedWeights.START:
         file = file.from_averaged()
     stated = dict(recipe or {})
+    file = file.with_head(((stated.get("backbone") or {}).get("options") or {}).get("head"))
     if backbone_only:
         objective = "simclr"  # any objective will do, but a user's options for another one would not fit
         stated.pop("objective", None)

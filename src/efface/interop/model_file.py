@@ -29,8 +29,8 @@ HEADER = """\
 # Sources: file (the weights say so), config (a file beside them does), sniffed (from names and shapes),
 # assumed (nothing says so), stated (you did).
 """
-REMEDY = "Write it again: efface init CHECKPOINT --data DATA."
-SUFFIXES = (".yaml", ".yml")
+MODEL_FILE_REMEDY = "Write it again: efface init CHECKPOINT --data DATA."
+YAML_SUFFIXES = (".yaml", ".yml")
 
 
 class Source(StrEnum):
@@ -120,12 +120,12 @@ def read_model_file(path: Path) -> ModelFile:
     """
     if not Path(path).is_file():
         raise EffaceError(f"There is no model file {path}.", remedy="Write it: efface init CHECKPOINT --data DATA.")
-    return parse_record(ModelFile, config.read(Path(path)), Path(path), "description of a model", REMEDY)
+    return parse_record(ModelFile, config.read(Path(path)), Path(path), "description of a model", MODEL_FILE_REMEDY)
 
 
 def is_model_file(path: Path) -> bool:
     """Whether a path is meant as a ``model.yaml``, by its suffix."""
-    return path.suffix.lower() in SUFFIXES and path.is_file()
+    return path.suffix.lower() in YAML_SUFFIXES and path.is_file()
 
 
 def require_same_weights(model: ModelFile, path: Path, file: Path) -> None:

@@ -30,7 +30,7 @@ from efface.schema import FirstFormat, HexDigest, StoredModel, Tally, parse_reco
 ENTRY = "efface"
 """Name of the marker in a file."""
 LIST_SUFFIX = ".efface.json"
-REMEDY = "Restore it from the run folder's foreign/, or delete it."
+LIST_REMEDY = "Restore it from the run folder's foreign/, or delete it."
 
 
 class ForgottenList(StoredModel):
@@ -106,8 +106,8 @@ def read_marker(path: Path, meta: Any) -> UnlearnedMarker | None:
     """
     listed = None
     if list_path(path).is_file():
-        stored = read_json(list_path(path), "list of forgotten examples", remedy=REMEDY)
-        listed = parse_record(ForgottenList, stored, list_path(path), "list of forgotten examples", REMEDY)
+        stored = read_json(list_path(path), "list of forgotten examples", remedy=LIST_REMEDY)
+        listed = parse_record(ForgottenList, stored, list_path(path), "list of forgotten examples", LIST_REMEDY)
     inside = _read_inside(meta)
     if inside is None:
         return None if listed is None else UnlearnedMarker(listed.model, listed.requests, listed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from efface import stats
 from efface.data.class_order import number_classes
 from efface.data.dataset import UNKNOWN_LABEL, Data, shuffle_by_key
 from efface.data.preprocessing import Preprocessing, Transparency
+from efface.data.preprocessing_files import read_preprocessing
 from efface.data.split import Split
 from efface.errors import EffaceError
 from efface.interop.assumptions import (
     AssumptionCheck,
-    Trial,
     Variant,
+    VariantTrial,
     judge_assumption,
     normalization_variants,
     try_normalizations,
@@ -41,7 +42,7 @@ from efface.training.model import Model
 
 SAMPLE, LARGE_SAMPLE, LARGE_SIDE = 256, 96, 96
 """Images that every alternative is tried on, and how many if their sides are longer than ``LARGE_SIDE``."""
-COMPARED = 256
+COMPARED_EXAMPLES = 256
 """Images of each kind for the comparison of training images with others."""
 SMALLEST_SIDE, LARGEST_SIDE = 8, 512
 """Sides of pictures that are tried."""
@@ -51,7 +52,7 @@ TIE = 0.01
 """How much more another order of the classes must explain than another network or preparation does."""
 WORSE = 0.15
 """How much less than its features' neighbors a classifier may answer before that is said."""
-FIRST = 2.0
+EXPLAINS_ALL = 2.0
 """The gain of a check whose failure explains all others."""
 IS_CLASSIFIER = 0.8
 """Share of right answers, relative to the neighbors', from which a head is a classifier."""
@@ -123,7 +124,7 @@ def check_adoption(one: Adoption) -> list[AssumptionCheck]:
     checks.append(judge_assumption("normalization", used, fit, trials))
     for topic, variants in structure_variants(one.loaded.recipe, one.settings.get("recipe") or {}).items():
         built = [(variant, one.load_variant(variant)) for variant in variants]
-        tried = [Trial(v.name, v.line, measure(other)) for v, other in built if other is not None]
+        tried = [VariantTrial(v.name, v.line, measure(other)) for v, other in built if other is not None]
         checks.append(judge_assumption(topic, describe_structure(one.loaded.recipe, topic), fit, tried))
     checks += _check_pictures(one, rows, model, fit)
     checks += _check_classes(one, model, fit)
@@ -135,10 +136,10 @@ def _check_objective(one: Adoption, fit: Fit) -> AssumptionCheck:
     name, classes = one.loaded.objective, len(one.data.classes)
     used = f"{name}{' (assumed)' if one.loaded.guessed_objective else ''}"
     width = one.loaded.model.project(torch.zeros(1, _width(one.loaded.model), device=one.device)).shape[1]
-    if fit.accuracy is None or fit.neighbors is None:
+    if fit.outputs is None or fit.neighbors is None:
         return AssumptionCheck("objective", "passed", f"{used}, {width} outputs")
-    if one.loaded.model.objective.needs_labels and fit.accuracy < fit.neighbors - WORSE:
-        note = f"{used}: the head answers {fit.accuracy:.3f} of training images, and neighbors of the features know "
+    if one.loaded.model.objective.needs_labels and fit.outputs < fit.neighbors - WORSE:
+        note = f"{used}: the head answers {fit.outputs:.3f} of training images, and neighbors of the features know "
         remedy = "If it was trained without labels, add --objective simclr, or what it was trained with."
         return AssumptionCheck("objective", "undecided", f"{note}{fit.neighbors:.3f}", remedy)
     if one.loaded.model.objective.needs_labels or width != classes:
@@ -146,12 +147,12 @@ def _check_objective(one: Adoption, fit: Fit) -> AssumptionCheck:
     chance = (
         float(np.bincount(one.data.y[one.sample()].clip(0)).max() / len(one.sample())) if one.data.y is not None else 1
     )
-    if fit.accuracy < max(IS_CLASSIFIER * fit.neighbors, chance + 0.2):
+    if fit.outputs < max(IS_CLASSIFIER * fit.neighbors, chance + 0.2):
         return AssumptionCheck("objective", "passed", f"{used}, {width} outputs, which do not answer for classes")
     return AssumptionCheck(
         "objective", "failed",
-        f"it is taken for {used}, but its {width} outputs answer {fit.accuracy:.3f} of the labels of training images",
-        "Add --objective cross_entropy.", gain=FIRST,
+        f"it is taken for {used}, but its {width} outputs answer {fit.outputs:.3f} of the labels of training images",
+        "Add --objective cross_entropy.", gain=EXPLAINS_ALL,
     )  # fmt: skip
 
 
@@ -208,23 +209,24 @@ def _check_pictures(one: Adoption, rows: np.ndarray, model: Model, fit: Fit) -> 
         return []
     stated = options.get("preprocessing")
     used = None if stated is None else Preprocessing(**_as_arguments(stated))
-    trials: list[Trial] = []
+    trials: list[VariantTrial] = []
     variants = picture_variants(one.data.shape[1:], used)
+    if options.get("size") is not None:
+        variants = [replace(variant, settings=("data.size=null", *variant.settings)) for variant in variants]
     if used is None and options.get("size") is not None and one.loaded.architecture.size is None:
         variants += size_variants(one.data.shape[1])
     for variant in variants:
         with _prepared(one, options, variant, rows) as other:
             if other.shape != one.data.shape or (other.x != one.data.x[rows]).any():
-                trials.append(Trial(variant.name, variant.line, one.measure(other, np.arange(len(rows)))(model)))
+                trials.append(VariantTrial(variant.name, variant.line, one.measure(other, np.arange(len(rows)))(model)))
     words = used.describe() if used is not None else f"largest centered square, scaled to {one.data.shape[1]}"
     words = words if options.get("size") is not None or used is not None else "their own size"
     return [judge_assumption("pictures", words, fit, trials)]
 
 
 def _as_arguments(stated: Any) -> dict[str, Any]:
-    from efface.data.preprocessing import read_settings
 
-    made = read_settings(stated)
+    made = read_preprocessing(stated)
     assert made is not None
     return vars(made).copy()
 
@@ -246,7 +248,7 @@ def _check_trained(one: Adoption, model: Model) -> list[AssumptionCheck]:
     others = np.concatenate([one.split.valid, one.split.holdout, one.split.test])
     if not (one.settings.get("split") or {}).get("trained") or len(others) < 2:
         return []
-    chosen = [_choose(one.data, part, COMPARED) for part in (one.split.train, others)]
+    chosen = [_choose(one.data, part, COMPARED_EXAMPLES) for part in (one.split.train, others)]
     scores = [_fits(one, model, rows) for rows in chosen]
     value, low, high = stats.interval(*stats.placements(*scores), level=CERTAIN)
     note = (

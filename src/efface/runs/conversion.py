@@ -27,7 +27,7 @@ from efface.runs.run import Common, OpenedRun, Progress, open_run
 from efface.training.checkpoint import Checkpoint
 from efface.training.loop import Run
 
-LAYOUTS = {
+CONVERSIONS = {
     "original": "the file that the model came in, or that of --like",
     "plain": "a state dict with the names of torchvision and timm, .pth or .safetensors",
     "timm": "a folder that timm loads with local-dir:",
@@ -92,8 +92,8 @@ def convert_run(
 
     """
     progress, request, run, out = progress or Progress(), ConversionRequest.of(request), Path(run), Path(out)
-    if request.layout not in LAYOUTS:
-        shown = "; ".join(f"{name}: {what}" for name, what in LAYOUTS.items())
+    if request.layout not in CONVERSIONS:
+        shown = "; ".join(f"{name}: {what}" for name, what in CONVERSIONS.items())
         raise EffaceError(f"There is no layout called '{request.layout}' to convert to.", f"Known: {shown}.")
     if like is not None and request.layout != "original":
         raise EffaceError("--like gives a layout, and --as another one.", remedy="Leave out one of the two.")

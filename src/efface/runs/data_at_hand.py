@@ -15,7 +15,7 @@ import numpy as np
 
 from efface.data.dataset import Data, quote_first
 from efface.data.identity import DataDifference, DataIdentity
-from efface.data.preprocessing import read_settings
+from efface.data.preprocessing_files import read_preprocessing
 from efface.data.sources import SOURCES, load
 from efface.data.split import SPLIT_PARTS, Split, read_split
 from efface.errors import EffaceError
@@ -97,7 +97,7 @@ def absolute_data(value: DataSettings) -> DataSettings:
     named = "source" if "source" in options else "name"
     paths = [*(name for name in PATHS if options.get(name)), *([] if source is None or source in SOURCES else [named])]
     options |= {name: str(Path(str(options[name])).expanduser().absolute()) for name in paths}
-    preprocessing = read_settings(options.get("preprocessing"))
+    preprocessing = read_preprocessing(options.get("preprocessing"))
     options |= {} if preprocessing is None else {"preprocessing": preprocessing.as_settings()}
     return options["source"] if isinstance(value, str) else options
 

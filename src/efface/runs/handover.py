@@ -123,6 +123,7 @@ def write_in_layout(
     subset = Subset.of(data, retain, result.recipe.views, "retain", resolve_device(common.device))
     batches = subset.batches(256, run.rng("purge")) if len(subset) else ()
     file = read_foreign(pattern.path, trust_pickle=pattern.trust)
+    file = file.with_head(result.recipe.backbone.options.get("head"))
     return export_checkpoint(file, result.model, batches, run.rng(FOREIGN), out, averaged=pattern.averaged)
 
 

@@ -29,7 +29,7 @@ from efface.reporting.redaction import SECRET_BYTES
 from efface.schema import FirstFormat, HexDigest, Name, Positive, StoredModel, Tally, Whole
 from efface.unlearning.heads import ROW_BYTES
 
-HEAD, SECRET = "head.json", "head.key"
+HEAD_FILE, SECRET = "head.json", "head.key"
 ROWS_PER_FILE = 4096
 _RESTORE = "Restore the folder from a backup, or fit the head again."
 
@@ -100,7 +100,7 @@ class HeadStore:
             EffaceError: There is none, or it is damaged or of a newer version.
 
         """
-        path = self.folder / HEAD
+        path = self.folder / HEAD_FILE
         missing = "Fit one: `efface heads fit EMBEDDINGS --out DIR`."
         found = HeadDescription.model_validate(
             read_json(path, "head", schema=HeadDescription, missing=missing, remedy=_RESTORE)
@@ -125,7 +125,7 @@ class HeadStore:
             raise EffaceError(f"{path} cannot be read.", str(error), _RESTORE) from error
         if found != one.sha256 or len(array) != one.rows:
             raise EffaceError(
-                f"{path} is not the file that {HEAD} describes.",
+                f"{path} is not the file that {HEAD_FILE} describes.",
                 f"SHA-256 expected: {one.sha256[:16]}; found: {found[:16]}.",
                 _RESTORE,
             )
@@ -162,7 +162,7 @@ class HeadStore:
 
     def commit(self, description: HeadDescription) -> None:
         """Replace the description, and remove the files that it does not name."""
-        write_text(self.folder / HEAD, json.dumps(description.model_dump(mode="json"), indent=1) + "\n")
+        write_text(self.folder / HEAD_FILE, json.dumps(description.model_dump(mode="json"), indent=1) + "\n")
         self.remove_rest(description)
 
     def remove_rest(self, description: HeadDescription) -> None:

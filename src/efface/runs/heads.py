@@ -19,7 +19,7 @@ from efface.files import file_digest, hold_lock, make_folder
 from efface.reporting.environment import Environment
 from efface.reporting.exact_record import ExactCheck, ExactRecord, seal_items, write_secret
 from efface.reporting.redaction import new_secret
-from efface.runs.head_store import HEAD, SECRET, Deletion, HeadDescription, HeadStore, name_digests, places_of
+from efface.runs.head_store import HEAD_FILE, SECRET, Deletion, HeadDescription, HeadStore, name_digests, places_of
 from efface.runs.ownership import require_apart
 from efface.runs.vectors import Vectors, find_places, read_labels, read_vectors
 from efface.unlearning.heads import NeighborHead, RidgeHead, row_digests
@@ -123,7 +123,7 @@ def delete_rows(
     folder, began = Path(folder), time.perf_counter()
     store = HeadStore(folder)
     store.describe()
-    with hold_lock(folder / HEAD):
+    with hold_lock(folder / HEAD_FILE):
         before = store.describe()
         store.remove_rest(before)
         names = places_of(store.read(before, "names"))
@@ -170,7 +170,7 @@ def check_head(folder: Path, *, embeddings: Path | None = None, labels: Path | N
     folder = Path(folder)
     store = HeadStore(folder)
     store.describe()
-    with hold_lock(folder / HEAD):
+    with hold_lock(folder / HEAD_FILE):
         described = store.describe()
         head = load_head(folder, described)
         vectors, y = _as_fitted(described, embeddings, labels, folder)
@@ -205,7 +205,9 @@ def load_head(folder: Path, described: HeadDescription | None = None) -> Head:
             read["features"], read["labels"], read["rows"], described.classes, described.neighbors or 20
         )
     if len(head.rows) != described.rows:
-        raise EffaceError(f"{folder} is damaged.", f"It has {len(head.rows)} rows, and {HEAD} says {described.rows}.")
+        raise EffaceError(
+            f"{folder} is damaged.", f"It has {len(head.rows)} rows, and {HEAD_FILE} says {described.rows}."
+        )
     return head
 
 
@@ -333,7 +335,7 @@ def _write_record(folder: Path, before: HeadDescription, after: HeadDescription,
         kind="head",
         method={"name": f"heads.{before.kind}", **settings},
         items=items,
-        original=(before.digest(), file_digest(folder / HEAD)),
+        original=(before.digest(), file_digest(folder / HEAD_FILE)),
         unlearned=(after.digest(), description_digest(after)),
         parts={"rows_before": before.rows, "rows_after": after.rows, "width": after.width},
         source=before.embeddings_sha256,

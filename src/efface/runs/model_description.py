@@ -13,7 +13,7 @@ from efface.files import disk_errors, make_folder
 from efface.interop.assumptions import AssumptionCheck
 from efface.interop.layouts import Role
 from efface.interop.model_file import (
-    SUFFIXES,
+    YAML_SUFFIXES,
     ModelFile,
     Source,
     Value,
@@ -34,6 +34,7 @@ from efface.runs.preprocessing import reads_pictures
 from efface.runs.requests import ForeignOptions, VerbRequest
 from efface.runs.run import Common, Progress
 from efface.training.defaults import merge_settings
+from efface.training.networks.own_module import LIBRARY, allow_own_module
 from efface.training.objectives import CHOICES
 
 DOUBTFUL = 3
@@ -72,10 +73,10 @@ class ModelDescription:
         shown = [f"{self.content.checkpoint}: {self.content.layout}"]
         for name, one in self.content.values.items():
             note = f"  ({one.note})" if one.note else ""
-            shown.append(f"  {name:14}{one.source:9}{_shorten(one.value)}{note}")
+            shown.append(f"  {name:<14} {one.source:<9} {_shorten(one.value)}{note}")
         for check in self.content.checks:
             shown.append(f"{check.topic}: {check.word}. {check.note}")
-            shown += [f"    {name:32}{fit}" for name, fit in check.tried.items()] if len(check.tried) > 1 else []
+            shown += [f"    {name:<48} {fit}" for name, fit in check.tried.items()] if len(check.tried) > 1 else []
             shown += [f"    {check.remedy}"] if check.remedy else []
         return [*shown, f"Written: {self.path}"]
 
@@ -182,6 +183,8 @@ def use_model_file(
         EffaceError: The file describes other weights, or a value in it does not fit the training images.
 
     """
+    if model is not None and ":" in str(model) and not model.exists():
+        return start, _use_own_module(settings, str(model), start), []
     if model is None and not is_model_file(start):
         return start, dict(settings), []
     file = model or start
@@ -209,6 +212,14 @@ def use_model_file(
     if isinstance(settings.get("objective"), str) and settings["objective"] != ours.get("objective"):
         merged["recipe"] = {k: v for k, v in merged.get("recipe", {}).items() if k != "objective"}
     return start, merged, notes
+
+
+def _use_own_module(settings: Mapping[str, Any], name: str, start: Path) -> dict[str, Any]:
+    """Let the user's own function build the network; a run folder names it already, and this is the consent."""
+    allow_own_module(name)
+    if not is_foreign(start):
+        return dict(settings)
+    return merge_settings({"recipe": {"backbone": {"name": f"{LIBRARY}:{name}"}}}, settings)
 
 
 def use_model_to_embed(
@@ -256,7 +267,7 @@ def _count_parts(one: Adoption) -> dict[str, int]:
 
 
 def _require_free(out: Path, checkpoint: Path, force: bool) -> None:
-    if out.suffix.lower() not in SUFFIXES:
+    if out.suffix.lower() not in YAML_SUFFIXES:
         raise EffaceError(f"The description cannot be written to {out}.", "It is YAML.", "Name a .yaml file.")
     require_apart(out, [checkpoint])
     if not out.exists():

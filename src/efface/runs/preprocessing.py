@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from efface.data.preprocessing import read_settings
-from efface.data.preprocessing_files import StatedPreprocessing
+from efface.data.preprocessing_files import StatedPreprocessing, read_preprocessing
 from efface.data.sources import SOURCES
 from efface.data.text_files import TABLE_SUFFIXES
 
@@ -42,7 +41,7 @@ def prepare_as_stated(value: Any, stated: StatedPreprocessing | None) -> tuple[A
         return value, []
     theirs = stated.pixels if stated is not None else None
     if options.get("preprocessing") is not None:
-        ours = read_settings(options["preprocessing"])
+        ours = read_preprocessing(options["preprocessing"])
         assert ours is not None
         differs = theirs is not None and stated is not None and theirs != ours
         note = f"pictures are prepared as you state: {ours.describe()}"

@@ -308,7 +308,8 @@ def make_bank(
         EffaceError: A task failed; raised once all others have ended.
 
     """
-    run_tasks(list_bank_tasks(plan, device, keep_weights=keep_weights), on=on, jobs=jobs, say=say)
+    tasks = list_bank_tasks(plan, device, keep_weights=keep_weights)
+    run_tasks(tasks, on=on, jobs=jobs, folder=plan.home, say=say)
     return join_bank(plan)
 
 
@@ -355,8 +356,7 @@ def make_half(home: Path, model: int, device: str = "auto", keep_weights: bool =
     """
     plan = BankPlan.load(home)
     file = plan.file_of(model)
-    busy = EffaceError(f"{file.stem} is being made by another process.", remedy="Wait for it.")
-    with hold_lock(home / f"{file.stem}.task", busy):
+    with hold_lock(home / f"{file.stem}.task"):  # who finds it under way waits for it
         if file.exists():
             return file
         settings = json.dumps(plan.data)

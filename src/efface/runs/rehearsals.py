@@ -52,12 +52,12 @@ from efface.unlearning.methods import METHODS, Method
 REHEARSALS = "rehearsals.json"
 REHEARSAL_SEEDS = 7000
 """Rehearsal number s unlearns with the original's seed plus this plus s."""
-SAMPLE = 500
+MOST_OBSERVED = 500
 """Most retained, spare and control examples that are observed in a rehearsal."""
 TESTED = 1000
 """Most test examples."""
 BEFORE = "before"
-PARTS = ("forget", "retain", "holdout", "spare", "control", RENEWED_PARTS)
+REHEARSED_PARTS = ("forget", "retain", "holdout", "spare", "control", RENEWED_PARTS)
 
 
 class StoredRehearsals(StoredModel):
@@ -314,7 +314,7 @@ def run_rehearsals(
         EffaceError: A task failed; raised once all others have ended.
 
     """
-    return run_tasks(list_rehearsal_tasks(plan, device), on=on, jobs=jobs, say=say)
+    return run_tasks(list_rehearsal_tasks(plan, device), on=on, jobs=jobs, folder=plan.home, say=say)
 
 
 def list_rehearsal_tasks(plan: RehearsalPlan, device: str = "auto") -> list[Task]:
@@ -339,8 +339,7 @@ def make_rehearsal(home: Path, name: str, device: str = "auto") -> Path:
     """Unlearn one rehearsed request and store the scores of its model, or those of the original on all requests."""
     plan = RehearsalPlan.load(home)
     file = plan.file_of(name)
-    busy = EffaceError(f"{file.stem} is being made by another process.", remedy="Wait for it.")
-    with hold_lock(home / f"{file.stem}.task", busy):
+    with hold_lock(home / f"{file.stem}.task"):  # who finds it under way waits for it
         if file.exists():
             return file
         here = _load_data(home, json.dumps(plan.data), plan.split)
@@ -398,9 +397,9 @@ def _unlearn(
 def _observe(plan: RehearsalPlan, checkpoint: Checkpoint, data: Data, split: Split, device: str) -> Observations:
     """Observe a model and keep its scores only."""
     watch: ObservationSettings = config.build(ObservationSettings, plan.watch, path="watch.")
-    few = replace(watch, cap=min(watch.cap, SAMPLE), test_cap=min(watch.test_cap, TESTED))
+    few = replace(watch, cap=min(watch.cap, MOST_OBSERVED), test_cap=min(watch.test_cap, TESTED))
     model = checkpoint.model.to(devices.resolve_device(device))
-    return keep_scores(observe_model(model, data, split, checkpoint.recipe.views, few, parts=PARTS))
+    return keep_scores(observe_model(model, data, split, checkpoint.recipe.views, few, parts=REHEARSED_PARTS))
 
 
 def keep_scores(observed: Observations) -> Observations:

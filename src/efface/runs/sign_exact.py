@@ -14,7 +14,7 @@ from efface.reporting.redaction import read_key
 from efface.reporting.refusals import REASONS, Refusal
 from efface.reporting.signing import sign_statements
 from efface.reporting.verify import verify_content
-from efface.runs.head_store import HEAD, HeadStore
+from efface.runs.head_store import HEAD_FILE, HeadStore
 from efface.runs.sign import BUNDLE_SUFFIX, write_bundle
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class SignedDeletion:
 
 def is_head(folder: Path) -> bool:
     """Whether a folder is that of a head."""
-    return (Path(folder) / HEAD).is_file()
+    return (Path(folder) / HEAD_FILE).is_file()
 
 
 def sign_exact(
@@ -74,7 +74,7 @@ def sign_exact(
 
     """
     folder = Path(folder)
-    released = folder / (HEAD if is_head(folder) else WEIGHTS)
+    released = folder / (HEAD_FILE if is_head(folder) else WEIGHTS)
     path = _record_of(folder)
     record, digest = ExactRecord.load(path), file_digest(path)
     if not released.is_file() or file_digest(released) != record.unlearned[1]:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from efface.auditing.representations import knn_vote
-from efface.auditing.utility_gate import KNN_NEIGHBORS, RECALLED, STANDARD_ERRORS
+from efface.auditing.utility_gate import KNN_NEIGHBORS, PAIRED_ERRORS, RECALLED
 from efface.data.dataset import Data, shuffle_by_key
 from efface.data.split import Split
 from efface.training.model import Model
@@ -86,7 +86,7 @@ def compare_tasks(before: TaskUtility | None, after: TaskUtility | None, allowed
         change = before.hits[part].astype(np.float64) - after.hits[part]
         error = float(change.std() / np.sqrt(len(change)))
         drop = float(change.mean())
-        lost = lost or (part != "retain" and drop > allowed and drop > STANDARD_ERRORS * error)
+        lost = lost or (part != "retain" and drop > allowed and drop > PAIRED_ERRORS * error)
     if lost:
         said.append(
             f"WARNING: the model has lost utility on its own task (more than {allowed:g}). Do not deploy it: try "

@@ -206,8 +206,8 @@ def say_what_it_cost(
 ) -> None:
     """Say what unlearning cost the model on its own task, and warn if that is too much."""
     where, allowed = resolve_device(device), float(fix_criteria(None, before.fixed)["criteria"]["max_utility_drop"])
-    measured = [measure_task(one.model, data, split, where) for one in (before, after)]
-    for sentence in compare_tasks(*measured, allowed)[0]:
+    old, new = (measure_task(one.model, data, split, where) for one in (before, after))
+    for sentence in compare_tasks(old, new, allowed)[0]:
         progress.say(sentence)
 
 

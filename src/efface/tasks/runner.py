@@ -31,7 +31,7 @@ from efface.tasks.worker import (
 RETRIES = 1
 """How often a task is run again whose process died."""
 NOTES = ".tasks-"
-"""How the folder of the reports begins, beside the results of tasks on other machines."""
+"""How the name of the folder of reports begins."""
 RunningSteps = list[tuple[Task, tuple[int, int]]]
 """The running tasks, each with ``(step, steps in total)``; 0 for what is unknown."""
 
@@ -125,18 +125,17 @@ def _make_workplace(place: TaskPlace, folder: Path | None) -> Iterator[Workplace
     if place.remote and folder is None:
         raise ValueError("tasks on other machines need a folder that all of them see")
     if folder is None or not place.remote:
-        with tempfile.TemporaryDirectory(prefix="efface-tasks-") as notes:
-            yield Workplace(Path(notes))
-        return
-    home = folder.resolve()
-    make_folder(home)
-    for left in home.glob(f"{NOTES}*"):
+        home, begin, start = Path(tempfile.gettempdir()), f"efface{NOTES}", None
+    else:
+        home, begin, start = folder.resolve(), NOTES, Path.cwd()
+        make_folder(home)
+    for left in home.glob(f"{begin}*"):
         _remove_left(left)
-    notes = home / f"{NOTES}{secrets.token_hex(4)}"
+    notes = home / f"{begin}{secrets.token_hex(4)}"
     with hold_lock(notes):
         make_folder(notes)
         try:
-            yield Workplace(notes, Path.cwd())
+            yield Workplace(notes, start)
         finally:
             shutil.rmtree(notes, ignore_errors=True)
 

@@ -93,20 +93,10 @@ def compute_margins_beside(
         Margins [B] of ``batch`` and [V] of ``unseen``, by space; those of ``unseen`` have no gradient.
 
     """
-    found: list[list[Tensor]] = []
-    with frozen_statistics(model):
-        for one, with_gradient in ((batch, torch.is_grad_enabled()), (unseen, False)):
-            with torch.set_grad_enabled(with_gradient):
-                features = model.features(torch.cat([one.view(0), one.view(1)]))
-                outputs = model.project(features)
-            found.append([half for space in (features, outputs) for half in space.tensor_split(2)])
-    size = len(batch)
-    first_f, second_f, first_o, second_o = (torch.cat(pair) for pair in zip(*found, strict=True))
-    margins = {BACKBONE: contrastive_margin(first_f, second_f, len(unseen), tau)}
-    if model.objective.needs_labels:
-        margins[OUTPUT] = label_margin(first_o, torch.cat([batch.labels(), unseen.labels()]))
-    else:
-        margins[OUTPUT] = contrastive_margin(first_o, second_o, len(unseen), tau)
+    embedded = Embeddings.of(model, batch)
+    with torch.no_grad():
+        bank = Embeddings.of(model, unseen)
+    margins, size = (embedded + bank).margins(len(unseen), tau), len(batch)
     return (
         {space: values[:size] for space, values in margins.items()},
         {space: values[size:].detach() for space, values in margins.items()},

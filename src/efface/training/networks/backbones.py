@@ -4,6 +4,7 @@
 ``timm:NAME``, ``torchvision:NAME``      any of their models, without its classifier
 ``hf:KIND``                              ViT, DeiT, DINOv2 and ConvNeXt of transformers (extra ``hf``)
 ``open_clip:NAME``                       the image tower of any of its models, without projection (extra ``clip``)
+``python:PACKAGE:FUNCTION``              what the user's own function returns; only if the user names it in this process
 
 All start from random weights: nothing is downloaded. They are drawn from torch's global generator, as in torch's own
 layers; fork and seed it around :meth:`Backbone.build`.
@@ -245,7 +246,13 @@ def _open_clip(name: str, channels: int, size: tuple[int, int], options: Mapping
     return build_image_tower(name, channels, size, options)
 
 
-LIBRARIES = {"timm": _timm, "torchvision": _torchvision, "open_clip": _open_clip, "hf": _hf}
+def _own(name: str, channels: int, size: tuple[int, int], options: Mapping[str, Any]) -> nn.Module:
+    from efface.training.networks.own_module import build_own_backbone  # runs code that the user named
+
+    return build_own_backbone(name, channels, size, options)
+
+
+LIBRARIES = {"timm": _timm, "torchvision": _torchvision, "open_clip": _open_clip, "hf": _hf, "python": _own}
 """Prefix of a name to the function that builds the model."""
 
 

@@ -58,7 +58,7 @@ from efface.unlearning.protocol import MethodInputs, Needs
 
 LEAST_STEPS, EXAMPLES_PER_STEP = 24, 8
 """Default number of steps: the first, and one more for so many forgotten examples."""
-FEW_STEPS, MANY_STEPS = 160, 2000
+MOST_STEPS, LONG_TRAINING = 160, 2000
 """Most steps of this method by default, up to a tenth of the original's, where those were fewer than the second."""
 LARGEST_BATCH = 48
 """Retained examples per step at most, by default: the task only keeps the encoder in place."""
@@ -174,5 +174,5 @@ class MarginMatching(Settings):
         if recipe is None:
             return wanted
         original = recipe.epochs * per_pass
-        few = min(original // 10, FEW_STEPS) if original < MANY_STEPS else 0
+        few = min(original // 10, MOST_STEPS) if original < LONG_TRAINING else 0
         return max(1, min(wanted, max(original // 20, few)))

@@ -1,0 +1,65 @@
+"""What rehearsals show of several procedures, on every signal: one table row for each.
+
+    efface references ORIGINAL --bank 8 --out bank
+    efface unlearn ORIGINAL --forget @random:20 --method NAME --out run     (reference_matching: --bank bank)
+    efface rehearse run --requests 29
+    python -m research.procedures bank ORIGINAL-rehearsals/*               research/results/procedures.json
+
+All are calibrated by the half of the bank that audits use where a method was given the other half.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from benchmarks.machine import machine, write_json
+from research.paths import RESULTS
+
+from efface.auditing import signals
+from efface.auditing.attacks.learned import attach_scores, fit_attack
+from efface.auditing.bank_file import load_bank
+from efface.auditing.observations import Observations
+from efface.auditing.rehearsals import Rehearsal, pool_placements
+from efface.runs.rehearsals import RehearsalPlan
+
+SHOWN = ("margin", "alignment", "norm")
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def main(
+    bank: Annotated[Path, typer.Argument(help="The reference bank.")],
+    homes: Annotated[list[Path], typer.Argument(help="Folders of rehearsals, finished or not.")],
+) -> None:
+    """Pool the rehearsals that are there, and write the table's numbers."""
+    half = load_bank(bank).part_for("audit")
+    attack = fit_attack(half)
+    rows: list[dict[str, Any]] = []
+    for home in homes:
+        plan = RehearsalPlan.load(home)
+        made: list[Rehearsal] = []
+        for file in sorted(home.glob("rehearsal-*.npz")):
+            observed = Observations.load(file)
+            references = half.calibrate(observed)
+            made.append(
+                Rehearsal(observed if attack is None else attach_scores(attack, observed, references), references)
+            )
+        names = [f"{space}.{kind}" for space in made[0].observed.spaces for kind in SHOWN] + [signals.LEARNED]
+        row: dict[str, Any] = {"method": plan.method["name"], "kind": plan.describe_kind(), "requests": len(made)}
+        row["examples"] = sum(one.observed.count("forget") for one in made)
+        for name in names:
+            if all(signals.has_signal(one.observed, "forget", name) for one in made):
+                row[name] = [round(value, 4) for value in pool_placements(made, name).interval(0.9)]
+                row[f"{name} of the retained"] = round(pool_placements(made, name, "retain").value, 4)
+        rows.append(row)
+        print(row, flush=True)
+    write_json(RESULTS / "procedures.json", {
+        "made by": "python -m research.procedures BANK REHEARSALS...",
+        "bank": {"models": half.models, "share": half.meta.get("share")}, "rows": rows, **machine(),
+    })  # fmt: skip
+
+
+if __name__ == "__main__":
+    app()
