@@ -19,11 +19,12 @@ check: $(VENV)/.ready   ## style, types, who may import whom
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 
-docs: $(VENV)/.ready    ## the generated pages
+docs: $(VENV)/.ready    ## the generated pages, and the site in site/; a broken link fails
 	$(BIN)/python -m docs.generate.pages
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

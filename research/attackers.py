@@ -3,7 +3,7 @@
     python -m research.attackers make --pairs 24     train the models of one world of examples/half-hour.yaml
     python -m research.attackers measure             write research/results/attackers.json
     python -m research.attackers counts              add to it how many references are enough
-    make docs                                        docs/attackers.md
+    make docs                                        docs/results/attackers.md
 
     U-LiRA's accuracy   (share of unlearned models with Λ > 0 + share of retrained ones with Λ <= 0) / 2
 

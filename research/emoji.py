@@ -3,7 +3,7 @@
     python -m research.emoji MANIFEST select     original, one oracle and all settings, on the selection seed
     python -m research.emoji MANIFEST train      originals and oracles of the reporting seeds
     python -m research.emoji MANIFEST report     the chosen settings on the reporting seeds
-    python -m research.emoji MANIFEST tables     research/results/emoji.json and docs/emoji_alignment.svg
+    python -m research.emoji MANIFEST tables     research/results/emoji.json and docs/figures/emoji_alignment.svg
 
 Resumable: a model whose folder is complete is not made again. One process with one thread.
 """
@@ -40,7 +40,7 @@ from efface.training.optim import Optim, OptimizerType
 from efface.training.recipe import Recipe
 
 HOME, RESULT = RUNS / "emoji", RESULTS / "emoji.json"
-PICTURE = DOCS / "emoji_alignment.svg"
+PICTURE = DOCS / "figures" / "emoji_alignment.svg"
 FORGET = {"random": "@random:0.1", "flags": "@group:country-flag"}
 SELECTION, REPORTING = (0,), (10, 11, 12)
 SIZES: dict[str, Any] = {"train": 1000, "valid": 300, "holdout": 1200, "test": 400}

@@ -5,7 +5,7 @@
 Round trip: every fixture of the tests is read, and written with all tensors unchanged; names, order and bytes are
 compared. Features: a library's checkpoint is unlearned (one epoch of fine-tuning), the result is loaded by that library
 itself, and its features are compared with efface's. Hostile: the cases of tests/hostile.py. Everything is tiny and
-takes about a minute. Results: research/results/layouts.json, shown in docs/layouts.md.
+takes about a minute. Results: research/results/layouts.json, shown in docs/results/layouts.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Figure: gradient norms of forgotten, unseen and retained examples before and after the gradient constraint.
 
-python -m research.norms        writes docs/gradient_norms.svg and research/results/gradient_norms.json
+python -m research.norms        writes docs/figures/gradient_norms.svg and research/results/gradient_norms.json
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def main() -> None:
     whole = svg.wrap_svg(
         "norms", "Gradient norms", __doc__ or "", f"<style>{STYLE}</style>" + "".join(panels), 304, 640
     )
-    (DOCS / "gradient_norms.svg").write_text(str(whole) + "\n", encoding="utf-8")
+    (DOCS / "figures" / "gradient_norms.svg").write_text(str(whole) + "\n", encoding="utf-8")
     medians = {when: {part: float(np.median(v)) for part, v in parts.items()} for when, parts in seen.items()}
     result = {"machine": machine(), "world": "simclr", "seed": REPORTING[0], "median_log10": medians}
     write_json(RESULTS / "gradient_norms.json", result)

@@ -1,7 +1,7 @@
 """Time of one step of each method, in plain training steps: a cost that the number of steps does not show.
 
     OMP_NUM_THREADS=1 python -m research.step_cost [--rounds 5]      research/results/step_cost.json
-    make docs                                                        docs/frontier.md
+    make docs                                                        docs/results/frontier_tables.md
 
 400 of 2 000 images to forget. All methods alternate in one process, each for some steps from the same weights. The time
 of a step is the median between two log records, so it includes making batches but not what happens before the first

@@ -2,7 +2,7 @@
 
     python -m research.stopping make [--jobs 2]     every setting on every world
     python -m research.stopping tables              research/results/stopping.json
-    make docs                                       docs/stopping.md
+    make docs                                       docs/results/stopping.md
 
 Worlds (originals, oracles) are those of :mod:`research.gradient_constraint`. Resumable: a model whose folder is
 complete is not made again. Worlds are finished one after the other, so that an interrupted run leaves complete ones.

@@ -2,7 +2,7 @@
 
     python -m research.unseen make [--only CASE ...]     every case on its worlds
     python -m research.unseen tables                     research/results/unseen.json
-    make docs                                            docs/frontier.md
+    make docs                                            docs/results/frontier_tables.md
 
 Defaults throughout. Worlds with a fifth of 500 images to forget are those of :mod:`research.frontier`. Resumable:
 a model whose folder is complete is not made again.

@@ -2,7 +2,7 @@
 
     python -m research.verdicts synthetic      scores with a known AUC; takes minutes
     python -m research.verdicts real           judge the models made by research.verdict_worlds
-    python -m research.verdicts table          write the tables into docs/verdict.md
+    python -m research.verdicts table          write the tables into docs/results/verdict.md
 
 Results: ``research/results/verdicts.json``. Synthetic: Gaussian scores on two signals (correlation 0.5) whose AUC is
 the true answer; the original has AUC 0.65 unless stated otherwise. Real: over-fitted SimCLR on digits; smaller requests
@@ -31,7 +31,7 @@ from efface.auditing.observations import Observations
 from efface.auditing.representations import knn_accuracy
 from efface.auditing.verdict import Criteria
 
-RESULT, PAGE = RESULTS / "verdicts.json", DOCS / "verdict.md"
+RESULT, PAGE = RESULTS / "verdicts.json", DOCS / "results" / "verdict.md"
 WORDS = ("removed", "residue", "over-forgotten", "removed, utility lost", "inconclusive")
 AUCS = (0.40, 0.45, 0.475, 0.50, 0.525, 0.55, 0.575, 0.60, 0.65)
 SIZES = (20, 50, 100, 200, 300, 500, 1000, 2000)

@@ -1,4 +1,4 @@
-"""The tables of ``docs/attackers.md``: verdicts, a table for each signal, and what a stronger attacker changes."""
+"""The tables of ``docs/results/attackers.md``: verdicts, signals, and what a stronger attacker changes."""
 
 from __future__ import annotations
 

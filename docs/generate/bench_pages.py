@@ -1,4 +1,4 @@
-"""The tables of ``docs/bench.md``: for every grid whose results are there, what it gave."""
+"""The tables of ``docs/results/bench.md``: for every grid whose results are there, what it gave."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def evidence(method: str) -> list[str]:
         return []
     titles = ("world", "entry", "place", "average gap", "floor / original", "F, A1", "utility / retrained", "verdicts")
     more = (
-        "[How to read this](../bench.md); [the papers' claims](../claims.md); "
-        "[which method to choose](../which_method.md)."
+        "[How to read this](../results/bench.md); [the papers' claims](../results/claims.md); "
+        "[which method to choose](../guides/which_method.md)."
     )
     return ["## Results of the benches", "", *table_head(*titles), *rows, "", more, ""]

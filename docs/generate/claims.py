@@ -1,4 +1,4 @@
-"""The tables of ``docs/claims.md``: the papers' claims, checked where there are results.
+"""The tables of ``docs/results/claims.md``: the papers' claims, checked where there are results.
 
 A claim "A below B in average gap" is decided by the difference of means over worlds, with a 95 % interval by Student's
 t: paired by seed where both were measured on the same seeds one by one, by Welch where only means were kept.

@@ -1,4 +1,4 @@
-"""The tables of ``docs/gradient_constraint.md`` and ``docs/emoji.md``."""
+"""The tables of ``docs/results/gradient_constraint.md`` and ``docs/results/emoji.md``."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The figures of docs/frontier.md: trace of F against the loss of the retained examples, one dot per model.
+"""The figures of docs/results/frontier.md: trace of F against the loss of the retained examples, one dot per model.
 
-python -m docs.generate.frontier_figure    docs/frontier*.svg, from the results of frontier and unseen
+python -m docs.generate.frontier_figure    docs/figures/frontier*.svg, from the results of frontier and unseen
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from research.worlds import CLASSIFIERS
 from efface.reporting.figures import svg
 from efface.reporting.figures.svg import Panel
 
-PICTURE, OF_CLASSIFIERS, LARGER = (DOCS / f"frontier{name}.svg" for name in ("", "_classifiers", "_2000"))
+PICTURE, OF_CLASSIFIERS, LARGER = (DOCS / "figures" / f"frontier{name}.svg" for name in ("", "_classifiers", "_2000"))
 STYLE = (
     "text{font:11px sans-serif;fill:#222}.name{font-weight:600}.letter{font-weight:700}.grid{stroke:#ddd}"
     ".axis,.tick{stroke:#222}.area{fill:#0b57a41f;stroke:#0b57a4;stroke-dasharray:3 2}"

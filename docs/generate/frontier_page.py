@@ -1,4 +1,4 @@
-"""The tables of ``docs/frontier.md``, from the results of ``frontier``, ``unseen`` and ``step_cost``."""
+"""The tables of ``docs/results/frontier_tables.md``, from the results of ``frontier``, ``unseen`` and ``step_cost``."""
 
 from __future__ import annotations
 

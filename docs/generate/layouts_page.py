@@ -1,4 +1,4 @@
-"""The tables of ``docs/layouts.md`` and ``docs/foreign.md``: checkpoints of other libraries."""
+"""The tables of ``docs/results/layouts.md`` and ``docs/results/foreign.md``: checkpoints of other libraries."""
 
 from __future__ import annotations
 

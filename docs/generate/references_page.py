@@ -1,4 +1,4 @@
-"""The tables of ``docs/attacks.md``: what references are worth."""
+"""The tables of ``docs/results/attacks.md``: what references are worth."""
 
 from __future__ import annotations
 

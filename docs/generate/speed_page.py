@@ -1,4 +1,4 @@
-"""The tables of ``docs/speed.md``: pretraining, audit and command line, timed by ``benchmarks.throughput``."""
+"""The tables of ``docs/results/speed.md``: pretraining, audit and command line, timed by ``benchmarks.throughput``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of ``docs/stopping.md``: over-forgetting with and without early stopping, and the regret of `auto`."""
+"""The tables of ``docs/results/stopping.md``: with and without early stopping, and the regret of `auto`."""
 
 from __future__ import annotations
 

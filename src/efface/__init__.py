@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from efface.data.sources import load
     from efface.data.split import Split
     from efface.errors import EffaceError
+    from efface.runs import hub
     from efface.training import objectives
     from efface.training.augment import Views
     from efface.training.checkpoint import Checkpoint
@@ -42,6 +43,7 @@ _HOMES = {
     "Split": "data.split",
     "Views": "training.augment",
     "audit": "api",
+    "hub": "runs.hub",
     "load": "data.sources",
     "observe": "api",
     "pretrain": "api",
@@ -64,6 +66,7 @@ __all__ = [
     "Views",
     "__version__",
     "audit",
+    "hub",
     "load",
     "methods",
     "objectives",

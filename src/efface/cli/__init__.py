@@ -30,6 +30,7 @@ from efface.cli.output import prepare_streams, write_message
 from efface.cli.references import references_command
 from efface.cli.rehearse import rehearse_command
 from efface.cli.request import request
+from efface.cli.share import onnx_command, pull_command, push_command
 from efface.cli.sign import keys, sign_command, verify_command
 from efface.cli.train import check_command, demo_command, pretrain_command, unlearn_command
 from efface.errors import EffaceError, explain_memory
@@ -63,6 +64,9 @@ VERBS: tuple[Callable[..., None], ...] = (
     inspect_command,
     compat_command,
     embed_command,
+    push_command,
+    pull_command,
+    onnx_command,
     convert_command,
     methods_command,
     audits_command,
@@ -74,7 +78,7 @@ VERBS: tuple[Callable[..., None], ...] = (
 app = typer.Typer(
     help="Make a trained vision model forget examples, and show the evidence.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

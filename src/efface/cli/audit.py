@@ -206,6 +206,9 @@ def judge_embeddings(
 
 def report_command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="An audited run.")],
+    language: Annotated[
+        str, typer.Option("--language", help="Language of the first page: en; de writes report.de.html beside it.")
+    ] = "en",
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -213,5 +216,5 @@ def report_command(
     from efface.runs.audit import report_run
 
     with progress(quiet) as shown:
-        path = report_run(run, shown)
+        path = report_run(run, shown, language=language)
     print_result({"report": str(path)}, [str(path)], as_json=json_, quiet=quiet)

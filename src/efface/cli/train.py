@@ -28,6 +28,7 @@ from efface.cli.options import (
     progress,
     settings_of,
 )
+from efface.cli.tracking import Track, tracked
 
 if TYPE_CHECKING:
     from efface.training.checkpoint import Checkpoint
@@ -46,6 +47,7 @@ def pretrain_command(
     set_: Set = None,
     seed: Seed = None,
     device: Device = None,
+    track: Track = None,
     force: Force = False,
     json_: Json = False,
     quiet: Quiet = False,
@@ -57,7 +59,7 @@ def pretrain_command(
         settings["recipe"] = recipe | {"shards": merge_group(recipe, "shards", {"count": shards})}
     from efface.runs.train import pretrain_run
 
-    with progress(quiet) as shown:
+    with progress(quiet) as bar, tracked(bar, track, out, settings) as shown:
         made = pretrain_run(out, settings, force=force, progress=shown)
     result = {"run": str(out), "digest": made.model.digest(), **vars(made.training_cost)}
     print_result(
@@ -104,6 +106,7 @@ def unlearn_command(
     set_: Set = None,
     seed: Seed = None,
     device: Device = None,
+    track: Track = None,
     force: Force = False,
     json_: Json = False,
     quiet: Quiet = False,
@@ -119,7 +122,7 @@ def unlearn_command(
     from efface.runs.train import unlearn_run
 
     start, settings, notes = use_model_file(settings, model, start)
-    with progress(quiet) as shown:
+    with progress(quiet) as bar, tracked(bar, track, out, settings) as shown:
         for note in notes:
             shown.say(note)
         made = unlearn_run(start, out, settings, force=force, progress=shown)

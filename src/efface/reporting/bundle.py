@@ -38,9 +38,10 @@ from efface.reporting.facts import (
     Request,
     SplitFacts,
 )
-from efface.reporting.page import REPORT, render_report
+from efface.reporting.page import render_report, report_name
 from efface.reporting.record import DESCRIPTIONS, HANDED_BACK, RECORD, Record, json_digest
 from efface.reporting.redaction import KEY_FILE, read_key
+from efface.reporting.translation import ENGLISH
 from efface.training.history import SearchHistory, StoppingResult, from_dict
 
 FINDINGS = "findings.json"
@@ -204,11 +205,19 @@ def list_handed_back(run: Path) -> list[str]:
 
 
 def write_report(
-    folder: Path, record: Record, seen: Mapping[str, Observations], log: Sequence[Mapping[str, Any]]
+    folder: Path,
+    record: Record,
+    seen: Mapping[str, Observations],
+    log: Sequence[Mapping[str, Any]],
+    *,
+    language: str = ENGLISH,
 ) -> Path:
-    """Render ``report.html`` from a record and the observations of its models, and return its path."""
-    path = Path(folder) / REPORT
-    write_text(path, render_report(record, seen, log))
+    """Render ``report.html`` from a record and the observations of its models, and return its path.
+
+    In another language it is ``report.de.html``, beside the English one.
+    """
+    path = Path(folder) / report_name(language)
+    write_text(path, render_report(record, seen, log, language=language))
     return path
 
 

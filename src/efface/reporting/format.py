@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -16,6 +16,7 @@ from efface.auditing.evidence import Finding
 from efface.auditing.formatting import DASH, format_count, format_number
 from efface.auditing.verdict import SignalVerdict
 from efface.reporting.figures.audit import slug
+from efface.reporting.translation import ENGLISH, Catalog, load_catalog
 from efface.reporting.wording import SIGNAL_PLACES, SYMBOLS
 
 
@@ -88,15 +89,24 @@ def format_setting(value: Any) -> str:
 
 
 @cache
-def template_environment() -> Environment:
-    """The Jinja environment of the pages, with the filters that format numbers."""
+def template_environment(language: str = ENGLISH) -> Environment:
+    """The Jinja environment of the pages in a language, with the filters that format numbers.
+
+    Raises:
+        EffaceError: There is no catalogue of that language.
+
+    """
+    catalog = load_catalog(language)
     environment = Environment(
         loader=PackageLoader("efface.reporting", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        extensions=["jinja2.ext.i18n"],
     )
+    translate: Any = environment
+    translate.install_gettext_callables(catalog.gettext, catalog.ngettext, newstyle=True)
     filters: dict[str, Any] = {
         "number": format_number,
         "count": format_count,
@@ -114,8 +124,16 @@ def template_environment() -> Environment:
         "anchor": anchor,
         "linked": linked,
         "share": format_share,
+        "local": catalog.number,
+        "capital": capitalize_first,
     }
-    variables: dict[str, Any] = {"SYMBOLS": SYMBOLS, "PLACES": SIGNAL_PLACES, "wanted": needed_examples_text}
+    variables: dict[str, Any] = {
+        "SYMBOLS": SYMBOLS,
+        "PLACES": SIGNAL_PLACES,
+        "wanted": partial(needed_examples_text, catalog=catalog),
+        "language": language,
+        "foreign": Markup("" if language == ENGLISH else ' lang="en"'),
+    }
     environment.filters.update(filters)
     environment.globals.update(variables)
     return environment
@@ -126,13 +144,23 @@ def pluralize(value: int, one: str, many: str = "") -> str:
     return f"{format_count(value)} {one if value == 1 else many or one + 's'}"
 
 
-def needed_examples_text(one: SignalVerdict) -> str:
+def capitalize_first(text: str) -> str:
+    """The text with its first letter in upper case."""
+    return text[:1].upper() + text[1:]
+
+
+NO_NUMBER = "with these never-trained examples, no number of forgotten examples would be enough to decide"
+NEEDED = "about %(count)s forgotten examples would be needed to decide"
+
+
+def needed_examples_text(one: SignalVerdict, catalog: Catalog | None = None) -> str:
     """How many forgotten examples would be needed to decide an inconclusive signal; empty if it is decided."""
+    translate = (catalog or load_catalog(ENGLISH)).gettext
     if one.word != "inconclusive":
         return ""
     if one.needed is None:
-        return "with these never-trained examples, no number of forgotten examples would be enough to decide"
-    return f"about {format_count(one.needed)} forgotten examples would be needed to decide"
+        return translate(NO_NUMBER)
+    return translate(NEEDED) % {"count": format_count(one.needed)}
 
 
 def anchor(name: str) -> str:

@@ -24,13 +24,25 @@ from efface.reporting.figures import audit, curves
 from efface.reporting.figures.forget_retain import draw_forget_retain
 from efface.reporting.format import template_environment
 from efface.reporting.record import Record
+from efface.reporting.translation import ENGLISH, load_catalog
 from efface.reporting.wording import wording_for
 from efface.training.history import describe_search, describe_stopping
 
 REPORT = "report.html"
 
 
-def render_report(record: Record, observations: Mapping[str, Observations], log: Sequence[Mapping[str, Any]]) -> str:
+def report_name(language: str) -> str:
+    """Name of the report's file: ``report.html``, or ``report.de.html`` for another language than English."""
+    return REPORT if language == ENGLISH else f"report.{language}.html"
+
+
+def render_report(
+    record: Record,
+    observations: Mapping[str, Observations],
+    log: Sequence[Mapping[str, Any]],
+    *,
+    language: str = ENGLISH,
+) -> str:
     """Render the report as one HTML page, without scripts or network access. Equal arguments give equal bytes.
 
     Args:
@@ -38,9 +50,13 @@ def render_report(record: Record, observations: Mapping[str, Observations], log:
         observations: By role: ``original``, ``subject``, ``oracle 1`` ... Scores are drawn only if the first two
             are given.
         log: Lines of the training log, with ``step``, ``phase``, ``lr`` and ``terms``.
+        language: Language of the first page: ``en`` or ``de``. The technical parts stay in English.
 
     Returns:
         The page.
+
+    Raises:
+        EffaceError: There is no catalogue of that language.
 
     Example:
         >>> page = render_report(Record.load(folder), {}, [])  # doctest: +SKIP
@@ -48,15 +64,16 @@ def render_report(record: Record, observations: Mapping[str, Observations], log:
     """
     verdict, judged, subject = record.verdict, record.verdict.signals, record.checkpoints.get("subject")
     utility = [f for f in record.findings if f.name.startswith("utility.")]
+    gettext = load_catalog(language).gettext
     style = resources.files("efface.reporting").joinpath("templates/report.css").read_text(encoding="utf-8")
     seen = audit.build_evidence(observations)
     drawn = [s.signal for s in judged if seen is not None and signals.has_signal(seen.subject, "forget", s.signal)]
-    return template_environment().get_template("report.html").render(
+    return template_environment(language).get_template("report.html").render(
         record=record,
         verdict=verdict,
-        words=wording_for(verdict),
+        words=wording_for(verdict).translated(gettext),
         style=Markup(style),
-        intervals=audit.draw_intervals(judged, verdict.delta, verdict.alpha) if judged else None,
+        intervals=audit.draw_intervals(judged, verdict.delta, verdict.alpha, gettext) if judged else None,
         scores=[(s, audit.draw_histograms(seen, s), audit.draw_roc(seen, s)) for s in drawn] if seen else [],
         plane=draw_forget_retain(seen, drawn, verdict.delta) if seen else None,
         observed=_observed(observations),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from efface.auditing.verdict import Verdict, VerdictWord
@@ -17,6 +18,10 @@ class Wording:
     meaning: str
     then: str
     """What to do next."""
+
+    def translated(self, gettext: Callable[[str], str]) -> Wording:
+        """The same in another language."""
+        return Wording(self.symbol, gettext(self.headline), gettext(self.meaning), gettext(self.then))
 
 
 WORDINGS: dict[VerdictWord, Wording] = {

@@ -244,8 +244,13 @@ def _describe_origin(subject: OpenedRun, criteria: Criteria, fixed: Criteria) ->
 
 
 @one_at_a_time
-def report_run(run: Path, progress: Progress | None = None) -> Path:
+def report_run(run: Path, progress: Progress | None = None, *, language: str = "en") -> Path:
     """Write ``report.html`` again from the record and the observations that still exist; returns its path.
+
+    Args:
+        run: An audited run.
+        progress: Receives messages.
+        language: Language of the first page: ``en``, or ``de``, which is written beside it as ``report.de.html``.
 
     Raises:
         EffaceError: The record, the findings or the observations were edited, or the verdict is not the one that they
@@ -262,7 +267,7 @@ def report_run(run: Path, progress: Progress | None = None) -> Path:
     for role in shown.keys() - kept.keys():
         progress.say(f"The stored observations of the {role} are not those of the record, and are not shown.")
     require_same_verdict(run, record, kept, recorded_bank(record))
-    return bundle.write_report(run, record, kept, read_log(run / LOG))
+    return bundle.write_report(run, record, kept, read_log(run / LOG), language=language)
 
 
 def _observation_files(run: Path, record: Record) -> dict[str, Path]:

@@ -1,6 +1,6 @@
 """Choose a method and its strength (``auto``) with unseen examples alone, within a budget of optimizer steps.
 
-Candidates are tried in the order of their results in docs/frontier.md and docs/bench.md. Each trial starts from the
+Candidates are tried in the order of their results in docs/results (frontier, bench). Each trial starts from the
 checkpoint as received, with early stopping (:mod:`efface.unlearning.early_stopping`) and as many passes as the rest of
 the budget allows. The first trial that reaches the goal is taken. A candidate that went too far is tried once more at
 half its learning rate, one that ended short of the goal at twice. If nothing reaches the goal, the nearest trial is

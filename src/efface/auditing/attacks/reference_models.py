@@ -38,7 +38,7 @@ WEIGHT = 1.0
 Margins of an encoder give p far below 1/2. There (1 - a)/2 outweighs p_out for any a well below 1, so the ratio orders
 examples nearly as the raw score does. AUC with 8 references in one experiment: backbone.margin 0.720 at a = 1 and 0.617
 at 0.3 (raw: 0.615). The price, projector.margin with one reference: 0.745 at a = 1 and 0.784 at 0.3. See
-docs/attacks.md.
+docs/results/attacks.md.
 """
 
 

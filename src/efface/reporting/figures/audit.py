@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -48,15 +48,23 @@ class Figure:
     key: tuple[tuple[Markup, str], ...] = ()
 
 
-def draw_intervals(judged: Sequence[SignalVerdict], delta: float, alpha: float) -> Markup:
+INTERVALS, AXIS = "How well the attack detects the forgotten examples", "AUC: 0.5 is guessing, 1 is certain"
+WHISKERS = "Whiskers: intervals of %(width)s. Band: %(low)s to %(high)s."
+
+
+def draw_intervals(
+    judged: Sequence[SignalVerdict], delta: float, alpha: float, gettext: Callable[[str], str] = str
+) -> Markup:
     """Draw the AUC of each signal before and after with its interval, and the band that counts as removed.
 
     Args:
         judged: Verdicts on the signals.
         delta: Half the width of the band around 0.5.
         alpha: Error rate of the verdict.
+        gettext: Translates the texts.
 
     """
+    before, after = gettext("before"), gettext("after")
     values = [v for s in judged for v in (*s.power, s.value, s.low, s.high)]
     low, high = min(0.5 - 2 * delta, *values), max(0.5 + 2 * delta, *values)
     low, high = max(0.0, low - 0.02), min(1.0, high + 0.02)
@@ -69,8 +77,8 @@ def draw_intervals(judged: Sequence[SignalVerdict], delta: float, alpha: float) 
         height,
     )
     a, b = panel.x(max(low, 0.5 - delta)), panel.x(min(high, 0.5 + delta))
-    panel.text("removed", (a + b) / 2, top - 9)
-    panel.axes("AUC: 0.5 is guessing, 1 is certain", "", svg.nice_ticks(low, high), [])
+    panel.text(gettext("removed"), (a + b) / 2, top - 9)
+    panel.axes(gettext(AXIS), "", svg.nice_ticks(low, high), [])
     said: list[str] = []
     for i, one in enumerate(judged):
         base = top + i * (2 * row + 20) + 14
@@ -79,16 +87,16 @@ def draw_intervals(judged: Sequence[SignalVerdict], delta: float, alpha: float) 
         panel.add(f'<rect class="band" x="{svg.n(a)}" y="{edge}" width="{svg.n(b - a)}" height="{tall}"/>')
         panel.add(f'<path class="line chance" d="M{svg.n(panel.x(0.5))} {edge}v{tall}"/>')
         for j, (when, kind, (v, lo, hi)) in enumerate(
-            (("before", "original", one.power), ("after", "subject", (one.value, one.low, one.high)))
+            ((before, "original", one.power), (after, "subject", (one.value, one.low, one.high)))
         ):
             at = base + 16 + j * row
             panel.text(when, 8, at + 4, anchor="start")
             panel.whisker(lo, hi, at)
             panel.mark(v, at, kind)
-        said.append(f"{one.signal}: before {one.power[0]:.3f}, after {one.value:.3f} ({one.word})")
-    width = f"{100 * (1 - alpha):g} % before, {100 * (1 - 2 * alpha):g} % after"
-    said.append(f"Whiskers: intervals of {width}. Band: {0.5 - delta:g} to {0.5 + delta:g}.")
-    return panel.svg("intervals", "How well the attack detects the forgotten examples", ". ".join(said))
+        said.append(f"{one.signal}: {before} {one.power[0]:.3f}, {after} {one.value:.3f} ({gettext(one.word)})")
+    width = f"{100 * (1 - alpha):g} % {before}, {100 * (1 - 2 * alpha):g} % {after}"
+    said.append(gettext(WHISKERS) % {"width": width, "low": f"{0.5 - delta:g}", "high": f"{0.5 + delta:g}"})
+    return panel.svg("intervals", gettext(INTERVALS), ". ".join(said))
 
 
 # ---- scores ----

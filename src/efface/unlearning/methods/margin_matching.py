@@ -19,8 +19,8 @@ of R, 40 of F (a small F is repeated, with other views) and 40 of V. The margins
 keeps its views, so that θ₀ sees each batch of V once. Slower settings come closer where the cost does not matter:
 ``steps=160, forget_batch_size=100, memory=0.9, optim.lr=0.001``.
 
-Source      ours; measured in docs/small_requests.md, and with ``penalty: hinge`` in docs/frontier.md. A hinge with the
-            gradient of mean_F alone lowers the margins of R and V together with F's: the push never ends.
+Source      ours; measured in docs/small_requests.md, and with ``penalty: hinge`` in docs/results/frontier.md. A hinge
+            with the gradient of mean_F alone lowers the margins of R and V together with F's: the push never ends.
 Departures  none.
 Tests cover a gradient into V's margins; a push that all examples share; a bank that contains the example itself; an
             example of R held from above; a push by the noise of one batch; a gap below 0 that nothing pulls back; too

@@ -1,0 +1,139 @@
+"""The report in other languages: nothing is missing, nothing is left over, and the first page reads well."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from efface.auditing.verdict import EXIT_CODES
+from efface.errors import EffaceError
+from efface.reporting import format as pages
+from efface.reporting import wording
+from efface.reporting.figures import audit
+from efface.reporting.format import template_environment
+from efface.reporting.page import render_report
+from efface.reporting.translation import DECIMAL_MARKS, ENGLISH, load_catalog
+from efface.reporting.wording import Wording
+from tests import records
+from tests.reporting.test_report import Page, squeezed
+
+FIGURE = {audit.INTERVALS, audit.AXIS, audit.WHISKERS}
+OTHERS = [language for language in DECIMAL_MARKS if language != ENGLISH]
+TRANSLATED = ("plain.html", "report.html", "parts.html")
+
+
+def wordings() -> list[Wording]:
+    """Every wording of a verdict, also those without a word of their own."""
+    found = [one for one in vars(wording).values() if isinstance(one, Wording)]
+    return [*found, *wording.WORDINGS.values()]
+
+
+def messages() -> set[str]:
+    """Every message of the first page: of its templates, wordings, words of the verdict, and places of signals."""
+    environment: Any = template_environment()
+    found = set[str]()
+    for name in TRANSLATED:
+        text = resources.files("efface.reporting").joinpath(f"templates/{name}").read_text(encoding="utf-8")
+        for _, _, message in environment.extract_translations(text):
+            found |= {one for one in (message if isinstance(message, tuple) else (message,)) if one}
+    for one in wordings():
+        found |= {one.headline, one.meaning, one.then}
+    return found | set(EXIT_CODES) | set(wording.SIGNAL_PLACES.values()) | {pages.NO_NUMBER, pages.NEEDED} | FIGURE
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_a_catalogue_has_every_message_and_no_other(language: str):
+    known = load_catalog(language).messages
+    assert sorted(messages() - set(known)) == [], "not translated"
+    assert sorted(set(known) - messages()) == [], "no longer used"
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_a_translation_keeps_what_is_filled_in(language: str):
+    for message, translation in load_catalog(language).messages.items():
+        assert sorted(re.findall(r"%\(\w+\)s|%%", message)) == sorted(re.findall(r"%\(\w+\)s|%%", translation))
+        assert translation.strip() == translation and translation
+
+
+@pytest.mark.parametrize("language", OTHERS)
+@pytest.mark.parametrize("name", records.CASES)
+def test_a_report_in_another_language_says_the_same(name: str, language: str):
+    case = records.CASES[name]()
+    text = render_report(case.record, case.observations, case.log, language=language)
+    page, english = Page(text), Page(render_report(case.record, case.observations, case.log))
+    assert f'<html lang="{language}">' in text
+    assert sorted(page.data) == sorted(english.data), "a number differs"
+    catalog, words = load_catalog(language), wording.wording_for(case.record.verdict)
+    shown = squeezed(page.words)
+    for message in (words.headline, words.meaning, words.then, "How sure is this?", "What else must be deleted"):
+        assert catalog.gettext(message) in shown
+    first = text[text.index('id="plain"') : text.index('id="engineer"')]
+    assert not re.search(r">(?:before|after|removed)<", first), "the figure is in English"
+    own = re.sub(r'<(span|strong|li|dd|div) lang="en">.*?</\1>', "", first, flags=re.DOTALL)
+    plain = squeezed(re.sub(r"<svg.*?</svg>|<[^>]+>", " ", own, flags=re.DOTALL))
+    assert not re.findall(r"\b(?:the|were|examples|forgotten|before|model)\b", plain), "English is left"
+
+
+def test_german_writes_a_comma():
+    case = records.residue()
+    text = squeezed(Page(render_report(case.record, case.observations, case.log, language="de")).words)
+    assert re.search(r"in \d+,\d von 100 Paaren", text)
+
+
+@pytest.mark.parametrize("language", DECIMAL_MARKS)
+@pytest.mark.parametrize("name", records.CASES)
+def test_sentences_are_apart(name: str, language: str):
+    """A template that trims its lines must not join what stands on two of them."""
+    case = records.CASES[name]()
+    text = render_report(case.record, case.observations, case.log, language=language)
+    first = text[text.index('id="plain"') : text.index('id="engineer"')]
+    first = re.sub(r"</?(?:li|p|ul|h3|dl|dt|div|figure|figcaption)\b[^>]*>", " ", first)
+    plain = re.sub(r"<(?:code|dd|svg)\b.*?</(?:code|dd|svg)>|<[^>]+>", "", first, flags=re.DOTALL)
+    assert re.findall(r"\S*[a-z)%][.:][A-ZÄÖÜ]\S*", plain) == []
+
+
+def test_an_unknown_language_is_refused():
+    with pytest.raises(EffaceError, match="language of the report"):
+        load_catalog("klingon")
+
+
+# ---- the first paragraph ----
+
+
+@pytest.mark.parametrize("words", wordings(), ids=lambda one: one.headline)
+def test_the_first_paragraph_reads_well(words: Wording):
+    """Short sentences, no Greek, no term of the field."""
+    text = " ".join((words.headline, words.meaning, words.then))
+    sentences = [one for one in re.split(r"(?<=[.!?:])\s+", text) if one]
+    count = sum(len(one.split()) for one in sentences)
+    assert count / len(sentences) <= 20
+    assert max(len(one.split()) for one in sentences) <= 35
+    assert not re.search(r"[\u0370-\u03ff]|\bAUC\b|\bROC\b|\bA[0-3]\b|epsilon|delta", text)
+
+
+@pytest.mark.parametrize("name", records.CASES)
+def test_no_term_is_used_before_it_is_explained(name: str):
+    """On the first page the attack comes in plain words; AUC follows with its explanation, and so does ε."""
+    case = records.CASES[name]()
+    text = render_report(case.record, case.observations, case.log)
+    first = text[text.index('id="plain"') : text.index('id="engineer"')]
+    verdict = first[: first.index("<h3>")]
+    assert not re.search(r"[\u0370-\u03ff]|\bAUC\b", re.sub(r"<svg.*?</svg>", "", verdict, flags=re.DOTALL))
+    sure = first[first.index("How sure is this?") :]
+    assert sure.index("50 of 100 right is guessing") < sure.index("AUC")
+    recorded = sure[sure.index("The verdict as recorded") :]
+    assert "AUC is the share of pairs" in recorded[: recorded.index("</p>")]
+
+
+def test_the_verb_writes_it_beside_the_english_one(tmp_path: Path):
+    from efface.reporting.bundle import write_report
+
+    case = records.removed()
+    english = write_report(tmp_path, case.record, case.observations, case.log)
+    german = write_report(tmp_path, case.record, case.observations, case.log, language="de")
+    assert (english.name, german.name) == ("report.html", "report.de.html")
+    assert 'lang="de"' in german.read_text(encoding="utf-8")

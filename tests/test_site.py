@@ -1,0 +1,72 @@
+"""The documentation site builds strictly, and a reader's browser asks no other server for anything."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LOADED = re.compile(r"""<(?:script|link|img|iframe|source)\b[^>]*?(?:src|href)=["']?(https?:)?//""")
+
+
+def build(out: Path, *options: str, config: str = "mkdocs.yml") -> subprocess.CompletedProcess[str]:
+    """Build the site into a folder."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", config, "-d", str(out), *options]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("site")
+    done = build(out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_nothing_is_loaded_from_another_server(site: Path):
+    pages = sorted(site.rglob("*.html"))
+    assert len(pages) > 80
+    for page in pages:
+        assert not LOADED.search(page.read_text(encoding="utf-8")), page
+    for style in site.rglob("*.css"):
+        text = style.read_text(encoding="utf-8")
+        assert not re.search(r"url\(['\"]?(https?:)?//|@import ['\"]?http", text), style
+
+
+def test_the_reference_has_signatures_and_fields(site: Path):
+    page = (site / "reference" / "api" / "efface.html").read_text(encoding="utf-8")
+    text = re.sub(r"<[^>]+>", "", page)
+    assert 'id="efface.unlearn"' in page or 'id="efface.api.unlearn"' in page
+    assert "Parameters:" in text
+    assert "Raises:" in text
+    assert ":class:" not in text
+    assert ":func:" not in text
+
+
+@pytest.mark.parametrize("broken", ["[x](nowhere.md)", "[x](quickstart.md#no-such-part)", "::: efface.no_such_name"])
+def test_a_broken_link_or_reference_fails_the_build(broken: str, tmp_path: Path):
+    """A small site with the same settings, one page of which is broken."""
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "index.md").write_text("# Start\n\n[next](quickstart.md)\n", encoding="utf-8")
+    (docs / "quickstart.md").write_text("# Quickstart\n\n::: efface.load\n", encoding="utf-8")
+    settings = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    head = settings[: settings.index("\nnav:")] + "\nnav: [index.md, quickstart.md]\n"
+    head = head.replace("docs_dir: docs", f"docs_dir: {docs}").replace("hooks: [docs/generate/site.py]\n", "")
+    head = (
+        head.replace("extra_css: [stylesheets/site.css]\n", "")
+        .replace("extra_javascript: [javascripts/focus.js]\n", "")
+        .replace("paths: [src]", f"paths: [{ROOT / 'src'}]")
+    )
+    head = head.replace("[docs/generate/docstrings.py:", f"[{ROOT}/docs/generate/docstrings.py:")
+    (tmp_path / "mkdocs.yml").write_text(head, encoding="utf-8")
+    assert build(tmp_path / "site", config=str(tmp_path / "mkdocs.yml")).returncode == 0
+    with (docs / "index.md").open("a", encoding="utf-8") as page:
+        page.write(f"\n{broken}\n")
+    assert build(tmp_path / "site", config=str(tmp_path / "mkdocs.yml")).returncode != 0
