@@ -50,7 +50,7 @@ def duration_words(seconds: float | None) -> str:
 
 def verdict_words(word: str) -> Wording | None:
     """What a verdict means and what to do next; None for a word of a later version."""
-    return dict[str, Wording](WORDINGS).get(word)
+    return next((words for known, words in WORDINGS.items() if known == word), None)
 
 
 class PageTemplates:

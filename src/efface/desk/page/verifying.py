@@ -33,10 +33,9 @@ class VerifyForm:
             return self._page(None, "No bundle was chosen.")
         with tempfile.TemporaryDirectory(prefix="efface-") as home:
             folder = Path(home)
-            pinned = _stored(key, folder / "key.pem") or self.office.settings.public_key
-            found = verify_bundle(
-                _stored(bundle, folder / "bundle.intoto.jsonl"), pinned, _stored(weights, folder / "weights")
-            )
+            pinned = self.office.settings.public_key if key is None else _stored(key, folder / "key.pem")
+            against = None if weights is None else _stored(weights, folder / "weights")
+            found = verify_bundle(_stored(bundle, folder / "bundle.intoto.jsonl"), pinned, against)
         return self._page(found, "", bundle.filename or "", own_key=key is not None)
 
     def _page(self, found: Verification | None, problem: str, name: str = "", *, own_key: bool = False) -> Response:
@@ -48,10 +47,8 @@ class VerifyForm:
         )  # fmt: skip
 
 
-def _stored(sent: UploadFile | None, path: Path) -> Path | None:
+def _stored(sent: UploadFile, path: Path) -> Path:
     """Write an uploaded file down under a name of our own."""
-    if sent is None:
-        return None
     sent.file.seek(0)
     with open(path, "wb") as file:
         shutil.copyfileobj(sent.file, file)

@@ -94,7 +94,7 @@ def _act(job: Mapping[str, Any], shown: StatusProgress) -> None:
             shown.say("Finding the examples in the data")
             desk.plan(job["requests"], job["settings"], actor=job["actor"])
         else:
-            progress = Progress(shown.step, shown.say, shown.say)
+            progress = Progress(steps=shown.step, say=shown.say, status=shown.say)
             desk.run(job["requests"], actor=job["actor"], progress=progress)
 
 
