@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any
@@ -16,7 +16,6 @@ from efface.auditing.audits.utility import Utility
 from efface.auditing.evidence import Cost, Evidence, Finding
 from efface.auditing.observations import Observations
 from efface.auditing.rehearsals import PooledSignal, PooledWord, RehearsedVerdict, ReleaseCheck
-from efface.auditing.utility_gate import UtilityLoss
 from efface.auditing.validation import decide_with_rehearsals
 from efface.auditing.verdict import Criteria, judge
 from efface.reporting.environment import Environment
@@ -246,7 +245,7 @@ def evil() -> Case:
     return Case(r.model_copy(update=changed).bound(), {}, log, made.ids)
 
 
-def rehearsed(word: PooledWord, utility: UtilityLoss | None = None) -> Case:
+def rehearsed(word: PooledWord, lost: str = "") -> Case:
     """Twenty examples are too few to decide, and the procedure was rehearsed on 40 such requests."""
     world = World(6, hardness=0.2, forget=20)
     few = small()
@@ -257,7 +256,7 @@ def rehearsed(word: PooledWord, utility: UtilityLoss | None = None) -> Case:
     )
     release = (ReleaseCheck("backbone.margin of the forgotten", 0.52, 0.36, 0.65),)
     held = RehearsedVerdict(word, 40, 800, signals, (), release, "20 examples drawn at random")
-    verdict = decide_with_rehearsals(few.record.verdict, held, utility)
+    verdict = decide_with_rehearsals(replace(few.record.verdict, utility_lost=lost), held)
     facts_of = RehearsalFacts(file="runs/original-rehearsals/x", digest="9" * 64, kind=held.kind, requests=40)
     subject, original = world.model("subject"), world.model("original", {"forget": 3.0, "retain": 1.0})
     return case(world, subject, original, verdict=verdict, rehearsals=facts_of)
@@ -284,7 +283,7 @@ def procedure_over() -> Case:
 @cache
 def validated_lost() -> Case:
     """The procedure left nothing, and the model is of no use."""
-    return rehearsed("removed", UtilityLoss(0.2, "kNN accuracy on test fell by 20 points", "kNN accuracy fell"))
+    return rehearsed("removed", "kNN accuracy on test fell by 20 points")
 
 
 CASES = {

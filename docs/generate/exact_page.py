@@ -22,14 +22,15 @@ def heads() -> list[str]:
     """Seconds of requests to a head."""
     found = read_json(SPEED / "heads.json")
     lines = [f"## Measured: heads at {found['rows']:,} rows of {found['width']} numbers".replace(",", " "), ""]
-    lines += table_head("head", "fit", "delete 1 row", "delete 10", "delete 1 000", "fitted again")
+    lines += table_head("head", "delete 1 row", "delete 10", "delete 1 000", "fitted again")
     for kind, title in KINDS.items():
         one = found[kind]
         times = [spread(one[str(count)]["cpu"]) for count in (1, 10, 1000)]
-        lines.append(table_row(title, f"{one['fit']:.1f}", *times, one["measured"]))
+        lines.append(table_row(title, *times, one["measured"]))
     note = (
-        "Fit: seconds. Delete: seconds of one processor for the whole request, files and record included; median "
-        "(minimum to maximum). Other work ran on the machine, so that waiting is not counted. Fitted again: after all requests."
+        "Delete: seconds of one processor for the whole request, files and record included; median "
+        "(minimum to maximum). Other work ran on the machine, so that waiting is not counted. Fitted again: after all "
+        "requests."
     )
     return [*lines, "", f"{note} {made_by(found)}"]
 

@@ -211,13 +211,13 @@ def test_a_near_copy_is_refused_and_a_claim_never_carries_the_verdict(home: Path
         assert judge(home / "lazy", tmp_path / "near.pt").verdict.word != "residue", "believed, it hides the leak"
 
 
-def test_a_copy_with_its_units_in_another_order_is_a_copy(home: Path, tmp_path: Path, monkeypatch: Any):
-    disguised = permute_units(Checkpoint.load(home / "lazy").model, noise=0.01)
+def test_a_copy_with_its_units_in_another_order_is_a_copy(lazy: Path, tmp_path: Path, monkeypatch: Any):
+    disguised = permute_units(Checkpoint.load(lazy).model, noise=0.01)
     torch.save(disguised.state_dict(), tmp_path / "copy.pt")
     with pytest.raises(EffaceError, match=r"its features are those of the original within [\d.]+ %"):
-        judge(home / "lazy", tmp_path / "copy.pt")
+        judge(lazy, tmp_path / "copy.pt")
     monkeypatch.setattr(provenance, "NEAREST_FEATURES", 0.0)
-    assert judge(home / "lazy", tmp_path / "copy.pt").evidence.level == "A1", "by its weights it is another model"
+    assert judge(lazy, tmp_path / "copy.pt").evidence.level == "A1", "by its weights it is another model"
 
 
 def test_a_description_that_says_retrained(home: Path, lazy: Path):
@@ -256,11 +256,11 @@ def test_buffers_alone_were_changed(home: Path, tmp_path: Path, monkeypatch: Any
         assert judge(folder).verdict.word == "removed", "without the control it works"
 
 
-def test_units_in_another_order_and_scaled_are_the_same_model(home: Path, tmp_path: Path):
+def test_units_in_another_order_and_scaled_are_the_same_model(home: Path, lazy: Path, tmp_path: Path):
     """At A1: the same verdict, and the same place between the retrained model and the original."""
-    lazy = Checkpoint.load(home / "lazy")
-    folder = with_model(home / "lazy", tmp_path / "permuted", replace(lazy, model=permute_units(lazy.model)))
-    plain, disguised = (judge(path, home / "oracle") for path in (home / "lazy", folder))
+    made = Checkpoint.load(lazy)
+    folder = with_model(lazy, tmp_path / "permuted", replace(made, model=permute_units(made.model)))
+    plain, disguised = (judge(path, home / "oracle") for path in (lazy, folder))
     assert disguised.verdict.word == plain.verdict.word == "residue" and disguised.verdict.level == "A1"
     place = "relative_distance.position"
     a, b = (next(one for one in judged.findings if one.name == place) for judged in (plain, disguised))

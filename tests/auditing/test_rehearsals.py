@@ -14,7 +14,6 @@ from efface.auditing.rehearsals import (
     judge_rehearsals,
     pool_placements,
 )
-from efface.auditing.utility_gate import UtilityLoss
 from efface.auditing.validation import combine_words, decide_with_rehearsals
 from efface.auditing.verdict import Criteria, judge
 from efface.errors import EffaceError
@@ -177,7 +176,7 @@ def test_words_of_a_small_request():
         "This request alone is too small to decide. The same procedure, rehearsed on 40"
     )
     assert validated.rehearsed == good
-    lost = decide_with_rehearsals(direct, good, UtilityLoss(0.2, "kNN accuracy fell", ""))
+    lost = decide_with_rehearsals(replace(direct, utility_lost="kNN accuracy fell"), good)
     assert lost.word == "validated, utility lost"
     for word, expected in (("residue", "procedure leaves residue"), ("over-forgotten", "procedure over-forgets")):
         bad = decide_with_rehearsals(direct, replace(good, word=word))

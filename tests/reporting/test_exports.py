@@ -136,6 +136,18 @@ def test_a_signed_folder_verifies_by_the_library_itself(released, tmp_path, monk
     verifying.Config().use_elliptic_key_verifier(public_key=public).verify(folder, folder / "model.sig")
 
 
+def test_the_key_of_folders_is_made_by_the_verb_and_signs_no_bundles(released, tmp_path, capsys):
+    folder, _ = released
+    key = tmp_path / "made.pem"
+    assert call("keys", "new", key, "--folder") == 0
+    assert key.stat().st_mode & 0o077 == 0
+    assert call("export", "signature", folder, "--key", key, "--out", tmp_path / "apart.sig", "--quiet") == 0
+    assert verify_folder(folder, tmp_path / "made.pub.pem", tmp_path / "apart.sig") == 1
+    assert call("keys", "show", key) == 2
+    assert "not an ed25519 key" in capsys.readouterr().err
+    assert call("keys", "new", key, "--folder") == 2
+
+
 def test_a_changed_folder_or_another_key_is_refused(released, tmp_path):
     folder, key = released
     sign_folder(folder, key)

@@ -20,7 +20,7 @@ from efface.runs.embed import embed_checkpoint
 from efface.runs.exact_runs import shard_of
 from efface.runs.train import pretrain_run, unlearn_run
 from efface.training.checkpoint import Checkpoint, read_meta
-from efface.training.kept_stages import KEPT, STAGE_INDEX
+from efface.training.kept_stages import STAGE_FOLDER, STAGE_INDEX
 from tests.commands import TINY, call
 
 SETTINGS = {
@@ -45,7 +45,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def index(run: Path) -> list[dict]:
-    return json.loads((run / KEPT / STAGE_INDEX).read_text())["stages"]
+    return json.loads((run / STAGE_FOLDER / STAGE_INDEX).read_text())["stages"]
 
 
 def test_the_run_is_that_of_a_training_without_the_examples(home):
@@ -59,7 +59,7 @@ def test_the_run_is_that_of_a_training_without_the_examples(home):
 
 
 def test_the_folder_is_its_own_and_keeps_no_stage_that_saw_them(home):
-    files = {path.name for path in (home / "deleted" / KEPT).iterdir()}
+    files = {path.name for path in (home / "deleted" / STAGE_FOLDER).iterdir()}
     assert files == {f"{one['name']}.safetensors" for one in index(home / "deleted")} | {STAGE_INDEX}
     clean = {one["address"] for one in index(home / "retrained")}
     assert {one["address"] for one in index(home / "deleted")} == clean
@@ -94,7 +94,7 @@ def test_the_audit_observes_the_joint_model(home, tmp_path, capsys):
 
 def test_edited_or_missing_stages_are_refused(home, tmp_path):
     shutil.copytree(home / "original", tmp_path / "original")
-    path = tmp_path / "original" / KEPT / STAGE_INDEX
+    path = tmp_path / "original" / STAGE_FOLDER / STAGE_INDEX
     text = path.read_text()
     path.write_text(text.replace('"reused": false', '"reused": true'))
     with pytest.raises(EffaceError, match="not the one that the run was made with"):

@@ -19,27 +19,25 @@ from dataclasses import replace
 from typing import cast
 
 from efface.auditing.rehearsals import PooledSignal, RehearsedVerdict
-from efface.auditing.utility_gate import UtilityLoss
 from efface.auditing.verdict import Verdict, VerdictWord
 
 SIZELESS = ("unseen", "claimed")
 """Controls of a request that compare other examples than its own: a small request does not excuse their failure."""
 
 
-def decide_with_rehearsals(direct: Verdict, rehearsed: RehearsedVerdict, utility: UtilityLoss | None = None) -> Verdict:
+def decide_with_rehearsals(direct: Verdict, rehearsed: RehearsedVerdict) -> Verdict:
     """Combine a direct verdict with the rehearsals of its procedure, by the table of this module.
 
     Args:
         direct: The verdict on the request itself.
         rehearsed: The verdict on the procedure, with the release check of this request.
-        utility: The loss of utility of the request's own model.
 
     Returns:
         The verdict, with the rehearsals in it.
 
     """
     word, why = combine_words(direct, rehearsed)
-    if word == "validated" and utility is not None and utility.lost:
+    if word == "validated" and direct.utility_lost:
         word = "validated, utility lost"
     sentence = direct.sentence
     if word != direct.word:

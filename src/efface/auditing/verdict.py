@@ -192,7 +192,7 @@ def judge(
         describe_limits(capped, judged, evidence, criteria, utility)
         + tuple(f"Control ({one.name}, {one.word}): {one.note}." for one in checked),
         checked,
-        utility.lost,
+        utility_lost=utility.lost,
     )
 
 

@@ -24,7 +24,7 @@ NOT_EXACT = 3
 
 
 @heads.command("fit")
-def fit_command(
+def fit_head_command(
     embeddings: Annotated[
         Path, typer.Argument(metavar="EMBEDDINGS", help="An .npz of `efface embed`, an .npy with its keys, a .parquet.")
     ],
@@ -48,7 +48,7 @@ def fit_command(
 
 
 @heads.command("delete")
-def delete_command(
+def delete_head_command(
     folder: HeadFolder,
     forget: Annotated[str, typer.Option("--forget", help="File of keys, or @keys:a,b.")],
     embeddings: EmbeddingsNow = None,
@@ -85,7 +85,7 @@ def check_head_command(
 
 
 @heads.command("show")
-def show_command(folder: HeadFolder, json_: Json = False) -> None:
+def show_head_command(folder: HeadFolder, json_: Json = False) -> None:
     """Show what a head was fitted on, and what was deleted from it."""
     from efface.runs.head_store import HeadStore
     from efface.runs.heads import describe_head
@@ -102,7 +102,7 @@ def show_command(folder: HeadFolder, json_: Json = False) -> None:
 
 
 @heads.command("predict")
-def predict_command(
+def predict_head_command(
     folder: HeadFolder,
     embeddings: Annotated[Path, typer.Argument(metavar="EMBEDDINGS", help="Embeddings to classify.")],
     json_: Json = False,

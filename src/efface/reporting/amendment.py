@@ -58,6 +58,11 @@ def amend_bundle(bundle: Path, out: Path, signer: CryptoSigner, artefacts: Seque
     stated, subject = found.stated, found.subject
     if stated is None or subject is None:
         raise EffaceError(f"{bundle} states nothing.")
+    if not isinstance(stated, Unlearning):
+        raise EffaceError(
+            f"{bundle} is about an exact deletion, which has no list of what was erased beside it.",
+            remedy="Sign the release of an audited run.",
+        )
     downstream = tuple(
         DownstreamArtefact.model_validate({"kind": kind, "outcome": outcome, "artefacts": number, "entries": entries})
         for kind, outcome, number, entries in artefacts

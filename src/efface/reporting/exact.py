@@ -6,7 +6,7 @@ construction, and a check repeats the making and compares. Without a check it is
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -137,3 +137,9 @@ def svr_of(stated: Stated) -> VerificationResult:
         time_created=stated.record.created,
         properties=(f"EFFACE_EXACT_DELETION_OF_{stated.kind.upper()}",),
     )
+
+
+def exact_schema() -> dict[str, Any]:
+    """The JSON schema of the predicate, as packaged in ``schemas/exact-deletion-v1.schema.json``."""
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": EXACT}
+    return head | ExactDeletion.model_json_schema(mode="validation")

@@ -48,7 +48,7 @@ _Part = TypeVar("_Part", bound=StatementPart)
 FIRST_STATEMENTS: dict[str, type[Unlearning | ExactDeletion]] = {UNLEARNING: Unlearning, EXACT: ExactDeletion}
 """What the first statement of a bundle can be, by its type."""
 _REPEAT: dict[type, str] = {Unlearning: "`efface audit`", ExactDeletion: "`efface check` or `efface heads check`"}
-KINDS: dict[str, type[StatementPart]] = {**PREDICATES, **FIRST_STATEMENTS}
+STATEMENT_MODELS: dict[str, type[StatementPart]] = {**PREDICATES, **FIRST_STATEMENTS}
 NO_TIME = ", and when it was signed: there is no trusted time"
 LARGEST_BUNDLE = 8 * 2**20
 MOST_STATEMENTS = 8
@@ -257,7 +257,7 @@ def _statement(payload: bytes, number: int) -> Statement:
         statement = _model(Statement, content)
     except (ValueError, TypeError, RecursionError, EffaceError) as error:
         raise Refusal(Reason.MALFORMED_STATEMENT, f"Line {number} is not a statement: {_shown(error)}.") from error
-    model = KINDS.get(statement.predicate_type)
+    model = STATEMENT_MODELS.get(statement.predicate_type)
     if model is None:
         raise Refusal(Reason.UNKNOWN_PREDICATE, f"Line {number} is of type {_shown(statement.predicate_type)}.")
     if model in FIRST_STATEMENTS.values() and not statement.predicate.get("outOfScope"):

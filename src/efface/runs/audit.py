@@ -16,7 +16,6 @@ from efface.auditing.controls import describe_change
 from efface.auditing.observers.weight_changes import measure_changes
 from efface.auditing.reference_bank import ReferenceBank
 from efface.auditing.sequential import RequestSequence
-from efface.auditing.utility_gate import judge_utility
 from efface.auditing.validation import decide_with_rehearsals
 from efface.auditing.verdict import Criteria
 from efface.data.pixel_caches import list_residual_caches, purge_caches
@@ -118,10 +117,7 @@ def audit_run(
     if procedure is not None:
         criteria = request.criteria or fixed
         rehearsed = procedure.judge(result.evidence, criteria)
-        utility = judge_utility(
-            result.evidence, [one.signal for one in result.verdict.signals], criteria.max_utility_drop
-        )
-        result = replace(result, verdict=decide_with_rehearsals(result.verdict, rehearsed, utility))
+        result = replace(result, verdict=decide_with_rehearsals(result.verdict, rehearsed))
     sequence = audit_sequence(
         subject,
         compared.models,

@@ -22,7 +22,7 @@ from efface.runs.ownership import one_at_a_time
 from efface.runs.run import Progress, open_run
 from efface.runs.stored import StoredRequest
 from efface.training.checkpoint import Checkpoint
-from efface.training.kept_stages import KEPT, KeptStages, StageIndex, read_index
+from efface.training.kept_stages import STAGE_FOLDER, KeptStages, StageIndex, read_index
 
 EXACT_KEY = "exact.key"
 
@@ -112,7 +112,7 @@ def check_exact_run(run: Path, *, progress: Progress | None = None) -> ExactChec
     others = tuple(one for one in index.stages if shard_of(one.name) not in concerned.numbers)
     progress.say(f"Training {len(concerned.numbers)} of {stored.parts['shards']} shards from the beginning")
     with tempfile.TemporaryDirectory(prefix="efface-check-") as scratch:
-        store = KeptStages(Path(scratch), (run / KEPT, StageIndex(stages=others)))
+        store = KeptStages(Path(scratch), (run / STAGE_FOLDER, StageIndex(stages=others)))
         again = api.unlearn(
             checkpoint, opened.data, opened.split, "shards", seed=checkpoint.seed, device=settings.device,
             bf16=bool(settings.bf16), stage_store=store, log=lambda record: progress.steps(record, 0),

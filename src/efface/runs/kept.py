@@ -9,7 +9,7 @@ from typing import Any
 from efface.errors import EffaceError
 from efface.runs.run import Common
 from efface.training.checkpoint import Checkpoint
-from efface.training.kept_stages import KEPT, KeptStages, read_index
+from efface.training.kept_stages import STAGE_FOLDER, KeptStages, read_index
 from efface.training.recipe import Recipe
 from efface.unlearning.methods import Method, RetrainShards
 
@@ -35,7 +35,7 @@ def open_kept_stages(
     if recipe.shards is None:
         return None
     if start is None or checkpoint is None:
-        return KeptStages(folder / KEPT)
+        return KeptStages(folder / STAGE_FOLDER)
     digest = checkpoint.fixed.get(SHARDS)
     if not isinstance(digest, str):
         raise EffaceError(
@@ -43,7 +43,7 @@ def open_kept_stages(
             "It was not made by pretrain --shards or from such a run.",
             "Unlearn with --method retrain, which trains all shards again.",
         )
-    return KeptStages(folder / KEPT, (Path(start) / KEPT, read_index(start, digest)))
+    return KeptStages(folder / STAGE_FOLDER, (Path(start) / STAGE_FOLDER, read_index(start, digest)))
 
 
 def with_own_seed(common: Common, method: Method | None, checkpoint: Checkpoint) -> Common:

@@ -23,7 +23,7 @@ from efface.training.loop import TrainingCost
 from efface.training.model import Model
 from efface.training.stages import Stage
 
-KEPT, STAGE_INDEX = "shards", "index.json"
+STAGE_FOLDER, STAGE_INDEX = "shards", "index.json"
 _AGAIN = "Restore the folder from its source, or unlearn with --method retrain."
 
 
@@ -147,7 +147,7 @@ def read_index(run: Path, digest: str) -> StageIndex:
         EffaceError: It is missing, damaged, or another one.
 
     """
-    path = Path(run) / KEPT / STAGE_INDEX
+    path = Path(run) / STAGE_FOLDER / STAGE_INDEX
     content = read_json(path, "index of kept stages", schema=StageIndex, remedy=_AGAIN)
     if file_digest(path) != digest:
         raise EffaceError(f"{path} is not the one that the run was made with.", "It was edited or replaced.", _AGAIN)

@@ -11,8 +11,10 @@ examples; it is not cut off. No reference is needed. Where R and N cannot be tol
 
 Source      after SMI: Sun et al., Statistical Membership Inference for Reliable Unlearned Model Auditing, 2026, arXiv
             2602.01150, which estimates the non-member mixture proportion in the unlearned features without training.
-Departures  its equations could not be read: the estimator is ours. Fieller's interval instead of a bootstrap. For
-            classes or groups the shift from non-member to member is taken from R's, of another kind than F.
+Departures  its equations could not be read: the estimator is ours, with Fieller's interval instead of a bootstrap. For
+            classes or groups the shift from non-member to member is taken from R's, of another kind than F. An F that
+            is no random draw may be unlike H also for a model that never saw it: then only retrained models say
+            what stands for 1.
 Tests cover a share cut off at 1; a direction used on the examples that it was fitted on; a share where members and
             non-members look alike.
 """

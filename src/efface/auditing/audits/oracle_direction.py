@@ -64,7 +64,7 @@ class OracleDirection:
             note = "0: as retrained; 1: as the original; noise and what unseen examples show as well are taken off"
             if own is None:
                 note = f"the original's {space} of the forgotten do not differ from the retrained ones' by memory"
-            interval = (own.low, own.high) if own and own.low < own.high else None
+            interval = (own.low, own.high) if own and own.high - own.low > 1e-6 else None
             oracle = mean_measured(values[2:])
             found.append(Finding(name, values[0], interval, "lower", values[1], oracle, n, note=note))
         return found

@@ -56,7 +56,7 @@ class RelativeDistance:
         nearer = [where for where in ("original", "retrained") if own[f"p_nearer_{where}"] < 0.05]
         note = f"0: as retrained, 1: as the original; nearer to: {nearer[0] if nearer else 'undecided'} (p < 0.05)"
         value, low, high = (own.pop(key) for key in ("position", "low", "high"))
-        interval = (low, high) if low < high else None
+        interval = (low, high) if high - low > 1e-6 else None
         return [
             Finding(name, value, interval, "closer", values[1], mean_measured(values[2:]), n, note=note, details=own)
         ]

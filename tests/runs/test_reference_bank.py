@@ -1,0 +1,184 @@
+"""Banks and rehearsals of a tiny run: made as tasks, used by audits, refused where they do not belong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from efface.auditing.bank_file import load_bank
+from efface.errors import EffaceError
+from efface.reporting.record import Record
+from efface.runs import audit, reference_bank, rehearsals
+from tests.commands import call
+
+TINY = [
+    "--set", "data.limit=260", "--set", "split={train: 60, valid: 40, holdout: 80, test: 40}",
+    "--set", "recipe.backbone={width: 8, stride: 1}", "--set", "recipe.batch_size=20", "--set", "recipe.epochs=2",
+]  # fmt: skip
+WATCH = {"watch": {"views": 3}, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A tiny original, two runs that forgot six examples, and a bank of four models."""
+    home = tmp_path_factory.mktemp("runs")
+    words = ["--data", "digits", "--objective", "simclr", "--out", home / "original", *TINY, "--quiet"]
+    assert call("pretrain", *words) == 0
+    for name, method in (("tuned", "finetune"), ("again", "retrain")):
+        words = ["--forget", "@random:6", "--method", method, "--seed", 3, "--quiet", "--out", home / name]
+        assert call("unlearn", home / "original", *words) == 0
+    words = ["--bank", 6, "--out", home / "bank", "--set", "watch.views=3", "--jobs", 1, "--quiet"]
+    assert call("references", home / "original", *words) == 0
+    return home
+
+
+def test_a_bank_holds_every_example_and_no_weights(home):
+    bank = load_bank(home / "bank")
+    assert (bank.models, len(bank.keys), bank.trained.sum(), bank.valid.sum()) == (6, 220, 60, 40)
+    assert {"backbone.margin", "projector.margin", "backbone.alignment", "gradient_norm"} <= set(bank.scores)
+    assert not np.isnan(bank.scores["projector.margin"]).any()
+    assert np.isnan(bank.scores["projector.norm"][:, bank.valid]).all()
+    names = sorted(path.suffix for path in (home / "bank").iterdir() if path.name.startswith("half-"))
+    assert names == [".npz"] * 6
+
+
+def test_a_bank_is_the_same_for_every_request_and_is_extended(home, tmp_path, efface):
+    first = reference_bank.plan_bank(home / "original", home / "bank", 6, watch=_watch())
+    later = reference_bank.plan_bank(home / "tuned", home / "bank", 8, watch=_watch())
+    assert later.shared() == first.shared()
+    assert later.left() == [6, 7]
+    code, out, _ = efface("references", home / "tuned", "--bank", 8, "--out", home / "bank", "--dry-run", "--json")
+    assert (code, json.loads(out.splitlines()[-1])["left"]) == (2, 2) or code == 2  # other views: another bank
+
+
+def _watch():
+    from efface.auditing.observers.observe import ObservationSettings
+
+    return ObservationSettings(views=3)
+
+
+def test_an_audit_is_calibrated_by_a_bank_and_says_so(home):
+    judged = audit.audit_run(home / "tuned", WATCH, bank=home / "bank")
+    assert judged.verdict.level == "A1"
+    assert [one.signal for one in judged.verdict.signals] == ["backbone.margin", "projector.margin", "learned"]
+    record = Record.load(home / "tuned")
+    assert record.bank is not None and record.bank.models == 6 and not record.bank.divided
+    assert "compares each example with 3 models that never saw it" in judged.verdict.sentence
+    audit.report_run(home / "tuned")
+
+
+def test_for_a_retrained_model_the_bank_is_the_rehearsal(home):
+    judged = audit.audit_run(home / "again", WATCH, bank=home / "bank")
+    held = judged.verdict.rehearsed
+    assert held is not None and held.requests == 6 and held.examples == 6 * 30
+
+
+@pytest.mark.parametrize("harm", ["views", "original", "missing"])
+def test_a_bank_that_does_not_belong_is_refused(home, tmp_path, harm):
+    settings, bank = dict(WATCH), home / "bank"
+    if harm == "views":
+        settings["watch"] = {"views": 4}
+    elif harm == "missing":
+        bank = tmp_path / "nothing"
+    else:
+        words = ["--data", "digits", "--objective", "simclr", "--out", tmp_path / "other", *TINY, "--quiet"]
+        assert call("pretrain", *words, "--seed", 5) == 0
+        assert call("unlearn", tmp_path / "other", "--forget", "@random:6", "--method", "finetune", "--quiet",
+                    "--out", tmp_path / "run") == 0  # fmt: skip
+        with pytest.raises(EffaceError, match="another original"):
+            audit.audit_run(tmp_path / "run", settings, bank=bank)
+        return
+    with pytest.raises(EffaceError, match=r"observed in another way|no reference bank"):
+        audit.audit_run(home / "tuned", settings, bank=bank)
+
+
+def test_rehearsals_are_resumed_found_and_reused(home, efface):
+    plan = rehearsals.plan_rehearsals(home / "tuned", requests=5, watch=_watch())
+    rehearsals.write_rehearsal_plan(home / "tuned", plan)
+    rehearsals.make_rehearsal(plan.home, "rehearsal-002", "cpu")
+    assert len(plan.left()) == 5
+    code, _, _ = efface(
+        "rehearse", home / "tuned", "--requests", 5, "--set", "watch.views=3", "--jobs", 1, "--device", "cpu", "--quiet"
+    )
+    assert code == 0 and plan.left() == []
+    judged = audit.audit_run(home / "tuned", WATCH)
+    held = judged.verdict.rehearsed
+    assert held is not None and (held.requests, held.examples) == (5, 30)
+    assert Record.load(home / "tuned").rehearsals is not None
+    audit.report_run(home / "tuned")
+
+
+def test_rehearsals_take_nothing_of_the_real_request(home):
+    plan = rehearsals.plan_rehearsals(home / "tuned", requests=5, watch=_watch())
+    own = set(json.loads((home / "tuned" / "split.json").read_text())["parts"]["forget"])
+    from efface.auditing.observations import Observations
+
+    seen = [set()]
+    for name in plan.names:
+        stored = Observations.load(plan.file_of(name))
+        forgotten = set(stored.of("forget", "keys").tolist())
+        assert not own & forgotten
+        if name != rehearsals.BEFORE:
+            assert not seen[-1] & forgotten  # disjoint
+            seen.append(seen[-1] | forgotten)
+        assert not own & set(stored.of("retain", "keys").tolist())
+
+
+def test_rehearsals_of_another_procedure_are_refused(home, tmp_path):
+    words = ["--forget", "@random:6", "--method", "finetune", "--set", "method.epochs=2", "--quiet"]
+    assert call("unlearn", home / "original", *words, "--out", tmp_path / "longer") == 0
+    plan = rehearsals.plan_rehearsals(home / "tuned", requests=5, watch=_watch())
+    with pytest.raises(EffaceError, match=r"does not stand for this request: another .*method"):
+        audit.audit_run(tmp_path / "longer", WATCH, original=home / "original", rehearsals=plan.home)
+
+
+def test_a_damaged_rehearsal_is_named(home, tmp_path):
+    plan = rehearsals.plan_rehearsals(home / "tuned", requests=5, watch=_watch())
+    copied = tmp_path / "copied"
+    shutil.copytree(plan.home, copied)
+    file = next(copied.glob("rehearsal-001-*.npz"))
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(EffaceError, match="cannot be read as observations"):
+        audit.audit_run(home / "tuned", WATCH, rehearsals=copied)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["references", "RUN", "--bank", 5], "complementary pairs"),
+        (["references", "RUN", "--bank", 4, "--unit", "group"], "no groups"),
+        (["references", "RUN", "--bank", 4, "--epochs", "0%"], "--epochs cannot be"),
+        (["references", "RUN", "--unit", "class"], "Add --bank"),
+        (["rehearse", "RUN", "--size", 40], "disjoint requests"),
+        (["rehearse", "RUN", "--requests", 0], "--requests cannot be"),
+        (["rehearse", "original"], "asked to forget nothing"),
+        (["rehearse", "again"], "a reference bank is its rehearsal"),
+        (
+            ["unlearn", "original", "--forget", "@random:6", "--method", "reference_matching", "--out", "x"],
+            "--bank DIR",
+        ),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
+)
+def test_wrong_requests_are_told_what_to_do(home, efface, words, said, monkeypatch):
+    monkeypatch.chdir(home)
+    code, _, err = efface(*["tuned" if word == "RUN" else word for word in words])
+    assert code == 2 and said in err, err
+    assert "Traceback" not in err
+
+
+def test_a_method_gets_one_half_of_a_bank_and_its_audit_the_other(home, efface):
+    words = ["--forget", "@random:6", "--method", "reference_matching", "--bank", home / "bank", "--quiet"]
+    code, _, err = efface("unlearn", home / "original", *words, "--out", home / "matched")
+    assert code == 0, err
+    meta = json.loads((home / "matched" / "meta.json").read_text())
+    bank = load_bank(home / "bank")
+    assert meta["method"]["bank"] == bank.part_for("method").digest
+    judged = audit.audit_run(home / "matched", WATCH, bank=home / "bank")
+    record = Record.load(home / "matched")
+    assert record.bank is not None and record.bank.divided
+    assert record.bank.digest == bank.part_for("audit").digest
+    assert len(judged.evidence.calibration) == 1  # of three pairs, one is the audit's
