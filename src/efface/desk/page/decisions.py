@@ -131,10 +131,9 @@ class DecisionForms:
         name = known_request(self.desk, request.path_params["id"]).id
         asked = self._asked(form)
         found = self.desk.erase(name, dry_run=True, actor=self.office.actor, **asked)
-        values = request_values(self.office, name) | {"found": found}
-        return self.office.templates.page(
-            "request.html", **values | {"asked": asked | {"places": [str(one) for one in asked["places"]]}}
-        )
+        values: dict[str, Any] = {**request_values(self.office, name), "found": found}
+        values["asked"] = asked | {"places": [str(one) for one in asked["places"]]}
+        return self.office.templates.page("request.html", **values)
 
     def erase(self, request: Request, form: FormData) -> Response:
         """Erase what still remembers a request."""

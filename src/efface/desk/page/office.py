@@ -19,7 +19,7 @@ from efface.desk.page.work import DeskWorker
 from efface.desk.store import current_actor
 
 LARGEST_FIELD = 32 * 2**20
-FORM = "form"
+FORM_SECRET = "form"
 """Name of the field that shows that a form is from this page."""
 
 
@@ -44,7 +44,7 @@ class Office:
 
         async def endpoint(request: Request) -> Response:
             async with request.form(max_files=4, max_fields=300, max_part_size=LARGEST_FIELD) as form:
-                if not same_secret(form.get(FORM), self.known.form):
+                if not same_secret(form.get(FORM_SECRET), self.known.form):
                     raise HTTPException(
                         403, "The form is not from this page, or the desk was started again. Load it again."
                     )

@@ -24,7 +24,7 @@ PAGE = 50
 """Requests on one page of the inbox."""
 SOON = 7
 """Days within which a deadline is soon."""
-BESIDE = 20
+OFFERED = 20
 """At most so many other requests are offered to be planned with one."""
 _OPEN, _ALL = "open", "all"
 
@@ -120,13 +120,13 @@ def request_values(office: Office, name: str) -> dict[str, Any]:
     )
     if can_plan:
         for state in (RequestState.RECEIVED, RequestState.PLANNED):
-            found = desk.requests(model=request.model, state=state, limit=BESIDE)
+            found = desk.requests(model=request.model, state=state, limit=OFFERED)
             beside += [one for one in found if one.id != name and one.batch is None]
     work = office.worker.status()
     report = batch is not None and (Path(batch.folder) / "report.html").is_file()
     return {
         "details": details, "request": request, "batch": batch, "plan": details.plan, "can_plan": can_plan,
-        "beside": beside[:BESIDE], "methods": method_names() if can_plan else [], "defaults": office.settings.plan,
+        "beside": beside[:OFFERED], "methods": method_names() if can_plan else [], "defaults": office.settings.plan,
         "work": work if work is not None and (name in work.requests or work.going) else None, "report": report,
         "found": None, "asked": {},
     }  # fmt: skip
