@@ -12,7 +12,7 @@ from starlette.requests import cookie_parser
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-TOKEN = "token"
+URL_TOKEN = "token"
 """Name of the part of the address that opens the page."""
 LARGEST_FORM = 32 * 2**20
 """Bytes that a form may have: a list of ids."""
@@ -104,9 +104,9 @@ class PageGuard:
         if scope["method"] not in ("GET", "HEAD") and headers.get("origin") != f"http://{host}":
             return _closed(403, "Not from here", "Another site sent this form, or it is not known which one.")
         query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-        given = dict(query).get(TOKEN)
+        given = dict(query).get(URL_TOKEN)
         if given is not None and scope["method"] == "GET" and same_secret(given, self.known.token):
-            rest = urlencode([(name, value) for name, value in query if name != TOKEN])
+            rest = urlencode([(name, value) for name, value in query if name != URL_TOKEN])
             path = "/" + str(scope["path"]).lstrip("/\\")
             answer = RedirectResponse(path + (f"?{rest}" if rest else ""), 303)
             answer.set_cookie(self.cookie, self.known.session, path="/", httponly=True, samesite="strict")

@@ -20,7 +20,7 @@ from efface.desk.states import BatchState, RequestState
 from efface.desk.views import DeskRequest
 from efface.errors import EffaceError
 
-PAGE = 50
+PAGE_SIZE = 50
 """Requests on one page of the inbox."""
 SOON = 7
 """Days within which a deadline is soon."""
@@ -46,12 +46,12 @@ class DeskPages:
             if shown not in [one.value for one in RequestState]:
                 raise HTTPException(404, f"There is no state '{shown}'.")
             chosen = {"state": shown}
-        rows = self.desk.requests(search=search, limit=PAGE + 1, offset=(number - 1) * PAGE, **chosen)
+        rows = self.desk.requests(search=search, limit=PAGE_SIZE + 1, offset=(number - 1) * PAGE_SIZE, **chosen)
         counts = self.desk.counts()
         ends = (RequestState.RELEASED, RequestState.REFUSED, RequestState.WITHDRAWN)
         open_ = sum(count for state, count in counts.items() if state not in ends)
         return self.office.templates.page(
-            "inbox.html", rows=rows[:PAGE], more=len(rows) > PAGE, number=number, shown=shown, search=search,
+            "inbox.html", rows=rows[:PAGE_SIZE], more=len(rows) > PAGE_SIZE, number=number, shown=shown, search=search,
             counts=counts, open_count=open_, all_count=sum(counts.values()), soon=SOON,
             models=[one.name for one in self.desk.models()], work=self.office.worker.status(),
         )  # fmt: skip

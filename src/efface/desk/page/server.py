@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from efface.desk.desk import Desk
 from efface.desk.page.application import create_page
-from efface.desk.page.guard import TOKEN, PageSecrets
+from efface.desk.page.guard import URL_TOKEN, PageSecrets
 from efface.desk.page.settings import PageSettings
 from efface.errors import EffaceError
 
@@ -39,7 +39,7 @@ def serve_page(
             app, access_log=False, log_level="warning", server_header=False, lifespan="off", ws="none",
             timeout_graceful_shutdown=2,
         )  # fmt: skip
-        told(f"http://{LOOPBACK}:{bound}/?{TOKEN}={known.token}")
+        told(f"http://{LOOPBACK}:{bound}/?{URL_TOKEN}={known.token}")
         uvicorn.Server(config).run(sockets=[listening])
 
 

@@ -20,7 +20,7 @@ from efface.errors import EffaceError
 from efface.files import hold_lock, make_folder, read_json, write_text
 from efface.schema import FirstFormat, StoredModel, Tally
 
-FOLDER, STATUS, LOG = "page", "work.json", "work.log"
+FOLDER, STATUS, WORK_LOG = "page", "work.json", "work.log"
 ACTIONS = ("plan", "run")
 STARTING = "Starting"
 
@@ -58,7 +58,7 @@ def write_status(folder: Path, status: WorkStatus) -> None:
 
 def spawn_worker(folder: Path, job: Mapping[str, Any]) -> subprocess.Popen[bytes]:
     """Start the process; what it is to do is not among its arguments, which other users can see."""
-    log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    log = os.open(folder / WORK_LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         process = subprocess.Popen(
             [sys.executable, "-m", "efface.desk.page.worker"],
@@ -177,7 +177,7 @@ class DeskWorker:
     def _last_words(self) -> str:
         """The last line that a process which said nothing else wrote."""
         try:
-            lines = (self.folder / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            lines = (self.folder / WORK_LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
         except OSError:
             lines = []
         return lines[-1][:300] if lines else "It ended without a word."
