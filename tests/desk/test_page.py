@@ -16,6 +16,7 @@ pytest.importorskip("multipart", reason="the extra desk is not installed")
 from efface.desk import RequestState
 from efface.desk.page import PageSettings
 from efface.desk.page.guard import POLICY
+from efface.desk.page.pages import method_names
 from efface.desk.page.work import DeskWorker, WorkStatus, write_status
 from efface.errors import EffaceError
 from efface.reporting.signing import create_keys, load_signer, public_key_path
@@ -225,6 +226,12 @@ def test_what_fails_in_the_worker_is_said_on_the_page(user, desk, ids):
     page = words(user.get("/requests/R1"))
     assert "The plan failed" in page and "What to do" in page
     assert desk.request("R1").state is RequestState.RECEIVED
+
+
+def test_the_methods_that_are_offered_are_those_that_there_are():
+    from efface.unlearning.methods import METHODS
+
+    assert set(method_names()) >= set(METHODS) and len(method_names()) >= 19
 
 
 def test_a_page_without_a_key_does_not_release(desk, ids):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from importlib import resources
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -143,10 +145,12 @@ def known_request(desk: Desk, name: str) -> DeskRequest:
 
 
 def method_names() -> list[str]:
-    """The names of the methods; the first call takes seconds, since it loads PyTorch."""
-    from efface.unlearning.methods import METHODS
+    """The names of the methods, with those of installed packages; PyTorch, which takes seconds, is not loaded."""
+    from efface.unlearning.plugins import GROUP
 
-    return sorted(METHODS)
+    files = resources.files("efface.unlearning").joinpath("methods").iterdir()
+    own = {one.name.removesuffix(".py") for one in files if one.name.endswith(".py") and one.name[0] != "_"}
+    return sorted(own | {one.name for one in entry_points(group=GROUP)})
 
 
 def _page_number(text: str) -> int:
