@@ -17,6 +17,7 @@ from efface.desk import RequestState
 from efface.desk.page import PageSettings
 from efface.desk.page.guard import POLICY
 from efface.desk.page.pages import method_names
+from efface.desk.page.rendering import mark_commands
 from efface.desk.page.work import DeskWorker, WorkStatus, write_status
 from efface.errors import EffaceError
 from efface.reporting.signing import create_keys, load_signer, public_key_path
@@ -226,6 +227,11 @@ def test_what_fails_in_the_worker_is_said_on_the_page(user, desk, ids):
     page = words(user.get("/requests/R1"))
     assert "The plan failed" in page and "What to do" in page
     assert desk.request("R1").state is RequestState.RECEIVED
+
+
+def test_commands_in_advice_are_code_and_all_else_is_escaped():
+    assert mark_commands("Run `efface <x>` & wait") == "Run <code>efface &lt;x&gt;</code> &amp; wait"
+    assert mark_commands("one ` alone <b>") == "one ` alone &lt;b&gt;"
 
 
 def test_the_methods_that_are_offered_are_those_that_there_are():

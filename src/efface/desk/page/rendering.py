@@ -6,6 +6,7 @@ from datetime import date
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 from starlette.responses import HTMLResponse, Response
 
 from efface.desk.ledger import utc_now
@@ -48,6 +49,14 @@ def duration_words(seconds: float | None) -> str:
     return f"about {max(1, seconds):.0f} s"
 
 
+def mark_commands(text: str) -> Markup:
+    """A text as HTML, in which what stands between backticks is shown as code; all else is escaped."""
+    parts = str(escape(text)).split("`")
+    if len(parts) % 2 == 0:
+        return Markup(escape(text))
+    return Markup("".join(f"<code>{one}</code>" if place % 2 else one for place, one in enumerate(parts)))
+
+
 def verdict_words(word: str) -> Wording | None:
     """What a verdict means and what to do next; None for a word of a later version."""
     return next((words for known, words in WORDINGS.items() if known == word), None)
@@ -69,7 +78,7 @@ class PageTemplates:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self.environment.filters |= {"duration": duration_words, "commas": "{:,}".format}
+        self.environment.filters |= {"duration": duration_words, "commas": "{:,}".format, "commands": mark_commands}
         self.environment.globals |= shared | {
             "state_words": STATE_WORDS, "outcome_words": OUTCOME_WORDS, "days_words": days_words,
             "verdict_words": verdict_words,
