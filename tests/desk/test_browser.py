@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import socket
@@ -25,17 +24,18 @@ browser = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed
 
 
 @pytest.fixture
-def address(desk, ids, tmp_path) -> Iterator[str]:
+def address(desk, ids, url, tmp_path) -> Iterator[str]:
     """The address of a page in a process of its own."""
     desk.add("R1", ids[:3], asked_by="A. <b>Smith</b>")
     process = subprocess.Popen(
-        [sys.executable, "-m", "efface", "desk", "--desk", str(tmp_path / "desk"), "--json", "--quiet"],
+        [sys.executable, "-m", "efface", "desk", "--desk", str(tmp_path / "desk"), "--ledger", url, "--json", "--quiet"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         assert process.stdout is not None
-        lines = [process.stdout.readline(), process.stdout.readline()]
-        yield json.loads(lines[1])["url"]
+        line = process.stdout.readline()
+        assert line, process.communicate(timeout=60)[1]
+        yield json.loads(line)["url"]
     finally:
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
@@ -59,8 +59,7 @@ def test_it_listens_on_this_computer_only_and_opens_with_its_token(address):
         urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30)
     with socket.socket() as other:
         other.settimeout(10)
-        with pytest.raises(OSError, match=""):
-            other.connect(("127.0.0.2", port))
+        assert other.connect_ex(("127.0.0.2", port)) != 0
     with pytest.raises(urllib.error.HTTPError, match="403"):
         urllib.request.urlopen(f"http://127.0.0.1:{port}/add", data=b"id=R2", timeout=30)
 
@@ -79,4 +78,4 @@ def test_a_browser_draws_the_inbox(address, tmp_path, width):
     render(address, tmp_path / "profile", f"--screenshot={picture}", f"--window-size={width},900")
     content = picture.read_bytes()
     assert struct.unpack(">II", content[16:24]) == (width, 900)
-    assert len(set(content)) > 200 and os.stat(picture).st_size > 5000, "more than an empty page"
+    assert len(set(content)) > 200 and len(content) > 5000, "more than an empty page"

@@ -51,9 +51,8 @@ def desk_command(
     with opened(desk, ledger) as found:
 
         def tell(url: str) -> None:
-            print_result(
-                {"url": url}, [url] if quiet else [f"Open {url}", "Ctrl-C ends it."], as_json=json_, quiet=False
-            )
+            lines = [f"Open {url}", "Ctrl-C ends it."] if not quiet else [] if json_ else [url]
+            print_result({"url": url}, lines, as_json=json_, quiet=False)
 
         with suppress(KeyboardInterrupt):
             serve_page(found, PageSettings(signer, pinned, settings, actor or ""), port=port, told=tell)

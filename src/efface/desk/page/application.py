@@ -53,6 +53,7 @@ def create_page(
     routes = [
         Route("/", pages.inbox),
         Route("/static/{name}", _file),
+        Route("/favicon.ico", _no_icon),
         Route("/models", pages.models),
         Route("/models/{name}", pages.model),
         Route("/ledger", pages.ledger),
@@ -101,6 +102,10 @@ def _back(request: Request) -> str:
     """Where to go on from an error: the page of the request, if it was about one."""
     id_ = request.path_params.get("id")
     return f"/requests/{id_}" if id_ and request.method == "POST" else "/"
+
+
+def _no_icon(request: Request) -> Response:
+    return Response(status_code=204)
 
 
 def _file(request: Request) -> Response:
