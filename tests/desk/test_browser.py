@@ -27,8 +27,9 @@ browser = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed
 def address(desk, ids, url, tmp_path) -> Iterator[str]:
     """The address of a page in a process of its own."""
     desk.add("R1", ids[:3], asked_by="A. <b>Smith</b>")
+    words = ["desk", "--desk", str(tmp_path / "desk"), "--ledger", url, "--json", "--quiet"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "efface", "desk", "--desk", str(tmp_path / "desk"), "--ledger", url, "--json", "--quiet"],
+        [sys.executable, "-m", "efface", *words],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
