@@ -14,6 +14,7 @@ import contextlib
 import csv
 import io
 import json
+import os
 import shutil
 import sys
 from collections import Counter
@@ -171,7 +172,8 @@ def main(
     original = pretrain(HOME, draw(HOME), epochs)
     key = HOME / "release.pem"
     call("keys", "new", key)
-    common = ["--desk", HOME / "desk", "--actor", "ops", *(["--ledger", ledger] if ledger else [])]
+    common = ["--desk", HOME / "desk", *(["--ledger", ledger] if ledger else [])]
+    os.environ["EFFACE_ACTOR"] = "ops"
     call("request", "model", original, *common)
     first, runs = 1, []
     for number, asked in enumerate(WEEKS[:weeks]):

@@ -193,6 +193,38 @@ def test_references_trained_on_the_forgotten_go(home, key):
         assert ("average", "removed") in outcomes(erased) and not (home / "models" / "ema.safetensors").exists()
 
 
+def test_oracles_of_earlier_audits_are_found_by_themselves(home, key):
+    signer, ids = load_signer(key), retained(home)
+    (home / "ids.txt").write_text("\n".join(ids[:6]))
+    asked = {"forget": str(home / "ids.txt"), "method": "retrain", "seed": 1, "device": "cpu"}
+    train.unlearn_run(home / "original", home / "oracle", asked)
+    with open_desk(home / "desk") as desk:
+        desk.add_model("main", home / "original")
+        answer(desk, "R1", ids[:6], signer, oracles=[str(home / "oracle")])
+        answer(desk, "R2", ids[6:12], signer)
+        found = {one.place: (one.kind, one.outcome, one.count) for one in desk.erase("R2", dry_run=True)}
+        assert found[str(home / "oracle")] == ("checkpoint", "listed", 6)
+        found = {one.place: one.outcome for one in desk.erase("R2", remove_models=True)}
+        assert found[str(home / "oracle")] == "removed" and not (home / "oracle").exists()
+
+
+def test_of_a_withdrawn_request_only_its_own_files_go(home):
+    ids = retained(home)
+    with open_desk(home / "desk") as desk:
+        desk.add_model("main", home / "original")
+        desk.add("R1", ids[:6])
+        desk.plan(["R1"], QUICK)
+        folder = Path(desk.run(["R1"]).batch.folder)
+        desk.withdraw("R1", "they changed their mind")
+        split = (home / "original" / "split.json").read_bytes()
+        erased = desk.erase("R1", destroy_key=True)
+        assert outcomes(erased) == {
+            ("unused run", "removed"), ("list of ids", "removed"), ("forget list", "removed"), ("key", "removed"),
+        }  # fmt: skip
+        assert not folder.exists() and (home / "original" / "split.json").read_bytes() == split
+        assert desk.verify().valid and desk.replay() == []
+
+
 def test_a_run_without_a_desk(home, key):
     ids, run = retained(home), home / "one"
     (home / "ids.txt").write_text("\n".join(ids[:6]))

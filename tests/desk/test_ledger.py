@@ -77,6 +77,19 @@ def test_private_files_can_be_read_by_their_owner_only(desk, ids):
         desk.private.key("R1")
 
 
+@pytest.mark.parametrize("cut", ["replace", "open", "unlink"])
+def test_a_key_whose_destruction_was_cut_is_gone_and_then_destroyed(desk, ids, monkeypatch, cut):
+    desk.add("R1", ids[:2])
+    secret = desk.private.key("R1")
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open" if cut == "open" else f"pathlib.Path.{cut}", lambda *words: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            desk.private.destroy_key("R1")
+    assert desk.private.key("R1") == (secret if cut == "replace" else None)
+    assert desk.private.destroy_key("R1") and not desk.private.destroy_key("R1")
+    assert list((desk.home / "keys").iterdir()) == []
+
+
 @BOTH
 def test_with_its_key_destroyed_no_dictionary_finds_an_id_and_the_chain_is_whole(desk, ids):
     desk.add("R1", ids[:7])

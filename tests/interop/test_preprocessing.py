@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from efface.runs.embed import embed_checkpoint
+from efface.runs.model_description import describe_model
 
 SHAPES = ((40, 60), (61, 37), (33, 33), (50, 90), (44, 38))
 LARGEST = 1e-4
@@ -74,6 +75,29 @@ def test_timm_training_script(pictures: Path, tmp_path: Path) -> None:
     net.reset_classifier(0)
     theirs = net(torch.stack([transform(image) for image in opened(pictures)]))
     assert compare(tmp_path / "last.pth.tar", pictures, tmp_path, theirs) < LARGEST
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_init_prints_the_difference_to_the_library(pictures: Path, tmp_path: Path, turned: bool) -> None:
+    import timm
+
+    torch.manual_seed(0)
+    net = timm.create_model("resnet18", num_classes=3).eval()
+    net.pretrained_cfg |= {"input_size": (3, 32, 32), "crop_pct": 0.9}
+    timm.models.save_for_hf(net, tmp_path / "model", model_config={"num_classes": 3})
+    for number in range(12):
+        home = tmp_path / "data" / "abc"[number % 3]
+        home.mkdir(parents=True, exist_ok=True)
+        exif = Image.Exif()
+        exif[0x0112] = 6 if turned else 1
+        Image.open(pictures / f"{number % 5}.png").save(home / f"{number}.png", exif=exif)
+    data = {"source": str(tmp_path / "data"), "cache": str(tmp_path / "cache")}
+    split = {"train": 6, "valid": 2, "holdout": 2, "test": 2}
+    made = describe_model(tmp_path / "model", tmp_path / "model.yaml", {"data": data, "split": split, "device": "cpu"})
+    found = next(one for one in made.checks if one.topic == "library")
+    assert "largest difference of a feature to timm's own" in found.note
+    assert found.word == ("undecided" if turned else "passed")
+    assert ("orientation=stored" in found.remedy) == turned
 
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}

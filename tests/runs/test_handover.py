@@ -191,3 +191,13 @@ def test_what_cannot_be_converted_is_refused(tmp_path: Path, classifier: Path) -
     assert not (tmp_path / "out").exists()
     with pytest.raises(EffaceError, match="Its name ends in"):
         convert_run(classifier, tmp_path / "out.txt", {"layout": "plain"})
+
+
+@pytest.mark.parametrize("marker", [{"unlearned": 5, "requests": 1}, {"unlearned": "0" * 64, "requests": "x"}])
+def test_a_damaged_marker_is_refused(chain: list[Path], tmp_path: Path, marker: dict) -> None:
+    file = find_handed_back(chain[0])
+    assert file is not None
+    content = torch.load(file, weights_only=False)
+    torch.save({**content, "efface": marker}, tmp_path / file.name)
+    with pytest.raises(EffaceError, match="marker of an unlearned checkpoint"):
+        read_marker(tmp_path / file.name, read_foreign(tmp_path / file.name).meta)

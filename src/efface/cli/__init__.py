@@ -18,6 +18,7 @@ import typer
 from efface.cli.audit import audit_command, report_command
 from efface.cli.bench import bench_command
 from efface.cli.convert import convert_command
+from efface.cli.desk import desk_command
 from efface.cli.embed import compat_command, embed_command
 from efface.cli.erase import erase_command
 from efface.cli.export import export
@@ -59,6 +60,7 @@ VERBS: tuple[Callable[..., None], ...] = (
     sign_command,
     verify_command,
     erase_command,
+    desk_command,
     relearn_command,
     bench_command,
     inspect_command,

@@ -177,14 +177,20 @@ def commit(secret: bytes, content: str) -> str:
 
 
 def _destroy(path: Path) -> bool:
-    """Overwrite a file with zeros and remove it; returns whether there was one."""
+    """Overwrite a file with zeros and remove it; returns whether there was one.
+
+    It is renamed first, so that nobody reads zeros; what a cut left under that name is removed by the next call.
+    """
+    going = path.with_name(f".{path.name}.going")
+    if path.exists():
+        path.replace(going)
     try:
-        size = path.stat().st_size
+        size = going.stat().st_size
     except FileNotFoundError:
         return False
-    with open(path, "r+b") as file:
+    with open(going, "r+b") as file:
         file.write(b"\0" * size)
         file.flush()
         os.fsync(file.fileno())
-    path.unlink()
+    going.unlink()
     return True

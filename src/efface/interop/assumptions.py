@@ -7,7 +7,8 @@ has failed if another is better by more than chance:
     head or votes     mean gain >= 0.02 and > 3 standard errors, paired over images
     drift             that of the alternative is below a fifth, and the one in use above 0.1
 
-What differs by less is not told apart here, and then makes little difference.
+Neighbors alone do not overrule a first layer that fits: that is said, and not refused. What differs by less is not told
+apart here, and then makes little difference.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import hashlib
 import hmac
 import json
 import secrets
+import shutil
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 
 from efface.errors import EffaceError
-from efface.files import read_json, write_text
+from efface.files import atomic_path, read_json, write_text
 from efface.interop.containers import TorchFile, open_container, weights_file
 from efface.interop.safe_load import UntrustedPickleError, is_archive
 from efface.schema import FirstFormat, HexDigest, StoredModel, Tally, parse_record
@@ -43,6 +44,13 @@ class ForgottenList(StoredModel):
     requests: Tally
     salt: HexDigest
     forgotten: tuple[HexDigest, ...]
+
+
+class InnerMarker(StoredModel):
+    """What the file itself says."""
+
+    unlearned: HexDigest
+    requests: Tally
 
 
 @dataclass(frozen=True)
@@ -108,31 +116,32 @@ def read_marker(path: Path, meta: Any) -> UnlearnedMarker | None:
     if list_path(path).is_file():
         stored = read_json(list_path(path), "list of forgotten examples", remedy=LIST_REMEDY)
         listed = parse_record(ForgottenList, stored, list_path(path), "list of forgotten examples", LIST_REMEDY)
-    inside = _read_inside(meta)
+    inside = _read_inside(path, meta)
     if inside is None:
         return None if listed is None else UnlearnedMarker(listed.model, listed.requests, listed)
-    model, requests = str(inside.get("unlearned", "")), int(inside.get("requests", 1))
-    if listed is not None and listed.model != model:
+    if listed is not None and listed.model != inside.unlearned:
         raise EffaceError(
             f"{list_path(path)} is the list of another checkpoint than {path.name}.",
-            f"It names the weights {listed.model[:16]}, and the file {model[:16]}.",
+            f"It names the weights {listed.model[:16]}, and the file {inside.unlearned[:16]}.",
             "Restore both from the same run folder's foreign/.",
         )
-    return UnlearnedMarker(model, requests, listed)
+    return UnlearnedMarker(inside.unlearned, inside.requests, listed)
 
 
 def _keyed(salt: bytes, key: str) -> str:
     return hmac.new(salt, key.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()
 
 
-def _read_inside(meta: Any) -> dict[str, Any] | None:
+def _read_inside(path: Path, meta: Any) -> InnerMarker | None:
     found = meta.get(ENTRY) if isinstance(meta, dict) else None
     if isinstance(found, str):
         try:
             found = json.loads(found)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
-    return found if isinstance(found, dict) and "unlearned" in found else None
+    if not isinstance(found, dict) or "unlearned" not in found:
+        return None
+    return parse_record(InnerMarker, found, path, "marker of an unlearned checkpoint", "Fetch the file again.")
 
 
 def _mark_inside(path: Path, marker: dict[str, Any]) -> bool:
@@ -160,10 +169,10 @@ def _mark_inside(path: Path, marker: dict[str, Any]) -> bool:
 
 def _mark_safetensors(file: Path, marker: dict[str, Any]) -> None:
     """Put the marker into the metadata of the header; the tensors stay where they are, behind it."""
-    with file.open("rb") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-        header, rest = json.loads(stream.read(size)), stream.read()
-    metadata = {**header.get("__metadata__", {}), ENTRY: json.dumps(marker)}
-    text = json.dumps({"__metadata__": metadata, **{k: v for k, v in header.items() if k != "__metadata__"}}).encode()
-    text += b" " * (-len(text) % 8)
-    file.write_bytes(len(text).to_bytes(8, "little") + text + rest)
+    with atomic_path(file) as fresh, file.open("rb") as stream, fresh.open("wb") as marked:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        metadata = {**header.pop("__metadata__", {}), ENTRY: json.dumps(marker)}
+        text = json.dumps({"__metadata__": metadata, **header}).encode()
+        text += b" " * (-len(text) % 8)
+        marked.write(len(text).to_bytes(8, "little") + text)
+        shutil.copyfileobj(stream, marked)

@@ -27,7 +27,7 @@ from efface.auditing.verdict import Criteria, Verdict
 from efface.data.dataset import Data
 from efface.data.split import Split
 from efface.errors import EffaceError
-from efface.files import META, file_digest, write_text
+from efface.files import file_digest, write_text
 from efface.reporting.environment import Environment
 from efface.reporting.facts import (
     CheckpointFacts,
@@ -39,7 +39,7 @@ from efface.reporting.facts import (
     SplitFacts,
 )
 from efface.reporting.page import render_report, report_name
-from efface.reporting.record import HANDED_BACK, RECORD, Record, json_digest
+from efface.reporting.record import DESCRIPTIONS, HANDED_BACK, RECORD, Record, json_digest
 from efface.reporting.redaction import KEY_FILE, read_key
 from efface.reporting.translation import ENGLISH
 from efface.training.history import SearchHistory, StoppingResult, from_dict
@@ -199,12 +199,9 @@ def write_evidence(
 
 
 def list_handed_back(run: Path) -> list[str]:
-    """The files of a run that were written in another library's layout, which may be the deployed ones."""
-    try:
-        described = json.loads((run / META).read_text(encoding="utf-8")).get("handed_back") or {}
-    except (OSError, ValueError, AttributeError):
-        return []
-    return [name for name in described if name.startswith(HANDED_BACK)]
+    """The files of weights that a run wrote in another library's layout, one of which may be the deployed one."""
+    files = [path for path in sorted((run / HANDED_BACK).rglob("*")) if path.suffix not in DESCRIPTIONS]
+    return [path.relative_to(run).as_posix() for path in files if path.is_file()]
 
 
 def write_report(

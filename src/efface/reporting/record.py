@@ -45,6 +45,8 @@ UNKEYED = (".safetensors", ".npz", ".jsonl")
 
 HANDED_BACK = "foreign/"
 """Where the files in another library's layout are; they are weights, and their digests are plain."""
+DESCRIPTIONS = (".json", ".txt", ".md")
+"""Suffixes of files beside weights that hold none."""
 
 
 class Record(RecordModel):

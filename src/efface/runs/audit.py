@@ -141,9 +141,9 @@ def audit_run(
         progress.say(sentence)
     warnings = (*origin, *compared.claims, *extra.claims, *compared.notes, *residual)
     record = _build_record(compared, request, result, log, warnings, sequence)
-    record = record.model_copy(
-        update={"fixed_criteria": fixed, "bank": bank_facts(bank, known, divided=used_bank(subject.meta))}
-    )
+    facts = bank_facts(bank, known, divided=used_bank(subject.meta))
+    held = None if procedure is None else procedure.facts()
+    record = record.model_copy(update={"fixed_criteria": fixed, "bank": facts, "rehearsals": held})
     if out is not None:
         made = {"verb": "audit", "run": str(subject.folder.resolve()), "digest": subject.meta["digest"]}
         inputs = [run, original, references, bank, *oracles]

@@ -34,8 +34,6 @@ from efface.training.loop import Run
 
 FOREIGN = "foreign"
 """Folder of a run with the file in the layout of another library."""
-DESCRIPTIONS = (".json", ".txt", ".md")
-"""Suffixes of files beside weights that hold none."""
 
 
 @dataclass(frozen=True)

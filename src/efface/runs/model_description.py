@@ -29,6 +29,7 @@ from efface.interop.model_file import (
 from efface.runs.adoption import Adoption, check_adoption
 from efface.runs.data_at_hand import absolute_data
 from efface.runs.foreign import adopt_foreign, is_foreign
+from efface.runs.library_comparison import compare_with_library
 from efface.runs.ownership import require_apart
 from efface.runs.preprocessing import reads_pictures
 from efface.runs.requests import ForeignOptions, VerbRequest
@@ -116,7 +117,7 @@ def describe_model(
     progress.say(f"Reading {checkpoint}")
     one = adopt_foreign(checkpoint, request.as_settings(), request.seed, request.device)
     progress.say(f"Trying what is assumed on {len(one.sample())} training images")
-    checks = tuple(check_adoption(one)) if request.check else ()
+    checks = (*check_adoption(one), *compare_with_library(one)) if request.check else ()
     values = describe_values(one)
     content = ModelFile(
         format=1,

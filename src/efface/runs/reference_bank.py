@@ -177,7 +177,7 @@ def plan_bank(
     units_of(subject.data, split, unit)  # an error before anything is planned
     earlier = BankPlan.load(home).models if (home / BANK_PLAN).exists() else 0
     cost = start["cost"]["seconds"] if start.get("trained") else 0
-    return BankPlan(
+    plan = BankPlan(
         home,
         settings_now(subject.request, checks),
         settings,
@@ -190,6 +190,8 @@ def plan_bank(
         max(models, earlier),
         cost / 2 * settings["epochs"] / epochs if cost else None,
     )
+    plan.require_same()
+    return plan
 
 
 def _find_original(subject: OpenedRun) -> dict[str, Any]:
