@@ -160,7 +160,8 @@ def dress(original: Checkpoint, data: Data, split: Split, steps: int = 300) -> A
     forget, unseen, bank = (embed_views(original, data, rows, count, 1) for rows, count in parts)
     found = [dressing_scale(*spaces, steps) for spaces in zip(forget, unseen, bank, strict=True)]
     body: Any = model.backbone
-    block, head = getattr(body, body.layers[-1])[-1], [m for m in model.head.modules() if hasattr(m, "in_features")]
+    block = getattr(body, body.layers[-1])[-1]
+    head: list[Any] = [m for m in model.head.modules() if hasattr(m, "in_features")]
     with torch.no_grad():
         for norm in (block.bn2, block.downsample[1]):
             norm.weight *= found[0]

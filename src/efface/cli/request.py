@@ -170,7 +170,7 @@ def plan_command(
 ) -> None:
     """Find the examples of requests, and say what answering them at once takes. Nothing is trained.
 
-    Settings are those of `efface unlearn`; those of the audit follow `audit.`, as in `--set audit.watch.views=4`.
+    Settings are those of `efface unlearn`; for one of the audit, put `audit.` before its name.
     """
     settings = settings_of(
         config, set_, method=method, budget=budget, data=data, seed=seed, device=device,
