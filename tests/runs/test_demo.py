@@ -24,16 +24,18 @@ def small(monkeypatch):
             "recipe": regime["recipe"] | {"epochs": 2, "batch_size": 20, "backbone": {"width": 8, "stride": 1}},
         },
     )
+    monkeypatch.setattr(demo, "DEMO_BANK", {"models": 6, "share": 0.5})
+    monkeypatch.setattr(demo, "REHEARSED", dict.fromkeys(demo.DEMO_METHODS, 5))
 
 
 def test_it_shows_a_row_for_each_model_and_writes_its_reports(small, tmp_path):
     shown = demo.run_demo("digits", tmp_path / "d", device="cpu")
-    assert [row.model for row in shown.rows] == ["original", "retrained", "finetune", "gradient_constraint"]
-    assert all(set(row.membership) == {"backbone.margin", "projector.margin"} for row in shown.rows)
-    for method in demo.DEMO_METHODS:
+    assert [row.model for row in shown.rows] == ["original", "retrained", *demo.DEMO_METHODS]
+    assert all(set(row.membership) == {"backbone.margin", "projector.margin", "learned"} for row in shown.rows)
+    for method in ("retrained", *demo.DEMO_METHODS):
         assert (tmp_path / "d" / method / "report.html").exists()
     text = "\n".join(shown.lines())
-    assert "gradient_constraint" in text
+    assert "margin_matching" in text and "validated:" in text
     assert str(tmp_path / "d" / "finetune" / "report.html") in text
     assert json.loads((tmp_path / "d" / demo.DONE).read_text())["rows"][0]["model"] == "original"
     with pytest.raises(EffaceError, match="exists already"):
@@ -48,12 +50,15 @@ def test_an_interrupted_demo_resumes(small, tmp_path, monkeypatch):
         patch.setattr(audit, "audit_run", cut)
         with pytest.raises(KeyboardInterrupt):
             demo.run_demo("digits", tmp_path / "d", device="cpu")
+    made = {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "d").rglob("*") if path.suffix in (".npz", ".safetensors")
+    }
+    assert len(made) > 4 + 6 + 2 * 6
     said = []
-    progress = Progress(say=said.append)
-    demo.run_demo("digits", tmp_path / "d", device="cpu", progress=progress)
-    assert [line for line in said if "kept" in line] == [
-        f"{name}: kept from before" for name in ("original", "retrained", "finetune", "gradient_constraint")
-    ]
+    demo.run_demo("digits", tmp_path / "d", device="cpu", progress=Progress(say=said.append))
+    assert "original: kept from before" in said
+    kept = {path for path, when in made.items() if path.stat().st_mtime_ns == when}
+    assert {path.name for path in made.keys() - kept} <= {"bank.npz"}  # joined again from its models' files
 
 
 def test_force_starts_again_but_deletes_only_folders_of_a_demo(small, tmp_path):
