@@ -29,7 +29,7 @@ FORMS = (
     "/add", "/verify", "/ledger", "/work/stop",
     *(f"/requests/R1/{one}" for one in ("plan", "run", "release", "discard", "refuse", "withdraw", "look", "erase")),
 )  # fmt: skip
-HOSTILE = "<script>alert(1)</script>\"'&{{ 7*7 }}"
+HOSTILE = "<script>alert(1)</script>\"'&{{ 7777777*7 }}"
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_what_people_wrote_is_shown_and_not_run(user, desk, ids):
     user.send("/requests/R1/refuse", reason=HOSTILE.replace("script", "img"))
     for path in ("/requests/R1", "/requests/%3Cscript%3E", "/?show=all&search=%3Cscript%3E%22", "/?show=%3Cscript%3E"):
         page = user.client.get(path).text
-        assert "<script" not in page and "<img" not in page and "49" not in words(page).replace("2049", "")
+        assert "<script" not in page and "<img" not in page and "54444439" not in page
     assert HOSTILE in words(user.get("/requests/R1").replace("&lt;", "&amp;lt;").replace("&gt;", "&amp;gt;")).replace(
         "&lt;", "<"
     ).replace("&gt;", ">")
