@@ -16,7 +16,8 @@ from efface.training.networks.text import TextEncoder
 from efface.training.objectives import Barlow, Byol, Clip, CrossEntropy, Moco, SimClr, SimSiam, VicReg
 from efface.training.optim import Optim
 from efface.training.recipe import Recipe
-from efface.unlearning.protocol import MethodInputs
+from efface.unlearning.protocol import MethodInputs, Needs
+from efface.unlearning.targets import MarginTargets
 
 CLASSES, SIDE = 3, 8
 SMALL: dict[str, Any] = {
@@ -93,7 +94,12 @@ def parts(
 
 def given(method: Any, parts: dict[str, Subset], recipe: Recipe | None = None) -> MethodInputs:
     """Build the inputs of a method: the subsets that it needs, and the recipe."""
-    return MethodInputs(method.needs, parts, recipe)
+    targets = None
+    if Needs.TARGETS in method.needs:
+        ids = parts["forget"].ids
+        margins = {space: torch.linspace(-0.1, 0.1, len(ids)) for space in ("backbone", "output")}
+        targets = MarginTargets(ids, margins, "0" * 64, 0.1)
+    return MethodInputs(method.needs, parts, recipe, margin_targets=targets)
 
 
 def linear_softmax(seed: int = 0) -> Model:

@@ -58,7 +58,7 @@ def test_an_interrupted_demo_resumes(small, tmp_path, monkeypatch):
     demo.run_demo("digits", tmp_path / "d", device="cpu", progress=Progress(say=said.append))
     assert "original: kept from before" in said
     kept = {path for path, when in made.items() if path.stat().st_mtime_ns == when}
-    assert {path.name for path in made.keys() - kept} <= {"bank.npz"}  # joined again from its models' files
+    assert {path.name for path in made.keys() - kept} <= {"bank.npz", "identity.npz"}  # written again with the plans
 
 
 def test_force_starts_again_but_deletes_only_folders_of_a_demo(small, tmp_path):

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from efface import api
 from efface.auditing.observers.observe import ObservationSettings, observe_model
 from efface.errors import EffaceError
-from efface.interop.architecture import OPEN_CLIP, guess_architecture, read_text_tower
+from efface.interop.architecture import guess_architecture, read_text_tower
 from efface.interop.checkpoint_file import read_foreign
 from efface.interop.layouts import Role
 from efface.interop.load import load_checkpoint
@@ -28,6 +28,8 @@ from efface.training.objectives import Clip
 from tests import tiny
 from tests.adoption import SPLIT, drawn
 
+OPEN_CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+"""Mean and standard deviation of open_clip's models."""
 open_clip = pytest.importorskip("open_clip", reason="the extra clip is not installed")
 VISION = {"image_size": 8, "layers": 1, "width": 16, "head_width": 8, "patch_size": 4}
 TEXT = {"context_length": 8, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1}

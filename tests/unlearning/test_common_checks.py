@@ -212,12 +212,14 @@ def test_the_run_counts_what_it_cost(method):
 def test_defaults_cost_at_most_a_twentieth_of_the_oracle_s_steps(method):
     """100 epochs of 2 steps; gradient_ascent and scrub also count passes over the few forgotten examples.
 
-    margin_matching may take a tenth of the steps of retraining if those are as few as here.
+    margin_matching and reference_matching may take a tenth of the steps of retraining if those are as few as here, and
+    contrastive_unlearning makes passes over F, however few steps retraining took.
     """
+    most = {"margin_matching": 0.1, "reference_matching": 0.1, "contrastive_unlearning": 0.15}.get(method, 0.05)
     chosen, run = METHODS[method](), Run()
     recipe = recipe_for(chosen, HOME[method], epochs=100, batch_size=30)
     chosen.unlearn(recipe.start(11), tiny.given(chosen, data(), recipe), run)
-    assert run.training_cost.steps - 2 * (method == "scrub") <= (0.1 if method == "margin_matching" else 0.05) * 100 * 2
+    assert run.training_cost.steps - 2 * (method == "scrub") <= most * 100 * 2
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))

@@ -392,9 +392,9 @@ def _check_retained(
             continue
         raw = [Rehearsal(one.observed) for one in rehearsals]
         other = "spare" if all(one.observed.count("spare") for one in rehearsals) else "holdout"
-        seen = stats.placements(
-            Rehearsal(before.observed).scores("retain", name), Rehearsal(before.observed).scores(other, name)
-        )
+        plain = Rehearsal(before.observed)
+        kept = "retain" if signals.has_signal(before.observed, "retain", name) else "forget"  # the original saw both
+        seen = stats.placements(plain.scores(kept, name), plain.scores(other, name))
         if stats.one_sided_p_values(*seen, 0.5 + delta)[0] >= alpha:
             continue
         now = pool_placements(raw, name, "retain", other)

@@ -174,8 +174,10 @@ def _read_open_clip(content: Mapping[str, Any], source: str) -> StatedPreprocess
 
 def _read_transformers(content: Mapping[str, Any], source: str) -> StatedPreprocessing | None:
     kind = str(content.get("image_processor_type") or content.get("feature_extractor_type") or "")
-    if not kind and not {"size", "image_mean", "do_resize"} & content.keys():
+    if not kind and not {"size", "image_mean", "do_resize", "do_normalize"} & content.keys():
         return None
+    if not kind and not {"size", "do_resize"} & content.keys():
+        content = {**content, "do_resize": False}  # it says nothing about sizes
     fast = kind.endswith("Fast") or (not kind.endswith("Pil") and _transformers_version() >= FAST_SINCE)
     found = read_transformers(content, source, fast=fast)
     if not fast or kind.endswith("Fast"):
