@@ -12,17 +12,18 @@ import pytest
 from efface.errors import EffaceError
 from efface.tasks import Task, TaskOutcome, run_tasks
 from tests.tasks import work
-from tests.tasks.clusters import alive, start_caller, wait_until
+from tests.tasks.clusters import PYTHON, alive, start_caller, wait_until
 
 ON = "slurm:any?cluster=local"
 
 
 @pytest.fixture(autouse=True)
 def results_are_there_at_once(monkeypatch):
-    """Do not wait as long for the result of a killed job as network storage needs."""
+    """Do not wait as long for the result of a killed job as network storage needs; jobs find the package of tests."""
     from submitit.core.core import Job
 
     monkeypatch.setattr(Job, "_results_timeout_s", 0.5)
+    monkeypatch.setenv("PYTHONPATH", PYTHON["PYTHONPATH"])
 
 
 def test_errors_deaths_and_surroundings_are_as_on_this_machine(tmp_path):
