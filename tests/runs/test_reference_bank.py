@@ -95,15 +95,39 @@ def test_a_bank_that_does_not_belong_is_refused(home, tmp_path, harm):
         audit.audit_run(home / "tuned", settings, bank=bank)
 
 
-def test_rehearsals_are_resumed_found_and_reused(home, efface):
+@pytest.fixture(scope="module")
+def rehearsed(home):
+    """Finished rehearsals of the fine-tuned run, beside its original."""
     plan = rehearsals.plan_rehearsals(home / "tuned", requests=5, watch=_watch())
+    words = ["--requests", 5, "--set", "watch.views=3", "--jobs", 1, "--device", "cpu", "--quiet"]
+    assert call("rehearse", home / "tuned", *words) == 0
+    return plan
+
+
+def test_rehearsals_are_resumed(home, tmp_path, efface):
+    plan = rehearsals.plan_rehearsals(home / "tuned", tmp_path / "r", requests=5, watch=_watch())
     rehearsals.write_rehearsal_plan(home / "tuned", plan)
     rehearsals.make_rehearsal(plan.home, "rehearsal-002", "cpu")
     assert len(plan.left()) == 5
-    code, _, _ = efface(
-        "rehearse", home / "tuned", "--requests", 5, "--set", "watch.views=3", "--jobs", 1, "--device", "cpu", "--quiet"
-    )
+    words = [
+        "--requests",
+        5,
+        "--set",
+        "watch.views=3",
+        "--jobs",
+        1,
+        "--device",
+        "cpu",
+        "--quiet",
+        "--out",
+        tmp_path / "r",
+    ]
+    code, _, _ = efface("rehearse", home / "tuned", *words)
     assert code == 0 and plan.left() == []
+
+
+def test_rehearsals_are_found_and_reused(home, rehearsed):
+    assert rehearsed.left() == []
     judged = audit.audit_run(home / "tuned", WATCH)
     held = judged.verdict.rehearsed
     assert held is not None and (held.requests, held.examples) == (5, 30)
@@ -111,8 +135,8 @@ def test_rehearsals_are_resumed_found_and_reused(home, efface):
     audit.report_run(home / "tuned")
 
 
-def test_rehearsals_take_nothing_of_the_real_request(home):
-    plan = rehearsals.plan_rehearsals(home / "tuned", requests=5, watch=_watch())
+def test_rehearsals_take_nothing_of_the_real_request(home, rehearsed):
+    plan = rehearsed
     own = set(json.loads((home / "tuned" / "split.json").read_text())["parts"]["forget"])
     from efface.auditing.observations import Observations
 
@@ -127,16 +151,16 @@ def test_rehearsals_take_nothing_of_the_real_request(home):
         assert not own & set(stored.of("retain", "keys").tolist())
 
 
-def test_rehearsals_of_another_procedure_are_refused(home, tmp_path):
+def test_rehearsals_of_another_procedure_are_refused(home, tmp_path, rehearsed):
     words = ["--forget", "@random:6", "--method", "finetune", "--set", "method.epochs=2", "--quiet"]
     assert call("unlearn", home / "original", *words, "--out", tmp_path / "longer") == 0
-    plan = rehearsals.plan_rehearsals(home / "tuned", requests=5, watch=_watch())
+    plan = rehearsed
     with pytest.raises(EffaceError, match=r"does not stand for this request: another .*method"):
         audit.audit_run(tmp_path / "longer", WATCH, original=home / "original", rehearsals=plan.home)
 
 
-def test_a_damaged_rehearsal_is_named(home, tmp_path):
-    plan = rehearsals.plan_rehearsals(home / "tuned", requests=5, watch=_watch())
+def test_a_damaged_rehearsal_is_named(home, tmp_path, rehearsed):
+    plan = rehearsed
     copied = tmp_path / "copied"
     shutil.copytree(plan.home, copied)
     file = next(copied.glob("rehearsal-001-*.npz"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
+from efface.auditing.observations import arrays_digest
 from efface.auditing.reference_bank import ReferenceBank
 from efface.errors import EffaceError
 from efface.files import atomic_path
@@ -137,21 +137,12 @@ def load_bank(path: Path) -> ReferenceBank:
     return ReferenceBank(held.original, held.keys, held.trained, held.inside, held.scores, held.valid, held.meta)
 
 
-def _digest(original: str, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> str:
-    sha = hashlib.sha256(json.dumps([original, dict(meta)], sort_keys=True).encode())
-    for name in sorted(arrays):
-        value = arrays[name]
-        sha.update(f"{name}:{value.dtype.str}:{value.shape};".encode())
-        sha.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
-    return sha.hexdigest()
-
-
 def _save(path: Path, held: StoredScores) -> None:
     arrays = held.arrays()
     header = {
         "format": BANK_FORMAT,
         "original": held.original,
-        "digest": _digest(held.original, arrays, held.meta),
+        "digest": arrays_digest([held.original, dict(held.meta)], arrays),
         "models": len(held.inside),
         "meta": dict(held.meta),
         "signals": list(held.scores),
@@ -172,7 +163,7 @@ def _load(path: Path) -> StoredScores:
         why = f"It is damaged, or another kind of file: {error}"
         raise EffaceError(f"{path} cannot be read as a {WHAT}.", why, BANK_REMEDY) from error
     stored = parse_record(StoredBankHeader, header, f"{path} (__header__)", f"header of a {WHAT}", BANK_REMEDY)
-    if _digest(stored.original, arrays, stored.meta) != stored.digest:
+    if arrays_digest([stored.original, dict(stored.meta)], arrays) != stored.digest:
         raise EffaceError(
             f"{path} is not the {WHAT} that was made.",
             "It was edited: its content does not match its digest.",

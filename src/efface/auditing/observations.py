@@ -30,7 +30,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -44,6 +44,16 @@ from efface.schema import Count, Name, Positive, StoredModel, parse_record
 OBSERVED_PARTS = ("forget", "retain", "holdout", "spare", "test", "valid", "control")
 OBSERVATIONS_FORMAT = 2
 """Version of the file. Files of format 1 have no digest of their content: nothing tells whether they were edited."""
+
+
+def arrays_digest(head: Sequence[Any], arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of a JSON head and of the names, types, shapes and bytes of arrays."""
+    sha = hashlib.sha256(json.dumps(list(head), sort_keys=True).encode())
+    for name in sorted(arrays):
+        value = arrays[name]
+        sha.update(f"{name}:{value.dtype.str}:{value.shape};".encode())
+        sha.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+    return sha.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,12 +101,7 @@ class Observations:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of everything: names, types, shapes and bytes of the arrays, and how they were made."""
-        sha = hashlib.sha256(json.dumps([self.model, self.split, self.meta], sort_keys=True).encode())
-        for name in sorted(self.arrays):
-            value = self.arrays[name]
-            sha.update(f"{name}:{value.dtype.str}:{value.shape};".encode())
-            sha.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
-        return sha.hexdigest()
+        return arrays_digest([self.model, self.split, self.meta], self.arrays)
 
     def save(self, path: Path) -> None:
         """Write the observations to ``path`` as ``.npz`` (uncompressed, one array at a time).

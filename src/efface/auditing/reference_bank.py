@@ -146,23 +146,18 @@ class ReferenceBank:
         """
         found: list[dict[str, np.ndarray]] = [{} for _ in range(self.models // 2)]
         for part in OBSERVED_PARTS:
-            if not observed.count(part):
-                continue
+            if part in ("test", "valid") or not observed.count(part):
+                continue  # no audit scores them
             keys = observed.of(part, "keys")
-            rows = self.positions(keys) if part not in ("test", "valid") else None
-            if rows is None:
-                continue
-            for signal, values in self._stored(rows):
-                for one, scores in zip(found, values, strict=True):
+            rows = self.positions(keys)
+            for signal in self.scores:
+                for one, scores in zip(found, self.out_scores(signal)[:, rows], strict=True):
                     one[f"{part}/keys"] = keys
                     one[f"{part}/score.{signal}"] = scores
         return tuple(
             Observations(f"out-{number}-{self.digest}", observed.split, arrays, {"spaces": list(observed.spaces)})
             for number, arrays in enumerate(found)
         )
-
-    def _stored(self, rows: np.ndarray) -> list[tuple[str, np.ndarray]]:
-        return [(signal, self.out_scores(signal)[:, rows]) for signal in self.scores]
 
     def targets(self, keys: Sequence[str] | np.ndarray, signal: str) -> np.ndarray:
         """Mean score of examples in the models that never saw them, less the mean of ``valid`` there, float64 [m].

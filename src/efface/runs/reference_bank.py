@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -439,11 +438,3 @@ def summarize_bank(plan: BankPlan, jobs: int | None = None) -> tuple[dict[str, A
     elif left:
         lines.append("The time of the rest cannot be estimated: the cost of the original was not recorded.")
     return result, lines
-
-
-def remove_weights(plan: BankPlan) -> None:
-    """Remove run folders of finished models that a killed process left."""
-    for model in range(plan.models):
-        folder = plan.home / plan.file_of(model).stem
-        if plan.file_of(model).exists() and (folder / META).exists():
-            shutil.rmtree(folder)
