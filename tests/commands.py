@@ -13,6 +13,8 @@ TINY = [
     "--set", "recipe.backbone={width: 8, stride: 1}", "--set", "recipe.batch_size=20", "--set", "recipe.epochs=2",
 ]  # fmt: skip
 """Settings of `pretrain` under which digits take a second."""
+JUDGED = (0, 3, 4, 5)
+"""Exit codes with which an audit, or a verb that ends with one, has done its work, whatever its verdict."""
 
 
 def call(*words: object) -> int:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from efface.files import EPOCH
 from efface.reporting.record import Record
 from efface.runs.folder import failed_log_path, partial_path
-from tests.commands import TINY, refused
+from tests.commands import JUDGED, TINY, refused
 
 # ---- the main verbs ----
 
@@ -77,7 +77,7 @@ def test_unlearning_again_from_the_result_keeps_the_lineage(efface, made, tmp_pa
         efface("unlearn", made / "tuned", "--forget", "@random:5", "--method", "neggrad", "--out", tmp_path / "n")[0]
         == 0
     )
-    assert efface("audit", tmp_path / "n", "--quiet")[0] in (0, 3, 4)
+    assert efface("audit", tmp_path / "n", "--quiet")[0] in JUDGED
     record = Record.load(tmp_path / "n")
     assert len(record.lineage) == 3
     assert any("earlier request" in warning for warning in record.warnings)

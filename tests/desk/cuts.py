@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from tests import cuts
+from tests.commands import JUDGED
 from tests.cuts import CUT, CUTTER, perform
 
 PLAN = [
@@ -155,7 +156,7 @@ def try_job(job: dict[str, Any], words: list[str], home: Path) -> dict[str, Any]
     began = time.monotonic()
     code, said, total, _ = perform({"words": [words]}, work)
     took = time.monotonic() - began
-    if code not in (0, 3, 4):
+    if code not in JUDGED:
         return {"cuts": 0, "problems": [f"without a cut: exit code {code}: {said}"]}
     wanted, problems, done, cut = state(work), [], 0, 0
     draw = random.Random(job.get("seed", 0))
@@ -167,12 +168,12 @@ def try_job(job: dict[str, Any], words: list[str], home: Path) -> dict[str, Any]
         done += 1
         first, said, what = child(words, work, at, after)
         cut += first in (CUT, -signal.SIGKILL)
-        if first not in (CUT, -signal.SIGKILL, 0, 3, 4):
+        if first not in (CUT, -signal.SIGKILL, *JUDGED):
             problems.append(f"cut {at or after} ({what}): exit code {first}: {said[-1200:]}")
             continue
         ended, said, _ = child(words, work)
         finished = ended == 2 and any(one in said for one in FINISHED)
-        if ended not in (0, 3, 4) and not finished:
+        if ended not in JUDGED and not finished:
             problems.append(f"cut {at or after} ({what}): the same command then ends with {ended}: {said[-1200:]}")
             continue
         now = state(work)

@@ -21,7 +21,7 @@ from efface.runs.exact_runs import shard_of
 from efface.runs.train import pretrain_run, unlearn_run
 from efface.training.checkpoint import Checkpoint, read_meta
 from efface.training.kept_stages import STAGE_FOLDER, STAGE_INDEX
-from tests.commands import TINY, call
+from tests.commands import JUDGED, TINY, call
 
 SETTINGS = {
     "data": {"source": "digits", "limit": 300},
@@ -85,7 +85,7 @@ def test_embeddings_are_side_by_side_or_averaged(home, tmp_path):
 def test_the_audit_observes_the_joint_model(home, tmp_path, capsys):
     shutil.copytree(home / "original", tmp_path / "original")
     shutil.copytree(home / "deleted", tmp_path / "deleted")
-    assert call("audit", tmp_path / "deleted", "--set", "watch={views: 2, gradient: false}", "--quiet") in (0, 3, 4)
+    assert call("audit", tmp_path / "deleted", "--set", "watch={views: 2, gradient: false}", "--quiet") in JUDGED
     record = json.loads((tmp_path / "deleted" / "record.json").read_text())
     parts = {one["part"]: one["changed"] for one in record["changes"]}
     assert {"shard0", "shard1", "shard2"} <= set(parts)

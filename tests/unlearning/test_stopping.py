@@ -22,7 +22,7 @@ from efface.training.loop import Run
 from efface.unlearning import early_stopping
 from efface.unlearning.early_stopping import StoppingMonitor, StoppingRule, StopUnlearning
 from tests import tiny
-from tests.commands import call
+from tests.commands import JUDGED, call
 from tests.reference import stopping as reference
 
 CUTS = {"forget": (0, 12), "retain": (12, 40), "valid": (40, 60)}
@@ -304,7 +304,7 @@ def test_from_the_command_line_to_the_report(tmp_path, monkeypatch, capsys):
     assert call(*unlearn, "--set", "stop.looks=4", "--set", "method.epochs=2", "--quiet") == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["stopped"]["unseen"] == 60 and printed["method"]["stop"]["looks"] == 4
-    assert call("audit", "u", "--quiet", "--set", "watch.views=2") in (0, 3, 4)
+    assert call("audit", "u", "--quiet", "--set", "watch.views=2") in JUDGED
     page = (tmp_path / "u" / "report.html").read_text(encoding="utf-8")
     meta = json.loads((tmp_path / "u" / "meta.json").read_text(encoding="utf-8"))
     assert history.describe_stopping(history.from_dict(StoppingResult, meta["stopped"])) in page
