@@ -19,6 +19,7 @@ from efface.runs.binding import Binder, stored_file
 from efface.runs.run import Progress
 from efface.training.checkpoint import Checkpoint
 from efface.training.devices import resolve_device
+from efface.training.processes import current_world
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +47,8 @@ class AuditedModel:
 
         """
         checkpoint, path = self.load(), self.observations_file
-        if path.exists() and not binder.recheck:
+        world = current_world()
+        if world.agree(path.exists()) and not binder.recheck:
             stored = Observations.load(path)
             reason = binder.difference(stored, checkpoint.model.digest(), split)
             if not reason:
@@ -59,7 +61,7 @@ class AuditedModel:
         checkpoint = replace(checkpoint, recipe=replace(checkpoint.recipe, views=binder.views))
         observed = api.observe(checkpoint, binder.data, split, binder.watch, device=device)
         observed.meta.update(binder.facts(split))
-        if not (binder.keep and path.exists()):
+        if world.leads and not (binder.keep and path.exists()):
             self._keep(observed, progress)
         return observed
 
