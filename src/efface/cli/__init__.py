@@ -148,4 +148,4 @@ def main() -> None:
         raise
     if code == INTERRUPTED:
         write_message("\nInterrupted. The same command resumes from the last finished epoch.")
-    raise SystemExit(code or 0)
+    raise SystemExit(0 if launch.is_follower() and code != INTERRUPTED else code or 0)  # the first one's code counts

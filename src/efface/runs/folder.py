@@ -60,8 +60,8 @@ def create_run_folder(
     that diverged is moved to ``OUT.failed``: the same request would diverge again, and a changed one needs its place.
 
     What is replaced is renamed to ``OUT.replaced-XXXXXXXX`` only when the new folder is complete, and removed when that
-    is in place. Only one process at a time writes ``out``: of processes that compute together, the first one. The others
-    get an empty folder of their own, which is removed at the end.
+    is in place. Only one process at a time writes ``out``: of processes that compute together, the first one. The
+    others get a folder of their own, which is removed at the end.
 
     Args:
         out: The folder to write.
@@ -76,6 +76,8 @@ def create_run_folder(
 
     """
     with current_world().lead_into(_write_run_folder(Path(out), request, force, inputs, why_not_ours)) as folder:
+        if not current_world().leads:
+            write_text(folder / REQUEST, request)
         yield folder
 
 

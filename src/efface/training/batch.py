@@ -251,7 +251,7 @@ class Subset:
         return LazyImages([(source, torch.arange(len(rows)))], self.x.shape[1:], self.device)
 
     def _divided_view(self, clean: Tensor, generator: torch.Generator) -> Tensor:
-        """Make a view of which each process computes its rows, with the numbers that one process would draw for them."""
+        """Make a view of which each process computes its rows, with the numbers that one process would draw."""
         assert isinstance(clean, LazyImages)
         if not isinstance(self.augment, Views):  # it draws as it likes: all rows at once
             return self.augment(clean.whole(), generator)

@@ -1,9 +1,9 @@
 """Differentiable operations on rows that are divided among processes, and BatchNorm over the rows of all of them.
 
 What every process computes alike (a loss from all rows) has the same gradient everywhere. What a process computes on
-rows of its own has the gradient *times the number of processes*. So the mean over processes of a parameter's gradient is
-the gradient of one process, whether the parameter was used on own rows, on all rows, or on both: this is the mean that
-DistributedDataParallel takes. Gathering and dividing rows below keep this rule, also for second derivatives.
+rows of its own has the gradient *times the number of processes*. So the mean over processes of a parameter's gradient
+is the gradient of one process, whether the parameter was used on own rows, on all rows, or on both: this is the mean
+that DistributedDataParallel takes. Gathering and dividing rows below keep this rule, also for second derivatives.
 """
 
 from __future__ import annotations

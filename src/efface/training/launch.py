@@ -45,7 +45,7 @@ def is_follower() -> bool:
 
 
 def let_the_first_speak() -> None:
-    """Wait before an error is printed: if all processes have it, the first one says so, and the launcher ends this one."""
+    """Wait before an error is printed: if all have it, the first one says so, and the launcher ends this one."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     time.sleep(SECONDS_FOR_THE_FIRST)
 

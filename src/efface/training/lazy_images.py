@@ -1,8 +1,8 @@
 """Images of a batch that are decoded and augmented only where a process needs them.
 
-With several processes each one computes the network on some rows of a batch. :class:`LazyImages` is a tensor of all rows
-that knows how to make each of them: joining and selecting rows makes nothing, the network makes the rows of its own
-process, and any other operation makes all rows, so that every result is right whatever is done with the images.
+With several processes each one computes the network on some rows of a batch. :class:`LazyImages` is a tensor of all
+rows that knows how to make each of them: joining and selecting rows makes nothing, the network makes the rows of its
+own process, and any other operation makes all rows, so that every result is right whatever is done with the images.
 """
 
 from __future__ import annotations
@@ -106,9 +106,9 @@ class LazyImages(Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         """Join and select rows without making them; make all of them for anything else."""
         kwargs = kwargs or {}
-        if func is _ATEN.cat.default and args[1:] in ((), (0,)) and not kwargs:
-            if all(isinstance(one, LazyImages) for one in args[0]):
-                return args[0][0]._of([run for one in args[0] for run in one.runs])
+        joins = func is _ATEN.cat.default and args[1:] in ((), (0,)) and not kwargs
+        if joins and all(isinstance(one, LazyImages) for one in args[0]):
+            return args[0][0]._of([run for one in args[0] for run in one.runs])
         first = args[0] if args and isinstance(args[0], LazyImages) else None
         if first is not None and not kwargs:
             if func in (_ATEN.detach.default, _ATEN.alias.default):

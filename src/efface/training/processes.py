@@ -1,9 +1,9 @@
 """The processes that compute one model together: each on its own rows of every batch.
 
-A batch, its loss and all decisions are the same in every process. What is divided is the work on images: decoding, views
-and networks. :meth:`World.spread` runs a network on the rows of its process and gathers the results with their gradient;
-losses, queues and running means then see the whole batch, as in one process. So every objective and every method runs
-on several processes without knowing of them, and gives the same weights up to rounding.
+A batch, its loss and all decisions are the same in every process. What is divided is the work on images: decoding,
+views and networks. :meth:`World.spread` runs a network on the rows of its process and gathers the results with their
+gradient; losses, queues and running means then see the whole batch, as in one process. So every objective and every
+method runs on several processes without knowing of them, and gives the same weights up to rounding.
 
 In one process every call here is the identity.
 """
@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -188,7 +188,7 @@ class World:
 
     def _chunks(self, count: int) -> Parts:
         edges = bounds(count, self.size)
-        return [torch.arange(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+        return [torch.arange(a, b) for a, b in pairwise(edges)]
 
     def _take(self, x: Tensor | Sequence[str], parts: Parts) -> Any:
         rows = parts[self.rank]
