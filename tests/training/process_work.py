@@ -1,11 +1,11 @@
-"""What each process of tests/training/test_processes.py does: train, and write the weights of the first one.
+"""What tests/training/test_processes.py compares between one process and several.
 
-python -m tests.training.process_work OUT            one process
 torchrun --nproc-per-node 2 -m tests.training.process_work OUT
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import fields, replace
 from itertools import islice
@@ -13,16 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from efface import api
+from efface.data.dataset import Data
+from efface.data.split import partition, select_forget_set
+from efface.errors import EffaceError
+from efface.runs.folder import create_run_folder
 
 from efface.training.augment import Views
 from efface.training.batch import Subset
-from efface.training.loop import Run, train_steps
+from efface.training.checkpoint import Checkpoint, EpochStore
+from efface.training.loop import Run, fit, train_steps
 from efface.training.model import Model
 from efface.training.objectives import OBJECTIVES
 from efface.training.objectives.shared import ProjectorLayer
 from efface.training.optim import Optim
-from efface.training.processes import join_processes
+from efface.training.processes import current_world, join_processes
 from efface.unlearning.methods import METHODS
 from efface.unlearning.protocol import MethodInputs, task_loss
 from tests.tiny import CLASSES, SMALL, captions, images, recipe
@@ -90,10 +97,61 @@ def unlearn(method: str) -> tuple[Model, list[dict[str, Any]]]:
     return chosen.unlearn(model, MethodInputs(chosen.needs, parts, recipe(objective, epochs=20)), run), lines
 
 
-def main(out: Path) -> None:
-    """Do the work, and write what the first process has."""
-    torch.set_num_threads(1)
-    world = join_processes("cpu")
+def normalize(size: int) -> dict[str, Tensor]:
+    """BatchNorm in training on rows with large means: outputs, gradients and running statistics."""
+    torch.manual_seed(5)
+    x = (torch.randn(size, 4, 3, 3) * torch.tensor([1.0, 0.1, 5, 1]).view(1, 4, 1, 1) + 3).requires_grad_()
+    norm, weights = nn.BatchNorm2d(4), torch.randn(size, 4, 3, 3)
+    nn.init.normal_(norm.weight)
+    y = current_world().spread(norm, x)
+    (y * weights).sum().backward()
+    of_weight, of_bias = (current_world().average(norm.get_parameter(name).grad) for name in ("weight", "bias"))
+    return {"y": y.detach(), "x": x.grad, "weight": of_weight, "bias": of_bias, **norm.state_dict()}
+
+
+class Killed(Exception):
+    """Stands for the end of a process."""
+
+
+def resume(path: Path) -> tuple[Model, Model, bool]:
+    """Train three epochs at once, and with an interruption; whether this process wrote the file of the epochs."""
+
+    def interrupt(record: dict[str, Any]) -> None:
+        if record["step"] == 8:
+            raise Killed
+
+    settings, part = recipe("moco", epochs=3, batch_size=5), subsets()["forget"]
+    whole = fit(settings.start(2), part, settings, Run(seed=2))
+    with contextlib.suppress(Killed):
+        fit(settings.start(2), part, settings, Run(seed=2, log=interrupt, resume_store=EpochStore(path)))
+    return whole, fit(settings.start(2), part, settings, Run(seed=2, resume_store=EpochStore(path))), path.exists()
+
+
+def write_folder(out: Path) -> list[str]:
+    """Write a run folder, as every process does; then what happens if it exists already."""
+    with create_run_folder(out, "verb: none\n") as folder:
+        (folder / "log.jsonl").write_text(f"{current_world().rank}\n")
+        said = [folder.parent.name, (folder / "config.yaml").read_text()]
+    try:
+        with create_run_folder(out, "verb: none\n"):
+            said.append("written twice")
+    except EffaceError as error:
+        said.append(error.what)
+    return said
+
+
+def observe() -> dict[str, Any]:
+    """Observe a model on the parts of a split."""
+    x, y = images(120)
+    data = Data.from_arrays(x, y)
+    split = partition(data, train=40, valid=20, holdout=20, test=20, seed=0)
+    split = select_forget_set(split, data, "@random:9", 0)
+    model = recipe("simclr").start(0)
+    return dict(api.observe(Checkpoint(model, recipe("simclr")), data, split, device="cpu").arrays)
+
+
+def work(out: Path) -> dict[str, Any]:
+    """Everything that is compared between one process and several."""
     found: dict[str, Any] = {}
     for name in sorted(OBJECTIVES):
         model, lines = train_objective(name)
@@ -101,7 +159,20 @@ def main(out: Path) -> None:
     for name in METHOD_CASES:
         model, lines = unlearn(name)
         found[f"method/{name}"] = {"state": model.state_dict(), "log": lines}
-    torch.save(found, out / f"rank{world.rank}of{world.size}.pt")
+    world = current_world()
+    whole, resumed, wrote = resume(out / f"epoch{world.rank}of{world.size}.pt")
+    found["resume"] = {"whole": whole.state_dict(), "resumed": resumed.state_dict(), "wrote": wrote}
+    found["norm"] = {size: normalize(size) for size in (8, 7, 3, 1)}
+    found["folder"] = write_folder(out / f"run{world.size}")
+    found["observed"] = observe()
+    return found
+
+
+def main(out: Path) -> None:
+    """Do the work as one of several processes, and write what this one found."""
+    torch.set_num_threads(1)
+    world = join_processes("cpu")
+    torch.save(work(out), out / f"rank{world.rank}.pt")
 
 
 if __name__ == "__main__":
