@@ -20,7 +20,6 @@ from efface.data.dataset import Data
 from efface.data.split import partition, select_forget_set
 from efface.errors import EffaceError
 from efface.runs.folder import create_run_folder
-
 from efface.training.augment import Views
 from efface.training.batch import Subset
 from efface.training.checkpoint import Checkpoint, EpochStore

@@ -23,7 +23,7 @@ from efface.training.batch import Batch, Log, LossTerms, Subset
 from efface.training.model import Model
 from efface.training.optim import ScheduledOptimizer
 from efface.training.processes import World, current_world
-from efface.training.readings import READ_EVERY, StepReadings
+from efface.training.readings import StepReadings
 from efface.training.recipe import Recipe
 from efface.training.sharded_model import ShardedModel
 from efface.training.stages import Stage, plan_stages
@@ -179,9 +179,10 @@ def train_step(
     total = torch.stack([term.float().reshape(()) for term in result.terms.values()]).sum()
     record = {"step": run.training_cost.steps + 1, "phase": phase, "lr": optimizer.lr}
     try:
-        run.readings.add(record, result.terms, 1 if run.device.type == "cpu" else READ_EVERY)
+        run.readings.add(record, result.terms)
     except DivergenceError:
         optimizer.inner.zero_grad(set_to_none=True)
+        run.readings.log(run.log)
         raise
     run.world.backward(total)
     before = {weight: weight.detach().clone() for weight in only or {}}

@@ -25,17 +25,24 @@ READ_EVERY = 20
 class StepReadings:
     """The terms of the steps that were not logged yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, every: int | None = None) -> None:
+        """Start without steps.
+
+        Args:
+            every: Number of steps whose terms are read together; 1: each at once. By default 1 on a CPU, which has
+                nothing to wait for, and READ_EVERY elsewhere.
+
+        """
+        self.every = every
         self.pending: list[tuple[dict[str, Any], list[str], Tensor]] = []
         self.read: list[dict[str, Any]] = []
 
-    def add(self, record: dict[str, Any], terms: Mapping[str, Tensor], every: int) -> None:
-        """Keep the terms of a step; those of every ``every`` steps are read together.
+    def add(self, record: dict[str, Any], terms: Mapping[str, Tensor]) -> None:
+        """Keep the terms of a step; those of some steps are read together.
 
         Args:
             record: What is logged of the step beside its terms; ``step`` is its number, from 1.
             terms: Name to scalar, on their device.
-            every: Number of steps after which terms are read; 1: at once.
 
         Raises:
             DivergenceError: A sum of terms that was read is not finite.
@@ -44,7 +51,7 @@ class StepReadings:
         each = [term.detach().float().reshape(()) for term in terms.values()]
         values = torch.stack([*each, torch.stack(each).sum()])
         self.pending.append((record, list(terms), values))
-        if len(self.pending) >= every:
+        if len(self.pending) >= (self.every or (1 if values.device.type == "cpu" else READ_EVERY)):
             self.read_pending()
 
     def read_pending(self) -> None:
