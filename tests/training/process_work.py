@@ -44,7 +44,7 @@ SMOOTH: dict[str, dict[str, Any]] = {
     "vicreg": {"layers": (P, N, G, P)},
 }
 """Projectors without a kink: where an activation is within a rounding of zero, a ReLU turns it into a step."""
-RATES = {"barlow": 0.005, "vicreg": 0.001}
+RATES = {"barlow": 0.002, "vicreg": 0.001}
 """Learning rates of objectives whose loss is not of the size of 1; the others have 0.05."""
 METHOD_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "finetune": ("simclr", {}),

@@ -31,7 +31,6 @@ from efface.training import launch
 from efface.training.lazy_images import LazyImages, bounds
 
 if TYPE_CHECKING:
-    from efface.training.batch import LossTerms
     from efface.training.collectives import Parts
 
 _Piece = TypeVar("_Piece")
@@ -98,8 +97,15 @@ class World:
 
         return average_over_processes(gradient)
 
-    def compute_terms(self, model: nn.Module, terms: Callable[[Any], LossTerms], batch: Any) -> LossTerms:
-        """Compute the loss terms of a step so that :meth:`backward` averages the gradient over processes."""
+    def compute_terms(self, model: nn.Module, terms: Callable[[Any], _Value], batch: Any) -> _Value:
+        """Compute the loss terms of a step so that :meth:`backward` averages the gradient over processes.
+
+        Args:
+            model: The model that is trained.
+            terms: Computes :class:`~efface.training.batch.LossTerms` of a batch.
+            batch: The batch.
+
+        """
         if self.size == 1:
             return terms(batch)
         weights = tuple(id(weight) for weight in model.parameters() if weight.requires_grad)
@@ -107,7 +113,8 @@ class World:
             self.wrapped = None  # its hooks end with it
             self.wrapped = weights, self.fabric.setup_module(_Step(model), move_to_device=False)
         values, carry, found = self.wrapped[1](lambda: terms(batch))
-        return replace(found.value, terms=values, carry=carry)
+        made: Any = found.value
+        return replace(made, terms=values, carry=carry)
 
     def backward(self, total: Tensor) -> None:
         """Compute the gradient of a step, averaged over processes."""
@@ -217,7 +224,7 @@ class _Step(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, terms: Callable[[], LossTerms]) -> tuple[dict[str, Tensor], Tensor | None, _Kept]:
+    def forward(self, terms: Callable[[], Any]) -> tuple[dict[str, Tensor], Tensor | None, _Kept]:
         """Compute the terms, in a form that can be searched for tensors."""
         found = terms()
         return found.terms, found.carry, _Kept(found)
