@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -55,9 +55,8 @@ State = dict[str, torch.Tensor]
 
 def unlearn(name: str) -> Model:
     """Run a method at its default rate, from the small network where it does not train a fresh one."""
-    method = METHODS[name](
-        **{key: v for key, v in SETTINGS.items() if key in {one.name for one in fields(METHODS[name])}}
-    )
+    known = set(inspect.signature(METHODS[name]).parameters)
+    method = METHODS[name](**{key: value for key, value in SETTINGS.items() if key in known})
     labels = Needs.LABELS in method.needs
     made = recipe("cross_entropy" if labels else "simclr", epochs=3, batch_size=17)
     model = start("cross_entropy" if labels else "simclr")

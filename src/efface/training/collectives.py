@@ -106,7 +106,7 @@ class _NormalizeTogether(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
+    def backward(ctx: Any, *gradients: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight, mean, variance, total = ctx.saved_tensors
         shape = [1, -1, *[1] * (x.dim() - 2)]
         gradient = gradients[0].float()

@@ -271,7 +271,7 @@ def join_processes(device: str = "auto") -> World:
         return _current
     try:
         from lightning_fabric import Fabric
-        from lightning_fabric.strategies import DDPStrategy
+        from lightning_fabric.strategies.ddp import DDPStrategy
     except ImportError as error:
         raise EffaceError(
             "Training in several processes needs Lightning Fabric, which is not installed.",
