@@ -63,8 +63,8 @@ def _speed() -> list[str]:
     lines.append(table_row(result["processes"], spread(result["several"], 0)))
     note = (
         f"Median (minimum to maximum) of {result['one']['n']} rounds; ratio {result['ratio']:.2f} on "
-        f"{result['machine']['cores']} cores, at a load of {result['machine']['load']:g} by this and other work: on a busy "
-        "machine, processes wait for cores and for each other."
+        f"{result['machine']['cores']} cores, at a load of {result['machine']['load']:g} by this and other work: on a "
+        "busy machine, processes wait for cores and for each other."
     )
     return [*lines, "", f"{note} {made_by(result['machine'])}"]
 

@@ -164,6 +164,17 @@ def test_more_processes_than_gpus_and_other_devices_are_refused(monkeypatch):
         join_processes("cuda")
 
 
+@pytest.mark.parametrize(("name", "value"), [("LT_STRATEGY", "fsdp"), ("LT_PRECISION", "16-mixed")])
+def test_options_of_fabric_run_are_followed_or_refused(monkeypatch, name, value):
+    for accepted in ("LT_CLI_USED", "LT_DEVICES"):
+        monkeypatch.setenv(accepted, "1")
+    launch.accept_fabric_options()
+    assert not [one for one in os.environ if one.startswith("LT_")]
+    monkeypatch.setenv(name, value)
+    with pytest.raises(EffaceError, match=f"{value}` cannot be followed"):
+        launch.accept_fabric_options()
+
+
 def test_the_end_of_another_process_is_explained(monkeypatch):
     broken = RuntimeError("[pair.cc:545] Connection closed by peer [127.0.0.1]:14561")
     assert launch.explain_ended_process(broken) is None  # nobody else is there

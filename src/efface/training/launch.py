@@ -65,6 +65,24 @@ def refuse_several_processes(command: str) -> None:
         )
 
 
+def accept_fabric_options() -> None:
+    """Take over processes that `fabric run` started, as if torchrun had.
+
+    Raises:
+        EffaceError: It was given a strategy or a precision that training here does not have.
+
+    """
+    given = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("LT_")}
+    for name, known in {"LT_STRATEGY": ("auto", "ddp"), "LT_PRECISION": ("32", "32-true")}.items():
+        option, value = name.removeprefix("LT_").lower(), given.get(name)
+        if value is not None and value not in known:
+            raise EffaceError(
+                f"`fabric run --{option} {value}` cannot be followed.",
+                f"Known here: {', '.join(known)}. For bfloat16 there is the setting bf16=true.",
+                f"Leave out --{option}.",
+            )
+
+
 def processes_ended(reason: str = "") -> EffaceError:
     """The error of a process whose run cannot go on because another process is gone."""
     return EffaceError(

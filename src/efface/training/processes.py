@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import os
 import signal
 import tempfile
 import warnings
@@ -293,7 +292,7 @@ def join_processes(device: str = "auto") -> World:
             "Each process needs a GPU of its own.",
             "Start as many processes as there are GPUs (torchrun --nproc-per-node), or use --device cpu.",
         )
-    os.environ.pop("LT_STRATEGY", None)  # `fabric run --strategy`: there is one, below
+    launch.accept_fabric_options()
     local = launch.count_local_processes()
     # Parameters that a step does not use keep no gradient, as in one process; statistics are the same everywhere.
     strategy = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
