@@ -4,8 +4,9 @@
 
 Every objective is trained for 20 steps and every method runs for about as many, on batches that do not divide evenly
 among processes. Networks: a small one with BatchNorm and smooth activations, and for objectives also a ResNet-8 with
-ReLU. There the control says what rounding alone does: one process, started with the last bit of its weights changed at
-random, ten times. Planted bugs show what the comparison would find. Processes talk by gloo, on the CPU, in float32.
+ReLU. There the control says what rounding alone does: one process, in which the last bits of the weights are changed
+at random after each step, ten times. Planted bugs show what the comparison would find. Processes talk by gloo, on the
+CPU, in float32.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from efface.training import collectives
 from efface.training.loop import Run, train_steps
 from efface.training.model import Model
 from efface.training.objectives import OBJECTIVES
-from efface.training.optim import Optim
+from efface.training.optim import Optim, ScheduledOptimizer
 from efface.training.processes import World, current_world, join_processes
 from efface.unlearning.methods import METHODS
 from efface.unlearning.protocol import Needs, task_loss
@@ -47,7 +48,7 @@ SETTINGS: dict[str, Any] = {
 RESNET_RATES = {"barlow": 0.005, "vicreg": 0.001}
 """Learning rates of the ResNet-8; the others have 0.05."""
 CONTROLS = 10
-"""Starts with other last bits."""
+"""Runs with other last bits."""
 PLANTED = ("simclr", "moco", "byol", "barlow")
 
 State = dict[str, torch.Tensor]
@@ -67,14 +68,24 @@ def unlearn(name: str) -> Model:
     return method.unlearn(model, given(method, subsets(), made), run)
 
 
+class LastBits:
+    """Changes the last bit of weights at random after each step, as another order of sums would."""
+
+    def __init__(self, number: int) -> None:
+        self.rng = torch.Generator().manual_seed(number)
+
+    @torch.no_grad()
+    def on_step_end(self, model: Model, optimizer: ScheduledOptimizer) -> None:
+        """Change them."""
+        for weight in model.trainable_parameters():
+            weight.mul_(1 + 2.0**-23 * torch.randint(-1, 2, weight.shape, generator=self.rng))
+
+
 def train_resnet(name: str, nudge: int = 0) -> Model:
-    """Train a ResNet-8 by an objective; ``nudge``: the number of a start in which weights have another last bit."""
+    """Train a ResNet-8 by an objective; ``nudge``: the number of a run whose weights get other last bits."""
     run, part, model = Run(seed=3), subsets()["retain"], recipe(name).start(0)
     if nudge:
-        rng = torch.Generator().manual_seed(nudge)
-        with torch.no_grad():
-            for weight in model.trainable_parameters():
-                weight.mul_(1 + 2.0**-23 * torch.randint(-1, 2, weight.shape, generator=rng))
+        run.callbacks.append(LastBits(nudge))
     optimizer = Optim(lr=RESNET_RATES.get(name, 0.05)).build(model, STEPS)
     train_steps(model, islice(part.cycle(15, run.rng("train")), STEPS), task_loss(model), optimizer, run)
     return model

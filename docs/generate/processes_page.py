@@ -36,7 +36,7 @@ def _differences() -> list[str]:
         "",
         "`retrain` trains the ResNet-8 of its recipe. Where a network has a kink (ReLU) and a large rate, rounding "
         "grows from step to step, in one process as well. The same with a ResNet-8, and beside it what rounding alone "
-        "does: ten times one process, started with other last bits of its weights.",
+        "does: ten times one process whose weights get other last bits after each step.",
         "",
         *table_head("objective", "two processes", "other last bits: median", "most"),
     ]

@@ -72,7 +72,7 @@ class LazyImages(Tensor):
         return self._of(self.runs)
 
     def __repr__(self, *, tensor_contents: object = None) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return f"LazyImages(shape={tuple(self.shape)}, device='{self.device}')"
+        return f"LazyImages({list(self.shape)} on {self.device})"
 
     def owners(self) -> Tensor:
         """Number of the process that each row belongs to, int64 [B] on the CPU."""

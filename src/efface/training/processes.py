@@ -290,7 +290,7 @@ def join_processes(device: str = "auto") -> World:
         raise EffaceError(
             f"{launch.count_local_processes()} processes on this machine, and {torch.cuda.device_count()} GPUs.",
             "Each process needs a GPU of its own.",
-            "Start as many processes as there are GPUs (torchrun --nproc-per-node), or use --device cpu.",
+            "Start as many processes as there are GPUs, or use --device cpu.",
         )
     launch.accept_fabric_options()
     local = launch.count_local_processes()
@@ -306,7 +306,7 @@ def join_processes(device: str = "auto") -> World:
         raise EffaceError(
             f"The {launch.count_processes()} processes of this run did not meet.",
             (str(error).strip().splitlines() or [type(error).__name__])[0][:200],
-            "Start them by `torchrun --nproc-per-node N -m efface ...`, with the same command on every machine.",
+            "Start them by torchrun, with the same command on every machine.",
         ) from error
     signal.signal(signal.SIGTERM, _end)
     atexit.register(_leave)
