@@ -323,6 +323,7 @@ def observe(
     *,
     device: str | torch.device = "auto",
     scratch: Path | None = None,
+    withheld: Data | None = None,
 ) -> Observations:
     """Observe a checkpoint on the examples of a split: embeddings, losses and scores as arrays.
 
@@ -333,13 +334,15 @@ def observe(
         watch: How to observe them; the same settings for all models that are compared.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``, or a device.
         scratch: Folder for temporary files.
+        withheld: Pictures of the auditor's own, of which nobody else could know; see ``efface audit --withheld``.
 
     Returns:
         Arrays by part and name; see :mod:`efface.auditing.observations`.
 
     """
     model = checkpoint.model.to(resolve_device(device))
-    return observe_model(model, data, split, checkpoint.recipe.views, watch or ObservationSettings(), scratch=scratch)
+    settings = watch or ObservationSettings()
+    return observe_model(model, data, split, checkpoint.recipe.views, settings, scratch=scratch, withheld=withheld)
 
 
 def judge_observations(

@@ -2,8 +2,9 @@
 
 Audits read nothing else, so they can be repeated anywhere in milliseconds, without torch and without weights.
 
-Arrays are named ``"<part>/<name>"``. Parts: ``forget``, ``retain``, ``holdout``, ``spare``, ``test``, ``valid``, and
-``control``: the never-trained examples that the holdout itself is compared with (a sample of ``test``). Names:
+Arrays are named ``"<part>/<name>"``. Parts: ``forget``, ``retain``, ``holdout``, ``spare``, ``test``, ``valid``;
+``control``: the never-trained examples that the holdout itself is compared with (a sample of ``test``); and
+``withheld``: pictures that only the auditor has. Names:
 
 ==========================  =============  ==============================================================
 ``features``                [n, d]         backbone features of the un-augmented image
@@ -41,7 +42,7 @@ import numpy as np
 from efface.errors import EffaceError
 from efface.schema import Count, Name, Positive, StoredModel, parse_record
 
-OBSERVED_PARTS = ("forget", "retain", "holdout", "spare", "test", "valid", "control")
+OBSERVED_PARTS = ("forget", "retain", "holdout", "spare", "test", "valid", "control", "withheld")
 OBSERVATIONS_FORMAT = 2
 """Version of the file. Files of format 1 have no digest of their content: nothing tells whether they were edited."""
 

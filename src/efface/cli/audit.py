@@ -60,6 +60,10 @@ def audit_command(
     bank: Annotated[
         Path | None, typer.Option("--bank", help="A reference bank of the original: `efface references RUN --bank 8`.")
     ] = None,
+    withheld: Annotated[
+        str | None,
+        typer.Option("--withheld", metavar="DATA", help="Pictures that nobody but you has, as one more control."),
+    ] = None,
     rehearsals: Annotated[
         Path | None,
         typer.Option("--rehearsals", help="Rehearsals of this procedure; by default those beside the original."),
@@ -93,6 +97,7 @@ def audit_command(
     """
     settings = settings_of(
         config, set_, device=device, data=data, allow_absent=allow_absent or None, purge_cache=purge_cache or None,
+        withheld={"source": withheld} if withheld else None,
         **consent_settings(trust_pickle),
     )  # fmt: skip
     if embeddings is not None:

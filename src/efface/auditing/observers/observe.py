@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from efface.auditing.controls import WITHHELD
 from efface.auditing.observations import Observations
 from efface.auditing.observers.batchnorm import estimate_statistics_anew, has_running_statistics
 from efface.config import Settings
@@ -81,6 +82,7 @@ def observe_model(
     *,
     parts: Collection[str] | None = None,
     scratch: Path | None = None,
+    withheld: Data | None = None,
 ) -> Observations:
     """Observe every part of a split through one model; :mod:`efface.auditing.observations` lists the arrays.
 
@@ -92,6 +94,7 @@ def observe_model(
         settings: How to observe.
         parts: Parts of the split to observe; all by default.
         scratch: A folder for memory-mapped arrays, so that memory use does not grow with the number of examples.
+        withheld: Pictures of the auditor's own of the same shape, observed like the holdout.
 
     Returns:
         The observations.
@@ -127,6 +130,8 @@ def observe_model(
             arrays["prompts/text"] = observer.embed_text(names).cpu().numpy()
         if (parts is None or RENEWED_PARTS in parts) and has_running_statistics(model) and len(rows["retain"]) > 1:
             arrays |= _observe_renewed(observer, rows)
+        if withheld is not None and (parts is None or WITHHELD in parts):
+            arrays |= _observe_withheld(observer, withheld)
     return Observations(model.digest(), split.digest(data), arrays, _meta(observer, split, rows))
 
 
@@ -146,6 +151,16 @@ def _observe_renewed(observer: _Observer, rows: Mapping[str, np.ndarray]) -> dic
             arrays = second.part(name, rows[part], signals=True)
             found |= {f"{name}/{key}": value for key, value in arrays.items() if key != "features"}
     return found
+
+
+def _observe_withheld(observer: _Observer, withheld: Data) -> dict[str, np.ndarray]:
+    """Observe other data against the observer's own bank."""
+    second = _Observer(
+        observer.model, withheld, observer.views, replace(observer.settings, gradient=False), observer.scratch
+    )
+    second.banks, second.bank_keys, second.captions = observer.banks, observer.bank_keys, observer.captions
+    rows = _sample(withheld, np.arange(len(withheld)), observer.settings.cap)
+    return {f"{WITHHELD}/{name}": value for name, value in second.part(WITHHELD, rows, signals=True).items()}
 
 
 @contextmanager
