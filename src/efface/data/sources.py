@@ -354,6 +354,16 @@ def _parse_row(table: Path, number: int, row: dict[str, Any], mapping: Mapping[s
         raise EffaceError(f"Item {number} of {table} has no {'key' if written.strip() else 'path'}.")
     if "\0" in written:
         raise EffaceError(f"Item {number} of {table} has a path with a NUL character.")
+    try:
+        written, path = _find_picture(table, written)
+    except (OSError, RuntimeError) as error:  # a name that no file system holds, or a home that nobody has
+        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise EffaceError(f"Item {number} of {table} has a path that cannot be used: {why}.") from error
+    return ImageFile(**(values | {"key": values["key"] or written}), path=path)
+
+
+def _find_picture(table: Path, written: str) -> tuple[str, Path]:
+    """The path as it is written in a table, or, if only that is there, without outer spaces or in another form."""
     path = table.parent / Path(written).expanduser()
     if written != written.strip() and not path.exists():
         written = written.strip()
@@ -362,7 +372,7 @@ def _parse_row(table: Path, number: int, row: dict[str, Any], mapping: Mapping[s
         forms = {Path(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD")}
         existing = [form for form in forms if form.exists()]
         path = existing[0] if len(existing) == 1 else path
-    return ImageFile(**(values | {"key": values["key"] or written}), path=path)
+    return written, path
 
 
 def _read_labels(items: Sequence[ImageFile], unknown: Any, name: str) -> list[ImageFile]:
