@@ -295,5 +295,5 @@ def test_a_backslash_in_text_is_no_such_character(tmp_path):
 def test_a_path_that_no_file_system_holds(tmp_path, path):
     table = tmp_path / "manifest.jsonl"
     table.write_text(json.dumps({"key": "a", "path": path}) + "\n", encoding="utf-8")
-    with pytest.raises(EffaceError, match="Item 1 of .* has a path that cannot be used"):
+    with pytest.raises(EffaceError, match=r"Item 1 of .* has a path that cannot be used"):
         load(str(table), size=8)
