@@ -40,6 +40,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 
 from efface.errors import EffaceError
+from efface.files import parse_json
 from efface.schema import Count, Name, Positive, StoredModel, parse_record
 
 OBSERVED_PARTS = ("forget", "retain", "holdout", "spare", "test", "valid", "control", "withheld")
@@ -135,7 +136,7 @@ class Observations:
                 _require_stored(opened)
                 with np.load(opened, allow_pickle=False) as file:
                     arrays = {name: file[name] for name in file.files}
-            header = json.loads(str(arrays.pop("__header__")))
+            header = parse_json(str(arrays.pop("__header__")))
             if not all(isinstance(array, np.ndarray) for array in arrays.values()):
                 raise TypeError("a part of it is not an array")  # noqa: TRY301
         except FileNotFoundError:

@@ -23,7 +23,7 @@ from efface.data.class_order import number_classes
 from efface.data.dataset import UNKNOWN_LABEL, Data
 from efface.data.image_files import RULES
 from efface.errors import EffaceError
-from efface.files import disk_errors
+from efface.files import disk_errors, parse_json
 
 IDENTITY = "identity.npz"
 """Name of the file in a run folder."""
@@ -174,7 +174,7 @@ class DataIdentity:
         try:
             with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in ("keys", "contents", "labels")}
-                head = json.loads(file["head"].tobytes())
+                head = parse_json(file["head"].tobytes().decode())
             found = DataIdentity(**arrays, classes=tuple(head["classes"]), facts=head["facts"])
         except FileNotFoundError:
             raise EffaceError(

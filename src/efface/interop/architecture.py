@@ -389,4 +389,6 @@ BY_SHAPES = {
     _guess_vit: "a Vision Transformer of timm",
     _guess_torchvision_vit: "a Vision Transformer of torchvision",
 }
-"""Guesses from names and shapes, of open_clip from its configuration if that is there. A damaged file may have some of the names, or other shapes under them."""
+"""Guesses from names and shapes (of open_clip also from its configuration).
+
+A damaged file may have some of the names, or other shapes under them."""
