@@ -162,7 +162,8 @@ def try_job(job: dict[str, Any], words: list[str], home: Path) -> dict[str, Any]
     draw = random.Random(job.get("seed", 0))
     points: list[tuple[int, float | None]] = [(0, draw.uniform(0, took)) for _ in range(job.get("kills", 0))]
     if "kills" not in job:
-        points = [(at, None) for at in range(1 + job.get("first", 0), total + 1, job.get("every", 1))]
+        last = min(total, job.get("until", total))
+        points = [(at, None) for at in range(1 + job.get("first", 0), last + 1, job.get("every", 1))]
     for at, after in points:
         restart()
         done += 1
