@@ -32,6 +32,8 @@ PLAN = [
 ]  # fmt: skip
 DRAWN = re.compile(r"cache/[0-9a-f]{32}|name:[0-9a-f]{12}")
 """Caches are named after times of files, and names of lists are keyed with a secret that is drawn."""
+LEFT = re.compile(r', "decoded pictures in [^"]*[.]partial[^"]*"(?:: "[^"]*")?')
+"""A cut leaves a cache that is half made. It holds pictures as well: the run that goes on names it, until it is removed."""
 FINISHED = ("No request about 'main' is planned",)
 """What the same command says if it was cut after its last step."""
 
@@ -109,7 +111,7 @@ def state(work: Path) -> dict[str, Any]:
     found["caches"] = sum(len(one) == 32 for one in caches)  # what a cut left of another is removed after a while
     for folder in (work / "desk" / "runs", work / "original"):
         for path in sorted(one for one in folder.rglob("*") if one.is_file() and one.suffix not in (".html", *passing)):
-            content = DRAWN.sub("drawn", cuts._content(path))
+            content = DRAWN.sub("drawn", LEFT.sub("", cuts._content(path)))
             found[str(path.relative_to(work))] = hashlib.sha256(content.encode()).hexdigest()[:12]
     return json.loads(json.dumps(found, default=str))
 
