@@ -51,7 +51,8 @@ class CuttingProcess:
 
     def ask(self, **job: Any) -> dict[str, Any]:
         """Do a job, and return its counts and problems."""
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())

@@ -33,7 +33,7 @@ PLAN = [
 DRAWN = re.compile(r"cache/[0-9a-f]{32}|name:[0-9a-f]{12}")
 """Caches are named after times of files, and names of lists are keyed with a secret that is drawn."""
 LEFT = re.compile(r', "decoded pictures in [^"]*[.]partial[^"]*"(?:: "[^"]*")?')
-"""A cut leaves a cache that is half made. It holds pictures as well: the run that goes on names it, until it is removed."""
+"""What is said about a cache that a cut left half made: it holds pictures as well, until it is removed."""
 FINISHED = ("No request about 'main' is planned",)
 """What the same command says if it was cut after its last step."""
 
