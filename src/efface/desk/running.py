@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import select
 
 from efface.desk.chain import ChainStart, newest_model, require_start, weights_digest
+from efface.desk.evidence import evidence_digests
 from efface.desk.planning import BESIDE, split_settings, write_ids
 from efface.desk.private import LISTS, sync
 from efface.desk.states import BatchState, RequestState, require_step
@@ -242,13 +243,15 @@ def _audit(desk: DeskStore, batch: RequestBatch, actor: str, progress: Progress)
         overall = judged.sequence.verdict
         word, sentence = (overall.word, overall.sentence) if overall else ("inconclusive", judged.sequence.note)
         verdict["all_requests"] = {"word": word, "sentence": sentence, "count": judged.sequence.count}
+    evidence = {"evidence": evidence_digests(Path(batch.folder))}
     with desk.ledger.writing(actor) as writer:
         audited = {"state": BatchState.AUDITED.value, "verdict": json.dumps(verdict)}
-        writer.append("batch", batch.number, "audited", audited)
+        writer.append("batch", batch.number, "audited", audited, details=evidence)
         for request in batch.requests:
             row = writer.row("request", request)
             if row is not None:
-                move_request(writer, row, RequestState.AUDITED, details={"verdict": verdict["word"]})
+                details = {"verdict": verdict["word"], **evidence}
+                move_request(writer, row, RequestState.AUDITED, details=details)
     return desk.batch(batch.number)
 
 
