@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from efface.desk.forgotten import ForgottenIds, Remains
 from efface.desk.ledger import LedgerWriter, utc_now
+from efface.desk.planning import COMPARED
 from efface.desk.remains import (
     SUPERSEDED,
     erase_remains,
@@ -131,9 +132,9 @@ def _references(batches: Sequence[RequestBatch]) -> Iterator[str]:
     """The references and banks that a chain was planned with: a reference was trained without one request only."""
     for batch in batches:
         yield from batch.settings.get("oracles") or ()
-        for name in ("references", "bank"):
-            if batch.settings.get(name):
-                yield batch.settings[name]
+        audit = batch.settings.get("audit") or {}
+        named = [batch.settings.get("references"), batch.settings.get("bank"), *(audit.get(one) for one in COMPARED)]
+        yield from (one for one in named if one)
 
 
 def find_pictures(head: Path, ids: ForgottenIds) -> tuple[list[Remains], str]:
