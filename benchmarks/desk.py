@@ -126,7 +126,7 @@ def main() -> None:
             "request list": ["request", "list", *desk, "--quiet", "--json"],
             "request list --limit 50": ["request", "list", *desk, "--limit", "50"],
             "request list --search": ["request", "list", *desk, "--search", "099999"],
-            "request due": ["request", "list", *desk, "--due-by", "2027-01-31"],
+            "request list --due-by": ["request", "list", *desk, "--due-by", "2027-01-31"],
             "request verify": ["request", "verify", *desk],
             "request show": ["request", "show", "DSR-000500", *desk],
             "verify BUNDLE": ["verify", str(Path(scratch) / "b.intoto.jsonl"), "--key", str(pem)],

@@ -14,6 +14,7 @@ from efface.desk import open_desk
 from efface.desk.derived import drop_from_head, find_derived, rows_of_head
 from efface.desk.forgotten import ForgottenIds
 from efface.errors import EffaceError
+from efface.reporting.record import Record
 from efface.reporting.signing import create_keys, load_signer
 from efface.runs import heads, reference_bank, rehearsals, train
 from efface.runs.head_store import HeadStore
@@ -161,6 +162,13 @@ def test_banks_and_rehearsals_are_listed_as_a_whole_or_removed(desk, ids, origin
     bank = reference_bank.plan_bank(original, tmp_path / "place" / "bank", 2, watch=watch)
     reference_bank.write_bank_plan(original, bank)
     reference_bank.make_bank(bank, jobs=1, device="cpu")
+    with pytest.raises(EffaceError, match="There is no reference at"):
+        desk.add("R3", ids[6:8])
+        desk.plan(["R3"], QUICK | {"audit": QUICK["audit"] | {"bank": str(tmp_path / "nowhere")}})
+    answer(desk, "R2", ids[3:6], signer, audit=QUICK["audit"] | {"bank": str(bank.home)})
+    assert Record.load(Path(desk.model("main").head)).bank is not None
+    by_itself = {one.kind: one.place for one in desk.erase("R2", dry_run=True)}
+    assert by_itself["reference bank"] == str(bank.home), "the plan named it"
     plan = rehearsals.plan_rehearsals(folder, tmp_path / "place" / "rehearsals", requests=5, watch=watch)
     rehearsals.write_rehearsal_plan(folder, plan)
     before = {one: one.read_bytes() for one in (tmp_path / "place").rglob("*.npz")}
