@@ -58,8 +58,8 @@ def month() -> list[str]:
     for action, title in ACTIONS.items():
         lines.append(table_row(title, *(spread(one["seconds"][action]) for one in found.values())))
     text = (
-        "Runs, verdicts and outcomes are the same by both ways. Seconds: median (minimum to maximum) while other work ran "
-        "on the machine."
+        "Runs, verdicts and outcomes are the same by both ways. Seconds: median (minimum to maximum) while other work "
+        "ran on the machine."
     )
     return [*lines, "", f"{text} {made_by(first['machine'])}"]
 
@@ -93,8 +93,8 @@ def bundles() -> list[str]:
     lines += [table_row(name, text.replace("|", "∣")) for name, text in said.items()]
     held = found["dictionary"]
     text = (
-        f"Ids: of all {held['ids']} ids of the data, the {held['found_with_the_key']} of a request are found with its key, "
-        f"and {held['found_without']} once it is destroyed; the chain of the ledger stays "
+        f"Ids: of all {held['ids']} ids of the data, the {held['found_with_the_key']} of a request are found with its "
+        f"key, and {held['found_without']} once it is destroyed; the chain of the ledger stays "
         f"{'whole' if held['chain_valid'] else 'broken'}."
     )
     return [*lines, "", text, "", made_by(found["machine"])]
@@ -111,7 +111,7 @@ def times() -> list[str]:
     rows |= {f"a page: {name}": one for name, one in pages.items()}
     lines += [table_row(name, one["n"], spread(one), spread(one["cpu"])) for name, one in rows.items()]
     text = (
-        "Median (minimum to maximum); starting Python is part of it. Other work ran on the machine, which the seconds of "
-        "the processor hardly count. `request verify` and `request show` check the whole chain."
+        "Median (minimum to maximum); starting Python is part of it. Other work ran on the machine, which the seconds "
+        "of the processor hardly count. `request verify` and `request show` check the whole chain."
     )
     return [*lines, "", f"{text} {made_by(found)}"]

@@ -162,8 +162,8 @@ def test_banks_and_rehearsals_are_listed_as_a_whole_or_removed(desk, ids, origin
     bank = reference_bank.plan_bank(original, tmp_path / "place" / "bank", 2, watch=watch)
     reference_bank.write_bank_plan(original, bank)
     reference_bank.make_bank(bank, jobs=1, device="cpu")
+    desk.add("R3", ids[6:8])
     with pytest.raises(EffaceError, match="There is no reference at"):
-        desk.add("R3", ids[6:8])
         desk.plan(["R3"], QUICK | {"audit": QUICK["audit"] | {"bank": str(tmp_path / "nowhere")}})
     answer(desk, "R2", ids[3:6], signer, audit=QUICK["audit"] | {"bank": str(bank.home)})
     assert Record.load(Path(desk.model("main").head)).bank is not None

@@ -64,7 +64,7 @@ PurgeCache = Annotated[
 ]
 
 
-Jobs = Annotated[
+JobsOption = Annotated[
     int | None, typer.Option("--jobs", help="Number of processes with one thread; by default one per core.")
 ]
 Oracles = Annotated[

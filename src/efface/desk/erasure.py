@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from efface.desk.forgotten import ForgottenIds, Remains
 from efface.desk.ledger import LedgerWriter, utc_now
-from efface.desk.planning import COMPARED
+from efface.desk.planning import AUDIT_FOLDERS
 from efface.desk.remains import (
     SUPERSEDED,
     erase_remains,
@@ -133,7 +133,11 @@ def _references(batches: Sequence[RequestBatch]) -> Iterator[str]:
     for batch in batches:
         yield from batch.settings.get("oracles") or ()
         audit = batch.settings.get("audit") or {}
-        named = [batch.settings.get("references"), batch.settings.get("bank"), *(audit.get(one) for one in COMPARED)]
+        named = [
+            batch.settings.get("references"),
+            batch.settings.get("bank"),
+            *(audit.get(one) for one in AUDIT_FOLDERS),
+        ]
         yield from (one for one in named if one)
 
 
@@ -193,7 +197,7 @@ def _find_keys(desk: DeskStore, row: dict[str, Any]) -> Iterator[Remains]:
         yield Remains("key", str(path), "remove", "the ledger cannot be linked to ids any more")
 
 
-MODELS = (SUPERSEDED, "checkpoint", "average", "reference bank", "rehearsals")
+LISTED_MODELS = (SUPERSEDED, "checkpoint", "average", "reference bank", "rehearsals")
 """Kinds that are listed unless models are to be removed."""
 LAST = ("forget list", "key")
 """Erased after everything else: they say what to look for."""
@@ -243,7 +247,7 @@ def _listed_models(desk: DeskStore, request: str) -> list[Remains]:
     return [
         Remains(one.kind, one.place, "remove", one.detail.partition(";")[0], one.count)
         for one in desk.artefacts(request)
-        if one.outcome == "listed" and one.kind in MODELS and Path(one.place).exists()
+        if one.outcome == "listed" and one.kind in LISTED_MODELS and Path(one.place).exists()
     ]
 
 

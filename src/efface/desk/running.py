@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from efface.desk.chain import ChainStart, newest_model, require_start, weights_digest
 from efface.desk.evidence import evidence_digests
-from efface.desk.planning import BESIDE, COMPARED, split_settings, write_ids
+from efface.desk.planning import AUDIT_FOLDERS, BESIDE, split_settings, write_ids
 from efface.desk.private import LISTS, sync
 from efface.desk.states import BatchState, RequestState, require_step
 from efface.desk.store import DeskStore, move_request
@@ -233,7 +233,7 @@ def _audit(desk: DeskStore, batch: RequestBatch, actor: str, progress: Progress)
         if settings.get(name) is not None:
             asked.setdefault(name, settings[name])
     references = settings.get("references")
-    compared = {name: Path(path) for name in COMPARED if (path := asked.pop(name, None))}
+    compared = {name: Path(path) for name in AUDIT_FOLDERS if (path := asked.pop(name, None))}
     judged = audit_run(
         Path(batch.folder), asked, oracles=[Path(one) for one in settings["oracles"]],
         references=Path(references) if references else None, progress=progress, **compared,
