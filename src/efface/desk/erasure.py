@@ -188,9 +188,10 @@ def _find_keys(desk: DeskStore, row: dict[str, Any]) -> Iterator[Remains]:
     """The keys with which the ledger and the record of the run can be linked to ids."""
     from efface.runs.exact_runs import EXACT_KEY
 
-    for name in (KEY_FILE, EXACT_KEY) if row["batch"] is not None else ():
-        path = Path(desk.batch(int(row["batch"])).folder) / name
-        if path.exists():
+    folder = None if row["batch"] is None else Path(desk.batch(int(row["batch"])).folder)
+    for name in (KEY_FILE, EXACT_KEY):
+        path = None if folder is None else folder / name
+        if path is not None and path.exists():
             yield Remains("key of the record", str(path), "remove", "the record cannot be linked to ids any more")
     path = desk.private.key_path(str(row["id"]))
     if path.exists():

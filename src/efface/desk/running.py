@@ -233,10 +233,10 @@ def _audit(desk: DeskStore, batch: RequestBatch, actor: str, progress: Progress)
         if settings.get(name) is not None:
             asked.setdefault(name, settings[name])
     references = settings.get("references")
-    compared = {name: Path(path) for name in AUDIT_FOLDERS if (path := asked.pop(name, None))}
+    bank, rehearsals = (Path(path) if (path := asked.pop(name, None)) else None for name in AUDIT_FOLDERS)
     judged = audit_run(
         Path(batch.folder), asked, oracles=[Path(one) for one in settings["oracles"]],
-        references=Path(references) if references else None, progress=progress, **compared,
+        references=Path(references) if references else None, bank=bank, rehearsals=rehearsals, progress=progress,
     )  # fmt: skip
     verdict: dict[str, Any] = {name: getattr(judged.verdict, name) for name in ("word", "level", "sentence")}
     verdict["exit_code"] = judged.exit_code
