@@ -9,13 +9,17 @@ import typer
 
 from efface.cli.options import (
     AllowAbsent,
+    AuditBank,
     Config,
     DataOption,
     Device,
     Force,
     Json,
+    Oracles,
     PurgeCache,
     Quiet,
+    References,
+    Rehearsals,
     Set,
     Trust,
     consent_settings,
@@ -50,24 +54,14 @@ def audit_command(
     original: Annotated[
         Path | None, typer.Option("--original", help="The original; by default the run that RUN was made from.")
     ] = None,
-    oracle: Annotated[
-        list[Path] | None,
-        typer.Option("--oracle", help="A model retrained without F: a run, or (unchecked) a checkpoint; repeatable."),
-    ] = None,
-    references: Annotated[
-        Path | None, typer.Option("--references", help="A folder filled by `efface references`.")
-    ] = None,
-    bank: Annotated[
-        Path | None, typer.Option("--bank", help="A reference bank of the original: `efface references RUN --bank 8`.")
-    ] = None,
+    oracle: Oracles = None,
+    references: References = None,
+    bank: AuditBank = None,
     withheld: Annotated[
         str | None,
         typer.Option("--withheld", metavar="DATA", help="Pictures that nobody but you has, as one more control."),
     ] = None,
-    rehearsals: Annotated[
-        Path | None,
-        typer.Option("--rehearsals", help="Rehearsals of this procedure; by default those beside the original."),
-    ] = None,
+    rehearsals: Rehearsals = None,
     require: Annotated[
         Literal["any", "direct"],
         typer.Option("--require", help="direct: a validated procedure counts as undecided (exit code 4)."),

@@ -14,6 +14,7 @@ from efface.cli.options import (
     DataOption,
     Device,
     Json,
+    Oracles,
     Quiet,
     Seed,
     Set,
@@ -27,10 +28,6 @@ from efface.cli.options import (
 
 Original = Annotated[
     Path | None, typer.Option("--original", help="The original; by default the run that RUN was made from.")
-]
-Oracles = Annotated[
-    list[Path] | None,
-    typer.Option("--oracle", help="A model retrained without F: a run, or (unchecked) a checkpoint; repeatable."),
 ]
 
 
