@@ -18,7 +18,7 @@ from efface.auditing.audits import AUDITS
 from efface.auditing.calibration import calibrate_evidence
 from efface.auditing.evidence import Cost, Evidence, Finding
 from efface.auditing.observations import Observations
-from efface.auditing.observers.observe import ObservationSettings, observe_model
+from efface.auditing.observers.observe import ObservationSettings, Observed, observe_model
 from efface.auditing.observers.weight_changes import WeightChange, measure_changes
 from efface.auditing.reference_bank import ReferenceBank
 from efface.auditing.sequential import RequestSequence, worst_exit_code
@@ -323,6 +323,7 @@ def observe(
     *,
     device: str | torch.device = "auto",
     scratch: Path | None = None,
+    on_observed: Observed = lambda done, total: None,
 ) -> Observations:
     """Observe a checkpoint on the examples of a split: embeddings, losses and scores as arrays.
 
@@ -333,13 +334,16 @@ def observe(
         watch: How to observe them; the same settings for all models that are compared.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``, or a device.
         scratch: Folder for temporary files.
+        on_observed: Called with how many examples are done, and of how many, after each batch.
 
     Returns:
         Arrays by part and name; see :mod:`efface.auditing.observations`.
 
     """
     model = checkpoint.model.to(resolve_device(device))
-    return observe_model(model, data, split, checkpoint.recipe.views, watch or ObservationSettings(), scratch=scratch)
+    watch = watch or ObservationSettings()
+    views = checkpoint.recipe.views
+    return observe_model(model, data, split, views, watch, scratch=scratch, on_observed=on_observed)
 
 
 def judge_observations(

@@ -101,7 +101,9 @@ def references_command(
             if task is not None:
                 references.run_task(home, task, device=device or "auto", progress=shown)
             else:
-                references.run_all_tasks(plan, jobs=jobs, on=on, device=device or "auto", say=shown.say)
+                references.run_all_tasks(
+                    plan, jobs=jobs, on=on, device=device or "auto", say=shown.say, status=shown.status
+                )
     result, lines = references.summarize_plan(plan, jobs)
     if not dry_run and not any(kind["left"] for kind in result["kinds"].values()):
         lines = [f"{home}: all {len(plan.tasks)} models are there."]
@@ -153,7 +155,13 @@ def _make_bank(
                 shown.say(line)
             reference_bank.write_bank_plan(run, plan, checks)
             reference_bank.make_bank(
-                plan, jobs=jobs, on=on, device=device or "auto", keep_weights=keep_weights, say=shown.say
+                plan,
+                jobs=jobs,
+                on=on,
+                device=device or "auto",
+                keep_weights=keep_weights,
+                say=shown.say,
+                status=shown.status,
             )
     result, lines = reference_bank.summarize_bank(plan, jobs)
     print_result(result, lines, as_json=as_json, quiet=quiet)

@@ -77,7 +77,9 @@ def rehearse_command(
             for line in lines:
                 shown.say(line)
             rehearsals.write_rehearsal_plan(run, plan, checks)
-            rehearsals.run_rehearsals(plan, jobs=jobs, on=on, device=device or "auto", say=shown.say)
+            rehearsals.run_rehearsals(
+                plan, jobs=jobs, on=on, device=device or "auto", say=shown.say, status=shown.status
+            )
     result, lines = rehearsals.summarize_rehearsals(plan, jobs)
     if not dry_run:
         lines.append(f"Audit with them: efface audit {run}{'' if out is None else f' --rehearsals {out}'}")

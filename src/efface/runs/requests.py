@@ -163,6 +163,9 @@ class UnlearnRequest(Common, DataChecks, ForgetOptions, VerbRequest):
     """A reference bank of the original, for methods that take targets from it; they are given one half of it."""
     criteria: Criteria | None = None
     """When the model counts as forgetting: fixed before unlearning. None: those that the original was trained with."""
+    micro_batch: Count | None = None
+    """Images that go through the network of a run folder at once; None: as in its recipe. A setting of the group
+    ``recipe``, of which nothing else can be changed: a run folder knows how it was trained."""
     foreign: ForeignOptions | None = None
     """Options of a foreign checkpoint; None for a run folder."""
 
@@ -180,7 +183,8 @@ class UnlearnRequest(Common, DataChecks, ForgetOptions, VerbRequest):
             EffaceError: A setting is unknown or has the wrong type, or the method or the forget set is missing.
 
         """
-        known = setting_names(cls) - {"foreign"}
+        known = setting_names(cls) - {"foreign", "micro_batch"}
+        settings, micro_batch = (settings, None) if foreign else take_micro_batch(settings)
         refuse_unknown(settings, known | setting_names(ForeignOptions) if foreign else known)
         common = config.build(Common, select_settings(settings, Common))
         method = parse_method(settings.get("method") or "")
@@ -205,8 +209,23 @@ class UnlearnRequest(Common, DataChecks, ForgetOptions, VerbRequest):
             budget=settings.get("budget"),
             bank=None if settings.get("bank") is None else str(settings["bank"]),
             criteria=None if criteria is None else config.build(Criteria, criteria, path="criteria."),
+            micro_batch=micro_batch,
             foreign=config.build(ForeignOptions, select_settings(settings, ForeignOptions)) if foreign else None,
         )
+
+
+def take_micro_batch(settings: Mapping[str, Any]) -> tuple[Mapping[str, Any], int | None]:
+    """Take ``recipe.micro_batch`` out of settings for a run folder, if ``recipe`` sets nothing else.
+
+    Returns:
+        The other settings, and the number of images; None if it is not set.
+
+    """
+    recipe = settings.get("recipe")
+    if not isinstance(recipe, Mapping) or set(recipe) != {"micro_batch"}:
+        return settings, None
+    others = {name: value for name, value in settings.items() if name != "recipe"}
+    return others, config.convert_setting(Count | None, recipe["micro_batch"], "recipe.micro_batch")
 
 
 def parse_method(value: str | Mapping[str, Any]) -> Method | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +30,8 @@ from efface.training.augment import ViewParams, Views
 from efface.training.gradients import input_norms
 from efface.training.model import Model
 
+Observed = Callable[[int, int], None]
+"""Receives how many examples are observed, and of how many."""
 PROJECTOR_SPACE = "projector"
 """Name of the space after the projection head."""
 CONTROL_PART = {"control": "test"}
@@ -81,6 +83,7 @@ def observe_model(
     *,
     parts: Collection[str] | None = None,
     scratch: Path | None = None,
+    on_observed: Observed = lambda done, total: None,
 ) -> Observations:
     """Observe every part of a split through one model; :mod:`efface.auditing.observations` lists the arrays.
 
@@ -92,6 +95,7 @@ def observe_model(
         settings: How to observe.
         parts: Parts of the split to observe; all by default.
         scratch: A folder for memory-mapped arrays, so that memory use does not grow with the number of examples.
+        on_observed: Called with how many examples are done, and of how many, after each batch.
 
     Returns:
         The observations.
@@ -116,8 +120,11 @@ def observe_model(
     with _evaluation_mode(model):
         observer = _Observer(model, data, views, settings, scratch)
         observer.build_bank(_sample(data, rows["valid"], settings.bank))
+        looked = {part: found for part, found in rows.items() if len(found) and (parts is None or part in parts)}
+        total = sum(map(len, looked.values()))
+        observer.report = lambda seen: on_observed(seen, total)
         for part, positions in rows.items():
-            if len(positions) and (parts is None or part in parts):
+            if part in looked:
                 found = observer.part(part, positions, signals=part not in ("test", "valid"))
                 if part == "valid" and settings.valid:
                     found |= observer.leave_one_out_margins(positions)
@@ -230,6 +237,8 @@ class _Observer:
         self.banks: Mapping[str, Tensor] = {}
         self.bank_keys: np.ndarray = np.array([])
         self.captions = torch.empty(0)
+        self.report: Callable[[int], None] | None = None
+        self.seen = 0
 
     @torch.no_grad()
     def build_bank(self, positions: np.ndarray) -> None:
@@ -290,6 +299,9 @@ class _Observer:
                     arrays[name] = self.allocate(f"{part}.{name}", (len(positions), *value.shape[1:]))
                 arrays[name][start : start + len(rows)] = value.cpu().numpy()
             start += len(rows)
+            self.seen += len(rows)
+            if self.report:
+                self.report(self.seen)
         return arrays
 
     def leave_one_out_margins(self, positions: np.ndarray) -> dict[str, np.ndarray]:
