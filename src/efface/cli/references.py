@@ -12,6 +12,7 @@ from efface.cli.options import (
     DataOption,
     Device,
     Json,
+    ModelOption,
     On,
     Quiet,
     Set,
@@ -54,6 +55,7 @@ def references_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the time and the disk space; train nothing.")
     ] = False,
+    model: ModelOption = None,
     set_: Set = None,
     data: DataOption = None,
     allow_absent: AllowAbsent = False,
@@ -69,11 +71,13 @@ def references_command(
     from efface.errors import EffaceError
     from efface.runs import references
     from efface.runs.data_at_hand import DataChecks
+    from efface.runs.model_description import use_model_of_run
     from efface.tasks.place import TaskPlace
 
     if jobs is not None and jobs < 1:
         raise EffaceError(f"--jobs cannot be {jobs}.", "It is a number of processes.", "Set it to 1 or more.")
     TaskPlace.parse(on)
+    notes = use_model_of_run(model, run)
     if bank is not None:
         _make_bank(
             run, out, bank, unit=unit, epochs=epochs, recipe=recipe, keep_weights=keep_weights, set_=set_, jobs=jobs,
@@ -96,6 +100,8 @@ def references_command(
         plan.task(task)  # an error for an unknown name, before anything is written
     if not dry_run:
         with progress(quiet) as shown:
+            for note in notes:
+                shown.say(note)
             if run is not None:
                 references.write_reference_plan(run, plan)
             if task is not None:

@@ -12,6 +12,7 @@ from efface.cli.options import (
     DataOption,
     Device,
     Json,
+    ModelOption,
     On,
     Quiet,
     Set,
@@ -37,6 +38,7 @@ def rehearse_command(
     jobs: Annotated[int | None, typer.Option("--jobs", help="Number of processes; by default one per core.")] = None,
     on: On = "local",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it would cost; unlearn nothing.")] = False,
+    model: ModelOption = None,
     set_: Set = None,
     data: DataOption = None,
     allow_absent: AllowAbsent = False,
@@ -54,6 +56,7 @@ def rehearse_command(
     from efface.errors import EffaceError
     from efface.runs import rehearsals
     from efface.runs.data_at_hand import DataChecks
+    from efface.runs.model_description import use_model_of_run
     from efface.tasks.place import TaskPlace
 
     for name, value in (("--requests", requests), ("--size", size), ("--jobs", jobs)):
@@ -67,6 +70,7 @@ def rehearse_command(
         )
     watch = config.build(ObservationSettings, settings.get("watch") or {}, path="watch.")
     TaskPlace.parse(on)
+    notes = use_model_of_run(model, run)
     checks = DataChecks(data=data, allow_absent=allow_absent)
     plan = rehearsals.plan_rehearsals(
         run, out, requests, kind=None if like == "last" else like, size=size, watch=watch, checks=checks
@@ -74,7 +78,7 @@ def rehearse_command(
     _, lines = rehearsals.summarize_rehearsals(plan, jobs)
     if not dry_run:
         with progress(quiet) as shown:
-            for line in lines:
+            for line in [*notes, *lines]:
                 shown.say(line)
             rehearsals.write_rehearsal_plan(run, plan, checks)
             rehearsals.run_rehearsals(

@@ -45,9 +45,9 @@ def run_in_parts(network: nn.Module, inputs: Tensor | Sequence[str], size: int |
         >>> features = run_in_parts(model.backbone, images, 16)
 
     """
-    parts = split_evenly(inputs, count_parts(len(inputs), size))
-    if len(parts) == 1:
+    if size is None or len(inputs) <= size:  # without a size, an exported graph takes any number of images
         return network(inputs)
+    parts = split_evenly(inputs, count_parts(len(inputs), size))
     if not torch.is_grad_enabled():
         return torch.cat([network(part) for part in parts])
     modes = {module: module.training for module in network.modules()}
