@@ -117,7 +117,7 @@ def test_groups_in_the_selector_and_in_a_file(tmp_path):
     data, split = grouped()
     assert data.group is not None
     result = select_forget_set(split, data, "@group:anna,eve")
-    assert set(data.group[result.forget]) == {"anna", "eve"} and result.provenance["matched"] == "group"
+    assert set(data.group[result.forget]) == {"anna", "eve"} and result.provenance["by_group"]
     assert result.provenance["resolved"]["names"] == {"anna": 6, "eve": 5}
     for name, text in {
         "users.txt": "anna\neve\n",

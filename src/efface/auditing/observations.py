@@ -3,7 +3,8 @@
 Audits read nothing else, so they can be repeated anywhere in milliseconds, without torch and without weights.
 
 Arrays are named ``"<part>/<name>"``. Parts: ``forget``, ``retain``, ``holdout``, ``spare``, ``test``, ``valid``, and
-``control``: the never-trained examples that the holdout itself is compared with (a sample of ``test``). Names:
+``control``: the never-trained examples that the holdout itself is compared with (a sample of ``test``); and
+``companions``: never-trained examples of the forgotten groups, where there are too few to be the holdout. Names:
 
 ==========================  =============  ==============================================================
 ``features``                [n, d]         backbone features of the un-augmented image
@@ -41,7 +42,9 @@ import numpy as np
 from efface.errors import EffaceError
 from efface.schema import Count, Name, Positive, StoredModel, parse_record
 
-OBSERVED_PARTS = ("forget", "retain", "holdout", "spare", "test", "valid", "control")
+COMPANIONS = "companions"
+"""Part of the unseen examples of the forgotten groups, such as other pictures of the same person."""
+OBSERVED_PARTS = ("forget", "retain", "holdout", "spare", "test", "valid", "control", COMPANIONS)
 OBSERVATIONS_FORMAT = 2
 """Version of the file. Files of format 1 have no digest of their content: nothing tells whether they were edited."""
 

@@ -19,10 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from efface.auditing.observations import Observations
+from efface.auditing.observations import COMPANIONS, Observations
 from efface.auditing.observers.batchnorm import estimate_statistics_anew, has_running_statistics
 from efface.config import Settings
 from efface.data.dataset import Data
+from efface.data.matching import find_companions
 from efface.data.split import Split
 from efface.errors import EffaceError
 from efface.schema import Count, PairCount, Positive
@@ -183,7 +184,7 @@ def _meta(observer: _Observer, split: Split, rows: Mapping[str, np.ndarray]) -> 
         "official_test": observer.data.official is not None and bool((observer.data.official == "test").any()),
         "running_statistics": has_running_statistics(observer.model),
         "sizes": {part: len(positions) for part, positions in rows.items()},
-        "whole": {part: len(getattr(split, CONTROL_PART.get(part, part))) for part in rows},
+        "whole": {part: len(getattr(split, CONTROL_PART.get(part, part))) for part in rows if part != COMPANIONS},
     }
 
 
@@ -202,6 +203,10 @@ def select_positions(split: Split, settings: ObservationSettings, data: Data) ->
             positions = _sample(data, positions, caps[part])
         chosen[part] = positions
     chosen["control"] = _sample(data, split.test, cap)
+    if split.provenance.get("by_group") and split.provenance.get("matched") != "group":
+        unseen = np.concatenate([split.spare, split.test])
+        companions = find_companions(data, split.forget, unseen)
+        chosen |= {COMPANIONS: _sample(data, companions, cap)} if len(companions) else {}
     return chosen
 
 
