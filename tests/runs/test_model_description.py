@@ -141,6 +141,19 @@ def test_the_command_line(theirs: tuple[Path, str], tmp_path: Path, efface) -> N
     assert code == 2 and "There is no checkpoint" in err
 
 
+def test_what_init_has_tried_is_not_tried_again(theirs: tuple[Path, str], tmp_path: Path) -> None:
+    path, data = theirs
+    file = tmp_path / "model.yaml"
+    describe_model(path, file, {"data": data, "split": SPLIT, "recipe": HALF, "device": "cpu"})
+    assert use_model_file({}, file, path)[1]["checked"]
+    for changed in ({"data": data}, {"recipe": {"mean": 0.4}}, {"objective": "simclr"}, {"split": {"trained": "x"}}):
+        assert "checked" not in use_model_file(changed, file, path)[1]
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    content["values"]["mean"] |= {"value": 0.45}
+    file.write_text(yaml.safe_dump(content), encoding="utf-8")
+    assert "checked" not in use_model_file({}, file, path)[1]
+
+
 def test_every_verb_for_a_run_takes_it(theirs: tuple[Path, str], tmp_path: Path, efface) -> None:
     path, data = theirs
     file, out = tmp_path / "model.yaml", tmp_path / "out"

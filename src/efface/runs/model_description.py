@@ -208,6 +208,11 @@ def use_model_file(
     if options.get("preprocessing") is not None or not reads_pictures(source):
         ours["data"].pop("size", None)
     merged = merge_settings(ours, {**settings, "data": options} if options else settings)
+    changed = (
+        options or settings.get("recipe") or settings.get("objective") or "trained" in (settings.get("split") or {})
+    )
+    if content.is_checked and not changed:
+        merged["checked"] = True
     if isinstance(settings.get("objective"), str) and settings["objective"] != ours.get("objective"):
         merged["recipe"] = {k: v for k, v in merged.get("recipe", {}).items() if k != "objective"}
     return start, merged, notes
@@ -289,7 +294,7 @@ def use_model_to_embed(
 ) -> tuple[Path, dict[str, Any], list[str]]:
     """As :func:`use_model_file`, for verbs that embed: they have neither a split nor a head to train."""
     start, merged, notes = use_model_file(settings, model, start)
-    left_out = {"split", "fresh_head"} - settings.keys()
+    left_out = {"split", "fresh_head", "checked"} - settings.keys()
     return start, {key: value for key, value in merged.items() if key not in left_out}, notes
 
 

@@ -119,6 +119,8 @@ class ForeignOptions:
     """SHA-256 of files that may be unpickled."""
     check: bool = True
     """Refuse an encoder that is no better than the same network with random weights."""
+    checked: bool = False
+    """What is assumed was tried before on the same data, by `efface init`: it is not tried again."""
     fresh_head: bool = False
     """Start a head that the file lacks from random weights."""
     averaged: AveragedWeights | None = None

@@ -137,7 +137,12 @@ def unlearn_run(
         data, base, pattern = here.data, here.split, find_pattern(start, request.consent)
     else:
         data, base, checkpoint, inherited = start_from_foreign(
-            start, foreign.as_settings(), common.seed, progress.say, check=foreign.check, device=common.device
+            start,
+            foreign.as_settings(),
+            common.seed,
+            progress.say,
+            check=foreign.check and not foreign.checked,
+            device=common.device,
         )
         if foreign.check:
             require_trained_encoder(start, checkpoint, data, base, common)
