@@ -103,10 +103,11 @@ def second_request(library: Library, pictures: Pictures, home: Path, own: tuple[
     if done["exit"]:
         return row | {"error": done["err"][-600:]}
     row["after"] = library.measure(pictures, handed_back(run))
+    columns = "data.columns={label: category, group: user}"
     again = efface(
-        "unlearn", handed_back(run), *own, "--data", "users.csv", "--set", "data.columns={label: category, group: user}",
-        *library.options, "--forget", "@group:user.txt", "--set", "split.trained=trained.txt", *SIZES,
-        "--method", method, "--out", home / "again",
+        "unlearn", handed_back(run), *own, "--data", "users.csv", "--set", columns, *library.options,
+        "--forget", "@group:user.txt", "--set", "split.trained=trained.txt", *SIZES, "--method", method,
+        "--set", "check=false", "--out", home / "again",
     )  # fmt: skip
     row["forgotten_before_refused"] = again["exit"] == 2
     return row

@@ -241,6 +241,20 @@ def parse_method(value: str | Mapping[str, Any]) -> Method | None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OfficeCase(Settings):
+    """A request as the office knows it, for the first page of the report."""
+
+    id: str = ""
+    """The office's own name for it."""
+    received: str = ""
+    """When it came in, such as 2026-11-29."""
+    due: str = ""
+    """The last day to answer."""
+    handled_by: str = ""
+    """Who is responsible."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class AuditRequest(DataChecks, VerbRequest):
     """What ``efface audit`` is asked to do."""
 
@@ -255,10 +269,21 @@ class AuditRequest(DataChecks, VerbRequest):
     """Remove the caches of decoded pictures that hold examples to forget, after the audit."""
     goal: str = ""
     """Why the examples were to be forgotten, in the user's words; for the record."""
+    case: OfficeCase = field(default_factory=OfficeCase)
+    """Number, dates and person of the request, for the report: ``case.id``, ``received``, ``due``, ``handled_by``."""
     trust_pickle: bool = False
     """Unpickle a checkpoint named in this call that asks for classes."""
     trusted: tuple[str, ...] = ()
     """SHA-256 of files that may be unpickled, such as the original that the run names."""
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
+        """Build the request; numbers and dates in ``case`` count as text."""
+        case = settings.get("case")
+        if isinstance(case, Mapping):
+            texts = {name: value if isinstance(value, (list, Mapping)) else str(value) for name, value in case.items()}
+            settings = {**settings, "case": texts}
+        return super().from_settings(settings)
 
 
 @dataclass(frozen=True, kw_only=True)

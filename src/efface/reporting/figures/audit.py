@@ -65,7 +65,7 @@ def draw_intervals(
 
     """
     before, after = gettext("before"), gettext("after")
-    values = [v for s in judged for v in (*s.power, s.value, s.low, s.high)]
+    values = [v for s in judged for v in (*s.power, s.value, *s.deciding)]
     low, high = min(0.5 - 2 * delta, *values), max(0.5 + 2 * delta, *values)
     low, high = max(0.0, low - 0.02), min(1.0, high + 0.02)
     row, top = 24.0, 22.0
@@ -87,7 +87,7 @@ def draw_intervals(
         panel.add(f'<rect class="band" x="{svg.n(a)}" y="{edge}" width="{svg.n(b - a)}" height="{tall}"/>')
         panel.add(f'<path class="line chance" d="M{svg.n(panel.x(0.5))} {edge}v{tall}"/>')
         for j, (when, kind, (v, lo, hi)) in enumerate(
-            ((before, "original", one.power), (after, "subject", (one.value, one.low, one.high)))
+            ((before, "original", one.power), (after, "subject", (one.value, *one.deciding)))
         ):
             at = base + 16 + j * row
             panel.text(when, 8, at + 4, anchor="start")
