@@ -32,9 +32,9 @@ from efface.files import file_digest
 FILE = RESULTS / "own_models.json"
 SIZES = ("--set", "split.valid=60", "--set", "split.holdout=90", "--set", "split.test=60")
 WATCH = ("--set", "watch.views=4", "--set", "watch.gradient=false")
-RECIPE = "epochs: 9\nbatch_size: 50\noptim: {lr: 0.03}\n"
-"""What the user trained the ResNet with: for its reference bank."""
-BANK = "timm ResNet-18"
+RECIPE = "epochs: 30\nbatch_size: 50\noptim: {rule: adamw, lr: 0.003}\n"
+"""What the user trained their own network with: for its reference bank."""
+BANK = "own module"
 
 
 def efface(*words: object) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def tell(name: str, library: Library, pictures: Pictures, home: Path) -> dict[st
         row["said"] = [line for line in done["err"].splitlines() if re.match("WARNING|Accuracy|Captions", line)]
         row["unseen"] = next((ln for ln in done["err"].splitlines() if "of the forgotten group" in ln), "")
         row["after"] = library.measure(pictures, handed_back(run))
-        more = ("--bank", bank(run, home)) if name == BANK and method == library.methods[0] else ()
+        more = ("--bank", bank(run, home, own)) if name == BANK and method == library.methods[0] else ()
         judged = efface("audit", run, *own, *WATCH, *more, "--json")
         record = read_json(run / "record.json")
         row["audit"] = {
@@ -113,11 +113,11 @@ def second_request(library: Library, pictures: Pictures, home: Path, own: tuple[
     return row
 
 
-def bank(run: Path, home: Path) -> Path:
+def bank(run: Path, home: Path, own: tuple[str, ...]) -> Path:
     """A reference bank of the original, with the recipe that the user knows."""
     (home / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     made = efface(
-        "references", run, "--bank", "4", "--recipe", home / "recipe.yaml", "--out", home / "bank", "--jobs", 1, *WATCH
+        "references", run, *own, "--bank", "4", "--recipe", home / "recipe.yaml", "--out", home / "bank", "--jobs", 1, *WATCH
     )
     if made["exit"]:
         raise SystemExit(made["err"])

@@ -141,7 +141,7 @@ def test_the_first_page_names_model_file_and_request(name: str):
     first = squeezed(Page(render_report(record, {}, [])).words)
     first = first[: first.index("For the engineer The verdict") if "For the engineer The verdict" in first else None]
     assert all(value in first for value in asked.model_dump().values())
-    assert "replaced by foreign/net.pth (SHA-256 abababababab)" in first
+    assert "new file: foreign/net.pth (SHA-256 abababababab)" in first
     text = render_report(case.record, {}, [])
     assert text.count('class="blank"') == (6 if not case.record.request.case.id else 2)
     assert text.count('type="checkbox"') == 8  # what else must be deleted can be ticked off

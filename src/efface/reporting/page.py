@@ -19,14 +19,14 @@ from markupsafe import Markup
 from efface.auditing import signals
 from efface.auditing.evidence import Cost, Finding
 from efface.auditing.observations import Observations
-from efface.auditing.verdict import SignalVerdict
+from efface.auditing.verdict import SignalVerdict, Verdict
 from efface.reporting.facts import CheckpointFacts
 from efface.reporting.figures import audit, curves
 from efface.reporting.figures.forget_retain import draw_forget_retain
 from efface.reporting.format import template_environment
 from efface.reporting.record import HANDED_BACK, Record
 from efface.reporting.translation import ENGLISH, load_catalog
-from efface.reporting.wording import wording_for
+from efface.reporting.wording import SIGNAL_PLACES, wording_for
 from efface.training.history import describe_search, describe_stopping
 
 REPORT = "report.html"
@@ -92,6 +92,7 @@ def render_report(
         forget=record.request.count,
         model=_model_name(record),
         deployed=_deployed(record),
+        limits=_plain_limits(verdict),
         useful=_usefulness(record.findings),
         held=record.split.sizes.get("holdout"),
         oracles=[name for name in record.checkpoints if name.startswith("oracle")],
@@ -103,6 +104,18 @@ def _model_name(record: Record) -> str:
     """The original as its owner knows it: folder and file of its weights."""
     path = PurePath(record.checkpoints["original"].file) if "original" in record.checkpoints else PurePath()
     return "/".join(path.parts[-2:])
+
+
+def _plain_limits(verdict: Verdict) -> list[str]:
+    """The limits for the first page: without the controls, and with the places of signals for their names."""
+    found: list[str] = []
+    for limit in verdict.limits:
+        if limit.startswith("Control ("):
+            continue  # they are listed for the engineer
+        for name, place in SIGNAL_PLACES.items():
+            limit = limit.replace(name, place)
+        found.append(limit[:1].upper() + limit[1:])
+    return found
 
 
 def _usefulness(findings: Sequence[Finding]) -> list[tuple[str, Finding]]:
