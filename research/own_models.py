@@ -117,7 +117,18 @@ def bank(run: Path, home: Path, own: tuple[str, ...]) -> Path:
     """A reference bank of the original, with the recipe that the user knows."""
     (home / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     made = efface(
-        "references", run, *own, "--bank", "4", "--recipe", home / "recipe.yaml", "--out", home / "bank", "--jobs", 1, *WATCH
+        "references",
+        run,
+        *own,
+        "--bank",
+        "4",
+        "--recipe",
+        home / "recipe.yaml",
+        "--out",
+        home / "bank",
+        "--jobs",
+        1,
+        *WATCH,
     )
     if made["exit"]:
         raise SystemExit(made["err"])

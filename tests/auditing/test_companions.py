@@ -11,6 +11,7 @@ from efface.auditing.audits import AUDITS
 from efface.auditing.evidence import Evidence
 from efface.auditing.observations import COMPANIONS, Observations
 from efface.auditing.observers.observe import ObservationSettings, observe_model
+from efface.auditing.observers.spot_check import spot_check
 from efface.data.dataset import Data
 from efface.data.split import Split, partition, select_forget_set
 from tests import tiny
@@ -41,6 +42,22 @@ def test_they_are_observed_apart(made: tuple[Data, Split]) -> None:
     assert len(keys[COMPANIONS]) == 7 and not keys[COMPANIONS] & (keys["holdout"] | keys["forget"])
     drawn = select_forget_set(partition(data, holdout=0.2, valid=0.2, test=0.2), data, "@random:10")
     assert not observe_model(recipe.start(0), data, drawn, recipe.views, WATCH).count(COMPANIONS)
+
+
+def test_stored_ones_are_checked_like_all_others(made: tuple[Data, Split]) -> None:
+    data, split = made
+    recipe = tiny.recipe("simclr")
+    model = recipe.start(0)
+    seen = observe_model(model, data, split, recipe.views, WATCH)
+    assert spot_check(seen, model, data, split, recipe.views, WATCH) == ""
+    name = f"{COMPANIONS}/backbone.margin"
+    forged = Observations(
+        seen.model, seen.split, {**seen.arrays, name: seen.of(COMPANIONS, "backbone.margin") + 3}, seen.meta
+    )
+    assert name in spot_check(forged, model, data, split, recipe.views, WATCH)
+    rest = {key: value for key, value in seen.arrays.items() if not key.startswith(COMPANIONS)}
+    gone = Observations(seen.model, seen.split, rest, seen.meta)
+    assert spot_check(gone, model, data, split, recipe.views, WATCH)
 
 
 def scored(count: int, companions: float, forget: float, model: str) -> Observations:

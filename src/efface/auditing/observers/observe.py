@@ -204,9 +204,9 @@ def select_positions(split: Split, settings: ObservationSettings, data: Data) ->
         chosen[part] = positions
     chosen["control"] = _sample(data, split.test, cap)
     if split.provenance.get("by_group") and split.provenance.get("matched") != "group":
-        unseen = np.concatenate([split.spare, split.test])
+        unseen = np.concatenate([chosen["spare"], min(chosen["test"], chosen["control"], key=len)])
         companions = find_companions(data, split.forget, unseen)
-        chosen |= {COMPANIONS: _sample(data, companions, cap)} if len(companions) else {}
+        chosen |= {COMPANIONS: companions} if len(companions) else {}
     return chosen
 
 
