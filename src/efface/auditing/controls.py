@@ -26,13 +26,11 @@ import numpy as np
 from efface import stats
 from efface.auditing import signals
 from efface.auditing.evidence import Evidence
-from efface.auditing.observations import Observations
+from efface.auditing.observations import WITHHELD, Observations
 
 ControlWord = Literal["passed", "failed", "missing"]
 FEWEST = 20
 """A holdout and a control of fewer examples are not compared."""
-WITHHELD = "withheld"
-"""The part of pictures that only the auditor has."""
 RENEWED_PREFIX = "renewed-"
 """Prefix of the parts that were observed with BatchNorm statistics estimated anew."""
 

@@ -3,8 +3,9 @@
 Audits read nothing else, so they can be repeated anywhere in milliseconds, without torch and without weights.
 
 Arrays are named ``"<part>/<name>"``. Parts: ``forget``, ``retain``, ``holdout``, ``spare``, ``test``, ``valid``;
-``control``: the never-trained examples that the holdout itself is compared with (a sample of ``test``); and
-``withheld``: pictures that only the auditor has. Names:
+``control``: the never-trained examples that the holdout itself is compared with (a sample of ``test``); ``companions``:
+never-trained examples of the forgotten groups, where there are too few to be the holdout; and ``withheld``: pictures
+that only the auditor has. Names:
 
 ==========================  =============  ==============================================================
 ``features``                [n, d]         backbone features of the un-augmented image
@@ -43,7 +44,11 @@ from efface.errors import EffaceError
 from efface.files import parse_json
 from efface.schema import Count, Name, Positive, StoredModel, parse_record
 
-OBSERVED_PARTS = ("forget", "retain", "holdout", "spare", "test", "valid", "control", "withheld")
+COMPANIONS = "companions"
+"""Part of the unseen examples of the forgotten groups, such as other pictures of the same person."""
+WITHHELD = "withheld"
+"""The part of pictures that only the auditor has."""
+OBSERVED_PARTS = ("forget", "retain", "holdout", "spare", "test", "valid", "control", COMPANIONS, WITHHELD)
 OBSERVATIONS_FORMAT = 2
 """Version of the file. Files of format 1 have no digest of their content: nothing tells whether they were edited."""
 

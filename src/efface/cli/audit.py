@@ -15,6 +15,7 @@ from efface.cli.options import (
     Device,
     Force,
     Json,
+    ModelOption,
     Oracles,
     PurgeCache,
     Quiet,
@@ -76,9 +77,7 @@ def audit_command(
     data: DataOption = None,
     allow_absent: AllowAbsent = False,
     purge_cache: PurgeCache = False,
-    model: Annotated[
-        str | None, typer.Option("--model", metavar="package:function", help="Your function that builds the network.")
-    ] = None,
+    model: ModelOption = None,
     config: Config = None,
     set_: Set = None,
     device: Device = None,
@@ -110,11 +109,11 @@ def audit_command(
     from efface.auditing.verdict import EXIT_CODES
     from efface.reporting.page import REPORT
     from efface.runs.audit import audit_run, evidence_folder
-    from efface.training.networks.own_module import allow_own_module
+    from efface.runs.model_description import use_model_of_run
 
-    if model is not None:
-        allow_own_module(model)
     with progress(quiet) as shown:
+        for note in use_model_of_run(model, run):
+            shown.say(note)
         judged = audit_run(
             run, settings, original=original, oracles=oracle or [], references=references, bank=bank,
             rehearsals=rehearsals,

@@ -14,6 +14,7 @@ from efface.cli.options import (
     DataOption,
     Device,
     Json,
+    ModelOption,
     Oracles,
     Quiet,
     Seed,
@@ -40,6 +41,7 @@ def relearn_command(
     every: Annotated[int | None, typer.Option("--every", help="Steps between two observations (default 10).")] = None,
     data: DataOption = None,
     allow_absent: AllowAbsent = False,
+    model: ModelOption = None,
     trust_pickle: Trust = None,
     config: Config = None,
     set_: Set = None,
@@ -56,9 +58,12 @@ def relearn_command(
     named = {key: value for key, value in {"on": on, "steps": steps, "every": every}.items() if value is not None}
     settings["relearn"] = merge_group(settings, "relearn", named)
 
+    from efface.runs.model_description import use_model_of_run
     from efface.runs.relearn import relearn_run
 
     with progress(quiet) as shown:
+        for note in use_model_of_run(model, run):
+            shown.say(note)
         kept = relearn_run(run, settings, original=original, oracles=oracle or [], progress=shown)
     print_result(kept.as_dict(), kept.lines(), as_json=json_, quiet=quiet)
 
@@ -104,6 +109,7 @@ def guess(
     ] = None,
     data: DataOption = None,
     allow_absent: AllowAbsent = False,
+    model: ModelOption = None,
     trust_pickle: Trust = None,
     config: Config = None,
     set_: Set = None,
@@ -117,7 +123,10 @@ def guess(
         **consent_settings(trust_pickle),
     )  # fmt: skip
     from efface.runs.canaries import guess_canaries
+    from efface.runs.model_description import use_model_of_run
 
     with progress(quiet) as shown:
+        for note in use_model_of_run(model, run):
+            shown.say(note)
         kept = guess_canaries(run, planned, settings, original=original, oracles=oracle or [], progress=shown)
     print_result(kept.as_dict(), kept.lines(), as_json=json_, quiet=quiet)

@@ -196,6 +196,14 @@ def _select_listed(
     data: Data, train: np.ndarray, elsewhere: Mapping[str, np.ndarray], keys: Sequence[str], where: str
 ) -> Selection:
     """Select the examples with these keys, each of which must be a training example and listed once."""
+    groups = set() if data.group is None else set(np.unique(data.group).tolist()) - {""}
+    if keys and set(keys) <= groups and not set(keys) & data.index.positions.keys():
+        named = f"@group:{where}" if where != "@keys" else f"@group:{','.join(keys)}"
+        raise EffaceError(
+            f"{quote_first(list(keys))} in {where}: no ids of examples, but names of groups.",
+            "A list holds the ids of single examples.",
+            f"To forget all of theirs, write --forget {named}.",
+        )
     positions, notes = find_keys(data, keys, where)
     untrained = positions[~np.isin(positions, train)]
     if len(untrained):

@@ -222,13 +222,21 @@ def _start_digest(desk: DeskStore, batch: RequestBatch) -> str:
     return desk.batch(batch.start_batch).digest if batch.start_batch else desk.model(batch.model).original_digest
 
 
+def _describe_case(desk: DeskStore, batch: RequestBatch) -> dict[str, str]:
+    """The requests of a batch as its report names them, with the first dates."""
+    requests = [desk.request(one) for one in batch.requests]
+    ids = ", ".join(one.id for one in requests)
+    received, due = min(one.received for one in requests), min(one.deadline for one in requests)
+    return {"id": ids, "received": received[:10], "due": due}
+
+
 def _audit(desk: DeskStore, batch: RequestBatch, actor: str, progress: Progress) -> RequestBatch:
     """Judge the run of a batch, and write the verdict down."""
     from efface.runs.audit import audit_run
 
     _, settings = split_settings({name: value for name, value in batch.settings.items() if name != SELECTED})
     goals = sorted({desk.request(one).goal.value for one in batch.requests})
-    asked = {"goal": ", ".join(goals), **(settings.get("audit") or {})}
+    asked = {"goal": ", ".join(goals), "case": _describe_case(desk, batch), **(settings.get("audit") or {})}
     for name in ("data", "allow_absent", "allow_changed", "device"):
         if settings.get(name) is not None:
             asked.setdefault(name, settings[name])

@@ -24,6 +24,7 @@ from efface.errors import EffaceError
 from efface.files import LOG, file_digest
 from efface.reporting import bundle
 from efface.reporting.environment import Environment
+from efface.reporting.facts import Case
 from efface.reporting.recheck import require_same_findings, require_same_verdict, select_recorded
 from efface.reporting.record import RECORD, SCHEMA_VERSION, Record
 from efface.runs import artifacts
@@ -224,6 +225,7 @@ def _build_record(
         log=log,
         lineage=lineage(subject),
         goal=request.goal,
+        case=Case(**vars(request.case)),
         warnings=claims,
         requests=sequence,
     )

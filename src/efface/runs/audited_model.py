@@ -16,6 +16,7 @@ from efface.errors import EffaceError
 from efface.files import READ_ONLY
 from efface.runs import artifacts
 from efface.runs.binding import Binder, stored_file, withheld_file
+from efface.runs.remaining import RemainingTime
 from efface.runs.run import Progress
 from efface.training.checkpoint import Checkpoint
 from efface.training.devices import resolve_device
@@ -58,7 +59,15 @@ class AuditedModel:
             progress.say(f"{path} is not used: {reason}. Observing anew")
         progress.say(f"Observing {self.weights.parent.name}")
         checkpoint = replace(checkpoint, recipe=replace(checkpoint.recipe, views=binder.views))
-        observed = api.observe(checkpoint, binder.data, split, binder.watch, device=device, withheld=binder.withheld)
+        left = RemainingTime(progress.status, f"Observing {self.weights.parent.name}", 1, "examples")
+
+        def report(done: int, total: int) -> None:
+            left.total = total
+            left(done)
+
+        observed = api.observe(
+            checkpoint, binder.data, split, binder.watch, device=device, withheld=binder.withheld, on_observed=report
+        )
         observed.meta.update(binder.facts(split))
         if not (binder.keep and path.exists()):
             self._keep(observed, progress)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from efface.training.batch import Batch
+from efface.training.micro_batches import count_parts
 from efface.training.model import Model, frozen_statistics
 
 Loss = Callable[[Tensor], Tensor]
@@ -43,8 +44,8 @@ def feature_norms(model: Model, loss: Loss, x: Tensor, *, graph: bool = False) -
         total = loss(x).sum()
     finally:
         hook.remove()
-    (gradient,) = torch.autograd.grad(total, outputs[-1], create_graph=graph)
-    return row_norms(gradient)
+    last = outputs[-count_parts(len(x), model.micro_batch) :]
+    return row_norms(torch.cat(torch.autograd.grad(total, last, create_graph=graph)))
 
 
 def parameter_norm(model: Model, loss: Loss, x: Tensor, *, graph: bool = False) -> Tensor:

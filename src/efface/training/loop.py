@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from efface.errors import DivergenceError
+from efface.errors import DivergenceError, explain_memory
 from efface.training.batch import Batch, Log, LossTerms, Subset
 from efface.training.model import Model
 from efface.training.optim import ScheduledOptimizer
@@ -163,13 +163,14 @@ def train_step(
 
     """
     began = time.perf_counter()
-    result = terms(batch)
-    total = torch.stack([term.float().reshape(()) for term in result.terms.values()]).sum()
-    values = dict(zip(result.terms, (float(term.detach()) for term in result.terms.values()), strict=True))
-    if not math.isfinite(float(total.detach())):
-        optimizer.inner.zero_grad(set_to_none=True)
-        raise DivergenceError(values, run.training_cost.steps)
-    total.backward()
+    with memory_for(len(batch), model.micro_batch):
+        result = terms(batch)
+        total = torch.stack([term.float().reshape(()) for term in result.terms.values()]).sum()
+        values = dict(zip(result.terms, (float(term.detach()) for term in result.terms.values()), strict=True))
+        if not math.isfinite(float(total.detach())):
+            optimizer.inner.zero_grad(set_to_none=True)
+            raise DivergenceError(values, run.training_cost.steps)
+        total.backward()
     before = {weight: weight.detach().clone() for weight in only or {}}
     rate = optimizer.lr
     optimizer.update()
@@ -181,9 +182,28 @@ def train_step(
     run.training_cost.examples += len(batch) + result.extra_examples
     run.training_cost.seconds += time.perf_counter() - began
     run.log(
-        {"step": run.training_cost.steps, "phase": phase, "lr": rate, "terms": values, "total": sum(values.values())}
+        {
+            "step": run.training_cost.steps,
+            "phase": phase,
+            "lr": rate,
+            "terms": values,
+            "total": sum(values.values()),
+            "planned": run.training_cost.steps - optimizer.taken + optimizer.steps,
+        }
     )
     return values
+
+
+@contextmanager
+def memory_for(images: int, micro_batch: int | None) -> Iterator[None]:
+    """Context of a step on so many images: if memory ends, the error says how many go through at once instead."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        ended = explain_memory(error, images=min(images, micro_batch or images))
+        if ended is None:
+            raise
+        raise ended from error
 
 
 def frozen_copy(model: Model) -> Model:

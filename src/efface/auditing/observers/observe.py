@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from efface.auditing.controls import WITHHELD
-from efface.auditing.observations import Observations
+from efface.auditing.observations import COMPANIONS, WITHHELD, Observations
 from efface.auditing.observers.batchnorm import estimate_statistics_anew, has_running_statistics
 from efface.config import Settings
 from efface.data.dataset import Data
+from efface.data.matching import find_companions
 from efface.data.split import Split
 from efface.errors import EffaceError
 from efface.schema import Count, PairCount, Positive
@@ -31,6 +31,8 @@ from efface.training.augment import ViewParams, Views
 from efface.training.gradients import input_norms
 from efface.training.model import Model
 
+Observed = Callable[[int, int], None]
+"""Receives how many examples are observed, and of how many."""
 PROJECTOR_SPACE = "projector"
 """Name of the space after the projection head."""
 CONTROL_PART = {"control": "test"}
@@ -83,6 +85,7 @@ def observe_model(
     parts: Collection[str] | None = None,
     scratch: Path | None = None,
     withheld: Data | None = None,
+    on_observed: Observed = lambda done, total: None,
 ) -> Observations:
     """Observe every part of a split through one model; :mod:`efface.auditing.observations` lists the arrays.
 
@@ -95,6 +98,7 @@ def observe_model(
         parts: Parts of the split to observe; all by default.
         scratch: A folder for memory-mapped arrays, so that memory use does not grow with the number of examples.
         withheld: Pictures of the auditor's own of the same shape, observed like the holdout.
+        on_observed: Called with how many examples are done, and of how many, after each batch.
 
     Returns:
         The observations.
@@ -119,8 +123,11 @@ def observe_model(
     with _evaluation_mode(model):
         observer = _Observer(model, data, views, settings, scratch)
         observer.build_bank(_sample(data, rows["valid"], settings.bank))
+        looked = {part: found for part, found in rows.items() if len(found) and (parts is None or part in parts)}
+        total = sum(map(len, looked.values()))
+        observer.report = lambda seen: on_observed(seen, total)
         for part, positions in rows.items():
-            if len(positions) and (parts is None or part in parts):
+            if part in looked:
                 found = observer.part(part, positions, signals=part not in ("test", "valid"))
                 if part == "valid" and settings.valid:
                     found |= observer.leave_one_out_margins(positions)
@@ -191,7 +198,7 @@ def _meta(observer: _Observer, split: Split, rows: Mapping[str, np.ndarray]) -> 
         "official_test": observer.data.official is not None and bool((observer.data.official == "test").any()),
         "running_statistics": has_running_statistics(observer.model),
         "sizes": {part: len(positions) for part, positions in rows.items()},
-        "whole": {part: len(getattr(split, CONTROL_PART.get(part, part))) for part in rows},
+        "whole": {part: len(getattr(split, CONTROL_PART.get(part, part))) for part in rows if part != COMPANIONS},
     }
 
 
@@ -210,6 +217,10 @@ def select_positions(split: Split, settings: ObservationSettings, data: Data) ->
             positions = _sample(data, positions, caps[part])
         chosen[part] = positions
     chosen["control"] = _sample(data, split.test, cap)
+    if split.provenance.get("by_group") and split.provenance.get("matched") != "group":
+        unseen = np.concatenate([chosen["spare"], min(chosen["test"], chosen["control"], key=len)])
+        companions = find_companions(data, split.forget, unseen)
+        chosen |= {COMPANIONS: companions} if len(companions) else {}
     return chosen
 
 
@@ -245,6 +256,8 @@ class _Observer:
         self.banks: Mapping[str, Tensor] = {}
         self.bank_keys: np.ndarray = np.array([])
         self.captions = torch.empty(0)
+        self.report: Callable[[int], None] | None = None
+        self.seen = 0
 
     @torch.no_grad()
     def build_bank(self, positions: np.ndarray) -> None:
@@ -305,6 +318,9 @@ class _Observer:
                     arrays[name] = self.allocate(f"{part}.{name}", (len(positions), *value.shape[1:]))
                 arrays[name][start : start + len(rows)] = value.cpu().numpy()
             start += len(rows)
+            self.seen += len(rows)
+            if self.report:
+                self.report(self.seen)
         return arrays
 
     def leave_one_out_margins(self, positions: np.ndarray) -> dict[str, np.ndarray]:

@@ -12,8 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from efface.auditing.controls import WITHHELD
-from efface.auditing.observations import Observations
+from efface.auditing.observations import COMPANIONS, WITHHELD, Observations
 from efface.auditing.observers.observe import (
     CONTROL_PART,
     RENEWED_PARTS,
@@ -23,6 +22,7 @@ from efface.auditing.observers.observe import (
 )
 from efface.data.dataset import Data
 from efface.data.split import Split
+from efface.data.split_parts import no_positions
 from efface.training.augment import Views
 from efface.training.model import Model
 
@@ -64,7 +64,7 @@ def spot_check(
     arrays = again.arrays | renewed.arrays
     expected = again.meta | {
         "sizes": {part: len(positions) for part, positions in rows.items()},
-        "whole": {part: len(getattr(split, CONTROL_PART.get(part, part))) for part in rows},
+        "whole": {part: len(getattr(split, CONTROL_PART.get(part, part))) for part in rows if part != COMPANIONS},
     }
     if any(stored.meta.get(name) != value for name, value in expected.items()):
         return "they were made in another way than they say"
@@ -87,6 +87,8 @@ def _draw_few(rows: Mapping[str, np.ndarray], split: Split) -> Split:
         part: np.sort(random.permutation(both[part])[:CHECKED])
         for part in ("forget", "holdout", "retain", "spare", "test")
     }
+    companions = random.permutation(rows.get(COMPANIONS, no_positions()))[:CHECKED]  # found anew in these parts
+    few |= {part: np.union1d(few[part], np.intersect1d(companions, both[part])) for part in ("spare", "test")}
     return replace(split, **few)
 
 
