@@ -31,6 +31,7 @@ from efface.cli.output import prepare_streams, write_message
 from efface.cli.references import references_command
 from efface.cli.rehearse import rehearse_command
 from efface.cli.request import request
+from efface.cli.rewrite import rewrite_command
 from efface.cli.share import onnx_command, pull_command, push_command
 from efface.cli.sign import keys, sign_command, verify_command
 from efface.cli.train import check_command, demo_command, pretrain_command, unlearn_command
@@ -60,6 +61,7 @@ VERBS: tuple[Callable[..., None], ...] = (
     sign_command,
     verify_command,
     erase_command,
+    rewrite_command,
     desk_command,
     relearn_command,
     bench_command,

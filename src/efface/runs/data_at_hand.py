@@ -32,6 +32,8 @@ PATHS = ("root", "cache")
 """Options of sources that are paths."""
 PATH_SOURCES = ("folder", "manifest", "npz", "parquet", "tar")
 """Sources whose data are at a path."""
+FILE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".tar", ".parquet", ".arrow")
+"""Suffixes of data that are one file, beside which others may be."""
 OTHER_PICTURES = "Their files were replaced or edited, or are decoded differently here"
 
 
@@ -67,7 +69,7 @@ class DataAtHand:
         recorded = None if self.identity is None else self.identity.facts.get("source")
         sources = [_as_options(value) for value in (recorded, self.stored)]
         paths = [Path(str(one.get("root") or one.get("source") or "")) for one in sources]
-        return tuple(str(p.parent if p.suffix in (".csv", ".jsonl") else p) for p in paths if p.is_absolute())
+        return tuple(str(p.parent if p.suffix in FILE_SUFFIXES else p) for p in paths if p.is_absolute())
 
     def require_trained_pictures(self, positions: np.ndarray, allow: bool) -> list[str]:
         """Raise unless the examples to forget are those that were trained on; with ``allow``, return a warning."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +55,9 @@ class TableShard:
 
     def __init__(self, path: Path) -> None:
         self.path, self.arrow = path, require_pyarrow()
-        self.is_parquet = path.suffix.lower() == ".parquet"
-        with self._errors():
+        with open(path, "rb") as file:
+            self.is_parquet = file.read(4) == b"PAR1" or path.suffix.lower() == ".parquet"
+        with self.errors():
             if self.is_parquet:
                 opened = self._open_parquet()
                 self.schema, self.rows = opened.schema_arrow, int(opened.metadata.num_rows)
@@ -97,7 +100,7 @@ class TableShard:
             EffaceError: The table is damaged, or takes more memory than there is.
 
         """
-        with self._errors():
+        with self.errors():
             if not self.is_parquet:
                 yield from self._arrow_batches(columns)
                 return
@@ -116,6 +119,47 @@ class TableShard:
             values = batch.column(0)
             for value in values.field("bytes") if nested else values:
                 yield value.as_py()
+
+    def write_rows(self, path: Path, keep: Sequence[bool]) -> None:
+        """Write some of the rows to another file of the same format, with the same schema.
+
+        Args:
+            path: The file to write.
+            keep: Whether each row is kept.
+
+        """
+        rows, names = iter(keep), self.schema.names
+        with ExitStack() as stack:
+            if self.is_parquet:
+                file = stack.enter_context(self._open_parquet())
+                writer = stack.enter_context(
+                    self.arrow.parquet.ParquetWriter(
+                        path,
+                        self.schema,
+                        compression=_compressions(file.metadata),
+                        version=file.metadata.format_version,
+                    )
+                )
+                for group in range(file.num_row_groups):
+                    size = self._affordable(file.metadata.row_group(group), names)
+                    batches = file.iter_batches(batch_size=size, row_groups=[group])
+                    kept = [self._filter(batch, rows) for batch in batches]
+                    table = self.arrow.Table.from_batches(kept, schema=self.schema)
+                    if len(table):
+                        writer.write_table(table, row_group_size=len(table))
+                return
+            file = stack.enter_context(self.arrow.memory_map(str(self.path)))
+            reader = self._arrow_reader(file)
+            make = self.arrow.ipc.new_file if hasattr(reader, "num_record_batches") else self.arrow.ipc.new_stream
+            writer = stack.enter_context(make(str(path), self.schema))
+            for batch in _stream(reader):
+                batch.validate(full=True)
+                kept = self._filter(batch, rows)
+                if kept.num_rows:
+                    writer.write_batch(kept)
+
+    def _filter(self, batch: Any, rows: Iterator[bool]) -> Any:
+        return batch.filter(self.arrow.array(list(islice(rows, batch.num_rows)), self.arrow.bool_()))
 
     def _open_parquet(self) -> Any:
         return self.arrow.parquet.ParquetFile(self.path, buffer_size=2**20)
@@ -162,11 +206,12 @@ class TableShard:
                 for start in range(0, made.num_rows, BATCH_ROWS):
                     yield made.slice(start, BATCH_ROWS)
 
-    def _errors(self) -> Any:
+    def errors(self) -> AbstractContextManager[None]:
+        """Turn what pyarrow raises within into an error that names the file."""
         return _TableErrors(self.path, self.arrow)
 
 
-class _TableErrors:
+class _TableErrors(AbstractContextManager[None]):
     """Turns what pyarrow raises into an error that names the file."""
 
     def __init__(self, path: Path, arrow: Any) -> None:
@@ -188,6 +233,14 @@ def _stream(reader: Any) -> Iterator[Any]:
             yield reader.get_batch(number)
     else:
         yield from reader
+
+
+def _compressions(metadata: Any) -> dict[str, str]:
+    """How each column is compressed."""
+    if not metadata.num_row_groups:
+        return {}
+    columns = [metadata.row_group(0).column(number) for number in range(metadata.num_columns)]
+    return {one.path_in_schema: "NONE" if one.compression == "UNCOMPRESSED" else one.compression for one in columns}
 
 
 def is_picture_type(arrow: Any, kind: Any) -> bool:
