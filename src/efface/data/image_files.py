@@ -316,6 +316,8 @@ def _describe_error(error: Exception) -> str:
     heic = str(error).lower().rstrip("'").endswith((".heic", ".heif", ".hif"))
     if heic and isinstance(error, UnidentifiedImageError):
         return "it cannot be decoded here (pip install pillow-heif)"
+    if isinstance(error, UnidentifiedImageError) and "<" in str(error):
+        return "cannot identify it as an image"  # a part of a file, whose name Pillow does not know
     return str(error) or type(error).__name__
 
 

@@ -102,6 +102,9 @@ class TarContent:
                 if member.start not in gone:
                     _copy(source, target, member.start, member.end)
                 place = member.end
+            source.seek(place)
+            while (block := source.read(BLOCK)) and any(block):  # folders after the last member
+                target.write(block)
             target.write(bytes(2 * BLOCK))
             target.write(bytes(-target.tell() % RECORD))
 
