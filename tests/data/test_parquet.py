@@ -135,7 +135,7 @@ def test_keys_must_be_there_and_be_unique(tmp_path, pictures):
 
 def test_rows_without_a_picture_are_broken(tmp_path, pictures):
     path = write(tmp_path / "a.parquet", key=["a", "b", "c"], image=[pictures[0].content, None, b"no picture"])
-    fails(path, "2 of 3 images cannot be read", "the row holds no picture", "'c'", **OPTIONS)
+    fails(path, "2 of 3 images cannot be read", "the row holds no bytes of a picture", "'c'", **OPTIONS)
     assert load(path, skip_broken=True, **OPTIONS).keys.tolist() == ["a"]
 
 

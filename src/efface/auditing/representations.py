@@ -15,10 +15,13 @@ import numpy as np
 
 from efface.auditing.observations import Observations
 from efface.auditing.signals import labels, random_order_by_key
+from efface.data.array_files import row_chunks
 from efface.errors import EffaceError
 
 SIMILARITIES_AT_ONCE = 2**24
 """Largest number of similarities kept in memory at once (64 MB of float32)."""
+COLLAPSED = 1e-6
+"""Share of their squared length up to which unit rows that differ count as one direction."""
 Hits = tuple[int, int]
 """``(right, of)``: correct predictions, and how many were made."""
 
@@ -253,7 +256,7 @@ def linear_probe(
 def is_collapsed(x: np.ndarray) -> bool:
     """Whether all rows of features point in the same direction, to one part in a thousand, or are zero."""
     z = unit_rows(x).astype(np.float64)
-    return float(((z - z.mean(axis=0)) ** 2).sum()) <= 1e-6 * max(float((z**2).sum()), 1e-12)
+    return float(((z - z.mean(axis=0)) ** 2).sum()) <= COLLAPSED * max(float((z**2).sum()), 1e-12)
 
 
 def effective_rank(x: np.ndarray) -> float:
@@ -262,11 +265,18 @@ def effective_rank(x: np.ndarray) -> float:
     The exponential of the entropy of the normalized singular values of the centered unit rows. Features for which
     :func:`is_collapsed` holds have rank 1, so that rounding errors around one point do not count as directions.
     """
-    if is_collapsed(x):
+    length, total = 0.0, np.zeros(x.shape[1])
+    for rows in row_chunks(x):
+        z = unit_rows(x[rows]).astype(np.float64)
+        total += z.sum(axis=0)
+        length += float((z**2).sum())
+    scatter = np.zeros((x.shape[1], x.shape[1]))
+    for rows in row_chunks(x):
+        z = unit_rows(x[rows]).astype(np.float64) - total / len(x)
+        scatter += z.T @ z
+    if np.trace(scatter) <= COLLAPSED * max(length, 1e-12):
         return 1.0
-    z = unit_rows(x).astype(np.float64)
-    z -= z.mean(axis=0)
-    values = np.sqrt(np.maximum(np.linalg.eigvalsh(z.T @ z), 0))
+    values = np.sqrt(np.maximum(np.linalg.eigvalsh(scatter), 0))
     p = values / values.sum()
     return float(np.exp(-(p[p > 0] * np.log(p[p > 0])).sum()))
 

@@ -57,7 +57,7 @@ class PictureCopies:
             ends = self._places()
             start, end = int(ends[row - 1]) if row else 0, int(ends[row])
             if start == end:
-                raise ValueError("the row holds no picture")
+                raise ValueError("the row holds no bytes of a picture")
             try:
                 return FilePart(start, end - start).read(self.folder / BYTES)
             except OSError:

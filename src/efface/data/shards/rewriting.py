@@ -74,7 +74,7 @@ class Rewriting:
         found = [one.line() for one in self.shards]
         removed, verified = sum(one.removed for one in self.shards), all(one.after for one in self.shards)
         found.append(
-            f"{removed} pictures in {len(self.shards)} of {self.examined} shards"
+            f"{removed} {'picture' if removed == 1 else 'pictures'} in {len(self.shards)} of {self.examined} shards"
             + (": written again, read back, and none of the ids and pictures is left there." if verified else ".")
         )
         if self.absent:
