@@ -107,6 +107,13 @@ def row_chunks(x: np.ndarray, most: int = CHUNK_BYTES) -> Iterator[slice]:
             pages.madvise(mmap.MADV_DONTNEED)
 
 
+def take_rows(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Copy some rows, in ascending order; of a mapped file, what was read around them is let go."""
+    ordered = np.sort(rows)
+    cut = ((ordered[(ordered >= part.start) & (ordered < part.stop)]) for part in row_chunks(x))
+    return np.concatenate([x[:0], *(np.array(x[chosen]) for chosen in cut)])
+
+
 def unreadable_arrays_error(path: Path | str, error: Exception, remedy: str) -> EffaceError:
     """Build the error for a file that :func:`read_npz` or :func:`read_npy` refused."""
     return EffaceError(

@@ -18,7 +18,7 @@ from efface.auditing.audits.alignment_matrix import alignment_matrix
 from efface.auditing.embeddings.arrays import EmbeddingPair, EmbeddingSet
 from efface.auditing.observations import Observations
 from efface.auditing.representations import unit_rows
-from efface.data.array_files import row_chunks
+from efface.data.array_files import row_chunks, take_rows
 
 SPACE = "embeddings"
 SIGNAL = f"{SPACE}.alignment"
@@ -83,7 +83,7 @@ def pairing_test(before: np.ndarray, after: np.ndarray, seed: int = 0) -> tuple[
     rng = np.random.default_rng(seed)
     if len(before) > PAIRED:
         kept = np.sort(rng.permutation(len(before))[:PAIRED])
-        before, after = before[kept], after[kept]
+        before, after = take_rows(before, kept), take_rows(after, kept)
     orders = np.stack([rng.permutation(len(before)) for _ in range(DRAWS)])
     seen, drawn = pairing_statistic(before, after, orders)
     return seen - float(drawn.mean()), float(1 + (drawn >= seen - 1e-12).sum()) / (DRAWS + 1)
@@ -91,8 +91,8 @@ def pairing_test(before: np.ndarray, after: np.ndarray, seed: int = 0) -> tuple[
 
 def unchanged(pair: EmbeddingPair) -> bool:
     """Whether no cosine changed beyond rounding, within every item and between a sample of the items."""
-    some = slice(0, None, max(1, len(pair) // SAMPLED))
-    maps = [alignment_matrix(seen.z[some]) for seen in (pair.before, pair.after)]
+    some = np.arange(0, len(pair), max(1, len(pair) // SAMPLED))
+    maps = [alignment_matrix(take_rows(seen.z, some)) for seen in (pair.before, pair.after)]
     own = view_agreement(pair.before.z) - view_agreement(pair.after.z)
     return max(float(np.abs(own).max()), float(np.abs(maps[0] - maps[1]).max())) < STILL
 
