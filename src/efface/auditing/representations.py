@@ -255,16 +255,12 @@ def linear_probe(
 
 def is_collapsed(x: np.ndarray) -> bool:
     """Whether all rows of features point in the same direction, to one part in a thousand, or are zero."""
-    z = unit_rows(x).astype(np.float64)
-    return float(((z - z.mean(axis=0)) ** 2).sum()) <= COLLAPSED * max(float((z**2).sum()), 1e-12)
+    scatter, length = _scatter(x)
+    return float(np.trace(scatter)) <= COLLAPSED * max(length, 1e-12)
 
 
-def effective_rank(x: np.ndarray) -> float:
-    """Effective rank of features ``[n, d]`` (Roy and Vetterli 2007), from 1 (collapsed) to d.
-
-    The exponential of the entropy of the normalized singular values of the centered unit rows. Features for which
-    :func:`is_collapsed` holds have rank 1, so that rounding errors around one point do not count as directions.
-    """
+def _scatter(x: np.ndarray) -> tuple[np.ndarray, float]:
+    """Scatter of the unit rows of ``x`` around their mean ``[d, d]``, and their squared length; in parts."""
     length, total = 0.0, np.zeros(x.shape[1])
     for rows in row_chunks(x):
         z = unit_rows(x[rows]).astype(np.float64)
@@ -274,8 +270,18 @@ def effective_rank(x: np.ndarray) -> float:
     for rows in row_chunks(x):
         z = unit_rows(x[rows]).astype(np.float64) - total / len(x)
         scatter += z.T @ z
-    if np.trace(scatter) <= COLLAPSED * max(length, 1e-12):
+    return scatter, length
+
+
+def effective_rank(x: np.ndarray) -> float:
+    """Effective rank of features ``[n, d]`` (Roy and Vetterli 2007), from 1 (collapsed) to d.
+
+    The exponential of the entropy of the normalized singular values of the centered unit rows. Features for which
+    :func:`is_collapsed` holds have rank 1, so that rounding errors around one point do not count as directions.
+    """
+    if is_collapsed(x):
         return 1.0
+    scatter, _ = _scatter(x)
     values = np.sqrt(np.maximum(np.linalg.eigvalsh(scatter), 0))
     p = values / values.sum()
     return float(np.exp(-(p[p > 0] * np.log(p[p > 0])).sum()))
@@ -307,7 +313,17 @@ def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
     """
     if len(x) != len(y):
         raise EffaceError("CKA needs the same examples observed by both models.", f"There are {len(x)} and {len(y)}.")
-    a, b = (np.asarray(v, np.float64) - np.asarray(v, np.float64).mean(axis=0) for v in (x, y))
-    scale = float(np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b))
-    size = float((np.asarray(x, np.float64) ** 2).sum() * (np.asarray(y, np.float64) ** 2).sum())
-    return float(np.linalg.norm(a.T @ b) ** 2 / scale) if scale > 1e-12 * size else 0.0
+    totals, lengths = [np.zeros(x.shape[1]), np.zeros(y.shape[1])], [0.0, 0.0]
+    for rows in row_chunks(x):
+        for place, v in enumerate((x, y)):
+            part = np.asarray(v[rows], np.float64)
+            totals[place] += part.sum(axis=0)
+            lengths[place] += float((part**2).sum())
+    own, other, across = (np.zeros((u.shape[1], v.shape[1])) for u, v in ((x, x), (y, y), (x, y)))
+    for rows in row_chunks(x):
+        a, b = (np.asarray(v[rows], np.float64) - total / len(v) for v, total in zip((x, y), totals, strict=True))
+        own += a.T @ a
+        other += b.T @ b
+        across += a.T @ b
+    scale = float(np.linalg.norm(own) * np.linalg.norm(other))
+    return float(np.linalg.norm(across) ** 2 / scale) if scale > 1e-12 * lengths[0] * lengths[1] else 0.0

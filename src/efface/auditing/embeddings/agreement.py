@@ -108,12 +108,14 @@ def alignment_observations(forget: EmbeddingPair, control: EmbeddingPair, when: 
         seen: EmbeddingSet = getattr(pair, when)
         upper = np.triu_indices(pair.views, 1)
         pairs = np.empty((len(pair), len(upper[0])), np.float32)
-        features = np.empty((len(pair), seen.z.shape[2]), np.float32)
+        features = np.empty((len(pair) if part == "holdout" else 0, seen.z.shape[2]), np.float32)
         for rows in row_chunks(seen.z):
             z = _unit_views(seen.z[rows]).astype(np.float32)
-            features[rows] = seen.z[rows].mean(axis=1)
             pairs[rows] = np.matmul(z, z.transpose(0, 2, 1))[:, upper[0], upper[1]]
-        arrays |= {f"{part}/keys": seen.keys, f"{part}/features": features, f"{part}/{SPACE}.pairs": pairs}
+            if len(features):
+                features[rows] = seen.z[rows].mean(axis=1)
+        arrays |= {f"{part}/keys": seen.keys, f"{part}/{SPACE}.pairs": pairs}
+        arrays |= {f"{part}/features": features} if len(features) else {}  # only of those never trained on
     return Observations(when, "owner", arrays, {"spaces": [SPACE]})
 
 
