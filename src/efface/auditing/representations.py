@@ -20,7 +20,7 @@ from efface.errors import EffaceError
 
 SIMILARITIES_AT_ONCE = 2**24
 """Largest number of similarities kept in memory at once (64 MB of float32)."""
-COLLAPSED = 1e-6
+ONE_DIRECTION = 1e-6
 """Share of their squared length up to which unit rows that differ count as one direction."""
 Hits = tuple[int, int]
 """``(right, of)``: correct predictions, and how many were made."""
@@ -256,7 +256,7 @@ def linear_probe(
 def is_collapsed(x: np.ndarray) -> bool:
     """Whether all rows of features point in the same direction, to one part in a thousand, or are zero."""
     scatter, length = _scatter(x)
-    return float(np.trace(scatter)) <= COLLAPSED * max(length, 1e-12)
+    return float(np.trace(scatter)) <= ONE_DIRECTION * max(length, 1e-12)
 
 
 def _scatter(x: np.ndarray) -> tuple[np.ndarray, float]:

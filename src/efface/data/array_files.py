@@ -24,7 +24,7 @@ from efface.errors import EffaceError
 
 LONGEST_HEADER = 2**16
 """Longest header of an array, in bytes; NumPy's own headers have about 128."""
-CHUNK_BYTES = 2**25
+PART_BYTES = 2**25
 """Bytes of a large array that are worked on at once."""
 USABLE = 0.8
 """Share of the free memory that the arrays of a file may take."""
@@ -94,7 +94,7 @@ def read_npy(path: Path, *, mapped: bool = False) -> np.ndarray:
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def row_chunks(x: np.ndarray, most: int = CHUNK_BYTES) -> Iterator[slice]:
+def row_chunks(x: np.ndarray, most: int = PART_BYTES) -> Iterator[slice]:
     """Divide the rows of an array into parts of at most ``most`` bytes.
 
     What was read of a mapped file is let go after each part, so that the memory in use does not grow with the file.

@@ -8,19 +8,48 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import blake2b
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from efface.errors import EffaceError
 
-if TYPE_CHECKING:
-    from efface.data.image_files import ImageFile, PictureDecoder
-
 MOST_THREADS = 16
 """Decoding uses as many threads as there are processors, at most this many."""
 PIXEL_BYTES_DIGEST, CONTENT_BYTES_DIGEST = 16, 8
 """Length of the digest of the pixels, and of each of the two digests of key, pixels and caption."""
+
+
+class EncodedPicture(Protocol):
+    """A picture in a file, such as an :class:`efface.data.image_files.ImageFile`."""
+
+    @property
+    def key(self) -> str:
+        """Its key."""
+        ...
+
+    @property
+    def path(self) -> Path:
+        """The file that it is in."""
+        ...
+
+    @property
+    def caption(self) -> str:
+        """Its caption; empty if it has none."""
+        ...
+
+
+class DecodesPictures(Protocol):
+    """What decodes pictures, such as :class:`efface.data.image_files.PictureDecoder`."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of every result."""
+        ...
+
+    def decode(self, item: Any) -> np.ndarray | str:
+        """Decode a picture to uint8 [C, H, W]; a text says why it cannot be decoded."""
+        ...
 
 
 class LazyPixels:
@@ -46,7 +75,9 @@ class LazyPixels:
     dtype = np.dtype(np.uint8)
     ndim = 4
 
-    def __init__(self, items: Sequence[ImageFile], decoder: PictureDecoder, digests: np.ndarray, home: Path) -> None:
+    def __init__(
+        self, items: Sequence[EncodedPicture], decoder: DecodesPictures, digests: np.ndarray, home: Path
+    ) -> None:
         self.items, self.decoder, self.digests, self.home = list(items), decoder, digests, home
         self._pool: ThreadPoolExecutor | None = None
         self._process = 0
@@ -115,7 +146,7 @@ class LazyPixels:
 
     def __array__(self, *_: Any, **__: Any) -> np.ndarray:
         """Refuse to become one array by accident: that is what does not fit into memory."""
-        raise TypeError("these pictures are decoded when they are needed; take rows: data.x[rows]")
+        raise TypeError("these pictures are decoded when they are needed; take some rows of them at a time")
 
     def __getstate__(self) -> dict[str, Any]:
         return {"items": self.items, "decoder": self.decoder, "digests": self.digests, "home": self.home}
@@ -152,7 +183,7 @@ Pixels = np.ndarray | LazyPixels
 """Pixels of all examples, uint8 [N, C, H, W]: an array, or what decodes its rows when they are taken."""
 
 
-def digest_picture(item: ImageFile, pixels: np.ndarray) -> bytes:
+def digest_picture(item: EncodedPicture, pixels: np.ndarray) -> bytes:
     """Digest the pixels; key and pixels; key, pixels and caption: what is asked of every picture again and again."""
     content = blake2b(f"{item.key}\0".encode("utf-8", "surrogateescape"), digest_size=CONTENT_BYTES_DIGEST)
     content.update(pixels.data)

@@ -62,7 +62,7 @@ def load_pictures(
     )
 
 
-def read_labels(items: Sequence[ImageFile], unknown: Any, name: str) -> list[ImageFile]:
+def empty_unknown_labels(items: Sequence[ImageFile], unknown: Any, name: str) -> list[ImageFile]:
     """Empty the labels that ``unknown`` lists; refuse others that likely stand for none."""
     listed = [] if unknown is None else unknown if isinstance(unknown, (list, tuple)) else [unknown]
     none = {str(value) for value in listed}

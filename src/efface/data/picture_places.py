@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-BLOCK = 2**16
+READ_AT_ONCE = 2**16
 """Bytes that are read at once: most headers of pictures are shorter."""
 
 
@@ -42,7 +42,7 @@ class FilePart:
 
     def open(self, path: Path) -> BinaryIO:
         """Open it as a file of its own; nothing before or after it can be read."""
-        return io.BufferedReader(_PartReader(path, self.offset, self.size), BLOCK)
+        return io.BufferedReader(_PartReader(path, self.offset, self.size), READ_AT_ONCE)
 
     def read(self, path: Path) -> bytes:
         """Read all of it.

@@ -20,7 +20,7 @@ from efface.data.dataset import Data, limit_examples
 from efface.data.image_files import ImageFile, ImageOptions, image_suffixes
 from efface.data.image_folders import list_images
 from efface.data.names import quote_first
-from efface.data.picture_data import load_pictures, read_labels
+from efface.data.picture_data import empty_unknown_labels, load_pictures
 from efface.data.preprocessing import Preprocessing
 from efface.data.preprocessing_files import read_preprocessing
 from efface.data.public_datasets import load_cifar10, load_cifar100, load_fashion_mnist, load_svhn
@@ -229,7 +229,7 @@ def load_manifest(
     moved = sum(item.path != path and not str(path).isascii() and not path.exists() for item, path in pairs)
     if moved:
         notes.append(f"{moved} paths of {table.name} were found with other code points (Unicode NFC, NFD).")
-    items = read_labels(items, unknown, table.name)
+    items = empty_unknown_labels(items, unknown, table.name)
     present = {name for name in MANIFEST_COLUMNS if mapping.get(name, name) in found.columns}
     options = ImageOptions(size, channels, skip_broken, cache, white, read_preprocessing(preprocessing), decode)
     data = load_pictures(items, present, options, limit, limit_seed, table.name)

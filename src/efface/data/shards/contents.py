@@ -14,9 +14,9 @@ from efface.data.shards.paths import Shard
 from efface.data.shards.table_pictures import TableOptions, choose_columns, list_keys
 from efface.data.shards.tables import TableShard, unreadable_table_error
 from efface.data.shards.tar_pictures import TarOptions, TarPicture, list_tar_pictures
-from efface.data.shards.tars import BLOCK, read_members
+from efface.data.shards.tars import TAR_BLOCK, read_members
 
-RECORD = 20 * BLOCK
+TAR_RECORD = 20 * TAR_BLOCK
 """The length of a tar is a multiple of this."""
 CHUNK = 2**20
 
@@ -103,10 +103,10 @@ class TarContent:
                     _copy(source, target, member.start, member.end)
                 place = member.end
             source.seek(place)
-            while (block := source.read(BLOCK)) and any(block):  # folders after the last member
+            while (block := source.read(TAR_BLOCK)) and any(block):  # folders after the last member
                 target.write(block)
-            target.write(bytes(2 * BLOCK))
-            target.write(bytes(-target.tell() % RECORD))
+            target.write(bytes(2 * TAR_BLOCK))
+            target.write(bytes(-target.tell() % TAR_RECORD))
 
     def _members_of(self, keys: Set[str]) -> set[int]:
         """Where all members of the samples begin whose pictures have these keys."""

@@ -12,7 +12,7 @@ from efface.data.dataset import Data
 from efface.data.decoded_pixels import pixels_home
 from efface.data.image_files import ImageFile, ImageOptions
 from efface.data.lazy_pixels import LazyPixels
-from efface.data.picture_data import load_pictures, read_labels
+from efface.data.picture_data import empty_unknown_labels, load_pictures
 from efface.data.preprocessing import Preprocessing
 from efface.data.preprocessing_files import read_preprocessing
 from efface.data.shards.fields import require_unique_keys
@@ -194,7 +194,7 @@ def _load(
     require_unique_keys([item.key for item in items], listing.name)
     items = sorted(items, key=lambda item: item.key)  # as in a folder: the order of training follows from it
     if "label" in stated:
-        items = read_labels(items, unknown, listing.name)
+        items = empty_unknown_labels(items, unknown, listing.name)
     columns = stated | ({"official"} if any(item.official for item in items) else set())
     data = load_pictures(items, columns, options, limit, limit_seed, listing.name, classes)
     return replace(data, unread=listing.unread, notes=(*listing.notes, *data.notes))

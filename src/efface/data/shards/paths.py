@@ -14,7 +14,7 @@ from efface.data.image_folders import TEST_FOLDERS, TRAIN_FOLDERS, describe_unre
 from efface.data.names import quote_first
 from efface.errors import EffaceError
 
-MOST_SHARDS = 100_000
+MOST_FILES = 100_000
 """A pattern may not stand for more files than this."""
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -106,11 +106,11 @@ def expand_braces(pattern: str) -> list[str]:
     choices: list[list[str]] = []
     count = 1
     for number, piece in enumerate(pieces):
-        choices.append(list(_choices(piece, MOST_SHARDS // count + 1)) if number % 2 else [piece])
+        choices.append(list(_choices(piece, MOST_FILES // count + 1)) if number % 2 else [piece])
         count *= len(choices[-1])
-        if count > MOST_SHARDS:
+        if count > MOST_FILES:
             raise EffaceError(
-                f"{pattern} stands for more than {MOST_SHARDS} shards.", remedy="Name a folder, or a smaller range."
+                f"{pattern} stands for more than {MOST_FILES} shards.", remedy="Name a folder, or a smaller range."
             )
     return ["".join(parts) for parts in product(*choices)]
 

@@ -19,8 +19,8 @@ from typing import IO, Any
 from efface.data.picture_places import FilePart
 from efface.errors import EffaceError
 
-BLOCK = tarfile.BLOCKSIZE
-LONGEST_HEADER = 2**20
+TAR_BLOCK = tarfile.BLOCKSIZE
+LONGEST_TAR_HEADER = 2**20
 """Longest extended header of a member, in bytes: names have a few hundred."""
 LONGEST_TEXT = 2**20
 """Longest label, caption or description of an example, in bytes."""
@@ -42,7 +42,7 @@ class TarMember:
     @property
     def end(self) -> int:
         """Where the next member begins."""
-        return self.part.offset + -(-self.part.size // BLOCK) * BLOCK
+        return self.part.offset + -(-self.part.size // TAR_BLOCK) * TAR_BLOCK
 
 
 @dataclass(slots=True)
@@ -62,7 +62,7 @@ class _Headers:
         self.seek, self.tell = file.seek, file.tell
 
     def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= LONGEST_HEADER:
+        if not 0 <= size <= LONGEST_TAR_HEADER:
             raise tarfile.ReadError(f"a header claims {size} bytes")
         return self._file.read(size)
 
@@ -122,7 +122,7 @@ def _require_end(path: Path, file: IO[bytes], place: int, size: int) -> None:
     if not size:
         raise EffaceError(f"{path} is empty.", "A tar without members has an end mark.", _REMEDY)
     file.seek(place)
-    if file.read(BLOCK) != bytes(BLOCK):
+    if file.read(TAR_BLOCK) != bytes(TAR_BLOCK):
         raise EffaceError(
             f"{path} is damaged or cut off after {place} of {size} bytes.",
             "There is neither another member nor the mark of the end.",
