@@ -1,8 +1,8 @@
 """The command line: the only package that prints, asks or exits. Every verb wraps one function of another package.
 
 Exit codes: 0 success (audit: removed or validated) · 1 a bug · 2 wrong input · 3 audit: residue; compat: rebuild the
-index; init: an assumption does not fit; verify: refused; erase, rewrite, request: something is left · 4 audit: inconclusive ·
-5 audit: utility lost; bench: some models failed · 130 interrupted.
+index; init: an assumption does not fit; verify: refused; erase, rewrite, request: something is left · 4 audit:
+inconclusive · 5 audit: utility lost; bench: some models failed · 130 interrupted.
 """
 
 from __future__ import annotations
