@@ -53,7 +53,7 @@ NAMED_FILES = "named"
 CONSENT = ("trust_pickle", "trusted", "unpickled")
 """Settings that are never read from a file."""
 DataOption = Annotated[
-    str | None, typer.Option("--data", help="A source's name, or a path: folder, .csv, .jsonl, .npz.")
+    str | None, typer.Option("--data", help="A source's name, or a path: folder, .csv, .jsonl, .npz, .tar, .parquet.")
 ]
 
 AllowAbsent = Annotated[

@@ -22,6 +22,7 @@ import PIL
 from efface.data.class_order import number_classes
 from efface.data.dataset import UNKNOWN_LABEL, Data
 from efface.data.image_files import RULES
+from efface.data.lazy_pixels import LazyPixels
 from efface.errors import EffaceError
 from efface.files import disk_errors, parse_json
 
@@ -208,6 +209,11 @@ def _hash_contents(data: Data, positions: np.ndarray, *, captions: bool) -> np.n
     """Hash the key, the pixels and the caption of each example at ``positions``, uint64 [n], one picture at a time."""
     digests = bytearray()
     for row in positions.tolist():
+        if isinstance(data.x, LazyPixels):
+            known = data.x.content_digest(row, str(data.keys[row]), data.text[row] if captions and data.text else None)
+            if known is not None:
+                digests += known
+                continue
         sha = hashlib.blake2b(f"{data.keys[row]}\0".encode(), digest_size=8)
         sha.update(np.ascontiguousarray(data.x[row]).data)
         if captions and data.text is not None:

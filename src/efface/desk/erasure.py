@@ -143,7 +143,7 @@ def _references(batches: Sequence[RequestBatch]) -> Iterator[str]:
 
 def find_pictures(head: Path, ids: ForgottenIds) -> tuple[list[Remains], str]:
     """Caches of decoded pictures, and why the splits must keep the ids for now: the pictures are still in the data."""
-    from efface.data.pixel_caches import find_caches
+    from efface.data.pixel_caches import find_caches, find_shards
     from efface.runs.data_at_hand import DataChecks, open_data
     from efface.runs.folder import read_request
     from efface.training.checkpoint import read_meta
@@ -161,6 +161,10 @@ def find_pictures(head: Path, ids: ForgottenIds) -> tuple[list[Remains], str]:
     found = [
         Remains("decoded pictures", str(folder), "remove", "a cache that holds them", count)
         for folder, count in find_caches(here.data, names, here.former_roots).items()
+    ]
+    found += [
+        Remains("shard", path, "list", "it holds them: write it again with `efface rewrite`, and erase again", count)
+        for path, count in find_shards(here.data, present).items()
     ]
     if not present:
         return found, ""

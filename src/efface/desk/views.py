@@ -187,8 +187,8 @@ class ErasedArtefact:
     """Something that remembers forgotten examples, and what became of it."""
 
     kind: str
-    """``decoded pictures``, ``observations``, ``split``, ``vectors``, ``index``, ``average``, ``checkpoint``,
-    ``reference``, ``forget list``, ``key`` ..."""
+    """``decoded pictures``, ``shard``, ``observations``, ``split``, ``vectors``, ``index``, ``average``,
+    ``checkpoint``, ``reference``, ``forget list``, ``key`` ..."""
     place: str
     """Where it is."""
     outcome: Literal["removed", "rewritten", "listed", "absent", "failed"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from efface.data.dataset import Data
 from efface.errors import EffaceError
 from efface.training.augment import Views
+from efface.training.lazy_images import Images, LazyImages, images_of
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """Makes one random view of each image: ``(images [B, C, H, W] in [0, 1], generator) -> the same shape``."""
@@ -140,8 +142,9 @@ class Subset:
 
     """
 
-    x: Tensor
-    """All images of the data, uint8 [N, C, H, W]; shared and possibly memory-mapped; only rows ``ids`` are read."""
+    x: Images
+    """All images of the data, uint8 [N, C, H, W]; shared, possibly memory-mapped or decoded when rows are taken; only
+    rows ``ids`` are read."""
     ids: Tensor
     """Positions of the examples in the data, int64 [n]."""
     augment: Augment
@@ -169,7 +172,7 @@ class Subset:
 
         """
         return cls(
-            x=torch.from_numpy(data.x),
+            x=images_of(data),
             ids=torch.as_tensor(positions, dtype=torch.int64),
             augment=views,
             y=None if data.y is None else torch.from_numpy(data.y),
@@ -186,8 +189,12 @@ class Subset:
     def batches(self, size: int, rng: torch.Generator) -> Iterator[Batch]:
         """Serve all examples once, in random order, in batches of near-equal size, at most ``size``."""
         order = self.ids[torch.randperm(len(self.ids), generator=rng)]
-        for rows in order.tensor_split(self.count_batches(size)) if len(order) else ():
-            yield self.batch(rows, rng)
+        parts = order.tensor_split(self.count_batches(size)) if len(order) else ()
+        for rows, following in zip_longest(parts, parts[1:]):
+            batch = self.batch(rows, rng)
+            if following is not None and isinstance(self.x, LazyImages):
+                self.x.expect(following)
+            yield batch
 
     def cycle(self, size: int, rng: torch.Generator) -> Iterator[Batch]:
         """Serve batches without end, reshuffled at each pass; an empty subset has none."""
