@@ -256,10 +256,12 @@ def unlearn(
             end = replace(end or StoppingRule(), steps=resolve_budget(budget, start, split))
         if end is None:
             model = copy.deepcopy(start.model).to(where)
+            model.world = run.world
             targets = None if bank is None else margin_targets(bank, chosen, data, split)
             model = chosen.unlearn(model, build_inputs(chosen, start, data, split, where, targets), run)
         else:
             model, stopped = unlearn_with_early_stopping(end, chosen, start, data, split, run)
+    run.read_steps()
     used = bank.part_for("method").digest if bank is not None and Needs.TARGETS in chosen.needs else None
     purged: dict[str, str] = {}
     if not chosen.exact:

@@ -41,6 +41,7 @@ from efface.runs.run import OpenedRun, Progress
 from efface.runs.sequential import audit_sequence
 from efface.training import devices
 from efface.training.checkpoint import CONTENT, META, read_meta
+from efface.training.processes import join_processes
 
 
 @one_at_a_time
@@ -92,6 +93,7 @@ def audit_run(
 
     """
     progress, request = progress or Progress(), AuditRequest.of(request)
+    world = join_processes(request.device)
     compared = build_comparison(
         run, request.watch, request.device, progress,
         original=original, oracles=oracles, references=references, consent=request.consent, checks=request,
@@ -133,9 +135,8 @@ def audit_run(
     log = read_log(subject.folder / LOG)
     keys = subject.split.keys(subject.data, "forget")
     asked = [*keys, *subject.split.keys(subject.data, EARLIER)]
-    caches = (purge_caches if request.purge_cache else list_residual_caches)(
-        subject.data, asked, subject.at_hand.former_roots
-    )
+    look = purge_caches if request.purge_cache else list_residual_caches
+    caches = world.lead(lambda: look(subject.data, asked, subject.at_hand.former_roots))
     residual = [f"{cache}: {done}" for cache, done in caches.items()]
     origin = _describe_origin(subject, request.criteria or fixed, fixed)
     for sentence in (*origin, *residual):
@@ -154,6 +155,8 @@ def audit_run(
             out, yaml.safe_dump(made), force=force, inputs=inputs, why_not_ours=why_not_evidence
         ) as half:
             bundle.write_evidence(half, record, keys, observations, log, plain_ids=plain_ids, source=subject.folder)
+    elif not world.leads:
+        pass  # the first process writes
     elif evidence_folder(run, None) is not None:
         bundle.write_evidence(subject.folder, record, keys, observations, log, plain_ids=plain_ids)
     else:

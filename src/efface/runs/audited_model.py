@@ -20,6 +20,7 @@ from efface.runs.remaining import RemainingTime
 from efface.runs.run import Progress
 from efface.training.checkpoint import Checkpoint
 from efface.training.devices import resolve_device
+from efface.training.processes import current_world
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +48,8 @@ class AuditedModel:
 
         """
         checkpoint, path = self.load(), self.observations_file
-        if path.exists() and not binder.recheck:
+        world = current_world()
+        if world.agree(path.exists()) and not binder.recheck:
             stored = Observations.load(path)
             reason = binder.difference(stored, checkpoint.model.digest(), split)
             if not reason:
@@ -69,7 +71,7 @@ class AuditedModel:
             checkpoint, binder.data, split, binder.watch, device=device, withheld=binder.withheld, on_observed=report
         )
         observed.meta.update(binder.facts(split))
-        if not (binder.keep and path.exists()):
+        if world.leads and not (binder.keep and path.exists()):
             self._keep(observed, progress)
         return observed
 

@@ -30,6 +30,7 @@ from efface.schema import Count, PairCount, Positive
 from efface.training.augment import ViewParams, Views
 from efface.training.gradients import input_norms
 from efface.training.model import Model
+from efface.training.processes import ONE, current_world
 
 Observed = Callable[[int, int], None]
 """Receives how many examples are observed, and of how many."""
@@ -173,15 +174,15 @@ def _observe_withheld(observer: _Observer, withheld: Data) -> dict[str, np.ndarr
 @contextmanager
 def _evaluation_mode(model: Model) -> Iterator[None]:
     """Put the model in evaluation mode and float32; restore the mode of each module afterwards."""
-    training, bf16 = {m: m.training for m in model.modules()}, model.bf16
+    training, bf16, world = {m: m.training for m in model.modules()}, model.bf16, model.world
     model.eval()
-    model.bf16 = False
+    model.bf16, model.world = False, ONE
     try:
         yield
     finally:
         for module, mode in training.items():
             module.training = mode
-        model.bf16 = bf16
+        model.bf16, model.world = bf16, world
 
 
 def _meta(observer: _Observer, split: Split, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -311,17 +312,21 @@ class _Observer:
         if self.data.y is not None:
             arrays["labels"] = self.data.y[positions]
         start = 0
-        for rows in self.chunks(positions):
-            found = self.clean(rows) | (self.signals(rows, gradient=part not in CONTROL_PART) if signals else {})
+        for found in current_world().share_out(self.chunks(positions), lambda rows: self.look(part, rows, signals)):
             for name, value in found.items():
                 if name not in arrays:
                     arrays[name] = self.allocate(f"{part}.{name}", (len(positions), *value.shape[1:]))
-                arrays[name][start : start + len(rows)] = value.cpu().numpy()
-            start += len(rows)
-            self.seen += len(rows)
+                arrays[name][start : start + len(value)] = value
+            start += len(found["features"])
+            self.seen += len(found["features"])
             if self.report:
                 self.report(self.seen)
         return arrays
+
+    def look(self, part: str, rows: np.ndarray, signals: bool) -> dict[str, np.ndarray]:
+        """Compute the arrays of some examples of a part."""
+        found = self.clean(rows) | (self.signals(rows, gradient=part not in CONTROL_PART) if signals else {})
+        return {name: value.cpu().numpy() for name, value in found.items()}
 
     def leave_one_out_margins(self, positions: np.ndarray) -> dict[str, np.ndarray]:
         """Compute the margins of examples that may be in the bank, each against the bank without itself.
