@@ -234,6 +234,14 @@ def test_holm(p):
     assert stats.holm(p) == pytest.approx(reference.holm(p))
 
 
+@pytest.mark.parametrize("p", [[0.01, 0.04, 0.03], [0.2], [0.0, 0.0, 0.5], [0.024, 0.026], [0.9, 0.6, 0.001, 0.02]])
+def test_holm_factors_decide_as_holm_does(p):
+    factors = stats.holm_factors(p)
+    assert all(1 <= one <= len(p) + 1e-9 for one in factors)
+    for alpha in (0.001, 0.01, 0.025, 0.05, 0.1, 0.3):
+        assert [a < alpha for a in stats.holm(p)] == [v < alpha / f for v, f in zip(p, factors, strict=True)]
+
+
 def test_holm_known_answer():
     assert stats.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
 

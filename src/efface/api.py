@@ -18,7 +18,7 @@ from efface.auditing.audits import AUDITS
 from efface.auditing.calibration import calibrate_evidence
 from efface.auditing.evidence import Cost, Evidence, Finding
 from efface.auditing.observations import Observations
-from efface.auditing.observers.observe import ObservationSettings, observe_model
+from efface.auditing.observers.observe import ObservationSettings, Observed, observe_model
 from efface.auditing.observers.weight_changes import WeightChange, measure_changes
 from efface.auditing.reference_bank import ReferenceBank
 from efface.auditing.sequential import RequestSequence, worst_exit_code
@@ -325,6 +325,8 @@ def observe(
     *,
     device: str | torch.device = "auto",
     scratch: Path | None = None,
+    withheld: Data | None = None,
+    on_observed: Observed = lambda done, total: None,
 ) -> Observations:
     """Observe a checkpoint on the examples of a split: embeddings, losses and scores as arrays.
 
@@ -335,13 +337,18 @@ def observe(
         watch: How to observe them; the same settings for all models that are compared.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``, or a device.
         scratch: Folder for temporary files.
+        withheld: Pictures of the auditor's own, of which nobody else could know; see ``efface audit --withheld``.
+        on_observed: Called with how many examples are done, and of how many, after each batch.
 
     Returns:
         Arrays by part and name; see :mod:`efface.auditing.observations`.
 
     """
     model = checkpoint.model.to(resolve_device(device))
-    return observe_model(model, data, split, checkpoint.recipe.views, watch or ObservationSettings(), scratch=scratch)
+    return observe_model(
+        model, data, split, checkpoint.recipe.views, watch or ObservationSettings(),
+        scratch=scratch, withheld=withheld, on_observed=on_observed,
+    )  # fmt: skip
 
 
 def judge_observations(

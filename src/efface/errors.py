@@ -57,18 +57,33 @@ MEMORY_WORDS = ("can't allocate memory", "out of memory", "not enough memory")
 """What the messages of torch and of the system say when memory ends."""
 
 
-def explain_memory(error: Exception) -> EffaceError | None:
-    """The error for a step or a file that memory does not suffice for; None if that is not what happened."""
+def explain_memory(error: Exception, *, images: int | None = None) -> EffaceError | None:
+    """The error for a step or a file that memory does not suffice for; None if that is not what happened.
+
+    Args:
+        error: What was raised.
+        images: How many images went through the network at once in a step of training; None if it was none.
+
+    """
     text = str(error)
     ended = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if not ended and not (isinstance(error, RuntimeError) and any(words in text.lower() for words in MEMORY_WORDS)):
         return None
+    what = "The memory does not suffice" + (f" for a step on {images} images." if images else ".")
+    why = (text.strip().splitlines() or ["It ended while something was computed."])[0][:200]
+    if images is not None and images > 1:
+        return EffaceError(
+            what,
+            why,
+            f"Add --set recipe.micro_batch={max(1, images // 4)}: so many images go through the network at once, with "
+            "the gradient of the whole batch. Or set a smaller batch_size, or use smaller images.",
+        )
     return EffaceError(
-        "The memory does not suffice.",
-        (text.strip().splitlines() or ["It ended while something was computed."])[0][:200],
-        "Compute on fewer images at once: --set method.batch_size=N for a method, --set recipe.batch_size=N for "
-        "training (an encoder that contrasts the images of a batch then learns otherwise), --batch-size N for embed "
-        "and compat. Or use smaller images, or another device.",
+        what,
+        why,
+        "Compute on fewer images at once: --set recipe.micro_batch=N for pretrain and unlearn (the gradient stays that "
+        "of the whole batch), or a smaller --set method.batch_size=N or --set recipe.batch_size=N; --batch-size N for "
+        "embed and compat. Or use smaller images, or another device.",
     )
 
 

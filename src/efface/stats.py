@@ -301,6 +301,21 @@ def holm(p: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
+def holm_factors(p: Sequence[float]) -> list[float]:
+    """By how much Holm's procedure corrects each p-value, at least 1, in the order given.
+
+    The result of :func:`holm` is below alpha exactly where the p-value itself is below alpha divided by its factor. So
+    the interval at that level decides as the procedure does.
+    """
+    values = np.asarray(p, dtype=np.float64)
+    order = np.argsort(values, kind="stable")
+    steps = np.arange(len(values), 0, -1)
+    stepped = np.maximum.accumulate(values[order] * steps)
+    factors = np.empty_like(values)
+    factors[order] = np.where(values[order] > 0, stepped / np.maximum(values[order], 1e-300), steps)
+    return [float(value) for value in factors]
+
+
 def deciding_power(m: float, n: int, delta: float, alpha: float, truth: float) -> float:
     """Compute the power of the equivalence test: how likely m members and n non-members give a decision.
 

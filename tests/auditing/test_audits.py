@@ -56,8 +56,12 @@ def test_audits_are_named_after_their_files_and_their_findings_after_them(eviden
     assert set(AUDITS) == stems
     snapshots = {"subject": ((0, evidence.subject), (9, evidence.original))}
     trained_on = dataclasses.replace(evidence, relearned=(RelearnedCopies("retain", snapshots),))
+    seen = evidence.subject
+    own = {f"companions/{key}": seen.of("holdout", key)[:9] for key in ("keys", "backbone.margin")}
+    unseen = dataclasses.replace(evidence, subject=dataclasses.replace(seen, arrays={**seen.arrays, **own}))
+    special = {"retrieval": paired, "companions": unseen}
     for name, audit in AUDITS.items():
-        found = audit().findings(paired if name == "retrieval" else trained_on)
+        found = audit().findings(special.get(name, trained_on))
         assert found and all(finding.name.startswith(f"{name}.") for finding in found)
 
 

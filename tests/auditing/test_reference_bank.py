@@ -10,9 +10,11 @@ import pytest
 from efface import stats
 from efface.auditing import signals
 from efface.auditing.attacks.learned import attach_scores, fit_attack
+from efface.auditing.audits import AUDITS
 from efface.auditing.bank_file import HalfScores, join_halves, load_bank, save_bank
 from efface.auditing.calibration import calibrate_evidence
 from efface.auditing.evidence import Evidence
+from efface.auditing.observations import Observations
 from efface.auditing.reference_bank import ReferenceBank, draw_halves
 from efface.auditing.verdict import judge
 from efface.errors import EffaceError
@@ -101,6 +103,25 @@ def test_calibration_needs_every_example():
     observed = other.observe(other.draw(10), other.trained)
     with pytest.raises(EffaceError, match="holds no scores of"):
         world.bank(4).calibrate(observed)
+
+
+def test_scores_of_a_classifier_are_calibrated_too() -> None:
+    """A score of logits belongs to labelled examples alone: what the bank's models score has the labels with it."""
+    world = World.of(3)
+    bank = replace(world.bank(), scores={"logits.margin": world.bank().scores["backbone.margin"]})
+    rng = np.random.default_rng(0)
+    arrays: dict[str, np.ndarray] = {}
+    for part, rows in {"forget": slice(0, 40), "holdout": slice(400, 480)}.items():
+        keys = world.keys[rows]
+        labels = np.where(np.arange(len(keys)) % 5, np.arange(len(keys)) % 3, -1)
+        arrays |= {f"{part}/keys": keys, f"{part}/labels": labels}
+        arrays[f"{part}/logits"] = rng.normal(size=(len(keys), 3)).astype(np.float32)
+    subject, original = (Observations(name, "split", arrays, {"spaces": ["backbone"]}) for name in ("m", "o"))
+    evidence = Evidence(original, subject, calibration=bank.calibrate(subject))
+    scored = signals.calibrated_scores(subject, evidence.references, "forget", "logits.margin")
+    assert len(scored) == len(signals.scores(subject, "forget", "logits.margin")) == 32
+    found = {one.name: one for one in AUDITS["per_example"]().findings(evidence)}
+    assert found["per_example.logits.margin.beyond"].value is not None
 
 
 def test_the_learned_attack_combines_signals_and_is_not_fitted_on_the_audited_model():

@@ -12,7 +12,7 @@ from efface.auditing.utility_gate import head_loss
 from efface.auditing.verdict import EXIT_CODES, judge
 from efface.data.dataset import Data
 from efface.data.split import partition
-from efface.runs.task_utility import compare_tasks, measure_task
+from efface.runs.task_utility import UNSEEN, TaskUtility, compare_tasks, measure_task
 from tests import tiny
 from tests.worlds import World, with_arrays
 
@@ -74,7 +74,7 @@ def test_what_it_cost_is_measured_on_the_own_task() -> None:
         model = tiny.recipe(name).start(0)
         digest = model.digest()
         found = measure_task(model, data, split, device)
-        assert found is not None and word in found.task and found.hits.keys() == {"retain", "test"}
+        assert found is not None and word in found.task and found.hits.keys() == {"retain", UNSEEN}
         assert model.digest() == digest and model.training
         said, lost = compare_tasks(found, found, 0.05)
         assert not lost and len(said) == 1 and "now" in said[0]
@@ -93,3 +93,17 @@ def test_a_model_that_was_destroyed_is_warned_of() -> None:
     right = {part: np.ones_like(hits) for part, hits in old.hits.items()}
     said, lost = compare_tasks(type(old)(old.task, right), old, 0.05)
     assert lost and "WARNING" in said[-1] and "--stop" in said[-1]
+
+
+@pytest.mark.parametrize(
+    ("retain", "unseen", "lost", "warned"),
+    [(0.0, 0.0, False, 0), (0.3, 0.0, False, 1), (0.3, 0.3, True, 1), (0, 0.3, True, 1)],
+)
+def test_retained_examples_that_get_worse_alone_are_a_warning(
+    retain: float, unseen: float, lost: bool, warned: int
+) -> None:
+    before = TaskUtility("Accuracy", {name: np.ones(200, dtype=bool) for name in ("retain", UNSEEN)})
+    hits = {name: np.arange(200) >= 200 * worse for name, worse in (("retain", retain), (UNSEEN, unseen))}
+    said, found = compare_tasks(before, TaskUtility("Accuracy", hits), 0.05)
+    assert found == lost and sum(one.startswith("WARNING") for one in said) == warned
+    assert ("retained examples" in " ".join(said)) == (retain > 0 and not lost)

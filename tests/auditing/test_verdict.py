@@ -13,7 +13,7 @@ import pytest
 from efface import stats
 from efface.auditing import signals
 from efface.auditing.evidence import Evidence
-from efface.auditing.verdict import Criteria, Verdict, judge, needed_examples
+from efface.auditing.verdict import Criteria, Verdict, has_few_examples, judge, needed_examples
 from efface.errors import EffaceError
 from tests.worlds import World, with_arrays
 
@@ -232,7 +232,7 @@ def test_an_oracle_is_judged_against_the_others_and_alone_at_a0():
     oracles = [w.oracle(i) for i in range(3)]
     assert judge(Evidence(w.original(), oracles[0], tuple(oracles[1:]))).level == "A1"
     alone = judge(Evidence(w.original(), oracles[0]))
-    assert alone.level == "A0" and any("no reference model" in limit for limit in alone.limits)
+    assert alone.level == "A0" and any("no model was at hand" in limit for limit in alone.limits)
     with pytest.raises(EffaceError, match="says nothing about itself"):
         judge(Evidence(w.original(), oracles[0], tuple(oracles)))
 
@@ -260,7 +260,33 @@ def test_numbers_are_those_of_the_statistics():
     sides = [
         signals.calibrated_scores(found.original, found.oracles, p, "backbone.margin") for p in ("forget", "holdout")
     ]
-    assert one.power == stats.delong(sides[0], sides[1], 0.95)
+    value, low, high = stats.delong(sides[0], sides[1], 0.95)
+    assert one.power[0] == value and one.power[1] <= low and one.power[2] >= high
+    alone = judge(found, Criteria(signals=("backbone.margin",))).signals[0]  # nothing to correct for
+    assert alone.power == (value, low, high) and alone.corrected == (alone.low, alone.high)
+
+
+@pytest.mark.parametrize("effect", [0.0, 0.15, 0.25, 0.3, 0.4, 1.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_shown_interval_decides_as_the_verdict_does(effect: float, seed: int):
+    """Where a whisker lies wholly outside the margin, the word says so; where it does not, the word does not."""
+    for sizes in ({"forget": 30, "holdout": 40}, {"forget": 150, "holdout": 200}):
+        for one in judge(at_a0(effect)(World(seed, retain=200, **sizes))).signals:
+            low, high = one.deciding
+            assert (one.word == "residue") == (one.word != "removed" and low > 0.55)
+            assert (one.word == "over-forgotten") == (one.word != "removed" and high < 0.45)
+            assert (one.word == "removed") == (one.low > 0.45 and one.high < 0.55)
+            assert one.powered == (one.power[1] > 0.55)
+            assert one.corrected is not None and one.corrected[0] <= one.low and one.high <= one.corrected[1]
+
+
+def test_too_few_examples_are_not_a_blind_attack():
+    few = judge(at_a0(1.0)(World(2, forget=6, holdout=10, retain=200)))
+    assert has_few_examples(few.signals, few.delta) and few.word == "inconclusive"
+    assert "too few examples to tell" in few.sentence and "cannot see" not in few.sentence
+    world = World(2, forget=900, holdout=1200, retain=300)
+    blind = judge(Evidence(world.model("original", {"retain": 1.0}), world.model("subject", {"retain": 1.0})))
+    assert not has_few_examples(blind.signals, blind.delta) and "cannot see" in blind.sentence
 
 
 @pytest.mark.parametrize("wrong", [{"delta": 0.0}, {"delta": 0.5}, {"alpha": 1.0}, {"signals": ()}])

@@ -113,11 +113,24 @@ def grouped() -> tuple[Data, Split]:
     return data, Split(retain=np.arange(16), holdout=np.arange(16, 24))
 
 
+def test_a_list_of_groups_that_is_taken_for_keys_names_the_selector(tmp_path):
+    data, split = grouped()
+    (tmp_path / "users.txt").write_text("anna\neve\n", encoding="utf-8")
+    for selector, named in {
+        str(tmp_path / "users.txt"): f"@group:{tmp_path / 'users.txt'}",
+        "@keys:anna,eve": "@group:anna,eve",
+    }.items():
+        with pytest.raises(EffaceError, match="names of groups") as caught:
+            select_forget_set(split, data, selector)
+        assert caught.value.remedy.endswith(f"--forget {named}.")
+        assert set(data.group[select_forget_set(split, data, named).forget]) == {"anna", "eve"}
+
+
 def test_groups_in_the_selector_and_in_a_file(tmp_path):
     data, split = grouped()
     assert data.group is not None
     result = select_forget_set(split, data, "@group:anna,eve")
-    assert set(data.group[result.forget]) == {"anna", "eve"} and result.provenance["matched"] == "group"
+    assert set(data.group[result.forget]) == {"anna", "eve"} and result.provenance["by_group"]
     assert result.provenance["resolved"]["names"] == {"anna": 6, "eve": 5}
     for name, text in {
         "users.txt": "anna\neve\n",

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from efface.data.dataset import Data
-from efface.data.matching import ENOUGH
-from efface.data.split import SPLIT_PARTS, Split, partition, select_forget_set
+from efface.data.matching import ENOUGH, FEWEST_OF_GROUP, find_companions
+from efface.data.split import SPLIT_PARTS, Split, merge_requests, partition, select_forget_set
 from efface.errors import EffaceError
 from tests.pictures import made, raises
 
@@ -220,17 +220,70 @@ def test_a_rare_class_does_not_shrink_the_holdout():
     assert len(after.holdout) > 2 * ENOUGH and after.provenance["warnings"] == []
 
 
-def test_groups_that_are_nowhere_in_the_holdout_are_matched_by_class():
+def grouped(unseen, *, labelled=True):
+    """Data of 400 in which 12 training examples and ``unseen`` of the 40 in the holdout are of the group 'me'."""
     data = made(400, classes=4)
     split = partition(data)
     group = np.full(400, "rest")
-    group[split.retain[:12]] = "me"
+    group[[*split.retain[:12], *split.holdout[:unseen]]] = "me"
     data = dataclasses.replace(data, group=group)
+    return (data if labelled else dataclasses.replace(data, y=None, classes=())), split
+
+
+@pytest.mark.parametrize("unseen", [0, 1, 5, FEWEST_OF_GROUP - 1])
+def test_few_unseen_examples_of_a_group_do_not_shrink_the_holdout(unseen):
+    data, split = grouped(unseen)
     after = select_forget_set(split, data, "@group:me")
-    assert after.provenance["matched"] == "class"
-    assert any("no example of the forgotten group" in one for one in after.provenance["warnings"])
-    bare = dataclasses.replace(data, y=None, classes=())
-    raises(lambda: select_forget_set(split, bare, "@group:me"), "None of the 40 holdout")
+    assert data.group is not None and after.provenance["matched"] != "group"
+    assert len(after.holdout) >= min(FEWEST_OF_GROUP, 40 - unseen)
+    assert not (data.group[after.holdout] == "me").any()
+    assert find_companions(data, after.forget, after.spare).tolist() == split.holdout[:unseen].tolist()
+    (said,) = (one for one in after.provenance["warnings"] if "of the forgotten group" in one)
+    assert f"has {unseen or 'no'} example" in said and ("by class, not by group" in said or "neither" in said)
+    assert ("reported apart" in said) == bool(unseen)
+
+
+def test_enough_unseen_examples_of_a_group_are_the_holdout():
+    data, split = grouped(FEWEST_OF_GROUP)
+    after = select_forget_set(split, data, "@group:me")
+    assert after.provenance["matched"] == "group" and after.holdout.tolist() == split.holdout[:FEWEST_OF_GROUP].tolist()
+
+
+def test_groups_without_labels_are_compared_with_all_others_and_that_is_said():
+    data, split = grouped(3, labelled=False)
+    after = select_forget_set(split, data, "@group:me")
+    assert after.provenance["matched"] is None and len(after.holdout) == 37
+    assert any("neither by group nor by class" in one for one in after.provenance["warnings"])
+
+
+def test_a_group_of_classes_that_the_holdout_lacks_is_compared_with_all_others():
+    data, split = grouped(2)
+    y = data.y.copy()
+    y[split.holdout] = np.where(y[split.holdout] == 0, 1, y[split.holdout])
+    rows = split.retain[y[split.retain] == 0][:6]
+    group = np.full(400, "rest")
+    group[rows] = "me"
+    data = dataclasses.replace(data, y=y, group=group)
+    after = select_forget_set(split, data, "@group:me")
+    assert after.provenance["matched"] is None and len(after.holdout) == 40
+    assert any("and 0 of its classes" in one and "neither" in one for one in after.provenance["warnings"])
+
+
+def test_a_holdout_of_the_group_alone_is_used_and_that_is_said():
+    data, split = grouped(40)
+    few = dataclasses.replace(split, holdout=split.holdout[:4])
+    after = select_forget_set(few, data, "@group:me")
+    assert after.holdout.tolist() == few.holdout.tolist()
+    assert any("no others" in one for one in after.provenance["warnings"])
+
+
+def test_all_requests_together_are_matched_as_groups_too():
+    data, split = grouped(5)
+    group = data.group.copy()
+    group[split.retain[20:25]] = "you"
+    data = dataclasses.replace(data, group=group)
+    both = merge_requests(select_forget_set(select_forget_set(split, data, "@group:me"), data, "@group:you"), data)
+    assert both.provenance["by_group"] and not (data.group[both.holdout] == "me").any()
 
 
 def test_nothing_to_match_by_is_a_warning():

@@ -265,7 +265,14 @@ def test_disgorgement_is_not_met_by_unlearning():
 def test_a_changed_record_changes_the_page():
     record: Record = records.residue().record
     before = render_report(record, {}, [])
-    first = replace(record.verdict.signals[0], value=0.6137, low=0.5931, high=0.6418, power=(0.8129, 0.7513, 0.8746))
+    first = replace(
+        record.verdict.signals[0],
+        value=0.6137,
+        low=0.6011,
+        high=0.6301,
+        corrected=(0.5931, 0.6418),
+        power=(0.8129, 0.7513, 0.8746),
+    )
     verdict = replace(record.verdict, signals=(first, *record.verdict.signals[1:]), delta=0.07)
     cost = {"subject": Cost(731, 8377, 9.25)}
     after = render_report(record.model_copy(update={"verdict": verdict, "cost": cost}), {}, [])
@@ -292,7 +299,7 @@ def test_a_ceiling_is_rounded_down_and_in_one_way_only():
     shown, near = f"{int(10 * bound) / 10:g}", f"{bound:.3f}"
     text = squeezed(Page(page(case)).words)
     assert f"no leak above ε = {shown} could" in text and f"at most ε = {shown}" in text
-    assert any(f"at most epsilon = {shown}." in limit for limit in case.record.verdict.limits)
+    assert any(f"at most {shown} in the measure" in limit for limit in case.record.verdict.limits)
     assert near not in text and near != shown
 
 

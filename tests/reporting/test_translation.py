@@ -13,6 +13,7 @@ from efface.auditing.verdict import EXIT_CODES
 from efface.errors import EffaceError
 from efface.reporting import format as pages
 from efface.reporting import wording
+from efface.reporting.facts import Case
 from efface.reporting.figures import audit
 from efface.reporting.format import template_environment
 from efface.reporting.page import render_report
@@ -116,17 +117,34 @@ def test_the_first_paragraph_reads_well(words: Wording):
 
 
 @pytest.mark.parametrize("name", records.CASES)
-def test_no_term_is_used_before_it_is_explained(name: str):
-    """On the first page the attack comes in plain words; AUC follows with its explanation, and so does ε."""
+def test_the_first_page_is_in_plain_words(name: str):
+    """No Greek and no AUC before the list of limits; for the engineer both come with their explanation."""
     case = records.CASES[name]()
     text = render_report(case.record, case.observations, case.log)
     first = text[text.index('id="plain"') : text.index('id="engineer"')]
-    verdict = first[: first.index("<h3>")]
-    assert not re.search(r"[\u0370-\u03ff]|\bAUC\b", re.sub(r"<svg.*?</svg>", "", verdict, flags=re.DOTALL))
-    sure = first[first.index("How sure is this?") :]
-    assert sure.index("50 of 100 right is guessing") < sure.index("AUC")
-    recorded = sure[sure.index("The verdict as recorded") :]
+    plain = re.sub(r"<svg.*?</svg>", "", first[: first.index("What this does not show")], flags=re.DOTALL)
+    plain = re.sub(r"<dd[^>]*>.*?</dd>", "", plain, flags=re.DOTALL)  # what the user wrote
+    assert not re.search(r"[\u0370-\u03ff]|\bAUC\b|\bROC\b|epsilon", plain)
+    assert "50 of 100 right is guessing" in plain
+    recorded = text[text.index("The verdict as recorded") :]
     assert "AUC is the share of pairs" in recorded[: recorded.index("</p>")]
+    assert "δ is the distance" in recorded[: recorded.index("</p>")]
+
+
+@pytest.mark.parametrize("name", records.CASES)
+def test_the_first_page_names_model_file_and_request(name: str):
+    case = records.CASES[name]()
+    asked = Case(id="2026-17", received="2026-11-02", due="2026-12-02", handled_by="J. Doe")
+    request = case.record.request.model_copy(update={"case": asked})
+    back = {"foreign/net.pth": "ab" * 32}
+    record = case.record.model_copy(update={"request": request, "files": case.record.files | back})
+    first = squeezed(Page(render_report(record, {}, [])).words)
+    first = first[: first.index("For the engineer The verdict") if "For the engineer The verdict" in first else None]
+    assert all(value in first for value in asked.model_dump().values())
+    assert "new file: foreign/net.pth (SHA-256 abababababab)" in first
+    text = render_report(case.record, {}, [])
+    assert text.count('class="blank"') == (6 if not case.record.request.case.id else 2)
+    assert text.count('type="checkbox"') == 8  # what else must be deleted can be ticked off
 
 
 def test_the_verb_writes_it_beside_the_english_one(tmp_path: Path):

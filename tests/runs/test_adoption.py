@@ -100,6 +100,7 @@ def refused(path: Path, data: Any, folder: Path, *words: str, **changed: Any) ->
     error = caught.value
     for word in words:
         assert word in str(error), str(error)
+    assert str(error).count("check=false") <= 1, str(error)
     assert not (folder / "out").exists()
     return error
 

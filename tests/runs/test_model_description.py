@@ -139,3 +139,45 @@ def test_the_command_line(theirs: tuple[Path, str], tmp_path: Path, efface) -> N
     assert code == 2 and "There is no model file" in err
     code, _, err = efface("init", tmp_path / "no.pth", "--data", data)
     assert code == 2 and "There is no checkpoint" in err
+
+
+def test_what_init_has_tried_is_not_tried_again(theirs: tuple[Path, str], tmp_path: Path) -> None:
+    path, data = theirs
+    file = tmp_path / "model.yaml"
+    describe_model(path, file, {"data": data, "split": SPLIT, "recipe": HALF, "device": "cpu"})
+    assert use_model_file({}, file, path)[1]["checked"]
+    for changed in ({"data": data}, {"recipe": {"mean": 0.4}}, {"objective": "simclr"}, {"split": {"trained": "x"}}):
+        assert "checked" not in use_model_file(changed, file, path)[1]
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    content["values"]["mean"] |= {"value": 0.45}
+    file.write_text(yaml.safe_dump(content), encoding="utf-8")
+    assert "checked" not in use_model_file({}, file, path)[1]
+
+
+def test_every_verb_for_a_run_takes_it(theirs: tuple[Path, str], tmp_path: Path, efface) -> None:
+    path, data = theirs
+    file, out = tmp_path / "model.yaml", tmp_path / "out"
+    settings = {"data": data, "split": SPLIT, "recipe": HALF, "device": "cpu"}
+    describe_model(path, file, settings)
+    train.unlearn_run(path, out, settings | {"forget": "@random:12", "method": FEW})
+    start, merged, said = use_model_file({"device": "cpu"}, file, out)
+    assert (start, merged, said) == (out, {"device": "cpu"}, [])
+    shown = {"convert": ("--out", tmp_path / "back"), "onnx": ("--out", tmp_path / "a.onnx"), "inspect": ()}
+    for verb, words in shown.items():
+        code, text, err = efface(verb, path if verb == "inspect" else out, "--model", file, *words)
+        assert code == 0, err
+    assert f"described in {file}" in text and "normalization: passed" in text
+    other = tmp_path / "other.yaml"
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    other.write_text(yaml.safe_dump(content | {"sha256": "0" * 64}), encoding="utf-8")
+    verbs = {
+        "audit": (), "rehearse": (), "references": (), "relearn": (), "convert": ("--out", tmp_path / "c"),
+        "onnx": ("--out", tmp_path / "b.onnx"), "embed": ("--out", tmp_path / "v.npz"),
+        "unlearn": ("--out", tmp_path / "d", "--forget", "@random:3", "--method", "finetune"),
+        "canaries guess": ("--plan", tmp_path),
+    }  # fmt: skip
+    for verb, words in verbs.items():
+        code, _, err = efface(*verb.split(), out, "--model", other, *words)
+        assert code == 2 and "describes another checkpoint" in err, verb
+        code, _, err = efface(*verb.split(), out, "--model", tmp_path / "no.yaml", *words)
+        assert code == 2 and "There is no model file" in err, verb

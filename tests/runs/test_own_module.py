@@ -13,7 +13,8 @@ from efface.errors import EffaceError
 from efface.interop.checkpoint_file import read_foreign
 from efface.runs import train
 from efface.runs.embed import embed_checkpoint
-from efface.runs.model_description import use_model_file, use_model_to_embed
+from efface.runs.model_description import describe_model, use_model_file, use_model_to_embed
+from efface.tasks import Task, run_tasks
 from efface.training.networks import own_module
 from efface.training.networks.backbones import Backbone
 from tests.runs.test_adoption import FEW, SPLIT, colored
@@ -91,6 +92,30 @@ def test_in_and_back(theirs: tuple[Path, str], tmp_path: Path) -> None:
     run, settings, _ = use_model_to_embed({"data": data, "device": "cpu"}, Path("their_net:build"), tmp_path / "out")
     embed_checkpoint(run, tmp_path / "v.npz", settings, everything=True)
     assert np.abs(np.load(tmp_path / "v.npz")["embeddings"] - features).max() < 1e-4
+
+
+def test_a_description_is_no_consent_but_the_function_beside_it_is(theirs: tuple[Path, str], tmp_path: Path) -> None:
+    path, data = theirs
+    file = tmp_path / "model.yaml"
+    start, settings, _ = use_model_file(settings_for(data), Path("their_net:build"), path)
+    describe_model(start, file, settings | {"split": SPLIT, "objective": "cross_entropy"})
+    own_module._allowed.clear()
+    asked: dict = {"forget": "@random:9", "method": FEW, "device": "cpu"}
+    start, settings, _ = use_model_file(asked, None, file)
+    with pytest.raises(EffaceError, match=r"no consent.*--model their_net:build"):
+        train.unlearn_run(start, tmp_path / "out", settings)
+    start, settings, _ = use_model_file(asked, Path("their_net:build"), file)
+    train.unlearn_run(start, tmp_path / "out", settings)
+
+
+def _read_consent(home: Path) -> None:
+    (home / "names").write_text(",".join(sorted(own_module._allowed)), encoding="utf-8")
+
+
+def test_consent_goes_along_into_other_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_module, "_allowed", {"their_net:build"})
+    run_tasks([Task("a", own_module.with_own_modules(_read_consent), (tmp_path,))], jobs=1)
+    assert (tmp_path / "names").read_text(encoding="utf-8") == "their_net:build"
 
 
 def test_a_run_folder_alone_runs_no_code(theirs: tuple[Path, str], tmp_path: Path) -> None:

@@ -224,7 +224,8 @@ def _judge_signals(
 ) -> tuple[PooledSignal, ...]:
     pooled = [pool_placements(rehearsals, name) for name in names]
     power = [_power(rehearsals, before, name) for name in names]
-    strong = stats.holm([stats.one_sided_p_values(*one, 0.5 + delta)[0] for one in power])
+    p_power = [stats.one_sided_p_values(*one, 0.5 + delta)[0] for one in power]
+    strong, factors = stats.holm(p_power), stats.holm_factors(p_power)
     above = stats.holm([one.p_values(0.5 + delta)[0] for one in pooled])
     below = stats.holm([one.p_values(0.5 - delta)[1] for one in pooled])
     judged: list[PooledSignal] = []
@@ -238,7 +239,7 @@ def _judge_signals(
         elif 0.5 - delta < low and high < 0.5 + delta:
             word = "removed"
         needed = _needed(value, low, high, len(rehearsals), delta) if word == "inconclusive" else None
-        strength = stats.interval(*power[i], level=1 - alpha)
+        strength = stats.interval(*power[i], level=1 - alpha / factors[i])
         judged.append(PooledSignal(name, strength, strong[i] < alpha / 2, value, low, high, word, needed))
     return tuple(judged)
 

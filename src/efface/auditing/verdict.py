@@ -21,6 +21,7 @@ against 0.5 ± delta.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -91,7 +92,8 @@ class SignalVerdict:
 
     signal: str
     power: tuple[float, float, float]
-    """AUC of the original, and its 1 - alpha interval (95 %): ``(value, low, high)``."""
+    """AUC of the original, and its 1 - alpha interval, corrected for the number of signals as the test of power is:
+    ``(value, low, high)``. The low end is above 0.5 + delta exactly where there is power."""
     powered: bool
     """Whether the original's AUC is significantly above 0.5 + delta, corrected for the number of signals."""
     value: float
@@ -110,6 +112,14 @@ class SignalVerdict:
     """Raw AUC of the retained examples in the subject, and its 1 - 2 alpha interval; None without this control."""
     blinded: bool = False
     """Whether the attack sees the retained examples in the reference models, but no longer in the subject."""
+    corrected: tuple[float, float] | None = None
+    """The subject's 1 - 2 alpha interval, corrected for the number of signals (Holm): it lies above 0.5 + delta exactly
+    for ``residue``, and below 0.5 - delta exactly for ``over-forgotten``. None in records of older releases."""
+
+    @property
+    def deciding(self) -> tuple[float, float]:
+        """The interval that the word of this signal rests on."""
+        return (self.low, self.high) if self.word == "removed" or self.corrected is None else self.corrected
 
 
 @dataclass(frozen=True)
@@ -216,9 +226,11 @@ def judge_signals(evidence: Evidence, names: tuple[str, ...], criteria: Criteria
     delta, alpha = criteria.delta, criteria.alpha
     before = [delong_components(evidence, evidence.original, name) for name in names]
     after = [delong_components(evidence, evidence.subject, name) for name in names]
-    power = stats.holm([stats.one_sided_p_values(*v, 0.5 + delta)[0] for v in before])
-    above = stats.holm([stats.one_sided_p_values(*v, 0.5 + delta)[0] for v in after])
-    below = stats.holm([stats.one_sided_p_values(*v, 0.5 - delta)[1] for v in after])
+    p_power = [stats.one_sided_p_values(*v, 0.5 + delta)[0] for v in before]
+    p_above = [stats.one_sided_p_values(*v, 0.5 + delta)[0] for v in after]
+    p_below = [stats.one_sided_p_values(*v, 0.5 - delta)[1] for v in after]
+    power, above, below = stats.holm(p_power), stats.holm(p_above), stats.holm(p_below)
+    factors = [stats.holm_factors(values) for values in (p_power, p_above, p_below)]
     judged: list[SignalVerdict] = []
     for i, name in enumerate(names):
         value, low, high = stats.interval(*after[i], level=1 - 2 * alpha)
@@ -233,10 +245,16 @@ def judge_signals(evidence: Evidence, names: tuple[str, ...], criteria: Criteria
         if word == "inconclusive":
             m, n = len(after[i][0]), len(after[i][1])
             needed = needed_examples(m, n, value, criteria, len(names))
-        strength = stats.interval(*before[i], level=1 - alpha)
+        strength = stats.interval(*before[i], level=1 - alpha / factors[0][i])
         powered = power[i] < alpha / 2
         kept, blinded = retain_control(evidence, name, criteria)
-        judged.append(SignalVerdict(name, strength, powered, value, low, high, 0.5, word, needed, kept, blinded))
+        corrected = (
+            stats.interval(*after[i], level=1 - 2 * alpha / factors[1][i])[1],
+            stats.interval(*after[i], level=1 - 2 * alpha / factors[2][i])[2],
+        )
+        judged.append(
+            SignalVerdict(name, strength, powered, value, low, high, 0.5, word, needed, kept, blinded, corrected)
+        )
     return tuple(judged)
 
 
@@ -310,9 +328,10 @@ def describe_attacker(evidence: Evidence) -> str:
 
 
 def describe_signal(one: SignalVerdict, alpha: float) -> str:
-    """Format a signal: ``backbone.margin: AUC 0.512 (90 % interval 0.480 to 0.544)``."""
-    level = f"{100 * (1 - 2 * alpha):g} %"
-    return f"{one.signal}: AUC {one.value:.3f} ({level} interval {one.low:.3f} to {one.high:.3f})"
+    """Format a signal: ``backbone.margin: AUC 0.512 (90 % interval 0.480 to 0.544)``, with the deciding interval."""
+    (low, high), corrected = one.deciding, one.deciding != (one.low, one.high)
+    level = f"{100 * (1 - 2 * alpha):g} % interval{' over all signals' if corrected else ''}"
+    return f"{one.signal}: AUC {one.value:.3f} ({level} {low:.3f} to {high:.3f})"
 
 
 def write_sentence(
@@ -348,9 +367,14 @@ def write_sentence(
         strength = "; ".join(
             f"{o.signal}: AUC {o.power[0]:.3f}, interval {o.power[1]:.3f} to {o.power[2]:.3f}" for o in judged
         )
+        what = (
+            "There are too few examples to tell whether this attack sees them even before unlearning"
+            if has_few_examples(judged, criteria.delta)
+            else "This attack cannot see these examples even before unlearning"
+        )
         return (
-            f"This attack cannot see these examples even before unlearning: on no signal is its AUC clearly above "
-            f"{0.5 + criteria.delta:g}, which is 0.5 and the δ that counts as nothing ({strength}). No {scope}."
+            f"{what}: on no signal is its AUC clearly above {0.5 + criteria.delta:g}, which is 0.5 and the δ that "
+            f"counts as nothing ({strength}). No {scope}."
         )
     undecided = [one for one in judged if one.word == "inconclusive"]
     blinded = [describe_blinding(one, criteria.alpha) for one in judged if one.blinded]
@@ -358,6 +382,15 @@ def write_sentence(
         return f"The attack was blinded: {'; '.join(blinded)}. No {scope}."
     numbers = "; ".join(f"{describe_signal(one, criteria.alpha)}, {describe_needed_examples(one)}" for one in undecided)
     return f"Undecided: no {scope}. {numbers}."
+
+
+def has_few_examples(judged: Sequence[SignalVerdict], delta: float) -> bool:
+    """Whether the attack may see the examples in the original, and they are too few to tell.
+
+    On no signal it has power, and on some signal its interval reaches above 0.5 + delta. Where it does not, the attack
+    is known to be blind to them.
+    """
+    return not any(one.powered for one in judged) and any(one.power[2] > 0.5 + delta for one in judged)
 
 
 def describe_blinding(one: SignalVerdict, alpha: float) -> str:
@@ -382,7 +415,10 @@ def describe_limits(
     """List what the evidence covers and what it does not show, one sentence each."""
     m, n = evidence.subject.count("forget"), evidence.subject.count("holdout")
     held = len(evidence.references)
-    level = "Level A0, a screen: no reference model, so an attacker who trains references may see more."
+    level = (
+        "Level A0, a first screening: no model was at hand that never saw the examples, so an attacker who trains such "
+        "models may see more."
+    )
     if held:
         which = (
             "models of a reference bank that never saw the example"
@@ -399,14 +435,15 @@ def describe_limits(
         level += f" The method was judged on {evidence.pairs} pairs of unlearned and retrained models too."
     ceiling = stats.rounded_down(stats.epsilon_ceiling(m, n))
     bound = (
-        f"Ceiling: with {m} forget and {n} holdout examples even a perfect attack would show a leak of at "
-        f"most epsilon = {ceiling:g}."
+        f"With {m} forgotten examples and {n} for comparison, even a perfect attack would show a leak of at most "
+        f"{ceiling:g} in the measure of differential privacy (epsilon; 0 is no leak)."
         if ceiling > 0
-        else f"Ceiling: {m} forget and {n} holdout examples are too few to bound any leak in epsilon."
+        else f"{m} forgotten examples and {n} for comparison are too few to bound a leak in the measure of "
+        "differential privacy (epsilon)."
     )
     limits = [level, bound]
     blind = [one.signal for one in judged if not one.powered]
-    low = f"its AUC in the original is not clearly above {0.5 + criteria.delta:g} (0.5 + δ)"
+    low = f"in the original it is not clearly right in more than {100 * (0.5 + criteria.delta):g} of 100 pairs"
     limits += [f"{signal} has no power, so what it sees now says nothing: {low}." for signal in blind]
     if not any(one.powered for one in judged):
         outside = [one.signal for one in judged if one.word in ("residue", "over-forgotten")]

@@ -1,8 +1,8 @@
 """The command line: the only package that prints, asks or exits. Every verb wraps one function of another package.
 
 Exit codes: 0 success (audit: removed or validated) · 1 a bug · 2 wrong input · 3 audit: residue; compat: rebuild the
-index; init: an assumption does not fit; verify: refused; erase, request: something is left · 4 audit: inconclusive ·
-5 audit: utility lost; bench: some models failed · 130 interrupted.
+index; init: an assumption does not fit; verify: refused; erase, rewrite, request: something is left · 4 audit:
+inconclusive · 5 audit: utility lost; bench: some models failed · 130 interrupted.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from efface.cli.output import prepare_streams, write_message
 from efface.cli.references import references_command
 from efface.cli.rehearse import rehearse_command
 from efface.cli.request import request
+from efface.cli.rewrite import rewrite_command
 from efface.cli.share import onnx_command, pull_command, push_command
 from efface.cli.sign import keys, sign_command, verify_command
 from efface.cli.train import check_command, demo_command, pretrain_command, unlearn_command
@@ -61,6 +62,7 @@ VERBS: tuple[Callable[..., None], ...] = (
     sign_command,
     verify_command,
     erase_command,
+    rewrite_command,
     desk_command,
     relearn_command,
     bench_command,

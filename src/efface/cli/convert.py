@@ -13,6 +13,7 @@ from efface.cli.options import (
     Device,
     Force,
     Json,
+    ModelOption,
     Out,
     Quiet,
     Set,
@@ -33,6 +34,7 @@ def convert_command(
     ] = None,
     like: Annotated[Path | None, typer.Option("--like", help="A file or folder whose layout is taken.")] = None,
     data: DataOption = None,
+    model: ModelOption = None,
     trust_pickle: Trust = None,
     config: Config = None,
     set_: Set = None,
@@ -44,7 +46,10 @@ def convert_command(
     """Write the model of a run in the layout of another library, marked with what it has forgotten."""
     settings = settings_of(config, set_, data=data, layout=layout, device=device, **consent_settings(trust_pickle))
     from efface.runs.conversion import convert_run
+    from efface.runs.model_description import use_model_of_run
 
     with progress(quiet) as shown:
+        for note in use_model_of_run(model, run):
+            shown.say(note)
         made = convert_run(run, out, settings, like=like, force=force, progress=shown)
     print_result(vars(made), made.lines(), as_json=json_, quiet=quiet)

@@ -14,6 +14,8 @@ from efface.cli.options import (
     DataOption,
     Device,
     Json,
+    ModelOption,
+    Oracles,
     Quiet,
     Seed,
     Set,
@@ -28,10 +30,6 @@ from efface.cli.options import (
 Original = Annotated[
     Path | None, typer.Option("--original", help="The original; by default the run that RUN was made from.")
 ]
-Oracles = Annotated[
-    list[Path] | None,
-    typer.Option("--oracle", help="A model retrained without F: a run, or (unchecked) a checkpoint; repeatable."),
-]
 
 
 def relearn_command(
@@ -43,6 +41,7 @@ def relearn_command(
     every: Annotated[int | None, typer.Option("--every", help="Steps between two observations (default 10).")] = None,
     data: DataOption = None,
     allow_absent: AllowAbsent = False,
+    model: ModelOption = None,
     trust_pickle: Trust = None,
     config: Config = None,
     set_: Set = None,
@@ -59,9 +58,12 @@ def relearn_command(
     named = {key: value for key, value in {"on": on, "steps": steps, "every": every}.items() if value is not None}
     settings["relearn"] = merge_group(settings, "relearn", named)
 
+    from efface.runs.model_description import use_model_of_run
     from efface.runs.relearn import relearn_run
 
     with progress(quiet) as shown:
+        for note in use_model_of_run(model, run):
+            shown.say(note)
         kept = relearn_run(run, settings, original=original, oracles=oracle or [], progress=shown)
     print_result(kept.as_dict(), kept.lines(), as_json=json_, quiet=quiet)
 
@@ -107,6 +109,7 @@ def guess(
     ] = None,
     data: DataOption = None,
     allow_absent: AllowAbsent = False,
+    model: ModelOption = None,
     trust_pickle: Trust = None,
     config: Config = None,
     set_: Set = None,
@@ -120,7 +123,10 @@ def guess(
         **consent_settings(trust_pickle),
     )  # fmt: skip
     from efface.runs.canaries import guess_canaries
+    from efface.runs.model_description import use_model_of_run
 
     with progress(quiet) as shown:
+        for note in use_model_of_run(model, run):
+            shown.say(note)
         kept = guess_canaries(run, planned, settings, original=original, oracles=oracle or [], progress=shown)
     print_result(kept.as_dict(), kept.lines(), as_json=json_, quiet=quiet)

@@ -14,16 +14,22 @@ def inspect_command(
     checkpoint: Annotated[
         Path, typer.Argument(metavar="CHECKPOINT", help="A run folder, or any library's file or folder.")
     ],
+    model: Annotated[
+        Path | None, typer.Option("--model", metavar="model.yaml", help="What `efface init` wrote for the checkpoint.")
+    ] = None,
     trust_pickle: Trust = None,
     json_: Json = False,
 ) -> None:
     """Describe a checkpoint: its layout, network and parts, and what may be personal. No code in it is run."""
     from efface.interop.consent import Consent
     from efface.interop.inspect import inspect_checkpoint
+    from efface.runs.model_description import describe_stored_model
 
+    checkpoint, stated, described = describe_stored_model(model, checkpoint)
     consent = Consent.of(**consent_settings(trust_pickle))
     found = inspect_checkpoint(checkpoint, trust_pickle=consent.covers(checkpoint, named=True))
-    print_result(found.as_dict(), found.lines(), as_json=json_, quiet=json_)
+    result = found.as_dict() | ({"model": stated} if stated else {})
+    print_result(result, found.lines() + described, as_json=json_, quiet=json_)
 
 
 def methods_command(name: Annotated[str | None, typer.Argument()] = None, json_: Json = False) -> None:

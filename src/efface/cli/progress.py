@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from efface.cli.output import write_message
+from efface.runs.remaining import format_left
 
 
 def _describe(record: dict[str, Any], total: int, began: float, first: int) -> str:
@@ -15,8 +16,7 @@ def _describe(record: dict[str, Any], total: int, began: float, first: int) -> s
     if not total:
         return f"step {done}  {terms}"
     each = (time.monotonic() - began) / max(1, done - first + 1)
-    left = int(each * (total - done))
-    return f"step {done}/{total}  {terms}  {left // 60}:{left % 60:02d} left"
+    return f"step {done}/{total}  {terms}  {format_left(each * (total - done))}"
 
 
 class LineProgress:

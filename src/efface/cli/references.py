@@ -11,7 +11,9 @@ from efface.cli.options import (
     AllowAbsent,
     DataOption,
     Device,
+    JobsOption,
     Json,
+    ModelOption,
     On,
     Quiet,
     Set,
@@ -29,9 +31,7 @@ def references_command(
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the plan; by default RUN-references.")] = None,
     count: Annotated[int, typer.Option("--count", help="Number of models retrained without F.")] = 8,
     pairs: Annotated[int, typer.Option("--pairs", help="Number of pairs unlearned/retrained (level A2: 32).")] = 0,
-    jobs: Annotated[
-        int | None, typer.Option("--jobs", help="Number of processes with one thread; by default one per core.")
-    ] = None,
+    jobs: JobsOption = None,
     on: On = "local",
     bank: Annotated[
         int | None, typer.Option("--bank", help="Make a reference bank of so many models instead (even; 8 is usual).")
@@ -54,6 +54,7 @@ def references_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the time and the disk space; train nothing.")
     ] = False,
+    model: ModelOption = None,
     set_: Set = None,
     data: DataOption = None,
     allow_absent: AllowAbsent = False,
@@ -69,11 +70,13 @@ def references_command(
     from efface.errors import EffaceError
     from efface.runs import references
     from efface.runs.data_at_hand import DataChecks
+    from efface.runs.model_description import use_model_of_run
     from efface.tasks.place import TaskPlace
 
     if jobs is not None and jobs < 1:
         raise EffaceError(f"--jobs cannot be {jobs}.", "It is a number of processes.", "Set it to 1 or more.")
     TaskPlace.parse(on)
+    notes = use_model_of_run(model, run)
     if bank is not None:
         _make_bank(
             run, out, bank, unit=unit, epochs=epochs, recipe=recipe, keep_weights=keep_weights, set_=set_, jobs=jobs,
@@ -96,12 +99,16 @@ def references_command(
         plan.task(task)  # an error for an unknown name, before anything is written
     if not dry_run:
         with progress(quiet) as shown:
+            for note in notes:
+                shown.say(note)
             if run is not None:
                 references.write_reference_plan(run, plan)
             if task is not None:
                 references.run_task(home, task, device=device or "auto", progress=shown)
             else:
-                references.run_all_tasks(plan, jobs=jobs, on=on, device=device or "auto", say=shown.say)
+                references.run_all_tasks(
+                    plan, jobs=jobs, on=on, device=device or "auto", say=shown.say, status=shown.status
+                )
     result, lines = references.summarize_plan(plan, jobs)
     if not dry_run and not any(kind["left"] for kind in result["kinds"].values()):
         lines = [f"{home}: all {len(plan.tasks)} models are there."]
@@ -153,7 +160,13 @@ def _make_bank(
                 shown.say(line)
             reference_bank.write_bank_plan(run, plan, checks)
             reference_bank.make_bank(
-                plan, jobs=jobs, on=on, device=device or "auto", keep_weights=keep_weights, say=shown.say
+                plan,
+                jobs=jobs,
+                on=on,
+                device=device or "auto",
+                keep_weights=keep_weights,
+                say=shown.say,
+                status=shown.status,
             )
     result, lines = reference_bank.summarize_bank(plan, jobs)
     print_result(result, lines, as_json=as_json, quiet=quiet)

@@ -11,7 +11,9 @@ from efface.cli.options import (
     AllowAbsent,
     DataOption,
     Device,
+    JobsOption,
     Json,
+    ModelOption,
     On,
     Quiet,
     Set,
@@ -34,9 +36,10 @@ def rehearse_command(
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the rehearsals; by default beside the original.")
     ] = None,
-    jobs: Annotated[int | None, typer.Option("--jobs", help="Number of processes; by default one per core.")] = None,
+    jobs: JobsOption = None,
     on: On = "local",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it would cost; unlearn nothing.")] = False,
+    model: ModelOption = None,
     set_: Set = None,
     data: DataOption = None,
     allow_absent: AllowAbsent = False,
@@ -54,6 +57,7 @@ def rehearse_command(
     from efface.errors import EffaceError
     from efface.runs import rehearsals
     from efface.runs.data_at_hand import DataChecks
+    from efface.runs.model_description import use_model_of_run
     from efface.tasks.place import TaskPlace
 
     for name, value in (("--requests", requests), ("--size", size), ("--jobs", jobs)):
@@ -67,6 +71,7 @@ def rehearse_command(
         )
     watch = config.build(ObservationSettings, settings.get("watch") or {}, path="watch.")
     TaskPlace.parse(on)
+    notes = use_model_of_run(model, run)
     checks = DataChecks(data=data, allow_absent=allow_absent)
     plan = rehearsals.plan_rehearsals(
         run, out, requests, kind=None if like == "last" else like, size=size, watch=watch, checks=checks
@@ -74,10 +79,12 @@ def rehearse_command(
     _, lines = rehearsals.summarize_rehearsals(plan, jobs)
     if not dry_run:
         with progress(quiet) as shown:
-            for line in lines:
+            for line in [*notes, *lines]:
                 shown.say(line)
             rehearsals.write_rehearsal_plan(run, plan, checks)
-            rehearsals.run_rehearsals(plan, jobs=jobs, on=on, device=device or "auto", say=shown.say)
+            rehearsals.run_rehearsals(
+                plan, jobs=jobs, on=on, device=device or "auto", say=shown.say, status=shown.status
+            )
     result, lines = rehearsals.summarize_rehearsals(plan, jobs)
     if not dry_run:
         lines.append(f"Audit with them: efface audit {run}{'' if out is None else f' --rehearsals {out}'}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from efface.cli.options import Force, Json, Quiet, print_result
+from efface.cli.options import Force, Json, ModelOption, Quiet, print_result
 
 
 def push_command(
@@ -47,13 +47,16 @@ def onnx_command(
     space: Annotated[
         str | None, typer.Option("--space", help="backbone, projector or logits; by default logits, else backbone.")
     ] = None,
+    model: ModelOption = None,
     force: Force = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Export the network of a run to ONNX, and check with onnxruntime that it computes the same."""
     from efface.interop.onnx_export import export_onnx
+    from efface.runs.model_description import use_model_of_run
     from efface.training.checkpoint import Checkpoint
 
+    use_model_of_run(model, run)
     made = export_onnx(Checkpoint.load(run), out, space=space, force=force)
     print_result(made.as_dict(), made.lines(), as_json=json_, quiet=quiet)

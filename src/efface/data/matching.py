@@ -15,6 +15,8 @@ MISMATCH = 0.05
 """Largest total variation distance between the mix of a matched holdout and that of F without a warning."""
 ENOUGH = 100
 """A matched holdout is not made smaller than this to get exact proportions."""
+FEWEST_OF_GROUP = 30
+"""With fewer unseen examples of the forgotten groups, the holdout is matched by class instead."""
 
 
 def match_holdout(
@@ -34,35 +36,76 @@ def match_holdout(
         or data without labels and groups, gets the whole pool.
 
     Raises:
-        EffaceError: The pool has no example of F's classes or groups.
+        EffaceError: F was chosen by class, and the pool has no example of its classes.
 
     """
     if not len(pool):
         return pool, None, ["The split has no holdout: whether the examples were forgotten cannot be audited."]
     if how.random:
         return pool, None, []
-    criteria: dict[str, np.ndarray] = {}
     if how.by_group and data.group is not None:
-        criteria["group"] = data.group
-    if data.y is not None:
-        criteria["class"] = data.y
-    warnings: list[str] = []
-    for by, values in criteria.items():
-        holdout, short = _draw_in_proportion(data.keys, values, chosen, pool, seed)
-        if len(holdout):
-            return holdout, by, warnings + ([_describe_shortage(data, by, short)] if short else [])
-        warnings.append(f"The holdout has no example of the forgotten {by}: it could not be matched by {by}.")
-    if criteria:
+        return _match_group(data, chosen, pool, seed)
+    if data.y is None:
+        unmatched = (
+            "The data has neither labels nor groups to match the holdout by: any other difference between the "
+            "forgotten examples and the holdout will look like memorization."
+        )
+        return pool, None, [unmatched]
+    holdout, short = _draw_in_proportion(data.keys, data.y, chosen, pool, seed)
+    if not len(holdout):
         raise EffaceError(
             f"None of the {len(pool)} holdout examples is of a class to be forgotten.",
             "An audit compares the forgotten examples with never-trained ones of the same classes or groups.",
             "Pretrain with a larger split.holdout.",
         )
-    unmatched = (
-        "The data has neither labels nor groups to match the holdout by: any other difference between the "
-        "forgotten examples and the holdout will look like memorization."
+    return holdout, "class", [_describe_shortage(data, "class", short)] if short else []
+
+
+def find_companions(data: Data, chosen: np.ndarray, pool: np.ndarray) -> np.ndarray:
+    """Find the examples of a pool that are of the groups of F, such as unseen pictures of the same person.
+
+    Args:
+        data: The data set.
+        chosen: Positions of F.
+        pool: Positions to search.
+
+    Returns:
+        Positions, sorted; none if the data has no groups.
+
+    """
+    if data.group is None:
+        return np.empty(0, np.int64)
+    return np.sort(pool[np.isin(data.group[pool], np.unique(data.group[chosen]))])
+
+
+def _match_group(
+    data: Data, chosen: np.ndarray, pool: np.ndarray, seed: int
+) -> tuple[np.ndarray, str | None, list[str]]:
+    """Match by group where there are enough unseen examples of F's groups, else by class, else not at all.
+
+    What is of F's groups and too little to compare with stays out of the holdout: it is observed apart.
+    """
+    assert data.group is not None
+    companions = find_companions(data, chosen, pool)
+    if len(companions) >= FEWEST_OF_GROUP:
+        holdout, short = _draw_in_proportion(data.keys, data.group, chosen, companions, seed)
+        if len(holdout) >= FEWEST_OF_GROUP:
+            return holdout, "group", [_describe_shortage(data, "group", short)] if short else []
+    others = np.setdiff1d(pool, companions)
+    few = (
+        f"The holdout has {len(companions) or 'no'} example{'s' if len(companions) != 1 else ''} of the forgotten group"
     )
-    return pool, None, [unmatched]
+    apart = " They are reported apart." if len(companions) else ""
+    if data.y is not None and len(others):
+        holdout, short = _draw_in_proportion(data.keys, data.y, chosen, others, seed)
+        if len(holdout) >= min(FEWEST_OF_GROUP, len(others)):
+            notes = [f"{few}: it was matched by class, not by group.{apart}"]
+            return holdout, "class", notes + ([_describe_shortage(data, "class", short)] if short else [])
+        few += f", and {len(holdout)} of its classes"
+    if not len(others):
+        return companions, "group", [f"{few}, and no others: the audit can hardly decide."]
+    mixed = f"{few}: it was matched neither by group nor by class. Any other difference between it and the forgotten "
+    return others, None, [f"{mixed}will look like memorization.{apart}"]
 
 
 def _draw_in_proportion(

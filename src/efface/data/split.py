@@ -195,6 +195,7 @@ def select_forget_set(
         warnings=warnings,
         copies=[vars(copy) for copy in copies[:LISTED]],
         resolved=chosen.facts(),
+        **({"by_group": True} if chosen.by_group else {}),
         **({"earlier": _list_requests(split)} if EARLIER in result.sizes() else {}),
         **({"skipped": skipped} if skipped else {}),
     )
@@ -235,7 +236,7 @@ def merge_requests(split: Split, data: Data) -> Split:
     requests = _list_requests(split)
     positions = np.sort(np.concatenate([split.earlier, split.forget]))
     pool = np.sort(np.concatenate([split.holdout, split.spare]))
-    grouped = any(request["matched"] == "group" for request in requests)
+    grouped = any(request["matched"] == "group" or request.get("by_group") for request in requests)
     chosen = Selection(positions, random=all(request["random"] for request in requests), by_group=grouped)
     holdout, matched, warnings = split.holdout, None, []
     if len(positions):  # of examples that are all erased, nothing tells the mix any more
@@ -256,13 +257,16 @@ def merge_requests(split: Split, data: Data) -> Split:
         random=chosen.random,
         matched=matched,
         warnings=warnings,
+        **({"by_group": True} if grouped else {}),
     )
 
 
 def _list_requests(split: Split) -> list[dict[str, Any]]:
     """List all requests so far, oldest first: selector, whether it was random, how it was matched, and its size."""
     provenance = split.provenance
-    last = {key: provenance.get(key) for key in ("selector", "random", "matched")} | {"count": split.sizes()["forget"]}
+    last = {key: provenance.get(key) for key in ("selector", "random", "matched", "by_group")} | {
+        "count": split.sizes()["forget"]
+    }
     return [*provenance.get("earlier", ()), *([last] if last["count"] else [])]
 
 

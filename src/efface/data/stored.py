@@ -41,6 +41,7 @@ class StoredProvenance(StoredModel):
     seed: SeedNumber | None = None
     random: bool | None = None
     matched: Literal["class", "group"] | None = None
+    by_group: bool = False
     sizes: dict[str, Tally] = Field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     copies: tuple[dict[str, Any], ...] = ()

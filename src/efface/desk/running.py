@@ -10,7 +10,8 @@ from typing import Any
 from sqlalchemy import select
 
 from efface.desk.chain import ChainStart, newest_model, require_start, weights_digest
-from efface.desk.planning import BESIDE, split_settings, write_ids
+from efface.desk.evidence import evidence_digests
+from efface.desk.planning import AUDIT_FOLDERS, BESIDE, split_settings, write_ids
 from efface.desk.private import LISTS, sync
 from efface.desk.states import BatchState, RequestState, require_step
 from efface.desk.store import DeskStore, move_request
@@ -221,20 +222,29 @@ def _start_digest(desk: DeskStore, batch: RequestBatch) -> str:
     return desk.batch(batch.start_batch).digest if batch.start_batch else desk.model(batch.model).original_digest
 
 
+def _describe_case(desk: DeskStore, batch: RequestBatch) -> dict[str, str]:
+    """The requests of a batch as its report names them, with the first dates."""
+    requests = [desk.request(one) for one in batch.requests]
+    ids = ", ".join(one.id for one in requests)
+    received, due = min(one.received for one in requests), min(one.deadline for one in requests)
+    return {"id": ids, "received": received[:10], "due": due}
+
+
 def _audit(desk: DeskStore, batch: RequestBatch, actor: str, progress: Progress) -> RequestBatch:
     """Judge the run of a batch, and write the verdict down."""
     from efface.runs.audit import audit_run
 
     _, settings = split_settings({name: value for name, value in batch.settings.items() if name != SELECTED})
     goals = sorted({desk.request(one).goal.value for one in batch.requests})
-    asked = {"goal": ", ".join(goals), **(settings.get("audit") or {})}
+    asked = {"goal": ", ".join(goals), "case": _describe_case(desk, batch), **(settings.get("audit") or {})}
     for name in ("data", "allow_absent", "allow_changed", "device"):
         if settings.get(name) is not None:
             asked.setdefault(name, settings[name])
     references = settings.get("references")
+    bank, rehearsals = (Path(path) if (path := asked.pop(name, None)) else None for name in AUDIT_FOLDERS)
     judged = audit_run(
         Path(batch.folder), asked, oracles=[Path(one) for one in settings["oracles"]],
-        references=Path(references) if references else None, progress=progress,
+        references=Path(references) if references else None, bank=bank, rehearsals=rehearsals, progress=progress,
     )  # fmt: skip
     verdict: dict[str, Any] = {name: getattr(judged.verdict, name) for name in ("word", "level", "sentence")}
     verdict["exit_code"] = judged.exit_code
@@ -242,13 +252,15 @@ def _audit(desk: DeskStore, batch: RequestBatch, actor: str, progress: Progress)
         overall = judged.sequence.verdict
         word, sentence = (overall.word, overall.sentence) if overall else ("inconclusive", judged.sequence.note)
         verdict["all_requests"] = {"word": word, "sentence": sentence, "count": judged.sequence.count}
+    evidence = {"evidence": evidence_digests(Path(batch.folder))}
     with desk.ledger.writing(actor) as writer:
         audited = {"state": BatchState.AUDITED.value, "verdict": json.dumps(verdict)}
-        writer.append("batch", batch.number, "audited", audited)
+        writer.append("batch", batch.number, "audited", audited, details=evidence)
         for request in batch.requests:
             row = writer.row("request", request)
             if row is not None:
-                move_request(writer, row, RequestState.AUDITED, details={"verdict": verdict["word"]})
+                details = {"verdict": verdict["word"], **evidence}
+                move_request(writer, row, RequestState.AUDITED, details=details)
     return desk.batch(batch.number)
 
 

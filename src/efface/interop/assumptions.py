@@ -179,9 +179,14 @@ def require_passed(path: object, checks: Iterable[AssumptionCheck]) -> list[str]
         raise EffaceError(
             f"What is assumed about {path} does not fit its training images: {worst.topic}.",
             f"{worst.note}.",
-            f"{worst.remedy} {CHECK_REMEDY}",
+            with_check_remedy(worst.remedy),
         )
     return [f"{one.topic}: {one.note}. {one.remedy}" for one in checks if one.word == "undecided"]
+
+
+def with_check_remedy(remedy: str) -> str:
+    """A remedy, with how to go on without one, which is said once."""
+    return remedy if CHECK_REMEDY in remedy else f"{remedy} {CHECK_REMEDY}"
 
 
 def _gain_of(name: str) -> Callable[[Fit, Fit], float | None]:

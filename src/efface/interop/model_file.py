@@ -20,7 +20,7 @@ from pydantic import Field
 from efface import config
 from efface.errors import EffaceError
 from efface.files import file_digest, write_text
-from efface.interop.assumptions import CHECK_REMEDY, AssumptionCheck
+from efface.interop.assumptions import AssumptionCheck, with_check_remedy
 from efface.interop.containers import weights_file
 from efface.schema import FirstFormat, HexDigest, Name, StoredModel, parse_record
 
@@ -154,7 +154,7 @@ def require_sound(model: ModelFile, file: Path) -> list[str]:
         raise EffaceError(
             f"{file} has a value that does not fit the training images: {first.topic}.",
             f"{first.note}.",
-            f"{first.remedy} Do that with efface init --force, or correct the file. {CHECK_REMEDY}",
+            with_check_remedy(f"{first.remedy} Do that with efface init --force, or correct the file."),
         )
     return [f"{file}: {one.topic}: {one.note}. {one.remedy}" for one in model.checks if one.word == "undecided"]
 

@@ -91,6 +91,7 @@ def export_onnx(checkpoint: Checkpoint, out: Path, *, space: str | None = None, 
     chosen = _choose_space(checkpoint, space)
     model = copy.deepcopy(checkpoint.model).cpu().eval()
     model.bf16 = model.channels_last = False
+    model.set_micro_batch(None)
     network = _Network(model, chosen).eval()
     shape = (checkpoint.recipe.channels, *_pair(checkpoint.recipe.size))
     generator = torch.Generator().manual_seed(0)

@@ -30,6 +30,7 @@ from efface.errors import EffaceError
 from efface.files import file_digest, write_text
 from efface.reporting.environment import Environment
 from efface.reporting.facts import (
+    Case,
     CheckpointFacts,
     DataFacts,
     LogFacts,
@@ -82,6 +83,7 @@ def compose_record(
     log: Sequence[Mapping[str, Any]] = (),
     lineage: Sequence[str] = (),
     goal: str = "",
+    case: Case | None = None,
     warnings: Sequence[str] = (),
     requests: RequestSequence | None = None,
 ) -> Record:
@@ -101,6 +103,7 @@ def compose_record(
         log: Lines of the training log.
         lineage: Model digests from the first ancestor to the subject; by default original and subject.
         goal: Goal of the request.
+        case: What the office knows of it.
         warnings: Warnings in addition to those of the split.
         requests: All requests so far, if this was not the first.
 
@@ -114,6 +117,7 @@ def compose_record(
             count=split.sizes()["forget"],
             method=subject.method or {"name": "none"},
             goal=goal,
+            case=case or Case(),
         ),
         data=_data_facts(data),
         split=_split_facts(data, split),

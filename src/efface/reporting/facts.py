@@ -12,6 +12,19 @@ from efface.schema import RecordModel
 from efface.training.history import SearchHistory, StoppingResult
 
 
+class Case(RecordModel):
+    """The request as the office knows it; empty where nobody said so."""
+
+    id: str = ""
+    """The office's own name for it."""
+    received: str = ""
+    """When it came in."""
+    due: str = ""
+    """The last day to answer."""
+    handled_by: str = ""
+    """Who is responsible."""
+
+
 class Request(RecordModel):
     """The unlearning request."""
 
@@ -23,6 +36,8 @@ class Request(RecordModel):
     """``name`` and every hyperparameter of the method."""
     goal: str = ""
     """Individual erasure, class or concept removal, or disgorgement; empty if the request stated no goal."""
+    case: Case = Case()
+    """What the office knows of it; empty in records of older releases."""
 
 
 class DataFacts(RecordModel):
@@ -74,6 +89,16 @@ class BankFacts(RecordModel):
     """Share of the original's epochs that its models were trained for."""
     divided: bool
     """Whether the method was given the other half of the bank."""
+
+
+class WithheldFacts(RecordModel):
+    """Pictures of the auditor's own, which nobody else had."""
+
+    digest: str
+    """SHA-256 of keys and pixels."""
+    count: int
+    left_out: int = 0
+    """How many more were named that are among the data of the run, where others could know them."""
 
 
 class RehearsalFacts(RecordModel):

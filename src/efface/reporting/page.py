@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import PurePath
 from typing import Any
 
 from markupsafe import Markup
@@ -18,14 +19,14 @@ from markupsafe import Markup
 from efface.auditing import signals
 from efface.auditing.evidence import Cost, Finding
 from efface.auditing.observations import Observations
-from efface.auditing.verdict import SignalVerdict
+from efface.auditing.verdict import SignalVerdict, Verdict
 from efface.reporting.facts import CheckpointFacts
 from efface.reporting.figures import audit, curves
 from efface.reporting.figures.forget_retain import draw_forget_retain
 from efface.reporting.format import template_environment
-from efface.reporting.record import Record
+from efface.reporting.record import HANDED_BACK, Record
 from efface.reporting.translation import ENGLISH, load_catalog
-from efface.reporting.wording import wording_for
+from efface.reporting.wording import SIGNAL_PLACES, wording_for
 from efface.training.history import describe_search, describe_stopping
 
 REPORT = "report.html"
@@ -89,10 +90,51 @@ def render_report(
         seeds=_seeds(record.findings),
         cost=_cost(record.cost),
         forget=record.request.count,
+        model=_model_name(record),
+        deployed=_deployed(record),
+        limits=_plain_limits(verdict),
+        useful=_usefulness(record.findings),
         held=record.split.sizes.get("holdout"),
         oracles=[name for name in record.checkpoints if name.startswith("oracle")],
         config=json.dumps(record.config, indent=2, ensure_ascii=False),
     )  # fmt: skip
+
+
+def _model_name(record: Record) -> str:
+    """The original as its owner knows it: folder and file of its weights."""
+    path = PurePath(record.checkpoints["original"].file) if "original" in record.checkpoints else PurePath()
+    return "/".join(path.parts[-2:])
+
+
+def _plain_limits(verdict: Verdict) -> list[str]:
+    """The limits for the first page: without the controls, and with the places of signals for their names."""
+    found: list[str] = []
+    for limit in verdict.limits:
+        if limit.startswith("Control ("):
+            continue  # they are listed for the engineer
+        for name, place in SIGNAL_PLACES.items():
+            limit = limit.replace(name, place)
+        found.append(limit[:1].upper() + limit[1:])
+    return found
+
+
+def _usefulness(findings: Sequence[Finding]) -> list[tuple[str, Finding]]:
+    """How often the model is right on examples that it never saw, and on retained ones: at its own task, if known."""
+    at = {one.name: one for one in findings if one.value is not None and one.original is not None}
+    for name in ("accuracy", "knn20"):
+        found = [(part, at[f"utility.{name}.{part}"]) for part in ("test", "retain") if f"utility.{name}.{part}" in at]
+        if found:
+            return found
+    return []
+
+
+def _deployed(record: Record) -> list[tuple[str, str]]:
+    """The files of weights that can replace the old ones, with their SHA-256: those handed back, or else the run's."""
+    back = {name: digest for name, digest in record.files.items() if name.startswith(HANDED_BACK)}
+    subject = record.checkpoints.get("subject")
+    if back or subject is None:
+        return sorted(back.items())
+    return [(PurePath(subject.file).name, subject.sha256)] if subject.file else []
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from efface.auditing.verdict import Verdict, VerdictWord
+from efface.auditing.verdict import Verdict, VerdictWord, has_few_examples
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,14 @@ BLIND = Wording(
     "This is neither a pass nor a failure. Audit again with retrained models for comparison, or retrain without the "
     "examples.",
 )
+TOO_FEW = Wording(
+    "question",
+    "There are too few examples to decide.",
+    "Before unlearning, the attack may have been able to distinguish them from never-trained examples, or not: so few "
+    "examples cannot tell. Finding nothing now therefore means nothing.",
+    "This is neither a pass nor a failure. Rehearse the procedure on many requests like this one (`efface "
+    "rehearse`), audit with a reference bank, or retrain without the examples.",
+)
 BLINDED = Wording(
     "question",
     "Unlearning disabled the attack.",
@@ -130,11 +138,14 @@ SIGNAL_PLACES = {
 def wording_for(verdict: Verdict) -> Wording:
     """Choose the wording of a verdict.
 
-    An inconclusive verdict has four wordings: too little evidence, an attack without power even on the original
-    (``BLIND``), an attack that unlearning disabled (``BLINDED``), and a control that did not pass (``UNPROVEN``).
+    An inconclusive verdict has five wordings: too little evidence, examples too few to tell whether the attack has
+    power (``TOO_FEW``), an attack without power even on the original (``BLIND``), an attack that unlearning disabled
+    (``BLINDED``), and a control that did not pass (``UNPROVEN``).
     """
     if verdict.word != "inconclusive":
         return WORDINGS[verdict.word]
+    if has_few_examples(verdict.signals, verdict.delta):
+        return TOO_FEW
     if not any(one.powered for one in verdict.signals):
         return BLIND
     blinded = any(one.blinded for one in verdict.signals) and all(one.word == "removed" for one in verdict.signals)

@@ -24,10 +24,11 @@ from efface.errors import EffaceError
 from efface.files import LOG, file_digest
 from efface.reporting import bundle
 from efface.reporting.environment import Environment
+from efface.reporting.facts import Case
 from efface.reporting.recheck import require_same_findings, require_same_verdict, select_recorded
 from efface.reporting.record import RECORD, SCHEMA_VERSION, Record
 from efface.runs import artifacts
-from efface.runs.binding import fixed_criteria, stored_file
+from efface.runs.binding import fixed_criteria, stored_file, withheld_file
 from efface.runs.calibration import bank_facts, open_bank, recorded_bank
 from efface.runs.comparison import Comparison, build_comparison, lineage
 from efface.runs.folder import create_run_folder, read_log
@@ -96,7 +97,7 @@ def audit_run(
     compared = build_comparison(
         run, request.watch, request.device, progress,
         original=original, oracles=oracles, references=references, consent=request.consent, checks=request,
-        recheck=recheck,
+        recheck=recheck, withheld=request.withheld,
     )  # fmt: skip
     subject, observations = compared.subject, compared.observations
     known = None if bank is None else open_bank(bank, compared)
@@ -126,7 +127,7 @@ def audit_run(
         original,
         request.criteria or fixed,
         fixed,
-        compared.binder,
+        replace(compared.binder, withheld=None),
         request.device,
         progress,
         request.consent,
@@ -144,7 +145,9 @@ def audit_run(
     record = _build_record(compared, request, result, log, warnings, sequence)
     facts = bank_facts(bank, known, divided=used_bank(subject.meta))
     held = None if procedure is None else procedure.facts()
-    record = record.model_copy(update={"fixed_criteria": fixed, "bank": facts, "rehearsals": held})
+    record = record.model_copy(
+        update={"fixed_criteria": fixed, "bank": facts, "rehearsals": held, "withheld": compared.withheld}
+    )
     if out is not None:
         made = {"verb": "audit", "run": str(subject.folder.resolve()), "digest": subject.meta["digest"]}
         inputs = [run, original, references, bank, *oracles]
@@ -225,6 +228,7 @@ def _build_record(
         log=log,
         lineage=lineage(subject),
         goal=request.goal,
+        case=Case(**vars(request.case)),
         warnings=claims,
         requests=sequence,
     )
@@ -283,4 +287,6 @@ def _observation_files(run: Path, record: Record) -> dict[str, Path]:
         if not facts.claim and (folder / META).exists():
             there = read_meta(folder)
         files[role] = stored_file(folder, run, there, meta["split"])
+        if record.withheld is not None:
+            files[role] = withheld_file(run, facts.digest, record.withheld.digest)
     return files

@@ -15,7 +15,8 @@ from efface.data.split import Split
 from efface.errors import EffaceError
 from efface.files import READ_ONLY
 from efface.runs import artifacts
-from efface.runs.binding import Binder, stored_file
+from efface.runs.binding import Binder, stored_file, withheld_file
+from efface.runs.remaining import RemainingTime
 from efface.runs.run import Progress
 from efface.training.checkpoint import Checkpoint
 from efface.training.devices import resolve_device
@@ -53,13 +54,22 @@ class AuditedModel:
             reason = binder.difference(stored, checkpoint.model.digest(), split)
             if not reason:
                 model = checkpoint.model.to(resolve_device(device))
-                reason = spot_check(stored, model, binder.data, split, binder.views, binder.watch)
+                views, withheld = binder.views, binder.withheld
+                reason = spot_check(stored, model, binder.data, split, views, binder.watch, withheld)
             if not reason:
                 return stored
             progress.say(f"{path} is not used: {reason}. Observing anew")
         progress.say(f"Observing {self.weights.parent.name}")
         checkpoint = replace(checkpoint, recipe=replace(checkpoint.recipe, views=binder.views))
-        observed = api.observe(checkpoint, binder.data, split, binder.watch, device=device)
+        left = RemainingTime(progress.status, f"Observing {self.weights.parent.name}", 1, "examples")
+
+        def report(done: int, total: int) -> None:
+            left.total = total
+            left(done)
+
+        observed = api.observe(
+            checkpoint, binder.data, split, binder.watch, device=device, withheld=binder.withheld, on_observed=report
+        )
         observed.meta.update(binder.facts(split))
         if world.leads and not (binder.keep and path.exists()):
             self._keep(observed, progress)
@@ -79,6 +89,10 @@ class AuditedModel:
     def elsewhere(self, home: Path, split: str) -> AuditedModel:
         """The same model with its observations of another split, in the folder of the audited run."""
         return replace(self, observations_file=stored_file(self.weights.parent, home, self.meta, split))
+
+    def beside_withheld(self, home: Path, withheld: str) -> AuditedModel:
+        """The same model with its observations that hold an auditor's own pictures, in the audited run's folder."""
+        return replace(self, observations_file=withheld_file(home, self.meta["digest"], withheld))
 
     def _keep(self, observed: Observations, progress: Progress) -> None:
         """Store observations; a folder that cannot be written is no reason not to judge."""

@@ -28,6 +28,7 @@ from efface.runs.embedding_data import load_embedding_data
 from efface.runs.foreign import is_foreign
 from efface.runs.lineage import find_source, walk_back
 from efface.runs.ownership import RUN_REMEDY, input_paths, require_apart
+from efface.runs.remaining import count_rows
 from efface.runs.requests import CompatibilityRequest, EmbeddingOptions, EmbeddingSpace, EmbedRequest
 from efface.runs.run import Progress, RunFolders
 from efface.training.checkpoint import META, Checkpoint, read_meta
@@ -176,7 +177,7 @@ def embed_checkpoint(
         cut = _placing(out).is_dir()
         _finish_placing(out)
         _targets(out, force or cut)  # what a cut call has put there is replaced
-        rows = encoder.embed(data, positions)
+        rows = count_rows(encoder.embed(data, positions), len(positions), progress.status)
         extra = {"keys": keys, "model": np.array(digest), "space": np.array(space)}
         width, key_file = _write_vectors(out, rows, keys, extra)
     left_out = int(excluded.sum()), int(copied.sum())
@@ -218,7 +219,8 @@ def check_compatibility(
     progress.say(f"Embedding {len(kept)} images twice")
     if not len(kept):
         raise EffaceError(f"Nothing of {data.name} is left to compare.", "All of it was forgotten.")
-    before, after = (np.concatenate([*one.embed(data, kept)]) for one in (first, second))
+    count = len(kept), progress.status
+    before, after = (np.concatenate([*count_rows(one.embed(data, kept), *count)]) for one in (first, second))
     return compare_embeddings(before, after, request.rule), int(excluded.sum())
 
 

@@ -14,7 +14,7 @@ import yaml
 
 from efface import config
 from efface.errors import DivergenceError, EffaceError
-from efface.files import EPOCH, LOG, REQUEST, disk_errors, hold_lock, make_folder, write_text
+from efface.files import EPOCH, LOG, REQUEST, disk_errors, hold_lock, make_folder, parse_json, write_text
 from efface.runs.ownership import (
     RUN_REMEDY,
     Proof,
@@ -238,7 +238,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     records = []
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             valid = _is_step(record)
         except (ValueError, RecursionError):
             break

@@ -30,10 +30,12 @@ from efface.runs.adoption import Adoption, check_adoption
 from efface.runs.data_at_hand import absolute_data
 from efface.runs.foreign import adopt_foreign, is_foreign
 from efface.runs.library_comparison import compare_with_library
+from efface.runs.lineage import find_source, walk_back
 from efface.runs.ownership import require_apart
 from efface.runs.preprocessing import reads_pictures
 from efface.runs.requests import ForeignOptions, VerbRequest
-from efface.runs.run import Common, Progress
+from efface.runs.run import Common, Progress, RunFolders
+from efface.training.checkpoint import META
 from efface.training.defaults import merge_settings
 from efface.training.networks.own_module import LIBRARY, allow_own_module
 from efface.training.objectives import CHOICES
@@ -184,19 +186,15 @@ def use_model_file(
         EffaceError: The file describes other weights, or a value in it does not fit the training images.
 
     """
-    if model is not None and ":" in str(model) and not model.exists():
-        return start, _use_own_module(settings, str(model), start), []
+    if model is not None and is_function_name(model):
+        settings, model = _use_own_module(settings, str(model), start), None
     if model is None and not is_model_file(start):
         return start, dict(settings), []
     file = model or start
     content = read_model_file(file)
     start = Path(content.checkpoint) if model is None else start
     if not is_foreign(start):
-        raise EffaceError(
-            f"{start} is not another library's checkpoint, so {file} cannot describe it.",
-            "A run folder of efface describes its own model.",
-            "Leave out --model.",
-        )
+        return start, dict(settings), use_model_of_run(file, start)
     require_same_weights(content, start, file)
     notes = require_sound(content, file) if settings.get("check", True) else []
     ours = content.settings()
@@ -210,15 +208,83 @@ def use_model_file(
     if options.get("preprocessing") is not None or not reads_pictures(source):
         ours["data"].pop("size", None)
     merged = merge_settings(ours, {**settings, "data": options} if options else settings)
+    changed = (
+        options or settings.get("recipe") or settings.get("objective") or "trained" in (settings.get("split") or {})
+    )
+    if content.is_checked and not changed:
+        merged["checked"] = True
     if isinstance(settings.get("objective"), str) and settings["objective"] != ours.get("objective"):
         merged["recipe"] = {k: v for k, v in merged.get("recipe", {}).items() if k != "objective"}
     return start, merged, notes
 
 
+def describe_stored_model(model: Path | None, start: Path) -> tuple[Path, dict[str, Any], list[str]]:
+    """The checkpoint that a ``model.yaml`` describes, what it says, and that as lines to print.
+
+    Args:
+        model: The ``model.yaml``; None if ``start`` may be one itself.
+        start: The checkpoint, or the ``model.yaml``.
+
+    Raises:
+        EffaceError: The file describes other weights.
+
+    """
+    file = model if model is not None else start if is_model_file(start) else None
+    if file is None:
+        return start, {}, []
+    content = read_model_file(file)
+    start = Path(content.checkpoint) if model is None else start
+    require_same_weights(content, start, file)
+    lines = ModelDescription(file, content, ()).lines()[1:-1]
+    return start, content.model_dump(mode="json"), [f"described in {file}", *lines]
+
+
+def use_model_of_run(model: Path | None, run: Path | None) -> list[str]:
+    """Let a verb that reads a run folder follow ``--model``: consent to the user's function, or a check.
+
+    Args:
+        model: The function of the user's that builds the network, or the ``model.yaml`` of what the run was made from.
+        run: The run folder; None if only the consent is of use.
+
+    Returns:
+        Sentences to say.
+
+    Raises:
+        EffaceError: The ``model.yaml`` describes other weights than those that the run was made from.
+
+    """
+    if model is None:
+        return []
+    if is_function_name(model):
+        allow_own_module(str(model))
+        return []
+    content = read_model_file(model)
+    if run is None:
+        return []
+    folders = RunFolders()
+    oldest = list(walk_back(folders.read(run), folders))[-1]
+    source = find_source(oldest)
+    if source is None or (source / META).exists():
+        raise EffaceError(
+            f"{run} goes back to a model that was trained here, so {model} cannot describe it.",
+            "A run folder of efface describes its own model.",
+            "Leave out --model.",
+        )
+    if not source.exists():
+        return [f"{model}: not compared with what {run} was made from, since {source} is not there any more"]
+    require_same_weights(content, source, model)
+    return []
+
+
+def is_function_name(model: Path) -> bool:
+    """Whether the value of ``--model`` names a function and not a file."""
+    return ":" in str(model) and not model.exists()
+
+
 def _use_own_module(settings: Mapping[str, Any], name: str, start: Path) -> dict[str, Any]:
     """Let the user's own function build the network; a run folder names it already, and this is the consent."""
     allow_own_module(name)
-    if not is_foreign(start):
+    if is_model_file(start) or not is_foreign(start):
         return dict(settings)
     return merge_settings({"recipe": {"backbone": {"name": f"{LIBRARY}:{name}"}}}, settings)
 
@@ -228,7 +294,7 @@ def use_model_to_embed(
 ) -> tuple[Path, dict[str, Any], list[str]]:
     """As :func:`use_model_file`, for verbs that embed: they have neither a split nor a head to train."""
     start, merged, notes = use_model_file(settings, model, start)
-    left_out = {"split", "fresh_head"} - settings.keys()
+    left_out = {"split", "fresh_head", "checked"} - settings.keys()
     return start, {key: value for key, value in merged.items() if key not in left_out}, notes
 
 

@@ -38,14 +38,16 @@ from efface.runs.data_at_hand import DataAtHand, DataChecks, settings_now
 from efface.runs.folder import create_run_folder
 from efface.runs.lineage import find_source
 from efface.runs.method_bank import valid_digest
-from efface.runs.ownership import remove_folder, require_apart
+from efface.runs.ownership import put_back, remove_replaced, require_apart, set_aside
 from efface.runs.planned_data import copy_identity, open_planned_data, require_plan_folder
 from efface.runs.references import FIRST_SEED
+from efface.runs.remaining import watch_tasks
 from efface.runs.run import OpenedRun, Progress, logging, open_run
 from efface.schema import FirstFormat, HexDigest, Name, SeedNumber, SomeShare, StoredModel
-from efface.tasks import Task, run_tasks
+from efface.tasks import Task, report_steps, run_tasks
 from efface.training import devices
 from efface.training.checkpoint import META, Checkpoint, EpochStore
+from efface.training.networks.own_module import with_own_modules
 from efface.training.objectives import CHOICES
 from efface.training.recipe import Recipe
 
@@ -294,6 +296,7 @@ def make_bank(
     device: str = "auto",
     keep_weights: bool = False,
     say: Callable[[str], None] = lambda sentence: None,
+    status: Callable[[str], None] | None = None,
 ) -> ReferenceBank:
     """Train the models that are missing and write ``bank.npz``; if interrupted, the same call goes on.
 
@@ -304,13 +307,15 @@ def make_bank(
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         keep_weights: Keep the models' run folders as well.
         say: Receives a message after each model.
+        status: Receives the remaining time about twice a second.
 
     Raises:
         EffaceError: A task failed; raised once all others have ended.
 
     """
     tasks = list_bank_tasks(plan, device, keep_weights=keep_weights)
-    run_tasks(tasks, on=on, jobs=jobs, folder=plan.home, say=say)
+    watch = None if status is None else watch_tasks(tasks, status, "models")
+    run_tasks(tasks, on=on, jobs=jobs, folder=plan.home, say=say, watch=watch)
     return join_bank(plan)
 
 
@@ -319,7 +324,7 @@ def list_bank_tasks(plan: BankPlan, device: str = "auto", *, keep_weights: bool 
     return [
         Task(
             name=plan.file_of(model).stem,
-            function=make_half,
+            function=with_own_modules(make_half),
             arguments=(plan.home, model, device, keep_weights),
             is_done=plan.file_of(model).exists,
         )
@@ -329,8 +334,11 @@ def list_bank_tasks(plan: BankPlan, device: str = "auto", *, keep_weights: bool 
 
 def join_bank(plan: BankPlan) -> ReferenceBank:
     """Write ``bank.npz`` from the files of all models, and return it."""
-    bank = join_halves([HalfScores.load(plan.file_of(model)) for model in range(plan.models)])
+    files = [plan.file_of(model) for model in range(plan.models)]
+    bank = join_halves([HalfScores.load(file) for file in files])
     save_bank(bank, plan.home / BANK_FILE)
+    for file in files:
+        remove_replaced(plan.home / file.stem)
     return bank
 
 
@@ -369,12 +377,15 @@ def make_half(home: Path, model: int, device: str = "auto", keep_weights: bool =
         mine = first if model % 2 == 0 else ~first
         halved = replace(whole, retain=whole.retain[mine], forget=whole.retain[~mine])
         folder = home / file.stem
+        put_back(folder)
         if not (folder / META).exists():
             _train(plan, model, halved, here, folder, device)
         trained = Checkpoint.load(folder).model.to(devices.resolve_device(device))
-        _score(plan, trained, data, whole, mine).save(file)
+        scores = _score(plan, trained, data, whole, mine)
         if not keep_weights:
-            remove_folder(folder)
+            set_aside(folder)  # before its scores are there: a model whose task is done leaves no weights behind
+        scores.save(file)
+        remove_replaced(folder)
     return file
 
 
@@ -387,7 +398,8 @@ def _train(plan: BankPlan, model: int, halved: Split, here: DataAtHand, folder: 
         halved.save(fresh, here.data)
         identity = here.identity.save(fresh) if here.identity else ""
         steps = recipe.epochs * -(-len(halved.retain) // recipe.batch_size)
-        with logging(fresh, Progress(), steps) as log:
+        shown = Progress(steps=lambda record, total: report_steps(record["step"], total))
+        with logging(fresh, shown, steps) as log:
             start = Checkpoint(recipe.start(plan.seed), recipe, seed=plan.seed)
             result = api.unlearn(
                 start, here.data, halved, "retrain",

@@ -26,18 +26,20 @@ import yaml
 
 from efface import api, config
 from efface.errors import EffaceError, unknown_name_error
-from efface.files import EPOCH, REQUEST, SPLIT, hold_lock, make_folder, read_json, write_text
+from efface.files import EPOCH, REQUEST, SPLIT, hold_lock, make_folder, parse_json, read_json, write_text
 from efface.runs.data_at_hand import DataAtHand, DataChecks, settings_now
 from efface.runs.folder import create_run_folder, read_request
 from efface.runs.lineage import find_source
 from efface.runs.ownership import require_apart
 from efface.runs.planned_data import copy_identity, open_planned_data, require_plan_folder
+from efface.runs.remaining import watch_tasks
 from efface.runs.run import Progress, logging, open_run
 from efface.runs.stored import AGAIN, MAX_PLANNED, ReferenceKind, StoredPlan, TaskName
 from efface.schema import NotNegative, SeedNumber, Tally, parse_record
-from efface.tasks import Task, run_tasks
+from efface.tasks import Task, report_steps, run_tasks
 from efface.training import devices
 from efface.training.checkpoint import META, Checkpoint, EpochStore
+from efface.training.networks.own_module import with_own_modules
 from efface.training.objectives import CHOICES
 from efface.training.recipe import Recipe
 
@@ -126,7 +128,7 @@ def _read_tasks(path: Path) -> tuple[ReferenceTask, ...]:
     """Read a ``tasks.jsonl``."""
     what = "list of tasks"
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [parse_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError, RecursionError) as error:
         raise EffaceError(f"{path} cannot be read as a {what}.", f"It is damaged: {error}", AGAIN) from error
     tasks = parse_record(tuple[ReferenceTask, ...], lines, path, what, AGAIN)
@@ -309,6 +311,7 @@ def run_all_tasks(
     on: str = "local",
     device: str = "auto",
     say: Callable[[str], None] = lambda sentence: None,
+    status: Callable[[str], None] | None = None,
 ) -> int:
     """Do the unfinished tasks of a plan in processes with one thread each; if interrupted, the same call resumes.
 
@@ -318,6 +321,7 @@ def run_all_tasks(
         on: Where they run; see :func:`efface.tasks.run_tasks`.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         say: Receives a message after each task.
+        status: Receives the remaining time about twice a second.
 
     Returns:
         The number of tasks that were unfinished.
@@ -330,15 +334,20 @@ def run_all_tasks(
         jobs = 1
     home = plan.home.resolve()
     tasks = [
-        Task(task.name, _in_process, (home, task.name, device), needs=task.needs, is_done=partial(plan.done, task))
+        Task(
+            task.name, with_own_modules(_in_process), (home, task.name, device), needs=task.needs,
+            is_done=partial(plan.done, task),
+        )
         for task in plan.tasks
-    ]
-    return run_tasks(tasks, on=on, jobs=jobs, folder=home, say=say)
+    ]  # fmt: skip
+    watch = None if status is None else watch_tasks(tasks, status, "models")
+    return run_tasks(tasks, on=on, jobs=jobs, folder=home, say=say, watch=watch)
 
 
 def _in_process(home: Path, name: str, device: str) -> None:
     torch.set_num_threads(1)
-    run_task(home, name, device=device, wait=True)
+    steps = Progress(steps=lambda record, total: report_steps(record["step"], total))
+    run_task(home, name, device=device, progress=steps, wait=True)
 
 
 def list_finished(home: Path) -> dict[ReferenceKind, list[Path]]:

@@ -40,11 +40,13 @@ from efface.runs.method_bank import used_bank
 from efface.runs.ownership import require_apart
 from efface.runs.planned_data import copy_identity, open_planned_data, require_plan_folder
 from efface.runs.rehearsal_kinds import draw_sets, kind_of_request, size_class
+from efface.runs.remaining import watch_tasks
 from efface.runs.run import OpenedRun, open_run
 from efface.schema import Count, FirstFormat, HexDigest, Name, SeedNumber, StoredModel
 from efface.tasks import Task, run_tasks
 from efface.training import devices
 from efface.training.checkpoint import Checkpoint
+from efface.training.networks.own_module import with_own_modules
 from efface.training.objectives import CHOICES
 from efface.unlearning.early_stopping import StoppingRule
 from efface.unlearning.methods import METHODS, Method
@@ -297,6 +299,7 @@ def run_rehearsals(
     on: str = "local",
     device: str = "auto",
     say: Callable[[str], None] = lambda sentence: None,
+    status: Callable[[str], None] | None = None,
 ) -> int:
     """Make the rehearsals that are missing; if interrupted, the same call goes on.
 
@@ -306,6 +309,7 @@ def run_rehearsals(
         on: Where the tasks run: ``local``, ``dask://HOST:PORT`` or ``slurm:PARTITION``.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         say: Receives a message after each rehearsal.
+        status: Receives the remaining time about twice a second.
 
     Returns:
         The number of tasks that were unfinished.
@@ -314,7 +318,9 @@ def run_rehearsals(
         EffaceError: A task failed; raised once all others have ended.
 
     """
-    return run_tasks(list_rehearsal_tasks(plan, device), on=on, jobs=jobs, folder=plan.home, say=say)
+    tasks = list_rehearsal_tasks(plan, device)
+    watch = None if status is None else watch_tasks(tasks, status, "rehearsals")
+    return run_tasks(tasks, on=on, jobs=jobs, folder=plan.home, say=say, watch=watch)
 
 
 def list_rehearsal_tasks(plan: RehearsalPlan, device: str = "auto") -> list[Task]:
@@ -322,7 +328,7 @@ def list_rehearsal_tasks(plan: RehearsalPlan, device: str = "auto") -> list[Task
     return [
         Task(
             name=plan.file_of(name).stem,
-            function=make_rehearsal,
+            function=with_own_modules(make_rehearsal),
             arguments=(plan.home, name, device),
             is_done=plan.file_of(name).exists,
         )

@@ -15,6 +15,7 @@ from efface.errors import EffaceError
 from efface.runs.artifacts import SavedFindings
 from efface.runs.comparison import Comparison, build_comparison, save_findings
 from efface.runs.ownership import one_at_a_time
+from efface.runs.remaining import RemainingTime
 from efface.runs.requests import RelearnRequest
 from efface.runs.run import Progress
 from efface.training import devices
@@ -58,9 +59,10 @@ def relearn_run(
         if name == "original":
             continue
         progress.say(f"Relearning: {how.steps} steps on {how.on.value} with a copy of {model.weights.parent.name}")
+        shown = RemainingTime(progress.status, f"Relearning {model.weights.parent.name}", how.steps, "steps")
         snapshots[name] = relearn_model(
             model.load(), compared.subject.data, left, how, watch,
-            seed=request.seed, device=devices.resolve_device(request.device),
+            seed=request.seed, device=devices.resolve_device(request.device), on_observed=shown,
         )  # fmt: skip
     evidence = replace(_evidence(compared), relearned=(RelearnedCopies(how.on.value, snapshots),))
     findings = AUDITS["relearn"]().findings(evidence)

@@ -119,6 +119,8 @@ class ForeignOptions:
     """SHA-256 of files that may be unpickled."""
     check: bool = True
     """Refuse an encoder that is no better than the same network with random weights."""
+    checked: bool = False
+    """What is assumed was tried before on the same data, by `efface init`: it is not tried again."""
     fresh_head: bool = False
     """Start a head that the file lacks from random weights."""
     averaged: AveragedWeights | None = None
@@ -163,6 +165,9 @@ class UnlearnRequest(Common, DataChecks, ForgetOptions, VerbRequest):
     """A reference bank of the original, for methods that take targets from it; they are given one half of it."""
     criteria: Criteria | None = None
     """When the model counts as forgetting: fixed before unlearning. None: those that the original was trained with."""
+    micro_batch: Count | None = None
+    """Images that go through the network of a run folder at once; None: as in its recipe. A setting of the group
+    ``recipe``, of which nothing else can be changed: a run folder knows how it was trained."""
     foreign: ForeignOptions | None = None
     """Options of a foreign checkpoint; None for a run folder."""
 
@@ -180,7 +185,8 @@ class UnlearnRequest(Common, DataChecks, ForgetOptions, VerbRequest):
             EffaceError: A setting is unknown or has the wrong type, or the method or the forget set is missing.
 
         """
-        known = setting_names(cls) - {"foreign"}
+        known = setting_names(cls) - {"foreign", "micro_batch"}
+        settings, micro_batch = (settings, None) if foreign else take_micro_batch(settings)
         refuse_unknown(settings, known | setting_names(ForeignOptions) if foreign else known)
         common = config.build(Common, select_settings(settings, Common))
         method = parse_method(settings.get("method") or "")
@@ -205,8 +211,23 @@ class UnlearnRequest(Common, DataChecks, ForgetOptions, VerbRequest):
             budget=settings.get("budget"),
             bank=None if settings.get("bank") is None else str(settings["bank"]),
             criteria=None if criteria is None else config.build(Criteria, criteria, path="criteria."),
+            micro_batch=micro_batch,
             foreign=config.build(ForeignOptions, select_settings(settings, ForeignOptions)) if foreign else None,
         )
+
+
+def take_micro_batch(settings: Mapping[str, Any]) -> tuple[Mapping[str, Any], int | None]:
+    """Take ``recipe.micro_batch`` out of settings for a run folder, if ``recipe`` sets nothing else.
+
+    Returns:
+        The other settings, and the number of images; None if it is not set.
+
+    """
+    recipe = settings.get("recipe")
+    if not isinstance(recipe, Mapping) or set(recipe) != {"micro_batch"}:
+        return settings, None
+    others = {name: value for name, value in settings.items() if name != "recipe"}
+    return others, config.convert_setting(Count | None, recipe["micro_batch"], "recipe.micro_batch")
 
 
 def parse_method(value: str | Mapping[str, Any]) -> Method | None:
@@ -220,6 +241,20 @@ def parse_method(value: str | Mapping[str, Any]) -> Method | None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OfficeCase(Settings):
+    """A request as the office knows it, for the first page of the report."""
+
+    id: str = ""
+    """The office's own name for it."""
+    received: str = ""
+    """When it came in, such as 2026-11-29."""
+    due: str = ""
+    """The last day to answer."""
+    handled_by: str = ""
+    """Who is responsible."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class AuditRequest(DataChecks, VerbRequest):
     """What ``efface audit`` is asked to do."""
 
@@ -228,16 +263,30 @@ class AuditRequest(DataChecks, VerbRequest):
     is said only if those fixed before say it too."""
     watch: ObservationSettings = field(default_factory=ObservationSettings)
     """How models are observed."""
+    withheld: DataSettings = None
+    """Pictures that only the auditor has: a source or path, or a mapping with ``source`` and its options. The holdout
+    is compared with them; without any, with a sample of the test part alone."""
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda``, ``mps``."""
     purge_cache: bool = False
     """Remove the caches of decoded pictures that hold examples to forget, after the audit."""
     goal: str = ""
     """Why the examples were to be forgotten, in the user's words; for the record."""
+    case: OfficeCase = field(default_factory=OfficeCase)
+    """Number, dates and person of the request, for the report: ``case.id``, ``received``, ``due``, ``handled_by``."""
     trust_pickle: bool = False
     """Unpickle a checkpoint named in this call that asks for classes."""
     trusted: tuple[str, ...] = ()
     """SHA-256 of files that may be unpickled, such as the original that the run names."""
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
+        """Build the request; numbers and dates in ``case`` count as text."""
+        case = settings.get("case")
+        if isinstance(case, Mapping):
+            texts = {name: value if isinstance(value, (list, Mapping)) else str(value) for name, value in case.items()}
+            settings = {**settings, "case": texts}
+        return super().from_settings(settings)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -183,12 +183,16 @@ def open_run(folder: Path, checks: DataChecks | None = None, *, judged: bool = T
 
 @contextmanager
 def logging(folder: Path, progress: Progress, total: int) -> Iterator[Log]:
-    """Yield a log function that appends to ``log.jsonl`` in the folder and reports progress out of ``total`` steps."""
+    """Yield a log function that appends to ``log.jsonl`` in the folder and reports progress out of ``total`` steps.
+
+    If ``total`` is 0, it is the number of steps that the optimizer of a step was planned for; this is not logged.
+    """
     lines = JsonLines(folder / LOG)
 
     def log(record: dict[str, Any]) -> None:
-        lines(record)
-        progress.steps(record, total)
+        planned = int(record.get("planned", 0))
+        lines({name: value for name, value in record.items() if name != "planned"})
+        progress.steps(record, total or planned)
 
     try:
         yield log

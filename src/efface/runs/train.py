@@ -34,6 +34,8 @@ from efface.runs.task_utility import compare_tasks, measure_task
 from efface.training.checkpoint import Checkpoint, EpochStore
 from efface.training.defaults import build_recipe
 from efface.training.devices import resolve_device
+from efface.training.micro_batches import uses_batch_statistics
+from efface.training.model import Model
 from efface.training.objectives import CHOICES
 from efface.training.processes import current_world, join_processes
 from efface.training.stages import estimate_steps
@@ -86,6 +88,8 @@ def pretrain_run(
         identity = record_identity(folder, data, split, stored["data"])
         split.save(folder, data)
         total, kept = estimate_steps(recipe, len(split.train)), open_kept_stages(folder, recipe)
+        if recipe.micro_batch is not None:
+            say_about_parts(recipe.start(common.seed), progress)
         with logging(folder, progress, total) as log:
             checkpoint = api.pretrain(
                 data, split, recipe=recipe, seed=common.seed, device=common.device, bf16=bool(common.bf16),
@@ -136,7 +140,12 @@ def unlearn_run(
         data, base, pattern = here.data, here.split, find_pattern(start, request.consent)
     else:
         data, base, checkpoint, inherited = start_from_foreign(
-            start, foreign.as_settings(), common.seed, progress.say, check=foreign.check, device=common.device
+            start,
+            foreign.as_settings(),
+            common.seed,
+            progress.say,
+            check=foreign.check and not foreign.checked,
+            device=common.device,
         )
         if foreign.check:
             require_trained_encoder(start, checkpoint, data, base, common)
@@ -172,6 +181,7 @@ def unlearn_run(
         progress.say(note)
     for warning in split.provenance.get("warnings", []):
         progress.say(str(warning))
+    say_about_parts(checkpoint.model, progress)
     inputs = [start, *input_paths(stored["data"], stored.get("split"), request.forget)]
     with create_run_folder(out, _as_yaml(stored), force=force, inputs=inputs) as folder:
         exact = method is not None and method.exact
@@ -213,6 +223,15 @@ def say_what_it_cost(
     old, new = (measure_task(one.model, data, split, where) for one in (before, after))
     for sentence in compare_tasks(old, new, allowed)[0]:
         progress.say(sentence)
+
+
+def say_about_parts(model: Model, progress: Progress) -> None:
+    """Say so if a batch that goes through the network in parts is not computed as the whole one."""
+    if model.micro_batch is not None and uses_batch_statistics(model):
+        progress.say(
+            f"recipe.micro_batch: BatchNorm normalizes over {model.micro_batch} images at once, not over the whole "
+            "batch; everything else is computed as for the whole batch"
+        )
 
 
 def record_identity(
@@ -265,11 +284,15 @@ def _start_from_run(start: Path, request: UnlearnRequest) -> tuple[DataAtHand, C
     """Data and checkpoint of a run folder, and the settings that a run made from it inherits."""
     run = open_run(start, request, judged=False)
     list(walk_back(run.stored, run.folders))  # a circle raises
+    checkpoint = run.checkpoint()
+    if request.micro_batch is not None:
+        checkpoint = replace(checkpoint, recipe=replace(checkpoint.recipe, micro_batch=request.micro_batch))
+        checkpoint.model.set_micro_batch(request.micro_batch)
     if request.data:
-        return run.at_hand, run.checkpoint(), stored_data(locate_data(run.request, request.data))
+        return run.at_hand, checkpoint, stored_data(locate_data(run.request, request.data))
     return (
         run.at_hand,
-        run.checkpoint(),
+        checkpoint,
         {key: run.request[key] for key in ("data", "data_given") if key in run.request},
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,7 +14,8 @@ from torch import Tensor
 from efface.data.dataset import Data
 from efface.errors import EffaceError
 from efface.training.augment import Views
-from efface.training.lazy_images import ImageSource, LazyImages
+from efface.training.divided_images import DividedImages, ImageSource
+from efface.training.lazy_images import Images, LazyImages, images_of
 from efface.training.processes import World, current_world
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -142,8 +144,9 @@ class Subset:
 
     """
 
-    x: Tensor
-    """All images of the data, uint8 [N, C, H, W]; shared and possibly memory-mapped; only rows ``ids`` are read."""
+    x: Images
+    """All images of the data, uint8 [N, C, H, W]; shared, possibly memory-mapped or decoded when rows are taken; only
+    rows ``ids`` are read."""
     ids: Tensor
     """Positions of the examples in the data, int64 [n]."""
     augment: Augment
@@ -173,7 +176,7 @@ class Subset:
 
         """
         return cls(
-            x=torch.from_numpy(data.x),
+            x=images_of(data),
             ids=torch.as_tensor(positions, dtype=torch.int64),
             augment=views,
             y=None if data.y is None else torch.from_numpy(data.y),
@@ -190,8 +193,12 @@ class Subset:
     def batches(self, size: int, rng: torch.Generator) -> Iterator[Batch]:
         """Serve all examples once, in random order, in batches of near-equal size, at most ``size``."""
         order = self.ids[torch.randperm(len(self.ids), generator=rng)]
-        for rows in order.tensor_split(self.count_batches(size)) if len(order) else ():
-            yield self.batch(rows, rng)
+        parts = order.tensor_split(self.count_batches(size)) if len(order) else ()
+        for rows, following in zip_longest(parts, parts[1:]):
+            batch = self.batch(rows, rng)
+            if following is not None and isinstance(self.x, LazyImages):
+                self.x.expect(following)
+            yield batch
 
     def cycle(self, size: int, rng: torch.Generator) -> Iterator[Batch]:
         """Serve batches without end, reshuffled at each pass; an empty subset has none."""
@@ -246,13 +253,13 @@ class Subset:
             return values.to(self.device)
         return values.pin_memory().to(self.device, non_blocking=True)
 
-    def _divided(self, make: Callable[[Tensor], Tensor], rows: Tensor) -> LazyImages:
+    def _divided(self, make: Callable[[Tensor], Tensor], rows: Tensor) -> DividedImages:
         source = ImageSource(lambda at: make(rows[at]), len(rows), self.world.rank, self.world.size)
-        return LazyImages([(source, torch.arange(len(rows)))], self.x.shape[1:], self.device)
+        return DividedImages([(source, torch.arange(len(rows)))], self.x.shape[1:], self.device)
 
     def _divided_view(self, clean: Tensor, generator: torch.Generator) -> Tensor:
         """Make a view of which each process computes its rows, with the numbers that one process would draw."""
-        assert isinstance(clean, LazyImages)
+        assert isinstance(clean, DividedImages)
         if not isinstance(self.augment, Views):  # it draws as it likes: all rows at once
             return self.augment(clean.whole(), generator)
         augment, params = self.augment, self.augment.draw_params(len(clean), clean.shape[1:], generator)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from efface.training.batch import Batch
+from efface.training.micro_batches import count_parts
 from efface.training.model import Model, frozen_statistics
 
 Loss = Callable[[Tensor], Tensor]
@@ -43,7 +44,8 @@ def feature_norms(model: Model, loss: Loss, x: Tensor, *, graph: bool = False) -
         total = loss(x).sum()
     finally:
         hook.remove()
-    (gradient,) = torch.autograd.grad(total, outputs[-1], create_graph=graph)
+    last = outputs[-count_parts(len(x), model.micro_batch) :]
+    gradient = torch.cat(torch.autograd.grad(total, last, create_graph=graph))
     return row_norms(model.world.gather(gradient, x))
 
 

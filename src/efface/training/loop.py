@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from efface.errors import DivergenceError, EffaceError
+from efface.errors import DivergenceError, EffaceError, explain_memory
 from efface.training.batch import Batch, Log, LossTerms, Subset
 from efface.training.model import Model
 from efface.training.optim import ScheduledOptimizer
@@ -143,6 +143,12 @@ def train_steps(
     """
     model.train()
     model.bf16, model.world = run.bf16, run.world
+    if run.world.size > 1 and model.micro_batch is not None:
+        raise EffaceError(
+            "recipe.micro_batch does not go with several processes.",
+            "These divide each batch already, and a part that is run again would be normalized by itself.",
+            "Leave it out, or start more processes.",
+        )
     with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):
         torch.manual_seed(run.rng("dropout", run.training_cost.steps).initial_seed())
         for batch in batches:
@@ -175,16 +181,18 @@ def train_step(
 
     """
     began = time.perf_counter()
-    result = run.world.compute_terms(model, terms, batch)
-    total = torch.stack([term.float().reshape(()) for term in result.terms.values()]).sum()
-    record = {"step": run.training_cost.steps + 1, "phase": phase, "lr": optimizer.lr}
-    try:
-        run.readings.add(record, result.terms)
-    except DivergenceError:
-        optimizer.inner.zero_grad(set_to_none=True)
-        run.readings.log(run.log)
-        raise
-    run.world.backward(total)
+    with memory_for(len(batch), model.micro_batch):
+        result = run.world.compute_terms(model, terms, batch)
+        total = torch.stack([term.float().reshape(()) for term in result.terms.values()]).sum()
+        planned = run.training_cost.steps - optimizer.taken + optimizer.steps
+        record = {"step": run.training_cost.steps + 1, "phase": phase, "lr": optimizer.lr, "planned": planned}
+        try:
+            run.readings.add(record, result.terms)
+        except DivergenceError:
+            optimizer.inner.zero_grad(set_to_none=True)
+            run.readings.log(run.log)
+            raise
+        run.world.backward(total)
     before = {weight: weight.detach().clone() for weight in only or {}}
     optimizer.update()
     with torch.no_grad():
@@ -196,6 +204,18 @@ def train_step(
     run.training_cost.seconds += time.perf_counter() - began
     run.readings.log(run.log)
     return {name: term.detach() for name, term in result.terms.items()}
+
+
+@contextmanager
+def memory_for(images: int, micro_batch: int | None) -> Iterator[None]:
+    """Context of a step on so many images: if memory ends, the error says how many go through at once instead."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        ended = explain_memory(error, images=min(images, micro_batch or images))
+        if ended is None:
+            raise
+        raise ended from error
 
 
 def frozen_copy(model: Model) -> Model:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from efface.errors import EffaceError
 from efface.training.batch import Batch, ContrastiveTerms, LossOutput
+from efface.training.micro_batches import run_in_parts
 from efface.training.networks.attention import compute_attention_maps
 from efface.training.networks.text_tower import TextTower
 from efface.training.processes import ONE, World
@@ -51,6 +52,8 @@ class Model(nn.Module):
     std: Tensor
     queue: Tensor | None
     scale: nn.Parameter | None
+    micro_batch: int | None = None
+    """Images that go through a network at once; ``None``: the whole batch. See :mod:`efface.training.micro_batches`."""
 
     def __init__(self, backbone: nn.Module, head: nn.Module, objective: Objective, mean: Tensor, std: Tensor) -> None:
         super().__init__()
@@ -105,7 +108,7 @@ class Model(nn.Module):
         if self.channels_last:
             normalized = normalized.contiguous(memory_format=torch.channels_last)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
-            return backbone(normalized).float()
+            return run_in_parts(backbone, normalized, self.micro_batch).float()
 
     def forward(self, x: Tensor, tower: Model | Tower | None = None) -> Tensor:
         """Compute logits [B, classes], or the projector's un-normalized embeddings [B, d], of images in [0, 1]."""
@@ -130,7 +133,7 @@ class Model(nn.Module):
         if text is None:
             raise EffaceError("This model has no text tower.", remedy="Train one with the objective clip.")
         with torch.autocast(self.mean.device.type, torch.bfloat16, enabled=self.bf16):
-            return self.world.spread(lambda rows: text(rows).float(), captions)
+            return self.world.spread(lambda rows: run_in_parts(text, rows, self.micro_batch).float(), captions)
 
     def outputs(self, batch: Batch) -> Tensor:
         """Compute the outputs that :meth:`Objective.distance` compares between two models.
@@ -154,6 +157,12 @@ class Model(nn.Module):
         """
         with frozen_statistics(self), torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
             return compute_attention_maps(self.backbone, self.normalize(x))
+
+    def set_micro_batch(self, size: int | None) -> None:
+        """Let at most so many images go through each of its networks at once; None: the whole batch."""
+        for module in self.modules():
+            if isinstance(module, Model):
+                module.micro_batch = size
 
     def add_momentum_encoder(self) -> None:
         """Add a momentum encoder that starts as an exact copy of backbone and head, or reset it to one."""

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from efface.errors import EffaceError
 from efface.training import launch
-from efface.training.lazy_images import LazyImages, bounds
+from efface.training.divided_images import DividedImages, bounds
 
 if TYPE_CHECKING:
     from efface.training.collectives import Parts
@@ -187,7 +187,7 @@ class World:
         self.fabric.barrier()
 
     def _divide(self, x: Tensor | Sequence[str]) -> Parts:
-        if isinstance(x, LazyImages):
+        if isinstance(x, DividedImages):
             owners = x.owners()
             return [(owners == rank).nonzero().flatten() for rank in range(self.size)]
         return self._chunks(len(x))
@@ -204,7 +204,7 @@ class World:
             from efface.training.collectives import take_rows
 
             return take_rows(x, parts)
-        return x.rows_at(rows) if isinstance(x, LazyImages) else x[rows.to(x.device)]
+        return x.rows_at(rows) if isinstance(x, DividedImages) else x[rows.to(x.device)]
 
     @contextmanager
     def _own_random_numbers(self) -> Iterator[None]:

@@ -66,6 +66,9 @@ class Recipe(Settings):
     order: ColorOrder = ColorOrder.RGB
     """``rgb``, or ``bgr`` for a network that is given blue, green, red, as OpenCV reads pictures; mean and standard
     deviation are in the network's order."""
+    micro_batch: Count | None = None
+    """Images that go through the network at once, to save memory; None: the whole batch. The gradient is that of the
+    whole batch, except that BatchNorm normalizes over so many images."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,6 +96,7 @@ class Recipe(Settings):
             mean, std = (torch.tensor(value).expand(self.channels).clone() for value in (self.mean, self.std))
             model = self.objective.build_model(backbone, width, self.classes, mean, std)
         model.reversed_colors = self.order is ColorOrder.BGR
+        model.micro_batch = self.micro_batch
         if model.channels_last:
             model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         return model

@@ -78,7 +78,10 @@ def plan_stages(subset: Subset, recipe: Recipe, seed: int, *, bf16: bool = False
     shard, part = shards.assign(subset.keys[ids], group, seed)
     contents = digest_examples(subset)
     alone = replace(recipe, shards=None, epochs=shards.epochs(recipe.epochs))
-    rules = {"format": ADDRESS_FORMAT, "recipe": config.dump(alone, CHOICES), "bf16": bf16}
+    settings = config.dump(alone, CHOICES)
+    if settings["micro_batch"] is None:
+        del settings["micro_batch"]  # younger than the addresses of kept stages
+    rules = {"format": ADDRESS_FORMAT, "recipe": settings, "bf16": bf16}
     for number in range(shards.count):
         address = ""
         for last in range(shards.slices):

@@ -10,6 +10,7 @@ from efface.auditing.audits.alignment_matrix import AlignmentMatrix
 from efface.auditing.audits.before_after import BeforeAfter
 from efface.auditing.audits.ceiling import Ceiling
 from efface.auditing.audits.collateral import Collateral
+from efface.auditing.audits.companions import Companions
 from efface.auditing.audits.membership import Membership
 from efface.auditing.audits.neighbor_class import NeighborClass
 from efface.auditing.audits.nonmember_share import NonmemberShare
@@ -30,6 +31,7 @@ AUDITS: dict[str, type[Audit]] = {
     "before_after": BeforeAfter,
     "ceiling": Ceiling,
     "collateral": Collateral,
+    "companions": Companions,
     "membership": Membership,
     "neighbor_class": NeighborClass,
     "nonmember_share": NonmemberShare,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,10 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from efface.auditing.observations import Observations
+from efface.auditing.observations import COMPANIONS, WITHHELD, Observations
 from efface.auditing.observers.batchnorm import estimate_statistics_anew, has_running_statistics
 from efface.config import Settings
 from efface.data.dataset import Data
+from efface.data.matching import find_companions
 from efface.data.split import Split
 from efface.errors import EffaceError
 from efface.schema import Count, PairCount, Positive
@@ -31,6 +32,8 @@ from efface.training.gradients import input_norms
 from efface.training.model import Model
 from efface.training.processes import ONE, current_world
 
+Observed = Callable[[int, int], None]
+"""Receives how many examples are observed, and of how many."""
 PROJECTOR_SPACE = "projector"
 """Name of the space after the projection head."""
 CONTROL_PART = {"control": "test"}
@@ -82,6 +85,8 @@ def observe_model(
     *,
     parts: Collection[str] | None = None,
     scratch: Path | None = None,
+    withheld: Data | None = None,
+    on_observed: Observed = lambda done, total: None,
 ) -> Observations:
     """Observe every part of a split through one model; :mod:`efface.auditing.observations` lists the arrays.
 
@@ -93,6 +98,8 @@ def observe_model(
         settings: How to observe.
         parts: Parts of the split to observe; all by default.
         scratch: A folder for memory-mapped arrays, so that memory use does not grow with the number of examples.
+        withheld: Pictures of the auditor's own of the same shape, observed like the holdout.
+        on_observed: Called with how many examples are done, and of how many, after each batch.
 
     Returns:
         The observations.
@@ -117,8 +124,11 @@ def observe_model(
     with _evaluation_mode(model):
         observer = _Observer(model, data, views, settings, scratch)
         observer.build_bank(_sample(data, rows["valid"], settings.bank))
+        looked = {part: found for part, found in rows.items() if len(found) and (parts is None or part in parts)}
+        total = sum(map(len, looked.values()))
+        observer.report = lambda seen: on_observed(seen, total)
         for part, positions in rows.items():
-            if len(positions) and (parts is None or part in parts):
+            if part in looked:
                 found = observer.part(part, positions, signals=part not in ("test", "valid"))
                 if part == "valid" and settings.valid:
                     found |= observer.leave_one_out_margins(positions)
@@ -128,6 +138,8 @@ def observe_model(
             arrays["prompts/text"] = observer.embed_text(names).cpu().numpy()
         if (parts is None or RENEWED_PARTS in parts) and has_running_statistics(model) and len(rows["retain"]) > 1:
             arrays |= _observe_renewed(observer, rows)
+        if withheld is not None and (parts is None or WITHHELD in parts):
+            arrays |= _observe_withheld(observer, withheld)
     return Observations(model.digest(), split.digest(data), arrays, _meta(observer, split, rows))
 
 
@@ -147,6 +159,16 @@ def _observe_renewed(observer: _Observer, rows: Mapping[str, np.ndarray]) -> dic
             arrays = second.part(name, rows[part], signals=True)
             found |= {f"{name}/{key}": value for key, value in arrays.items() if key != "features"}
     return found
+
+
+def _observe_withheld(observer: _Observer, withheld: Data) -> dict[str, np.ndarray]:
+    """Observe other data against the observer's own bank."""
+    second = _Observer(
+        observer.model, withheld, observer.views, replace(observer.settings, gradient=False), observer.scratch
+    )
+    second.banks, second.bank_keys, second.captions = observer.banks, observer.bank_keys, observer.captions
+    rows = _sample(withheld, np.arange(len(withheld)), observer.settings.cap)
+    return {f"{WITHHELD}/{name}": value for name, value in second.part(WITHHELD, rows, signals=True).items()}
 
 
 @contextmanager
@@ -177,7 +199,7 @@ def _meta(observer: _Observer, split: Split, rows: Mapping[str, np.ndarray]) -> 
         "official_test": observer.data.official is not None and bool((observer.data.official == "test").any()),
         "running_statistics": has_running_statistics(observer.model),
         "sizes": {part: len(positions) for part, positions in rows.items()},
-        "whole": {part: len(getattr(split, CONTROL_PART.get(part, part))) for part in rows},
+        "whole": {part: len(getattr(split, CONTROL_PART.get(part, part))) for part in rows if part != COMPANIONS},
     }
 
 
@@ -196,6 +218,10 @@ def select_positions(split: Split, settings: ObservationSettings, data: Data) ->
             positions = _sample(data, positions, caps[part])
         chosen[part] = positions
     chosen["control"] = _sample(data, split.test, cap)
+    if split.provenance.get("by_group") and split.provenance.get("matched") != "group":
+        unseen = np.concatenate([chosen["spare"], min(chosen["test"], chosen["control"], key=len)])
+        companions = find_companions(data, split.forget, unseen)
+        chosen |= {COMPANIONS: companions} if len(companions) else {}
     return chosen
 
 
@@ -231,6 +257,8 @@ class _Observer:
         self.banks: Mapping[str, Tensor] = {}
         self.bank_keys: np.ndarray = np.array([])
         self.captions = torch.empty(0)
+        self.report: Callable[[int], None] | None = None
+        self.seen = 0
 
     @torch.no_grad()
     def build_bank(self, positions: np.ndarray) -> None:
@@ -290,6 +318,9 @@ class _Observer:
                     arrays[name] = self.allocate(f"{part}.{name}", (len(positions), *value.shape[1:]))
                 arrays[name][start : start + len(value)] = value
             start += len(found["features"])
+            self.seen += len(found["features"])
+            if self.report:
+                self.report(self.seen)
         return arrays
 
     def look(self, part: str, rows: np.ndarray, signals: bool) -> dict[str, np.ndarray]:

@@ -17,6 +17,7 @@ from efface.auditing.observations import Observations
 from efface.auditing.verdict import SignalVerdict
 from efface.reporting.figures import svg
 from efface.reporting.figures.svg import Panel
+from efface.reporting.wording import SIGNAL_PLACES
 
 HISTOGRAM_BINS, ROC_POINTS = 28, 160
 LOWEST_RATE = 1e-3
@@ -48,7 +49,10 @@ class Figure:
     key: tuple[tuple[Markup, str], ...] = ()
 
 
-INTERVALS, AXIS = "How well the attack detects the forgotten examples", "AUC: 0.5 is guessing, 1 is certain"
+INTERVALS, AXIS = (
+    "How well the attack detects the forgotten examples",
+    "share right: 0.5 is guessing",
+)
 WHISKERS = "Whiskers: intervals of %(width)s. Band: %(low)s to %(high)s."
 
 
@@ -65,7 +69,7 @@ def draw_intervals(
 
     """
     before, after = gettext("before"), gettext("after")
-    values = [v for s in judged for v in (*s.power, s.value, s.low, s.high)]
+    values = [v for s in judged for v in (*s.power, s.value, *s.deciding)]
     low, high = min(0.5 - 2 * delta, *values), max(0.5 + 2 * delta, *values)
     low, high = max(0.0, low - 0.02), min(1.0, high + 0.02)
     row, top = 24.0, 22.0
@@ -82,12 +86,12 @@ def draw_intervals(
     said: list[str] = []
     for i, one in enumerate(judged):
         base = top + i * (2 * row + 20) + 14
-        panel.text(one.signal, 8, base, anchor="start", kind="name")
+        panel.text(gettext(SIGNAL_PLACES.get(one.signal, one.signal)), 8, base, anchor="start", kind="name")
         edge, tall = svg.n(base + 5), svg.n(2 * row - 2)
         panel.add(f'<rect class="band" x="{svg.n(a)}" y="{edge}" width="{svg.n(b - a)}" height="{tall}"/>')
         panel.add(f'<path class="line chance" d="M{svg.n(panel.x(0.5))} {edge}v{tall}"/>')
         for j, (when, kind, (v, lo, hi)) in enumerate(
-            ((before, "original", one.power), (after, "subject", (one.value, one.low, one.high)))
+            ((before, "original", one.power), (after, "subject", (one.value, *one.deciding)))
         ):
             at = base + 16 + j * row
             panel.text(when, 8, at + 4, anchor="start")

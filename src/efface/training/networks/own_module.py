@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,16 @@ def allow_own_module(name: str) -> None:
             f"'{name}' names no function.", "It is written as package.module:function.", "Correct --model."
         )
     _allowed.add(name)
+
+
+def with_own_modules(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that other processes run with the consent that the user gave in this one."""
+    return partial(_call_with, tuple(sorted(_allowed)), function) if _allowed else function
+
+
+def _call_with(names: tuple[str, ...], function: Callable[..., Any], *arguments: Any) -> Any:
+    _allowed.update(names)
+    return function(*arguments)
 
 
 def build_own_backbone(name: str, channels: int, size: tuple[int, int], options: Mapping[str, Any]) -> OwnModule:

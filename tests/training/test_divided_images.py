@@ -7,7 +7,7 @@ import torch
 
 from efface.training.augment import Views
 from efface.training.batch import Batch, Subset
-from efface.training.lazy_images import ImageSource, LazyImages, bounds
+from efface.training.divided_images import DividedImages, ImageSource, bounds
 from efface.training.processes import World
 from tests.tiny import images
 
@@ -45,7 +45,7 @@ def batches(rank: int = 0) -> tuple[Batch, Batch]:
 )
 def test_any_use_gives_the_pixels_of_one_process(use, rank):
     alone, shared = (use(batch) for batch in batches(rank))
-    whole = shared.whole() if isinstance(shared, LazyImages) else shared
+    whole = shared.whole() if isinstance(shared, DividedImages) else shared
     assert whole.shape == shared.shape == alone.shape
     torch.testing.assert_close(whole, alone, atol=1e-6, rtol=0)
 
@@ -58,7 +58,7 @@ def test_joining_and_selecting_make_nothing():
         return torch.rand(len(at), 1, 2, 2)
 
     source = ImageSource(make, 6, rank=1, size=2)
-    lazy = LazyImages([(source, torch.arange(6))], (1, 2, 2), torch.device("cpu"))
+    lazy = DividedImages([(source, torch.arange(6))], (1, 2, 2), torch.device("cpu"))
     joined = torch.cat([lazy, lazy])[torch.tensor([0, 11, 4, 5])][1:]
     assert made == []
     own = (joined.owners() == 1).nonzero().flatten()
