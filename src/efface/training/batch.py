@@ -14,7 +14,7 @@ from torch import Tensor
 from efface.data.dataset import Data
 from efface.errors import EffaceError
 from efface.training.augment import Views
-from efface.training.divided_images import DividedImages, ImageSource
+from efface.training.divided_images import DividedImages, ImageSource, bounds
 from efface.training.lazy_images import Images, LazyImages, images_of
 from efface.training.processes import World, current_world
 
@@ -197,7 +197,8 @@ class Subset:
         for rows, following in zip_longest(parts, parts[1:]):
             batch = self.batch(rows, rng)
             if following is not None and isinstance(self.x, LazyImages):
-                self.x.expect(following)
+                edges = bounds(len(following), self.world.size)
+                self.x.expect(following[edges[self.world.rank] : edges[self.world.rank + 1]])  # what this process makes
             yield batch
 
     def cycle(self, size: int, rng: torch.Generator) -> Iterator[Batch]:
