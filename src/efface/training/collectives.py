@@ -32,7 +32,7 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return len(ctx.parts) * take_rows(gradients[0], ctx.parts), None
+        return len(ctx.parts) * take_own_rows(gradients[0], ctx.parts), None
 
 
 class _TakeRows(torch.autograd.Function):
@@ -64,7 +64,7 @@ class _AverageOverProcesses(torch.autograd.Function):
 
 gather_rows: Callable[[Tensor, Parts], Tensor] = _GatherRows.apply  # pyright: ignore[reportAssignmentType]
 """Gather the rows of all processes: ``(own [n, ...], parts) -> [N, ...]``, differentiable."""
-take_rows: Callable[[Tensor, Parts], Tensor] = _TakeRows.apply  # pyright: ignore[reportAssignmentType]
+take_own_rows: Callable[[Tensor, Parts], Tensor] = _TakeRows.apply  # pyright: ignore[reportAssignmentType]
 """Take the rows of this process: ``(full [N, ...], parts) -> [n, ...]``, differentiable."""
 average_over_processes: Callable[[Tensor], Tensor] = _AverageOverProcesses.apply  # pyright: ignore
 """Average a gradient with respect to parameters over processes, differentiable."""

@@ -201,9 +201,9 @@ class World:
         if not isinstance(x, Tensor):
             return [x[int(row)] for row in rows]
         if x.requires_grad:
-            from efface.training.collectives import take_rows
+            from efface.training.collectives import take_own_rows
 
-            return take_rows(x, parts)
+            return take_own_rows(x, parts)
         return x.rows_at(rows) if isinstance(x, DividedImages) else x[rows.to(x.device)]
 
     @contextmanager
