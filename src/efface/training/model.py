@@ -52,6 +52,8 @@ class Model(nn.Module):
     std: Tensor
     queue: Tensor | None
     scale: nn.Parameter | None
+    world: World = ONE
+    """The processes among which the networks divide the rows of a batch."""
     micro_batch: int | None = None
     """Images that go through a network at once; ``None``: the whole batch. See :mod:`efface.training.micro_batches`."""
 
@@ -70,8 +72,6 @@ class Model(nn.Module):
         self._shared: list[tuple[Tensor, nn.Module, Tensor]] | None = None
         self.bf16 = False
         """Run the networks under bfloat16 autocast; outputs are float32 in any case."""
-        self.world: World = ONE
-        """The processes among which the networks divide the rows of a batch."""
         self.reversed_colors = False
         """Whether the networks are given blue, green, red; images here are always red, green, blue."""
         convs = [module for module in backbone.modules() if isinstance(module, nn.Conv2d)]

@@ -115,6 +115,10 @@ class ShardedModel(Model):
         _require_no_tower(tower)
         return torch.cat([part.features(x) for part in self.parts], 1)
 
+    def forward(self, x: Tensor, tower: Model | Tower | None = None) -> Tensor:
+        """Compute the combined output of images, as :meth:`project` does of their features."""
+        return self.project(self.features(x, tower), tower)
+
     def project(self, features: Tensor, tower: Model | Tower | None = None) -> Tensor:
         """Apply each network's head to its features: joint embeddings [B, S * d], or joint logits [B, classes]."""
         _require_no_tower(tower)
