@@ -170,7 +170,9 @@ def test_a_restored_backup_is_listed_and_erased_again(home, key):
         again = desk.erase("R1", places=[vectors])  # by its key: the list is gone
         assert ("superseded model", "listed") in outcomes(again), "its split does not have the ids any more"
         assert desk.replay() == []
-        assert not set(ids[:6]) & set(vector_ids(vectors))
+        assert not set(ids[:6]) & set(vector_ids(vectors)) and desk.replay_gaps() == []
+        desk.private.destroy_key("R1")
+        assert desk.replay_gaps() == ["R1"], "nobody could tell whose rows a backup holds"
 
 
 def test_references_trained_on_the_forgotten_go(home, key):

@@ -333,8 +333,13 @@ def replay_command(
 ) -> None:
     """List what a restored backup brought back and must be erased again; the exit code is 3 if there is any."""
     with opened(desk, ledger) as found:
-        items = found.replay(apply=apply, actor=actor)
-    result: dict[str, Any] = {"items": [one.as_dict() for one in items]}
+        items, gaps = found.replay(apply=apply, actor=actor), found.replay_gaps()
+    result: dict[str, Any] = {"items": [one.as_dict() for one in items], "not_checked": gaps}
     lines = [one.line() for one in items] or ["Nothing came back: models and files are as the ledger says."]
+    if gaps:
+        lines.append(
+            f"Not checked: rewritten files of {', '.join(gaps[:5])}{' ...' if len(gaps) > 5 else ''} ({len(gaps)}); "
+            "without their keys nobody can tell whose rows a backup brings back."
+        )
     print_result(result, lines, as_json=json_, quiet=quiet)
     raise typer.Exit(3 if items else 0)

@@ -31,7 +31,7 @@ programs, such as a web page. Reading the ledger needs neither PyTorch nor NumPy
 ``due``               list of :class:`DeskRequest`, the most urgent first
 ``verify``            :class:`ChainCheck`
 ``export``            path of a ZIP archive
-``replay``            list of :class:`ReplayItem`
+``replay``            list of :class:`ReplayItem`; ``replay_gaps``: the requests that it cannot judge in full
 ``erase``             list of :class:`ErasedArtefact`
 ====================  ==============================================================================================
 

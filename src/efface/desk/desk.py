@@ -254,6 +254,15 @@ class Desk(DeskQuestions):
 
         return find_replays(self, apply=apply, actor=current_actor(actor))
 
+    def replay_gaps(self) -> list[str]:
+        """The requests that :meth:`replay` cannot judge in full: their keys and lists were destroyed.
+
+        Files of theirs that were rewritten may be restored with their rows, and nobody can recognize these any more.
+        """
+        from efface.desk.replaying import find_unknown
+
+        return find_unknown(self)
+
     def erase(
         self,
         id: str,

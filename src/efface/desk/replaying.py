@@ -168,6 +168,15 @@ def _back_again(desk: DeskStore) -> Iterator[ReplayItem]:
             yield ReplayItem("erased file is back", row["request"], row["place"], detail, todo)
 
 
+def find_unknown(desk: DeskStore) -> list[str]:
+    """The requests of which nobody can tell whether a backup brought back what was rewritten: their ids are unknown."""
+    rewritten = select(DESK_ARTEFACTS.c.request).where(DESK_ARTEFACTS.c.outcome == "rewritten").distinct()
+    with desk.ledger.reading() as connection:
+        chosen = select(DESK_REQUESTS).where(DESK_REQUESTS.c.id.in_(rewritten)).order_by(DESK_REQUESTS.c.id)
+        rows = [dict(row) for row in connection.execute(chosen).mappings()]
+    return [str(row["id"]) for row in rows if _ids(desk, row) is None]
+
+
 def _ids(desk: DeskStore, row: dict[str, Any]) -> ForgottenIds | None:
     """The ids of a request; None if nobody can tell any more which they were."""
     try:

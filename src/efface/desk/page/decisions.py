@@ -14,6 +14,7 @@ from starlette.responses import Response
 from efface.desk.inputs import SELECTORS, read_forget
 from efface.desk.page.office import Office, field, go_to, lines_of, upload
 from efface.desk.page.pages import known_request, request_values
+from efface.desk.planning import AUDIT_FOLDERS
 from efface.desk.states import Goal, RequestState
 from efface.errors import EffaceError
 
@@ -85,6 +86,8 @@ class DecisionForms:
             given.pop("method")
         given |= {"oracles": oracles} if (oracles := lines_of(form, "oracles")) else {}
         given |= {"skip_never_trained": True} if field(form, "skip_never_trained") else {}
+        if beside := {one: field(form, one) for one in AUDIT_FOLDERS if field(form, one)}:
+            given["audit"] = {**(self.office.settings.plan.get("audit") or {}), **beside}
         ids = [name, *(str(one) for one in form.getlist("beside") if isinstance(one, str))]
         self.office.worker.start("plan", ids, self.office.actor, {**self.office.settings.plan, **given})
         return go_to(f"/requests/{name}#work")
