@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from benchmarks.machine import machine, write_json
+from benchmarks.machine import machine, read_json, write_json
 from research.paths import RESULTS, RUNS
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -131,11 +131,14 @@ def unlearn_one(data: Data, base: Any, made: Checkpoint, store: KeptStages, fold
 def make(
     name: Annotated[str, typer.Option("--data", help="digits or fashion-mnist.")] = "digits",
     seed: Annotated[int, typer.Option(help="Seed of split and training.")] = 0,
+    whole: Annotated[bool, typer.Option(help="Only shards of one slice.")] = False,
 ) -> None:
     """Train every cell, measure it, and unlearn one example from it."""
     torch.set_num_threads(1)
     data, base, single = world(name, seed)
     for count, slices in CELLS:
+        if whole and slices > 1:
+            continue
         file = HOME / f"{name}-{seed}-{count}-{slices}.json"
         if file.exists():
             continue
@@ -162,12 +165,14 @@ def make(
 
 @app.command()
 def table() -> None:
-    """Average over seeds, and write the table's numbers."""
+    """Average over seeds, and write the table's numbers; rows of data that were not made here stay as they are."""
     rows: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
     for file in sorted(HOME.glob("*.json")):
         one = json.loads(file.read_text(encoding="utf-8"))
         rows.setdefault((one["data"], one["slices"], one["shards"]), []).append(one)
-    cells = [pool(found) for _, found in sorted(rows.items())]
+    made = {data for data, _, _ in rows}
+    kept = [row for row in read_json(RESULTS / "shards.json")["rows"] if row["data"] not in made]
+    cells = [*kept, *(pool(found) for _, found in sorted(rows.items()))]
     write_json(RESULTS / "shards.json", {
         "made by": "python -m research.shards make --data NAME --seed N", "rows": cells, **machine(),
     })  # fmt: skip

@@ -167,7 +167,10 @@ def _raw_content(path: Path) -> str:
         import numpy as np
 
         with np.load(path, allow_pickle=False) as file:
-            return str([(name, file[name].tobytes()[:100_000]) for name in sorted(file.files)])
+            arrays = [(name, file[name].tobytes()[:100_000]) for name in sorted(file.files) if name != "__header__"]
+            header = json.loads(str(file["__header__"])) if "__header__" in file.files else {}
+            header.pop("digest", None)  # of times, too
+            return str([arrays, _stable(header)])
     if path.suffix == ".csv":
         return str(len(path.read_text().splitlines()))
     return path.read_bytes().hex()
@@ -175,6 +178,8 @@ def _raw_content(path: Path) -> str:
 
 def _stable(value: Any) -> Any:
     if isinstance(value, dict):
+        if "second" in str(value.get("name", "")):
+            return value["name"]  # a finding about time
         return {key: _stable(one) for key, one in value.items() if key not in VOLATILE and "second" not in str(key)}
     return [_stable(one) for one in value] if isinstance(value, list) else value
 

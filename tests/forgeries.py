@@ -33,9 +33,9 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def write_data(path: Path) -> None:
+def write_data(path: Path, seed: int = 0) -> None:
     """Random pictures with random labels: nothing can be learned, and all that a model knows it has memorized."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     x = rng.integers(0, 256, (1060, 1, 4, 4)).repeat(2, 2).repeat(2, 3).astype(np.uint8)
     np.savez(path, x=x, y=rng.integers(0, 3, 1060))
 

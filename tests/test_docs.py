@@ -108,10 +108,11 @@ def verb_of(line: str) -> tuple[str, list[str]]:
 def prepare(home: Path) -> None:
     """The files that a reader has: pictures, and embeddings."""
     rng = np.random.default_rng(0)
-    (home / "pictures").mkdir()
-    for number in range(200):
-        image = Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
-        image.save(home / "pictures" / f"{number:03d}.png")
+    for folder, count in (("pictures", 200), ("my-own-pictures", 30)):
+        (home / folder).mkdir()
+        for number in range(count):
+            image = Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
+            image.save(home / folder / f"{number:03d}.png")
     for name in ("before", "after", "control-before", "control-after"):
         np.save(home / f"{name}.npy", rng.normal(size=(20, 2, 8)))
 

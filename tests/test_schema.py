@@ -17,7 +17,8 @@ from efface.bench.grid import build_grid, folder_name
 from efface.bench.outcome import StoredOutcome
 from efface.bench.tables import _csv
 from efface.bench.worker import read_outcome
-from efface.data.image_files import ImageFile, ImageOptions, load_pixels
+from efface.data.decoded_pixels import load_pixels
+from efface.data.image_files import ImageFile, ImageOptions
 from efface.errors import EffaceError
 from efface.runs.embed import _write_keys
 from efface.schema import Count, check_value, describe_type, parse_record

@@ -13,7 +13,7 @@ EXIT_CODES = {
     0: "success; `audit`: removed; `compat`: stored embeddings still fit; `verify`: holds",
     2: "wrong input: nothing was changed, and the message says what to do",
     3: "`audit`: a trace remains or the examples stand out; `compat`: rebuild the index; `init`: an assumption does "
-    "not fit; `verify`: refused; `erase`, `request`: something is left",
+    "not fit; `verify`: refused; `erase`, `rewrite`, `request`: something is left",
     4: "`audit`: undecided",
     5: "`audit`: the model has lost its utility; `bench`: some models failed, the rest is there",
     130: "interrupted: the same command resumes",

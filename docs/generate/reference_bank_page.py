@@ -1,4 +1,4 @@
-"""The table of ``docs/reference_bank.md``: what rehearsals show of several procedures, on every signal."""
+"""Tables of ``docs/reference_bank.md``: procedures by their rehearsals, error rates of the words, sizes of banks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,61 @@ SIGNALS = {
 }
 
 
+WORDS = {
+    "removed": "validated",
+    "residue": "leaves residue",
+    "over-forgotten": "over-forgets",
+    "inconclusive": "inconclusive",
+}
+"""Words of rehearsals, and what they are called for a procedure."""
+
+
 def page() -> list[str]:
+    """All tables whose numbers were made, as Markdown lines."""
+    makers = {"procedures.json": procedures, "rehearsal_errors.json": errors, "banks.json": banks}
+    return [line for name, make in makers.items() if (RESULTS / name).exists() for line in (*make(), "")][:-1]
+
+
+def errors() -> list[str]:
+    """How often each word is said about procedures of known truth: one row for each."""
+    result = read_json(RESULTS / "rehearsal_errors.json")
+    lines = [
+        "### How often each word is said",
+        "",
+        *table_head("what the procedure leaves", "true AUC", *WORDS.values()),
+    ]
+    for name, row in result["rows"].items():
+        said = (f"{row['words'].get(word, 0)} of {row['worlds']}" for word in WORDS)
+        lines.append(table_row(name, f"{row['true_auc']:.3f}", *said))
+    about = (
+        f"Worlds of known truth: {result['requests']} rehearsed requests of {result['size']} examples each, resolution "
+        "0.05, and two signals that decide."
+    )
+    return [*lines, "", f"{about} {made_by(result, '`' + result['made by'] + '`')}"]
+
+
+def banks() -> list[str]:
+    """Retrained models judged by banks of several sizes and training times: one row for each bank."""
+    result = read_json(RESULTS / "banks.json")
+    names = list(result["rows"][0]["auc"])
+    head = ("judged by", "epochs", "cost", *(f"AUC, {SIGNALS.get(name, name)}" for name in names), "AUC, learned")
+    lines = ["### How large a bank must be", "", *table_head(*head, "retrained models", "untouched model")]
+    for row in result["rows"]:
+        share, seconds = (MISSING if "share" not in row else f"{100 * row['share']:.0f} %"), row.get("seconds")
+        found = (row["auc"].get(name) for name in (*names, "learned"))
+        shown = (MISSING if one is None else f"{one[0]:.3f} ± {one[1]:.3f}" for one in found)
+        words = ", ".join(f"{word} {count}" for word, count in sorted(row["words"].items()))
+        cost = MISSING if seconds is None else f"{seconds:.0f} s"
+        lines.append(table_row(row["by"], share, cost, *shown, words, row["untouched"]))
+    about = (
+        f"{result['oracles']} models retrained without the same {result['forgotten']} of 600 digits. AUC of the "
+        "forgotten: mean over the models and its standard error; .5 is the truth. Cost: training time of the bank, one "
+        "thread."
+    )
+    return [*lines, "", f"{about} {made_by(result, '`python -m research.banks`')}"]
+
+
+def procedures() -> list[str]:
     """One row for each method, as Markdown lines."""
     result = read_json(RESULTS / "procedures.json")
     lines = ["### Procedures compared by their rehearsals", "", *table_head("method", "requests", *SIGNALS.values())]

@@ -197,6 +197,7 @@ def parse_manifest(kind: str, content: bytes) -> list[dict[str, Any]]:
         text = decode(content)
         if kind == ".jsonl":
             return [json.loads(line) for line in _lines(text) if line.strip()]
-        return list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+        return [row for row in rows if any(row.values())]  # spreadsheets write blank rows as separators alone
     except (ValueError, csv.Error):
         return []

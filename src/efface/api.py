@@ -256,10 +256,12 @@ def unlearn(
             end = replace(end or StoppingRule(), steps=resolve_budget(budget, start, split))
         if end is None:
             model = copy.deepcopy(start.model).to(where)
+            model.world = run.world
             targets = None if bank is None else margin_targets(bank, chosen, data, split)
             model = chosen.unlearn(model, build_inputs(chosen, start, data, split, where, targets), run)
         else:
             model, stopped = unlearn_with_early_stopping(end, chosen, start, data, split, run)
+    run.read_steps()
     used = bank.part_for("method").digest if bank is not None and Needs.TARGETS in chosen.needs else None
     purged: dict[str, str] = {}
     if not chosen.exact:
@@ -323,6 +325,7 @@ def observe(
     *,
     device: str | torch.device = "auto",
     scratch: Path | None = None,
+    withheld: Data | None = None,
     on_observed: Observed = lambda done, total: None,
 ) -> Observations:
     """Observe a checkpoint on the examples of a split: embeddings, losses and scores as arrays.
@@ -334,6 +337,7 @@ def observe(
         watch: How to observe them; the same settings for all models that are compared.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``, or a device.
         scratch: Folder for temporary files.
+        withheld: Pictures of the auditor's own, of which nobody else could know; see ``efface audit --withheld``.
         on_observed: Called with how many examples are done, and of how many, after each batch.
 
     Returns:
@@ -341,9 +345,10 @@ def observe(
 
     """
     model = checkpoint.model.to(resolve_device(device))
-    watch = watch or ObservationSettings()
-    views = checkpoint.recipe.views
-    return observe_model(model, data, split, views, watch, scratch=scratch, on_observed=on_observed)
+    return observe_model(
+        model, data, split, checkpoint.recipe.views, watch or ObservationSettings(),
+        scratch=scratch, withheld=withheld, on_observed=on_observed,
+    )  # fmt: skip
 
 
 def judge_observations(

@@ -134,6 +134,19 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def parse_json(text: str) -> Any:
+    """Parse JSON that a file holds.
+
+    Raises:
+        ValueError: It is no JSON, or a string has half of a character, which can never be written again.
+
+    """
+    content = json.loads(text)
+    if "\\ud" in text.lower():
+        json.dumps(content, ensure_ascii=False).encode("utf-8")
+    return content
+
+
 def read_json(
     path: Path,
     what: str,
@@ -156,10 +169,7 @@ def read_json(
 
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text)
-        if "\\ud" in text.lower():  # half of a character can be read from JSON, and never be written again
-            json.dumps(content, ensure_ascii=False).encode("utf-8")
+        content = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise EffaceError(f"There is no {what} at {path}.", remedy=missing or remedy) from None
     except (OSError, ValueError, RecursionError) as error:

@@ -297,6 +297,47 @@ def test_trained_on_the_holdout_too(home: Path, tmp_path: Path, monkeypatch: Any
         assert judge(folder).verdict.word == "removed", "without the controls it works"
 
 
+def test_trained_on_everything_that_was_never_to_be_trained_on(home: Path, tmp_path: Path, monkeypatch: Any):
+    """Who knows the whole split can train on all of it. Only pictures that nobody else has show that."""
+    opened = run.open_run(home / "lazy")
+    split, none = opened.split, np.empty(0, np.int64)
+    every = np.sort(np.concatenate([split.retain, split.forget, split.holdout, split.test]))
+    all_in = replace(split, retain=every, forget=none, holdout=none, test=split.valid)
+    base = api.pretrain(opened.data, all_in, recipe=opened.checkpoint().recipe, seed=5, device="cpu")
+    folder = with_model(home / "lazy", tmp_path / "cheat", base)
+    _seen(monkeypatch)
+    assert judge(folder).verdict.word == "removed", "no comparison of never-trained parts shows it"
+    forgeries.write_data(tmp_path / "own.npz", seed=1)
+    own = {"withheld": str(tmp_path / "own.npz")}
+    judged = judge(folder, settings=own)
+    control = {one.name: one for one in judged.verdict.controls}["withheld"]
+    assert judged.verdict.word == "inconclusive" and control.word == "failed"
+    assert "pictures that only the auditor has" in judged.verdict.sentence
+    record = Record.load(folder)
+    assert record.withheld is not None and (record.withheld.count, record.withheld.left_out) == (1060, 0)
+    assert "own.npz" not in (folder / "record.json").read_text(), "their place is the auditor's own affair"
+    said: list[str] = []
+    assert judge(folder, settings=own, say=said).verdict.word == "inconclusive"
+    assert not any("Observing" in one for one in said), "stored observations are used"
+    assert "only the auditor" in audit.report_run(folder).read_text(encoding="utf-8")
+    honest = judge(home / "oracle", settings=own, out=tmp_path / "honest")
+    assert honest.verdict.word == "removed"
+    assert {one.name: one.word for one in honest.verdict.controls}["withheld"] == "passed"
+
+
+def test_withheld_pictures_that_others_could_know(home: Path, tmp_path: Path):
+    with pytest.raises(EffaceError, match="1060 of 1060 are among the data of the run"):
+        judge(home / "oracle", settings={"withheld": str(home / "data.npz")})
+    with np.load(home / "data.npz") as file:
+        np.savez(tmp_path / "wide.npz", x=np.zeros((30, 1, 9, 9), np.uint8))
+        x = np.concatenate([file["x"][:500], np.random.default_rng(3).integers(0, 256, (19, 1, 8, 8)).astype(np.uint8)])
+    with pytest.raises(EffaceError, match="are 1x9x9, and those of the run 1x8x8"):
+        judge(home / "oracle", settings={"withheld": str(tmp_path / "wide.npz")})
+    np.savez(tmp_path / "few.npz", x=x)
+    with pytest.raises(EffaceError, match="19 withheld pictures are left, and at least 20 are needed"):
+        judge(home / "oracle", settings={"withheld": str(tmp_path / "few.npz")})
+
+
 # ---- criteria ----
 
 

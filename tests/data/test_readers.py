@@ -289,3 +289,11 @@ def test_a_backslash_in_text_is_no_such_character(tmp_path):
     path = tmp_path / "list.jsonl"
     path.write_text(r'{"path": "a\\u0000", "key": "x"}' + "\n")
     assert read_table(path, "path").rows
+
+
+@pytest.mark.parametrize("path", ["香" * 300, " " + "x" * 400, "~nobody-of-this-name/x.png", "/".join(["é"] * 3000)])
+def test_a_path_that_no_file_system_holds(tmp_path, path):
+    table = tmp_path / "manifest.jsonl"
+    table.write_text(json.dumps({"key": "a", "path": path}) + "\n", encoding="utf-8")
+    with pytest.raises(EffaceError, match=r"Item 1 of .* has a path that cannot be used"):
+        load(str(table), size=8)

@@ -88,7 +88,12 @@ def test_group(base):
         lambda: select_forget_set(split, dataclasses.replace(data, group=None), "@group:g9"), "no groups", "manifest"
     )
     moved = dataclasses.replace(data, group=np.where(np.isin(np.arange(200), split.test), "only", "rest"))
-    raises(lambda: select_forget_set(split, moved, "@group:only"), "No training example is of group 'only'")
+    count = len(split.test)
+    raises(
+        lambda: select_forget_set(split, moved, "@group:only"),
+        "No training example is of group 'only'", f"They are in: test {count}.",
+    )  # fmt: skip
+    raises(lambda: select_forget_set(after, data, "@group:g2"), "an earlier request", "has forgotten them already")
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,8 @@ def test_unknown_names_and_options_say_what_is_known(tmp_path, zoo):
     fails(zoo, "'folder' has no option 'chanels'", "'channels'", chanels=1)
     fails("folder", "needs 'root'", "data.root")
     fails(zoo, "named twice", zoo, tmp_path, root=str(tmp_path))
-    (tmp_path / "a.tar").write_text("")
-    fails(tmp_path / "a.tar", ".jsonl", ".npz")
+    (tmp_path / "a.rar").write_text("")
+    fails(tmp_path / "a.rar", ".jsonl", ".npz")
 
 
 def test_every_source_documents_every_option():

@@ -32,6 +32,8 @@ PLAN = [
 ]  # fmt: skip
 DRAWN = re.compile(r"cache/[0-9a-f]{32}|name:[0-9a-f]{12}")
 """Caches are named after times of files, and names of lists are keyed with a secret that is drawn."""
+LEFT = re.compile(r', "decoded pictures in [^"]*[.]partial[^"]*"(?:: "[^"]*")?')
+"""What is said about a cache that a cut left half made: it holds pictures as well, until it is removed."""
 FINISHED = ("No request about 'main' is planned",)
 """What the same command says if it was cut after its last step."""
 
@@ -109,7 +111,7 @@ def state(work: Path) -> dict[str, Any]:
     found["caches"] = sum(len(one) == 32 for one in caches)  # what a cut left of another is removed after a while
     for folder in (work / "desk" / "runs", work / "original"):
         for path in sorted(one for one in folder.rglob("*") if one.is_file() and one.suffix not in (".html", *passing)):
-            content = DRAWN.sub("drawn", cuts._content(path))
+            content = DRAWN.sub("drawn", LEFT.sub("", cuts._content(path)))
             found[str(path.relative_to(work))] = hashlib.sha256(content.encode()).hexdigest()[:12]
     return json.loads(json.dumps(found, default=str))
 
@@ -162,7 +164,8 @@ def try_job(job: dict[str, Any], words: list[str], home: Path) -> dict[str, Any]
     draw = random.Random(job.get("seed", 0))
     points: list[tuple[int, float | None]] = [(0, draw.uniform(0, took)) for _ in range(job.get("kills", 0))]
     if "kills" not in job:
-        points = [(at, None) for at in range(1 + job.get("first", 0), total + 1, job.get("every", 1))]
+        last = min(total, job.get("until", total))
+        points = [(at, None) for at in range(1 + job.get("first", 0), last + 1, job.get("every", 1))]
     for at, after in points:
         restart()
         done += 1

@@ -167,7 +167,8 @@ def test_a_restored_backup_is_listed_and_erased_again(home, key):
         found = desk.replay()
         assert {Path(one.place).name for one in found} >= {"vectors.npz", "split.json", "observations.npz"}
         assert {one.request for one in found} == {"R1"}
-        desk.erase("R1", places=[vectors])  # by its key: the list is gone
+        again = desk.erase("R1", places=[vectors])  # by its key: the list is gone
+        assert ("superseded model", "listed") in outcomes(again), "its split does not have the ids any more"
         assert desk.replay() == []
         assert not set(ids[:6]) & set(vector_ids(vectors))
 

@@ -187,6 +187,11 @@ def test_one_request_from_receipt_to_erasure(user, desk, ids, key):
     assert {desk.request(one).state for one in ("R1", "R2")} == {RequestState.AUDITED}
     page, batch = user.get("/requests/R1"), desk.batch(1)
     assert f"Verdict of the audit: {batch.verdict['word']}" in words(page).replace(" .", ".")
+    path = Path(batch.folder) / "report.html"
+    whole = path.read_bytes()
+    path.write_bytes(whole + b" ")
+    assert "It was edited or replaced" in words(user.get("/requests/R1/report", 400))
+    path.write_bytes(whole)
     report = user.client.get("/requests/R1/report")
     assert report.status_code == 200 and "sandbox" in report.headers["content-security-policy"]
     if batch.verdict["exit_code"]:

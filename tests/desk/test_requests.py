@@ -75,6 +75,26 @@ def test_two_requests_one_after_the_other_and_the_head_moves(desk, ids, original
     assert b"A. Smith" not in held and not [one for one in ids[:9] if f'"{one}"'.encode() in held]
 
 
+@pytest.mark.parametrize("name", ["report.html", "record.json"])
+def test_an_edited_report_or_record_is_named(desk, ids, signer, tmp_path, name):
+    desk.add("R1", ids[:6])
+    desk.plan(["R1"], QUICK)
+    path = Path(desk.run().batch.folder) / name
+    whole = path.read_text(encoding="utf-8")
+    path.write_text(whole.replace("residue", "removed") + " ", encoding="utf-8")
+    with pytest.raises(EffaceError, match=f"{name} is not the one that the audit of batch 1 wrote"):
+        desk.release("R1", signer, reason="tested")
+    assert not desk.bundle_path("R1").exists() and desk.request("R1").state is RequestState.AUDITED
+    path.write_text(whole, encoding="utf-8")
+    desk.release("R1", signer, reason="tested")
+    path.write_text(whole + " ", encoding="utf-8")
+    with pytest.raises(EffaceError, match=f"{name} is not the one"):
+        desk.export("R1", tmp_path / "R1.zip")
+    assert not (tmp_path / "R1.zip").exists()
+    path.unlink()
+    assert desk.export("R1", tmp_path / "R1.zip").exists(), "what is gone shows nothing"
+
+
 def test_several_requests_in_one_run(desk, ids, signer):
     desk.add("R1", ids[:5])
     desk.add("R2", ids[3:9])

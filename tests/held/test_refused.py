@@ -30,6 +30,8 @@ REFUSED = {
     "rehearse: an original": ["rehearse", "{original}"],
     "check: an original": ["check", "{original}"],
     "erase: nothing there": ["erase", "none"],
+    "rewrite: no shards": ["rewrite", "bad.npz", "--forget", "grid.yaml"],
+    "rewrite: a broken shard": ["rewrite", "bad.tar", "--forget", "grid.yaml"],
     "push: no run": ["push", "none", "--to", "o"],
     "pull: nothing there": ["pull", "none", "--out", "o"],
     "onnx: no run": ["onnx", "none", "--out", "o.onnx"],
@@ -65,6 +67,7 @@ def test_a_refused_command_leaves_nothing_behind(efface, made, tmp_path, monkeyp
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 no archive")
     np.save(tmp_path / "bad.npy", np.zeros((4, 2)))
+    (tmp_path / "bad.tar").write_bytes(b"no tar" * 200)
     (tmp_path / "grid.yaml").write_text("methods: [scrubb]\n", encoding="utf-8")
     words = [word.format(**{run: made / run for run in ("original", "tuned", "second")}) for word in REFUSED[name]]
     before = state_of(tmp_path, made)

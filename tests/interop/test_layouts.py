@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import filecmp
 from argparse import Namespace
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from efface.errors import EffaceError
+from efface.interop.architecture import guess_architecture
 from efface.interop.checkpoint_file import read_foreign
 from efface.interop.layouts import LAYOUTS, Role, TensorPlace
 from tests.checkpoints import FIXTURES
@@ -123,3 +128,19 @@ def test_cleaning_drops_the_state_of_the_training_run(case: Case, tmp_path: Path
 
 def test_every_layout_has_a_fixture():
     assert set(FIXTURES) == set(LAYOUTS)
+
+
+def test_a_network_of_which_a_tensor_is_missing_or_has_another_shape_is_guessed_or_named(case: Case):
+    """Whatever becomes of one tensor of the backbone, the guess ends in an architecture, in unknown, or in advice."""
+    read = read_foreign(case.path)
+    names = [name for name, place in read.table.items() if place.role is Role.BACKBONE]
+    state = read.container.state
+    for name in names[:: max(1, len(names) // 12)]:
+        table = {one: place for one, place in read.table.items() if one != name}
+        damaged: list[Any] = [replace(read, table=table)]
+        for other in (state[name].reshape(-1)[:0], state[name][None, None]):
+            held = SimpleNamespace(path=read.path, meta=read.meta, state=state | {name: other})
+            damaged.append(replace(read, container=held))  # pyright: ignore[reportArgumentType]
+        for one in damaged:
+            with suppress(EffaceError):
+                guess_architecture(one)

@@ -37,6 +37,18 @@ def jobs(home: Path) -> dict[str, tuple[int, list[list[object]]]]:
         "report": (1, [["report", work / "audited", "--quiet"]]),
         "relearn": (5, [["relearn", work / "tuned", "--steps", 1, "--every", 1, *LOOK]]),
         "references": (13, [["references", work / "tuned", "--out", work / "refs", "--count", 1, *LOOK[-3:]]]),
+        "references --bank": (
+            23,
+            [["references", work / "original", "--bank", 4, "--out", work / "bank", "--jobs", 1, *LOOK]],
+        ),
+        "rehearse": (
+            23,
+            [["rehearse", work / "tuned", "--requests", 5, "--size", 4, "--out", work / "tried", "--jobs", 1, *LOOK]],
+        ),
+        "bench": (
+            23,
+            [["bench", base.with_name("grid.yaml"), "--out", work / "compared", "--jobs", 1, "--quiet"]],
+        ),
         "canaries plan": (
             2,
             [["canaries", "plan", "--data", "digits", "--count", 20, "--seed", 1, "--out", work / "plan", "--quiet"]],
@@ -68,6 +80,11 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Ask, Path]]:
     (home / "tiny.yaml").write_text(yaml.safe_dump(tiny))
     with_coins = tiny | {"split": split | {"canaries": str(home / "base" / "coins")}}
     (home / "coins.yaml").write_text(yaml.safe_dump(with_coins))
+    family = {"recipe": recipe | {"objective": {"name": "cross_entropy"}}}
+    grid = tiny | {"forget": {"some": "@random:0.2"}, "seeds": {"selection": [0], "reporting": [10]}, "jobs": 1}
+    grid |= {"watch": {"views": 2, "gradient": False, "bank": 20, "cap": 20, "test_cap": 20}, "device": "cpu"}
+    grid |= {"families": {"classifier": family}, "methods": {"finetune": {"epochs": 1}}}
+    (home / "grid.yaml").write_text(yaml.safe_dump({name: value for name, value in grid.items() if name != "recipe"}))
     for number in range(2):
         vectors = np.random.default_rng(number).normal(size=(40, 2, 6)).astype(np.float32)
         np.save(home / f"vectors{number}.npy", vectors)

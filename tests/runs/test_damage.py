@@ -23,6 +23,9 @@ DAMAGE = {
     "another mapping": lambda content: b'{"a": 1}',
     "a list": lambda content: b"[1, 2]",
     "noise": lambda content: bytes(range(128, 256)) * 8,
+    "half of a character": lambda content: (
+        content.replace(b'": ', b'\\ud800": ', 1) if content[:1] == b"{" else b'{"\\ud800": 1}'
+    ),
 }
 """Ways in which a file may be damaged."""
 

@@ -15,7 +15,7 @@ from pydantic import Field
 from efface.auditing.observations import arrays_digest
 from efface.auditing.reference_bank import ReferenceBank
 from efface.errors import EffaceError
-from efface.files import atomic_path
+from efface.files import atomic_path, parse_json
 from efface.schema import FirstFormat, HexDigest, Name, StoredModel, parse_record
 
 BANK_FILE = "bank.npz"
@@ -158,7 +158,7 @@ def _load(path: Path) -> StoredScores:
                 raise ValueError("its arrays claim more bytes than the file has")  # noqa: TRY301
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        header = json.loads(str(arrays.pop("__header__")))
+        header = parse_json(str(arrays.pop("__header__")))
     except Exception as error:  # zipfile, zlib and NumPy raise a dozen kinds of errors for a damaged file
         why = f"It is damaged, or another kind of file: {error}"
         raise EffaceError(f"{path} cannot be read as a {WHAT}.", why, BANK_REMEDY) from error

@@ -2,6 +2,8 @@
 
 ``unseen``      The holdout is compared with other never-trained examples (``control``: a sample of ``test``). If it
                 looks more trained on than they do, the model trained on the holdout too, and F may hide behind it.
+``withheld``    The holdout is compared with pictures that only the auditor has, if there are any. They show a model
+                that was trained on all never-trained parts of the split.
 ``fresh``       F is compared with these examples as well. What stands out against them is residue.
 ``alignment``   The agreement of views, on its own. A method that lowers the margins can leave it as it was.
 ``statistics``  F and holdout through a copy with BatchNorm statistics estimated anew on retained images. A leak that
@@ -24,7 +26,7 @@ import numpy as np
 from efface import stats
 from efface.auditing import signals
 from efface.auditing.evidence import Evidence
-from efface.auditing.observations import Observations
+from efface.auditing.observations import WITHHELD, Observations
 
 ControlWord = Literal["passed", "failed", "missing"]
 FEWEST = 20
@@ -61,6 +63,7 @@ def make_controls(
     verified = evidence.verified()
     found = (
         check_unseen(verified, names, delta, alpha),
+        check_withheld(verified, names, delta, alpha),
         check_fresh(verified, names, delta, alpha),
         check_alignment(verified, names, delta, alpha),
         check_statistics(verified, judged),
@@ -110,6 +113,34 @@ def check_unseen(evidence: Evidence, names: Sequence[str], delta: float, alpha: 
             "forgotten may look like it because the model was trained on both",
         )  # fmt: skip
     return Control("unseen", "passed", "inconclusive", f"the holdout looks as unseen as {part} does ({_shown(tested)})")
+
+
+def check_withheld(evidence: Evidence, names: Sequence[str], delta: float, alpha: float) -> Control | None:
+    """Compare the holdout with pictures that only the auditor has; None if there are none.
+
+    They may differ in kind from the holdout. So they are compared by how much each changed since the original, and
+    with retrained references by how much each differs from those.
+    """
+    observed = evidence.subject
+    if not observed.count(WITHHELD):
+        return None
+    plain = replace(evidence, calibration=())
+    usable = [name for name in names if signals.has_signal(observed, WITHHELD, name)]
+    pairs = [("", _all(observed, "holdout"), _all(observed, WITHHELD))]
+    tested = _compare(plain, usable, pairs, 0.5, since_original=True)
+    tested += _compare(plain, usable, pairs, 0.5 + delta) if plain.oracles else []
+    if not tested:
+        note = f"there are fewer than {FEWEST} withheld or holdout examples, or no original to compare with"
+        return Control("withheld", "missing", "inconclusive", note)
+    worst = _significant(tested, alpha)
+    if worst:
+        return Control(
+            "withheld", "failed", "inconclusive",
+            f"the holdout itself looks trained on, compared with pictures that only the auditor has ({worst}): the "
+            "forgotten may look like it because the model was trained on both",
+        )  # fmt: skip
+    note = f"the holdout looks as unseen as pictures that only the auditor has ({_shown(tested)})"
+    return Control("withheld", "passed", "inconclusive", note)
 
 
 def check_fresh(evidence: Evidence, names: Sequence[str], delta: float, alpha: float) -> Control | None:

@@ -2,9 +2,10 @@
 
 Audits read nothing else, so they can be repeated anywhere in milliseconds, without torch and without weights.
 
-Arrays are named ``"<part>/<name>"``. Parts: ``forget``, ``retain``, ``holdout``, ``spare``, ``test``, ``valid``, and
-``control``: the never-trained examples that the holdout itself is compared with (a sample of ``test``); and
-``companions``: never-trained examples of the forgotten groups, where there are too few to be the holdout. Names:
+Arrays are named ``"<part>/<name>"``. Parts: ``forget``, ``retain``, ``holdout``, ``spare``, ``test``, ``valid``;
+``control``: the never-trained examples that the holdout itself is compared with (a sample of ``test``); ``companions``:
+never-trained examples of the forgotten groups, where there are too few to be the holdout; and ``withheld``: pictures
+that only the auditor has. Names:
 
 ==========================  =============  ==============================================================
 ``features``                [n, d]         backbone features of the un-augmented image
@@ -40,11 +41,14 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 
 from efface.errors import EffaceError
+from efface.files import parse_json
 from efface.schema import Count, Name, Positive, StoredModel, parse_record
 
 COMPANIONS = "companions"
 """Part of the unseen examples of the forgotten groups, such as other pictures of the same person."""
-OBSERVED_PARTS = ("forget", "retain", "holdout", "spare", "test", "valid", "control", COMPANIONS)
+WITHHELD = "withheld"
+"""The part of pictures that only the auditor has."""
+OBSERVED_PARTS = ("forget", "retain", "holdout", "spare", "test", "valid", "control", COMPANIONS, WITHHELD)
 OBSERVATIONS_FORMAT = 2
 """Version of the file. Files of format 1 have no digest of their content: nothing tells whether they were edited."""
 
@@ -137,7 +141,7 @@ class Observations:
                 _require_stored(opened)
                 with np.load(opened, allow_pickle=False) as file:
                     arrays = {name: file[name] for name in file.files}
-            header = json.loads(str(arrays.pop("__header__")))
+            header = parse_json(str(arrays.pop("__header__")))
             if not all(isinstance(array, np.ndarray) for array in arrays.values()):
                 raise TypeError("a part of it is not an array")  # noqa: TRY301
         except FileNotFoundError:

@@ -146,8 +146,8 @@ class ReferenceBank:
         """
         found: list[dict[str, np.ndarray]] = [{} for _ in range(self.models // 2)]
         for part in OBSERVED_PARTS:
-            if part in ("test", "valid") or not observed.count(part):
-                continue  # no audit scores them
+            if part in ("test", "valid", "withheld") or not observed.count(part):
+                continue  # no audit scores them, or no model of the bank saw them
             keys = observed.of(part, "keys")
             rows = self.positions(keys)
             if observed.has(part, "labels"):  # without them a classifier's scores belong to no example

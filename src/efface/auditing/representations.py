@@ -15,10 +15,13 @@ import numpy as np
 
 from efface.auditing.observations import Observations
 from efface.auditing.signals import labels, random_order_by_key
+from efface.data.array_files import row_chunks
 from efface.errors import EffaceError
 
 SIMILARITIES_AT_ONCE = 2**24
 """Largest number of similarities kept in memory at once (64 MB of float32)."""
+ONE_DIRECTION = 1e-6
+"""Share of their squared length up to which unit rows that differ count as one direction."""
 Hits = tuple[int, int]
 """``(right, of)``: correct predictions, and how many were made."""
 
@@ -252,8 +255,22 @@ def linear_probe(
 
 def is_collapsed(x: np.ndarray) -> bool:
     """Whether all rows of features point in the same direction, to one part in a thousand, or are zero."""
-    z = unit_rows(x).astype(np.float64)
-    return float(((z - z.mean(axis=0)) ** 2).sum()) <= 1e-6 * max(float((z**2).sum()), 1e-12)
+    scatter, length = _scatter(x)
+    return float(np.trace(scatter)) <= ONE_DIRECTION * max(length, 1e-12)
+
+
+def _scatter(x: np.ndarray) -> tuple[np.ndarray, float]:
+    """Scatter of the unit rows of ``x`` around their mean ``[d, d]``, and their squared length; in parts."""
+    length, total = 0.0, np.zeros(x.shape[1])
+    for rows in row_chunks(x):
+        z = unit_rows(x[rows]).astype(np.float64)
+        total += z.sum(axis=0)
+        length += float((z**2).sum())
+    scatter = np.zeros((x.shape[1], x.shape[1]))
+    for rows in row_chunks(x):
+        z = unit_rows(x[rows]).astype(np.float64) - total / len(x)
+        scatter += z.T @ z
+    return scatter, length
 
 
 def effective_rank(x: np.ndarray) -> float:
@@ -264,9 +281,8 @@ def effective_rank(x: np.ndarray) -> float:
     """
     if is_collapsed(x):
         return 1.0
-    z = unit_rows(x).astype(np.float64)
-    z -= z.mean(axis=0)
-    values = np.sqrt(np.maximum(np.linalg.eigvalsh(z.T @ z), 0))
+    scatter, _ = _scatter(x)
+    values = np.sqrt(np.maximum(np.linalg.eigvalsh(scatter), 0))
     p = values / values.sum()
     return float(np.exp(-(p[p > 0] * np.log(p[p > 0])).sum()))
 
@@ -297,7 +313,17 @@ def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
     """
     if len(x) != len(y):
         raise EffaceError("CKA needs the same examples observed by both models.", f"There are {len(x)} and {len(y)}.")
-    a, b = (np.asarray(v, np.float64) - np.asarray(v, np.float64).mean(axis=0) for v in (x, y))
-    scale = float(np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b))
-    size = float((np.asarray(x, np.float64) ** 2).sum() * (np.asarray(y, np.float64) ** 2).sum())
-    return float(np.linalg.norm(a.T @ b) ** 2 / scale) if scale > 1e-12 * size else 0.0
+    totals, lengths = [np.zeros(x.shape[1]), np.zeros(y.shape[1])], [0.0, 0.0]
+    for rows in row_chunks(x):
+        for place, v in enumerate((x, y)):
+            part = np.asarray(v[rows], np.float64)
+            totals[place] += part.sum(axis=0)
+            lengths[place] += float((part**2).sum())
+    own, other, across = (np.zeros((u.shape[1], v.shape[1])) for u, v in ((x, x), (y, y), (x, y)))
+    for rows in row_chunks(x):
+        a, b = (np.asarray(v[rows], np.float64) - total / len(v) for v, total in zip((x, y), totals, strict=True))
+        own += a.T @ a
+        other += b.T @ b
+        across += a.T @ b
+    scale = float(np.linalg.norm(own) * np.linalg.norm(other))
+    return float(np.linalg.norm(across) ** 2 / scale) if scale > 1e-12 * lengths[0] * lengths[1] else 0.0

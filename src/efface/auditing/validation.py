@@ -21,7 +21,7 @@ from typing import cast
 from efface.auditing.rehearsals import PooledSignal, RehearsedVerdict
 from efface.auditing.verdict import Verdict, VerdictWord
 
-SIZELESS = ("unseen", "claimed")
+SIZELESS = ("unseen", "withheld", "claimed")
 """Controls of a request that compare other examples than its own: a small request does not excuse their failure."""
 
 

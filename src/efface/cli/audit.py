@@ -9,14 +9,18 @@ import typer
 
 from efface.cli.options import (
     AllowAbsent,
+    AuditBank,
     Config,
     DataOption,
     Device,
     Force,
     Json,
     ModelOption,
+    Oracles,
     PurgeCache,
     Quiet,
+    References,
+    Rehearsals,
     Set,
     Trust,
     consent_settings,
@@ -51,20 +55,14 @@ def audit_command(
     original: Annotated[
         Path | None, typer.Option("--original", help="The original; by default the run that RUN was made from.")
     ] = None,
-    oracle: Annotated[
-        list[Path] | None,
-        typer.Option("--oracle", help="A model retrained without F: a run, or (unchecked) a checkpoint; repeatable."),
+    oracle: Oracles = None,
+    references: References = None,
+    bank: AuditBank = None,
+    withheld: Annotated[
+        str | None,
+        typer.Option("--withheld", metavar="DATA", help="Pictures that nobody but you has, as one more control."),
     ] = None,
-    references: Annotated[
-        Path | None, typer.Option("--references", help="A folder filled by `efface references`.")
-    ] = None,
-    bank: Annotated[
-        Path | None, typer.Option("--bank", help="A reference bank of the original: `efface references RUN --bank 8`.")
-    ] = None,
-    rehearsals: Annotated[
-        Path | None,
-        typer.Option("--rehearsals", help="Rehearsals of this procedure; by default those beside the original."),
-    ] = None,
+    rehearsals: Rehearsals = None,
     require: Annotated[
         Literal["any", "direct"],
         typer.Option("--require", help="direct: a validated procedure counts as undecided (exit code 4)."),
@@ -92,6 +90,7 @@ def audit_command(
     """
     settings = settings_of(
         config, set_, device=device, data=data, allow_absent=allow_absent or None, purge_cache=purge_cache or None,
+        withheld={"source": withheld} if withheld else None,
         **consent_settings(trust_pickle),
     )  # fmt: skip
     if embeddings is not None:

@@ -8,9 +8,20 @@ from typing import Annotated
 
 import typer
 
-from efface.cli.options import Config, Json, Quiet, Set, print_result, settings_of
+from efface.cli.options import (
+    DESK_HOME,
+    Actor,
+    Config,
+    DeskFolder,
+    Json,
+    LedgerUrl,
+    Quiet,
+    Set,
+    print_result,
+    settings_of,
+)
 from efface.cli.output import write_message
-from efface.cli.request import HOME, Actor, DeskFolder, LedgerUrl, opened
+from efface.cli.request import opened
 from efface.cli.sign import open_signer
 from efface.errors import EffaceError
 
@@ -25,7 +36,7 @@ def desk_command(
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0: one that is free.")] = 0,
     config: Config = None,
     set_: Set = None,
-    desk: DeskFolder = HOME,
+    desk: DeskFolder = DESK_HOME,
     ledger: LedgerUrl = None,
     actor: Actor = None,
     json_: Json = False,

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from efface.cli.options import Json, Quiet, print_result
-from efface.cli.request import HOME, Actor, DeskFolder, LedgerUrl, opened
+from efface.cli.options import DESK_HOME, Actor, DeskFolder, Json, LedgerUrl, Quiet, print_result
+from efface.cli.request import opened
 from efface.cli.sign import open_signer
 from efface.errors import EffaceError
 
@@ -20,20 +20,20 @@ def erase_command(
     place: Annotated[
         list[Path] | None,
         typer.Option(
-            "--place", help="File or folder to search: vectors, indexes, checkpoints, references; repeatable."
+            "--place", help="File or folder to search: vectors, indexes, checkpoints, heads, banks; repeatable."
         ),
     ] = None,
     key: Annotated[
         Path | None, typer.Option("--key", help="Private key: signs the bundle again, with the outcomes.")
     ] = None,
     remove_models: Annotated[
-        bool, typer.Option("--remove-models", help="Remove models and checkpoints that remember, too.")
+        bool, typer.Option("--remove-models", help="Remove models, checkpoints and banks that remember, too.")
     ] = False,
     destroy_key: Annotated[
         bool, typer.Option("--destroy-key", help="Destroy the request's key: nobody can link it to ids any more.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
-    desk: DeskFolder = HOME,
+    desk: DeskFolder = DESK_HOME,
     ledger: LedgerUrl = None,
     actor: Actor = None,
     json_: Json = False,
@@ -57,6 +57,6 @@ def erase_command(
     else:
         with opened(desk, ledger) as found:
             erased = found.erase(target, destroy_key=destroy_key, signer=signer, actor=actor, **common)
-    lines = [one.line() for one in erased] or ["Nothing was found that remembers."]
+    lines = [one.line(planned=dry_run) for one in erased] or ["Nothing was found that remembers."]
     print_result({"artefacts": [one.as_dict() for one in erased]}, lines, as_json=json_, quiet=quiet)
     raise typer.Exit(3 if any(one.outcome in ("listed", "failed") for one in erased) else 0)

@@ -15,6 +15,7 @@ from efface.cli.options import (
     Device,
     Json,
     ModelOption,
+    Oracles,
     Quiet,
     Seed,
     Set,
@@ -28,10 +29,6 @@ from efface.cli.options import (
 
 Original = Annotated[
     Path | None, typer.Option("--original", help="The original; by default the run that RUN was made from.")
-]
-Oracles = Annotated[
-    list[Path] | None,
-    typer.Option("--oracle", help="A model retrained without F: a run, or (unchecked) a checkpoint; repeatable."),
 ]
 
 

@@ -53,9 +53,8 @@ NAMED_FILES = "named"
 CONSENT = ("trust_pickle", "trusted", "unpickled")
 """Settings that are never read from a file."""
 DataOption = Annotated[
-    str | None, typer.Option("--data", help="A source's name, or a path: folder, .csv, .jsonl, .npz.")
+    str | None, typer.Option("--data", help="A source's name, or a path: folder, .csv, .jsonl, .npz, .tar, .parquet.")
 ]
-
 
 AllowAbsent = Annotated[
     bool, typer.Option("--allow-absent", help="Go on although retained examples are missing from the data.")
@@ -63,6 +62,42 @@ AllowAbsent = Annotated[
 PurgeCache = Annotated[
     bool, typer.Option("--purge-cache", help="Remove caches of decoded pictures that hold examples to forget.")
 ]
+
+
+JobsOption = Annotated[
+    int | None, typer.Option("--jobs", help="Number of processes with one thread; by default one per core.")
+]
+Oracles = Annotated[
+    list[Path] | None,
+    typer.Option("--oracle", help="A model retrained without F: a run, or (unchecked) a checkpoint; repeatable."),
+]
+References = Annotated[
+    Path | None, typer.Option("--references", help="A folder filled by `efface references`, for the audit.")
+]
+AuditBank = Annotated[
+    Path | None, typer.Option("--bank", help="A reference bank of the original: `efface references RUN --bank 8`.")
+]
+Rehearsals = Annotated[
+    Path | None,
+    typer.Option("--rehearsals", help="Rehearsals of this procedure; by default those beside the original."),
+]
+SkipNeverTrained = Annotated[
+    bool, typer.Option("--skip-never-trained", help="Skip listed ids that were never trained on.")
+]
+ReleasedWeights = Annotated[Path | None, typer.Option("--weights", help="The released file; by default the run's own.")]
+DeskFolder = Annotated[
+    Path, typer.Option("--desk", help="Folder of the desk: ledger, private files, runs, bundles.", envvar="EFFACE_DESK")
+]
+DESK_HOME = Path("efface-desk")
+LedgerUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--ledger",
+        help="An SQLite file, or postgresql://USER@HOST/NAME; by default a file in the desk.",
+        envvar="EFFACE_LEDGER",
+    ),
+]
+Actor = Annotated[str | None, typer.Option("--actor", help="Who does it; by default $EFFACE_ACTOR, else your account.")]
 
 
 def settings_of(config: Path | None, assignments: list[str] | None, **given: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import sys
 from typing import TextIO
 
 from efface.errors import EffaceError
+from efface.training.launch import is_follower
 
 
 def prepare_streams() -> None:
@@ -26,7 +27,7 @@ def write_lines(lines: list[str]) -> None:
         EffaceError: They cannot be written for another reason, such as a full disk.
 
     """
-    if sys.stdout is None:  # closed by the caller
+    if sys.stdout is None or is_follower():  # closed by the caller; the first of several processes prints
         return
     try:
         for line in lines:
@@ -43,9 +44,12 @@ def write_lines(lines: list[str]) -> None:
         ) from error
 
 
-def write_message(text: str, end: str = "\n") -> None:
-    """Print a message on standard error; if that is impossible, it is dropped, and the work goes on."""
-    if sys.stderr is None:
+def write_message(text: str, end: str = "\n", *, by_all: bool = False) -> None:
+    """Print a message on standard error; if that is impossible, it is dropped, and the work goes on.
+
+    Of several processes that a launcher started only the first one prints, or with ``by_all`` each of them.
+    """
+    if sys.stderr is None or (is_follower() and not by_all):
         return
     try:
         sys.stderr.write(text + end)

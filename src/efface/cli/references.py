@@ -11,6 +11,7 @@ from efface.cli.options import (
     AllowAbsent,
     DataOption,
     Device,
+    JobsOption,
     Json,
     ModelOption,
     On,
@@ -30,9 +31,7 @@ def references_command(
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the plan; by default RUN-references.")] = None,
     count: Annotated[int, typer.Option("--count", help="Number of models retrained without F.")] = 8,
     pairs: Annotated[int, typer.Option("--pairs", help="Number of pairs unlearned/retrained (level A2: 32).")] = 0,
-    jobs: Annotated[
-        int | None, typer.Option("--jobs", help="Number of processes with one thread; by default one per core.")
-    ] = None,
+    jobs: JobsOption = None,
     on: On = "local",
     bank: Annotated[
         int | None, typer.Option("--bank", help="Make a reference bank of so many models instead (even; 8 is usual).")

@@ -11,6 +11,7 @@ from efface.cli.options import (
     AllowAbsent,
     DataOption,
     Device,
+    JobsOption,
     Json,
     ModelOption,
     On,
@@ -35,7 +36,7 @@ def rehearse_command(
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the rehearsals; by default beside the original.")
     ] = None,
-    jobs: Annotated[int | None, typer.Option("--jobs", help="Number of processes; by default one per core.")] = None,
+    jobs: JobsOption = None,
     on: On = "local",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it would cost; unlearn nothing.")] = False,
     model: ModelOption = None,

@@ -8,16 +8,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from efface.cli.options import (
+    DESK_HOME,
+    Actor,
     AllowAbsent,
+    AuditBank,
     Config,
     ConsentingCommand,
     DataOption,
+    DeskFolder,
     Device,
     Force,
     Json,
+    LedgerUrl,
+    Oracles,
     Quiet,
+    References,
+    Rehearsals,
+    ReleasedWeights,
     Seed,
     Set,
+    SkipNeverTrained,
     merge_group,
     print_result,
     progress,
@@ -28,22 +38,9 @@ from efface.cli.sign import open_signer
 if TYPE_CHECKING:
     from efface.desk import Desk
 
-DeskFolder = Annotated[
-    Path, typer.Option("--desk", help="Folder of the desk: ledger, private files, runs, bundles.", envvar="EFFACE_DESK")
-]
-LedgerUrl = Annotated[
-    str | None,
-    typer.Option(
-        "--ledger",
-        help="An SQLite file, or postgresql://USER@HOST/NAME; by default a file in the desk.",
-        envvar="EFFACE_LEDGER",
-    ),
-]
-Actor = Annotated[str | None, typer.Option("--actor", help="Who does it; by default $EFFACE_ACTOR, else your account.")]
 RequestId = Annotated[str, typer.Argument(metavar="ID", help="Your own name for the request, as DSR-2026-0042.")]
 ReasonText = Annotated[str, typer.Option("--reason", help="Why; kept in the ledger.")]
 ModelName = Annotated[str | None, typer.Option("--model", help="The chain of models, if there are several.")]
-HOME = Path("efface-desk")
 
 request = typer.Typer(
     help="Answer deletion requests: add, plan, run, release, and keep a ledger of it all.",
@@ -63,7 +60,7 @@ def opened(desk: Path, ledger: str | None, *, create: bool = False) -> Desk:
 def model_command(
     run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="Run folder of the first model.")] = None,
     name: Annotated[str, typer.Option("--model", help="Your own name for it.")] = "main",
-    desk: DeskFolder = HOME,
+    desk: DeskFolder = DESK_HOME,
     ledger: LedgerUrl = None,
     actor: Actor = None,
     json_: Json = False,
@@ -93,7 +90,7 @@ def add_command(
     deadline: Annotated[
         str | None, typer.Option("--deadline", help="Last day to answer, as 2026-12-29; by default after 30 days.")
     ] = None,
-    desk: DeskFolder = HOME,
+    desk: DeskFolder = DESK_HOME,
     ledger: LedgerUrl = None,
     actor: Actor = None,
     json_: Json = False,
@@ -114,7 +111,7 @@ def list_command(
     search: Annotated[str, typer.Option("--search", help="Only requests whose id contains this.")] = "",
     due_by: Annotated[str | None, typer.Option("--due-by", help="Only those due on this day or before.")] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many.")] = None,
-    desk: DeskFolder = HOME,
+    desk: DeskFolder = DESK_HOME,
     ledger: LedgerUrl = None,
     json_: Json = False,
     quiet: Quiet = False,
@@ -130,7 +127,7 @@ def list_command(
 
 @request.command("show", cls=ConsentingCommand)
 def show_command(
-    id_: RequestId, desk: DeskFolder = HOME, ledger: LedgerUrl = None, json_: Json = False, quiet: Quiet = False
+    id_: RequestId, desk: DeskFolder = DESK_HOME, ledger: LedgerUrl = None, json_: Json = False, quiet: Quiet = False
 ) -> None:
     """Show everything about one request, after checking the chain of the ledger."""
     with opened(desk, ledger) as found:
@@ -147,22 +144,18 @@ def plan_command(
     budget: Annotated[
         str | None, typer.Option("--budget", help="Largest number of steps: 5% of retraining's, or a number.")
     ] = None,
-    oracle: Annotated[
-        list[Path] | None, typer.Option("--oracle", help="A model retrained without them, for the audit; repeatable.")
-    ] = None,
-    references: Annotated[
-        Path | None, typer.Option("--references", help="A folder filled by `efface references`, for the audit.")
-    ] = None,
+    oracle: Oracles = None,
+    references: References = None,
+    bank: AuditBank = None,
+    rehearsals: Rehearsals = None,
     data: DataOption = None,
-    skip_never_trained: Annotated[
-        bool, typer.Option("--skip-never-trained", help="Skip listed ids that were never trained on.")
-    ] = False,
+    skip_never_trained: SkipNeverTrained = False,
     allow_absent: AllowAbsent = False,
     config: Config = None,
     set_: Set = None,
     seed: Seed = None,
     device: Device = None,
-    desk: DeskFolder = HOME,
+    desk: DeskFolder = DESK_HOME,
     ledger: LedgerUrl = None,
     actor: Actor = None,
     json_: Json = False,
@@ -177,7 +170,8 @@ def plan_command(
         skip_never_trained=skip_never_trained or None, allow_absent=allow_absent or None,
         oracles=[str(one) for one in oracle] if oracle else None, references=references and str(references),
     )  # fmt: skip
-    settings["audit"] = merge_group(settings, "audit", {})
+    beside = {"bank": bank and str(bank), "rehearsals": rehearsals and str(rehearsals)}
+    settings["audit"] = merge_group(settings, "audit", {name: path for name, path in beside.items() if path})
     with opened(desk, ledger) as found:
         plan = found.plan(ids, settings, actor=actor)
     print_result(plan.as_dict(), plan.lines(), as_json=json_, quiet=quiet)
@@ -190,7 +184,7 @@ def run_command(
     ] = None,
     model: ModelName = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for another run of this model.")] = False,
-    desk: DeskFolder = HOME,
+    desk: DeskFolder = DESK_HOME,
     ledger: LedgerUrl = None,
     actor: Actor = None,
     json_: Json = False,
@@ -210,11 +204,9 @@ def run_command(
 def release_command(
     id_: RequestId,
     key: Annotated[Path, typer.Option("--key", help="Private key, from `efface keys new`.")],
-    weights: Annotated[
-        Path | None, typer.Option("--weights", help="The released file; by default the run's own.")
-    ] = None,
+    weights: ReleasedWeights = None,
     reason: Annotated[str, typer.Option("--reason", help="Why, if the verdict is not 'removed'.")] = "",
-    desk: DeskFolder = HOME,
+    desk: DeskFolder = DESK_HOME,
     ledger: LedgerUrl = None,
     actor: Actor = None,
     json_: Json = False,
@@ -237,7 +229,7 @@ def _decide(verb: str, id_: str, reason: str, desk: Path, ledger: str | None, ac
 def refuse_command(
     id_: RequestId,
     reason: ReasonText = "",
-    desk: DeskFolder = HOME,
+    desk: DeskFolder = DESK_HOME,
     ledger: LedgerUrl = None,
     actor: Actor = None,
     json_: Json = False,
@@ -251,7 +243,7 @@ def refuse_command(
 def withdraw_command(
     id_: RequestId,
     reason: ReasonText = "",
-    desk: DeskFolder = HOME,
+    desk: DeskFolder = DESK_HOME,
     ledger: LedgerUrl = None,
     actor: Actor = None,
     json_: Json = False,
@@ -265,7 +257,7 @@ def withdraw_command(
 def discard_command(
     id_: RequestId,
     reason: ReasonText = "",
-    desk: DeskFolder = HOME,
+    desk: DeskFolder = DESK_HOME,
     ledger: LedgerUrl = None,
     actor: Actor = None,
     json_: Json = False,
@@ -278,7 +270,7 @@ def discard_command(
 @request.command("due", cls=ConsentingCommand)
 def due_command(
     days: Annotated[int, typer.Option("--days", min=0, help="Due within so many days, or late.")] = 7,
-    desk: DeskFolder = HOME,
+    desk: DeskFolder = DESK_HOME,
     ledger: LedgerUrl = None,
     json_: Json = False,
     quiet: Quiet = False,
@@ -302,7 +294,7 @@ def _days(left: int) -> str:
 
 @request.command("verify", cls=ConsentingCommand)
 def verify_ledger_command(
-    desk: DeskFolder = HOME, ledger: LedgerUrl = None, json_: Json = False, quiet: Quiet = False
+    desk: DeskFolder = DESK_HOME, ledger: LedgerUrl = None, json_: Json = False, quiet: Quiet = False
 ) -> None:
     """Check every event of the ledger, and all that follows from them; the exit code is 3 if something is wrong."""
     with opened(desk, ledger) as found:
@@ -317,7 +309,7 @@ def export_command(
     id_: RequestId,
     out: Annotated[Path | None, typer.Option("--out", help="ZIP archive to write; by default ID.zip.")] = None,
     force: Force = False,
-    desk: DeskFolder = HOME,
+    desk: DeskFolder = DESK_HOME,
     ledger: LedgerUrl = None,
     json_: Json = False,
     quiet: Quiet = False,
@@ -333,7 +325,7 @@ def replay_command(
     apply: Annotated[
         bool, typer.Option("--apply", help="Write the events that the ledger lacks back, from the journal.")
     ] = False,
-    desk: DeskFolder = HOME,
+    desk: DeskFolder = DESK_HOME,
     ledger: LedgerUrl = None,
     actor: Actor = None,
     json_: Json = False,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from efface.cli.options import Force, Json, Quiet, print_result
+from efface.cli.options import Force, Json, Quiet, ReleasedWeights, print_result
 from efface.errors import EffaceError
 
 if TYPE_CHECKING:
@@ -69,9 +69,7 @@ def show_key(
 def sign_command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="An audited run, or a head.")],
     key: Annotated[Path, typer.Option("--key", help="Private key, from `efface keys new`.")],
-    weights: Annotated[
-        Path | None, typer.Option("--weights", help="The released file; by default the run's own.")
-    ] = None,
+    weights: ReleasedWeights = None,
     request_id: Annotated[str, typer.Option("--request-id", help="Your own name for the request.")] = "",
     out: Annotated[
         Path | None, typer.Option("--out", help="Bundle to write; by default WEIGHTS.intoto.jsonl in the run.")

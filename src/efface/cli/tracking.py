@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from efface.training.launch import is_follower
+
 if TYPE_CHECKING:
     from efface.runs.run import Progress
 
@@ -30,7 +32,7 @@ def tracked(progress: Progress, where: str | None, out: Path, settings: Mapping[
         settings: The settings of the verb; those that could name examples are left out.
 
     """
-    if where is None:
+    if where is None or is_follower():  # of several processes the first one tells it
         yield progress
         return
     from efface.training.trackers import track

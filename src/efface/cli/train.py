@@ -21,6 +21,7 @@ from efface.cli.options import (
     Quiet,
     Seed,
     Set,
+    SkipNeverTrained,
     Trust,
     consent_settings,
     merge_group,
@@ -96,9 +97,7 @@ def unlearn_command(
     data: DataOption = None,
     objective: Annotated[str | None, typer.Option("--objective", help="Objective of a foreign checkpoint.")] = None,
     model: ModelOption = None,
-    skip_never_trained: Annotated[
-        bool, typer.Option("--skip-never-trained", help="Skip listed ids that were never trained on.")
-    ] = False,
+    skip_never_trained: SkipNeverTrained = False,
     allow_absent: AllowAbsent = False,
     purge_cache: PurgeCache = False,
     trust_pickle: Trust = None,

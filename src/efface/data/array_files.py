@@ -9,11 +9,12 @@ from __future__ import annotations
 import ast
 import contextlib
 import lzma
+import mmap
 import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +24,8 @@ from efface.errors import EffaceError
 
 LONGEST_HEADER = 2**16
 """Longest header of an array, in bytes; NumPy's own headers have about 128."""
+PART_BYTES = 2**25
+"""Bytes of a large array that are worked on at once."""
 USABLE = 0.8
 """Share of the free memory that the arrays of a file may take."""
 
@@ -74,12 +77,41 @@ def read_npz(path: Path, names: Collection[str] | None = None) -> tuple[dict[str
     return arrays, list(members)
 
 
-def read_npy(path: Path) -> np.ndarray:
-    """Read the array of an .npy file; see :func:`read_npz`."""
+def read_npy(path: Path, *, mapped: bool = False) -> np.ndarray:
+    """Read the array of an .npy file; see :func:`read_npz`.
+
+    Args:
+        path: The file.
+        mapped: Map it instead of reading it, so that it may be larger than the memory; it cannot be written.
+
+    """
     with open(path, "rb") as file:
-        _check_memory(_check_array(file, os.fstat(file.fileno()).st_size, path.name))
+        size = _check_array(file, os.fstat(file.fileno()).st_size, path.name)
+        if mapped and size:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        _check_memory(size)
         file.seek(0)
         return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def row_chunks(x: np.ndarray, most: int = PART_BYTES) -> Iterator[slice]:
+    """Divide the rows of an array into parts of at most ``most`` bytes.
+
+    What was read of a mapped file is let go after each part, so that the memory in use does not grow with the file.
+    """
+    size = max(1, most // max(1, x.nbytes // max(1, len(x))))
+    for start in range(0, len(x), size):
+        yield slice(start, start + size)
+        pages = getattr(x, "_mmap", None)
+        if pages is not None and hasattr(pages, "madvise"):
+            pages.madvise(mmap.MADV_DONTNEED)
+
+
+def take_rows(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Copy some rows, in ascending order; of a mapped file, what was read around them is let go."""
+    ordered = np.sort(rows)
+    cut = ((ordered[(ordered >= part.start) & (ordered < part.stop)]) for part in row_chunks(x))
+    return np.concatenate([x[:0], *(np.array(x[chosen]) for chosen in cut)])
 
 
 def unreadable_arrays_error(path: Path | str, error: Exception, remedy: str) -> EffaceError:

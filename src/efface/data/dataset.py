@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from efface.data.labels import UNKNOWN_LABEL, convert_labels
+from efface.data.lazy_pixels import LazyPixels, Pixels
 from efface.data.names import NameIndex, explain_absent, quote_first
 from efface.data.pixels import convert_pixels, describe_darkness
 from efface.data.text_files import as_texts
@@ -30,8 +31,8 @@ class Data:
 
     """
 
-    x: np.ndarray
-    """Pixels, uint8 [N, C, H, W], 0 to 255; in memory or memory-mapped."""
+    x: Pixels
+    """Pixels, uint8 [N, C, H, W], 0 to 255; in memory, memory-mapped, or decoded when rows are taken."""
     keys: np.ndarray
     """Identifiers of the examples, str [N]: unique and stable, such as ``train/00012`` or ``cats/a.png``."""
     y: np.ndarray | None = None
@@ -52,6 +53,10 @@ class Data:
     """Files that are not read as examples: ``folder``, ``kind`` (a suffix or a reason) and ``count`` of each kind."""
     notes: tuple[str, ...] = ()
     """What the source has to say to the user: how files were understood, and what was not read."""
+    shards: tuple[str, ...] = ()
+    """Paths of the files that hold several pictures each, such as tars; empty if each picture has its own."""
+    shard: np.ndarray | None = None
+    """Which of ``shards`` holds each example, int64 [N]; None without shards."""
 
     def __post_init__(self) -> None:
         if self.x.dtype != np.uint8 or self.x.ndim != 4 or 0 in self.x.shape:
@@ -67,6 +72,7 @@ class Data:
             "group": self.group,
             "text": self.text,
             "official": self.official,
+            "shard": self.shard,
         }
         for field, value in fields.items():
             shape = [len(value)] if isinstance(value, tuple) else None if value is None else list(value.shape)
@@ -151,7 +157,7 @@ class Data:
         """Copy the examples at positions ``ids``, in that order, into a new data set."""
         rows = np.asarray(ids, dtype=np.int64)
         return Data(
-            x=np.array(self.x[rows]),
+            x=self.x.take(rows) if isinstance(self.x, LazyPixels) else np.array(self.x[rows]),
             keys=self.keys[rows],
             y=None if self.y is None else self.y[rows],
             classes=self.classes,
@@ -162,6 +168,8 @@ class Data:
             skipped=self.skipped,
             unread=self.unread,
             notes=self.notes,
+            shards=self.shards,
+            shard=None if self.shard is None else self.shard[rows],
         )
 
     def digest(self) -> str:

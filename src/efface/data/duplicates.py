@@ -21,6 +21,7 @@ from hashlib import blake2b
 import numpy as np
 
 from efface.data.dataset import Data, quote_first
+from efface.data.lazy_pixels import LazyPixels
 from efface.errors import EffaceError
 
 THUMBNAIL_SIDE, FINE = 8, 16
@@ -108,6 +109,8 @@ def _find_exact(data: Data, chosen: np.ndarray, elsewhere: Mapping[str, np.ndarr
 
 def hash_pixels(data: Data, row: np.intp) -> bytes:
     """Hash the pixels of one example."""
+    if isinstance(data.x, LazyPixels):
+        return data.x.pixels_digest(int(row))
     return blake2b(np.ascontiguousarray(data.x[row]).data, digest_size=16).digest()
 
 

@@ -22,8 +22,9 @@ import PIL
 from efface.data.class_order import number_classes
 from efface.data.dataset import UNKNOWN_LABEL, Data
 from efface.data.image_files import RULES
+from efface.data.lazy_pixels import LazyPixels
 from efface.errors import EffaceError
-from efface.files import disk_errors
+from efface.files import disk_errors, parse_json
 
 IDENTITY = "identity.npz"
 """Name of the file in a run folder."""
@@ -174,7 +175,7 @@ class DataIdentity:
         try:
             with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in ("keys", "contents", "labels")}
-                head = json.loads(file["head"].tobytes())
+                head = parse_json(file["head"].tobytes().decode())
             found = DataIdentity(**arrays, classes=tuple(head["classes"]), facts=head["facts"])
         except FileNotFoundError:
             raise EffaceError(
@@ -208,6 +209,11 @@ def _hash_contents(data: Data, positions: np.ndarray, *, captions: bool) -> np.n
     """Hash the key, the pixels and the caption of each example at ``positions``, uint64 [n], one picture at a time."""
     digests = bytearray()
     for row in positions.tolist():
+        if isinstance(data.x, LazyPixels):
+            known = data.x.content_digest(row, str(data.keys[row]), data.text[row] if captions and data.text else None)
+            if known is not None:
+                digests += known
+                continue
         sha = hashlib.blake2b(f"{data.keys[row]}\0".encode(), digest_size=8)
         sha.update(np.ascontiguousarray(data.x[row]).data)
         if captions and data.text is not None:

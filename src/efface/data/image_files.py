@@ -1,18 +1,15 @@
-"""Decode image files into one array of pixels, once, in a memory-mapped cache."""
+"""Decode image files, each by itself, to pixels of one size, in threads."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import json
 import os
-import shutil
-import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -24,11 +21,10 @@ from PIL import Image, UnidentifiedImageError
 
 from efface.data.array_files import USABLE, free_memory
 from efface.data.picture_conversion import to_array
-from efface.data.pixel_caches import describe_items
+from efface.data.picture_places import PicturePlace
 from efface.data.pixels import judge_depth
 from efface.data.preprocessing import Orientation, Preprocessing
-from efface.errors import EffaceError
-from efface.files import disk_errors, make_folder
+from efface.errors import EffaceError, suggest_name
 
 RULES = 2
 """Version of the decoding rules; increase it when they change, so that older caches are not used."""
@@ -45,13 +41,22 @@ PIXEL_BYTES = 16
 ALONE = 40_000_000
 """Pixels from which a picture is decoded alone, so that not all threads hold a large one."""
 GRAY = frozenset(("1", "L", "LA", "La", "I"))
-PIXELS, INDEX = "pixels.npy", "index.json"
-STALE_SECONDS = 24 * 3600
 
 
-@dataclass(frozen=True)
+class Decoding(StrEnum):
+    """When pictures are decoded."""
+
+    AUTO = "auto"
+    """Once, into one array; when they are needed, if that array would take too much of the memory."""
+    MEMORY = "memory"
+    """Once, into one array that is kept in a folder and mapped into memory."""
+    LAZY = "lazy"
+    """Each time when they are needed, in threads; nothing decoded is kept."""
+
+
+@dataclass(frozen=True, slots=True)
 class ImageFile:
-    """One image file with its key, label, caption, group and official part (``train`` or ``test``)."""
+    """One picture with its key, label, caption, group and official part (``train`` or ``test``)."""
 
     key: str
     path: Path
@@ -59,6 +64,8 @@ class ImageFile:
     caption: str = ""
     group: str = ""
     official: str = ""
+    place: PicturePlace | None = None
+    """Where in the file ``path`` the picture is; None: it is the whole file."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,8 @@ class ImageOptions:
     """The value of white in pictures with 16 bits; None: 65535, if the values in them reach into the upper half."""
     preprocessing: Preprocessing | None = None
     """How pictures are resized and cropped; None: by ``size``."""
+    decode: str = Decoding.AUTO
+    """When pictures are decoded: a :class:`Decoding`."""
 
     def __post_init__(self) -> None:
         if self.size is not None and self.preprocessing is not None:
@@ -97,10 +106,15 @@ class ImageOptions:
                     "white": "It is the largest value, such as 4095 for 12 bits, at most 65535.",
                 }
                 raise EffaceError(f"The option '{name}' cannot be {value!r}.", kinds[name])
+        if self.decode not in list(Decoding):
+            raise EffaceError(
+                f"The option 'decode' cannot be {self.decode!r}.{suggest_name(str(self.decode), list(Decoding))}",
+                f"It is {', '.join(Decoding)}.",
+            )
 
 
-@dataclass(frozen=True)
-class _Header:
+@dataclass(frozen=True, slots=True)
+class ImageHeader:
     """The properties of an image that are known before its pixels are decoded."""
 
     width: int
@@ -122,110 +136,27 @@ def image_suffixes() -> frozenset[str]:
     return SUFFIXES | (MORE_SUFFIXES & set(Image.registered_extensions()))
 
 
-def load_pixels(
-    items: Sequence[ImageFile], options: ImageOptions
-) -> tuple[np.ndarray, list[ImageFile], list[dict[str, str]]]:
-    """Decode image files, or load their pixels from the cache.
-
-    The cache is keyed by the options and by the key, path, size and times of every file, so a changed file is decoded
-    again: the time at which its status changed cannot be set back. It is written under another name and renamed when
-    complete.
+class PictureDecoder:
+    """Decodes pictures to pixels of one shape; several threads may use it.
 
     Args:
-        items: The image files.
-        options: How to decode them.
-
-    Returns:
-        The pixels, uint8 [N, C, H, W] (memory-mapped); the items that were decoded; and the ones that were left out
-        because they are broken.
-
-    Raises:
-        EffaceError: An image cannot be read and ``options.skip_broken`` is not set, or the images differ in size and
-            ``options.size`` is not set.
+        options: How pictures are decoded.
+        shape: Channels, height and width of every result.
 
     """
-    home = Path(options.cache).expanduser() if options.cache else cache_home() / "pixels"
-    folder = home / _cache_key(items, options)
-    cached = _read_cache(folder)
-    if cached is None:
-        with disk_errors(folder):
-            _write_cache(folder, items, options)
-        cached = _read_cache(folder)
-        if cached is None:
-            raise EffaceError(
-                f"The decoded images in {folder} cannot be read back.",
-                "They were written a moment ago.",
-                "Check the disk, or choose another folder with --set data.cache=FOLDER.",
-            )
-    x, skipped = cached
-    if skipped and not options.skip_broken:
-        raise _broken_error(skipped, len(items))
-    absent = {item["key"] for item in skipped}
-    return x, [item for item in items if item.key not in absent], skipped
 
+    def __init__(self, options: ImageOptions, shape: tuple[int, int, int]) -> None:
+        self.options, self.shape = options, shape
+        self._peaks: list[tuple[int, bool]] = []
+        self._alone = Lock()
 
-def _cache_key(items: Sequence[ImageFile], options: ImageOptions) -> str:
-    """Hash everything that the decoded pixels depend on."""
-    rules = (RULES, options.size, options.channels, options.white)
-    sha = hashlib.sha256(repr(rules if options.preprocessing is None else (*rules, options.preprocessing)).encode())
-    for item in items:
+    def decode(self, item: ImageFile) -> np.ndarray | str:
+        """Decode a picture to uint8 [C, H, W]; a text says why it cannot be decoded."""
+        options, (channels, height, width) = self.options, self.shape
         try:
-            status = item.path.stat()
-            stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        except OSError:
-            stamp = None
-        sha.update(repr((item.key, str(item.path.absolute()), stamp)).encode("utf-8", "surrogateescape"))
-    return sha.hexdigest()[:32]
-
-
-def _read_cache(folder: Path) -> tuple[np.ndarray, list[dict[str, str]]] | None:
-    """Load the pixels that an earlier run decoded, and the list of skipped files; None if they are incomplete."""
-    try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        # Copy-on-write: torch needs a writable array, but nothing is ever written to the file.
-        x = np.load(folder / PIXELS, mmap_mode="c", allow_pickle=False)
-        skipped = [{name: str(item[name]) for name in ("key", "path", "error")} for item in index["skipped"]]
-        return (x, skipped) if x.dtype == np.uint8 and x.ndim == 4 and list(x.shape) == index["shape"] else None
-    except (OSError, ValueError, KeyError, TypeError, EOFError, MemoryError, RecursionError):
-        return None
-
-
-def _write_cache(folder: Path, items: Sequence[ImageFile], options: ImageOptions) -> None:
-    """Decode the images into a temporary folder, then rename it to ``folder``."""
-    make_folder(folder.parent, "Choose another folder with --set data.cache=FOLDER.")
-    for old in folder.parent.glob(f"{'[0-9a-f]' * 32}.*.partial"):  # no other partial folder: it may be a run
-        if time.time() - old.stat().st_mtime > STALE_SECONDS:
-            shutil.rmtree(old, ignore_errors=True)
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        _decode(partial, items, options)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
-    except OSError:
-        # Another process may have finished the same folder first; its result is equally good.
-        if _read_cache(folder) is None:
-            raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _decode(folder: Path, items: Sequence[ImageFile], options: ImageOptions) -> None:
-    """Write the pixels and the index of all images into ``folder``."""
-    headers, skipped = _read_headers(items, options)
-    readable = [(item, header) for item, header in zip(items, headers, strict=True) if header is not None]
-    height, width = _common_size([header for _, header in readable], options)
-    channels = options.channels or (1 if all(header.gray for _, header in readable) else 3)
-
-    peaks: list[tuple[int, bool]] = []
-    alone = Lock()
-
-    def decode(item: ImageFile) -> np.ndarray | str:
-        try:
-            with _open(item.path) as image, alone if image.width * image.height > ALONE else nullcontext():
+            with _open(item) as image, self._alone if image.width * image.height > ALONE else nullcontext():
                 if (peak := _deep_peak(image)) is not None:
-                    peaks.append(peak)
+                    self._peaks.append(peak)
                 array = to_array(image, options.size, channels, options.white or 65535, options.preprocessing)
             if array.shape != (channels, height, width):
                 return f"it is {array.shape[2]} x {array.shape[1]}, but its header says otherwise"
@@ -235,68 +166,86 @@ def _decode(folder: Path, items: Sequence[ImageFile], options: ImageOptions) -> 
         except Exception as error:
             return _describe_error(error)
 
-    count, files = 0, [item for item, _ in readable]
-    with open(folder / PIXELS, "wb") as file:
-        start = _write_header(file, (len(files), channels, height, width))
-        for item, result in zip(files, _map_in_threads(decode, files), strict=True):
-            if isinstance(result, str):
-                skipped.append(_describe_broken(item, result))
-                if not options.skip_broken:
-                    raise _broken_error(skipped, len(items))
-            else:
-                file.write(result.data)
-                count += 1
-        # The .npy header is padded for a longer first axis, so rewriting it does not move the pixels.
-        file.seek(0)
-        if _write_header(file, (count, channels, height, width)) != start:
-            raise RuntimeError("the header of the pixels changed its length")
-    if not count:
-        raise _broken_error(skipped, len(items))
-    if peaks:
-        judge_depth(max(peak for peak, _ in peaks), len(peaks), options.white, reduced=any(cut for _, cut in peaks))
-    index = {"shape": [count, channels, height, width], "skipped": skipped}
-    index |= describe_items([item.key for item in items], [item.path for item in items])
-    (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
+    def judge_depth(self) -> None:
+        """Refuse what was decoded if the pictures have more than 8 bits and what is white in them must be stated."""
+        if self._peaks:
+            reduced = any(cut for _, cut in self._peaks)
+            judge_depth(max(peak for peak, _ in self._peaks), len(self._peaks), self.options.white, reduced=reduced)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"options": self.options, "shape": self.shape}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)
 
 
-def _read_headers(
+def read_headers(
     items: Sequence[ImageFile], options: ImageOptions
-) -> tuple[list[_Header | None], list[dict[str, str]]]:
-    """Read the header of every image (None if it is broken), and list the broken ones."""
+) -> tuple[list[ImageHeader | None], list[dict[str, str]]]:
+    """Read the header of every image (None if it is broken), and list the broken ones.
+
+    Raises:
+        EffaceError: Some are broken and ``options.skip_broken`` is not set, or all are.
+
+    """
     rules = options.preprocessing or Preprocessing()
 
-    def read(item: ImageFile) -> _Header | str:
+    def read(item: ImageFile) -> ImageHeader | str:
         try:
-            with _open(item.path) as image:
+            with _open(item) as image:
                 turned = rules.orientation is Orientation.UPRIGHT and _is_rotated(image)
                 width, height = image.size[::-1] if turned else image.size
                 if width * height == 1:
                     return "it has only one pixel"
-                return _Header(width, height, image.mode in GRAY or image.mode.startswith("I;16"))
+                return ImageHeader(width, height, image.mode in GRAY or image.mode.startswith("I;16"))
         except MemoryError:
             raise
         except Exception as error:
             return _describe_error(error)
 
-    results = list(_map_in_threads(read, items))
+    results = list(map_in_threads(read, items))
     broken = [(item, result) for item, result in zip(items, results, strict=True) if isinstance(result, str)]
-    skipped = [_describe_broken(item, error) for item, error in broken]
+    skipped = [describe_broken(item, error) for item, error in broken]
     if skipped and (not options.skip_broken or len(skipped) == len(items)):
-        raise _broken_error(skipped, len(items))
+        raise broken_error(skipped, len(items))
     return [None if isinstance(result, str) else result for result in results], skipped
 
 
-def _open(path: Path) -> Image.Image:
+@contextmanager
+def _open(item: ImageFile) -> Iterator[Image.Image]:
     """Open an image; raise if decoding it takes more memory than there is."""
-    image = Image.open(path)
-    need = image.width * image.height * PIXEL_BYTES
-    if image.width * image.height > ALONE and need > USABLE * (free := free_memory()):
-        image.close()
-        raise ValueError(
-            f"it has {image.width} x {image.height} pixels, which take {need / 2**30:.1f} GB of memory, and "
-            f"{free / 2**30:.1f} GB are free"
-        )
-    return image
+    source = nullcontext(item.path) if item.place is None else item.place.open(item.path)
+    with source as file, _large_pictures(), Image.open(file) as image:
+        need = image.width * image.height * PIXEL_BYTES
+        if image.width * image.height > ALONE and need > USABLE * (free := free_memory()):
+            raise ValueError(
+                f"it has {image.width} x {image.height} pixels, which take {need / 2**30:.1f} GB of memory, and "
+                f"{free / 2**30:.1f} GB are free"
+            )
+        yield image
+
+
+class _LargePictures:
+    """How many threads open a picture now, and Pillow's own limit, which holds again when none does."""
+
+    lock, count = Lock(), 0
+    limit: int | None = None
+
+
+@contextmanager
+def _large_pictures() -> Iterator[None]:
+    """Judge large pictures by the memory (:func:`_open`), not by Pillow's fixed limit."""
+    with _LargePictures.lock:
+        if not _LargePictures.count:
+            _LargePictures.limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        _LargePictures.count += 1
+    try:
+        yield
+    finally:
+        with _LargePictures.lock:
+            _LargePictures.count -= 1
+            if not _LargePictures.count:
+                Image.MAX_IMAGE_PIXELS = _LargePictures.limit
 
 
 def _deep_peak(image: Image.Image) -> tuple[int, bool] | None:
@@ -322,8 +271,13 @@ def _is_rotated(image: Image.Image) -> bool:
     return tags is None or image.size == (tags.get(256), tags.get(257))  # newer Pillow has swapped a TIFF's already
 
 
-def _common_size(headers: Sequence[_Header], options: ImageOptions) -> tuple[int, int]:
-    """Return the height and width of all images; raise if they differ and no size is given."""
+def common_shape(headers: Sequence[ImageHeader], options: ImageOptions) -> tuple[int, int, int]:
+    """Return the channels, height and width that all images get; raise if sizes differ and no size is given."""
+    channels = options.channels or (1 if all(header.gray for header in headers) else 3)
+    return channels, *_common_size(headers, options)
+
+
+def _common_size(headers: Sequence[ImageHeader], options: ImageOptions) -> tuple[int, int]:
     if options.size is not None:
         return options.size, options.size
     if options.preprocessing is not None and options.preprocessing.output is not None:
@@ -342,27 +296,17 @@ def _common_size(headers: Sequence[_Header], options: ImageOptions) -> tuple[int
     return height, width
 
 
-def _map_in_threads(function: Any, items: Sequence[ImageFile]) -> Iterator[Any]:
+def map_in_threads(function: Callable[[ImageFile], Any], items: Sequence[ImageFile]) -> Iterator[Any]:
     """Apply ``function`` to every item in order; only a few results are in memory at a time."""
     threads = min(8, os.cpu_count() or 1)
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # large pictures are judged by the memory: _open
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            remaining = iter(items)
-            while chunk := list(islice(remaining, 8 * threads)):
-                yield from pool.map(function, chunk)
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+    with ThreadPoolExecutor(threads) as pool:
+        remaining = iter(items)
+        while chunk := list(islice(remaining, 8 * threads)):
+            yield from pool.map(function, chunk)
 
 
-def _write_header(file: Any, shape: tuple[int, ...]) -> int:
-    """Write the .npy header for uint8 pixels of this shape, and return the position after it."""
-    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, header)
-    return int(file.tell())
-
-
-def _describe_broken(item: ImageFile, error: str) -> dict[str, str]:
+def describe_broken(item: ImageFile, error: str) -> dict[str, str]:
+    """Describe a picture that cannot be read: its key, its file, and why."""
     return {"key": item.key, "path": str(item.path), "error": error}
 
 
@@ -372,10 +316,13 @@ def _describe_error(error: Exception) -> str:
     heic = str(error).lower().rstrip("'").endswith((".heic", ".heif", ".hif"))
     if heic and isinstance(error, UnidentifiedImageError):
         return "it cannot be decoded here (pip install pillow-heif)"
+    if isinstance(error, UnidentifiedImageError) and "<" in str(error):
+        return "cannot identify it as an image"  # a part of a file, whose name Pillow does not know
     return str(error) or type(error).__name__
 
 
-def _broken_error(skipped: Sequence[dict[str, str]], total: int) -> EffaceError:
+def broken_error(skipped: Sequence[dict[str, str]], total: int) -> EffaceError:
+    """Build the error for pictures that cannot be read, of ``total``."""
     shown = "; ".join(f"'{item['key']}' at {item['path']}: {item['error']}" for item in skipped[:5])
     all_broken = len(skipped) == total
     return EffaceError(

@@ -49,13 +49,13 @@ def list_images(top: Path) -> FolderListing:
         EffaceError: There are no images, or their folders are neither classes nor official parts.
 
     """
-    names, unread = _walk(top)
+    names, unread = walk_files(top)
     suffixes = image_suffixes()
     images = [name.split("/") for name in names if Path(name).suffix.lower() in suffixes]
     for name in names:
         if Path(name).suffix.lower() not in suffixes and Path(name).name.lower() not in SYSTEM_FILES:
             unread[_folder_of(name), Path(name).suffix.lower() or "files without a suffix"] += 1
-    listing = FolderListing(unread=_list_unread(unread), notes=describe_unread(unread, top.name or str(top)))
+    listing = FolderListing(unread=list_unread(unread), notes=describe_unread(unread, top.name or str(top)))
     if not images:
         kinds = sorted({kind for _, kind in unread})
         raise EffaceError(
@@ -109,7 +109,8 @@ def _describe_heic(unread: Mapping[tuple[str, str], int]) -> str:
     return f" To read {', '.join(sorted(found))}: pip install pillow-heif." if found else ""
 
 
-def _list_unread(unread: Mapping[tuple[str, str], int]) -> list[dict[str, Any]]:
+def list_unread(unread: Mapping[tuple[str, str], int]) -> list[dict[str, Any]]:
+    """List the files that were not read, as in :attr:`efface.data.dataset.Data.unread`."""
     return [{"folder": folder, "kind": kind, "count": count} for (folder, kind), count in sorted(unread.items())]
 
 
@@ -146,7 +147,7 @@ def _folder_of(name: str) -> str:
     return name.rpartition("/")[0]
 
 
-def _walk(top: Path) -> tuple[list[str], Counter[tuple[str, str]]]:
+def walk_files(top: Path) -> tuple[list[str], Counter[tuple[str, str]]]:
     """Return the paths of all files below ``top``, sorted, and count the files that are left out with their folder."""
     seen: set[str] = set()
     names: list[str] = []

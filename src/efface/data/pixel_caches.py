@@ -1,7 +1,8 @@
-"""Find and remove caches of decoded pictures that hold certain examples: copies that outlive the files themselves.
+"""Find what still holds certain pictures: caches, which outlive the files, and shards, which hold others as well.
 
 A cache lists digests of the keys in it and the folder that its files have in common. Caches of older versions do not;
-only the one that is in use is then known.
+only the one that is in use is then known. A shard (a tar, a table) is never removed: it is to be written again without
+them (:mod:`efface.data.shards.rewriting`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from efface.data.dataset import Data
+from efface.data.lazy_pixels import LazyPixels
 
 CACHE_INDEX = "index.json"
 
@@ -42,14 +44,18 @@ def find_caches(data: Data, keys: Iterable[str], former: Sequence[str] = ()) -> 
         Folder to the number of examples, the cache in use first. Empty if the pictures were not decoded from files.
 
     """
-    file = getattr(data.x, "filename", None) if isinstance(data.x, np.memmap) else None
-    if file is None or not (Path(file).parent / CACHE_INDEX).is_file():
-        return {}
-    own, wanted = Path(file).parent, set(keys)
+    wanted = set(keys)
     hashed = {_hash_key(key) for key in wanted}
-    root = str(_read_index(own).get("root", ""))
-    found = {own: len(wanted & set(data.keys.tolist()))}
-    for folder in sorted(own.parent.iterdir()):
+    if isinstance(data.x, LazyPixels):
+        own, home = None, data.x.home
+        root, found = str(describe_items((), [item.path for item in data.x.items])["root"]), dict[Path, int]()
+    else:
+        file = getattr(data.x, "filename", None) if isinstance(data.x, np.memmap) else None
+        if file is None or not (Path(file).parent / CACHE_INDEX).is_file():
+            return {}
+        own, home = Path(file).parent, Path(file).parent.parent
+        root, found = str(_read_index(own).get("root", "")), {own: len(wanted & set(data.keys.tolist()))}
+    for folder in sorted(home.iterdir()) if home.is_dir() else ():
         index = _read_index(folder) if folder != own else {}
         if any(_related(one, str(index.get("root", ""))) for one in (root, *former)):
             found[folder] = len(hashed & set(index.get("items", ())))
@@ -57,20 +63,38 @@ def find_caches(data: Data, keys: Iterable[str], former: Sequence[str] = ()) -> 
 
 
 def purge_caches(data: Data, keys: Iterable[str], former: Sequence[str] = ()) -> dict[str, str]:
-    """Remove every cache in which some of the examples are; returns what was done with each folder."""
+    """Remove every cache in which some of the examples are; returns what was done with each, and what shards remain."""
     done: dict[str, str] = {}
     for folder, count in find_caches(data, keys, former).items():
         shutil.rmtree(folder, ignore_errors=True)
         gone = "removed" if not folder.exists() else "could not be removed"
         done[f"decoded pictures in {folder}"] = f"{gone}: it held {count} forgotten pictures"
-    return done
+    return done | list_residual_shards(data, keys)
 
 
 def list_residual_caches(data: Data, keys: Iterable[str], former: Sequence[str] = ()) -> dict[str, str]:
-    """Describe every cache in which some of the examples still are, by ``decoded pictures in FOLDER``."""
-    return {
+    """Describe each cache and shard in which examples still are: ``decoded pictures in FOLDER``, ``shard FILE``."""
+    found = {
         f"decoded pictures in {folder}": f"kept: it holds {count} forgotten pictures (--purge-cache removes it)"
         for folder, count in find_caches(data, keys, former).items()
+    }
+    return found | list_residual_shards(data, keys)
+
+
+def find_shards(data: Data, keys: Iterable[str]) -> dict[str, int]:
+    """Find the shards that still hold some of the examples, and how many of them; in the order of the shards."""
+    if data.shard is None:
+        return {}
+    held = data.shard[np.isin(data.keys, sorted(set(keys)))]
+    counts = np.bincount(held, minlength=len(data.shards))
+    return {path: int(count) for path, count in zip(data.shards, counts, strict=True) if count}
+
+
+def list_residual_shards(data: Data, keys: Iterable[str]) -> dict[str, str]:
+    """Describe every shard in which some of the examples still are, by ``shard FILE``."""
+    return {
+        f"shard {path}": f"kept: it holds {count} forgotten pictures (`efface rewrite` writes it without them)"
+        for path, count in find_shards(data, keys).items()
     }
 
 

@@ -6,7 +6,6 @@ with ``preprocess_cfg`` (open_clip). What is missing there has the library's own
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from typing import Any
 from efface import config
 from efface.data.preprocessing import Preprocessing, Resampling, ResizeLibrary, ResizeMode, Rounding
 from efface.errors import EffaceError
+from efface.files import parse_json
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -82,7 +82,7 @@ def read_file(path: str) -> StatedPreprocessing:
     """
     file = Path(path).expanduser()
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise EffaceError(f"data.preprocessing: there is no file {path}.", remedy="Check the path.") from None
     except (OSError, ValueError, RecursionError) as error:

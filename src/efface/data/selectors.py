@@ -207,15 +207,19 @@ def _select_listed(
     positions, notes = find_keys(data, keys, where)
     untrained = positions[~np.isin(positions, train)]
     if len(untrained):
-        counts = {part: int(np.isin(untrained, rows).sum()) for part, rows in elsewhere.items()}
-        parts = [f"{part} {count}" for part, count in counts.items() if count]
-        unused = len(untrained) - sum(counts.values())
         raise EffaceError(
             f"{len(untrained)} of {len(keys)} ids were not trained on: {quote_first(data.keys[untrained].tolist())}.",
-            f"They are in: {', '.join(parts + ([f'no part {unused}'] if unused else []))}.",
+            f"They are in: {_count_by_part(untrained, elsewhere)}.",
             "Leave them out: the model has nothing to forget about them.",
         )
     return Selection(positions, listed=True, kind="listed", names=count_classes(data, positions), notes=notes)
+
+
+def _count_by_part(positions: np.ndarray, elsewhere: Mapping[str, np.ndarray]) -> str:
+    """How many of the examples are in each part, as in ``holdout 3, no part 1``."""
+    counts = {part: int(np.isin(positions, rows).sum()) for part, rows in elsewhere.items()}
+    unused = len(positions) - sum(counts.values())
+    return ", ".join([f"{part} {count}" for part, count in (counts | {"no part": unused}).items() if count])
 
 
 def _select_keys(
@@ -243,7 +247,7 @@ def _select_class(
         raise EffaceError(f"{data.name} has no labels.", "@class: selects by label.", "List the keys in a file.")
     found = _resolve_names(data, value, NameIndex(data.classes), "class", numbered=True)
     labels = {name: data.y == data.classes.index(name) for name in found.names}
-    return _select_named(train, labels, "class", found.notes)
+    return _select_named(train, elsewhere, labels, "class", found.notes)
 
 
 def _select_group(
@@ -257,7 +261,8 @@ def _select_group(
         )
     known = NameIndex(name for name in np.unique(data.group).tolist() if name)
     found = _resolve_names(data, value, known, "group")
-    return _select_named(train, {name: data.group == name for name in found.names}, "group", found.notes)
+    members = {name: data.group == name for name in found.names}
+    return _select_named(train, elsewhere, members, "group", found.notes)
 
 
 def _resolve_names(data: Data, value: str, known: NameIndex, kind: str, *, numbered: bool = False) -> MatchedNames:
@@ -279,14 +284,21 @@ def _is_file(path: str) -> bool:
         return False
 
 
-def _select_named(train: np.ndarray, members: Mapping[str, np.ndarray], kind: str, notes: Sequence[str]) -> Selection:
+def _select_named(
+    train: np.ndarray,
+    elsewhere: Mapping[str, np.ndarray],
+    members: Mapping[str, np.ndarray],
+    kind: str,
+    notes: Sequence[str],
+) -> Selection:
     """Select the training examples of the named classes or groups; ``members`` says which examples are of each."""
     rows = {name: train[chosen[train]] for name, chosen in members.items()}
     positions = np.concatenate(list(rows.values()))
     if not len(positions):
         raise EffaceError(
             f"No training example is of {kind} {quote_first(list(rows))}.",
-            "All of them are in parts that were never trained on.",
+            f"They are in: {_count_by_part(np.flatnonzero(np.any(list(members.values()), axis=0)), elsewhere)}.",
+            "Nothing is to be done: the model was never trained on them, or has forgotten them already.",
         )
     counts = {name: len(found) for name, found in rows.items()}
     return Selection(positions, by_group=kind == "group", kind=kind, names=counts, notes=tuple(notes))

@@ -16,14 +16,20 @@ import numpy as np
 
 from efface.data.array_files import ARRAY_ERRORS, read_npz, unreadable_arrays_error
 from efface.data.class_order import state_classes
-from efface.data.dataset import Data, limit_examples, sample_positions
-from efface.data.image_files import ImageFile, ImageOptions, load_pixels
+from efface.data.dataset import Data, limit_examples
+from efface.data.image_files import ImageFile, ImageOptions, image_suffixes
 from efface.data.image_folders import list_images
-from efface.data.labels import encode_labels, refuse_unknown_names
-from efface.data.names import quote_first, read_number
+from efface.data.names import quote_first
+from efface.data.picture_data import empty_unknown_labels, load_pictures
 from efface.data.preprocessing import Preprocessing
 from efface.data.preprocessing_files import read_preprocessing
 from efface.data.public_datasets import load_cifar10, load_cifar100, load_fashion_mnist, load_svhn
+from efface.data.shards.hub import is_hub_path
+from efface.data.shards.loading import load_tables, load_tars
+from efface.data.shards.paths import holds_shards, is_pattern
+from efface.data.shards.saved import is_saved_dataset
+from efface.data.shards.table_pictures import TABLE_SHARDS
+from efface.data.shards.tar_pictures import TAR_SUFFIXES
 from efface.data.text_files import TABLE_SUFFIXES, Table, read_table
 from efface.errors import EffaceError, suggest_name
 
@@ -36,8 +42,8 @@ def load(source: str | os.PathLike[str], **options: Any) -> Data:
     """Load a data set.
 
     Args:
-        source: The name of a source, or the path of an image folder, a ``.csv`` or ``.jsonl`` manifest, or an ``.npz``.
-            A name takes precedence over a file of that name.
+        source: The name of a source, or the path of an image folder, a ``.csv`` or ``.jsonl`` manifest, an ``.npz``, or
+            shards: ``.tar``, ``.parquet``, a folder of them, or a pattern. A name takes precedence over a file of it.
         options: The options of the source; ``efface data NAME`` lists them. ``classes`` goes with every source: the
             order of the classes, see :func:`efface.data.class_order.state_classes`.
 
@@ -134,6 +140,7 @@ def load_image_folder(
     white: int | None = None,
     labels: bool = True,
     preprocessing: Preprocessing | str | None = None,
+    decode: str = "auto",
 ) -> Data:
     """Load a folder of images: one sub-folder for each class, or a flat folder without labels.
 
@@ -154,6 +161,8 @@ def load_image_folder(
         labels: Whether the sub-folders are classes.
         preprocessing: In place of size: how pictures are resized and cropped, as settings ({resize: 256, crop: [224,
             224], resampling: bicubic}), or a file of timm, transformers or open_clip that states it.
+        decode: memory (once, into one array), lazy (each time when pictures are needed) or auto: lazy for pictures
+            above 64 pixels whose array would take more than a quarter of the free memory, unless a cache is given.
 
     """
     top = Path(root).expanduser()
@@ -164,8 +173,8 @@ def load_image_folder(
     if not labels:
         columns -= {"label"}
         listing.notes = [note for note in listing.notes if "data.labels" not in note]
-    options = ImageOptions(size, channels, skip_broken, cache, white, read_preprocessing(preprocessing))
-    data = _load_files(listing.images, columns, options, limit, limit_seed, top.name or str(top))
+    options = ImageOptions(size, channels, skip_broken, cache, white, read_preprocessing(preprocessing), decode)
+    data = load_pictures(listing.images, columns, options, limit, limit_seed, top.name or str(top))
     return replace(data, unread=tuple(listing.unread), notes=(*listing.notes, *data.notes))
 
 
@@ -182,6 +191,7 @@ def load_manifest(
     encoding: str | None = None,
     unknown: str | None = None,
     preprocessing: Preprocessing | str | None = None,
+    decode: str = "auto",
 ) -> Data:
     """Load a table of images, .csv, .tsv or .jsonl, with a column path and optionally key, label, caption and group.
 
@@ -204,6 +214,8 @@ def load_manifest(
         unknown: The label, or a list of labels, that stands for an unknown one, such as -1 or nan.
         preprocessing: In place of size: how pictures are resized and cropped, as settings ({resize: 256, crop: [224,
             224], resampling: bicubic}), or a file of timm, transformers or open_clip that states it.
+        decode: memory (once, into one array), lazy (each time when pictures are needed) or auto: lazy for pictures
+            above 64 pixels whose array would take more than a quarter of the free memory, unless a cache is given.
 
     """
     table = Path(root).expanduser()
@@ -217,18 +229,22 @@ def load_manifest(
     moved = sum(item.path != path and not str(path).isascii() and not path.exists() for item, path in pairs)
     if moved:
         notes.append(f"{moved} paths of {table.name} were found with other code points (Unicode NFC, NFD).")
-    items = _read_labels(items, unknown, table.name)
+    items = empty_unknown_labels(items, unknown, table.name)
     present = {name for name in MANIFEST_COLUMNS if mapping.get(name, name) in found.columns}
-    options = ImageOptions(size, channels, skip_broken, cache, white, read_preprocessing(preprocessing))
-    data = _load_files(items, present, options, limit, limit_seed, table.name)
+    options = ImageOptions(size, channels, skip_broken, cache, white, read_preprocessing(preprocessing), decode)
+    data = load_pictures(items, present, options, limit, limit_seed, table.name)
     return replace(data, notes=(*notes, *data.notes))
 
 
 def _choose_source(name: str) -> str:
     """Return the name of the source that reads the path ``name``."""
     path = Path(name).expanduser()
+    if is_hub_path(name):
+        return "parquet"
     if path.is_dir():
-        return "folder"
+        return _choose_folder(path)
+    if (path.is_file() or is_pattern(name)) and path.suffix.lower() in (*TAR_SUFFIXES, *TABLE_SHARDS):
+        return "tar" if path.suffix.lower() in TAR_SUFFIXES else "parquet"
     if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
         return "manifest"
     if path.is_file() and path.suffix.lower() == ".npz":
@@ -237,39 +253,25 @@ def _choose_source(name: str) -> str:
     if path.is_file():
         raise EffaceError(
             f"{name} is not a kind of file that can be read as data.",
-            f"Supported are {', '.join(TABLE_SUFFIXES)} (manifests), .npz (arrays), and folders of images.",
+            f"Supported are {', '.join(TABLE_SUFFIXES)} (manifests), .npz (arrays), {', '.join(TAR_SUFFIXES)} "
+            f"(WebDataset), {', '.join(TABLE_SHARDS)} (tables), and folders of images.",
             f"Use such a file, a folder, or the name of a data source: {known}.",
         )
     raise EffaceError(
         f"There is no data source called '{name}', and no file or folder either.{suggest_name(name, SOURCES)}",
         f"Known sources: {known}.",
-        "A path works too: an image folder, a .csv or .jsonl manifest, an .npz of arrays.",
+        "A path works too: an image folder, a .csv or .jsonl manifest, an .npz of arrays, .tar or .parquet shards.",
     )
 
 
-def _load_files(
-    items: Sequence[ImageFile], columns: set[str], options: ImageOptions, limit: int | None, limit_seed: int, name: str
-) -> Data:
-    """Load image files; ``columns`` says which of label, official, group and caption are known."""
-    y, classes = encode_labels([item.label for item in items], name=name) if "label" in columns else (None, ())
-    official = np.array([item.official for item in items]) if "official" in columns else None
-    keys = np.array([item.key for item in items])
-    kept = sample_positions(keys, y, official, limit, limit_seed, name)
-    x, loaded, skipped = load_pixels([items[row] for row in kept], options)
-    if skipped:
-        absent = [item["key"] for item in skipped]
-        kept = kept[~np.isin(keys[kept], absent)]
-    return Data(
-        x=x,
-        keys=keys[kept],
-        y=None if y is None else y[kept],
-        classes=classes,
-        group=np.array([item.group for item in loaded]) if "group" in columns else None,
-        text=tuple(item.caption for item in loaded) if "caption" in columns else None,
-        official=None if official is None else official[kept],
-        name=name,
-        skipped=tuple(skipped),
-    )
+def _choose_folder(folder: Path) -> str:
+    """Return the name of the source that reads a folder: one of shards, or of images."""
+    if is_saved_dataset(folder):
+        return "parquet"
+    for source, suffixes in (("tar", TAR_SUFFIXES), ("parquet", TABLE_SHARDS)):
+        if holds_shards(folder, suffixes, image_suffixes()):
+            return source
+    return "folder"
 
 
 def _read_manifest(table: Path, wanted: str, encoding: str | None) -> Table:
@@ -354,6 +356,16 @@ def _parse_row(table: Path, number: int, row: dict[str, Any], mapping: Mapping[s
         raise EffaceError(f"Item {number} of {table} has no {'key' if written.strip() else 'path'}.")
     if "\0" in written:
         raise EffaceError(f"Item {number} of {table} has a path with a NUL character.")
+    try:
+        written, path = _find_picture(table, written)
+    except (OSError, RuntimeError) as error:  # a name that no file system holds, or a home that nobody has
+        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise EffaceError(f"Item {number} of {table} has a path that cannot be used: {why}.") from error
+    return ImageFile(values["key"] or written, path, values["label"], values["caption"], values["group"])
+
+
+def _find_picture(table: Path, written: str) -> tuple[str, Path]:
+    """The path as it is written in a table, or, if only that is there, without outer spaces or in another form."""
     path = table.parent / Path(written).expanduser()
     if written != written.strip() and not path.exists():
         written = written.strip()
@@ -362,19 +374,7 @@ def _parse_row(table: Path, number: int, row: dict[str, Any], mapping: Mapping[s
         forms = {Path(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD")}
         existing = [form for form in forms if form.exists()]
         path = existing[0] if len(existing) == 1 else path
-    return ImageFile(**(values | {"key": values["key"] or written}), path=path)
-
-
-def _read_labels(items: Sequence[ImageFile], unknown: Any, name: str) -> list[ImageFile]:
-    """Empty the labels that ``unknown`` lists; refuse others that likely stand for none."""
-    listed = [] if unknown is None else unknown if isinstance(unknown, (list, tuple)) else [unknown]
-    none = {str(value) for value in listed}
-    numbers = {read_number(value) for value in none} - {None}
-    found = [
-        replace(item, label="") if item.label in none or read_number(item.label) in numbers else item for item in items
-    ]
-    refuse_unknown_names((item.label for item in found), (), name)
-    return found
+    return written, path
 
 
 SOURCES: dict[str, Callable[..., Data]] = {
@@ -385,5 +385,7 @@ SOURCES: dict[str, Callable[..., Data]] = {
     "folder": load_image_folder,
     "manifest": load_manifest,
     "npz": load_npz,
+    "parquet": load_tables,
     "svhn": load_svhn,
+    "tar": load_tars,
 }

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import date, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 
 from efface.desk.inputs import (
     add_days,
@@ -16,21 +15,20 @@ from efface.desk.inputs import (
     parse_day,
     parse_goal,
     parse_moment,
-    parse_state,
     read_forget,
     require_name,
 )
-from efface.desk.ledger import ChainCheck, utc_now
+from efface.desk.ledger import utc_now
 from efface.desk.private import ForgetList, commit
-from efface.desk.states import CLOSED, Goal, RequestState
-from efface.desk.store import DeskStore, current_actor, require_desk
+from efface.desk.questions import DeskQuestions
+from efface.desk.states import Goal, RequestState
+from efface.desk.store import current_actor, require_desk
 from efface.desk.tables import DESK_REQUESTS
 from efface.desk.views import (
     DeskRequest,
     ErasedArtefact,
     ModelChain,
     ReleaseOutcome,
-    RequestDetails,
     RequestPlan,
     RunOutcome,
 )
@@ -62,7 +60,7 @@ def open_desk(folder: Path | str = DESK_FOLDER, ledger: str | None = None, *, cr
     return Desk(folder, ledger)
 
 
-class Desk(DeskStore):
+class Desk(DeskQuestions):
     """A desk for deletion requests; see :mod:`efface.desk`.
 
     ``actor`` is who does something; by default ``$EFFACE_ACTOR``, else the name of the account. It is kept in the
@@ -151,80 +149,6 @@ class Desk(DeskStore):
                 self._require_same(there, text, {name: value for name, value in given.items() if value})
         return self.request(id)
 
-    def requests(
-        self,
-        *,
-        state: RequestState | str | None = None,
-        model: str | None = None,
-        search: str = "",
-        due_by: str | None = None,
-        closed: bool | None = None,
-        limit: int | None = None,
-        offset: int = 0,
-    ) -> list[DeskRequest]:
-        """List requests in the order in which they came in.
-
-        Args:
-            state: Only those in this state.
-            model: Only those about this chain.
-            search: Only those whose id contains this text.
-            due_by: Only those whose deadline is on this day or before.
-            closed: Only those at their end (True), or the others (False).
-            limit: At most so many.
-            offset: Leave out so many at the start.
-
-        """
-        table = DESK_REQUESTS.c
-        chosen = select(DESK_REQUESTS).order_by(table.received, table.id).offset(offset)
-        if state is not None:
-            chosen = chosen.where(table.state == parse_state(state).value)
-        if model is not None:
-            chosen = chosen.where(table.model == model)
-        if search:
-            chosen = chosen.where(table.folded.contains(search.casefold(), autoescape=True))
-        if due_by is not None:
-            chosen = chosen.where(table.deadline <= parse_day(due_by, "due_by"))
-        if closed is not None:
-            ends = [one.value for one in CLOSED]
-            chosen = chosen.where(table.state.in_(ends) if closed else table.state.not_in(ends))
-        if limit is not None:
-            chosen = chosen.limit(limit)
-        with self.ledger.reading() as connection:
-            return [DeskRequest.of(row) for row in connection.execute(chosen).mappings()]
-
-    def counts(self) -> dict[str, int]:
-        """How many requests are in each state."""
-        chosen = select(DESK_REQUESTS.c.state, func.count()).group_by(DESK_REQUESTS.c.state)
-        with self.ledger.reading() as connection:
-            found = {str(state): int(count) for state, count in connection.execute(chosen)}
-        return {state.value: found.get(state.value, 0) for state in RequestState}
-
-    def show(self, id: str, *, checked: bool = True) -> RequestDetails:
-        """Everything about one request; the whole chain is checked first, unless ``checked`` is False."""
-        if checked:
-            self.ledger.require_valid()
-        row = self.rows([id])[0]
-        kept, request = self.private.forget_list(id), DeskRequest.of(row)
-        planned = json.loads(row["plan"])
-        bundle = next((one for one in (self.amended_path(id), self.bundle_path(id)) if one.exists()), None)
-        return RequestDetails(
-            request=request,
-            asked_by=kept.asked_by if kept else "",
-            forget=kept.summary() if kept else "",
-            key="destroyed" if self.private.key(id) is None else "kept",
-            events=tuple(self.ledger.events(f"request {id}")),
-            plan=RequestPlan.of(planned, kept.notes if kept else ()) if planned else None,
-            batch=None if request.batch is None else self.batch(request.batch),
-            bundle="" if bundle is None else str(bundle),
-            artefacts=tuple(self.artefacts(id)),
-        )
-
-    def due(self, days: int = 7, *, today: str | None = None) -> list[DeskRequest]:
-        """The requests that must be answered within so many days, and those that are late; the most urgent first."""
-        now = parse_day(today, "today") if today else utc_now()[:10]
-        last = (date.fromisoformat(now) + timedelta(days=days)).isoformat()
-        return sorted(self.requests(due_by=last, closed=False), key=lambda one: (one.deadline, one.received, one.id))
-
     def plan(
         self, ids: Sequence[str], settings: Mapping[str, Any] | None = None, *, actor: str | None = None
     ) -> RequestPlan:
@@ -235,7 +159,8 @@ class Desk(DeskStore):
         Args:
             ids: The requests; all about the same chain of models.
             settings: What ``efface unlearn`` takes (``method``, ``budget``, ``seed``, ``device`` ...; not ``forget``),
-                ``audit`` with what ``efface audit`` takes, ``oracles`` (run folders) and ``references`` (a folder).
+                ``audit`` with what ``efface audit`` takes and the folders ``bank`` and ``rehearsals``, ``oracles`` (run
+                folders) and ``references`` (a folder).
             actor: Who plans.
 
         """
@@ -310,10 +235,6 @@ class Desk(DeskStore):
         from efface.desk.releasing import close_request
 
         return close_request(self, id, RequestState.WITHDRAWN, reason.strip(), current_actor(actor))
-
-    def verify(self) -> ChainCheck:
-        """Check every event of the chain, and that the ledger says what follows from them."""
-        return self.ledger.verify()
 
     def export(self, id: str, out: Path, *, force: bool = False) -> Path:
         """Write what may be passed on about a request into a ZIP archive: bundle, report, record, events."""

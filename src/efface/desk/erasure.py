@@ -12,10 +12,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from efface.desk.forgotten import ForgottenIds
+from efface.desk.forgotten import ForgottenIds, Remains
 from efface.desk.ledger import LedgerWriter, utc_now
+from efface.desk.planning import AUDIT_FOLDERS
 from efface.desk.remains import (
-    Remains,
+    SUPERSEDED,
     erase_remains,
     find_in_place,
     find_in_run,
@@ -63,12 +64,15 @@ def erase_request(
         if begun is not None and not dry_run:
             found = [Remains(**one) for one in begun["found"]]
             asked = begun["asked"]
-        elif _is_over(desk, row, asked):
-            found = []
         else:
-            ids = ForgottenIds.of(desk.private, row)
-            found = list(find_remains(desk, row, ids, places, destroy_key=destroy_key, remove_models=remove_models))
-            if dry_run:
+            over = _is_over(desk, row, asked)
+            if over:
+                found = _listed_models(desk, request) if remove_models else []
+            else:
+                ids = ForgottenIds.of(desk.private, row)
+                found = list(find_remains(desk, row, ids, places, destroy_key=destroy_key, remove_models=remove_models))
+                found.sort(key=lambda one: one.kind != "head")  # what is subtracted from a head is in vectors that go
+            if dry_run and (found or not over):
                 return [_planned(one) for one in found]
             if found:
                 with desk.ledger.writing(actor) as writer:
@@ -95,8 +99,11 @@ def find_remains(
     remove_models: bool,
 ) -> Iterator[Remains]:
     """Find everything that remembers a request, in the order in which it is erased."""
+    from efface.runs.rehearsals import rehearsals_beside
+
     chain = desk.model(str(row["model"]))
     batches = desk.batches(chain.name)
+    earlier = {one.place: one.count for one in desk.artefacts(str(row["id"])) if one.kind == SUPERSEDED}
     if row["state"] == RequestState.RELEASED.value:
         caches, blocked = find_pictures(Path(chain.head), ids)
         yield from caches
@@ -106,10 +113,11 @@ def find_remains(
             waiting = "the run is not decided yet: erase again after that" if folder in pending else ""
             yield from find_in_run(Path(folder), ids, waiting or blocked)
             if folder != chain.head:
-                yield from find_model(Path(folder), ids, remove=remove_models)
+                yield from find_model(Path(folder), ids, remove=remove_models, known=earlier.get(folder, 0))
         chained = {chain.original, *made}
         searched = [str(Path(place).absolute()) for place in places]
-        for place in dict.fromkeys([*searched, *_references(batches)]):
+        beside = [str(rehearsals_beside(Path(folder))) for folder in (chain.original, *made)]
+        for place in dict.fromkeys([*searched, *_references(batches), *beside]):
             if place in searched or (place not in chained and Path(place).exists()):
                 yield from find_in_place(Path(place), ids, remove=remove_models)
     for batch in batches:
@@ -121,16 +129,21 @@ def find_remains(
 
 
 def _references(batches: Sequence[RequestBatch]) -> Iterator[str]:
-    """The references that the audits of a chain were planned with: each was trained without one request only."""
+    """The references and banks that a chain was planned with: a reference was trained without one request only."""
     for batch in batches:
         yield from batch.settings.get("oracles") or ()
-        if batch.settings.get("references"):
-            yield batch.settings["references"]
+        audit = batch.settings.get("audit") or {}
+        named = [
+            batch.settings.get("references"),
+            batch.settings.get("bank"),
+            *(audit.get(one) for one in AUDIT_FOLDERS),
+        ]
+        yield from (one for one in named if one)
 
 
 def find_pictures(head: Path, ids: ForgottenIds) -> tuple[list[Remains], str]:
     """Caches of decoded pictures, and why the splits must keep the ids for now: the pictures are still in the data."""
-    from efface.data.pixel_caches import find_caches
+    from efface.data.pixel_caches import find_caches, find_shards
     from efface.runs.data_at_hand import DataChecks, open_data
     from efface.runs.folder import read_request
     from efface.training.checkpoint import read_meta
@@ -148,6 +161,10 @@ def find_pictures(head: Path, ids: ForgottenIds) -> tuple[list[Remains], str]:
     found = [
         Remains("decoded pictures", str(folder), "remove", "a cache that holds them", count)
         for folder, count in find_caches(here.data, names, here.former_roots).items()
+    ]
+    found += [
+        Remains("shard", path, "list", "it holds them: write it again with `efface rewrite`, and erase again", count)
+        for path, count in find_shards(here.data, present).items()
     ]
     if not present:
         return found, ""
@@ -173,15 +190,20 @@ def _find_lists(desk: DeskStore, row: dict[str, Any], batches: Sequence[Any]) ->
 
 def _find_keys(desk: DeskStore, row: dict[str, Any]) -> Iterator[Remains]:
     """The keys with which the ledger and the record of the run can be linked to ids."""
-    if row["batch"] is not None:
-        path = Path(desk.batch(int(row["batch"])).folder) / KEY_FILE
-        if path.exists():
+    from efface.runs.exact_runs import EXACT_KEY
+
+    folder = None if row["batch"] is None else Path(desk.batch(int(row["batch"])).folder)
+    for name in (KEY_FILE, EXACT_KEY):
+        path = None if folder is None else folder / name
+        if path is not None and path.exists():
             yield Remains("key of the record", str(path), "remove", "the record cannot be linked to ids any more")
     path = desk.private.key_path(str(row["id"]))
     if path.exists():
         yield Remains("key", str(path), "remove", "the ledger cannot be linked to ids any more")
 
 
+LISTED_MODELS = (SUPERSEDED, "checkpoint", "average", "reference bank", "rehearsals")
+"""Kinds that are listed unless models are to be removed."""
 LAST = ("forget list", "key")
 """Erased after everything else: they say what to look for."""
 
@@ -223,6 +245,15 @@ def _is_over(desk: DeskStore, row: dict[str, Any], asked: dict[str, Any]) -> boo
     events = [one for one in desk.ledger.events(f"request {request}") if one.action == ERASING]
     searched = {place for one in events for place in one.details["asked"]["places"]}
     return bool(row["erased"]) and set(asked["places"]) <= searched
+
+
+def _listed_models(desk: DeskStore, request: str) -> list[Remains]:
+    """What an earlier erasure only listed, and goes with ``--remove-models``; nobody needs the ids for that."""
+    return [
+        Remains(one.kind, one.place, "remove", one.detail.partition(";")[0], one.count)
+        for one in desk.artefacts(request)
+        if one.outcome == "listed" and one.kind in LISTED_MODELS and Path(one.place).exists()
+    ]
 
 
 def _planned(remains: Remains) -> ErasedArtefact:

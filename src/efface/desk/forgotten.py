@@ -1,10 +1,11 @@
-"""The forgotten ids of a request: known from its list, or recognized by the keyed commitment in the ledger."""
+"""The forgotten ids of a request, known from its list or by the keyed commitment in the ledger, and what holds them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from efface.desk.private import PrivateFiles
 from efface.errors import EffaceError
@@ -12,6 +13,21 @@ from efface.reporting.redaction import Redactor, hmac_digest
 
 TOKEN = "erased-"
 """How the name starts that takes the place of an id."""
+
+
+@dataclass(frozen=True)
+class Remains:
+    """Something that remembers, and what is to be done about it."""
+
+    kind: str
+    place: str
+    action: Literal["remove", "rewrite", "list"]
+    detail: str = ""
+    count: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """It as a JSON object."""
+        return asdict(self)
 
 
 class ForgottenIds:
@@ -66,6 +82,12 @@ class ForgottenIds:
     def replaced(self, value: Any, found: Iterable[str]) -> Any:
         """A copy of a JSON value in which the given ids are replaced, also within sentences."""
         return _Pseudonyms(self, frozenset(found))(value)
+
+    def redacted(self, text: str) -> str:
+        """A text for the ledger, which nobody can erase: ids in it are left out."""
+        if self.secret is not None:
+            return str(self.replaced(text, self.known or ()))
+        return "ids are left out" if any(one in text for one in self.known or ()) else text
 
 
 class _Pseudonyms(Redactor):

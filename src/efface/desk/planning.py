@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 BESIDE = ("audit", "oracles", "references")
 """Settings of a plan that are not for unlearning."""
+AUDIT_FOLDERS = ("bank", "rehearsals")
+"""Folders among the settings of its audit."""
 
 
 def plan_requests(desk: DeskStore, ids: Sequence[str], settings: Mapping[str, Any], actor: str) -> RequestPlan:
@@ -79,11 +81,16 @@ def split_settings(settings: Mapping[str, Any]) -> tuple[UnlearnRequest, dict[st
     stored: dict[str, Any] = json.loads(json.dumps(dict(settings), default=str))
     rest = {name: value for name, value in stored.items() if name not in BESIDE}
     unlearn = UnlearnRequest.from_settings({**rest, "forget": "@keys:the requests"})
-    AuditRequest.of(stored.get("audit") or {})
+    audit = stored.get("audit") or {}
+    AuditRequest.of({name: value for name, value in audit.items() if name not in AUDIT_FOLDERS})
     oracles = stored.get("oracles") or []
-    for path in [oracles] if isinstance(oracles, str) else [*oracles, stored.get("references")]:
+    compared = [audit.get(name) for name in AUDIT_FOLDERS]
+    for path in [*([oracles] if isinstance(oracles, str) else oracles), stored.get("references"), *compared]:
         if path is not None and not Path(str(path)).exists():
             raise EffaceError(f"There is no reference at {path}.", remedy="Check the path.")
+    for name in AUDIT_FOLDERS:
+        if audit.get(name):
+            audit[name] = str(Path(str(audit[name])).absolute())
     stored["oracles"] = [str(Path(str(one)).absolute()) for one in ([oracles] if isinstance(oracles, str) else oracles)]
     if stored.get("references"):
         stored["references"] = str(Path(str(stored["references"])).absolute())

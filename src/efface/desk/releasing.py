@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from efface.desk.evidence import require_evidence
 from efface.desk.running import discard_batch
 from efface.desk.states import BatchState, RequestState, require_step
 from efface.desk.store import DeskStore, move_request
@@ -35,6 +36,7 @@ def release_batch(
         require_step(request, RequestState(row["state"]), RequestState.RELEASED)
         batch = desk.batch(int(row["batch"]))
         _require_releasable(desk, batch, reason)
+        require_evidence(desk, batch)
         desk.require_no_ids({"The reason": reason}, batch.requests)
         bundles: dict[str, str] = {}
         signed = None
@@ -136,7 +138,9 @@ def export_request(desk: DeskStore, request: str, out: Path, *, force: bool) -> 
     if bundle.exists():
         files["bundle.intoto.jsonl"] = bundle.read_bytes()
     if row["batch"] is not None:
-        folder = Path(desk.batch(int(row["batch"])).folder)
+        batch = desk.batch(int(row["batch"]))
+        require_evidence(desk, batch)
+        folder = Path(batch.folder)
         files |= {name: (folder / name).read_bytes() for name in EXPORTED if (folder / name).exists()}
     make_folder(out.parent)
     with atomic_path(out) as fresh, zipfile.ZipFile(fresh, "w", zipfile.ZIP_DEFLATED) as archive:

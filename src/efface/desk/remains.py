@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from efface.desk.forgotten import ForgottenIds
+from efface.desk.derived import drop_from_head, find_derived, find_stages, rows_of_head
+from efface.desk.forgotten import ForgottenIds, Remains
 from efface.desk.indexes import INDEX_SUFFIXES, drop_from_index, index_ids
 from efface.desk.run_ids import is_run, replace_ids, split_ids, trained_on
 from efface.desk.vectors import VECTOR_SUFFIXES, drop_vectors, vector_ids
@@ -24,22 +24,8 @@ from efface.files import EPOCH, META, REQUEST, SPLIT
 CHECKPOINT_FILES = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
 LIST_SUFFIXES = (".txt", ".csv", ".json", ".jsonl")
 AVERAGE_NAMES = ("ema", "swa", "momentum", "teacher", "average")
+SUPERSEDED = "superseded model"
 _LARGEST_LIST = 64 * 2**20
-
-
-@dataclass(frozen=True)
-class Remains:
-    """Something that remembers, and what is to be done about it."""
-
-    kind: str
-    place: str
-    action: Literal["remove", "rewrite", "list"]
-    detail: str = ""
-    count: int = 0
-
-    def as_dict(self) -> dict[str, Any]:
-        """It as a JSON object."""
-        return asdict(self)
 
 
 def find_in_run(run: Path, ids: ForgottenIds, blocked: str) -> Iterator[Remains]:
@@ -60,16 +46,24 @@ def find_in_run(run: Path, ids: ForgottenIds, blocked: str) -> Iterator[Remains]
         yield Remains("split", str(run / SPLIT), "list" if blocked else "rewrite", blocked, len(held))
 
 
-def find_model(run: Path, ids: ForgottenIds, *, remove: bool) -> Iterator[Remains]:
-    """Find whether a superseded model was trained on the forgotten, and was not asked to forget them."""
-    if not is_run(run):
+def find_model(run: Path, ids: ForgottenIds, *, remove: bool, known: int = 0) -> Iterator[Remains]:
+    """Find whether a superseded model was trained on the forgotten, and was not asked to forget them.
+
+    Args:
+        run: Its run folder.
+        ids: The forgotten.
+        remove: Remove it.
+        known: On how many of them an earlier erasure found it to be trained: its split may not have their ids any more.
+
+    """
+    count = (len(ids.among(trained_on(run))) or known) if is_run(run) else 0
+    if not count:
         return
-    held = ids.among(trained_on(run))
-    if held:
-        detail = "the model was trained on them"
-        if not remove:
-            detail += "; audits of later requests compare with it (remove it with --remove-models)"
-        yield Remains("superseded model", str(run), "remove" if remove else "list", detail, len(held))
+    detail = "the model was trained on them"
+    if not remove:
+        detail += "; audits of later requests compare with it (remove it with --remove-models)"
+        yield from find_stages(run, count)
+    yield Remains(SUPERSEDED, str(run), "remove" if remove else "list", detail, count)
 
 
 def find_unused(batch: RequestBatch, *, abandoned: bool) -> Iterator[Remains]:
@@ -84,7 +78,7 @@ def find_unused(batch: RequestBatch, *, abandoned: bool) -> Iterator[Remains]:
 
 
 def find_in_place(place: Path, ids: ForgottenIds, *, remove: bool) -> Iterator[Remains]:
-    """Find what remembers in a file or folder that the user named: vectors, indexes, references, checkpoints, lists."""
+    """Find what remembers in a file or folder that the user named: vectors, indexes, models, heads, banks, lists."""
     if not place.exists():
         yield Remains("place", str(place), "list", "there is nothing")
         return
@@ -93,6 +87,14 @@ def find_in_place(place: Path, ids: ForgottenIds, *, remove: bool) -> Iterator[R
         return
     if (place / META).is_file() and (place / SPLIT).is_file():
         yield from _find_in_other_run(place, ids, remove=remove)
+        return
+    derived = find_derived(place, ids, remove=remove)
+    if derived is not None:
+        yield from derived
+        gone = any(one.action == "remove" for one in derived)
+        runs = () if gone else (one for one in sorted(place.iterdir()) if (one / META).is_file())
+        for run in runs:  # models of a bank whose weights were kept
+            yield from find_in_place(run, ids, remove=remove)
         return
     for item in sorted(place.iterdir()):
         if not item.is_symlink() and not item.name.endswith((".tmp", ".lock")):
@@ -177,7 +179,7 @@ def erase_remains(remains: Remains, ids: ForgottenIds) -> ErasedArtefact:
             done = "rewritten"
     except (EffaceError, OSError) as error:
         what = f"{error.what} {error.why}".strip() if isinstance(error, EffaceError) else str(error)
-        return ErasedArtefact(remains.kind, remains.place, "failed", what, remains.count)
+        return ErasedArtefact(remains.kind, remains.place, "failed", ids.redacted(what), remains.count)
     return ErasedArtefact(remains.kind, remains.place, done, remains.detail, remains.count)
 
 
@@ -198,12 +200,15 @@ REWRITERS: dict[str, Callable[[Path, ForgottenIds], int]] = {
     "split": _rewrite_split,
     "vectors": drop_vectors,
     "index": drop_from_index,
+    "head": drop_from_head,
 }
 """Kind of what is written again without the forgotten to the function that does it."""
 
 
 def still_holds(kind: str, place: Path, ids: ForgottenIds) -> int:
     """How many forgotten ids something that was written again holds: none, unless a backup brought it back."""
+    if kind == "head":
+        return len(rows_of_head(place, ids)) if place.is_dir() else 0
     if not place.is_file():
         return 0
     if kind == "split":

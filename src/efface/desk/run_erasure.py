@@ -7,15 +7,15 @@ last, since it says what to look for.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from efface.data.split_parts import EARLIER, read_split
 from efface.desk.erasure import count_outcomes, find_pictures
-from efface.desk.forgotten import TOKEN, ForgottenIds
+from efface.desk.forgotten import TOKEN, ForgottenIds, Remains
 from efface.desk.private import sync
-from efface.desk.remains import Remains, erase_remains, find_in_place, find_in_run, find_model
+from efface.desk.remains import SUPERSEDED, erase_remains, find_in_place, find_in_run, find_model
 from efface.desk.views import ErasedArtefact
 from efface.errors import EffaceError
 from efface.files import META, hold_lock, read_json, write_text
@@ -69,7 +69,10 @@ def erase_run(
         else:
             ids = _ids(folder, dry_run=dry_run)
             asked = [str(Path(one).absolute()) for one in places]
-            found = list(_find(folder, ids, places, remove=remove_models))
+            listed = () if begun is None else begun["artefacts"]
+            known = {one["place"]: one["count"] for one in listed if one["kind"] == SUPERSEDED}
+            found = list(_find(folder, ids, places, known, remove=remove_models))
+            found.sort(key=lambda one: one.kind != "head")  # what is subtracted from a head is in vectors that go
         if dry_run:
             words: Any = {"remove": "removed", "rewrite": "rewritten", "list": "listed"}
             return [ErasedArtefact(one.kind, one.place, words[one.action], one.detail, one.count) for one in found]
@@ -104,9 +107,12 @@ def _ids(folder: Path, *, dry_run: bool) -> ForgottenIds:
     return ForgottenIds(secret, [one for one in asked if not one.startswith(TOKEN)], ())
 
 
-def _find(folder: Path, ids: ForgottenIds, places: Sequence[Path], *, remove: bool) -> Iterator[Remains]:
+def _find(
+    folder: Path, ids: ForgottenIds, places: Sequence[Path], known: Mapping[str, int], *, remove: bool
+) -> Iterator[Remains]:
     """Find what remembers: caches, the runs that it was made from, the places, and last its own split."""
     from efface.runs.lineage import walk_back
+    from efface.runs.rehearsals import rehearsals_beside
     from efface.runs.run import RunFolders
 
     pictures, blocked = find_pictures(folder, ids)
@@ -115,9 +121,10 @@ def _find(folder: Path, ids: ForgottenIds, places: Sequence[Path], *, remove: bo
     ancestors = [one.folder.absolute() for one in walk_back(folders.read(folder), folders)][1:]
     for run in reversed(ancestors):
         yield from find_in_run(run, ids, blocked)
-        yield from find_model(run, ids, remove=remove)
-    for place in places:
-        yield from find_in_place(Path(place).absolute(), ids, remove=remove)
+        yield from find_model(run, ids, remove=remove, known=known.get(str(run), 0))
+    beside = [one for one in map(rehearsals_beside, (*ancestors, folder)) if one.exists()]
+    for place in dict.fromkeys([*(Path(one).absolute() for one in places), *beside]):
+        yield from find_in_place(place, ids, remove=remove)
     yield from find_in_run(folder, ids, blocked)
 
 

@@ -10,7 +10,8 @@ from typing import Any
 from sqlalchemy import select
 
 from efface.desk.chain import ChainStart, newest_model, require_start, weights_digest
-from efface.desk.planning import BESIDE, split_settings, write_ids
+from efface.desk.evidence import evidence_digests
+from efface.desk.planning import AUDIT_FOLDERS, BESIDE, split_settings, write_ids
 from efface.desk.private import LISTS, sync
 from efface.desk.states import BatchState, RequestState, require_step
 from efface.desk.store import DeskStore, move_request
@@ -240,9 +241,10 @@ def _audit(desk: DeskStore, batch: RequestBatch, actor: str, progress: Progress)
         if settings.get(name) is not None:
             asked.setdefault(name, settings[name])
     references = settings.get("references")
+    bank, rehearsals = (Path(path) if (path := asked.pop(name, None)) else None for name in AUDIT_FOLDERS)
     judged = audit_run(
         Path(batch.folder), asked, oracles=[Path(one) for one in settings["oracles"]],
-        references=Path(references) if references else None, progress=progress,
+        references=Path(references) if references else None, bank=bank, rehearsals=rehearsals, progress=progress,
     )  # fmt: skip
     verdict: dict[str, Any] = {name: getattr(judged.verdict, name) for name in ("word", "level", "sentence")}
     verdict["exit_code"] = judged.exit_code
@@ -250,13 +252,15 @@ def _audit(desk: DeskStore, batch: RequestBatch, actor: str, progress: Progress)
         overall = judged.sequence.verdict
         word, sentence = (overall.word, overall.sentence) if overall else ("inconclusive", judged.sequence.note)
         verdict["all_requests"] = {"word": word, "sentence": sentence, "count": judged.sequence.count}
+    evidence = {"evidence": evidence_digests(Path(batch.folder))}
     with desk.ledger.writing(actor) as writer:
         audited = {"state": BatchState.AUDITED.value, "verdict": json.dumps(verdict)}
-        writer.append("batch", batch.number, "audited", audited)
+        writer.append("batch", batch.number, "audited", audited, details=evidence)
         for request in batch.requests:
             row = writer.row("request", request)
             if row is not None:
-                move_request(writer, row, RequestState.AUDITED, details={"verdict": verdict["word"]})
+                details = {"verdict": verdict["word"], **evidence}
+                move_request(writer, row, RequestState.AUDITED, details=details)
     return desk.batch(batch.number)
 
 

@@ -187,8 +187,8 @@ class ErasedArtefact:
     """Something that remembers forgotten examples, and what became of it."""
 
     kind: str
-    """``decoded pictures``, ``observations``, ``split``, ``vectors``, ``index``, ``average``, ``checkpoint``,
-    ``reference``, ``forget list``, ``key`` ..."""
+    """``decoded pictures``, ``shard``, ``observations``, ``split``, ``vectors``, ``index``, ``average``,
+    ``checkpoint``, ``reference``, ``forget list``, ``key`` ..."""
     place: str
     """Where it is."""
     outcome: Literal["removed", "rewritten", "listed", "absent", "failed"]
@@ -202,9 +202,11 @@ class ErasedArtefact:
         """The outcome as a JSON object."""
         return asdict(self)
 
-    def line(self) -> str:
-        """The outcome as a line to print."""
-        return f"{self.outcome:<9} {self.kind}: {self.place}" + (f" ({self.detail})" if self.detail else "")
+    def line(self, *, planned: bool = False) -> str:
+        """The outcome as a line to print; ``planned``: nothing has been done yet."""
+        intents = {"removed": "to be removed", "rewritten": "to be rewritten", "listed": "to be listed"}
+        word = f"{intents.get(self.outcome, self.outcome):<15}" if planned else f"{self.outcome:<9}"
+        return f"{word} {self.kind}: {self.place}" + (f" ({self.detail})" if self.detail else "")
 
 
 @dataclass(frozen=True)

@@ -120,15 +120,15 @@ def _guess(foreign: ForeignCheckpoint) -> GuessedArchitecture:
     stated = read_stated(foreign)
     common: dict[str, Any] = {"mean": mean, "std": std}
     common |= {"reversed_colors": stated is not None and stated.reversed_colors}
-    for guess in (
-        _guess_transformers,
-        _guess_open_clip,
-        _guess_resnet,
-        _guess_vit,
-        _guess_torchvision_vit,
-        _guess_by_name,
-    ):
-        found = guess(shapes, foreign)
+    for guess in (_guess_transformers, *BY_SHAPES, _guess_by_name):
+        try:
+            found = guess(shapes, foreign)
+        except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
+            if guess not in BY_SHAPES or (guess is _guess_open_clip and foreign.meta.keys() & set(SIDECARS)):
+                raise
+            lacking = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            notes = (f"it has the names of {BY_SHAPES[guess]}, but its weights are none: {lacking}", *notes)
+            continue
         if found is not None:
             return replace(found, **common, notes=(*found.notes, *notes))
     name = "unknown" if foreign.layout.name == "plain" else f"unknown, in the layout of {foreign.layout.name}"
@@ -381,3 +381,14 @@ def _guess_by_name(shapes: Shapes, foreign: ForeignCheckpoint) -> GuessedArchite
     return GuessedArchitecture(
         name=f"{word}, as the file calls it", backbone=backbone, channels=channels, notes=(note,)
     )
+
+
+BY_SHAPES = {
+    _guess_open_clip: "an open_clip model",
+    _guess_resnet: "a ResNet",
+    _guess_vit: "a Vision Transformer of timm",
+    _guess_torchvision_vit: "a Vision Transformer of torchvision",
+}
+"""Guesses from names and shapes (of open_clip also from its configuration).
+
+A damaged file may have some of the names, or other shapes under them."""

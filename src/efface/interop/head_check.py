@@ -9,7 +9,6 @@ on its own training images, under the orders of the usual libraries, and under t
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from efface.auditing.representations import knn_vote
 from efface.data.class_order import CLASS_ORDERS, number_classes
 from efface.data.dataset import UNKNOWN_LABEL, Data, quote_first, shuffle_by_key
 from efface.errors import EffaceError
+from efface.files import parse_json
 from efface.interop.sanity_check import CHECK_NEIGHBORS
 from efface.training.model import Model
 
@@ -168,7 +168,7 @@ def _read_label_names(path: Path) -> list[str]:
     """The class names in the ``config.json`` beside the weights, by position; empty if it has none of its own."""
     file = (path if path.is_dir() else path.parent) / "config.json"
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
         names = content.get("id2label") or content.get("label_names") or {}
         if isinstance(names, dict):
             names = {int(position): name for position, name in names.items()}

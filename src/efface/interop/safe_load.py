@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,7 +70,8 @@ def load_torch(path: Path, *, trust_pickle: bool = False, lazy: bool = False) ->
     _refuse_other_files(path)
     _refuse_other_archives(path)
     try:
-        content = _load(path, trust_pickle, lazy and is_archive(path))
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # torch's hints on odd pickles
+            content = _load(path, trust_pickle, lazy and is_archive(path))
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... for foreign content
         raise _load_error(path, error, trust_pickle) from error
     require_plausible(path, content)

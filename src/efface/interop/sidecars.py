@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from argparse import Namespace
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from efface.errors import EffaceError
+from efface.files import parse_json
 
 SIDECARS = ("args.json", "config.json", "open_clip_config.json", "preprocessor_config.json")
 """Files beside the weights that describe them; they are copied along."""
@@ -35,7 +35,7 @@ def read_json_sidecar(path: Path) -> dict[str, Any]:
         size = f"{path.stat().st_size / 2**20:.0f} MiB"
         raise EffaceError(f"{path} is not read.", f"It has {size}, more than any configuration.", "Remove it.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise EffaceError(f"{path} cannot be read.", str(error), "Fetch it again, or remove it.") from error
     return content if isinstance(content, dict) else {}

@@ -15,6 +15,7 @@ from efface.auditing.embeddings.agreement import SIGNAL
 from efface.auditing.embeddings.arrays import EmbeddingPair
 from efface.auditing.embeddings.verdict import EmbeddingVerdict
 from efface.auditing.formatting import format_count, format_number
+from efface.data.array_files import take_rows
 from efface.reporting.figures import svg
 from efface.reporting.figures.audit import Figure, Plot, draw_histograms, draw_intervals, draw_roc
 from efface.reporting.figures.heatmap import heatmap
@@ -77,7 +78,7 @@ def draw_alignment_maps(parts: Mapping[str, EmbeddingPair]) -> Figure:
     rows = {name: np.sort(rng.permutation(len(pair))[:MAP_ITEMS]) for name, pair in parts.items()}
     cut = len(rows["forget"])
     matrices = [
-        alignment_matrix(np.concatenate([getattr(pair, when).z[rows[name]] for name, pair in parts.items()]))
+        alignment_matrix(np.concatenate([take_rows(getattr(pair, when).z, rows[name]) for name, pair in parts.items()]))
         for when in ("before", "after")
     ]
     change = matrices[0] - matrices[1]

@@ -91,6 +91,16 @@ class BankFacts(RecordModel):
     """Whether the method was given the other half of the bank."""
 
 
+class WithheldFacts(RecordModel):
+    """Pictures of the auditor's own, which nobody else had."""
+
+    digest: str
+    """SHA-256 of keys and pixels."""
+    count: int
+    left_out: int = 0
+    """How many more were named that are among the data of the run, where others could know them."""
+
+
 class RehearsalFacts(RecordModel):
     """The rehearsals of a procedure that an audit used."""
 

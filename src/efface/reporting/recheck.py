@@ -17,6 +17,7 @@ from efface.auditing.utility_gate import UtilityLoss
 from efface.auditing.validation import combine_words
 from efface.auditing.verdict import Verdict, combine_signals, judge
 from efface.errors import EffaceError
+from efface.files import parse_json
 from efface.reporting.record import RECORD, Record
 
 REMEDY = "Restore the folder from a backup, or run `efface audit` again."
@@ -30,7 +31,7 @@ def require_same_findings(folder: Path, record: Record) -> None:
     if not path.exists():
         return
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise EffaceError(f"{path} cannot be read.", str(error), REMEDY) from error
     if stored != json.loads(json.dumps([asdict(one) for one in record.findings])):

@@ -33,6 +33,7 @@ from efface.reporting.facts import (
     RehearsalFacts,
     Request,
     SplitFacts,
+    WithheldFacts,
 )
 from efface.reporting.redaction import KEY_FILE, KEYED, Items, Redactor, hmac_digest, new_secret, read_key, write_key
 from efface.reporting.request_redaction import hide_request
@@ -86,6 +87,8 @@ class Record(RecordModel):
     """The reference bank that scores were calibrated by; None without one, and in records before schema 3."""
     rehearsals: RehearsalFacts | None = None
     """The rehearsals of the procedure; None without any, and in records before schema 3."""
+    withheld: WithheldFacts | None = None
+    """Pictures that only the auditor has, which the holdout was compared with; None without any."""
     verdict: Verdict
     cost: dict[str, Cost] = Field(default_factory=dict)
     """Training cost of ``subject``, ``original`` and ``oracle``, where known."""

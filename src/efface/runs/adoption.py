@@ -217,7 +217,7 @@ def _check_pictures(one: Adoption, rows: np.ndarray, model: Model, fit: Fit) -> 
         variants += size_variants(one.data.shape[1])
     for variant in variants:
         with _prepared(one, options, variant, rows) as other:
-            if other.shape != one.data.shape or (other.x != one.data.x[rows]).any():
+            if other.shape != one.data.shape or (other.x[:] != one.data.x[rows]).any():
                 trials.append(VariantTrial(variant.name, variant.line, one.measure(other, np.arange(len(rows)))(model)))
     words = used.describe() if used is not None else f"largest centered square, scaled to {one.data.shape[1]}"
     words = words if options.get("size") is not None or used is not None else "their own size"

@@ -28,7 +28,7 @@ from efface.reporting.facts import Case
 from efface.reporting.recheck import require_same_findings, require_same_verdict, select_recorded
 from efface.reporting.record import RECORD, SCHEMA_VERSION, Record
 from efface.runs import artifacts
-from efface.runs.binding import fixed_criteria, stored_file
+from efface.runs.binding import fixed_criteria, stored_file, withheld_file
 from efface.runs.calibration import bank_facts, open_bank, recorded_bank
 from efface.runs.comparison import Comparison, build_comparison, lineage
 from efface.runs.folder import create_run_folder, read_log
@@ -41,6 +41,7 @@ from efface.runs.run import OpenedRun, Progress
 from efface.runs.sequential import audit_sequence
 from efface.training import devices
 from efface.training.checkpoint import CONTENT, META, read_meta
+from efface.training.processes import join_processes
 
 
 @one_at_a_time
@@ -92,10 +93,11 @@ def audit_run(
 
     """
     progress, request = progress or Progress(), AuditRequest.of(request)
+    world = join_processes(request.device)
     compared = build_comparison(
         run, request.watch, request.device, progress,
         original=original, oracles=oracles, references=references, consent=request.consent, checks=request,
-        recheck=recheck,
+        recheck=recheck, withheld=request.withheld,
     )  # fmt: skip
     subject, observations = compared.subject, compared.observations
     known = None if bank is None else open_bank(bank, compared)
@@ -125,7 +127,7 @@ def audit_run(
         original,
         request.criteria or fixed,
         fixed,
-        compared.binder,
+        replace(compared.binder, withheld=None),
         request.device,
         progress,
         request.consent,
@@ -133,9 +135,8 @@ def audit_run(
     log = read_log(subject.folder / LOG)
     keys = subject.split.keys(subject.data, "forget")
     asked = [*keys, *subject.split.keys(subject.data, EARLIER)]
-    caches = (purge_caches if request.purge_cache else list_residual_caches)(
-        subject.data, asked, subject.at_hand.former_roots
-    )
+    look = purge_caches if request.purge_cache else list_residual_caches
+    caches = world.lead(lambda: look(subject.data, asked, subject.at_hand.former_roots))
     residual = [f"{cache}: {done}" for cache, done in caches.items()]
     origin = _describe_origin(subject, request.criteria or fixed, fixed)
     for sentence in (*origin, *residual):
@@ -144,7 +145,9 @@ def audit_run(
     record = _build_record(compared, request, result, log, warnings, sequence)
     facts = bank_facts(bank, known, divided=used_bank(subject.meta))
     held = None if procedure is None else procedure.facts()
-    record = record.model_copy(update={"fixed_criteria": fixed, "bank": facts, "rehearsals": held})
+    record = record.model_copy(
+        update={"fixed_criteria": fixed, "bank": facts, "rehearsals": held, "withheld": compared.withheld}
+    )
     if out is not None:
         made = {"verb": "audit", "run": str(subject.folder.resolve()), "digest": subject.meta["digest"]}
         inputs = [run, original, references, bank, *oracles]
@@ -152,6 +155,8 @@ def audit_run(
             out, yaml.safe_dump(made), force=force, inputs=inputs, why_not_ours=why_not_evidence
         ) as half:
             bundle.write_evidence(half, record, keys, observations, log, plain_ids=plain_ids, source=subject.folder)
+    elif not world.leads:
+        pass  # the first process writes
     elif evidence_folder(run, None) is not None:
         bundle.write_evidence(subject.folder, record, keys, observations, log, plain_ids=plain_ids)
     else:
@@ -282,4 +287,6 @@ def _observation_files(run: Path, record: Record) -> dict[str, Path]:
         if not facts.claim and (folder / META).exists():
             there = read_meta(folder)
         files[role] = stored_file(folder, run, there, meta["split"])
+        if record.withheld is not None:
+            files[role] = withheld_file(run, facts.digest, record.withheld.digest)
     return files

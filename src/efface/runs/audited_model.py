@@ -15,11 +15,12 @@ from efface.data.split import Split
 from efface.errors import EffaceError
 from efface.files import READ_ONLY
 from efface.runs import artifacts
-from efface.runs.binding import Binder, stored_file
+from efface.runs.binding import Binder, stored_file, withheld_file
 from efface.runs.remaining import RemainingTime
 from efface.runs.run import Progress
 from efface.training.checkpoint import Checkpoint
 from efface.training.devices import resolve_device
+from efface.training.processes import current_world
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,12 +48,14 @@ class AuditedModel:
 
         """
         checkpoint, path = self.load(), self.observations_file
-        if path.exists() and not binder.recheck:
+        world = current_world()
+        if world.agree(path.exists()) and not binder.recheck:
             stored = Observations.load(path)
             reason = binder.difference(stored, checkpoint.model.digest(), split)
             if not reason:
                 model = checkpoint.model.to(resolve_device(device))
-                reason = spot_check(stored, model, binder.data, split, binder.views, binder.watch)
+                views, withheld = binder.views, binder.withheld
+                reason = spot_check(stored, model, binder.data, split, views, binder.watch, withheld)
             if not reason:
                 return stored
             progress.say(f"{path} is not used: {reason}. Observing anew")
@@ -64,9 +67,11 @@ class AuditedModel:
             left.total = total
             left(done)
 
-        observed = api.observe(checkpoint, binder.data, split, binder.watch, device=device, on_observed=report)
+        observed = api.observe(
+            checkpoint, binder.data, split, binder.watch, device=device, withheld=binder.withheld, on_observed=report
+        )
         observed.meta.update(binder.facts(split))
-        if not (binder.keep and path.exists()):
+        if world.leads and not (binder.keep and path.exists()):
             self._keep(observed, progress)
         return observed
 
@@ -84,6 +89,10 @@ class AuditedModel:
     def elsewhere(self, home: Path, split: str) -> AuditedModel:
         """The same model with its observations of another split, in the folder of the audited run."""
         return replace(self, observations_file=stored_file(self.weights.parent, home, self.meta, split))
+
+    def beside_withheld(self, home: Path, withheld: str) -> AuditedModel:
+        """The same model with its observations that hold an auditor's own pictures, in the audited run's folder."""
+        return replace(self, observations_file=withheld_file(home, self.meta["digest"], withheld))
 
     def _keep(self, observed: Observations, progress: Progress) -> None:
         """Store observations; a folder that cannot be written is no reason not to judge."""

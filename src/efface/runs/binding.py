@@ -25,7 +25,12 @@ from efface.data.split import Split
 from efface.training.augment import Views
 
 OBSERVATIONS_FILE = "observations.npz"
-BOUND = {"watch": "settings", "drawn": "views", "examples": "pictures, labels or captions"}
+BOUND = {
+    "watch": "settings",
+    "drawn": "views",
+    "examples": "pictures, labels or captions",
+    "withheld": "withheld pictures",
+}
 """What ``Observations.meta`` says about how they were made: its names and what they are called in messages."""
 
 
@@ -52,6 +57,8 @@ class Binder:
     """Whether nothing that is stored is used."""
     keep: bool = False
     """Whether files that are there already stay: for verbs that observe in another way than the audit did."""
+    withheld: Data | None = None
+    """Pictures of the auditor's own (:mod:`efface.runs.withheld_data`), which are observed as well."""
     _examples: dict[str, str] = field(default_factory=dict)
 
     def facts(self, split: Split) -> dict[str, Any]:
@@ -62,7 +69,16 @@ class Binder:
             self._examples[digest] = examples_digest(
                 self.data, np.unique(np.concatenate([*rows.values(), split.valid]))
             )
-        return {**self.settings(), "examples": self._examples[digest]}
+        own = {} if self.withheld is None else {"withheld": self.withheld_digest()}
+        return {**self.settings(), "examples": self._examples[digest], **own}
+
+    def withheld_digest(self) -> str:
+        """Digest of the auditor's own pictures; an empty string without any."""
+        if self.withheld is None:
+            return ""
+        if "withheld" not in self._examples:
+            self._examples["withheld"] = examples_digest(self.withheld, np.arange(len(self.withheld)))
+        return self._examples["withheld"]
 
     def settings(self) -> dict[str, Any]:
         """What ``meta`` says about settings and views."""
@@ -99,6 +115,11 @@ def fix_criteria(criteria: Criteria | None, inherited: Mapping[str, Any]) -> dic
 def fixed_criteria(meta: Mapping[str, Any]) -> Criteria:
     """The criteria that were fixed when a run was made; the defaults for a run of 0.1.0, which fixed none."""
     return config.build(Criteria, (meta.get("fixed") or {}).get("criteria") or {}, path="criteria.")
+
+
+def withheld_file(home: Path, model: str, withheld: str) -> Path:
+    """Where observations are stored that hold pictures of an auditor's own as well."""
+    return home / f"{model[:8]}-withheld-{withheld[:8]}.npz"
 
 
 def stored_file(folder: Path, home: Path, meta: Mapping[str, Any], split: str) -> Path:

@@ -17,11 +17,12 @@ from efface.errors import EffaceError
 from efface.files import REQUEST
 from efface.interop.consent import Consent
 from efface.interop.containers import weights_file
+from efface.reporting.facts import WithheldFacts
 from efface.runs import artifacts
 from efface.runs.artifacts import SavedFindings
 from efface.runs.audited_model import AuditedModel
 from efface.runs.binding import Binder, stored_file
-from efface.runs.data_at_hand import DataChecks
+from efface.runs.data_at_hand import DataChecks, DataSettings
 from efface.runs.foreign import is_foreign, load_foreign
 from efface.runs.lineage import find_source, walk_back
 from efface.runs.provenance import (
@@ -34,6 +35,7 @@ from efface.runs.provenance import (
 )
 from efface.runs.references import list_finished
 from efface.runs.run import OpenedRun, Progress, StoredRun, open_run
+from efface.runs.withheld_data import load_withheld, withheld_facts
 from efface.training.checkpoint import WEIGHTS
 
 UNCHECKED_CLAIM = "that it never saw the forgotten or the unseen examples is stated by the user, not checked"
@@ -54,6 +56,8 @@ class Comparison:
     """What the observations are bound to."""
     notes: tuple[str, ...] = ()
     """How the data differ from those that the run was made with, and what the audit could therefore not see."""
+    withheld: WithheldFacts | None = None
+    """The auditor's own pictures; None without any."""
 
     @property
     def claimed(self) -> frozenset[str]:
@@ -95,6 +99,7 @@ def build_comparison(
     checks: DataChecks | None = None,
     recheck: bool = False,
     keep: bool = False,
+    withheld: DataSettings = None,
 ) -> Comparison:
     """Open a run and the models to compare it with, check that they are comparable, and observe each of them.
 
@@ -110,6 +115,7 @@ def build_comparison(
         checks: Where the data are now, and which differences are accepted.
         recheck: Observe every model anew, whatever is stored.
         keep: Leave stored observations that were made in another way: they are those of the audit.
+        withheld: Pictures that only the auditor has.
 
     Raises:
         EffaceError: A model is missing, or cannot be compared with the run: for example a retrained reference that
@@ -117,14 +123,18 @@ def build_comparison(
 
     """
     subject, consent = _open_subject(run, checks), consent or Consent()
-    own = {"original": _original(subject, original, consent), "subject": _audited_model(subject.stored, subject)}
-    models = {role: replace(model, load=cache(model.load)) for role, model in own.items()}  # compared with each oracle
+    pair = {"original": _original(subject, original, consent), "subject": _audited_model(subject.stored, subject)}
+    models = {role: replace(model, load=cache(model.load)) for role, model in pair.items()}  # compared with each oracle
     views = require_same_views(subject, models["original"].meta, models["subject"].meta)
     require_pictures_of_request(subject)
     models |= _others(subject, models, oracles, references, consent)
-    binder = Binder(subject.data, watch, views, recheck, keep)
+    own, left_out = load_withheld(withheld, subject) if withheld else (None, 0)
+    binder = Binder(subject.data, watch, views, recheck, keep, own)
+    if own is not None:
+        models = {role: one.beside_withheld(subject.folder, binder.withheld_digest()) for role, one in models.items()}
     models, seen, notes = observe_what_is_left(models, subject.split, binder, device, progress, subject.folder)
-    compared = Comparison(subject, models, seen, binder, (*subject.at_hand.notes, *notes))
+    notes = (*subject.at_hand.notes, *notes)
+    compared = Comparison(subject, models, seen, binder, notes, withheld_facts(own, binder.withheld_digest(), left_out))
     for sentence in (*compared.claims, *compared.notes):
         progress.say(sentence)
     return compared

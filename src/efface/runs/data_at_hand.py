@@ -15,7 +15,10 @@ import numpy as np
 
 from efface.data.dataset import Data, quote_first
 from efface.data.identity import DataDifference, DataIdentity
+from efface.data.lazy_pixels import LazyPixels
 from efface.data.preprocessing_files import read_preprocessing
+from efface.data.shards.hub import is_hub_path
+from efface.data.shards.paths import is_pattern
 from efface.data.sources import SOURCES, load
 from efface.data.split import SPLIT_PARTS, Split, read_split
 from efface.errors import EffaceError
@@ -27,6 +30,10 @@ DataSettings = str | Mapping[str, Any] | None
 """A data source by name or path, or a mapping with ``source`` and its options."""
 PATHS = ("root", "cache")
 """Options of sources that are paths."""
+PATH_SOURCES = ("folder", "manifest", "npz", "parquet", "tar")
+"""Sources whose data are at a path."""
+FILE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".tar", ".parquet", ".arrow")
+"""Suffixes of data that are one file, beside which others may be."""
 OTHER_PICTURES = "Their files were replaced or edited, or are decoded differently here"
 
 
@@ -62,7 +69,7 @@ class DataAtHand:
         recorded = None if self.identity is None else self.identity.facts.get("source")
         sources = [_as_options(value) for value in (recorded, self.stored)]
         paths = [Path(str(one.get("root") or one.get("source") or "")) for one in sources]
-        return tuple(str(p.parent if p.suffix in (".csv", ".jsonl") else p) for p in paths if p.is_absolute())
+        return tuple(str(p.parent if p.suffix in FILE_SUFFIXES else p) for p in paths if p.is_absolute())
 
     def require_trained_pictures(self, positions: np.ndarray, allow: bool) -> list[str]:
         """Raise unless the examples to forget are those that were trained on; with ``allow``, return a warning."""
@@ -96,7 +103,8 @@ def absolute_data(value: DataSettings) -> DataSettings:
     source = options.get("source", options.get("name"))
     named = "source" if "source" in options else "name"
     paths = [*(name for name in PATHS if options.get(name)), *([] if source is None or source in SOURCES else [named])]
-    options |= {name: str(Path(str(options[name])).expanduser().absolute()) for name in paths}
+    local = [name for name in paths if not is_hub_path(str(options[name]))]
+    options |= {name: str(Path(str(options[name])).expanduser().absolute()) for name in local}
     preprocessing = read_preprocessing(options.get("preprocessing"))
     options |= {} if preprocessing is None else {"preprocessing": preprocessing.as_settings()}
     return options["source"] if isinstance(value, str) else options
@@ -127,11 +135,11 @@ def locate_data(request: Mapping[str, Any], moved: DataSettings = None) -> dict[
         return _as_options(absolute_data(options | changes))
     source = str(options.get("source", options.get("name")))
     path = options.get("root") if source in SOURCES else source
-    if path and (source not in SOURCES or source in ("folder", "manifest", "npz")):
+    if path and (source not in SOURCES or source in PATH_SOURCES):
         given = _as_options(request.get("data_given") or {})
         near = given.get("root") if source in SOURCES else given.get("source")
-        if not Path(str(path)).expanduser().exists():
-            if not near or not Path(str(near)).expanduser().exists():
+        if not _leads_to_data(str(path)):
+            if not near or not _leads_to_data(str(near)):
                 raise EffaceError(
                     f"The data are no longer at {path}.",
                     "The run was made with them" + (f", given as {near}." if near and near != path else "."),
@@ -139,6 +147,11 @@ def locate_data(request: Mapping[str, Any], moved: DataSettings = None) -> dict[
                 )
             options |= _as_options(absolute_data(options | given))
     return options
+
+
+def _leads_to_data(path: str) -> bool:
+    """Whether there is something at a path; a pattern of shards, or a name of the Hub, is judged when it is read."""
+    return is_hub_path(path) or is_pattern(path) or Path(path).expanduser().exists()
 
 
 def settings_now(request: Mapping[str, Any], checks: DataChecks | None) -> Any:
@@ -169,7 +182,7 @@ def load_recorded(settings: Mapping[str, Any], identity: DataIdentity | None, ke
         data = load_data({"data": settings})
     if identity is None:
         return data
-    decoded = isinstance(data.x, np.memmap)
+    decoded = isinstance(data.x, (np.memmap, LazyPixels))
     if decoded and data.shape != identity.shape and not settings.get("channels") and identity.shape:
         data = load_data({"data": {**settings, "channels": identity.shape[0]}})
     if data.shape != identity.shape:

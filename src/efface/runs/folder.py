@@ -14,7 +14,7 @@ import yaml
 
 from efface import config
 from efface.errors import DivergenceError, EffaceError
-from efface.files import EPOCH, LOG, REQUEST, disk_errors, hold_lock, make_folder, write_text
+from efface.files import EPOCH, LOG, REQUEST, disk_errors, hold_lock, make_folder, parse_json, write_text
 from efface.runs.ownership import (
     RUN_REMEDY,
     Proof,
@@ -28,6 +28,7 @@ from efface.runs.ownership import (
 )
 from efface.runs.stored import StoredRequest
 from efface.schema import parse_record
+from efface.training.processes import current_world
 
 LARGEST_STEP = 2**53
 """No log counts further; beyond it, a number that was read is damaged."""
@@ -59,7 +60,8 @@ def create_run_folder(
     that diverged is moved to ``OUT.failed``: the same request would diverge again, and a changed one needs its place.
 
     What is replaced is renamed to ``OUT.replaced-XXXXXXXX`` only when the new folder is complete, and removed when that
-    is in place. Only one process at a time writes ``out``.
+    is in place. Only one process at a time writes ``out``: of processes that compute together, the first one. The
+    others get a folder of their own, which is removed at the end.
 
     Args:
         out: The folder to write.
@@ -73,7 +75,17 @@ def create_run_folder(
             would be replaced is not ours.
 
     """
-    out = Path(out)
+    with current_world().lead_into(_write_run_folder(Path(out), request, force, inputs, why_not_ours)) as folder:
+        if not current_world().leads:
+            write_text(folder / REQUEST, request)
+        yield folder
+
+
+@contextmanager
+def _write_run_folder(
+    out: Path, request: str, force: bool, inputs: Sequence[Path | None], why_not_ours: Proof
+) -> Iterator[Path]:
+    """Yield the folder to the one process that writes it."""
     _require_free(out, force, inputs, why_not_ours)
     make_folder(out.parent)
     half = partial_path(out)
@@ -226,7 +238,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     records = []
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             valid = _is_step(record)
         except (ValueError, RecursionError):
             break

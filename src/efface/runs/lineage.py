@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from efface.errors import EffaceError
-from efface.files import REQUEST
+from efface.files import REQUEST, parse_json
 from efface.interop.containers import weights_file
 from efface.runs.run import RunFolders, StoredRun
 from efface.training.checkpoint import META
@@ -35,7 +34,7 @@ def find_source(run: StoredRun) -> Path | None:
 
 def _stored_digest(folder: Path) -> str | None:
     try:
-        found = json.loads((folder / META).read_text(encoding="utf-8"))
+        found = parse_json((folder / META).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
     return found.get("digest") if isinstance(found, dict) else None

@@ -19,6 +19,7 @@ import yaml
 
 from efface.errors import EffaceError
 from efface.files import META, REQUEST, WEIGHTS, hold_lock
+from efface.training.launch import is_follower
 
 Proof = Callable[[Path], str]
 """Returns why a folder is not of a kind; an empty string if it is."""
@@ -143,7 +144,7 @@ def one_at_a_time(
     @wraps(verb)
     def locked(run: Path, *args: Parameters.args, **named: Parameters.kwargs) -> Result:
         run = Path(run)
-        if not run.is_dir() or not run.resolve().name:
+        if not run.is_dir() or not run.resolve().name or is_follower():  # the first process has the lock
             return verb(run, *args, **named)  # its own error says what is missing
         say: Any = getattr(named.get("progress"), "say", lambda sentence: None)
         with hold_lock(run.resolve(), waiting=lambda: say(f"Waiting for another command that writes into {run}.")):

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from efface.data.preprocessing_files import StatedPreprocessing, read_preprocessing
+from efface.data.shards.hub import is_hub_path
+from efface.data.shards.table_pictures import TABLE_SHARDS
+from efface.data.shards.tar_pictures import TAR_SUFFIXES
 from efface.data.sources import SOURCES
 from efface.data.text_files import TABLE_SUFFIXES
 
-PICTURES = ("folder", "manifest")
+PICTURES = ("folder", "manifest", "parquet", "tar")
 """Sources whose pictures are files that can have any size."""
 KEPT = ("preprocessing", "size", "channels", "white")
 """Options that say how pictures become pixels."""
@@ -22,7 +25,8 @@ def reads_pictures(options: Mapping[str, Any]) -> bool:
     if source in SOURCES:
         return source in PICTURES
     path = Path(source).expanduser()
-    return path.is_dir() or path.suffix.lower() in TABLE_SUFFIXES
+    shards = (*TAR_SUFFIXES, *TABLE_SHARDS)
+    return path.is_dir() or is_hub_path(source) or path.suffix.lower() in (*TABLE_SUFFIXES, *shards)
 
 
 def prepare_as_stated(value: Any, stated: StatedPreprocessing | None) -> tuple[Any, list[str]]:

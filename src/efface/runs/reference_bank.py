@@ -38,7 +38,7 @@ from efface.runs.data_at_hand import DataAtHand, DataChecks, settings_now
 from efface.runs.folder import create_run_folder
 from efface.runs.lineage import find_source
 from efface.runs.method_bank import valid_digest
-from efface.runs.ownership import remove_folder, require_apart
+from efface.runs.ownership import put_back, remove_replaced, require_apart, set_aside
 from efface.runs.planned_data import copy_identity, open_planned_data, require_plan_folder
 from efface.runs.references import FIRST_SEED
 from efface.runs.remaining import watch_tasks
@@ -334,8 +334,11 @@ def list_bank_tasks(plan: BankPlan, device: str = "auto", *, keep_weights: bool 
 
 def join_bank(plan: BankPlan) -> ReferenceBank:
     """Write ``bank.npz`` from the files of all models, and return it."""
-    bank = join_halves([HalfScores.load(plan.file_of(model)) for model in range(plan.models)])
+    files = [plan.file_of(model) for model in range(plan.models)]
+    bank = join_halves([HalfScores.load(file) for file in files])
     save_bank(bank, plan.home / BANK_FILE)
+    for file in files:
+        remove_replaced(plan.home / file.stem)
     return bank
 
 
@@ -374,12 +377,15 @@ def make_half(home: Path, model: int, device: str = "auto", keep_weights: bool =
         mine = first if model % 2 == 0 else ~first
         halved = replace(whole, retain=whole.retain[mine], forget=whole.retain[~mine])
         folder = home / file.stem
+        put_back(folder)
         if not (folder / META).exists():
             _train(plan, model, halved, here, folder, device)
         trained = Checkpoint.load(folder).model.to(devices.resolve_device(device))
-        _score(plan, trained, data, whole, mine).save(file)
+        scores = _score(plan, trained, data, whole, mine)
         if not keep_weights:
-            remove_folder(folder)
+            set_aside(folder)  # before its scores are there: a model whose task is done leaves no weights behind
+        scores.save(file)
+        remove_replaced(folder)
     return file
 
 

@@ -26,7 +26,7 @@ import yaml
 
 from efface import api, config
 from efface.errors import EffaceError, unknown_name_error
-from efface.files import EPOCH, REQUEST, SPLIT, hold_lock, make_folder, read_json, write_text
+from efface.files import EPOCH, REQUEST, SPLIT, hold_lock, make_folder, parse_json, read_json, write_text
 from efface.runs.data_at_hand import DataAtHand, DataChecks, settings_now
 from efface.runs.folder import create_run_folder, read_request
 from efface.runs.lineage import find_source
@@ -128,7 +128,7 @@ def _read_tasks(path: Path) -> tuple[ReferenceTask, ...]:
     """Read a ``tasks.jsonl``."""
     what = "list of tasks"
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [parse_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError, RecursionError) as error:
         raise EffaceError(f"{path} cannot be read as a {what}.", f"It is damaged: {error}", AGAIN) from error
     tasks = parse_record(tuple[ReferenceTask, ...], lines, path, what, AGAIN)

@@ -263,6 +263,9 @@ class AuditRequest(DataChecks, VerbRequest):
     is said only if those fixed before say it too."""
     watch: ObservationSettings = field(default_factory=ObservationSettings)
     """How models are observed."""
+    withheld: DataSettings = None
+    """Pictures that only the auditor has: a source or path, or a mapping with ``source`` and its options. The holdout
+    is compared with them; without any, with a sample of the test part alone."""
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda``, ``mps``."""
     purge_cache: bool = False

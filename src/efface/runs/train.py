@@ -37,6 +37,7 @@ from efface.training.devices import resolve_device
 from efface.training.micro_batches import uses_batch_statistics
 from efface.training.model import Model
 from efface.training.objectives import CHOICES
+from efface.training.processes import current_world, join_processes
 from efface.training.stages import estimate_steps
 from efface.unlearning import plugins
 from efface.unlearning.methods import METHODS, Method, RetrainShards
@@ -67,6 +68,7 @@ def pretrain_run(
 
     """
     progress, request = progress or Progress(), PretrainRequest.of(request)
+    join_processes(request.device)
     common = request.resolve()
     data = load_data({"data": request.data})
     for note in data.notes:
@@ -131,6 +133,7 @@ def unlearn_run(
     if not start.exists():
         raise EffaceError(f"There is no checkpoint at {start}.", remedy="Check the path, or run `efface pretrain`.")
     request, foreign = _unlearn_request(request, foreign=is_foreign(start))
+    join_processes(request.device)
     common, method = request.resolve(), request.method
     if foreign is None:
         here, checkpoint, inherited = _start_from_run(start, request)
@@ -198,7 +201,8 @@ def unlearn_run(
         if pattern is not None:
             result = hand_back(pattern, result, data, split, common, folder)
         forgotten = [key for part in ("forget", EARLIER) for key in split.keys(data, part)]
-        caches = (purge_caches if request.purge_cache else list_residual_caches)(data, forgotten, here.former_roots)
+        look = purge_caches if request.purge_cache else list_residual_caches
+        caches = current_world().lead(lambda: look(data, forgotten, here.former_roots))
         for cache, done in caches.items():
             progress.say(f"{cache}: {done}")
         fixed = fix_criteria(request.criteria, checkpoint.fixed) | {"pictures": forgotten_digest(data, split)}

@@ -220,6 +220,11 @@ class ViewParams:
         """Move all fields to another device."""
         return ViewParams(*(getattr(self, f.name).to(device) for f in fields(self)))
 
+    def rows(self, positions: Tensor) -> ViewParams:
+        """Take the draws of some images, given by their positions, int64 [n]."""
+        positions = positions.to(self.top.device)
+        return ViewParams(*(getattr(self, f.name)[positions] for f in fields(self)))
+
     @staticmethod
     def cat(parts: Sequence[ViewParams]) -> ViewParams:
         """Join several draws, in order."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +14,9 @@ from torch import Tensor
 from efface.data.dataset import Data
 from efface.errors import EffaceError
 from efface.training.augment import Views
+from efface.training.divided_images import DividedImages, ImageSource
+from efface.training.lazy_images import Images, LazyImages, images_of
+from efface.training.processes import World, current_world
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """Makes one random view of each image: ``(images [B, C, H, W] in [0, 1], generator) -> the same shape``."""
@@ -140,8 +144,9 @@ class Subset:
 
     """
 
-    x: Tensor
-    """All images of the data, uint8 [N, C, H, W]; shared and possibly memory-mapped; only rows ``ids`` are read."""
+    x: Images
+    """All images of the data, uint8 [N, C, H, W]; shared, possibly memory-mapped or decoded when rows are taken; only
+    rows ``ids`` are read."""
     ids: Tensor
     """Positions of the examples in the data, int64 [n]."""
     augment: Augment
@@ -155,6 +160,8 @@ class Subset:
     """Keys of all the data, str [N], or ``None``; only sharded training reads them."""
     group: np.ndarray | None = None
     """Groups of all the data, str [N], or ``None``."""
+    world: World = field(default_factory=current_world)
+    """The processes that a batch is divided among; with several, images are made only where they are needed."""
 
     @classmethod
     def of(cls, data: Data, positions: Any, views: Views, name: str, device: torch.device) -> Subset:
@@ -169,7 +176,7 @@ class Subset:
 
         """
         return cls(
-            x=torch.from_numpy(data.x),
+            x=images_of(data),
             ids=torch.as_tensor(positions, dtype=torch.int64),
             augment=views,
             y=None if data.y is None else torch.from_numpy(data.y),
@@ -186,8 +193,12 @@ class Subset:
     def batches(self, size: int, rng: torch.Generator) -> Iterator[Batch]:
         """Serve all examples once, in random order, in batches of near-equal size, at most ``size``."""
         order = self.ids[torch.randperm(len(self.ids), generator=rng)]
-        for rows in order.tensor_split(self.count_batches(size)) if len(order) else ():
-            yield self.batch(rows, rng)
+        parts = order.tensor_split(self.count_batches(size)) if len(order) else ()
+        for rows, following in zip_longest(parts, parts[1:]):
+            batch = self.batch(rows, rng)
+            if following is not None and isinstance(self.x, LazyImages):
+                self.x.expect(following)
+            yield batch
 
     def cycle(self, size: int, rng: torch.Generator) -> Iterator[Batch]:
         """Serve batches without end, reshuffled at each pass; an empty subset has none."""
@@ -216,19 +227,44 @@ class Subset:
     def batch(self, rows: Tensor, rng: torch.Generator) -> Batch:
         """Make a batch of the examples at ``rows`` (positions in the data); ``rng`` seeds their views."""
         seed = int(torch.randint(2**62, (), generator=rng))
-        clean = self.x[rows].to(self.device).float().div_(255)
+        clean = self._images(rows) if self.world.size == 1 else self._divided(self._images, rows)
 
         def view(number: int) -> Tensor:
             generator = torch.Generator(self.device).manual_seed((seed + number * 0x9E3779B97F4A7C15) % 2**63)
-            return self.augment(clean, generator)
+            if self.world.size == 1:
+                return self.augment(clean, generator)
+            return self._divided_view(clean, generator)
 
         return Batch(
             clean,
             view,
             rows,
-            None if self.y is None else self.y[rows].to(self.device),
+            None if self.y is None else self._move(self.y[rows]),
             None if self.text is None else [self.text[int(row)] for row in rows],
         )
+
+    def _images(self, rows: Tensor) -> Tensor:
+        """Read images at positions in the data, [n, C, H, W] in [0, 1]."""
+        return self._move(self.x[rows]).float().div_(255)
+
+    def _move(self, values: Tensor) -> Tensor:
+        """Copy values to the device of the batches; a GPU goes on computing meanwhile."""
+        if self.device.type != "cuda":
+            return values.to(self.device)
+        return values.pin_memory().to(self.device, non_blocking=True)
+
+    def _divided(self, make: Callable[[Tensor], Tensor], rows: Tensor) -> DividedImages:
+        source = ImageSource(lambda at: make(rows[at]), len(rows), self.world.rank, self.world.size)
+        return DividedImages([(source, torch.arange(len(rows)))], self.x.shape[1:], self.device)
+
+    def _divided_view(self, clean: Tensor, generator: torch.Generator) -> Tensor:
+        """Make a view of which each process computes its rows, with the numbers that one process would draw."""
+        assert isinstance(clean, DividedImages)
+        if not isinstance(self.augment, Views):  # it draws as it likes: all rows at once
+            return self.augment(clean.whole(), generator)
+        augment, params = self.augment, self.augment.draw_params(len(clean), clean.shape[1:], generator)
+        params = params.to(self.device)
+        return self._divided(lambda at: augment.apply(clean.rows_at(at), params.rows(at)), torch.arange(len(clean)))
 
 
 @dataclass(frozen=True)

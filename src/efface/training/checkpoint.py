@@ -40,6 +40,7 @@ from efface.training.loop import TrainingCost
 from efface.training.model import Model
 from efface.training.objectives import CHOICES
 from efface.training.optim import ScheduledOptimizer
+from efface.training.processes import current_world
 from efface.training.recipe import Recipe
 
 CHECKPOINT_FORMAT = 1
@@ -136,12 +137,14 @@ class Checkpoint:
     """SHA-256 of the files that were written in another library's layout, by their path in the run folder."""
 
     def save(self, folder: Path) -> None:
-        """Write weights and metadata into an existing folder.
+        """Write weights and metadata into an existing folder; of several processes, only the first one writes.
 
         Raises:
             OSError: If the weights cannot be written, for example because the disk is full.
 
         """
+        if not current_world().leads:
+            return
         folder = Path(folder)
         weights = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
         try:
@@ -312,6 +315,9 @@ class EpochStore:
 
     def save(self, model: Model, optimizer: ScheduledOptimizer, epoch: int, cost: TrainingCost) -> None:
         """Replace the saved state atomically: after a kill, the file holds either the old or the new state."""
+        current_world().lead(lambda: self._write(model, optimizer, epoch, cost))
+
+    def _write(self, model: Model, optimizer: ScheduledOptimizer, epoch: int, cost: TrainingCost) -> None:
         temporary = self.path.with_suffix(".tmp")
         state = {"model": model.state_dict(), "optimizer": optimizer.state(), "epoch": epoch, "tally": vars(cost)}
         buffer = io.BytesIO()  # torch's own writer reports a full disk as a RuntimeError
@@ -323,13 +329,14 @@ class EpochStore:
         """Load the latest saved epoch into model and optimizer; return ``None`` if there is none that can be used.
 
         A damaged file, or one of another training, is named and left aside: training then starts from the beginning.
-        Without ``say`` it is an error.
+        Without ``say`` it is an error. Of several processes the first one reads the file for all of them.
         """
-        if not self.path.exists():
+        content = current_world().lead(lambda: self.path.read_bytes() if self.path.exists() else None)
+        if content is None:
             return None
         before = copy.deepcopy((model.state_dict(), optimizer.state()))
         try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             epoch, taken = (int(value) for value in (state["epoch"], state["optimizer"]["taken"]))
             type_adapter(Count).validate_python(min(epoch, taken))
             cost = parse_record(StoredCost, state["tally"], f"the cost in {self.path}", "cost", "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from efface.errors import EffaceError
+from efface.training import launch
 
 
 def resolve_device(name: str | torch.device = "auto") -> torch.device:
@@ -12,6 +13,7 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
 
     Args:
         name: A torch device, its name (``cpu``, ``cuda:1``), or ``auto``: CUDA if available, else MPS, else the CPU.
+            Of several processes on a machine, each gets a GPU of its own for ``auto`` and ``cuda``.
 
     Raises:
         EffaceError: If the device is unknown or not available.
@@ -20,7 +22,11 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
     if isinstance(name, torch.device):
         return name
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        alone = launch.count_processes() == 1  # several processes cannot share a model on MPS
+        found = "mps" if alone and torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else found
+    if name == "cuda" and launch.count_processes() > 1:
+        name = f"cuda:{launch.local_number()}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

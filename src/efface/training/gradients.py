@@ -45,13 +45,15 @@ def feature_norms(model: Model, loss: Loss, x: Tensor, *, graph: bool = False) -
     finally:
         hook.remove()
     last = outputs[-count_parts(len(x), model.micro_batch) :]
-    return row_norms(torch.cat(torch.autograd.grad(total, last, create_graph=graph)))
+    gradient = torch.cat(torch.autograd.grad(total, last, create_graph=graph))
+    return row_norms(model.world.gather(gradient, x))
 
 
 def parameter_norm(model: Model, loss: Loss, x: Tensor, *, graph: bool = False) -> Tensor:
     """Compute ‖∂ mean_i ℓ_i / ∂θ‖₂ of the batch, [1] >= 0; per-example norms would cost B backward passes."""
     gradients = torch.autograd.grad(loss(x).mean(), model.trainable_parameters(), create_graph=graph, allow_unused=True)
-    return row_norms(torch.cat([g.flatten() for g in gradients if g is not None])[None])
+    flat = torch.cat([g.flatten() for g in gradients if g is not None])
+    return row_norms(model.world.average(flat)[None])
 
 
 def row_norms(gradient: Tensor) -> Tensor:
@@ -76,7 +78,7 @@ def compute_gradient(model: Model, value: Tensor, *, graph: bool = False, keep: 
     """Compute ∂value/∂θ, [P]; with ``graph`` the result is differentiable, with ``keep`` the graph is used again."""
     weights = model.trainable_parameters()
     parts = torch.autograd.grad(value, weights, create_graph=graph, retain_graph=graph or keep, allow_unused=True)
-    return flatten_parts(model, parts)
+    return model.world.average(flatten_parts(model, parts))
 
 
 def squared_gradients(model: Model, batches: Iterable[Batch], values: BatchLoss, most: int | None = None) -> Tensor:

@@ -18,10 +18,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from efface.errors import DivergenceError, explain_memory
+from efface.errors import DivergenceError, EffaceError, explain_memory
 from efface.training.batch import Batch, Log, LossTerms, Subset
 from efface.training.model import Model
 from efface.training.optim import ScheduledOptimizer
+from efface.training.processes import World, current_world
+from efface.training.readings import StepReadings
 from efface.training.recipe import Recipe
 from efface.training.sharded_model import ShardedModel
 from efface.training.stages import Stage, plan_stages
@@ -80,6 +82,12 @@ def _fit_shards(model: Model, subset: Subset, recipe: Recipe, run: Run) -> Model
     """Train each network stage by stage on its own examples; stages whose weights were kept are read."""
     if not isinstance(model, ShardedModel):
         raise TypeError("A recipe with shards trains the model that its start() makes.")
+    if run.world.size > 1:
+        raise EffaceError(
+            "A training in shards does not run in several processes.",
+            "Its stages are read and kept one after the other, each with seeds of its own.",
+            "Start it by itself, without torchrun.",
+        )
     store, parts = run.stage_store, model.parts
     for stage in plan_stages(subset, recipe, run.seed, bf16=run.bf16):
         cost = store.restore(stage, parts[stage.shard]) if store else None
@@ -134,13 +142,21 @@ def train_steps(
 
     """
     model.train()
-    model.bf16 = run.bf16
+    model.bf16, model.world = run.bf16, run.world
+    if run.world.size > 1 and model.micro_batch is not None:
+        raise EffaceError(
+            "recipe.micro_batch does not go with several processes.",
+            "These divide each batch already, and a part that is run again would be normalized by itself.",
+            "Leave it out, or start more processes.",
+        )
     with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):
         torch.manual_seed(run.rng("dropout", run.training_cost.steps).initial_seed())
         for batch in batches:
             train_step(model, batch, terms, optimizer, run, phase=phase, only=only)
             for callback in run.callbacks:
                 callback.on_step_end(model, optimizer)
+    with run.timed():
+        run.read_steps()
 
 
 def train_step(
@@ -152,27 +168,32 @@ def train_step(
     *,
     phase: str = "train",
     only: dict[nn.Parameter, Tensor] | None = None,
-) -> dict[str, float]:
+) -> dict[str, Tensor]:
     """Take one optimizer step: sum the terms, update the weights, move momentum encoder and queue, log.
 
     Args and Raises: as for :func:`train_steps`. Weights outside the masks ``only`` are restored after the update,
     because masking their gradients would not stop momentum and weight decay from moving them.
 
+    Nothing here waits for an accelerator, except where :meth:`Run.read_steps` reads the terms of several steps.
+
     Returns:
-        Name to value of each term.
+        Name to value of each term, scalars on the device of the model.
 
     """
     began = time.perf_counter()
     with memory_for(len(batch), model.micro_batch):
-        result = terms(batch)
+        result = run.world.compute_terms(model, terms, batch)
         total = torch.stack([term.float().reshape(()) for term in result.terms.values()]).sum()
-        values = dict(zip(result.terms, (float(term.detach()) for term in result.terms.values()), strict=True))
-        if not math.isfinite(float(total.detach())):
+        planned = run.training_cost.steps - optimizer.taken + optimizer.steps
+        record = {"step": run.training_cost.steps + 1, "phase": phase, "lr": optimizer.lr, "planned": planned}
+        try:
+            run.readings.add(record, result.terms)
+        except DivergenceError:
             optimizer.inner.zero_grad(set_to_none=True)
-            raise DivergenceError(values, run.training_cost.steps)
-        total.backward()
+            run.readings.log(run.log)
+            raise
+        run.world.backward(total)
     before = {weight: weight.detach().clone() for weight in only or {}}
-    rate = optimizer.lr
     optimizer.update()
     with torch.no_grad():
         for weight, mask in (only or {}).items():
@@ -181,17 +202,8 @@ def train_step(
     run.training_cost.steps += 1
     run.training_cost.examples += len(batch) + result.extra_examples
     run.training_cost.seconds += time.perf_counter() - began
-    run.log(
-        {
-            "step": run.training_cost.steps,
-            "phase": phase,
-            "lr": rate,
-            "terms": values,
-            "total": sum(values.values()),
-            "planned": run.training_cost.steps - optimizer.taken + optimizer.steps,
-        }
-    )
-    return values
+    run.readings.log(run.log)
+    return {name: term.detach() for name, term in result.terms.items()}
 
 
 @contextmanager
@@ -291,6 +303,22 @@ class Run:
     """Where :func:`fit` keeps the stages of a sharded training, and reads those that were kept; ``None``: nowhere."""
     callbacks: list[StepCallback] = field(default_factory=list)
     """Called after each step, in this order, such as those of :mod:`efface.unlearning.early_stopping`."""
+    world: World = field(default_factory=current_world)
+    """The processes that compute the steps together."""
+    readings: StepReadings = field(default_factory=StepReadings, repr=False)
+    """Terms of steps that are still on the device."""
+
+    def read_steps(self) -> None:
+        """Read the terms that are still on the device, and log them.
+
+        Raises:
+            DivergenceError: A sum of terms is not finite.
+
+        """
+        try:
+            self.readings.read_pending()
+        finally:
+            self.readings.log(self.log)
 
     def rng(self, name: str, *numbers: int) -> torch.Generator:
         """Make a CPU generator for one purpose, seeded by the run's seed, the purpose's name and numbers."""
@@ -319,6 +347,7 @@ class Run:
             DivergenceError: If a value is not finite.
 
         """
+        self.read_steps()
         terms = terms or {}
         if not all(map(math.isfinite, terms.values())):
             raise DivergenceError(terms, self.training_cost.steps)

@@ -19,6 +19,7 @@ from efface.training.batch import Batch, ContrastiveTerms, LossOutput
 from efface.training.micro_batches import run_in_parts
 from efface.training.networks.attention import compute_attention_maps
 from efface.training.networks.text_tower import TextTower
+from efface.training.processes import ONE, World
 
 
 class Model(nn.Module):
@@ -69,6 +70,8 @@ class Model(nn.Module):
         self._shared: list[tuple[Tensor, nn.Module, Tensor]] | None = None
         self.bf16 = False
         """Run the networks under bfloat16 autocast; outputs are float32 in any case."""
+        self.world: World = ONE
+        """The processes among which the networks divide the rows of a batch."""
         self.reversed_colors = False
         """Whether the networks are given blue, green, red; images here are always red, green, blue."""
         convs = [module for module in backbone.modules() if isinstance(module, nn.Conv2d)]
@@ -94,18 +97,25 @@ class Model(nn.Module):
         for image, network, cached in self._shared or ():
             if image is x and network is backbone and (cached.requires_grad or not torch.is_grad_enabled()):
                 return cached
-        normalized = self.normalize(x)
-        if self.channels_last:
-            normalized = normalized.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
-            features = run_in_parts(backbone, normalized, self.micro_batch).float()
+        features = self.world.spread(lambda rows: self._run_backbone(backbone, rows), x)
         if self._shared is not None:
             self._shared.append((x, backbone, features))
         return features
 
+    def _run_backbone(self, backbone: nn.Module, x: Tensor) -> Tensor:
+        """Compute features of images, [n, dim] float32."""
+        normalized = self.normalize(x)
+        if self.channels_last:
+            normalized = normalized.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+            return run_in_parts(backbone, normalized, self.micro_batch).float()
+
     def forward(self, x: Tensor, tower: Model | Tower | None = None) -> Tensor:
         """Compute logits [B, classes], or the projector's un-normalized embeddings [B, d], of images in [0, 1]."""
-        return self.project(self.features(x, tower), tower)
+        if self._shared is not None:
+            return self.project(self.features(x, tower), tower)
+        backbone = (tower or self).backbone
+        return self.world.spread(lambda rows: self.project(self._run_backbone(backbone, rows), tower), x)
 
     def project(self, features: Tensor, tower: Model | Tower | None = None) -> Tensor:
         """Apply the head to features [B, dim]."""
@@ -119,10 +129,11 @@ class Model(nn.Module):
             EffaceError: If the model has no text tower.
 
         """
-        if self.text is None:
+        text = self.text
+        if text is None:
             raise EffaceError("This model has no text tower.", remedy="Train one with the objective clip.")
         with torch.autocast(self.mean.device.type, torch.bfloat16, enabled=self.bf16):
-            return run_in_parts(self.text, captions, self.micro_batch).float()
+            return self.world.spread(lambda rows: run_in_parts(text, rows, self.micro_batch).float(), captions)
 
     def outputs(self, batch: Batch) -> Tensor:
         """Compute the outputs that :meth:`Objective.distance` compares between two models.

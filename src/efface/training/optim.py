@@ -70,7 +70,8 @@ class Optim(Settings):
         if self.rule is OptimizerType.SGD:
             inner: torch.optim.Optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum)
         else:
-            inner = torch.optim.AdamW(groups, lr=self.lr, betas=(self.momentum, 0.999))
+            fused = True if trained and all(weight.is_cuda for weight in trained) else None
+            inner = torch.optim.AdamW(groups, lr=self.lr, betas=(self.momentum, 0.999), fused=fused)
         return ScheduledOptimizer(self, inner, trained, steps)
 
     def factor(self, step: int, steps: int) -> float:

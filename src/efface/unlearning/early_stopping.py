@@ -132,6 +132,7 @@ def unlearn_with_early_stopping(
     positions = {"forget": split.forget, "retain": split.retain, "valid": unseen}
     subsets = {name: Subset.of(data, rows, start.recipe.views, name, run.device) for name, rows in positions.items()}
     model = copy.deepcopy(start.model).to(run.device)
+    model.world = run.world
     monitor = StoppingMonitor(stop, model, subsets, run)
     run.callbacks.append(monitor)
     inputs = build_inputs(method, start, data, split, run.device)
@@ -197,6 +198,7 @@ class StoppingMonitor:
         """Compare F and R with V, keep the state if it is the best so far, and log the check."""
         with self.run.timed():
             scores = compute_margin_scores(model, self.subsets, self.stop, self.run)
+            scores = self.run.world.agree(scores)  # all processes stop together
         alpha = alpha_at_check(len(self.checks), self.stop.alpha) if self.checks else self.stop.alpha * len(SPACES)
         level = 1 - alpha / len(SPACES)
         forget = {s: stats.delong(scores["forget"][s], scores["valid"][s], level) for s in SPACES}

@@ -115,8 +115,8 @@ def contrastive_margin(first: Tensor, second: Tensor, bank: int, tau: float) -> 
 
 def label_margin(logits: Tensor, labels: Tensor) -> Tensor:
     """Log odds of each example's label, [B], from logits [B, classes]."""
-    is_label = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()
-    return logits[is_label] - logits.masked_fill(is_label, -torch.inf).logsumexp(1)
+    own = labels[:, None]
+    return logits.gather(1, own)[:, 0] - logits.scatter(1, own, -torch.inf).logsumexp(1)
 
 
 def _halves(both: Tensor) -> tuple[Tensor, Tensor]:

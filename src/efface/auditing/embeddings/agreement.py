@@ -18,6 +18,7 @@ from efface.auditing.audits.alignment_matrix import alignment_matrix
 from efface.auditing.embeddings.arrays import EmbeddingPair, EmbeddingSet
 from efface.auditing.observations import Observations
 from efface.auditing.representations import unit_rows
+from efface.data.array_files import row_chunks, take_rows
 
 SPACE = "embeddings"
 SIGNAL = f"{SPACE}.alignment"
@@ -31,16 +32,21 @@ STILL = 1e-5
 
 def view_agreement(z: np.ndarray) -> np.ndarray:
     """Return the diagonal of AM, the mean cosine of two different views of each item: float64 ``[n]``."""
-    z = _unit_views(z)
-    views, center = z.shape[1], z.sum(axis=1)
-    return ((center**2).sum(axis=1) - (z**2).sum(axis=(1, 2))) / (views * (views - 1))
+    found, views = np.empty(len(z)), z.shape[1]
+    for rows in row_chunks(z):
+        u = _unit_views(z[rows])
+        found[rows] = ((u.sum(axis=1) ** 2).sum(axis=1) - (u**2).sum(axis=(1, 2))) / (views * (views - 1))
+    return found
 
 
 def cross_item_similarity(z: np.ndarray) -> float:
     """Return the mean of AM off the diagonal: the mean cosine of views of two different items."""
-    center = _unit_views(z).mean(axis=1)
-    n, total = len(center), center.sum(axis=0)
-    return float((total @ total - (center**2).sum()) / (n * (n - 1)))
+    n, total, squares = len(z), np.zeros(z.shape[2]), 0.0
+    for rows in row_chunks(z):
+        center = _unit_views(z[rows]).mean(axis=1)
+        total += center.sum(axis=0)
+        squares += float((center**2).sum())
+    return float((total @ total - squares) / (n * (n - 1)))
 
 
 def pairing_statistic(before: np.ndarray, after: np.ndarray, orders: np.ndarray) -> tuple[float, np.ndarray]:
@@ -60,9 +66,11 @@ def pairing_statistic(before: np.ndarray, after: np.ndarray, orders: np.ndarray)
         u, cut = _unit_views(z), z.shape[1] // 2
         halves.append((u[:, :cut].mean(axis=1), u[:, cut:].mean(axis=1)))
     (a, b), (c, d) = halves
-    change = a @ b.T - c @ d.T
-    rows = np.arange(len(a))
-    return float(change[rows, rows].mean()), np.array([change[rows, order].mean() for order in orders])
+
+    def drop(order: np.ndarray) -> float:
+        return (float(np.vdot(a, b[order])) - float(np.vdot(c, d[order]))) / len(a)
+
+    return drop(np.arange(len(a))), np.array([drop(order) for order in orders])
 
 
 def pairing_test(before: np.ndarray, after: np.ndarray, seed: int = 0) -> tuple[float, float]:
@@ -75,7 +83,7 @@ def pairing_test(before: np.ndarray, after: np.ndarray, seed: int = 0) -> tuple[
     rng = np.random.default_rng(seed)
     if len(before) > PAIRED:
         kept = np.sort(rng.permutation(len(before))[:PAIRED])
-        before, after = before[kept], after[kept]
+        before, after = take_rows(before, kept), take_rows(after, kept)
     orders = np.stack([rng.permutation(len(before)) for _ in range(DRAWS)])
     seen, drawn = pairing_statistic(before, after, orders)
     return seen - float(drawn.mean()), float(1 + (drawn >= seen - 1e-12).sum()) / (DRAWS + 1)
@@ -83,8 +91,8 @@ def pairing_test(before: np.ndarray, after: np.ndarray, seed: int = 0) -> tuple[
 
 def unchanged(pair: EmbeddingPair) -> bool:
     """Whether no cosine changed beyond rounding, within every item and between a sample of the items."""
-    some = slice(0, None, max(1, len(pair) // SAMPLED))
-    maps = [alignment_matrix(seen.z[some]) for seen in (pair.before, pair.after)]
+    some = np.arange(0, len(pair), max(1, len(pair) // SAMPLED))
+    maps = [alignment_matrix(take_rows(seen.z, some)) for seen in (pair.before, pair.after)]
     own = view_agreement(pair.before.z) - view_agreement(pair.after.z)
     return max(float(np.abs(own).max()), float(np.abs(maps[0] - maps[1]).max())) < STILL
 
@@ -98,11 +106,16 @@ def alignment_observations(forget: EmbeddingPair, control: EmbeddingPair, when: 
     arrays: dict[str, np.ndarray] = {}
     for part, pair in (("forget", forget), ("holdout", control)):
         seen: EmbeddingSet = getattr(pair, when)
-        z = _unit_views(seen.z).astype(np.float32)
-        upper = np.triu_indices(z.shape[1], 1)
-        arrays[f"{part}/keys"] = seen.keys
-        arrays[f"{part}/features"] = seen.z.mean(axis=1)
-        arrays[f"{part}/{SPACE}.pairs"] = np.matmul(z, z.transpose(0, 2, 1))[:, upper[0], upper[1]]
+        upper = np.triu_indices(pair.views, 1)
+        pairs = np.empty((len(pair), len(upper[0])), np.float32)
+        features = np.empty((len(pair) if part == "holdout" else 0, seen.z.shape[2]), np.float32)
+        for rows in row_chunks(seen.z):
+            z = _unit_views(seen.z[rows]).astype(np.float32)
+            pairs[rows] = np.matmul(z, z.transpose(0, 2, 1))[:, upper[0], upper[1]]
+            if len(features):
+                features[rows] = seen.z[rows].mean(axis=1)
+        arrays |= {f"{part}/keys": seen.keys, f"{part}/{SPACE}.pairs": pairs}
+        arrays |= {f"{part}/features": features} if len(features) else {}  # only of those never trained on
     return Observations(when, "owner", arrays, {"spaces": [SPACE]})
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from efface.data.array_files import ARRAY_ERRORS, read_npy, read_npz
+from efface.data.array_files import ARRAY_ERRORS, read_npy, read_npz, row_chunks
 from efface.data.names import quote_first
 from efface.data.text_files import as_texts
 from efface.errors import EffaceError
@@ -27,7 +27,7 @@ class EmbeddingSet:
     """Embeddings of the views of some items by one model."""
 
     z: np.ndarray
-    """float32 ``[n, views, d]``; every row is finite and non-zero."""
+    """float32 ``[n, views, d]``, possibly mapped from its file; every row is finite and non-zero."""
     keys: np.ndarray
     """Name of each item, str ``[n]``: its key from the file, or its row number."""
     named: bool
@@ -106,6 +106,8 @@ def match_embeddings(before: EmbeddingSet, after: EmbeddingSet, part: str) -> Em
             f"{len(absent)} items of {part} are in before but not in after.",
             f"For example: {quote_first(absent.tolist())}.",
         )
+    if (rows == np.arange(len(rows))).all():
+        return EmbeddingPair(before, after)  # not a copy: it may be as large as the memory
     return EmbeddingPair(before, EmbeddingSet(after.z[rows], after.keys[rows], after.named))
 
 
@@ -133,15 +135,15 @@ def check_embeddings(stored: np.ndarray, views: int | None, name: str) -> np.nda
             f"{name} has {stored.shape[1]} view(s) of each item{expected}.", "At least two are needed.", _TWO_VIEWS
         )
     with np.errstate(over="ignore"):
-        z = stored.astype(np.float32)
-    bad = int((~np.isfinite(z).all(axis=(1, 2))).sum())
+        z = stored.astype(np.float32, copy=False)
+    bad = sum(int((~np.isfinite(z[rows]).all(axis=(1, 2))).sum()) for rows in row_chunks(z))
     if bad:
         raise EffaceError(
             f"{name}: {bad} of {len(z)} items hold numbers that are not finite.",
             "NaN and infinity cannot be scored.",
             "Leave these items out of both files, or embed them again.",
         )
-    zero = int((np.abs(z).max(axis=2) == 0).any(axis=1).sum())
+    zero = sum(int((np.abs(z[rows]).max(axis=2) == 0).any(axis=1).sum()) for rows in row_chunks(z))
     if zero:
         raise EffaceError(f"{name}: {zero} of {len(z)} items have a view that is all zeros.", "It has no direction.")
     return z
@@ -165,7 +167,7 @@ def _single_view_error(stored: np.ndarray, views: int | None, name: str) -> Effa
 
 def _arrays(path: Path) -> Mapping[str, np.ndarray]:
     try:
-        stored = read_npz(path)[0] if path.suffix == ".npz" else {"forget": read_npy(path)}
+        stored = read_npz(path)[0] if path.suffix == ".npz" else {"forget": read_npy(path, mapped=True)}
     except FileNotFoundError:
         raise EffaceError(f"There is no file {path}.", remedy="Check the path.") from None
     except ARRAY_ERRORS as error:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from efface.auditing.observations import COMPANIONS, Observations
+from efface.auditing.observations import COMPANIONS, WITHHELD, Observations
 from efface.auditing.observers.batchnorm import estimate_statistics_anew, has_running_statistics
 from efface.config import Settings
 from efface.data.dataset import Data
@@ -30,6 +30,7 @@ from efface.schema import Count, PairCount, Positive
 from efface.training.augment import ViewParams, Views
 from efface.training.gradients import input_norms
 from efface.training.model import Model
+from efface.training.processes import ONE, current_world
 
 Observed = Callable[[int, int], None]
 """Receives how many examples are observed, and of how many."""
@@ -84,6 +85,7 @@ def observe_model(
     *,
     parts: Collection[str] | None = None,
     scratch: Path | None = None,
+    withheld: Data | None = None,
     on_observed: Observed = lambda done, total: None,
 ) -> Observations:
     """Observe every part of a split through one model; :mod:`efface.auditing.observations` lists the arrays.
@@ -96,6 +98,7 @@ def observe_model(
         settings: How to observe.
         parts: Parts of the split to observe; all by default.
         scratch: A folder for memory-mapped arrays, so that memory use does not grow with the number of examples.
+        withheld: Pictures of the auditor's own of the same shape, observed like the holdout.
         on_observed: Called with how many examples are done, and of how many, after each batch.
 
     Returns:
@@ -135,6 +138,8 @@ def observe_model(
             arrays["prompts/text"] = observer.embed_text(names).cpu().numpy()
         if (parts is None or RENEWED_PARTS in parts) and has_running_statistics(model) and len(rows["retain"]) > 1:
             arrays |= _observe_renewed(observer, rows)
+        if withheld is not None and (parts is None or WITHHELD in parts):
+            arrays |= _observe_withheld(observer, withheld)
     return Observations(model.digest(), split.digest(data), arrays, _meta(observer, split, rows))
 
 
@@ -156,18 +161,28 @@ def _observe_renewed(observer: _Observer, rows: Mapping[str, np.ndarray]) -> dic
     return found
 
 
+def _observe_withheld(observer: _Observer, withheld: Data) -> dict[str, np.ndarray]:
+    """Observe other data against the observer's own bank."""
+    second = _Observer(
+        observer.model, withheld, observer.views, replace(observer.settings, gradient=False), observer.scratch
+    )
+    second.banks, second.bank_keys, second.captions = observer.banks, observer.bank_keys, observer.captions
+    rows = _sample(withheld, np.arange(len(withheld)), observer.settings.cap)
+    return {f"{WITHHELD}/{name}": value for name, value in second.part(WITHHELD, rows, signals=True).items()}
+
+
 @contextmanager
 def _evaluation_mode(model: Model) -> Iterator[None]:
     """Put the model in evaluation mode and float32; restore the mode of each module afterwards."""
-    training, bf16 = {m: m.training for m in model.modules()}, model.bf16
+    training, bf16, world = {m: m.training for m in model.modules()}, model.bf16, model.world
     model.eval()
-    model.bf16 = False
+    model.bf16, model.world = False, ONE
     try:
         yield
     finally:
         for module, mode in training.items():
             module.training = mode
-        model.bf16 = bf16
+        model.bf16, model.world = bf16, world
 
 
 def _meta(observer: _Observer, split: Split, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -297,17 +312,21 @@ class _Observer:
         if self.data.y is not None:
             arrays["labels"] = self.data.y[positions]
         start = 0
-        for rows in self.chunks(positions):
-            found = self.clean(rows) | (self.signals(rows, gradient=part not in CONTROL_PART) if signals else {})
+        for found in current_world().share_out(self.chunks(positions), lambda rows: self.look(part, rows, signals)):
             for name, value in found.items():
                 if name not in arrays:
                     arrays[name] = self.allocate(f"{part}.{name}", (len(positions), *value.shape[1:]))
-                arrays[name][start : start + len(rows)] = value.cpu().numpy()
-            start += len(rows)
-            self.seen += len(rows)
+                arrays[name][start : start + len(value)] = value
+            start += len(found["features"])
+            self.seen += len(found["features"])
             if self.report:
                 self.report(self.seen)
         return arrays
+
+    def look(self, part: str, rows: np.ndarray, signals: bool) -> dict[str, np.ndarray]:
+        """Compute the arrays of some examples of a part."""
+        found = self.clean(rows) | (self.signals(rows, gradient=part not in CONTROL_PART) if signals else {})
+        return {name: value.cpu().numpy() for name, value in found.items()}
 
     def leave_one_out_margins(self, positions: np.ndarray) -> dict[str, np.ndarray]:
         """Compute the margins of examples that may be in the bank, each against the bank without itself.

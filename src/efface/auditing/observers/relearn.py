@@ -24,6 +24,7 @@ from efface.errors import EffaceError
 from efface.schema import Count
 from efface.training.batch import Batch, LossTerms, Subset
 from efface.training.checkpoint import Checkpoint
+from efface.training.lazy_images import images_of
 from efface.training.loop import Run, train_steps
 from efface.training.optim import Optim, Schedule
 from efface.training.recipe import require_batch_size
@@ -105,7 +106,7 @@ def relearn_model(
         raise EffaceError(f"There is nothing to relearn on: the split has no {name} examples.")
     model = copy.deepcopy(checkpoint.model).to(device)
     part = Subset(
-        x=torch.from_numpy(data.x),
+        x=images_of(data),
         ids=torch.as_tensor(positions, dtype=torch.int64),
         augment=views,
         y=None if data.y is None else torch.from_numpy(data.y),

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from efface.auditing.observations import COMPANIONS, Observations
+from efface.auditing.observations import COMPANIONS, WITHHELD, Observations
 from efface.auditing.observers.observe import (
     CONTROL_PART,
     RENEWED_PARTS,
@@ -34,7 +34,13 @@ moves no AUC by more than 0.006."""
 
 
 def spot_check(
-    stored: Observations, model: Model, data: Data, split: Split, views: Views, settings: ObservationSettings
+    stored: Observations,
+    model: Model,
+    data: Data,
+    split: Split,
+    views: Views,
+    settings: ObservationSettings,
+    withheld: Data | None = None,
 ) -> str:
     """Observe a few examples again, and say in what the stored observations differ; empty if in nothing.
 
@@ -45,12 +51,15 @@ def spot_check(
         split: The split that they are said to be of.
         views: Distribution of the random views.
         settings: How they are said to have been observed.
+        withheld: The auditor's own pictures that they are said to be of as well.
 
     """
     rows = select_positions(split, settings, data)
     few = _draw_few(rows, split)
     settings = replace(settings, valid=False)
-    again = observe_model(model, data, few, views, settings, parts=[*rows, *CONTROL_PART])
+    drawn = None if withheld is None else _draw_withheld(stored, withheld)
+    parts = [*rows, *CONTROL_PART, WITHHELD]
+    again = observe_model(model, data, few, views, settings, parts=parts, withheld=drawn)
     renewed = observe_model(model, data, replace(few, retain=split.retain), views, settings, parts=[RENEWED_PARTS])
     arrays = again.arrays | renewed.arrays
     expected = again.meta | {
@@ -81,6 +90,14 @@ def _draw_few(rows: Mapping[str, np.ndarray], split: Split) -> Split:
     companions = random.permutation(rows.get(COMPANIONS, no_positions()))[:CHECKED]  # found anew in these parts
     few |= {part: np.union1d(few[part], np.intersect1d(companions, both[part])) for part in ("spare", "test")}
     return replace(split, **few)
+
+
+def _draw_withheld(stored: Observations, withheld: Data) -> Data | None:
+    """Draw a few of the withheld pictures that were observed; None if none were, which is then found missing."""
+    held = set(stored.of(WITHHELD, "keys").tolist()) if stored.has(WITHHELD, "keys") else set[str]()
+    rows = np.array([row for row, key in enumerate(withheld.keys.tolist()) if key in held or not held], dtype=np.int64)
+    chosen = np.sort(np.random.default_rng().permutation(rows)[:CHECKED])
+    return withheld.take(chosen) if len(chosen) else None
 
 
 def _agrees(stored: Observations, name: str, again: np.ndarray, arrays: Mapping[str, np.ndarray]) -> bool:

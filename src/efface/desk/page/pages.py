@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from efface.desk.desk import Desk
+from efface.desk.evidence import require_evidence
 from efface.desk.inputs import add_days
 from efface.desk.ledger import utc_now
 from efface.desk.page.guard import REPORT_POLICY
@@ -90,9 +91,11 @@ class DeskPages:
     def report(self, request: Request) -> Response:
         """The report of the audit of a request."""
         found = known_request(self.desk, request.path_params["id"])
-        path = None if found.batch is None else Path(self.desk.batch(found.batch).folder) / "report.html"
-        if path is None or not path.is_file():
+        batch = None if found.batch is None else self.desk.batch(found.batch)
+        path = None if batch is None else Path(batch.folder) / "report.html"
+        if batch is None or path is None or not path.is_file():
             raise HTTPException(404, "There is no report yet.")
+        require_evidence(self.desk, batch)
         return Response(path.read_bytes(), media_type="text/html", headers={"content-security-policy": REPORT_POLICY})
 
     def bundle(self, request: Request) -> Response:

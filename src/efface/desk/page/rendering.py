@@ -28,6 +28,24 @@ OUTCOME_WORDS = {
     "absent": "Nothing was there",
     "failed": "Failed: still there",
 }
+PLANNED_WORDS = {
+    "removed": "Would be removed",
+    "rewritten": "Would be rewritten without them",
+    "listed": "Would stay: somebody has to decide",
+    "absent": "Nothing is there",
+}
+"""The same, where nothing has been done yet."""
+
+
+def moment_words(moment: str) -> str:
+    """A time of the ledger for people: the day alone if it is all that was said."""
+    day, _, time = moment.rstrip("Z").partition("T")
+    return day if time in ("", "00:00:00") else f"{day} {time} UTC"
+
+
+def detail_words(detail: str) -> str:
+    """A detail of an artefact, with the boxes of this page instead of options of commands."""
+    return detail.replace("(remove it with --remove-models)", "(tick the box below)")
 
 
 def days_words(deadline: str, today: str) -> str:
@@ -78,10 +96,13 @@ class PageTemplates:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self.environment.filters |= {"duration": duration_words, "commas": "{:,}".format, "commands": mark_commands}
+        self.environment.filters |= {
+            "duration": duration_words, "commas": "{:,}".format, "commands": mark_commands, "moment": moment_words,
+            "details": detail_words,
+        }  # fmt: skip
         self.environment.globals |= shared | {
-            "state_words": STATE_WORDS, "outcome_words": OUTCOME_WORDS, "days_words": days_words,
-            "verdict_words": verdict_words,
+            "state_words": STATE_WORDS, "outcome_words": OUTCOME_WORDS, "planned_words": PLANNED_WORDS,
+            "days_words": days_words, "verdict_words": verdict_words,
         }  # fmt: skip
 
     def page(self, template: str, status: int = 200, **values: Any) -> Response:

@@ -7,7 +7,7 @@ s = e^scale is learned, and clipped to at most ``most`` after every step.
 
 Source      Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021,
             arXiv 2103.00020.
-Departures  one device, so examples are compared within a batch only; towers and batches may be small.
+Departures  none but size: towers and batches may be small; with several processes a batch is that of all of them.
 Tests cover one direction only; a scale that is not learned, or is not bounded; a mean taken too early.
 """
 

@@ -69,9 +69,10 @@ class CrossEntropy(BaseObjective):
         If all examples of the batch have the same label, they keep it.
         """
         y = batch.labels()
-        pool = y.unique()
-        if len(pool) < 2:
-            return batch
-        index = torch.searchsorted(pool, y)
-        shift = torch.randint(1, len(pool), (len(y),), generator=rng).to(y.device)
-        return batch.copy_with(y=pool[(index + shift) % len(pool)])
+        ordered = y.sort().values
+        rank = torch.cat([ordered.new_zeros(1), (ordered[1:] != ordered[:-1]).cumsum(0)])  # of its label among all
+        pool, count = torch.zeros_like(y).scatter(0, rank, ordered), rank[-1] + 1
+        index = rank[torch.searchsorted(ordered, y)]
+        drawn = torch.randint(2**32 - 1, (len(y),), generator=rng).to(y.device)
+        shift = drawn % (count - 1).clamp(min=1) + 1  # how many labels there are is not read from the device
+        return batch.copy_with(y=pool[(index + shift) % count])

@@ -7,7 +7,7 @@ gradient. After each step the momentum encoder is updated with momentum m and th
 
 Source      He et al., Momentum Contrast for Unsupervised Visual Representation Learning, 2020, arXiv 1911.05722;
             two-layer projector as in MoCo v2.
-Departures  no shuffling of BatchNorm between devices (one device).
+Departures  no shuffling of BatchNorm between devices: with several processes, all normalize by the whole batch.
 Tests cover a queue moved inside the loss; a momentum encoder that receives gradients; keys that are not normalized.
 """
 

@@ -117,6 +117,7 @@ class ContrastiveUnlearning(Settings):
                 bound = 1 / classes if whole_class else measure_accuracy(model, unseen)[0]
             shown = len(members) + (0 if whole_class else len(unseen))
             form = {"form": "class" if whole_class else "samples", "on": members.name, "of": len(members)}
+            accuracy, bound = run.world.agree((accuracy, bound))  # all processes stop together
             measured = {"accuracy": accuracy, "bound": bound}
             run.log_values("stop_rule", measured, examples=shown, met=accuracy <= bound, **form)
             return accuracy <= bound

@@ -144,7 +144,7 @@ class GradientConstraint(Settings):
         """MEM_GP: scalar >= 0, 0 if the norms match. ``norms`` [B]: of F under θ; ``unseen`` [M]: of V under θ₀."""
         if self.match is NormMatching.SQUARE:
             center = unseen.mean() if self.target is None else norms.new_tensor(self.target)
-            scale = center if center > 0 else unseen.mean()
+            scale = torch.where(center > 0, center, unseen.mean())
             return ((norms - center) / scale).square().mean()
         if self.match is NormMatching.LOG_MEAN:
             return (norms.log().mean() - unseen.log().mean()).square()
