@@ -10,7 +10,7 @@ import csv
 import json
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,10 @@ def train(net: nn.Module, logits: Callable[[Tensor], Tensor], x: Tensor, y: Tens
     net.eval()
 
 
+NO_SHIFT = ("--set", "recipe.views.shift=0")
+"""What ``efface init`` advises: these classifiers were trained with flips alone."""
+
+
 @dataclass(frozen=True)
 class Library:
     """A library: how it makes a file, and how it measures one."""
@@ -143,7 +147,6 @@ class Library:
     """What the user has to say beside the data."""
     methods: tuple[str, ...] = ("finetune", "scrub")
     captions: bool = False
-    folder: bool = field(default=False)
 
 
 def _timm(name: str, **changed: Any) -> Library:
@@ -170,7 +173,7 @@ def _timm(name: str, **changed: Any) -> Library:
         with torch.no_grad():
             return pictures.shares(net(pictures.tensors(transform)).argmax(1) == pictures.labels)
 
-    return Library(make, measure, folder=True)
+    return Library(make, measure, options=NO_SHIFT)
 
 
 def _transformers(kind: str, **sizes: Any) -> Library:
@@ -200,7 +203,7 @@ def _transformers(kind: str, **sizes: Any) -> Library:
             right = net(pixel_values=_processed(processor, pictures)).logits.argmax(1) == pictures.labels
         return pictures.shares(right)
 
-    return Library(make, measure, folder=True)
+    return Library(make, measure, options=NO_SHIFT)
 
 
 def _processed(processor: Any, pictures: Pictures) -> Tensor:
@@ -388,7 +391,7 @@ def _own() -> Library:
 
     named = "{features: look, head: answer, width: 32, classes: 6}"
     said = ("--set", f"data.size={SIDE}", "--set", f"recipe.backbone.options={named}", "--set", "recipe.mean=0.5")
-    said += ("--set", "recipe.std=0.5", "--objective", "cross_entropy", "--model", "emoji_net:build")
+    said += ("--set", "recipe.std=0.5", *NO_SHIFT, "--objective", "cross_entropy", "--model", "emoji_net:build")
     return Library(make, measure, options=said)
 
 

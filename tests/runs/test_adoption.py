@@ -17,6 +17,7 @@ from PIL import Image
 from efface import api
 from efface.data.dataset import Data
 from efface.errors import EffaceError
+from efface.interop.views_check import check_views
 from efface.runs import train
 from efface.runs.foreign import start_from_foreign
 from efface.training import optim
@@ -285,6 +286,27 @@ def test_what_is_right_as_it_is_goes_in_without_a_doubt(tmp_path: Path) -> None:
     settings = {"data": as_arrays(x, y, tmp_path), "split": SPLIT, "forget": "@random:12", "method": FEW}
     train.unlearn_run(path, tmp_path / "out", settings | {"device": "cpu"}, progress=train.Progress(say=said.append))
     assert not [one for one in said if "does not fit" in one or "not what reached it in training" in one]
+
+
+def test_augmentations_that_it_never_saw_are_said(tmp_path: Path) -> None:
+    """Training on with shifts would change this network far more than forgetting does."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(60, 160, (N, 3, SIDE, SIDE), dtype=np.uint8)
+    y = np.arange(N) % 3
+    for row, label in enumerate(y):
+        x[row, :, :, 4 + label] = 250  # the class is where the line is, to the pixel
+    path, data = as_classifier(learned(x, y), tmp_path), as_arrays(x, y, tmp_path)
+    settings = {"data": data, "split": SPLIT, "device": "cpu"}
+    said: list[str] = []
+    start_from_foreign(path, settings, 0, said.append, check=True, device="cpu")
+    (doubt,) = (one for one in said if ": views: " in one)
+    assert "--set recipe.views.shift=0" in doubt and "it was trained without them" in doubt
+    stated = settings | {"recipe": {"views": {"shift": 0, "flip": False}}}
+    said.clear()
+    start_from_foreign(path, stated, 0, said.append, check=True, device="cpu")
+    assert not [one for one in said if ": views: " in one]
+    at_home = learned(x, y, views=Views(**{**vars(Views.none()), "shift": 2, "flip": True}), epochs=1)
+    assert check_views(at_home, torch.rand(8, 3, SIDE, SIDE), np.zeros(8, int), Views.none()).word == "passed"
 
 
 def test_it_can_be_turned_off(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,9 @@ from efface.runs.requests import (
     RelearnRequest,
     UnlearnRequest,
 )
+from efface.runs.run import Progress
 from efface.runs.train import pretrain_run, unlearn_run
-from efface.training.checkpoint import META
+from efface.training.checkpoint import META, Checkpoint
 from efface.unlearning.early_stopping import StoppingRule
 from efface.unlearning.methods import Finetune
 
@@ -131,3 +133,28 @@ def test_an_audit_reads_each_meta_json_once(home, tmp_path, monkeypatch):
     result = audit_run(tmp_path / "two", request, oracles=[tmp_path / "oracle"])
     assert result.sequence is not None and result.sequence.verdict is not None
     assert reads == {"original": 1, "one": 1, "two": 1, "oracle": 1}
+
+
+def test_a_run_takes_the_size_of_a_micro_batch_and_no_other_change_of_its_recipe(home, tmp_path):
+    said: list[str] = []
+    settings = {**FORGET, "device": "cpu", "recipe": {"micro_batch": 4}}
+    made = unlearn_run(home / "original", tmp_path / "out", settings, progress=Progress(say=said.append))
+    assert made.recipe.micro_batch == 4 and made.model.micro_batch == 4
+    assert any("BatchNorm normalizes over 4 images" in one for one in said)  # a ResNet
+    assert Checkpoint.load(tmp_path / "out").model.micro_batch == 4
+    plain = unlearn_run(home / "original", tmp_path / "plain", {**FORGET, "device": "cpu"})
+    assert plain.recipe.micro_batch is None and plain.model.digest() != made.model.digest()
+    for recipe in ({"epochs": 3}, {"micro_batch": 4, "epochs": 3}):
+        with pytest.raises(EffaceError, match="no setting 'recipe'"):
+            UnlearnRequest.from_settings({**FORGET, "recipe": recipe})
+    with pytest.raises(EffaceError, match=r"recipe\.micro_batch"):
+        UnlearnRequest.from_settings({**FORGET, "recipe": {"micro_batch": 0}})
+
+
+def test_a_case_is_text_whatever_yaml_makes_of_it():
+    asked = AuditRequest.from_settings({"case": {"id": 17, "due": date(2026, 12, 2)}})
+    assert (asked.case.id, asked.case.due, asked.case.handled_by) == ("17", "2026-12-02", "")
+    with pytest.raises(EffaceError, match="case"):
+        AuditRequest.from_settings({"case": {"number": 3}})
+    with pytest.raises(EffaceError, match="case"):
+        AuditRequest.from_settings({"case": {"id": [1]}})

@@ -127,8 +127,9 @@ def _require_sensible_head(
         raise EffaceError(
             what,
             f"No order of the classes explains it: the best one reaches {fitting:.3f}.",
-            "Likely: the head was trained with other labels, or the images are prepared otherwise (recipe.mean, "
-            "recipe.std, data.size). If it is right as it is, --set check=false goes on.",
+            "Likely: the head was trained with other labels, or it is a projector (--objective simclr), or the images "
+            "are prepared otherwise (recipe.mean, recipe.std, data.size). If it is right as it is, --set "
+            "check=false goes on.",
         )
     order = [classes[name] for name in names[np.argsort(positions)]]
     line = (

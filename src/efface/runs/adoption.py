@@ -33,6 +33,7 @@ from efface.interop.fit_measures import Fit, measure_fit
 from efface.interop.head_check import require_class_order
 from efface.interop.load import LoadedCheckpoint, load_checkpoint
 from efface.interop.structure_variants import describe_structure, structure_variants
+from efface.interop.views_check import check_views
 from efface.runs.data_at_hand import load_data
 from efface.runs.preprocessing import reads_pictures
 from efface.training.batch import Batch, Subset
@@ -128,7 +129,17 @@ def check_adoption(one: Adoption) -> list[AssumptionCheck]:
         checks.append(judge_assumption(topic, describe_structure(one.loaded.recipe, topic), fit, tried))
     checks += _check_pictures(one, rows, model, fit)
     checks += _check_classes(one, model, fit)
-    return [*checks, *_check_trained(one, model)]
+    return [*checks, *_check_views(one, rows, model), *_check_trained(one, model)]
+
+
+def _check_views(one: Adoption, rows: np.ndarray, model: Model) -> list[AssumptionCheck]:
+    """Whether a classifier knows its training images through the augmentations that are assumed."""
+    stated = "views" in (one.settings.get("recipe") or {})
+    labels = None if one.data.y is None else one.data.y[rows]
+    if stated or labels is None or not model.objective.needs_labels or (labels == UNKNOWN_LABEL).any():
+        return []
+    x = torch.from_numpy(np.ascontiguousarray(one.data.x[rows])).to(one.device).float().div_(255)
+    return [check_views(model, x, labels, one.loaded.recipe.views)]
 
 
 def _check_objective(one: Adoption, fit: Fit) -> AssumptionCheck:

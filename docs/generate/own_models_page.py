@@ -1,0 +1,104 @@
+"""The tables of ``docs/results/own_models.md``: models of other libraries, and wrong assumptions about them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.machine import read_json
+from docs.generate.markdown import MISSING, made_by, table_head, table_row
+from research.paths import RESULTS
+
+TOLERATED = 0.02
+"""How much worse a model may be before the page says so."""
+
+
+def page() -> list[str]:
+    """Tables of ``results/own_models.json`` and ``results/planted_assumptions.json``."""
+    result = read_json(RESULTS / "own_models.json")
+    parts, libraries = result["parts"], result["libraries"]
+    lines = ["## From the library's file to the library's file", ""]
+    lines += [
+        f"720 emoji as JPEGs, in folders by year and user; {parts['trained']} trained on, {parts['forgotten']} to "
+        f"forget in two requests, {parts['unseen']} of other users never trained on. Shares of right answers by the "
+        "library's own code, with its own preprocessing, from the file that it wrote and from those that efface handed "
+        "back.",
+        "",
+    ]
+    lines += table_head(
+        "model", "measured", "model", "retained", "never trained on", "forgotten", "said at once", "audit", "digest"
+    )
+    for name, row in libraries.items():
+        lines.append(table_row(name, row["what"], "the library's", *_shares(row["before"]), "", "", ""))
+        for method, done in row["methods"].items():
+            lines.append(_method_row(method, done))
+        second = row["second"]
+        lines.append(table_row("", "", "second request", *_shares(second.get("after")), _second(second), "", ""))
+    lines += [
+        "",
+        "Said at once: whether `efface unlearn` warns that the model has become worse, on examples that it never saw "
+        "or only on retained ones. Digest: whether the record of the audit holds the SHA-256 of the handed-back file.",
+        "",
+        "## Times and checks",
+        "",
+    ]
+    lines += table_head("model", "checks of `efface init`", "init", "unlearn", "audit", "the whole story")
+    for name, row in libraries.items():
+        seconds = [done for done in row["methods"].values() if "audit" in done]
+        checks = ", ".join(f"{topic} {word}" for topic, word in row["init"]["checks"].items()) or MISSING
+        unlearn = _range([done["seconds"] for done in seconds])
+        audit = _range([done["audit"]["seconds"] for done in seconds])
+        lines.append(
+            table_row(name, checks, f"{row['init']['seconds']:.0f} s", unlearn, audit, f"{row['seconds']:.0f} s")
+        )
+    lines += ["", "Seconds on a machine that did other work as well.", "", made_by(result["machine"]), ""]
+    return [*lines, *planted_lines()]
+
+
+def planted_lines() -> list[str]:
+    """The table of planted assumptions."""
+    result = read_json(RESULTS / "planted_assumptions.json")
+    lines = ["## Wrong assumptions, planted", ""]
+    lines += table_head("assumption", "planted", "efface said", "and to do", "goes in then")
+    for name, row in result["rows"].items():
+        said = f"{row['what']} {row['why']}".strip()
+        lines.append(
+            table_row(name, row["planted"], _cell(said), _cell(row["do"]), "yes" if row["mended"] else "not tried")
+        )
+    return [
+        *lines,
+        "",
+        "Each was refused with exit code 2, before anything was changed.",
+        "",
+        made_by(result["machine"]),
+    ]
+
+
+def _method_row(method: str, done: dict[str, Any]) -> str:
+    if "after" not in done:
+        return table_row("", "", f"`{method}`", MISSING, MISSING, MISSING, _cell(done["error"][:200]), "", "")
+    said = " ".join(done["said"])
+    lost = "utility lost" if "lost utility" in said else "retained worse" if "WARNING" in said else "nothing"
+    audit = done["audit"]
+    word = f"{audit['word']} ({audit['level']})" + ("; utility lost" if audit["utility_lost"] else "")
+    digest = "yes" if audit["deployed"] else "NO"
+    return table_row("", "", f"`{method}`", *_shares(done["after"]), lost, word, digest)
+
+
+def _shares(found: dict[str, float] | None) -> list[str]:
+    if not found:
+        return [MISSING] * 3
+    return [f"{found[name]:.3f}" for name in ("retained", "unseen", "forgotten")]
+
+
+def _second(row: dict[str, Any]) -> str:
+    said = "never-trained ids refused without `--skip-never-trained`" if row["refused_without_skip"] else "NOT refused"
+    again = row.get("forgotten_before_refused")
+    return f"{said}; forgotten users refused again: {'yes' if again else 'NO' if again is False else MISSING}"
+
+
+def _range(seconds: list[float]) -> str:
+    return f"{min(seconds):.0f} to {max(seconds):.0f} s" if seconds else MISSING
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "∣").split())
