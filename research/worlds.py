@@ -59,7 +59,7 @@ def divided(train: int, forget: str, seed: int) -> tuple[Data, Split]:
     """The data and its split; cached per process."""
     data = efface.load("fashion-mnist", limit=max(12_000, train + 6_000))
     if forget.startswith("@group:"):
-        data = replace(data, group=brightness(data.x))
+        data = replace(data, group=brightness(np.asarray(data.x)))
     sizes: dict[str, Any] = {"train": train, "valid": 1000, "holdout": 2000, "test": 2000}
     return data, efface.split(data, forget=forget, seed=seed, **sizes)
 
