@@ -230,6 +230,7 @@ def test_a_tar_is_written_again_without_forgotten_pictures(tmp_path, pictures):
     old = {path.name: path.read_bytes() for path in home.iterdir()}
     planned = rewrite_shards(str(home), forgotten, {}, dry_run=True)
     assert {path.name: path.read_bytes() for path in home.iterdir()} == old
+    (home / "shard-000000.tar.123-abcdef.tmp").write_bytes(b"left by a command that was killed")
     made = rewrite_shards(str(home), [*forgotten, "nobody"], {"size": 16})
     assert [(one.removed, one.kept) for one in made.shards] == [(1, 3), (1, 3)]
     assert (made.examined, made.absent, made.copies) == (3, 1, ())
