@@ -4,11 +4,13 @@ import json
 import pickle
 import subprocess
 import sys
+import tracemalloc
 from itertools import permutations
 
 import numpy as np
 import pytest
 
+from efface.auditing import representations
 from efface.auditing.embeddings import agreement, verdict
 from efface.auditing.embeddings.arrays import (
     EmbeddingPair,
@@ -19,6 +21,7 @@ from efface.auditing.embeddings.arrays import (
 )
 from efface.auditing.formatting import format_number
 from efface.auditing.verdict import Criteria
+from efface.data import array_files
 from efface.errors import EffaceError
 from efface.reporting.embeddings_page import draw_alignment_maps
 from efface.reporting.figures.heatmap import heatmap
@@ -274,6 +277,48 @@ def test_under_the_maps_stand_the_findings_by_their_names_where_every_item_is_dr
     score, control = format_number(at["forget_score"].value), format_number(at["control_score"].value)
     assert change == f"forget score {score}, control score {control}" and "\u2212" in score
     assert "Drawn, and averaged" not in drawn.caption and "-0" not in judged.sentence
+
+
+def test_the_size_of_the_parts_changes_nothing(monkeypatch):
+    z = pair(60, 1.0, 0.4)
+    x, y = z.before.z[:, 0], z.after.z[:, 1]
+
+    def measured():
+        return np.array(
+            [
+                *agreement.view_agreement(z.before.z),
+                agreement.cross_item_similarity(z.before.z),
+                representations.effective_rank(x),
+                representations.linear_cka(x, y),
+                float(representations.is_collapsed(x)),
+            ]
+        )
+
+    whole = measured()
+    monkeypatch.setattr(array_files, "PART_BYTES", 2000)
+    assert len(list(array_files.row_chunks(z.before.z))) > 5
+    assert np.allclose(measured(), whole, rtol=1e-12)
+    assert (array_files.take_rows(x, np.array([50, 3, 17])) == x[[3, 17, 50]]).all()
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(array_files, "PART_BYTES", 2**18)
+    peaks = []
+    for items in (10_000, 40_000):
+        for name, seed in (("before", 0), ("after", 1)):
+            np.save(
+                tmp_path / f"{name}.npy", np.random.default_rng(seed).normal(size=(items, 2, 64)).astype(np.float32)
+            )
+        tracemalloc.start()
+        files = [read_embeddings(tmp_path / f"{name}.npy")["forget"] for name in ("before", "after")]
+        together = match_embeddings(*files, "forget")
+        agreement.cross_item_similarity(together.before.z)
+        agreement.unchanged(together)
+        representations.effective_rank(together.after.z[:, 0])
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    grown, file = peaks[1] - peaks[0], 30_000 * 2 * 64 * 4
+    assert grown < file / 2, peaks  # names and one number per item, and never the embeddings
 
 
 def test_a_heat_map_tells_its_signs_and_its_diagonal():

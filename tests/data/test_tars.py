@@ -230,6 +230,7 @@ def test_a_tar_is_written_again_without_forgotten_pictures(tmp_path, pictures):
     old = {path.name: path.read_bytes() for path in home.iterdir()}
     planned = rewrite_shards(str(home), forgotten, {}, dry_run=True)
     assert {path.name: path.read_bytes() for path in home.iterdir()} == old
+    (home / "shard-000000.tar.123-abcdef.tmp").write_bytes(b"left by a command that was killed")
     made = rewrite_shards(str(home), [*forgotten, "nobody"], {"size": 16})
     assert [(one.removed, one.kept) for one in made.shards] == [(1, 3), (1, 3)]
     assert (made.examined, made.absent, made.copies) == (3, 1, ())
@@ -342,3 +343,30 @@ def test_the_same_weights_from_folder_and_tars(tmp_path):
         for name, source in sources.items()
     }
     assert len(set(digests.values())) == 1, digests
+
+
+def test_shards_are_listed_with_the_unlearned_run_until_they_are_rewritten(tmp_path):
+    from efface.desk.run_erasure import erase_run
+    from efface.runs.train import pretrain_run, unlearn_run
+
+    home = shards.write_tars(tmp_path / "t", shards.draw(48), shards=2)
+    settings = {
+        "data": {"source": str(home), "size": 16},
+        "split": {"train": 16, "valid": 8, "holdout": 8, "test": 8},
+        "recipe": {"objective": "simclr", "backbone": {"width": 8, "stride": 2}, "batch_size": 8, "epochs": 1},
+        "device": "cpu",
+    }
+    pretrain_run(tmp_path / "original", settings)
+    kept = json.loads((tmp_path / "original" / "split.json").read_text())["parts"]["retain"]
+    (tmp_path / "ids.txt").write_text("\n".join(kept[:4]))
+    method = {"name": "finetune", "epochs": 1}
+    request = {"forget": str(tmp_path / "ids.txt"), "method": method, "device": "cpu"}
+    made = unlearn_run(tmp_path / "original", tmp_path / "forgotten", request)
+    held = {one for one in made.purged if one.startswith("shard ")}
+    named = {one.place for one in erase_run(tmp_path / "forgotten", dry_run=True) if one.kind == "shard"}
+    assert held == {f"shard {place}" for place in named}
+    assert held
+    assert rewriting.read_forgotten(tmp_path / "forgotten") == sorted(kept[:4])
+    rewrite_shards(str(home), rewriting.read_forgotten(tmp_path / "forgotten"), {})
+    assert not [one for one in erase_run(tmp_path / "forgotten", dry_run=True) if one.kind == "shard"]
+    assert not set(kept[:4]) & set(load(home, size=16).keys.tolist())

@@ -94,12 +94,12 @@ def read_npy(path: Path, *, mapped: bool = False) -> np.ndarray:
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def row_chunks(x: np.ndarray, most: int = PART_BYTES) -> Iterator[slice]:
-    """Divide the rows of an array into parts of at most ``most`` bytes.
+def row_chunks(x: np.ndarray) -> Iterator[slice]:
+    """Divide the rows of an array into parts of at most ``PART_BYTES``.
 
     What was read of a mapped file is let go after each part, so that the memory in use does not grow with the file.
     """
-    size = max(1, most // max(1, x.nbytes // max(1, len(x))))
+    size = max(1, PART_BYTES // max(1, x.nbytes // max(1, len(x))))
     for start in range(0, len(x), size):
         yield slice(start, start + size)
         pages = getattr(x, "_mmap", None)

@@ -7,6 +7,7 @@ headers, rows of a table by row groups.
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections.abc import Callable, Collection, Mapping, Set
@@ -221,6 +222,8 @@ def _rewrite(
         plan = RewrittenShard(str(shard.path), removed, len(old.keys) - removed, file_digest(path))
         if dry_run or not removed:
             return plan
+        for half in path.parent.glob(f"{glob.escape(path.name)}.*-*.tmp"):
+            half.unlink()  # of a command that was killed: nobody else writes while this one holds the lock
         with atomic_path(path) as fresh:
             old.write_without(wanted, fresh)
             shutil.copymode(path, fresh)
