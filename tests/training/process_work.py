@@ -6,6 +6,8 @@ torchrun --nproc-per-node 2 -m tests.training.process_work OUT
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import sys
 from dataclasses import fields, replace
 from itertools import islice
@@ -23,6 +25,7 @@ from efface.runs.folder import create_run_folder
 from efface.training.augment import Views
 from efface.training.batch import Subset
 from efface.training.checkpoint import Checkpoint, EpochStore
+from efface.training.launch import explain_ended_process
 from efface.training.loop import Run, fit, train_steps
 from efface.training.model import Model
 from efface.training.objectives import OBJECTIVES
@@ -172,6 +175,22 @@ def main(out: Path) -> None:
     torch.set_num_threads(1)
     world = join_processes("cpu")
     torch.save(work(out), out / f"rank{world.rank}.pt")
+    world.lead(lambda: None)
+    die(out)
+
+
+def die(out: Path) -> None:
+    """Kill the second process; the first one writes what it says of that."""
+    world = current_world()
+    if world.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        for _ in range(100_000):
+            world.average(torch.zeros(1))
+    except (EffaceError, RuntimeError) as error:
+        ended = error if isinstance(error, EffaceError) else explain_ended_process(error)
+        (out / "ended.txt").write_text(str(ended))
+        raise SystemExit(2) from error
 
 
 if __name__ == "__main__":

@@ -43,7 +43,8 @@ def found(tmp_path_factory) -> tuple[dict[str, Any], dict[str, Any], dict[str, A
         except BaseException:
             two.kill()
             raise
-    assert two.returncode == 0, said
+    assert (out / "rank1.pt").exists(), said
+    assert two.returncode != 0  # the second process kills itself in the end
     first, second = (torch.load(out / f"rank{rank}.pt", weights_only=False) for rank in (0, 1))
     return one, first, second, out
 
@@ -104,6 +105,10 @@ def test_a_run_folder_has_one_writer_and_its_refusal_reaches_all(found):
     assert second["folder"][0] != out.name
     assert first["folder"][1:] == second["folder"][1:] == ["verb: none\n", f"{out / 'run2'} exists already."]
     assert [path.name for path in out.iterdir() if "partial" in path.name] == []
+
+
+def test_the_end_of_a_process_ends_the_others_with_a_message(found):
+    assert "Another process of this run ended" in (found[3] / "ended.txt").read_text()
 
 
 def test_observations_are_those_of_one_process_bit_for_bit(found):

@@ -15,7 +15,7 @@ from efface.errors import EffaceError
 ENDED_WORDS = ("gloo", "nccl", "connection closed by peer", "connection reset", "processgroup", "tcpstore", "c10d")
 """What the messages of torch say when another process of a run is gone."""
 
-SECONDS_FOR_THE_FIRST = 3.0
+SECONDS_FOR_THE_FIRST = 10.0
 """How long other processes wait before they print an error."""
 
 
