@@ -53,10 +53,10 @@ def array(image: Image.Image) -> np.ndarray:
 def look_alikes() -> None:
     data = load("fashion-mnist")
     chosen = RNG.permutation(60_000)[:1000]
-    pixels = data.x.reshape(len(data), -1).astype(np.float32)
+    pixels = np.asarray(data.x).reshape(len(data), -1).astype(np.float32)
     pixels -= pixels.mean(1, keepdims=True)
     pixels /= np.linalg.norm(pixels, axis=1, keepdims=True)
-    for name, z, threshold in (("pixels", pixels, 0.98), ("edges", edges(data.x, FINE), NEAR)):
+    for name, z, threshold in (("pixels", pixels, 0.98), ("edges", edges(np.asarray(data.x), FINE), NEAR)):
         alike = z[chosen] @ z.T
         alike[np.arange(len(chosen)), chosen] = 0
         print(f"{name} above {threshold}: {(alike > threshold).sum()} pairs of 1 000 x 70 000")
