@@ -44,7 +44,7 @@ DOUBTFUL = 3
 """Exit code of ``init`` where something that is assumed does not fit."""
 NO_NOTE = ""
 DESCRIBED = ("backbone", "objective", "mean", "std", "order", "views")
-"""Settings of the recipe that have a value of their own in a ``model.yaml``; the others that were stated are together."""
+"""Settings of the recipe that have a value of their own in a ``model.yaml``; all others are kept together."""
 
 
 @dataclass(frozen=True, kw_only=True)
