@@ -141,6 +141,18 @@ def test_the_command_line(theirs: tuple[Path, str], tmp_path: Path, efface) -> N
     assert code == 2 and "There is no checkpoint" in err
 
 
+def test_all_that_was_stated_comes_back(theirs: tuple[Path, str], tmp_path: Path) -> None:
+    path, data = theirs
+    file = tmp_path / "model.yaml"
+    recipe = {**HALF, "views": {"shift": 0}, "micro_batch": 16, "epochs": 7, "optim": {"lr": 0.02}}
+    describe_model(path, file, {"data": data, "split": SPLIT, "recipe": recipe, "device": "cpu"})
+    found = use_model_file({}, file, path)[1]["recipe"]
+    assert found["views"]["shift"] == 0 and found["micro_batch"] == 16
+    assert found["epochs"] == 7 and found["optim"] == {"lr": 0.02}
+    describe_model(path, tmp_path / "plain.yaml", {"data": data, "split": SPLIT, "recipe": HALF, "device": "cpu"})
+    assert "views" not in use_model_file({}, tmp_path / "plain.yaml", path)[1]["recipe"]  # assumed: by the objective
+
+
 def test_what_init_has_tried_is_not_tried_again(theirs: tuple[Path, str], tmp_path: Path) -> None:
     path, data = theirs
     file = tmp_path / "model.yaml"

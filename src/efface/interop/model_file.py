@@ -92,6 +92,9 @@ class ModelFile(StoredModel):
     def settings(self) -> dict[str, Any]:
         """The settings that the values stand for, as the verbs take them."""
         recipe = {key: self.value(key) for key in ("backbone", "mean", "std", "order") if self.value(key) is not None}
+        stated = self.values.get("views")
+        recipe |= {"views": stated.value} if stated is not None and stated.source is Source.STATED else {}
+        recipe |= self.value("recipe") or {}
         objective = self.value("objective") or {}
         options = {key: value for key, value in objective.items() if key != "name"}
         recipe |= {"objective": objective} if options else {}

@@ -43,6 +43,8 @@ from efface.training.objectives import CHOICES
 DOUBTFUL = 3
 """Exit code of ``init`` where something that is assumed does not fit."""
 NO_NOTE = ""
+DESCRIBED = ("backbone", "objective", "mean", "std", "order", "views")
+"""Settings of the recipe that have a value of their own in a ``model.yaml``; all others are kept together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +166,9 @@ def describe_values(one: Adoption) -> dict[str, Value]:
     views = Source.STATED if "views" in stated else Source.ASSUMED
     note = NO_NOTE if "views" in stated else "no file says it: usual augmentations of the objective (recipe.views)"
     values["views"] = Value(value=recipe["views"], source=views, note=note)
+    others = {name: value for name, value in stated.items() if name not in DESCRIBED}
+    if others:
+        values["recipe"] = Value(value=others, source=Source.STATED)
     if settings.get("fresh_head"):
         values["fresh_head"] = Value(value=True, source=Source.STATED)
     return values
