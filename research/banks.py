@@ -22,10 +22,10 @@ from benchmarks.machine import machine, write_json
 from research.paths import RESULTS, RUNS
 
 from efface import api
+from efface.auditing.criteria import Criteria
 from efface.auditing.observers.observe import ObservationSettings
 from efface.auditing.reference_bank import ReferenceBank
 from efface.auditing.validation import decide_with_rehearsals
-from efface.auditing.verdict import Criteria
 from efface.runs import train
 from efface.runs.comparison import Comparison, build_comparison
 from efface.runs.data_at_hand import DataChecks

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 SIDE, TRAINED, PER_CLASS, USERS = 32, 450, 120, 24
-CATEGORIES = ("Animals & Nature", "Food & Drink", "Flags", "Objects", "Symbols", "Travel & Places")
+CATEGORIES: tuple[str, ...] = ("Animals & Nature", "Food & Drink", "Flags", "Objects", "Symbols", "Travel & Places")
 FIRST, SECOND = "u03", 12
 """The user of the first request, and how many pictures of others the second one lists."""
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -151,6 +151,8 @@ class Library:
 
 def _timm(name: str, **changed: Any) -> Library:
     import timm
+    from timm.data.config import resolve_model_data_config
+    from timm.data.transforms_factory import create_transform
 
     stated = {"input_size": (3, SIDE, SIDE), "crop_pct": 0.9, "interpolation": "bicubic", **OWN}
     vit = name.startswith("vit")
@@ -158,18 +160,19 @@ def _timm(name: str, **changed: Any) -> Library:
     def make(pictures: Pictures, home: Path) -> Path:
         torch.manual_seed(0)
         net = timm.create_model(name, num_classes=len(CATEGORIES), **changed)
-        net.pretrained_cfg |= stated
-        x = pictures.tensors(timm.data.create_transform(**{**stated, "is_training": False}))
+        cfg: Any = net.pretrained_cfg
+        cfg.update(stated)
+        x = pictures.tensors(create_transform(**{**stated, "is_training": False}))
         rows = pictures.parts["trained"]
         train(net, net, x[rows], pictures.labels[rows], 20 if vit else 9, **({"lr": 1e-3} if vit else {}))
         timm.models.save_for_hf(
-            net, home / "timm", model_config={"num_classes": len(CATEGORIES), "model_args": changed}
+            net, str(home / "timm"), model_config={"num_classes": len(CATEGORIES), "model_args": changed}
         )
         return home / "timm"
 
     def measure(pictures: Pictures, path: Path) -> dict[str, float]:
         net = timm.create_model(f"local-dir:{path}", pretrained=True, **({} if not vit else changed)).eval()
-        transform = timm.data.create_transform(**timm.data.resolve_model_data_config(net), is_training=False)
+        transform = create_transform(**resolve_model_data_config(net), is_training=False)
         with torch.no_grad():
             return pictures.shares(net(pictures.tensors(transform)).argmax(1) == pictures.labels)
 
@@ -262,7 +265,8 @@ def _lightly(momentum: bool) -> Library:
         criterion = loss.NTXentLoss(temperature=0.1 if momentum else 0.5, memory_bank_size=bank)
         optimizer = torch.optim.SGD(net.parameters(), lr=0.06, momentum=0.9, weight_decay=5e-4)
         rows = pictures.parts["trained"].tolist()
-        drawn = [torch.stack([torch.stack(view(pictures.opened[row])) for row in rows]) for _ in range(5)]
+        draw: Any = view  # its annotation allows pictures too
+        drawn = [torch.stack([torch.stack(draw(pictures.opened[row])) for row in rows]) for _ in range(5)]
         for epoch in range(15):
             x = drawn[epoch % 5]
             for part in torch.randperm(len(rows)).split(50):

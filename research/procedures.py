@@ -21,7 +21,7 @@ from efface.auditing import signals
 from efface.auditing.attacks.learned import attach_scores, fit_attack
 from efface.auditing.bank_file import load_bank
 from efface.auditing.observations import Observations
-from efface.auditing.rehearsals import Rehearsal, pool_placements
+from efface.auditing.pooled_placements import Rehearsal, pool_placements
 from efface.runs.rehearsals import RehearsalPlan
 
 SHOWN = ("margin", "alignment", "norm")

@@ -20,7 +20,8 @@ from scipy.special import ndtr, ndtri
 
 from efface.auditing import signals
 from efface.auditing.observations import Observations
-from efface.auditing.rehearsals import Rehearsal, judge_rehearsals
+from efface.auditing.pooled_placements import Rehearsal
+from efface.auditing.rehearsals import judge_rehearsals
 
 NAMES = ("backbone.margin", "projector.margin")
 TRAINED, UNSEEN, MEMORY, DIFFICULTY = 1000, 1400, 1.0, 1.0

@@ -26,10 +26,10 @@ from scipy.special import ndtri
 from efface import stats
 from efface.auditing import signals, utility_gate, verdict
 from efface.auditing.audits.relearn import Relearn
+from efface.auditing.criteria import Criteria
 from efface.auditing.evidence import Evidence, RelearnedCopies
 from efface.auditing.observations import Observations
 from efface.auditing.representations import knn_accuracy
-from efface.auditing.verdict import Criteria
 
 RESULT, PAGE = RESULTS / "verdicts.json", DOCS / "results" / "verdict.md"
 WORDS = ("removed", "residue", "over-forgotten", "removed, utility lost", "inconclusive")

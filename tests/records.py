@@ -13,11 +13,12 @@ import numpy as np
 from efface.auditing.audits import AUDITS
 from efface.auditing.audits.oracle_gap import OracleGap
 from efface.auditing.audits.utility import Utility
+from efface.auditing.criteria import Criteria
 from efface.auditing.evidence import Cost, Evidence, Finding
 from efface.auditing.observations import Observations
 from efface.auditing.rehearsals import PooledSignal, PooledWord, RehearsedVerdict, ReleaseCheck
 from efface.auditing.validation import decide_with_rehearsals
-from efface.auditing.verdict import Criteria, judge
+from efface.auditing.verdict import judge
 from efface.reporting.environment import Environment
 from efface.reporting.facts import CheckpointFacts, DataFacts, LogFacts, PartChange, RehearsalFacts, Request, SplitFacts
 from efface.reporting.record import Record

@@ -16,9 +16,9 @@ from efface._version import __version__
 
 if TYPE_CHECKING:
     from efface.api import audit, observe, pretrain, split, unlearn
+    from efface.auditing.criteria import Criteria
     from efface.auditing.observations import Observations
     from efface.auditing.observers.observe import ObservationSettings
-    from efface.auditing.verdict import Criteria
     from efface.data.dataset import Data
     from efface.data.sources import load
     from efface.data.split import Split
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Checkpoint": "training.checkpoint",
-    "Criteria": "auditing.verdict",
+    "Criteria": "auditing.criteria",
     "Data": "data.dataset",
     "EffaceError": "errors",
     "ObservationSettings": "auditing.observers.observe",

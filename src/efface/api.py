@@ -16,13 +16,14 @@ import torch
 from efface import config
 from efface.auditing.audits import AUDITS
 from efface.auditing.calibration import calibrate_evidence
+from efface.auditing.criteria import Criteria
 from efface.auditing.evidence import Cost, Evidence, Finding
 from efface.auditing.observations import Observations
 from efface.auditing.observers.observe import ObservationSettings, Observed, observe_model
 from efface.auditing.observers.weight_changes import WeightChange, measure_changes
 from efface.auditing.reference_bank import ReferenceBank
 from efface.auditing.sequential import RequestSequence, worst_exit_code
-from efface.auditing.verdict import Criteria, Verdict, judge
+from efface.auditing.verdict import Verdict, judge
 from efface.data.dataset import Data, require_captions, require_labels
 from efface.data.split import Split, partition, select_forget_set
 from efface.errors import EffaceError

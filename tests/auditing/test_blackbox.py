@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from efface.auditing import representations
+from efface.auditing.criteria import Criteria
 from efface.auditing.embeddings import agreement, verdict
 from efface.auditing.embeddings.arrays import (
     EmbeddingPair,
@@ -20,7 +21,6 @@ from efface.auditing.embeddings.arrays import (
     read_embeddings,
 )
 from efface.auditing.formatting import format_number
-from efface.auditing.verdict import Criteria
 from efface.data import array_files
 from efface.errors import EffaceError
 from efface.reporting.embeddings_page import draw_alignment_maps

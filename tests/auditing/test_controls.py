@@ -10,8 +10,9 @@ import pytest
 
 from efface.auditing import controls
 from efface.auditing.controls import Control, strictest
+from efface.auditing.criteria import Criteria
 from efface.auditing.evidence import Evidence
-from efface.auditing.verdict import Criteria, judge, judge_signals
+from efface.auditing.verdict import judge, judge_signals
 from tests.worlds import World, with_arrays
 
 LARGE: dict[str, Any] = {"forget": 1500, "retain": 300, "holdout": 2000, "test": 500, "hardness": 0.3}

@@ -17,6 +17,7 @@ import torch
 
 from efface import api
 from efface.auditing import controls, verdict
+from efface.auditing.criteria import Criteria
 from efface.auditing.evidence import Finding
 from efface.auditing.observations import Observations
 from efface.auditing.observers.batchnorm import _layers
@@ -273,7 +274,7 @@ def test_a_control_that_was_not_made_does_not_count_as_passed(home: Path):
     for part in ("renewed-", "control/"):
         arrays = {n: x for n, x in removed.subject.arrays.items() if not n.startswith((part, "test/logits"))}
         less = replace(removed, subject=replace(removed.subject, arrays=arrays))
-        judged = verdict.judge(less, verdict.Criteria(delta=0.12, max_utility_drop=0.9))
+        judged = verdict.judge(less, Criteria(delta=0.12, max_utility_drop=0.9))
         assert judged.word == "inconclusive" and any(one.word == "missing" for one in judged.controls), part
 
 

@@ -17,8 +17,9 @@ from efface.auditing.attacks import fitted
 from efface.auditing.audits import AUDITS
 from efface.auditing.audits.collateral import Collateral
 from efface.auditing.audits.membership import Membership
+from efface.auditing.criteria import Criteria
 from efface.auditing.evidence import Evidence
-from efface.auditing.verdict import EXIT_CODES, Criteria, judge
+from efface.auditing.verdict import EXIT_CODES, judge
 from efface.errors import EffaceError
 from tests.auditing import test_membership
 from tests.worlds import World, by_name, pair, with_arrays

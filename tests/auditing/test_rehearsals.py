@@ -7,15 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from efface.auditing.rehearsals import (
-    Placements,
-    Rehearsal,
-    check_release,
-    judge_rehearsals,
-    pool_placements,
-)
+from efface.auditing.criteria import Criteria
+from efface.auditing.pooled_placements import Placements, Rehearsal, pool_placements
+from efface.auditing.rehearsals import check_release, judge_rehearsals
 from efface.auditing.validation import combine_words, decide_with_rehearsals
-from efface.auditing.verdict import Criteria, judge
+from efface.auditing.verdict import judge
 from efface.errors import EffaceError
 from tests.auditing.bank_worlds import SIGNALS, World
 from tests.reference import rehearsals as slow

@@ -12,8 +12,9 @@ import pytest
 
 from efface import stats
 from efface.auditing import signals
+from efface.auditing.criteria import Criteria
 from efface.auditing.evidence import Evidence
-from efface.auditing.verdict import Criteria, Verdict, judge, needed_examples
+from efface.auditing.verdict import Verdict, judge, needed_examples
 from efface.auditing.verdict_sentence import has_few_examples
 from efface.errors import EffaceError
 from tests.worlds import World, with_arrays

@@ -25,9 +25,9 @@ import pytest
 import yaml
 
 from efface.auditing.compatibility import CompatibilityCriteria
+from efface.auditing.criteria import Criteria
 from efface.auditing.observers.observe import ObservationSettings
 from efface.auditing.observers.relearn import RelearnSettings
-from efface.auditing.verdict import Criteria
 from efface.runs import references
 from efface.training.augment import Views
 from efface.training.networks.backbones import Backbone

@@ -19,7 +19,8 @@ import pytest
 from efface import stats
 from efface.auditing.evidence import Cost
 from efface.auditing.formatting import format_number
-from efface.auditing.verdict import EXIT_CODES, SignalVerdict
+from efface.auditing.signal_verdict import SignalVerdict
+from efface.auditing.verdict import EXIT_CODES
 from efface.reporting.figures import audit, svg
 from efface.reporting.format import format_duration
 from efface.reporting.page import render_report

@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING
 from efface._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from efface.auditing.criteria import Criteria
     from efface.auditing.evidence import Audit, Evidence, Finding
     from efface.auditing.observations import Observations
-    from efface.auditing.verdict import Criteria, Verdict, judge
+    from efface.auditing.verdict import Verdict, judge
 
 _HOMES = {
     "Audit": "evidence",
-    "Criteria": "verdict",
+    "Criteria": "criteria",
     "Evidence": "evidence",
     "Finding": "evidence",
     "Observations": "observations",

@@ -19,7 +19,8 @@ from dataclasses import replace
 from typing import cast
 
 from efface.auditing.rehearsals import PooledSignal, RehearsedVerdict
-from efface.auditing.verdict import Verdict, VerdictWord
+from efface.auditing.signal_verdict import VerdictWord
+from efface.auditing.verdict import Verdict
 
 SIZELESS = ("unseen", "withheld", "claimed")
 """Controls of a request that compare other examples than its own: a small request does not excuse their failure."""

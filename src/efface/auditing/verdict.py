@@ -22,33 +22,22 @@ against 0.5 ± delta.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 
 from efface import stats
 from efface.auditing import controls, signals
 from efface.auditing.controls import Control
+from efface.auditing.criteria import Criteria
 from efface.auditing.evidence import Evidence, Level
 from efface.auditing.observations import Observations
 from efface.auditing.rehearsals import RehearsedVerdict
+from efface.auditing.signal_verdict import SignalVerdict, VerdictWord
 from efface.auditing.utility_gate import UtilityLoss, judge_utility
 from efface.auditing.verdict_sentence import describe_limits, write_sentence
-from efface.config import Settings
 from efface.errors import EffaceError
-from efface.schema import OpenHalf, Share
 
-VerdictWord = Literal[
-    "removed",
-    "validated",
-    "residue",
-    "over-forgotten",
-    "procedure leaves residue",
-    "procedure over-forgets",
-    "inconclusive",
-    "removed, utility lost",
-    "validated, utility lost",
-]
 EXIT_CODES: dict[VerdictWord, int] = {
     "removed": 0,
     "validated": 0,
@@ -61,65 +50,6 @@ EXIT_CODES: dict[VerdictWord, int] = {
     "validated, utility lost": 5,
 }
 """Exit code of the command line for each word."""
-
-
-@dataclass(frozen=True)
-class Criteria(Settings):
-    """Thresholds of the verdict, fixed before any score is seen."""
-
-    delta: OpenHalf = 0.05
-    """Resolution δ: largest distance of an AUC from 0.5 that counts as no difference."""
-    alpha: OpenHalf = 0.05
-    """Error probability allowed for each claim."""
-    max_utility_drop: Share = 0.05
-    """Largest acceptable loss of kNN accuracy on test, and of recall@10 of image-text models (0.05: five points)."""
-    signals: tuple[str, ...] | None = None
-    """Signals that decide; None: the margins of backbone, projector and classifier, where observed."""
-
-    def __post_init__(self) -> None:
-        """Refuse thresholds that no interval or every interval would meet."""
-        super().__post_init__()
-        if self.signals is not None and (not self.signals or len(set(self.signals)) < len(self.signals)):
-            raise EffaceError(
-                f"A verdict cannot rest on the signals {list(self.signals)}.",
-                "The list is empty, or names a signal twice.",
-            )
-
-
-@dataclass(frozen=True)
-class SignalVerdict:
-    """The verdict on one signal: its power in the original, and its AUC in the subject."""
-
-    signal: str
-    power: tuple[float, float, float]
-    """AUC of the original, and its 1 - alpha interval, corrected for the number of signals as the test of power is:
-    ``(value, low, high)``. The low end is above 0.5 + delta exactly where there is power."""
-    powered: bool
-    """Whether the original's AUC is significantly above 0.5 + delta, corrected for the number of signals."""
-    value: float
-    """AUC of the subject."""
-    low: float
-    """Lower end of the subject's 1 - 2 alpha interval (90 %)."""
-    high: float
-    """Upper end of that interval."""
-    reference: float
-    """AUC of no difference: 0.5, also at A1, where the references are already part of the score."""
-    word: str
-    """Verdict of this signal alone: ``removed``, ``residue``, ``over-forgotten`` or ``inconclusive``."""
-    needed: int | None
-    """Number of forget examples that would probably decide; None if decided, or if no number would be enough."""
-    retained: tuple[float, float, float] | None = None
-    """Raw AUC of the retained examples in the subject, and its 1 - 2 alpha interval; None without this control."""
-    blinded: bool = False
-    """Whether the attack sees the retained examples in the reference models, but no longer in the subject."""
-    corrected: tuple[float, float] | None = None
-    """The subject's 1 - 2 alpha interval, corrected for the number of signals (Holm): it lies above 0.5 + delta exactly
-    for ``residue``, and below 0.5 - delta exactly for ``over-forgotten``. None in records of older releases."""
-
-    @property
-    def deciding(self) -> tuple[float, float]:
-        """The interval that the word of this signal rests on."""
-        return (self.low, self.high) if self.word == "removed" or self.corrected is None else self.corrected
 
 
 @dataclass(frozen=True)
@@ -150,14 +80,14 @@ class Verdict:
 
 
 def judge(
-    evidence: Evidence, criteria: Criteria = Criteria(), *, fixed: Criteria | None = None, controlled: bool = True
+    evidence: Evidence, criteria: Criteria | None = None, *, fixed: Criteria | None = None, controlled: bool = True
 ) -> Verdict:
     """Judge whether the subject of the evidence forgot the forget set, by the rules of this module's docstring.
 
     Args:
         evidence: Observations of the subject, the original and, at A1, the oracles. Oracles that are only claimed to be
             clean do not decide; see :attr:`Evidence.claimed`.
-        criteria: Thresholds and signals.
+        criteria: Thresholds and signals; by default those of :class:`Criteria`.
         fixed: The criteria that were fixed before unlearning, if ``criteria`` are others.
         controlled: Whether ``removed`` needs the controls; only evidence that has no other parts does without.
 
@@ -173,6 +103,7 @@ def judge(
         ('removed', 0)
 
     """
+    criteria = criteria or Criteria()
     whole, evidence = evidence, evidence.verified()
     names = criteria.signals or signals.prespecified_signals(evidence.subject)
     if not names:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from efface import stats
 from efface.auditing import controls
 from efface.auditing.controls import Control
+from efface.auditing.criteria import Criteria
 from efface.auditing.evidence import Evidence
+from efface.auditing.signal_verdict import SignalVerdict, VerdictWord
 from efface.auditing.utility_gate import UtilityLoss
-
-if TYPE_CHECKING:
-    from efface.auditing.verdict import Criteria, SignalVerdict, VerdictWord
 
 
 def describe_attacker(evidence: Evidence) -> str:

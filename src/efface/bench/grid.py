@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from efface import config
+from efface.auditing.criteria import Criteria
 from efface.auditing.observers.observe import ObservationSettings
-from efface.auditing.verdict import Criteria
 from efface.config import Settings
 from efface.errors import EffaceError, unknown_name_error
 from efface.runs.run import Sizes

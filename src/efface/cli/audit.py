@@ -185,7 +185,7 @@ def judge_embeddings(
             remedy="Only --control, --views, --out and --set criteria.NAME=VALUE go with --embeddings.",
         )
     from efface import config
-    from efface.auditing.verdict import Criteria
+    from efface.auditing.criteria import Criteria
     from efface.reporting.page import REPORT
     from efface.runs.audit_embeddings import audit_embeddings
 

@@ -16,9 +16,9 @@ from efface.interop.assumptions import AssumptionCheck
 from efface.training.augment import Views
 from efface.training.model import Model
 
-STRANGE, KNOWN = 0.1, 0.05
+STRANGE, KNOWN_VIEWS = 0.1, 0.05
 """From which loss of accuracy on training images a view is strange to a network, and up to which it is known."""
-DRAWS, BATCH = 3, 64
+DRAWN_VIEWS, TRIED_BATCH = 3, 64
 CHANGES: tuple[dict[str, object], ...] = ({"shift": 0}, {"flip": False}, {"shift": 0, "flip": False})
 """Weaker augmentations that are tried, the least change first."""
 
@@ -40,7 +40,7 @@ def check_views(model: Model, x: Tensor, labels: np.ndarray, views: Views) -> As
     if clean - seen <= STRANGE:
         return AssumptionCheck("views", "passed", note)
     found = {number: _accuracy(model, x, labels, replace(views, **change)) for number, change in enumerate(CHANGES)}
-    known = [number for number, share in found.items() if clean - share <= KNOWN]
+    known = [number for number, share in found.items() if clean - share <= KNOWN_VIEWS]
     best = known[0] if known else max(found, key=lambda number: found[number])
     line = " ".join(f"--set recipe.views.{name}={str(value).lower()}" for name, value in CHANGES[best].items())
     note += f"; with {line.replace('--set ', '')}: {found[best]:.3f}"
@@ -49,9 +49,9 @@ def check_views(model: Model, x: Tensor, labels: np.ndarray, views: Views) -> As
 
 def _accuracy(model: Model, x: Tensor, labels: np.ndarray, views: Views) -> float:
     right = 0
-    for draw in range(DRAWS):
+    for draw in range(DRAWN_VIEWS):
         generator = torch.Generator(x.device).manual_seed(draw)
-        for start in range(0, len(x), BATCH):
-            answers = model(views(x[start : start + BATCH], generator)).argmax(-1).cpu().numpy()
-            right += int((answers == labels[start : start + BATCH]).sum())
-    return right / (DRAWS * len(x))
+        for start in range(0, len(x), TRIED_BATCH):
+            answers = model(views(x[start : start + TRIED_BATCH], generator)).argmax(-1).cpu().numpy()
+            right += int((answers == labels[start : start + TRIED_BATCH]).sum())
+    return right / (DRAWN_VIEWS * len(x))

@@ -20,10 +20,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from efface.auditing.criteria import Criteria
 from efface.auditing.evidence import Cost, Finding
 from efface.auditing.observations import Observations
 from efface.auditing.sequential import RequestSequence
-from efface.auditing.verdict import Criteria, Verdict
+from efface.auditing.verdict import Verdict
 from efface.data.dataset import Data
 from efface.data.split import Split
 from efface.errors import EffaceError

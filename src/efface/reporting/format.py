@@ -14,7 +14,7 @@ from markupsafe import Markup
 from efface import stats
 from efface.auditing.evidence import Finding
 from efface.auditing.formatting import DASH, format_count, format_number
-from efface.auditing.verdict import SignalVerdict
+from efface.auditing.signal_verdict import SignalVerdict
 from efface.reporting.figures.audit import slug
 from efface.reporting.translation import ENGLISH, Catalog, load_catalog
 from efface.reporting.wording import SIGNAL_PLACES, SYMBOLS

@@ -19,7 +19,8 @@ from markupsafe import Markup
 from efface.auditing import signals
 from efface.auditing.evidence import Cost, Finding
 from efface.auditing.observations import Observations
-from efface.auditing.verdict import SignalVerdict, Verdict
+from efface.auditing.signal_verdict import SignalVerdict
+from efface.auditing.verdict import Verdict
 from efface.reporting.facts import CheckpointFacts
 from efface.reporting.figures import audit, curves
 from efface.reporting.figures.forget_retain import draw_forget_retain

@@ -18,9 +18,10 @@ from typing import Any
 from pydantic import AwareDatetime, Field, ValidationError
 
 from efface._version import __version__
+from efface.auditing.criteria import Criteria
 from efface.auditing.evidence import Cost, Finding
 from efface.auditing.sequential import RequestSequence
-from efface.auditing.verdict import Criteria, Verdict
+from efface.auditing.verdict import Verdict
 from efface.errors import EffaceError
 from efface.files import read_json, write_text
 from efface.reporting.environment import Environment

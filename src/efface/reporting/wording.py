@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from efface.auditing.verdict import Verdict, VerdictWord
+from efface.auditing.signal_verdict import VerdictWord
+from efface.auditing.verdict import Verdict
 from efface.auditing.verdict_sentence import has_few_examples
 
 

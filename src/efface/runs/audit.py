@@ -13,11 +13,11 @@ import yaml
 
 from efface import api, config
 from efface.auditing.controls import describe_change
+from efface.auditing.criteria import Criteria
 from efface.auditing.observers.weight_changes import measure_changes
 from efface.auditing.reference_bank import ReferenceBank
 from efface.auditing.sequential import RequestSequence
 from efface.auditing.validation import decide_with_rehearsals
-from efface.auditing.verdict import Criteria
 from efface.data.pixel_caches import list_residual_caches, purge_caches
 from efface.data.split import EARLIER
 from efface.errors import EffaceError

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from efface._version import __version__
+from efface.auditing.criteria import Criteria
 from efface.auditing.embeddings.arrays import EmbeddingPair, match_embeddings, read_embeddings
 from efface.auditing.embeddings.verdict import EmbeddingVerdict, judge_embedding_pairs
-from efface.auditing.verdict import Criteria
 from efface.errors import EffaceError
 from efface.files import file_digest, write_text
 from efface.reporting.embeddings_page import render_embeddings_page

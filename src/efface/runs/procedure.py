@@ -12,17 +12,12 @@ import numpy as np
 
 from efface.auditing import signals
 from efface.auditing.attacks.learned import attach_scores, fit_attack
+from efface.auditing.criteria import Criteria
 from efface.auditing.evidence import Evidence
 from efface.auditing.observations import Observations
+from efface.auditing.pooled_placements import Rehearsal
 from efface.auditing.reference_bank import ReferenceBank
-from efface.auditing.rehearsals import (
-    FEWEST_REHEARSALS,
-    Rehearsal,
-    RehearsedVerdict,
-    check_release,
-    judge_rehearsals,
-)
-from efface.auditing.verdict import Criteria
+from efface.auditing.rehearsals import FEWEST_REHEARSALS, RehearsedVerdict, check_release, judge_rehearsals
 from efface.errors import EffaceError
 from efface.reporting.facts import RehearsalFacts
 from efface.runs.binding import BOUND

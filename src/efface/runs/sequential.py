@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from efface import api
+from efface.auditing.criteria import Criteria
 from efface.auditing.observations import Observations
 from efface.auditing.observers.weight_changes import relative_change
 from efface.auditing.sequential import RequestSequence, SequenceStep, measure_step, strip_details
-from efface.auditing.verdict import Criteria
 from efface.data.split import EARLIER, Split, merge_requests, read_split
 from efface.files import REQUEST
 from efface.interop.consent import Consent

@@ -28,6 +28,7 @@ import numpy as np
 
 from efface import stats
 from efface.auditing.attacks.residuals import welch_difference
+from efface.auditing.criteria import Criteria
 from efface.auditing.embeddings.agreement import (
     DRAWS,
     PAIRED,
@@ -43,7 +44,8 @@ from efface.auditing.embeddings.arrays import EmbeddingPair
 from efface.auditing.evidence import Evidence, Finding
 from efface.auditing.formatting import format_number
 from efface.auditing.representations import effective_rank
-from efface.auditing.verdict import EXIT_CODES, Criteria, Verdict, VerdictWord, judge
+from efface.auditing.signal_verdict import VerdictWord
+from efface.auditing.verdict import EXIT_CODES, Verdict, judge
 from efface.errors import EffaceError
 
 

@@ -14,7 +14,7 @@ from efface import stats
 from efface.auditing import signals
 from efface.auditing.evidence import Evidence, Finding
 from efface.auditing.observations import Observations
-from efface.auditing.verdict import SignalVerdict
+from efface.auditing.signal_verdict import SignalVerdict
 from efface.reporting.figures import svg
 from efface.reporting.figures.svg import Panel
 from efface.reporting.wording import SIGNAL_PLACES

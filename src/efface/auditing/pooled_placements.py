@@ -1,0 +1,96 @@
+"""Rehearsed requests placed together among never-trained examples: the pooled AUC and its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import expit, logit, stdtr, stdtrit
+
+from efface import stats
+from efface.auditing import signals
+from efface.auditing.observations import Observations
+
+
+@dataclass(frozen=True, eq=False)
+class Rehearsal:
+    """One rehearsed request: the model that was to forget it, and what its scores are calibrated by."""
+
+    observed: Observations
+    references: tuple[Observations, ...] = ()
+    """What the models of a reference bank score on the same examples; empty without a bank."""
+
+    def scores(self, part: str, signal: str) -> np.ndarray:
+        """Scores ``[n]`` of a part, calibrated where there is a bank."""
+        return signals.membership_scores(self.observed, self.references, part, signal)
+
+
+@dataclass(frozen=True, eq=False)
+class Placements:
+    """Placements of several sets among the same never-trained examples."""
+
+    sets: np.ndarray
+    """A weighted value for each set, float [S]; their mean is the AUC."""
+    others: np.ndarray
+    """Share of members above each never-trained example, averaged over the sets, float [n]."""
+
+    @property
+    def value(self) -> float:
+        """The pooled AUC."""
+        return float(np.clip(self.sets.mean(), 0, 1))
+
+    def _scale(self) -> tuple[float, float]:
+        error, freedom = stats.welch(self.sets, self.others)
+        return error, freedom
+
+    def interval(self, level: float) -> tuple[float, float, float]:
+        """The pooled AUC and its two-sided interval: ``(value, low, high)``."""
+        error, freedom = self._scale()
+        if not 0 < self.value < 1 or error == 0:
+            return self.value, 0.0, 1.0
+        margin = float(stdtrit(freedom, (1 + level) / 2)) * error / (self.value * (1 - self.value))
+        center = float(logit(self.value))
+        return self.value, float(expit(center - margin)), float(expit(center + margin))
+
+    def p_values(self, null: float) -> tuple[float, float]:
+        """P-values of "the AUC is at most ``null``" and of "it is at least ``null``"."""
+        error, freedom = self._scale()
+        if not 0 < self.value < 1 or error == 0:
+            return 1.0, 1.0
+        t = (float(logit(self.value)) - float(logit(null))) * self.value * (1 - self.value) / error
+        return float(stdtr(freedom, -t)), float(stdtr(freedom, t))
+
+
+def pool_placements(
+    rehearsals: Sequence[Rehearsal], signal: str, part: str = "forget", other: str = "holdout"
+) -> Placements:
+    """Place a part of every rehearsal among its never-trained examples.
+
+    Args:
+        rehearsals: The rehearsals.
+        signal: The signal.
+        part: Which examples are placed.
+        other: The never-trained examples among which they are placed.
+
+    """
+    means, sizes = np.zeros(len(rehearsals)), np.zeros(len(rehearsals))
+    total: dict[str, float] = {}
+    weight: dict[str, float] = {}
+    for number, one in enumerate(rehearsals):
+        members, unseen = one.scores(part, signal), one.scores(other, signal)
+        below, above = stats.placements(members, unseen)
+        means[number], sizes[number] = below.mean(), len(below)
+        keys = one.observed.of(other, "keys")[signals.scored_rows(one.observed, other, signal)]
+        for key, share in zip(keys.tolist(), above.tolist(), strict=True):
+            total[key] = total.get(key, 0.0) + share * len(below)
+            weight[key] = weight.get(key, 0.0) + len(below)
+    pooled = float((means * sizes).sum() / sizes.sum())
+    # The pooled value is a ratio of sums; these are its linearized contributions.
+    sets = pooled + sizes / sizes.mean() * (means - pooled)
+    return Placements(sets, np.array([total[key] / weight[key] for key in total]))
+
+
+def all_have_signal(rehearsals: Sequence[Rehearsal], name: str, part: str) -> bool:
+    """Whether a signal was observed on a part by every one of them."""
+    return all(signals.has_signal(one.observed, part, name) for one in rehearsals)
