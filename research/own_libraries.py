@@ -107,7 +107,7 @@ class Pictures:
                 found["unseen"].append(number)
         return {name: torch.tensor(numbers) for name, numbers in found.items()}
 
-    def tensors(self, transform: Callable[[Image.Image], Tensor]) -> Tensor:
+    def tensors(self, transform: Any) -> Tensor:
         """All pictures through a library's transform, [N, C, H, W]."""
         return torch.stack([transform(one) for one in self.opened])
 
