@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from efface.data import text_files
 from efface.data.dataset import Data
@@ -297,3 +298,15 @@ def test_a_path_that_no_file_system_holds(tmp_path, path):
     table.write_text(json.dumps({"key": "a", "path": path}) + "\n", encoding="utf-8")
     with pytest.raises(EffaceError, match=r"Item 1 of .* has a path that cannot be used"):
         load(str(table), size=8)
+
+
+@pytest.mark.parametrize("options", [{"skip_broken": True}, {"limit": 2}, {}])
+def test_a_key_that_is_there_twice_is_refused_though_one_is_left_out(tmp_path, options):
+    """The second picture of the name is broken, or not drawn: it is still unclear which one is meant."""
+    for name in ("a", "b", "c"):
+        Image.new("L", (8, 8), 200).save(tmp_path / f"{name}.png")
+    rows = [{"key": "x", "path": "a.png"}, {"key": "x", "path": "gone.png"}]
+    rows += [{"key": str(n), "path": f"{n}.png"} for n in ("b", "c")]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(EffaceError, match=r"1 keys of m\.jsonl are used more than once: 'x'"):
+        load(str(tmp_path / "m.jsonl"), size=8, **options)

@@ -12,7 +12,7 @@ import numpy as np
 
 from efface.data.labels import UNKNOWN_LABEL, convert_labels
 from efface.data.lazy_pixels import LazyPixels, Pixels
-from efface.data.names import NameIndex, explain_absent, quote_first
+from efface.data.names import NameIndex, explain_absent, quote_first, require_unique_keys
 from efface.data.pixels import convert_pixels, describe_darkness
 from efface.data.text_files import as_texts
 from efface.errors import EffaceError
@@ -90,14 +90,7 @@ class Data:
         if self.keys.dtype.kind != "U":
             raise EffaceError(f"The keys of {self.name} are {self.keys.dtype}.", "Keys are strings.")
         names: list[str] = self.keys.tolist()
-        if len(set(names)) < len(names):
-            seen: set[str] = set()
-            repeated = [key for key in names if key in seen or seen.add(key)]
-            raise EffaceError(
-                f"{len(repeated)} keys of {self.name} are used more than once: {quote_first(repeated)}.",
-                "A key must identify one example; otherwise it is unclear which one to forget.",
-                "Give every example a unique key.",
-            )
+        require_unique_keys(names, self.name)
         invalid = [ascii(key) for key in names if not _is_valid_key(key)]
         if invalid:
             raise EffaceError(

@@ -63,6 +63,26 @@ class MatchedNames:
     """What was matched other than exactly, and what looks the same and was not; without the names themselves."""
 
 
+def require_unique_keys(keys: Sequence[str], name: str, remedy: str = "Give every example a unique key.") -> None:
+    """Raise if a key is there twice.
+
+    Args:
+        keys: The keys of all examples that are listed, also of those that cannot be read.
+        name: What lists them, for the message.
+        remedy: What to do about it.
+
+    """
+    if len(set(keys)) == len(keys):
+        return
+    seen: set[str] = set()
+    repeated = [key for key in keys if key in seen or seen.add(key)]
+    raise EffaceError(
+        f"{len(repeated)} keys of {name} are used more than once: {quote_first(repeated)}.",
+        "A key must identify one example; otherwise it is unclear which one to forget.",
+        remedy,
+    )
+
+
 def quote_first(items: Sequence[str], count: int = 5) -> str:
     """Quote the first few items for a message; characters that cannot be seen are shown as escapes."""
     shown = ", ".join(f"'{escape_invisible(str(item))}'" for item in items[:count])

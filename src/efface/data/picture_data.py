@@ -12,7 +12,7 @@ from efface.data.dataset import Data, sample_positions
 from efface.data.decoded_pixels import load_pixels
 from efface.data.image_files import ImageFile, ImageOptions
 from efface.data.labels import encode_labels, refuse_unknown_names
-from efface.data.names import read_number
+from efface.data.names import read_number, require_unique_keys
 
 
 def load_pictures(
@@ -39,6 +39,7 @@ def load_pictures(
     labels = [item.label for item in items]
     y, names = encode_labels(labels, classes, name) if "label" in columns else (None, ())
     official = np.array([item.official for item in items]) if "official" in columns else None
+    require_unique_keys([item.key for item in items], name)  # before some are left out, as broken or by the limit
     keys = np.array([item.key for item in items])
     kept = sample_positions(keys, y, official, limit, limit_seed, name)
     x, loaded, skipped, notes = load_pixels([items[row] for row in kept], options)

@@ -20,6 +20,7 @@ from typing import Any
 
 from efface._version import __version__
 from efface.errors import EffaceError
+from efface.files import disk_errors
 
 STEP_SECONDS = 0.5
 """Time between two reports of a task's steps."""
@@ -130,7 +131,8 @@ def perform(place: Workplace, name: str, function: Callable[..., Any], arguments
                     os.chdir(place.start)
             _STEPS.path = place.steps_path(name)
             _STEPS.write(0, 0)
-            result = function(*arguments)
+            with disk_errors(place.notes.parent):  # a full disk or a missing right is no bug
+                result = function(*arguments)
             pickle.dumps(result)  # a result that cannot be sent is an error of the task, not of its process
             return Performed(result, seconds=time.monotonic() - began)
         except Exception as error:

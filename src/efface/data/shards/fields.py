@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from efface.data.names import quote_first
 from efface.data.text_files import as_text
 from efface.errors import EffaceError, suggest_name
+
+REPEATED = "If they repeat from shard to shard: --set data.shard_keys=true puts the name of the shard before each."
+"""What to do about a key that is there twice."""
 
 
 def check_columns(columns: Any, known: Collection[str]) -> dict[str, str]:
@@ -49,16 +51,3 @@ def as_field(value: Any, name: str, where: str) -> str:
         return as_text(value).strip()
     except ValueError as error:
         raise EffaceError(f"The {name} of {where} cannot be read as text.", str(error)) from error
-
-
-def require_unique_keys(keys: list[str], name: str) -> None:
-    """Raise if a key is there twice, and say what to do about it."""
-    if len(set(keys)) == len(keys):
-        return
-    seen: set[str] = set()
-    repeated = [key for key in keys if key in seen or seen.add(key)]
-    raise EffaceError(
-        f"{len(repeated)} keys of {name} are used more than once: {quote_first(repeated)}.",
-        "A key must identify one example; otherwise it is unclear which one to forget.",
-        "If they repeat from shard to shard: --set data.shard_keys=true puts the name of the shard before each.",
-    )

@@ -12,10 +12,11 @@ from efface.data.dataset import Data
 from efface.data.decoded_pixels import pixels_home
 from efface.data.image_files import ImageFile, ImageOptions
 from efface.data.lazy_pixels import LazyPixels
+from efface.data.names import require_unique_keys
 from efface.data.picture_data import empty_unknown_labels, load_pictures
 from efface.data.preprocessing import Preprocessing
 from efface.data.preprocessing_files import read_preprocessing
-from efface.data.shards.fields import require_unique_keys
+from efface.data.shards.fields import REPEATED
 from efface.data.shards.hub import download_dataset, is_hub_path
 from efface.data.shards.paths import ShardListing, list_shards
 from efface.data.shards.saved import is_saved_dataset, list_saved
@@ -191,7 +192,7 @@ def _load(
         raise EffaceError(
             f"There are no pictures in {listing.name}.", f"It contains: {kinds}." if kinds else "Its shards are empty."
         )
-    require_unique_keys([item.key for item in items], listing.name)
+    require_unique_keys([item.key for item in items], listing.name, REPEATED)
     items = sorted(items, key=lambda item: item.key)  # as in a folder: the order of training follows from it
     if "label" in stated:
         items = empty_unknown_labels(items, unknown, listing.name)

@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from efface.data.names import quote_first
+from efface.data.names import quote_first, require_unique_keys
 from efface.data.shards.contents import ShardContent, TableContent, TarContent
-from efface.data.shards.fields import require_unique_keys
+from efface.data.shards.fields import REPEATED
 from efface.data.shards.hub import is_hub_path
 from efface.data.shards.loading import find_tables
 from efface.data.shards.paths import Shard, holds_shards, list_shards
@@ -125,7 +125,7 @@ def rewrite_shards(root: str, keys: Collection[str], options: Mapping[str, Any],
             "Check the ids, and give the options with which the data are loaded, such as --set data.key_suffix=true.",
         )
     if options.get("keys") != "content":
-        require_unique_keys(everything, root)
+        require_unique_keys(everything, root, REPEATED)
     copies = [key for shard in shards for key in opened(shard).find_copies(sizes, digests, wanted)]
     done = [_rewrite(shard, opened, wanted, (sizes, digests, set(copies)), dry_run=dry_run) for shard in holding]
     absent = len(wanted - set(everything))
