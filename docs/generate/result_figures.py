@@ -212,8 +212,45 @@ def emoji() -> None:
     )
 
 
+def desk() -> None:
+    """Time of the commands of a desk with 100 000 requests."""
+    result = read_json(SPEED / "desk.json")
+    rows = {
+        name: (Dot(one["cpu"]["median"], one["cpu"]["least"], one["cpu"]["most"]),)
+        for name, one in result["commands"].items()
+    }
+    draw_rows(
+        FIGURES / "desk.svg",
+        "The desk with 100 000 requests",
+        "Processor time of each command, median and range.",
+        ("processor time",),
+        [Rows("", rows, {})],
+        "seconds of one core",
+    )
+
+
+def own_models() -> None:
+    """Accuracy by the library's own code, before and after."""
+    result = read_json(RESULTS / "own_models.json")["libraries"]
+    rows = dict[str, tuple[Dot | None, ...]]()
+    for name, story in result.items():
+        steps = {"before": story["before"]} | {m: one["after"] for m, one in story["methods"].items()}
+        if story.get("second", {}).get("after"):
+            steps["second request"] = story["second"]["after"]
+        for step, shares in steps.items():
+            rows[f"{name}, {step}"] = tuple(Dot(shares[part]) for part in ("retained", "unseen", "forgotten"))
+    draw_rows(
+        FIGURES / "own_models.svg",
+        "A model of one's own, before and after",
+        "Share of right answers by the library's own code on pictures kept, never trained on, and forgotten.",
+        ("kept", "never trained on", "forgotten"),
+        [Rows("", rows, {})],
+        "share of right answers",
+    )
+
+
 DRAWN: tuple[Callable[[], Any], ...] = (
-    verdict, attacks, attackers, bench, claims, foreign, layouts, speed, stopping, emoji,
+    verdict, attacks, attackers, bench, claims, foreign, layouts, speed, stopping, emoji, desk, own_models,
 )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from efface.runs.ownership import (
 )
 from efface.runs.stored import StoredRequest
 from efface.schema import parse_record
-from efface.training.processes import current_world
+from efface.training import launch
 
 LARGEST_STEP = 2**53
 """No log counts further; beyond it, a number that was read is damaged."""
@@ -75,7 +75,14 @@ def create_run_folder(
             would be replaced is not ours.
 
     """
-    with current_world().lead_into(_write_run_folder(Path(out), request, force, inputs, why_not_ours)) as folder:
+    writing = _write_run_folder(Path(out), request, force, inputs, why_not_ours)
+    if launch.count_processes() == 1:
+        with writing as folder:
+            yield folder
+        return
+    from efface.training.processes import current_world  # needs torch, which an audit of embeddings does without
+
+    with current_world().lead_into(writing) as folder:
         if not current_world().leads:
             write_text(folder / REQUEST, request)
         yield folder
