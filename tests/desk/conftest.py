@@ -56,17 +56,23 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a tiny classifier."""
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a tiny classifier, of which every test gets a copy."""
     folder = tmp_path_factory.mktemp("desk") / "original"
     train.pretrain_run(folder, TINY)
     return folder
 
 
+@pytest.fixture
+def original(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of it, because erasing removes models."""
+    return shutil.copytree(trained, tmp_path_factory.mktemp("desk") / "original")
+
+
 @pytest.fixture(scope="session")
-def ids(original: Path) -> list[str]:
+def ids(trained: Path) -> list[str]:
     """The ids that it was trained on."""
-    return json.loads((original / "split.json").read_text())["parts"]["retain"]
+    return json.loads((trained / "split.json").read_text())["parts"]["retain"]
 
 
 @pytest.fixture
