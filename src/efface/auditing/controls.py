@@ -105,14 +105,7 @@ def check_unseen(evidence: Evidence, names: Sequence[str], delta: float, alpha: 
     if not tested:
         note = f"there are fewer than {FEWEST} examples to show whether the holdout was trained on: enlarge split.test"
         return Control("unseen", "missing", "inconclusive", note)
-    worst = _significant(tested, alpha)
-    if worst:
-        return Control(
-            "unseen", "failed", "inconclusive",
-            f"the holdout itself looks trained on, compared with never-trained {part} examples ({worst}): the "
-            "forgotten may look like it because the model was trained on both",
-        )  # fmt: skip
-    return Control("unseen", "passed", "inconclusive", f"the holdout looks as unseen as {part} does ({_shown(tested)})")
+    return _judge_holdout("unseen", tested, alpha, f"never-trained {part} examples", f"{part} does")
 
 
 def check_withheld(evidence: Evidence, names: Sequence[str], delta: float, alpha: float) -> Control | None:
@@ -132,15 +125,22 @@ def check_withheld(evidence: Evidence, names: Sequence[str], delta: float, alpha
     if not tested:
         note = f"there are fewer than {FEWEST} withheld or holdout examples, or no original to compare with"
         return Control("withheld", "missing", "inconclusive", note)
+    others = "pictures that only the auditor has"
+    return _judge_holdout("withheld", tested, alpha, others, others)
+
+
+def _judge_holdout(
+    name: str, tested: Sequence[tuple[str, float, float]], alpha: float, others: str, as_unseen_as: str
+) -> Control:
+    """The control of the holdout, by comparisons in which it may not look more trained on than other examples do."""
     worst = _significant(tested, alpha)
     if worst:
         return Control(
-            "withheld", "failed", "inconclusive",
-            f"the holdout itself looks trained on, compared with pictures that only the auditor has ({worst}): the "
-            "forgotten may look like it because the model was trained on both",
+            name, "failed", "inconclusive",
+            f"the holdout itself looks trained on, compared with {others} ({worst}): the forgotten may look like it "
+            "because the model was trained on both",
         )  # fmt: skip
-    note = f"the holdout looks as unseen as pictures that only the auditor has ({_shown(tested)})"
-    return Control("withheld", "passed", "inconclusive", note)
+    return Control(name, "passed", "inconclusive", f"the holdout looks as unseen as {as_unseen_as} ({_shown(tested)})")
 
 
 def check_fresh(evidence: Evidence, names: Sequence[str], delta: float, alpha: float) -> Control | None:

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from efface.auditing.observations import OBSERVED_PARTS, Observations
+from efface.auditing.observations import OBSERVED_PARTS, WITHHELD, Observations
 from efface.data.dataset import quote_first
 from efface.errors import EffaceError
 
@@ -146,7 +146,7 @@ class ReferenceBank:
         """
         found: list[dict[str, np.ndarray]] = [{} for _ in range(self.models // 2)]
         for part in OBSERVED_PARTS:
-            if part in ("test", "valid", "withheld") or not observed.count(part):
+            if part in ("test", "valid", WITHHELD) or not observed.count(part):
                 continue  # no audit scores them, or no model of the bank saw them
             keys = observed.of(part, "keys")
             rows = self.positions(keys)

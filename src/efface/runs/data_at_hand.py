@@ -67,7 +67,7 @@ class DataAtHand:
     def former_roots(self) -> tuple[str, ...]:
         """Where the data were when the original and this run were made, as far as it is known."""
         recorded = None if self.identity is None else self.identity.facts.get("source")
-        sources = [_as_options(value) for value in (recorded, self.stored)]
+        sources = [as_options(value) for value in (recorded, self.stored)]
         paths = [Path(str(one.get("root") or one.get("source") or "")) for one in sources]
         return tuple(str(p.parent if p.suffix in FILE_SUFFIXES else p) for p in paths if p.is_absolute())
 
@@ -91,7 +91,7 @@ def load_data(settings: Mapping[str, Any]) -> Data:
         raise EffaceError(
             "Nothing was said about the data.", remedy="Add --data NAME or --data PATH; `efface data` lists the names."
         )
-    options = _as_options(value)
+    options = as_options(value)
     return load(str(options.pop("source", options.pop("name", ""))), **options)
 
 
@@ -99,7 +99,7 @@ def absolute_data(value: DataSettings) -> DataSettings:
     """Make the paths of data settings absolute, so that a run finds its data from any directory."""
     if not value:
         return value
-    options = _as_options(value)
+    options = as_options(value)
     source = options.get("source", options.get("name"))
     named = "source" if "source" in options else "name"
     paths = [*(name for name in PATHS if options.get(name)), *([] if source is None or source in SOURCES else [named])]
@@ -127,16 +127,16 @@ def locate_data(request: Mapping[str, Any], moved: DataSettings = None) -> dict[
         EffaceError: The stored path does not exist any more, and ``moved`` does not say where it is.
 
     """
-    options = _as_options(request["data"])
+    options = as_options(request["data"])
     if moved:
-        changes = _as_options(moved)
+        changes = as_options(moved)
         if options.get("root") and changes.get("source") not in (None, *SOURCES):
             changes["root"] = changes.pop("source")
-        return _as_options(absolute_data(options | changes))
+        return as_options(absolute_data(options | changes))
     source = str(options.get("source", options.get("name")))
     path = options.get("root") if source in SOURCES else source
     if path and (source not in SOURCES or source in PATH_SOURCES):
-        given = _as_options(request.get("data_given") or {})
+        given = as_options(request.get("data_given") or {})
         near = given.get("root") if source in SOURCES else given.get("source")
         if not _leads_to_data(str(path)):
             if not near or not _leads_to_data(str(near)):
@@ -145,7 +145,7 @@ def locate_data(request: Mapping[str, Any], moved: DataSettings = None) -> dict[
                     "The run was made with them" + (f", given as {near}." if near and near != path else "."),
                     "Say where they are now: --data PATH.",
                 )
-            options |= _as_options(absolute_data(options | given))
+            options |= as_options(absolute_data(options | given))
     return options
 
 
@@ -285,7 +285,8 @@ def forgotten_later(folder: Path) -> set[str]:
     return found
 
 
-def _as_options(value: Any) -> dict[str, Any]:
+def as_options(value: Any) -> dict[str, Any]:
+    """Data settings as a mapping: a source or path by itself is its ``source``."""
     return {"source": value} if isinstance(value, str) else dict(value or {})
 
 

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from efface.auditing.controls import FEWEST
+from efface.data.class_order import number_classes
 from efface.data.dataset import UNKNOWN_LABEL, Data
 from efface.data.duplicates import hash_pixels
 from efface.data.sources import SOURCES
 from efface.errors import EffaceError
 from efface.reporting.facts import WithheldFacts
-from efface.runs.data_at_hand import DataSettings, absolute_data, load_data
+from efface.runs.data_at_hand import DataSettings, absolute_data, as_options, load_data
 from efface.runs.run import OpenedRun
 
 READ_ALIKE = ("preprocessing", "white")
@@ -75,20 +76,18 @@ def withheld_facts(withheld: Data | None, digest: str, left_out: int) -> Withhel
 
 def _number_alike(found: Data, data: Data) -> Data:
     """The pictures with their classes numbered as in the run's data; -1 for a class that those do not have."""
-    if found.y is None or data.y is None:
+    labels = None if data.y is None else number_classes(found, data.classes).y
+    if labels is None:
         return replace(found, y=None, classes=())
-    numbers = {name: number for number, name in enumerate(data.classes)}
-    place = np.array([numbers.get(name, UNKNOWN_LABEL) for name in found.classes], dtype=np.int64)
-    return replace(found, y=np.where(found.y >= 0, place[found.y], UNKNOWN_LABEL), classes=data.classes)
+    return replace(found, y=np.where(labels < len(data.classes), labels, UNKNOWN_LABEL), classes=data.classes)
 
 
 def _read_alike(settings: DataSettings, data: Data, request: Mapping[str, Any]) -> dict[str, Any]:
     """The settings, completed for a path by how the run's own pictures are read."""
-    given = {"source": settings} if isinstance(settings, str) else dict(settings or {})
+    given, stored = as_options(settings), as_options(request["data"])
     source = str(given.get("source", given.get("name", "")))
     if source in SOURCES and source not in ("folder", "manifest"):
         return given
-    stored = request["data"] if isinstance(request["data"], Mapping) else {}
     alike = {name: stored[name] for name in READ_ALIKE if stored.get(name) is not None}
     pictures = source in SOURCES or not source.endswith(".npz")
     alike |= {"size": data.shape[-1], "channels": data.shape[0]} if pictures and "preprocessing" not in alike else {}

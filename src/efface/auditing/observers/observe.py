@@ -198,6 +198,13 @@ def _meta(observer: _Observer, split: Split, rows: Mapping[str, np.ndarray]) -> 
         "matched": split.provenance.get("matched"),
         "official_test": observer.data.official is not None and bool((observer.data.official == "test").any()),
         "running_statistics": has_running_statistics(observer.model),
+        **count_observed(split, rows),
+    }
+
+
+def count_observed(split: Split, rows: Mapping[str, np.ndarray]) -> dict[str, dict[str, int]]:
+    """Count the examples of each part: those that are observed (``sizes``), and all of them (``whole``)."""
+    return {
         "sizes": {part: len(positions) for part, positions in rows.items()},
         "whole": {part: len(getattr(split, CONTROL_PART.get(part, part))) for part in rows if part != COMPANIONS},
     }

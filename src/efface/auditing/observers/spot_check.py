@@ -17,6 +17,7 @@ from efface.auditing.observers.observe import (
     CONTROL_PART,
     RENEWED_PARTS,
     ObservationSettings,
+    count_observed,
     observe_model,
     select_positions,
 )
@@ -62,10 +63,7 @@ def spot_check(
     again = observe_model(model, data, few, views, settings, parts=parts, withheld=drawn)
     renewed = observe_model(model, data, replace(few, retain=split.retain), views, settings, parts=[RENEWED_PARTS])
     arrays = again.arrays | renewed.arrays
-    expected = again.meta | {
-        "sizes": {part: len(positions) for part, positions in rows.items()},
-        "whole": {part: len(getattr(split, CONTROL_PART.get(part, part))) for part in rows if part != COMPANIONS},
-    }
+    expected = again.meta | count_observed(split, rows)
     if any(stored.meta.get(name) != value for name, value in expected.items()):
         return "they were made in another way than they say"
     extra = [
