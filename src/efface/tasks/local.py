@@ -88,13 +88,18 @@ class _OneProcess:
         try:
             return self.pool.submit(function, *arguments, **named).result()
         except BrokenProcessPool as error:
-            self.end()
+            self.ended = True
+            self._end_processes()
+            self.pool.shutdown()  # its own thread may have fetched the exit code and not have noted it yet
             raise WorkerDiedError(*_describe_end([process.exitcode for process in self.context.processes])) from error
 
     def end(self) -> None:
         """End the process, whatever it is doing."""
         self.ended = True
         self.pool.shutdown(wait=False, cancel_futures=True)
+        self._end_processes()
+
+    def _end_processes(self) -> None:
         started = [process for process in self.context.processes if process.pid is not None]
         for process in started:
             process.terminate()
