@@ -12,6 +12,7 @@ import lzma
 import mmap
 import os
 import struct
+import sys
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator
@@ -73,7 +74,7 @@ def read_npz(path: Path, names: Collection[str] | None = None) -> tuple[dict[str
         arrays: dict[str, np.ndarray] = {}
         for name, info in chosen.items():
             with archive.open(info) as file:
-                arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
+                arrays[name] = _require_characters(np.lib.format.read_array(file, allow_pickle=False), name)
     return arrays, list(members)
 
 
@@ -88,10 +89,10 @@ def read_npy(path: Path, *, mapped: bool = False) -> np.ndarray:
     with open(path, "rb") as file:
         size = _check_array(file, os.fstat(file.fileno()).st_size, path.name)
         if mapped and size:
-            return np.load(path, mmap_mode="r", allow_pickle=False)
+            return _require_characters(np.load(path, mmap_mode="r", allow_pickle=False), path.name)
         _check_memory(size)
         file.seek(0)
-        return np.lib.format.read_array(file, allow_pickle=False)
+        return _require_characters(np.lib.format.read_array(file, allow_pickle=False), path.name)
 
 
 def row_chunks(x: np.ndarray) -> Iterator[slice]:
@@ -135,6 +136,18 @@ ARRAY_ERRORS = (
     MemoryError,
 )
 """What reading a damaged or hostile file of arrays can raise."""
+HEADER_ERRORS = (
+    TypeError,
+    ValueError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    SyntaxError,
+    OverflowError,
+    RecursionError,
+    MemoryError,
+)
+"""What NumPy raises for a type that it cannot make; it reads some of them as Python."""
 
 
 def _check_array(file: IO[bytes], stored: int, name: str) -> int:
@@ -149,7 +162,7 @@ def _check_array(file: IO[bytes], stored: int, name: str) -> int:
     header = _parse_header(file.read(length), start[6], name)
     try:
         dtype: Any = np.lib.format.descr_to_dtype(header["descr"])
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+    except HEADER_ERRORS as error:
         raise ValueError(f"the header of '{name}' claims a type that is unknown") from error
     if dtype.hasobject:
         raise ValueError(f"'{name}' holds Python objects")
@@ -176,6 +189,19 @@ def _parse_header(header: bytes, version: int, name: str) -> dict[str, Any]:
     if not isinstance(parsed["shape"], tuple):
         raise ValueError(f"the header of '{name}' is damaged")  # noqa: TRY004
     return parsed
+
+
+def _require_characters(array: np.ndarray, name: str) -> np.ndarray:
+    """Return an array, or raise if a text in it holds a number that is no character: NumPy stores any."""
+    fields = [array[field] for field in array.dtype.names] if array.dtype.names else [array]
+    for field in fields:
+        if field.dtype.kind != "U" or not field.size or not field.dtype.itemsize:
+            continue
+        plain = np.ascontiguousarray(field).reshape(-1)
+        codes = plain.view(np.dtype(np.uint32).newbyteorder(field.dtype.byteorder))
+        if int(codes.max()) > sys.maxunicode:
+            raise ValueError(f"'{name}' holds a text with a character that does not exist")
+    return array
 
 
 def _check_memory(size: int) -> None:
