@@ -200,6 +200,7 @@ def parse_manifest(kind: str, content: bytes) -> list[dict[str, Any]]:
         if kind == ".jsonl":
             return [json.loads(line) for line in _lines(text) if line.strip()]
         rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
-        return [row for row in rows if any(row.values())]  # spreadsheets write blank rows as separators alone
+        # spreadsheets write blank rows as separators alone; white space is as blank
+        return [row for row in rows if any(str(cell).strip() for cell in row.values() if cell)]
     except (ValueError, csv.Error):
         return []
