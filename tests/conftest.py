@@ -23,6 +23,13 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of caches, empty and of this test alone."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home" / "efface"
+
+
 @pytest.fixture(autouse=True, scope="session")
 def same_precision_everywhere() -> Iterator[None]:
     """The default precision depends on the machine; the numbers that tests check must not."""
