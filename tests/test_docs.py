@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import re
 import shlex
+import tomllib
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -197,6 +198,13 @@ def test_the_readme_is_short_and_plain():
     """At most 80 lines, and none of the letters that are explained later."""
     assert len(README.splitlines()) <= 80
     assert not re.search(r"[\u0370-\u03ff]|\bA[0-3]\b|\bAUC\b|(?<![\w.])[FRVH](?![\w.])", README)
+
+
+def test_every_extra_is_explained():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    table = [line for line in (ROOT / "docs/guides/install.md").read_text(encoding="utf-8").splitlines() if "|" in line]
+    named = {name for line in table for name in re.findall(r"`([\w-]+)`", line.split("|")[1])}
+    assert named == set(project["optional-dependencies"]) - {"test", "dev", "docs", "notebooks"}
 
 
 def result_pages() -> list[Path]:
