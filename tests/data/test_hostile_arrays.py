@@ -17,12 +17,6 @@ from efface.data.sources import load
 from tests.pictures import fails, picture, raises
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    """Use a separate cache folder for each test."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-
-
 def header(shape: str, descr="|u1", *, version=1, length: int | None = None) -> bytes:
     text = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape}}}".encode()
     text += b" " * (-(len(text) + 11) % 64) + b"\n"
