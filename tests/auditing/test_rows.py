@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,9 +69,9 @@ def test_a_killed_process_leaves_nothing(tmp_path, when):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_a_full_disk_is_an_error_and_not_the_end_of_the_process(tmp_path, monkeypatch):
     monkeypatch.setattr(array_files, "MAPPED_BYTES", 0)
-    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: open("/dev/full", "r+b", buffering=0))
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: Path("/dev/full").open("r+b", buffering=0))  # noqa: SIM115
     with pytest.raises(EffaceError, match="The disk is full"):
         fill(tmp_path)
