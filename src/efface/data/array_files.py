@@ -155,12 +155,12 @@ def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]
     return read(file)
 
 
-def row_chunks(x: np.ndarray) -> Iterator[slice]:
-    """Divide the rows of an array into parts of at most ``PART_BYTES``.
+def row_chunks(x: np.ndarray, most: int = PART_BYTES) -> Iterator[slice]:
+    """Divide the rows of an array into parts of at most ``most`` bytes, but at least one row.
 
     What was read of a mapped file is let go after each part, so that the memory in use does not grow with the file.
     """
-    size = max(1, PART_BYTES // max(1, x.nbytes // max(1, len(x))))
+    size = max(1, most // max(1, x.nbytes // max(1, len(x))))
     for start in range(0, len(x), size):
         yield slice(start, start + size)
         pages = getattr(x, "_mmap", None)
