@@ -61,7 +61,7 @@ x, y = rng.integers(0, 256, (count + 3000, 1, 8, 8), dtype=np.uint8), np.arange(
 data = Data.from_arrays(x, y, classes=[str(one) for one in range(classes)])
 split = partition(data, train=1000, valid=500, holdout=count, test=500)
 backbone, size = Backbone(width=16, stride=2), {"channels": 1, "size": (8, 8), "classes": classes}
-recipe = Recipe(objective=CrossEntropy(), backbone=backbone, epochs=1, batch_size=500, **size)
+recipe = Recipe(objective=CrossEntropy(), backbone=backbone, epochs=1, batch_size=100, **size)
 made = api.pretrain(data, split, recipe=recipe, device="cpu")
 with tempfile.TemporaryDirectory() as folder:
     watch = ObservationSettings(gradient=False, views=2)
@@ -224,12 +224,12 @@ def measure_observations(part: Part, count: int) -> None:
         draw_arrays(home / "data.npz", examples + 3000)
         split = {"train": half + 1000, "valid": 1000, "holdout": half, "test": 1000}
         words = ["-m", "efface", "pretrain", "--data", home / "data.npz", "--set", f"split={json.dumps(split)}"]
-        for setting in ("objective=cross_entropy", "backbone={width: 16, stride: 2}", "epochs=1", "batch_size=500"):
+        for setting in ("objective=cross_entropy", "backbone={width: 16, stride: 2}", "epochs=1", "batch_size=100"):
             words += ["--set", f"recipe.{setting}"]
         words += ["--device", "cpu", "--force", "--quiet", "--out", home / "original"]
         part.measure(f"{examples} pretrain", words, needed=home / "original")
         words = ["-m", "efface", "unlearn", home / "original", "--forget", f"@random:{half}", "--method"]
-        words += ["gradient_ascent", "--set", "method.epochs=1", "--set", "method.batch_size=500"]
+        words += ["gradient_ascent", "--set", "method.epochs=1", "--set", "method.batch_size=100"]
         words += ["--device", "cpu", "--force", "--quiet", "--out", home / "forgotten"]
         part.measure(f"{examples} unlearn", words, needed=home / "forgotten")
         words = ["-m", "efface", "audit", home / "forgotten", "--device", "cpu", "--quiet"]

@@ -95,10 +95,22 @@ def count_done(home: Path) -> int:
     return sum(journal(home).values()) if (home / "journal.jsonl").exists() else 0
 
 
-def run_round(place: str, what: str, grid: Path, home: Path, usual: Path) -> dict[str, Any]:
-    """Run the bench, kill a part of it once, and compare what it made in the end with ``usual``."""
+def run_round(
+    place: str, what: str, grid: Path, home: Path, usual: Path, *, at: int, more: float = 0.0
+) -> dict[str, Any]:
+    """Run the bench, kill a part of it once, and compare what it made in the end with ``usual``.
+
+    Args:
+        place: Where the tasks run, one of ``CASES``.
+        what: What is killed.
+        grid: The file of the grid.
+        home: The folder of the bench.
+        usual: The folder of the same bench that nobody killed.
+        at: Number of tasks after which it is killed.
+        more: Seconds after that.
+
+    """
     cluster = DaskCluster(Path(tempfile.mkdtemp(dir=home.parent)))
-    at, more = random.randrange(6), random.uniform(0, 1.5)
     try:
         if place == "dask":
             cluster.begin()
@@ -157,7 +169,9 @@ def main() -> None:
                     done = [one for one in rounds if (one["on"], one["killed"]) == (place, what) and one["in time"]]
                     if len(done) > number:
                         continue
-                    found = run_round(place, what, grid, work / f"{place}-{what}-{number}".replace(" ", "-"), usual)
+                    home = work / f"{place}-{what}-{len(rounds)}".replace(" ", "-")
+                    at, more = random.randrange(6), random.uniform(0, 1.5)
+                    found = run_round(place, what, grid, home, usual, at=at, more=more)
                     print(json.dumps(found), flush=True)
                     rounds.append(found)
                     write_json(RESULT, {"machine": machine(), "tasks": len(journal(usual)), "rounds": rounds})
