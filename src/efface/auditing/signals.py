@@ -137,7 +137,7 @@ def scores(observed: Observations, part: str, signal: str) -> np.ndarray:
     if space == "logits" and kind in FROM_LOGITS:
         seen = scored_rows(observed, part, signal)
         y, score = labels(observed, part), FROM_LOGITS[kind]
-        every = _by_rows(observed.of(part, "logits"), lambda z, rows: score(z, np.maximum(y[rows], 0)))
+        every = score_rows(observed.of(part, "logits"), lambda z, rows: score(z, np.maximum(y[rows], 0)))
         return every[seen]
     if signal == "gradient_norm":
         return -np.asarray(observed.of(part, signal), dtype=np.float64)[scored_rows(observed, part, signal)]
@@ -146,13 +146,22 @@ def scores(observed: Observations, part: str, signal: str) -> np.ndarray:
     if space in observed.spaces and kind in STORED_AS:
         stored = observed.of(part, f"{space}.{STORED_AS[kind]}")
         if kind == "alignment":
-            return _by_rows(stored, lambda pairs, _: np.asarray(pairs, dtype=np.float64).mean(axis=1))
+            return score_rows(stored, lambda pairs, _: np.asarray(pairs, dtype=np.float64).mean(axis=1))
         return np.asarray(stored, dtype=np.float64)
     raise unknown_name_error("signal", signal, signal_names(observed.spaces))
 
 
-def _by_rows(x: np.ndarray, score: Callable[[np.ndarray, slice], np.ndarray]) -> np.ndarray:
-    """Score the rows of an array a part at a time: what is computed in float64 takes several times their memory."""
+def score_rows(x: np.ndarray, score: Callable[[np.ndarray, slice], np.ndarray]) -> np.ndarray:
+    """Score the rows of an array a part at a time: what is computed in float64 takes several times their memory.
+
+    Args:
+        x: The array ``[n, ...]``; it may be mapped from a file.
+        score: Returns a number for each of some rows, from these rows and from which they are.
+
+    Returns:
+        The numbers, float64 ``[n]``.
+
+    """
     return np.concatenate([np.zeros(0), *(score(x[rows], rows) for rows in row_chunks(x, SCORED_BYTES))])
 
 

@@ -105,7 +105,7 @@ def _draw_withheld(stored: Observations, withheld: Data) -> Data | None:
 
 
 def _find_rows(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """The rows of some keys among stored ones, whose number comes last; -1 where there is none, or where any repeats."""
+    """The rows of some keys among stored ones, and the number of these; -1: not there, or a stored key repeats."""
     place = {key: row for row, key in enumerate(keys.tolist())}
     unique = len(place) == len(keys)
     rows = [place.get(key, -1) if unique else -1 for key in wanted.tolist()]
