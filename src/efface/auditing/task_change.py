@@ -77,15 +77,17 @@ class TaskChange:
         low, high = (100 * (self.drop + sign * PAIRED_ERRORS * self.error) for sign in (-1, 1))
         chance = ", so this may be chance" if low <= 0 else ""
         return (
-            f"{100 * self.drop:.1f} points less on {self.where} ({self.after:.3f}, before {self.before:.3f}; 95 % interval "
-            f"of the loss {low:.1f} to {high:.1f} points{chance})"
+            f"{100 * self.drop:.1f} points less on {self.where} ({self.after:.3f}, before {self.before:.3f}; 95 % "
+            f"interval of the loss {low:.1f} to {high:.1f} points{chance})"
         )
 
 
 def describe_worse(changes: Sequence[TaskChange]) -> str:
     """Say on what a model is worse than before by more than two points; empty if on nothing."""
     worse = [one for one in changes if one.is_worse]
-    return f"{worse[0].task[0].lower()}{worse[0].task[1:]} {'; '.join(one.describe() for one in worse)}" if worse else ""
+    return (
+        f"{worse[0].task[0].lower()}{worse[0].task[1:]} {'; '.join(one.describe() for one in worse)}" if worse else ""
+    )
 
 
 def compare_observed(original: Observations, subject: Observations) -> list[TaskChange]:

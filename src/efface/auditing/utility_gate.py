@@ -2,8 +2,8 @@
 
 Its own task comes first: the accuracy of a classifier's head, or the retrieval of image-caption pairs. Then the
 features: kNN accuracy, or without labels effective rank and CKA. A loss of the head's accuracy counts if it is larger
-than what is allowed and than two standard errors, paired over the examples. A model that is right less often than before
-by more than two points is said to be worse in the headline, also where that much is allowed.
+than what is allowed and than two standard errors, paired over the examples. A model that is right less often than
+before by more than two points is said to be worse in the headline, also where that much is allowed.
 """
 
 from __future__ import annotations
@@ -53,7 +53,11 @@ class UtilityLoss:
         if self.lost:
             known = "utility is lost" in sentence
             return sentence if known else f"The model's utility is lost: {self.lost}. {sentence}"
-        return f"The model is worse at its own task than the original: {self.worse}. {sentence}" if self.worse else sentence
+        return (
+            f"The model is worse at its own task than the original: {self.worse}. {sentence}"
+            if self.worse
+            else sentence
+        )
 
 
 def judge_utility(evidence: Evidence, names: Sequence[str], max_drop: float) -> UtilityLoss:

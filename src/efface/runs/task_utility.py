@@ -97,8 +97,8 @@ def compare_tasks(before: TaskUtility | None, after: TaskUtility | None, allowed
         )
     elif worse := describe_worse(changes):
         said.append(
-            f"WARNING: the model is worse at its own task than before: {worse}. If that is too much, use fewer steps, a "
-            "smaller learning rate, or --stop, which returns the best state."
+            f"WARNING: the model is worse at its own task than before: {worse}. If that is too much, use fewer "
+            "steps, a smaller learning rate, or --stop, which returns the best state."
         )
     return said, lost
 
