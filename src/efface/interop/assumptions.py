@@ -8,8 +8,8 @@ has failed if another is better by more than chance:
     drift             that of the alternative is below a fifth, and the one in use above 0.1
 
 Neighbors alone do not overrule a classifier that answers at least as many right as they do: by its own task, what is
-in use fits, and unlearning changes neighbors more than answers. Nor do they overrule a first layer that fits: that is said,
-and not refused. What differs by less is not told apart here, and then makes little difference.
+in use fits, and unlearning changes neighbors more than answers. Nor do they overrule a first layer that fits: that is
+said, and not refused. What differs by less is not told apart here, and then makes little difference.
 """
 
 from __future__ import annotations
