@@ -194,7 +194,7 @@ def run_command(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Unlearn and audit planned requests, from the newest model; the exit code is the verdict (0, 3, 4).
+    """Unlearn and audit planned requests, from the newest model; the exit code is the verdict (0, 3, 4, 5).
 
     Killed at any moment, the same command goes on.
     """
