@@ -147,7 +147,8 @@ def test_rehearsals_compute_in_the_parts_of_the_run(home, in_parts, rehearsed, t
         return unlearn(original, *words, **named)
 
     monkeypatch.setattr(rehearsals.api, "unlearn", watched)
-    rehearsals.run_rehearsals(plan, jobs=1, device="cpu")
+    for name in plan.names:
+        rehearsals.make_rehearsal(plan.home, name, "cpu")
     assert seen == [(4, 4)] * 5
     judged = audit.audit_run(in_parts, WATCH)
     assert judged.verdict.rehearsed is not None  # found beside the original
