@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import re
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -299,3 +301,9 @@ def test_planning_in_a_process_of_its_own(desk, ids, key):
     assert process is not None and process.wait(120) != 0
     assert "The run was cut" in words(user.get("/requests/R1"))
     assert json.loads(json.dumps(desk.verify().valid))
+
+
+def test_the_page_opens_without_torch():
+    """Torch is most of the seconds of a start, and only a worker needs it."""
+    code = "import sys\nimport efface.desk.page.server\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

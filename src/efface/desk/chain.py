@@ -10,7 +10,6 @@ from efface.desk.store import DeskStore
 from efface.desk.views import ModelChain
 from efface.errors import EffaceError
 from efface.files import WEIGHTS, file_digest
-from efface.training.checkpoint import read_meta
 
 
 @dataclass(frozen=True)
@@ -25,6 +24,8 @@ class ChainStart:
 
 def start_chain(desk: DeskStore, name: str, run: Path, actor: str) -> None:
     """Write down the first model of a chain; see ``Desk.add_model``."""
+    from efface.training.checkpoint import read_meta
+
     meta, place = read_meta(run), str(run.absolute())
     values = {"original": place, "original_digest": meta["digest"], "head": place, "head_digest": meta["digest"]}
     with desk.ledger.writing(actor) as writer:
@@ -49,6 +50,8 @@ def newest_model(chain: ModelChain) -> ChainStart:
 
 def require_start(start: ChainStart) -> None:
     """Raise unless the model to start from is the one that the ledger names."""
+    from efface.training.checkpoint import read_meta
+
     meta = read_meta(start.folder)
     if meta["digest"] != start.digest:
         raise EffaceError(
