@@ -7,7 +7,8 @@ Pictures: JPEGs of 256 to 640 pixels, made from scikit-learn's digits. A ViT-tin
 of them, so that reading, not computing, is measured: decoded once into one array (``data.decode=memory``, the only way
 there was before) and each time when they are needed (``lazy``), from a folder, from tars and from tables; then on all
 of them for an epoch, unlearned and audited. Thumbnails: the same with PNGs of 32 pixels and the usual small network.
-Embeddings: two files are audited, and halves of them against each other. Examples: a tiny classifier with 1 000 classes
+Embeddings: two files are audited, and halves of them against each other. Examples: the logits of 1 000 classes
+are stored and read back, without a network and without PyTorch; a tiny classifier
 observes them with and without a temporary file, and a run that forgot half of them is audited, first and from stored
 observations.
 
@@ -67,6 +68,26 @@ with tempfile.TemporaryDirectory() as folder:
     watch = ObservationSettings(gradient=False, views=2)
     seen = api.observe(made, data, split, watch, device="cpu", scratch=Path(folder) if scratch else None)
     seen.save(Path(folder) / "o.npz")
+"""
+
+STORE = """
+import sys, tempfile
+from pathlib import Path
+import numpy as np
+from efface.auditing.observations import Observations
+from efface.auditing.observers.rows import RowArrays
+count, scratch = int(sys.argv[1]) // 2, sys.argv[2] == "scratch"
+logits, arrays = np.random.default_rng(0).normal(size=(500, 1000)), {}
+with tempfile.TemporaryDirectory() as folder:
+    for part in ("forget", "holdout"):
+        held = RowArrays(count, {"logits": logits}, Path(folder) if scratch else None)
+        for start in range(0, count, len(logits)):
+            held.write(start, {"logits": logits[: count - start]})
+        arrays |= {f"{part}/{name}": value for name, value in held.finish().items()}
+        arrays[f"{part}/keys"] = np.arange(count).astype(str)
+    Observations("model", "split", arrays, {"spaces": ["backbone"]}).save(Path(folder) / "o.npz")
+    del arrays, held
+    Observations.load(Path(folder) / "o.npz")
 """
 
 
@@ -213,7 +234,10 @@ def measure_embeddings(part: Part, count: int) -> None:
 
 
 def measure_observations(part: Part, count: int) -> None:
-    """Observe a tenth of the examples and all of them; audit a run that forgot half of them."""
+    """Store, observe and audit a tenth of the examples and all of them; a run has forgotten half of them."""
+    for examples in (count // 10, count):
+        for where in ("memory", "scratch"):
+            part.measure(f"{examples} store {where}", ["-c", STORE, examples, where])
     for examples in (count // 10, count):
         for where in ("memory", "scratch"):
             part.measure(f"{examples} {where}", ["-c", OBSERVE, examples, where])

@@ -61,11 +61,14 @@ def _observations(part: Mapping[str, Any], rows: Mapping[str, Row]) -> list[str]
         "forgotten, half were never trained on; two models are observed.", "",
         *table_head("", *(f"{_number(n)} examples, MiB" for n in sizes), "growth, MiB", "seconds of the larger"),
     ]  # fmt: skip
-    named = {name: f"observed, {title}" for name, title in WHERE.items()}
+    named = {f"store {name}": f"stored and read, no network, {title}" for name, title in WHERE.items()}
+    named |= {name: f"observed, {title}" for name, title in WHERE.items()}
     named |= {"pretrain": "`pretrain`", "unlearn": "`unlearn`", "audit first": "`audit`, observing"}
     named["audit again"] = "`audit`, from stored observations"
     for name, title in named.items():
         found = [rows.get(f"{n} {name}") for n in sizes]
+        if found == [None, None]:
+            continue
         few, many = found
         growth = MISSING if few is None or many is None else _number((many["peak"] - few["peak"]) / MIB)
         lines.append(table_row(title, *(peak(one) for one in found), growth, seconds(many)))

@@ -310,12 +310,14 @@ def large_data() -> None:
     """Peak memory of each way to observe, for a tenth of the examples and for all."""
     part = read_json(SPEED / "large_data.json")["observations"]
     most = part["settings"]["examples"]
-    names = {"memory": "observed in memory, as before", "scratch": "observed through a file"}
+    names = {"store memory": "stored, in memory as before", "store scratch": "stored through a file"}
+    names |= {"memory": "observed in memory, as before", "scratch": "observed through a file"}
     names |= {"audit first": "audit, observing", "audit again": "audit, stored observations"}
     rows = dict[str, tuple[Dot | None, ...]]()
     for name, title in names.items():
         found = [part["rows"].get(f"{n} {name}") for n in (most // 10, most)]
-        rows[title] = tuple(None if one is None else Dot(one["peak"] / 2**20) for one in found)
+        if any(found):
+            rows[title] = tuple(None if one is None else Dot(one["peak"] / 2**20) for one in found)
     draw_rows(
         FIGURES / "large_data.svg",
         "Memory by the number of examples",

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -136,9 +137,7 @@ def scores(observed: Observations, part: str, signal: str) -> np.ndarray:
     space, _, kind = signal.rpartition(".")
     if space == "logits" and kind in FROM_LOGITS:
         seen = scored_rows(observed, part, signal)
-        y, score = labels(observed, part), FROM_LOGITS[kind]
-        every = score_rows(observed.of(part, "logits"), lambda z, rows: score(z, np.maximum(y[rows], 0)))
-        return every[seen]
+        return _score_logits(observed, part, kind)[seen]
     if signal == "gradient_norm":
         return -np.asarray(observed.of(part, signal), dtype=np.float64)[scored_rows(observed, part, signal)]
     if signal in PAIR or signal == LEARNED:
@@ -149,6 +148,19 @@ def scores(observed: Observations, part: str, signal: str) -> np.ndarray:
             return score_rows(stored, lambda pairs, _: np.asarray(pairs, dtype=np.float64).mean(axis=1))
         return np.asarray(stored, dtype=np.float64)
     raise unknown_name_error("signal", signal, signal_names(observed.spaces))
+
+
+_SCORED: WeakKeyDictionary[Observations, dict[tuple[str, str], np.ndarray]] = WeakKeyDictionary()
+"""Scores from logits that are mapped from a file: every audit asks for them, and those cannot change."""
+
+
+def _score_logits(observed: Observations, part: str, kind: str) -> np.ndarray:
+    """Score every example of ``part`` by its logits; of those without a label, the score means nothing."""
+    logits, known = observed.of(part, "logits"), np.maximum(labels(observed, part), 0)
+    kept = _SCORED.setdefault(observed, {}) if isinstance(logits, np.memmap) and not logits.flags.writeable else {}
+    if (part, kind) not in kept:
+        kept[part, kind] = score_rows(logits, lambda z, rows: FROM_LOGITS[kind](z, known[rows]))
+    return kept[part, kind]
 
 
 def score_rows(x: np.ndarray, score: Callable[[np.ndarray, slice], np.ndarray]) -> np.ndarray:
