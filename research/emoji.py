@@ -235,9 +235,13 @@ def picture(kind: str, seed: int, labels: tuple[str, ...], shown: int = 20, cell
                 continue
             place = f'x="{left + j * cell}" y="{18 + i * cell}"'
             parts.append(f'<rect {place} width="{cell}" height="{cell}" fill-opacity="{shade}"/>')
-    size = f'width="{len(labels) * (side + gap) - gap}" height="{side + 18}"'
-    style = 'font-family="sans-serif" fill="#14506e"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>\n' + "\n".join(parts) + "\n</svg>\n"
+    wide, high = len(labels) * (side + gap) + gap, side + 18 + gap
+    size = f'viewBox="{-gap} 0 {wide} {high}" width="{wide}" height="{high}"'
+    style = 'role="img" font-family="sans-serif" fill="#14506e"'
+    title = "<title>Cosines of forgotten images, in rows, and their captions, in columns, by model</title>"
+    paper = f'<rect class="paper" x="{-gap}" width="{wide}" height="{high}" rx="6" fill="#fff"/>'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>{title}{paper}'
+    return "\n".join([head, *parts, "</svg>", ""])
 
 
 def tables() -> None:

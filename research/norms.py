@@ -18,11 +18,13 @@ from efface.training import batch as training_batch
 from efface.training.model import Model
 from efface.unlearning.methods import GradientConstraint
 
+SAID = "Gradient norms of forgotten, unseen and retained examples, before and after, and in a retrained model."
 STYLE = (
     "text{font:11px sans-serif;fill:#222}.name{font-weight:600}.grid{stroke:#ddd}.axis,.tick{stroke:#222}"
     ".line{fill:none;stroke:#222;stroke-width:1.4}.forget{stroke:#0b57a4;stroke-width:2}.area{fill:#0b57a426;stroke:none}"
-    ".holdout{stroke-dasharray:5 3}.retain{stroke:#888;stroke-dasharray:1.5 2.5}"
-    "@media(prefers-color-scheme:dark){text{fill:#eee}.line,.axis,.tick{stroke:#eee}.forget{stroke:#7db6f2}.grid{stroke:#444}}"
+    ".paper{fill:#fff}.holdout{stroke-dasharray:5 3}.retain{stroke:#888;stroke-dasharray:1.5 2.5}"
+    "@media(prefers-color-scheme:dark){text{fill:#eee}.paper{fill:#1b1d20}.line,.axis,.tick{stroke:#eee}"
+    ".forget{stroke:#7db6f2}.grid{stroke:#444}}"
 )
 
 
@@ -66,10 +68,9 @@ def main() -> None:
         for part in ("retain", "holdout", "forget"):
             audit.outline(panel, edges, shares[part], part)
         panel.text(f"{when}", 8, 8, anchor="start", kind="name")
-        panels.append(f'<g transform="translate(0 {number * 212})">{"".join(panel.drawn)}</g>')
-    whole = svg.wrap_svg(
-        "norms", "Gradient norms", __doc__ or "", f"<style>{STYLE}</style>" + "".join(panels), 304, 640
-    )
+        panels.append(f'<g transform="translate(0 {10 + number * 212})">{"".join(panel.drawn)}</g>')
+    drawn = f'<style>{STYLE}</style><rect class="paper" width="304" height="650" rx="6"/>{"".join(panels)}'
+    whole = svg.wrap_svg("norms", "Gradient norms", SAID, drawn, 304, 650)
     (DOCS / "figures" / "gradient_norms.svg").write_text(str(whole) + "\n", encoding="utf-8")
     medians = {when: {part: float(np.median(v)) for part, v in parts.items()} for when, parts in seen.items()}
     result = {"machine": machine(), "world": "simclr", "seed": REPORTING[0], "median_log10": medians}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from efface.training import devices
+from tests.accessibility import open_browser
 from tests.commands import TINY, call
 
 
@@ -21,6 +23,20 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     x, y = drawn()
     np.savez(path, x=x, y=y)
     return path
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of caches, empty and of this test alone."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home" / "efface"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium without a window."""
+    with open_browser() as opened:
+        yield opened
 
 
 @pytest.fixture(autouse=True, scope="session")

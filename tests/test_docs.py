@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import re
 import shlex
+import tomllib
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -199,10 +200,24 @@ def test_the_readme_is_short_and_plain():
     assert not re.search(r"[\u0370-\u03ff]|\bA[0-3]\b|\bAUC\b|(?<![\w.])[FRVH](?![\w.])", README)
 
 
+def test_every_extra_is_explained():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    table = [line for line in (ROOT / "docs/guides/install.md").read_text(encoding="utf-8").splitlines() if "|" in line]
+    named = {name for line in table for name in re.findall(r"`([\w-]+)`", line.split("|")[1])}
+    assert named == set(project["optional-dependencies"]) - {"test", "dev", "docs", "notebooks"}
+
+
+def result_pages() -> list[Path]:
+    """The pages of the site's part "Results", but for its index."""
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    part = text[text.index("  - Results:\n") : text.index("  - Attacks on us:")]
+    return [ROOT / "docs" / name for name in re.findall(r"- (\S+\.md)$", part, re.MULTILINE)][1:]
+
+
 def test_results_open_with_three_lines_and_a_figure():
-    for path in sorted((ROOT / "docs" / "results").glob("*.md")):
-        if path.stem in ("index", "frontier_details", "frontier_tables"):
-            continue
+    pages = result_pages()
+    assert {path for path in (ROOT / "docs" / "results").glob("*.md") if path.stem != "index"} <= set(pages)
+    for path in pages:
         text = path.read_text(encoding="utf-8")
         head = re.match(r"# .*\n\n\*\*In short\.\*\*\n\n1\. .*\n2\. .*\n3\. .*\n\n!\[.+\]\((.+\.svg)\)\n", text)
         assert head, path.name

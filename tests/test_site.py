@@ -7,8 +7,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.accessibility import CUT_LABELS, look_at_files
 
 ROOT = Path(__file__).parents[1]
 LOADED = re.compile(r"""<(?:script|link|img|iframe|source)\b[^>]*?(?:src|href)=["']?(https?:)?//""")
@@ -70,3 +73,30 @@ def test_a_broken_link_or_reference_fails_the_build(broken: str, tmp_path: Path)
     with (docs / "index.md").open("a", encoding="utf-8") as page:
         page.write(f"\n{broken}\n")
     assert build(tmp_path / "site", config=str(tmp_path / "mkdocs.yml")).returncode != 0
+
+
+LOOKED_AT = (
+    "index",
+    "guides/one_request",
+    "concepts/verdict",
+    "reference/api/efface",
+    "results/emoji",
+    "notebooks/first_request",
+)
+"""Pages of several kinds."""
+
+
+def test_axe_finds_nothing_and_no_page_is_wider_than_the_screen(site: Path, browser: Any):
+    pages = {name.replace("/", "-"): site / f"{name}.html" for name in LOOKED_AT}
+    assert look_at_files(browser, pages, leave_out=["landmark-unique"]) == {}  # the theme nests its navigation
+
+
+def test_no_label_of_a_figure_is_cut(browser: Any):
+    page, cut = browser.new_page(), dict[str, list[str]]()
+    for figure in sorted((ROOT / "docs" / "figures").glob("*.svg")):
+        page.set_content(figure.read_text(encoding="utf-8"))
+        assert page.evaluate("document.querySelectorAll('svg text').length"), figure
+        assert page.locator("svg > rect.paper").count() == 1, f"{figure.name} cannot be read on another background"
+        cut |= {figure.name: found} if (found := page.evaluate(CUT_LABELS)) else {}
+    page.close()
+    assert cut == {}

@@ -21,10 +21,10 @@ from efface.reporting.figures.svg import Panel
 PICTURE, OF_CLASSIFIERS, LARGER = (DOCS / "figures" / f"frontier{name}.svg" for name in ("", "_classifiers", "_2000"))
 STYLE = (
     "text{font:11px sans-serif;fill:#222}.name{font-weight:600}.letter{font-weight:700}.grid{stroke:#ddd}"
-    ".axis,.tick{stroke:#222}.area{fill:#0b57a41f;stroke:#0b57a4;stroke-dasharray:3 2}"
+    ".paper{fill:#fff}.axis,.tick{stroke:#222}.area{fill:#0b57a41f;stroke:#0b57a4;stroke-dasharray:3 2}"
     ".dot{fill:#777}.ours{fill:#0b57a4}.oracle{fill:none;stroke:#222;stroke-width:1.3}.original{fill:none;stroke:#222}"
     "@media(prefers-color-scheme:dark){text{fill:#eee}.grid{stroke:#444}.axis,.tick,.oracle,.original{stroke:#eee}"
-    ".ours{fill:#7db6f2}.area{stroke:#7db6f2}.dot{fill:#aaa}}"
+    ".paper{fill:#1b1d20}.ours{fill:#7db6f2}.area{stroke:#7db6f2}.dot{fill:#aaa}}"
 )
 OURS = ("margin_matching", "half the steps", "margin_matching, logits", "batches of 100")
 WIDE, HIGH, LINE = 310.0, 232.0, 15.0
@@ -81,7 +81,8 @@ def draw(families: dict[str, Any], path: Path) -> None:
         parts.append(f'<text {at}><tspan class="letter">{letters[label]}</tspan> {label}</text>')
     size = top + half * LINE
     said = "AUC of the forgotten against how far the retained fell below retrained models, by method and seed."
-    whole = svg.wrap_svg("frontier", "Frontier", said, f"<style>{STYLE}</style>{''.join(parts)}", 2 * WIDE, size)
+    paper = f'<rect class="paper" width="{svg.n(2 * WIDE)}" height="{svg.n(size)}" rx="6"/>'
+    whole = svg.wrap_svg("frontier", "Frontier", said, f"<style>{STYLE}</style>{paper}{''.join(parts)}", 2 * WIDE, size)
     path.write_text(str(whole) + "\n", encoding="utf-8")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.machine import RESULTS as SPEED
 from benchmarks.machine import read_json
+from docs.generate import new_audits_page
 from docs.generate.bench_pages import GRIDS, results_of
 from docs.generate.charts import Dot, Rows, draw_lines, draw_rows, spread_dot
 from research.paths import DOCS, RESULTS
@@ -249,8 +250,85 @@ def own_models() -> None:
     )
 
 
+def small_requests() -> None:
+    """Where the forgotten of a small request end, in both spaces, by method and size of the request."""
+    rows = read_json(RESULTS / "small_requests.json")["rows"]
+    chosen = ("margin_matching", "margin_matching, hinge", "finetune", "retrain")
+
+    def dot(value: dict[str, float | None]) -> Dot | None:
+        mean, error = value["mean"], value["error"]
+        return None if mean is None else Dot(mean) if error is None else Dot(mean, mean - error, mean + error)
+
+    panels = [
+        Rows(
+            f"{size} forgotten",
+            {
+                row["name"]: (dot(row["backbone.margin.forget"]), dot(row["projector.margin.forget"]))
+                for name in chosen
+                for row in rows
+                if (row["k"], row["name"]) == (size, name)
+            },
+            HALF,
+        )
+        for size in (1, 10, 60)
+    ]
+    draw_rows(
+        FIGURES / "small_requests.svg",
+        "Small requests",
+        "Mean placement of the forgotten examples among never-trained ones, over requests of 1, 10 and 60 examples, "
+        "with one standard error.",
+        ("backbone", "projector"),
+        panels,
+        "placement among never-trained examples; 0.5 is guessing",
+    )
+
+
+def new_audits() -> None:
+    """Three numbers beside the verdict, for models whose story is known."""
+    rows = [row for row in read_json(RESULTS / "new_audits.json")["rows"] if row["world"] == "encoder"]
+    keys = ("nonmember_share.signals", "relative_distance.position", "oracle_direction.signals.residual")
+    drawn = dict[str, tuple[Dot | None, ...]]()
+    for name, found in new_audits_page.by_model(rows).items():
+        dots = list[Dot | None]()
+        for key in keys:
+            known = [value for row in found if (value := row["findings"][key]["value"]) is not None]
+            ends = (min(known), max(known)) if len(known) > 1 else (None, None)
+            dots.append(Dot(sum(known) / len(known), *ends) if known else None)
+        drawn[name] = tuple(dots)
+    draw_rows(
+        FIGURES / "new_audits.svg",
+        "Three audits beside the verdict",
+        "Share of non-members among the forgotten, place between retrained models and original, and residual along "
+        "that way, of each model; mean and range where there are several.",
+        ("non-member share", "position", "residual"),
+        [Rows("", drawn, {"retrained": 0.0, "one": 1.0})],
+        "retrained: share 1, position 0, residual 0; original: 0, 1, 1",
+    )
+
+
+def large_data() -> None:
+    """Peak memory of each way to observe, for a tenth of the examples and for all."""
+    part = read_json(SPEED / "large_data.json")["observations"]
+    most = part["settings"]["examples"]
+    names = {"memory": "observed in memory, as before", "scratch": "observed through a file"}
+    names |= {"audit first": "audit, observing", "audit again": "audit, stored observations"}
+    rows = dict[str, tuple[Dot | None, ...]]()
+    for name, title in names.items():
+        found = [part["rows"].get(f"{n} {name}") for n in (most // 10, most)]
+        rows[title] = tuple(None if one is None else Dot(one["peak"] / 2**20) for one in found)
+    draw_rows(
+        FIGURES / "large_data.svg",
+        "Memory by the number of examples",
+        "Peak memory of a process that observes examples or audits them, for a tenth of the examples and for all.",
+        tuple(f"{n:,} examples".replace(",", " ") for n in (most // 10, most)),
+        [Rows("", rows, {})],
+        "MiB, Python and its libraries included",
+    )
+
+
 DRAWN: tuple[Callable[[], Any], ...] = (
     verdict, attacks, attackers, bench, claims, foreign, layouts, speed, stopping, emoji, desk, own_models,
+    small_requests, new_audits, large_data,
 )  # fmt: skip
 
 

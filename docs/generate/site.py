@@ -18,6 +18,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[2]
 PAGES = {"CONTRIBUTING.md": "project/contributing.md", "CHANGELOG.md": "project/changelog.md", "README.md": "index.md"}
 """Files at the root that are pages of the site."""
+EMPTY_HEADER = re.compile(r"<th([^>]*)></th>")
 LINK = re.compile(r"(?<!!)\[([^\]\[]*)\]\(([^)#\s:]+)(#[^)\s]*)?\)")
 
 
@@ -56,6 +57,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     home = next((name for name, uri in PAGES.items() if uri == here and name != "README.md"), f"docs/{here}")
     parts = re.split(r"(```.*?```)", markdown, flags=re.DOTALL)
     return "".join(part if part.startswith("```") else relink(part, home, here) for part in parts)
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
+    """Keep a number and its deviation on one line, and let no empty cell pass for the header of a column."""
+    return EMPTY_HEADER.sub(r"<td\1></td>", html.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"))
 
 
 def relink(text: str, home: str, here: str) -> str:

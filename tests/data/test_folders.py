@@ -12,12 +12,6 @@ from efface.data.split import partition
 from tests.pictures import fails, make_zoo, picture
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    """Use a separate cache folder for each test."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-
-
 @pytest.fixture
 def zoo(tmp_path):
     return make_zoo(tmp_path / "zoo")

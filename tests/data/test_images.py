@@ -18,13 +18,6 @@ from tests.pictures import fails, make_zoo, picture
 RED, HALF = (255, 0, 0, 255), (0, 0, 255, 128)
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    """Use a separate cache folder for each test."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    return tmp_path / "home" / "efface"
-
-
 @pytest.fixture
 def zoo(tmp_path):
     return make_zoo(tmp_path / "zoo")
@@ -217,12 +210,12 @@ def count_decoded(monkeypatch) -> list[int]:
     return seen
 
 
-def test_images_are_decoded_once(zoo, home, monkeypatch):
+def test_images_are_decoded_once(zoo, own_cache, monkeypatch):
     seen = count_decoded(monkeypatch)
     first = load(str(zoo))
     again = load(str(zoo))
     assert len(seen) == 6 and isinstance(again.x, np.memmap)
-    assert first.digest() == again.digest() and (home / "pixels").is_dir()
+    assert first.digest() == again.digest() and (own_cache / "pixels").is_dir()
     load(str(zoo), channels=1)
     assert len(seen) == 12
 

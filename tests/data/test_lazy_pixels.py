@@ -23,11 +23,6 @@ from tests import shards
 from tests.pictures import fails, raises
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def home(tmp_path):
     return shards.write_folder(tmp_path / "pictures", shards.draw(20, side=80))
@@ -123,9 +118,9 @@ def test_only_what_does_not_fit_is_decoded_lazily(home, monkeypatch):
     fails(home, "cannot be 'lasy'", "Did you mean 'lazy'", decode="lasy")
 
 
-def test_nothing_decoded_is_kept(home, tmp_path):
+def test_nothing_decoded_is_kept(home, own_cache):
     data = load(home, size=72, decode="lazy")
-    size = sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*") if path.is_file())
+    size = sum(path.stat().st_size for path in own_cache.rglob("*") if path.is_file())
     assert size < 20 * 32 + 1000  # digests
     assert find_caches(data, data.keys.tolist()) == {}
     load(home, size=72, decode="memory")

@@ -15,13 +15,6 @@ from efface.data.sources import load
 from tests.pictures import fails
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    """Use a separate cache folder for each test."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    return tmp_path / "home" / "efface"
-
-
 @pytest.fixture(scope="module")
 def fashion():
     if not public_datasets.DEBIAN.is_dir():
@@ -178,9 +171,9 @@ def test_svhn(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn"])
-def test_torchvision_sets_that_are_absent_or_damaged(name, tmp_path, home):
+def test_torchvision_sets_that_are_absent_or_damaged(name, tmp_path, own_cache):
     fails(name, tmp_path, "data.root", "data.download=true", root=str(tmp_path))
-    fails(name, home / "downloads")
+    fails(name, own_cache / "downloads")
     (tmp_path / "cifar-10-batches-py").mkdir()
     (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"damaged")
     (tmp_path / "train_32x32.mat").write_bytes(b"damaged")

@@ -22,13 +22,6 @@ from tests.pictures import fails, make_zoo, picture
 EMOJI = Path(os.environ.get("EFFACE_TEST_EMOJI", "tests/data/emoji"))
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    """Use a separate cache folder for each test."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    return tmp_path / "home" / "efface"
-
-
 @pytest.fixture
 def zoo(tmp_path):
     return make_zoo(tmp_path / "zoo")

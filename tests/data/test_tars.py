@@ -26,19 +26,9 @@ from tests.pictures import fails, raises
 OPTIONS = {"size": 16}
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def pictures() -> list[shards.Picture]:
-    return shards.draw()
-
-
-def test_folder_and_tars_of_the_same_pictures_are_the_same_data(tmp_path, pictures):
-    folder = load(shards.write_folder(tmp_path / "pictures", pictures), **OPTIONS)
-    home = shards.write_tars(tmp_path / "tars", pictures)
+def test_folder_and_tars_of_the_same_pictures_are_the_same_data(tmp_path, encoded):
+    folder = load(shards.write_folder(tmp_path / "pictures", encoded), **OPTIONS)
+    home = shards.write_tars(tmp_path / "tars", encoded)
     for source in (home, f"{home}/shard-{{000000..000002}}.tar"):
         tars = load(source, key_suffix=True, **OPTIONS)
         assert tars.keys.tolist() == folder.keys.tolist()
@@ -49,15 +39,15 @@ def test_folder_and_tars_of_the_same_pictures_are_the_same_data(tmp_path, pictur
         assert (DataIdentity.of(tars).contents == DataIdentity.of(folder).contents).all()
 
 
-def test_the_key_is_the_name_before_the_first_dot(tmp_path, pictures):
-    path = shards.write_tar(tmp_path / "a.tar", shards.members(pictures))
-    assert load(path, **OPTIONS).keys.tolist() == [one.key.removesuffix(".jpg") for one in pictures]
+def test_the_key_is_the_name_before_the_first_dot(tmp_path, encoded):
+    path = shards.write_tar(tmp_path / "a.tar", shards.members(encoded))
+    assert load(path, **OPTIONS).keys.tolist() == [one.key.removesuffix(".jpg") for one in encoded]
 
 
-def test_what_is_said_in_texts_and_json(tmp_path, pictures):
+def test_what_is_said_in_texts_and_json(tmp_path, encoded):
     said = [
-        ("a.jpg", pictures[0].content), ("a.txt", b"an ant\n"), ("a.json", b'{"label": 3, "group": "g1"}'),
-        ("b.jpg", pictures[1].content), ("b.cls", b"7"), ("b.json", b'{"label": 3, "group": null}'), ("b.txt", b"b"),
+        ("a.jpg", encoded[0].content), ("a.txt", b"an ant\n"), ("a.json", b'{"label": 3, "group": "g1"}'),
+        ("b.jpg", encoded[1].content), ("b.cls", b"7"), ("b.json", b'{"label": 3, "group": null}'), ("b.txt", b"b"),
     ]  # fmt: skip
     data = load(shards.write_tar(tmp_path / "a.tar", said), **OPTIONS)
     assert data.y is not None
@@ -67,8 +57,8 @@ def test_what_is_said_in_texts_and_json(tmp_path, pictures):
     assert data.group.tolist() == ["g1", ""]
 
 
-def test_fields_with_other_names(tmp_path, pictures):
-    said = [("a.jpg", pictures[0].content), ("a.json", b'{"id": 12, "title": "t"}')]
+def test_fields_with_other_names(tmp_path, encoded):
+    said = [("a.jpg", encoded[0].content), ("a.json", b'{"id": 12, "title": "t"}')]
     path = shards.write_tar(tmp_path / "a.tar", said)
     data = load(path, columns={"key": "id", "caption": "title"}, **OPTIONS)
     assert (data.keys.tolist(), data.text) == (["12"], ("t",))
@@ -76,17 +66,17 @@ def test_fields_with_other_names(tmp_path, pictures):
     fails(path, "no field 'none'", columns={"key": "none"}, **OPTIONS)
 
 
-def test_folders_in_the_tar_are_classes_if_nothing_else_says_them(tmp_path, pictures):
-    path = shards.write_tar(tmp_path / "a.tar", [(one.key, one.content) for one in pictures])
+def test_folders_in_the_tar_are_classes_if_nothing_else_says_them(tmp_path, encoded):
+    path = shards.write_tar(tmp_path / "a.tar", [(one.key, one.content) for one in encoded])
     assert load(path, **OPTIONS).classes == shards.CLASSES
     assert load(path, labels=False, **OPTIONS).y is None
-    flat = [(f"all/{number}.jpg", one.content) for number, one in enumerate(pictures)]
+    flat = [(f"all/{number}.jpg", one.content) for number, one in enumerate(encoded)]
     assert load(shards.write_tar(tmp_path / "b.tar", flat), **OPTIONS).y is None
 
 
-def test_shards_that_are_called_train_and_val_are_the_official_parts(tmp_path, pictures):
-    shards.write_tar(tmp_path / "t" / "train-0.tar", shards.members(pictures[:6]))
-    shards.write_tar(tmp_path / "t" / "val-0.tar", shards.members(pictures[6:]))
+def test_shards_that_are_called_train_and_val_are_the_official_parts(tmp_path, encoded):
+    shards.write_tar(tmp_path / "t" / "train-0.tar", shards.members(encoded[:6]))
+    shards.write_tar(tmp_path / "t" / "val-0.tar", shards.members(encoded[6:]))
     data = load(tmp_path / "t", **OPTIONS)
     assert data.official is not None
     assert (data.official == "test").sum() == 6
@@ -94,10 +84,10 @@ def test_shards_that_are_called_train_and_val_are_the_official_parts(tmp_path, p
     fails(tmp_path / "t", "1 shards are neither train nor test", "other.tar", **OPTIONS)
 
 
-def test_what_is_not_read_is_counted_and_said(tmp_path, pictures):
+def test_what_is_not_read_is_counted_and_said(tmp_path, encoded):
     more = [("a.npy", b"x"), ("a.seg.png", b"x"), (".hidden.jpg", b"x"), ("alone.cls", b"1"), ("README", b"x")]
     home = tmp_path / "t"
-    shards.write_tar(home / "s.tar", [*shards.members(pictures), *more])
+    shards.write_tar(home / "s.tar", [*shards.members(encoded), *more])
     (home / "sizes.json").write_text("{}")
     data = load(home, **OPTIONS)
     counts = {(one["folder"], one["kind"]): one["count"] for one in data.unread}
@@ -108,15 +98,15 @@ def test_what_is_not_read_is_counted_and_said(tmp_path, pictures):
     assert "6 files in t were not read" in " ".join(data.notes)
 
 
-def test_a_sample_with_two_pictures_needs_a_choice(tmp_path, pictures):
-    path = shards.write_tar(tmp_path / "a.tar", [("a.jpg", pictures[0].content), ("a.png", pictures[1].content)])
+def test_a_sample_with_two_pictures_needs_a_choice(tmp_path, encoded):
+    path = shards.write_tar(tmp_path / "a.tar", [("a.jpg", encoded[0].content), ("a.png", encoded[1].content)])
     fails(path, "has 2 pictures: jpg, png", "data.picture=jpg", **OPTIONS)
     assert len(load(path, picture=".JPG", **OPTIONS)) == 1
 
 
-def test_a_key_names_one_example(tmp_path, pictures):
+def test_a_key_names_one_example(tmp_path, encoded):
     for number in range(2):
-        shards.write_tar(tmp_path / "t" / f"{number}.tar", [("a.jpg", pictures[number].content)])
+        shards.write_tar(tmp_path / "t" / f"{number}.tar", [("a.jpg", encoded[number].content)])
     fails(tmp_path / "t", "1 keys of t are used more than once: 'a'", "data.shard_keys=true", **OPTIONS)
     assert load(tmp_path / "t", shard_keys=True, **OPTIONS).keys.tolist() == ["0/a", "1/a"]
 
@@ -178,17 +168,17 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_tar_is_refused(tmp_path, pictures, name):
+def test_a_hostile_tar_is_refused(tmp_path, encoded, own_cache, name):
     make, says = HOSTILE[name]
     path = tmp_path / "a.tar"
-    good = shards.write_tar(tmp_path / "good.tar", shards.members(pictures)).read_bytes()
+    good = shards.write_tar(tmp_path / "good.tar", shards.members(encoded)).read_bytes()
     path.write_bytes(make(good))
     fails(path, says, **OPTIONS)
-    assert not (tmp_path / "cache").exists()
+    assert not own_cache.exists()
 
 
-def test_hostile_texts_are_refused(tmp_path, pictures):
-    jpg = ("a.jpg", pictures[0].content)
+def test_hostile_texts_are_refused(tmp_path, encoded):
+    jpg = ("a.jpg", encoded[0].content)
     for name, content, says in (
         ("a.json", b"[" * 100_000, "is no JSON"), ("a.json", b"[1]", "no JSON object"), ("a.cls", b"\xff", "not text"),
         ("a.txt", b"x" * 2**21, "has 2097152 bytes"), ("a.json", b'{"label": {"a": 1}}', "text or a whole number"),
@@ -206,27 +196,27 @@ def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
     fails(shards.write_tar(tmp_path / "a.tar", [("a.png", buffer.getvalue())]), "GB of memory", **OPTIONS)
 
 
-def test_a_broken_picture_is_skipped_on_request(tmp_path, pictures):
-    path = shards.write_tar(tmp_path / "a.tar", [*shards.members(pictures), ("z.jpg", pictures[0].content[:90])])
+def test_a_broken_picture_is_skipped_on_request(tmp_path, encoded):
+    path = shards.write_tar(tmp_path / "a.tar", [*shards.members(encoded), ("z.jpg", encoded[0].content[:90])])
     fails(path, "1 of 13 images cannot be read", "'z'", "as an image", "skip_broken", **OPTIONS)
     for decode in ("memory", "lazy"):
         data = load(path, skip_broken=True, decode=decode, **OPTIONS)
         assert (len(data), [one["key"] for one in data.skipped]) == (12, ["z"])
 
 
-def test_shards_that_hold_forgotten_pictures_are_listed(tmp_path, pictures):
-    data = load(shards.write_tars(tmp_path / "t", pictures), **OPTIONS)
-    forgotten = [pictures[0].key.removesuffix(".jpg"), pictures[3].key.removesuffix(".jpg")]  # both in the first
+def test_shards_that_hold_forgotten_pictures_are_listed(tmp_path, encoded):
+    data = load(shards.write_tars(tmp_path / "t", encoded), **OPTIONS)
+    forgotten = [encoded[0].key.removesuffix(".jpg"), encoded[3].key.removesuffix(".jpg")]  # both in the first
     assert find_shards(data, forgotten) == {str(tmp_path / "t" / "shard-000000.tar"): 2}
     assert find_shards(data.take([5, 4, 3]), forgotten) == {str(tmp_path / "t" / "shard-000000.tar"): 1}
     listed = list_residual_caches(data, forgotten)
     assert "it holds 2 forgotten pictures" in listed[f"shard {tmp_path / 't' / 'shard-000000.tar'}"]
 
 
-def test_a_tar_is_written_again_without_forgotten_pictures(tmp_path, pictures):
-    home = shards.write_tars(tmp_path / "t", pictures)
+def test_a_tar_is_written_again_without_forgotten_pictures(tmp_path, encoded):
+    home = shards.write_tars(tmp_path / "t", encoded)
     before = load(home, **OPTIONS)
-    forgotten = {pictures[0].key.removesuffix(".jpg"), pictures[4].key.removesuffix(".jpg")}
+    forgotten = {encoded[0].key.removesuffix(".jpg"), encoded[4].key.removesuffix(".jpg")}
     old = {path.name: path.read_bytes() for path in home.iterdir()}
     planned = rewrite_shards(str(home), forgotten, {}, dry_run=True)
     assert {path.name: path.read_bytes() for path in home.iterdir()} == old
@@ -239,7 +229,7 @@ def test_a_tar_is_written_again_without_forgotten_pictures(tmp_path, pictures):
     assert sorted(path.name for path in home.iterdir()) == sorted(old)  # nothing else is left beside them
     assert (home / "shard-000002.tar").read_bytes() == old["shard-000002.tar"]
     everything = b"".join(path.read_bytes() for path in home.iterdir())
-    for one in pictures:
+    for one in encoded:
         gone = one.key.removesuffix(".jpg") in forgotten
         assert (one.content in everything) != gone
         assert (one.key.encode() in everything) != gone
@@ -249,13 +239,13 @@ def test_a_tar_is_written_again_without_forgotten_pictures(tmp_path, pictures):
     raises(lambda: rewrite_shards(str(home), forgotten, {}), "No shard of", "They were removed before")
 
 
-def test_members_keep_their_headers_when_a_tar_is_written_again(tmp_path, pictures):
+def test_members_keep_their_headers_when_a_tar_is_written_again(tmp_path, encoded):
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "about all"}) as archive:
         for number, name in enumerate(("b/" + "x" * 150 + "a.jpg", "b/" + "y" * 150 + ".jpg", "b/z.jpg")):
             info = tarfile.TarInfo(name)
-            info.size, info.mtime, info.mode = len(pictures[number].content), 1234.5, 0o640
-            archive.addfile(info, io.BytesIO(pictures[number].content))
+            info.size, info.mtime, info.mode = len(encoded[number].content), 1234.5, 0o640
+            archive.addfile(info, io.BytesIO(encoded[number].content))
         folder = tarfile.TarInfo("empty")
         folder.type = tarfile.DIRTYPE
         archive.addfile(folder)
@@ -269,18 +259,18 @@ def test_members_keep_their_headers_when_a_tar_is_written_again(tmp_path, pictur
     assert path.stat().st_mode & 0o777 == 0o640
 
 
-def test_exact_copies_under_other_ids_are_said(tmp_path, pictures):
-    home = shards.write_tars(tmp_path / "t", pictures)
-    shards.write_tar(home / "more.tar", [("copy.jpg", pictures[0].content)])
-    made = rewrite_shards(str(home), [pictures[0].key.removesuffix(".jpg")], {})
+def test_exact_copies_under_other_ids_are_said(tmp_path, encoded):
+    home = shards.write_tars(tmp_path / "t", encoded)
+    shards.write_tar(home / "more.tar", [("copy.jpg", encoded[0].content)])
+    made = rewrite_shards(str(home), [encoded[0].key.removesuffix(".jpg")], {})
     assert made.copies == ("copy",)
     assert any("byte for byte" in line and "'copy'" in line for line in made.lines())
 
 
-def test_a_shard_that_is_not_what_it_should_be_is_left_as_it_was(tmp_path, pictures, monkeypatch):
-    home = shards.write_tars(tmp_path / "t", pictures)
+def test_a_shard_that_is_not_what_it_should_be_is_left_as_it_was(tmp_path, encoded, monkeypatch):
+    home = shards.write_tars(tmp_path / "t", encoded)
     old = {path.name: path.read_bytes() for path in home.iterdir()}
-    key = pictures[0].key.removesuffix(".jpg")
+    key = encoded[0].key.removesuffix(".jpg")
 
     def forgets_nothing(self, keys, path):
         path.write_bytes(self.shard.path.read_bytes())
@@ -294,9 +284,9 @@ def test_a_shard_that_is_not_what_it_should_be_is_left_as_it_was(tmp_path, pictu
         assert {path.name: path.read_bytes() for path in home.iterdir()} == old
 
 
-def test_other_names_of_a_shard_are_not_left_behind(tmp_path, pictures):
-    home = shards.write_tars(tmp_path / "t", pictures)
-    key = pictures[0].key.removesuffix(".jpg")
+def test_other_names_of_a_shard_are_not_left_behind(tmp_path, encoded):
+    home = shards.write_tars(tmp_path / "t", encoded)
+    key = encoded[0].key.removesuffix(".jpg")
     shard = home / "shard-000000.tar"
     (tmp_path / "elsewhere").mkdir()
     real = tmp_path / "elsewhere" / "real.tar"
@@ -307,13 +297,13 @@ def test_other_names_of_a_shard_are_not_left_behind(tmp_path, pictures):
     (tmp_path / "second.tar").unlink()
     rewrite_shards(str(home), [key], {})
     assert shard.is_symlink()
-    assert pictures[0].content not in real.read_bytes()
+    assert encoded[0].content not in real.read_bytes()
 
 
-def test_rewrite_on_the_command_line(efface, tmp_path, pictures):
-    home = shards.write_tars(tmp_path / "t", pictures)
+def test_rewrite_on_the_command_line(efface, tmp_path, encoded):
+    home = shards.write_tars(tmp_path / "t", encoded)
     listed = tmp_path / "ids.txt"
-    listed.write_text(f"{pictures[0].key}\n", encoding="utf-8")
+    listed.write_text(f"{encoded[0].key}\n", encoding="utf-8")
     refused(efface("rewrite", home, "--forget", listed), "No shard of", "data.key_suffix=true")
     refused(efface("rewrite", home, "--forget", tmp_path / "none.txt"), "no list of ids")
     refused(efface("rewrite", home, "--forget", listed, "--set", "data.key_sufix=true"), "key_suffix")
@@ -326,17 +316,17 @@ def test_rewrite_on_the_command_line(efface, tmp_path, pictures):
 def test_the_same_weights_from_folder_and_tars(tmp_path):
     from efface.runs.train import pretrain_run
 
-    pictures = shards.draw(48, side=70)
+    encoded = shards.draw(48, side=70)
     settings = {
         "split": {"train": 12, "valid": 8, "holdout": 12, "test": 8},
         "recipe": {"objective": "simclr", "backbone": {"width": 8, "stride": 2}, "batch_size": 6, "epochs": 1},
         "device": "cpu",
     }
     sources = {
-        "folder": {"source": str(shards.write_folder(tmp_path / "f", pictures)), "decode": "memory"},
+        "folder": {"source": str(shards.write_folder(tmp_path / "f", encoded)), "decode": "memory"},
         "lazy folder": {"source": str(tmp_path / "f"), "decode": "lazy"},
-        "tars": {"source": str(shards.write_tars(tmp_path / "t", pictures)), "key_suffix": True, "decode": "lazy"},
-        "tables": {"source": str(shards.write_tables(tmp_path / "p", pictures)), "decode": "memory"},
+        "tars": {"source": str(shards.write_tars(tmp_path / "t", encoded)), "key_suffix": True, "decode": "lazy"},
+        "tables": {"source": str(shards.write_tables(tmp_path / "p", encoded)), "decode": "memory"},
     }
     digests = {
         name: pretrain_run(tmp_path / name, settings | {"data": source | {"size": 66}}).model.digest()

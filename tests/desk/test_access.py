@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,21 +14,12 @@ import pytest
 
 from efface.desk import RequestState
 from efface.reporting.signing import create_keys, load_signer
+from tests.accessibility import look
 from tests.desk.conftest import QUICK
 
 pytest.importorskip("uvicorn", reason="the extra desk is not installed")
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-axe_run = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-core is not installed")
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
-SCHEMES = ("light", "dark")
-RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
 PATIENCE = 120_000
 """Milliseconds to wait for a page: the first one that erases loads PyTorch."""
-PICTURES = os.environ.get("EFFACE_PICTURES")
-"""A folder for pictures of all pages, to be looked at."""
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +27,6 @@ def key(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("key") / "release.pem"
     create_keys(path)
     return path
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture
@@ -83,13 +63,6 @@ def in_every_state(desk, ids, key) -> dict[str, str]:
     return paths | {state: f"/requests/{name}" for name, state in states.items()}
 
 
-def findings(page: Any) -> list[str]:
-    """What axe-core finds wrong with a page."""
-    response = axe_run.Axe().run(page, options=RULES).response
-    assert len(response["passes"]) > 10, "it looked"
-    return [f"{one['id']} ({one['impact']}): {one['nodes'][0]['html'][:150]}" for one in response["violations"]]
-
-
 def test_axe_finds_nothing_and_nothing_is_wider_than_the_screen(address, desk, ids, key, browser):
     paths = in_every_state(desk, ids, key)
     context = browser.new_context(bypass_csp=True)  # axe-core is a script that the page would not load
@@ -102,14 +75,7 @@ def test_axe_finds_nothing_and_nothing_is_wider_than_the_screen(address, desk, i
             page.click("text=Look, and change nothing")
         for summary in page.locator("summary").all():
             summary.click()
-        for (size, (width, height)), scheme in itertools.product(SIZES.items(), SCHEMES):
-            page.set_viewport_size({"width": width, "height": height})
-            page.emulate_media(color_scheme=scheme)
-            if PICTURES:
-                page.screenshot(path=Path(PICTURES) / f"{name}-{size}-{scheme}.png", full_page=True)
-            wider = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
-            found = [*findings(page), *([f"{wider} pixels too wide"] if wider > 0 else [])]
-            wrong |= {f"{name}, {size}, {scheme}": found} if found else {}
+        wrong |= look(page, name)
     context.close()
     assert wrong == {}
 

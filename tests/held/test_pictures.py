@@ -11,6 +11,7 @@ from PIL import Image
 
 from efface.data.sources import load
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 ROTATIONS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda x: x,
     2: lambda x: x[:, ::-1],
@@ -22,11 +23,6 @@ ROTATIONS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     8: lambda x: x.swapaxes(0, 1)[::-1],
 }
 """EXIF orientation to what makes the stored rows [H, W, ...] upright, by the table of the standard."""
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
 
 
 def drawn(*shape: int, seed: int = 0) -> np.ndarray:

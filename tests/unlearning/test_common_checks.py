@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 import math
+import pkgutil
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from efface.training.shards import Shards
 from efface.unlearning.inputs import require_fit
 from efface.unlearning.methods import METHODS, Method
 from efface.unlearning.protocol import MethodInputs, Needs
-from tests import tiny
+from tests import reference, tiny
 
 
 def applies(method, objective):
@@ -119,6 +120,11 @@ def test_a_checkpoint_of_the_wrong_kind_is_refused_with_the_methods_that_fit(met
         EffaceError, match=f"{method} works on .*, and this .* '{objective}'.*on any checkpoint: .*finetune"
     ):
         require_fit(method, METHODS[method].needs, Checkpoint(recipe.start(0), recipe))
+
+
+def test_every_method_has_a_reference_implementation():
+    found = {module.name for module in pkgutil.iter_modules(reference.__path__)}
+    assert not set(METHODS) - found
 
 
 @pytest.mark.parametrize("method", sorted(m for m in METHODS if Needs.ATTENTION in METHODS[m].needs))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from efface.auditing.observations import Observations
-from efface.auditing.signals import labels, random_order_by_key
+from efface.auditing.signals import labels, random_order_by_key, score_rows
 from efface.data.array_files import row_chunks
 from efface.errors import EffaceError
 
@@ -153,8 +153,13 @@ def accuracy(observed: Observations, part: str) -> Hits | None:
         return None
     known = labels(observed, part)
     seen = known >= 0
-    right = observed.of(part, "logits")[seen].argmax(axis=1) == known[seen]
+    right = top_classes(observed, part)[seen] == known[seen]
     return (int(right.sum()), int(seen.sum())) if seen.any() else None
+
+
+def top_classes(observed: Observations, part: str) -> np.ndarray:
+    """Return the class with the largest logit of each example of ``part`` ``[n]``."""
+    return score_rows(observed.of(part, "logits"), lambda z, _: z.argmax(axis=1)).astype(np.int64)
 
 
 def retrieval_recall(observed: Observations, part: str, k: int, *, of_text: bool = False) -> np.ndarray | None:

@@ -124,7 +124,7 @@ def _head_hits(observed: Observations, part: str) -> np.ndarray | None:
         return None
     known = representations.labels(observed, part)
     seen = known >= 0
-    right = observed.of(part, "logits")[seen].argmax(axis=1) == known[seen]
+    right = representations.top_classes(observed, part)[seen] == known[seen]
     return right[np.argsort(observed.of(part, "keys")[seen], kind="stable")]
 
 

@@ -33,7 +33,7 @@ from efface.data.clusters import cluster_copies
 from efface.data.dataset import Data
 from efface.data.split import Split
 from efface.errors import EffaceError
-from efface.files import EPOCH, SPLIT, hold_lock, make_folder, read_json, write_text
+from efface.files import EPOCH, SPLIT, hold_lock, make_folder, read_json, scratch_folder, write_text
 from efface.runs.data_at_hand import DataAtHand, DataChecks, settings_now
 from efface.runs.folder import create_run_folder
 from efface.runs.lineage import find_source
@@ -417,7 +417,9 @@ def _score(plan: BankPlan, model: Any, data: Data, whole: Split, mine: np.ndarra
     watch: ObservationSettings = config.build(ObservationSettings, plan.watch, path="watch.")
     recipe: Recipe = config.build(Recipe, plan.recipe, CHOICES, "recipe.")
     everything = replace(watch, cap=max(watch.cap, len(data)), test_cap=1, valid=True)
-    observed = observe_model(model, data, whole, recipe.views, everything, parts=SAMPLED_PARTS)
+    observed = observe_model(
+        model, data, whole, recipe.views, everything, parts=SAMPLED_PARTS, scratch=scratch_folder(plan.home)
+    )
     parts = [part for part in SAMPLED_PARTS if observed.count(part)]
     keys = np.concatenate([observed.of(part, "keys") for part in parts])
     trained = np.concatenate([np.full(observed.count(part), part == "retain") for part in parts])

@@ -30,7 +30,7 @@ from efface.data.dataset import Data
 from efface.data.selectors import Selection
 from efface.data.split import Split, move_to_forget
 from efface.errors import EffaceError
-from efface.files import SPLIT, hold_lock, make_folder, read_json, write_text
+from efface.files import SPLIT, hold_lock, make_folder, read_json, scratch_folder, write_text
 from efface.interop.consent import Consent
 from efface.runs import artifacts
 from efface.runs.data_at_hand import DataAtHand, DataChecks, settings_now
@@ -417,7 +417,11 @@ def _observe(plan: RehearsalPlan, checkpoint: Checkpoint, data: Data, split: Spl
     watch: ObservationSettings = config.build(ObservationSettings, plan.watch, path="watch.")
     few = replace(watch, cap=min(watch.cap, MOST_OBSERVED), test_cap=min(watch.test_cap, TESTED))
     model = checkpoint.model.to(devices.resolve_device(device))
-    return keep_scores(observe_model(model, data, split, checkpoint.recipe.views, few, parts=REHEARSED_PARTS))
+    return keep_scores(
+        observe_model(
+            model, data, split, checkpoint.recipe.views, few, parts=REHEARSED_PARTS, scratch=scratch_folder(plan.home)
+        )
+    )
 
 
 def keep_scores(observed: Observations) -> Observations:
