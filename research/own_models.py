@@ -59,7 +59,7 @@ def tell(name: str, library: Library, pictures: Pictures, home: Path) -> dict[st
     """The story of one library."""
     theirs = library.make(pictures, home)
     found: dict[str, Any] = {"what": library.what, "before": library.measure(pictures, theirs)}
-    columns = "data.columns={label: category, group: user" + (", caption: title}" if library.captions else "}")
+    columns = columns_of(library)
     data = ("--data", "users.csv", "--set", columns, "--set", f"data.cache={home / 'cache'}")
     split = ("--set", "split.trained=trained.txt", *SIZES)
     model = home / "model.yaml"
@@ -104,14 +104,18 @@ def second_request(library: Library, pictures: Pictures, home: Path, own: tuple[
     if done["exit"]:
         return row | {"error": done["err"][-600:]}
     row["after"] = library.measure(pictures, handed_back(run))
-    columns = "data.columns={label: category, group: user}"
     again = efface(
-        "unlearn", handed_back(run), *own, "--data", "users.csv", "--set", columns, *library.options,
+        "unlearn", handed_back(run), *own, "--data", "users.csv", "--set", columns_of(library), *library.options,
         "--forget", "@group:user.txt", "--set", "split.trained=trained.txt", *SIZES, "--method", method,
         "--out", home / "again",
     )  # fmt: skip
     row["forgotten_before_refused"] = again["exit"] == 2 and "has forgotten them already" in again["err"]
     return row
+
+
+def columns_of(library: Library) -> str:
+    """The columns of the user's table."""
+    return "data.columns={label: category, group: user" + (", caption: title}" if library.captions else "}")
 
 
 def bank(run: Path, home: Path, own: tuple[str, ...]) -> Path:

@@ -71,10 +71,11 @@ def _worse_lines(libraries: dict[str, Any]) -> list[str]:
                 at_once = "said at once" if "WARNING" in " ".join(done["said"]) else "NOT said at once"
                 headline = "in" if audit["utility_lost"] or audit.get("utility_worse") else "NOT in"
                 where = "retained" if worst == "retained" else "never trained on"
-                found.append(
-                    f"{name} by `{method}`: {100 * drops[worst]:.1f} points on what was {where} ({at_once}, {headline} "
-                    "the headline)"
-                )
+                points = f"{100 * drops[worst]:.1f} points, {where}"
+                found.append(f"{name} by `{method}`: {points} ({at_once}, {headline} the headline)")
+        drop = row["before"]["retained"] - row["second"].get("after", row["before"])["retained"]
+        if drop > TOLERATED:
+            found.append(f"{name} after the second request, which starts from that: {100 * drop:.1f} points, retained")
     if not found:
         return ["By the library's own code, nothing became worse by more than two points."]
     return [f"Worse by more than two points, by the library's own code: {'; '.join(found)}. Nothing else is."]

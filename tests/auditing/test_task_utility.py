@@ -84,6 +84,22 @@ def test_a_loss_of_more_than_two_points_is_in_the_headline(kind: str, part: str)
     assert verdict.exit_code == same.exit_code == EXIT_CODES[verdict.word]
 
 
+@pytest.mark.parametrize("kind", ["neighbors", "pairs"])
+@pytest.mark.parametrize(("count", "wrong", "lost"), [(55, 3, False), (400, 40, True)])
+def test_a_few_neighbors_or_pairs_less_are_chance(kind: str, count: int, wrong: int, lost: bool) -> None:
+    """Three of 55 are more than five points, and less than two standard errors; forty of four hundred are more."""
+    sizes = {**LARGE, "test": count, "valid": 0}
+    world = World(6, classifier=kind == "neighbors", captioned=kind == "pairs", **sizes)
+    original = world.model("original", dict.fromkeys(("forget", "retain", "test"), 3.0), projector=False)
+    name = {"pairs": "image", "neighbors": "features"}[kind]
+    changed = original.of("test", name).copy()
+    for there in range(wrong):  # mistaken for an example of another class
+        here = 3 * there % (count - 1)
+        changed[here] = original.of("test", name)[here + 1]
+    verdict = judge(Evidence(original, with_arrays(original, **{f"test__{name}": changed})))
+    assert bool(verdict.utility_lost) == lost
+
+
 def test_what_is_lost_is_not_also_called_worse() -> None:
     world = World(3, classifier=True, **LARGE)
     original = world.original(projector=False)

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -21,8 +23,10 @@ from efface.desk.page.guard import POLICY
 from efface.desk.page.pages import method_names
 from efface.desk.page.rendering import mark_commands
 from efface.desk.page.work import DeskWorker, WorkStatus, write_status
+from efface.desk.page.worker import _act
 from efface.errors import EffaceError
 from efface.reporting.signing import create_keys, load_signer, public_key_path
+from efface.training.networks import own_module
 from tests.desk.conftest import QUICK
 from tests.desk.pages import ADDRESS, PageUser, words
 
@@ -278,6 +282,19 @@ def test_work_whose_process_was_killed_is_shown_as_cut(user, desk, ids):
     assert "The run was cut" in words(user.get("/requests/R1"))
     with pytest.raises(EffaceError, match="Nothing is going on"):
         user.worker.stop()
+
+
+def test_consent_to_a_network_of_the_users_own_goes_along(tmp_path, monkeypatch):
+    """`efface desk --model their_net:build`: the process that plans and runs may build it, and no other one."""
+    jobs: list[Any] = []
+    for own in ((), ("their_net:build",)):
+        worker = DeskWorker(tmp_path, "", lambda folder, job: jobs.append(job), own_modules=own)
+        worker.start("run", ["R1"], "ops")
+    monkeypatch.setattr(own_module, "_allowed", set())
+    for job, allowed in zip(jobs, (set(), {"their_net:build"}), strict=True):
+        with pytest.raises(EffaceError, match="no desk at"):
+            _act(job | {"home": str(tmp_path / "nowhere")}, cast("Any", SimpleNamespace(say=print, step=print)))
+        assert own_module._allowed == allowed
 
 
 def test_a_damaged_state_of_the_work_is_named(user, desk, ids):

@@ -423,3 +423,17 @@ def test_number_formats():
 def test_no_torch():
     code = "import sys, efface.reporting.page; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_model_that_is_worse_is_named_beside_the_verdict(lost: bool) -> None:
+    """Above the request, with its numbers; what is lost is said in place of it."""
+    made = records.removed()
+    said = "accuracy of its own head 4.9 points less on retained examples (0.541, before 0.590)"
+    changes = {"utility_worse": said} if not lost else {"utility_lost": said, "utility_worse": said}
+    record = made.record.model_copy(update={"verdict": replace(made.record.verdict, **changes)})
+    top = squeezed(page(replace(made, record=record))).partition("What to do.")[0]
+    assert said[1:] in top
+    assert ("worse at its own task than before" in top) == (not lost)
+    assert ("no longer as useful as before" in top) == lost
+    assert "own task" not in squeezed(page(made)).partition("What to do.")[0]

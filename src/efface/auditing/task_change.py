@@ -103,7 +103,7 @@ def compare_observed(original: Observations, subject: Observations) -> list[Task
     """
     for task, measure in (
         (OWN_HEAD, _head_hits),
-        (f"recall@{RECALLED} of pairs", _recalls),
+        (f"recall@{RECALLED} of pairs", pair_recalls),
         ("accuracy of its features' nearest neighbors", _knn_hits),
     ):
         found: list[TaskChange] = []
@@ -128,7 +128,7 @@ def _head_hits(observed: Observations, part: str) -> np.ndarray | None:
     return right[np.argsort(observed.of(part, "keys")[seen], kind="stable")]
 
 
-def _recalls(observed: Observations, part: str) -> np.ndarray | None:
+def pair_recalls(observed: Observations, part: str) -> np.ndarray | None:
     """Recall of each pair in both directions, in the order of their keys."""
     ways = [representations.retrieval_recall(observed, part, RECALLED, of_text=way) for way in (False, True)]
     found = [way for way in ways if way is not None]

@@ -1,9 +1,9 @@
 """Utility gate of the verdict: whether the model is about as useful as the original.
 
 Its own task comes first: the accuracy of a classifier's head, or the retrieval of image-caption pairs. Then the
-features: kNN accuracy, or without labels effective rank and CKA. A loss of the head's accuracy counts if it is larger
-than what is allowed and than two standard errors, paired over the examples. A model that is right less often than
-before by more than two points is said to be worse in the headline, also where that much is allowed.
+features: kNN accuracy, or without labels effective rank and CKA. A loss counts if it is larger than what is allowed and
+than two standard errors, paired over the examples: a few neighbors more or less are chance. A model that is right less
+often than before by more than two points is said to be worse in the headline, also where that much is allowed.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from efface.auditing.task_change import (
     OWN_HEAD,
     RECALLED,
     UNSEEN,
+    UNSEEN_PARTS,
     TaskChange,
     compare_observed,
     describe_worse,
+    pair_recalls,
 )
 from efface.errors import EffaceError
 
@@ -93,26 +95,31 @@ def judge_utility(evidence: Evidence, names: Sequence[str], max_drop: float) -> 
     task_lost, task_note = head_loss(changes, max_drop)
     lost, recall_note = lost or task_lost or recall_lost, f"{task_note}{recall_note}"
     worse = describe_worse(changes)
-    labelled = next((p for p in ("test", "valid") if representations.knn_accuracy(subject, p, (KNN_NEIGHBORS,))), None)
-    if labelled is None:
+    hits = next((found for p in UNSEEN_PARTS if (found := _paired_hits(original, subject, p))), None)
+    if hits is None:
         cka = representations.linear_cka(after, before)
         note = f"no labels: judged by collapse alone ({ranks}; linear CKA to the original {cka:.2f}){recall_note}"
         return UtilityLoss(None, lost or (note if left < RANK_LEFT or cka < CKA_LEFT else ""), note, worse)
-    accuracies = [
-        right / of for o in (original, subject) for right, of in representations.knn_accuracy(o, labelled) or []
-    ]
-    drop = accuracies[0] - accuracies[1]
-    note = f"kNN accuracy on {labelled} {accuracies[1]:.3f}, the original's {accuracies[0]:.3f}{recall_note}"
-    return UtilityLoss(drop, lost or (note if drop > max_drop else ""), note, worse)
+    labelled, old, new = hits
+    change = TaskChange.between("kNN accuracy", labelled, old, new)
+    note = f"kNN accuracy on {labelled} {change.after:.3f}, the original's {change.before:.3f}{recall_note}"
+    return UtilityLoss(change.drop, lost or (note if change.is_lost(max_drop) else ""), note, worse)
+
+
+def _paired_hits(original: Observations, subject: Observations, part: str) -> tuple[str, np.ndarray, np.ndarray] | None:
+    """The part, and whether the neighbors of each of its examples vote for the label, in both models."""
+    old, new = (representations.knn_hits(one, part, (KNN_NEIGHBORS,)) for one in (original, subject))
+    return None if old is None or new is None else (part, old[0], new[0])
 
 
 def retrieval_loss(original: Observations, subject: Observations, part: str, max_drop: float) -> tuple[str, str]:
     """Return why the retrieval of images and captions counts as lost (or an empty string), and a note."""
-    before, after = (representations.mean_retrieval_recall(o, part, RECALLED) for o in (original, subject))
+    before, after = (pair_recalls(one, part) for one in (original, subject))
     if before is None or after is None:
         return "", ""
-    note = f"recall@{RECALLED} of pairs on {part} {after:.3f}, the original's {before:.3f}"
-    return (note if before - after > max_drop else ""), f"; {note}"
+    change = TaskChange.between(f"recall@{RECALLED} of pairs", part, before, after)
+    note = f"{change.task} on {part} {change.after:.3f}, the original's {change.before:.3f}"
+    return (note if change.is_lost(max_drop) else ""), f"; {note}"
 
 
 def head_loss(changes: Sequence[TaskChange], max_drop: float) -> tuple[str, str]:
