@@ -56,7 +56,14 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     here = page.file.src_uri
     home = next((name for name, uri in PAGES.items() if uri == here and name != "README.md"), f"docs/{here}")
     parts = re.split(r"(```.*?```)", markdown, flags=re.DOTALL)
-    return "".join(part if part.startswith("```") else relink(part, home, here) for part in parts)
+    told = [part for part in parts if not part.startswith("```")]
+    deep = next((found[1] for part in told if (found := re.search(r"^##(#*) ", part, re.MULTILINE))), "")
+    return "".join(part if part.startswith("```") else relink(raise_headings(part, deep), home, here) for part in parts)
+
+
+def raise_headings(text: str, deep: str) -> str:
+    """Bring headings up where the first one below the title skips a level; ``deep`` has a # for each that it skips."""
+    return re.sub(rf"^##{deep}(#*) ", r"##\1 ", text, flags=re.MULTILINE) if deep else text
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:

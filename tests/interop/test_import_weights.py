@@ -219,7 +219,7 @@ def test_images_of_another_shape_are_refused(pictures: Path, tmp_path: Path):
 
 
 def test_unknown_networks_are_refused(pictures: Path, tmp_path: Path):
-    refused(checkpoints.torchvision_vgg(tmp_path).path, pictures, r"none that can be guessed.*recipe.backbone.name")
+    refused(checkpoints.torchvision_vgg(tmp_path).path, pictures, r"cannot be told.*recipe.backbone.name")
 
 
 def test_nan_and_quantized_weights_are_refused(pictures: Path, tmp_path: Path):
