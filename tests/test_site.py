@@ -7,9 +7,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from docs.generate import site as hooks
+from mkdocs.structure.files import Files
 
 from tests.accessibility import CUT_LABELS, look_at_files
 
@@ -50,6 +53,22 @@ def test_the_reference_has_signatures_and_fields(site: Path):
     assert "Raises:" in text
     assert ":class:" not in text
     assert ":func:" not in text
+
+
+def test_numbers_stay_on_one_line_and_code_as_it_is():
+    hard = "\N{NO-BREAK SPACE}"
+    html = '<td>0.5 ± 0.1</td><p>2 000 of 5 %, 3 of 4</p><svg viewBox="0 0 24 24"/><code>a 1 2</code><th></th>'
+    shown = hooks.on_page_content(html, None, None, Files([]))
+    assert f"0.5{hard}±{hard}0.1" in shown and f"2{hard}000 of 5{hard}%, 3 of 4" in shown
+    assert 'viewBox="0 0 24 24"' in shown and "a 1 2" in shown and "<td></td>" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "raised"), [("### A\n#### B\n### C\n", "## A\n### B\n## C\n"), ("## A\n### B\n", "## A\n### B\n")]
+)
+def test_no_heading_skips_a_level(text: str, raised: str):
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="results/bench.md"))
+    assert hooks.on_page_markdown(f"# T\n\n{text}", page, None, Files([])) == f"# T\n\n{raised}"
 
 
 @pytest.mark.parametrize("broken", ["[x](nowhere.md)", "[x](quickstart.md#no-such-part)", "::: efface.no_such_name"])
