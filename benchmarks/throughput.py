@@ -1,4 +1,4 @@
-"""Speed of SimCLR pretraining (against the standard lightly pipeline), of augmentation, of the audit, and of --help.
+"""Speed of SimCLR pretraining (against lightly's pipeline and bare networks), of the audit, and of --help.
 
     OMP_PROC_BIND=true python -m benchmarks.throughput [--rounds 5] [--batches 4] [--only audit]
 
@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from time import perf_counter, sleep
 from typing import Any
 
@@ -48,6 +49,8 @@ QUEUED = 2 * WORKERS + 1
 """Batches that lightly's workers prepare ahead during efface's turn."""
 IDLE = 4.0
 """Seconds after which they have prepared them."""
+LARGE, LARGE_BATCH = ("vit_tiny_patch16_224", "resnet50"), 16
+"""Networks of timm that take a step at 224 pixels, and its batch size."""
 IMAGES = 20 * BATCH
 """A multiple of the batch size, so that every batch is full."""
 
@@ -83,12 +86,12 @@ def _raw(x: torch.Tensor) -> torch.Tensor:
     return x * 0.25 + 0.5
 
 
-def ours(model: Model, recipe: Recipe, x: np.ndarray) -> Iterator[int]:
+def ours(model: Model, recipe: Recipe, x: np.ndarray, size: int = BATCH) -> Iterator[int]:
     """Train with efface's pipeline; yields the number of images in each step."""
     data = efface.Data.from_arrays(x, name="speed")
     part = training_batch.Subset.of(data, np.arange(len(x)), recipe.views, "train", torch.device("cpu"))
     run, optimizer = Run(bf16=model.bf16), recipe.optim.build(model, 10_000)
-    for batch in part.cycle(BATCH, run.rng("speed")):
+    for batch in part.cycle(size, run.rng("speed")):
         train_step(model, batch, task_loss(model), optimizer, run)
         yield len(batch)
 
@@ -155,6 +158,35 @@ def augmentation_shares(x: np.ndarray, recipe: Recipe, rounds: int, batches: int
     return shares
 
 
+def large_steps(name: str, rounds: int) -> dict[str, Any]:
+    """Seconds of a SimCLR step of a network of timm at 224 pixels, and of its bare forward and backward passes.
+
+    A step also reads the pictures, makes the views, computes the loss and updates the weights.
+    """
+    x = np.random.default_rng(0).integers(0, 256, (4 * LARGE_BATCH, 3, 224, 224), dtype=np.uint8)
+    backbone = Backbone(name=f"timm:{name}")
+    data = efface.Data.from_arrays(x, name="speed")
+    recipe = defaults.default_recipe(data, "simclr", backbone=backbone, batch_size=LARGE_BATCH)
+    model = recipe.start(0).train()
+    model.bf16 = devices.prefers_bfloat16(torch.device("cpu"))
+    steps, views = ours(model, recipe, x, LARGE_BATCH), torch.rand(2 * LARGE_BATCH, 3, 224, 224)
+
+    def bare() -> None:
+        model.zero_grad()
+        model(views).square().mean().backward()
+
+    seconds: dict[str, list[float]] = {"step": [], "bare": []}
+    for number in range(rounds + 1):  # the first round is not counted
+        for side, job in (("step", lambda: next(steps)), ("bare", bare)):
+            began = perf_counter()
+            job()
+            if number:
+                seconds[side].append(perf_counter() - began)
+    ratios = [step / alone for step, alone in zip(seconds["step"], seconds["bare"], strict=True)]
+    found = {side: summary(values) for side, values in seconds.items()}
+    return {"batch": LARGE_BATCH, "bf16": model.bf16, **found, "ratio": summary(ratios)}
+
+
 def timed(job: Callable[[], Any], rounds: int) -> dict[str, Any]:
     """Seconds of a job, after one warm-up."""
     job()
@@ -195,6 +227,7 @@ def parts(asked: argparse.Namespace) -> dict[str, Callable[[], Any]]:
         "pretraining gray": lambda: pretraining(gray(), asked.rounds, asked.batches),
         "pretraining color": lambda: pretraining(color, asked.rounds, asked.batches),
         "audit": lambda: auditing(asked.rounds),
+        **{f"step {name}": partial(large_steps, name, asked.rounds) for name in LARGE},
     }
 
 

@@ -213,10 +213,10 @@ def _processed(processor: Any, pictures: Pictures) -> Tensor:
     return processor(images=pictures.opened, return_tensors="pt")["pixel_values"].float()
 
 
-def _plain(normalization: dict[str, Any]) -> Callable[[Image.Image], Tensor]:
+def _plain(normalization: dict[str, Any], side: int = SIDE) -> Callable[[Image.Image], Tensor]:
     from torchvision import transforms as t
 
-    return t.Compose([t.Resize(SIDE), t.CenterCrop(SIDE), t.ToTensor(), t.Normalize(**normalization)])
+    return t.Compose([t.Resize(side), t.CenterCrop(side), t.ToTensor(), t.Normalize(**normalization)])
 
 
 def _knn(pictures: Pictures, features: Tensor) -> dict[str, float]:
@@ -233,6 +233,10 @@ def _knn(pictures: Pictures, features: Tensor) -> dict[str, float]:
     return pictures.shares(guesses == pictures.labels)
 
 
+LIGHTLY_SIDE = 16
+"""Side of the pictures of the encoders: they need many more epochs than a classifier."""
+
+
 def _lightly(momentum: bool) -> Library:
     from lightly import loss, transforms
     from lightly.models import ResNetGenerator
@@ -244,10 +248,10 @@ def _lightly(momentum: bool) -> Library:
 
         def __init__(self) -> None:
             super().__init__()
-            net = ResNetGenerator("resnet-18", width=0.5, num_splits=5 if momentum else 0)
+            net = ResNetGenerator("resnet-18", width=0.25, num_splits=5 if momentum else 0)
             self.backbone = nn.Sequential(*list(net.children())[:-1], nn.AdaptiveAvgPool2d(1))
             kind = heads.MoCoProjectionHead if momentum else heads.SimCLRProjectionHead
-            self.projection_head = kind(256, 256, 64)
+            self.projection_head = kind(128, 128, 64)
             if momentum:
                 import copy
 
@@ -260,14 +264,18 @@ def _lightly(momentum: bool) -> Library:
         torch.manual_seed(0)
         random.seed(0)
         np.random.seed(0)
-        net, view = Net(), transforms.SimCLRTransform(input_size=SIDE, gaussian_blur=0.0)
+        epochs, net, view = (
+            40 if momentum else 60,
+            Net(),
+            transforms.SimCLRTransform(input_size=LIGHTLY_SIDE, gaussian_blur=0.0),
+        )
         bank = (256, 64) if momentum else 0
-        criterion = loss.NTXentLoss(temperature=0.1 if momentum else 0.5, memory_bank_size=bank)
+        criterion = loss.NTXentLoss(temperature=0.1 if momentum else 0.2, memory_bank_size=bank)
         optimizer = torch.optim.SGD(net.parameters(), lr=0.06, momentum=0.9, weight_decay=5e-4)
         rows = pictures.parts["trained"].tolist()
         draw: Any = view  # its annotation allows pictures too
         drawn = [torch.stack([torch.stack(draw(pictures.opened[row])) for row in rows]) for _ in range(5)]
-        for epoch in range(15):
+        for epoch in range(epochs):
             x = drawn[epoch % 5]
             for part in torch.randperm(len(rows)).split(50):
                 first, second = (x[part, number] for number in range(2))
@@ -282,17 +290,18 @@ def _lightly(momentum: bool) -> Library:
                 optimizer.zero_grad()
                 criterion(q, k).backward()
                 optimizer.step()
-        torch.save({"epoch": 15, "global_step": 135, "state_dict": net.state_dict()}, home / "last.ckpt")
+        torch.save({"epoch": epochs, "global_step": 9 * epochs, "state_dict": net.state_dict()}, home / "last.ckpt")
         return home / "last.ckpt"
 
     def measure(pictures: Pictures, path: Path) -> dict[str, float]:
         net = Net()
         net.load_state_dict(torch.load(path, weights_only=True)["state_dict"])
         with torch.no_grad():
-            features = net.eval().backbone(pictures.tensors(_plain(IMAGENET))).flatten(1)
+            features = net.eval().backbone(pictures.tensors(_plain(IMAGENET, LIGHTLY_SIDE))).flatten(1)
         return _knn(pictures, features)
 
-    said = ("--set", f"data.size={SIDE}", *(("--set", "recipe.objective.temperature=0.1") if momentum else ()))
+    said = ("--set", f"data.size={LIGHTLY_SIDE}")
+    said += ("--set", f"recipe.objective.temperature={0.1 if momentum else 0.2}")
     return Library(make, measure, "lightly's kNN accuracy", said)
 
 
@@ -396,7 +405,7 @@ def _own() -> Library:
     named = "{features: look, head: answer, width: 32, classes: 6}"
     said = ("--set", f"data.size={SIDE}", "--set", f"recipe.backbone.options={named}", "--set", "recipe.mean=0.5")
     said += ("--set", "recipe.std=0.5", *NO_SHIFT, "--objective", "cross_entropy", "--model", "emoji_net:build")
-    return Library(make, measure, options=said)
+    return Library(make, measure, options=said, methods=("finetune", "scrub", "gradient_constraint"))
 
 
 LIBRARIES: dict[str, Callable[[], Library]] = {

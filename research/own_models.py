@@ -84,6 +84,7 @@ def tell(name: str, library: Library, pictures: Pictures, home: Path) -> dict[st
         row["audit"] = {
             "exit": judged["exit"], "seconds": judged["seconds"], "word": record["verdict"]["word"],
             "level": record["verdict"]["level"], "utility_lost": record["verdict"].get("utility_lost", ""),
+            "utility_worse": record["verdict"].get("utility_worse", ""),
             "deployed": deployed(run, record),
         }  # fmt: skip
         found["methods"][method] = row
@@ -107,9 +108,9 @@ def second_request(library: Library, pictures: Pictures, home: Path, own: tuple[
     again = efface(
         "unlearn", handed_back(run), *own, "--data", "users.csv", "--set", columns, *library.options,
         "--forget", "@group:user.txt", "--set", "split.trained=trained.txt", *SIZES, "--method", method,
-        "--set", "check=false", "--out", home / "again",
+        "--out", home / "again",
     )  # fmt: skip
-    row["forgotten_before_refused"] = again["exit"] == 2
+    row["forgotten_before_refused"] = again["exit"] == 2 and "has forgotten them already" in again["err"]
     return row
 
 

@@ -35,8 +35,11 @@ def page() -> list[str]:
         lines.append(table_row("", "", "second request", *_shares(second.get("after")), _second(second), "", ""))
     lines += [
         "",
-        "Said at once: whether `efface unlearn` warns that the model has become worse, on examples that it never saw "
-        "or only on retained ones. Digest: whether the record of the audit holds the SHA-256 of the handed-back file.",
+        "Said at once: whether `efface unlearn` warns that the model has become worse by more than two points, on "
+        "examples that it never saw or on retained ones, or has lost its utility. Audit: the verdict, and whether the "
+        "report says so in its headline. Digest: whether the record holds the SHA-256 of the handed-back file.",
+        "",
+        *_worse_lines(libraries),
         "",
         "## Times and checks",
         "",
@@ -52,6 +55,29 @@ def page() -> list[str]:
         )
     lines += ["", "Seconds on a machine that did other work as well.", "", made_by(result["machine"]), ""]
     return [*lines, *planted_lines()]
+
+
+def _worse_lines(libraries: dict[str, Any]) -> list[str]:
+    """What became worse by more than two points, by the library's own code, and whether efface said so."""
+    found: list[str] = []
+    for name, row in libraries.items():
+        for method, done in row["methods"].items():
+            if "after" not in done:
+                continue
+            drops = {part: row["before"][part] - done["after"][part] for part in ("retained", "unseen")}
+            worst = max(drops, key=lambda part: drops[part])
+            if drops[worst] > TOLERATED:
+                audit = done["audit"]
+                at_once = "said at once" if "WARNING" in " ".join(done["said"]) else "NOT said at once"
+                headline = "in" if audit["utility_lost"] or audit.get("utility_worse") else "NOT in"
+                where = "retained" if worst == "retained" else "never trained on"
+                found.append(
+                    f"{name} by `{method}`: {100 * drops[worst]:.1f} points on what was {where} ({at_once}, {headline} "
+                    "the headline)"
+                )
+    if not found:
+        return ["By the library's own code, nothing became worse by more than two points."]
+    return [f"Worse by more than two points, by the library's own code: {'; '.join(found)}. Nothing else is."]
 
 
 def planted_lines() -> list[str]:
@@ -77,9 +103,10 @@ def _method_row(method: str, done: dict[str, Any]) -> str:
     if "after" not in done:
         return table_row("", "", f"`{method}`", MISSING, MISSING, MISSING, _cell(done["error"][:200]), "", "")
     said = " ".join(done["said"])
-    lost = "utility lost" if "lost utility" in said else "retained worse" if "WARNING" in said else "nothing"
+    lost = "utility lost" if "lost utility" in said else "worse" if "WARNING" in said else "nothing"
     audit = done["audit"]
-    word = f"{audit['word']} ({audit['level']})" + ("; utility lost" if audit["utility_lost"] else "")
+    headline = "; utility lost" if audit["utility_lost"] else "; worse" if audit.get("utility_worse") else ""
+    word = f"{audit['word']} ({audit['level']}){headline}"
     digest = "yes" if audit["deployed"] else "NO"
     return table_row("", "", f"`{method}`", *_shares(done["after"]), lost, word, digest)
 

@@ -306,9 +306,29 @@ def new_audits() -> None:
     )
 
 
+def large_data() -> None:
+    """Peak memory of each way to observe, for a tenth of the examples and for all."""
+    part = read_json(SPEED / "large_data.json")["observations"]
+    most = part["settings"]["examples"]
+    names = {"memory": "observed in memory, as before", "scratch": "observed through a file"}
+    names |= {"audit first": "audit, observing", "audit again": "audit, stored observations"}
+    rows = dict[str, tuple[Dot | None, ...]]()
+    for name, title in names.items():
+        found = [part["rows"].get(f"{n} {name}") for n in (most // 10, most)]
+        rows[title] = tuple(None if one is None else Dot(one["peak"] / 2**20) for one in found)
+    draw_rows(
+        FIGURES / "large_data.svg",
+        "Memory by the number of examples",
+        "Peak memory of a process that observes examples or audits them, for a tenth of the examples and for all.",
+        tuple(f"{n:,} examples".replace(",", " ") for n in (most // 10, most)),
+        [Rows("", rows, {})],
+        "MiB, Python and its libraries included",
+    )
+
+
 DRAWN: tuple[Callable[[], Any], ...] = (
     verdict, attacks, attackers, bench, claims, foreign, layouts, speed, stopping, emoji, desk, own_models,
-    small_requests, new_audits,
+    small_requests, new_audits, large_data,
 )  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from benchmarks.machine import RESULTS, read_json
 from docs.generate.markdown import made_by, spread, table_head, table_row
 
@@ -29,6 +31,7 @@ def page() -> list[str]:
                 lines.append(table_row(f"{said}{chosen}", spread(found[side], 0), f"{rate:.2f}"))
         share = {key: 100 * value for key, value in found["augmentation_share_of_step"].items() if key != "n"}
         lines += ["", f"Augmentation's share of efface's step: {spread(share | {'n': 0}, 1)} %.", ""]
+    lines += _steps(result)
     audit = result["audit"]
     lines += ["### The rest", "", *table_head("", "seconds")]
     observed = "observe one model: 1 000 forgotten, retained, unseen each"
@@ -39,3 +42,16 @@ def page() -> list[str]:
     command = f"`OMP_PROC_BIND=true {result['machine']['command']}`"
     made = made_by(result["machine"], command, f"{result['threads']} threads")
     return [*lines, "", f"Median (minimum to maximum) of {result['help']['n']} rounds. {made}"]
+
+
+def _steps(result: dict[str, Any]) -> list[str]:
+    """A step at 224 pixels against the bare passes of the network, where it was measured."""
+    found = {name.removeprefix("step "): one for name, one in result.items() if name.startswith("step ")}
+    if not found:
+        return []
+    lines = ["### A SimCLR step at 224 pixels", ""]
+    lines += table_head("network", "seconds of a step", "of forward and backward alone", "ratio")
+    rows = ([f"`{name}`", *(spread(one[part]) for part in ("step", "bare", "ratio"))] for name, one in found.items())
+    first = next(iter(found.values()))
+    how = "bfloat16 autocast" if first["bf16"] else "float32"
+    return [*lines, *(table_row(*row) for row in rows), "", f"{first['batch']} pictures, two views of each; {how}.", ""]

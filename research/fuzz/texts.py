@@ -165,7 +165,9 @@ class Manifests:
                 raise WrongIdentity(f"keys {data.keys.tolist()} instead of {list(wanted)}")
             for i, key in enumerate(data.keys.tolist()):
                 row, gray = wanted[key], int(data.x[i].reshape(-1)[0])
-                if Path(str(row["path"])).name != f"p{gray // 20}.png" or gray % 20:
+                exact = Path(str(row["path"]))
+                named = exact if exact.exists() else Path(str(row["path"]).strip())  # no file is called so: spaces go
+                if named.name != f"p{gray // 20}.png" or gray % 20:
                     raise WrongIdentity(f"{key!r} has the pixels of another picture: {gray}")
                 label = "" if data.y is None or data.y[i] < 0 else data.classes[data.y[i]]
                 if whole and label != row.get("label", ""):
@@ -198,6 +200,7 @@ def parse_manifest(kind: str, content: bytes) -> list[dict[str, Any]]:
         if kind == ".jsonl":
             return [json.loads(line) for line in _lines(text) if line.strip()]
         rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
-        return [row for row in rows if any(row.values())]  # spreadsheets write blank rows as separators alone
+        # spreadsheets write blank rows as separators alone; white space is as blank
+        return [row for row in rows if any(str(cell).strip() for cell in row.values() if cell)]
     except (ValueError, csv.Error):
         return []

@@ -53,6 +53,11 @@ def make_folder(folder: Path, remedy: str = "Choose another --out.") -> None:
         raise EffaceError(f"The folder {folder} cannot be created.", str(error), remedy) from error
 
 
+def scratch_folder(folder: Path) -> Path | None:
+    """The folder, as the place of temporary files of what is written into it; None if nothing can be."""
+    return folder if os.access(folder, os.W_OK) else None
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` that replaces it when the block ends without an error.

@@ -12,6 +12,7 @@ import torch
 from efface import api
 from efface.auditing.observations import Observations
 from efface.auditing.observers.observe import ObservationSettings, _Observer, _sample, observe_model, select_positions
+from efface.data import array_files
 from efface.data.dataset import Data
 from efface.data.split import Split
 from efface.errors import EffaceError
@@ -165,22 +166,62 @@ def test_large_parts_are_sampled_by_key_and_forget_and_holdout_never():
     assert sorted(data.keys[rows["retain"]]) == sorted(shuffled.keys[again["retain"]])
 
 
-def test_scratch_keeps_memory_on_disk_and_changes_nothing(tmp_path):
-    model, data, split, views = world()
-    first = observe_model(model, data, split, views, WATCH)
+@pytest.mark.parametrize("kind", ["simclr", "cross_entropy", "clip"])
+def test_a_scratch_folder_changes_no_bit_and_stays_empty(tmp_path, monkeypatch, kind):
+    model, data, split, views = world(kind)
+    first = observe_model(model, data, split, views, WATCH, scratch=tmp_path)
+    assert not first.mapped  # small arrays stay in memory
+    monkeypatch.setattr(array_files, "MAPPED_BYTES", 0)
     second = observe_model(model, data, split, views, WATCH, scratch=tmp_path)
     assert isinstance(second.arrays["forget/features"], np.memmap)
+    assert not list(tmp_path.iterdir())
+    assert first.digest == second.digest
     for key, value in first.arrays.items():
         np.testing.assert_array_equal(value, second.arrays[key])
 
 
-def test_observations_survive_the_disk(tmp_path):
+@pytest.mark.parametrize("mapped", [False, True])
+def test_observations_survive_the_disk(tmp_path, monkeypatch, mapped):
     model, data, split, views = world()
     seen = observe_model(model, data, split, views, WATCH)
     seen.save(tmp_path / "o.npz")
+    if mapped:
+        monkeypatch.setattr(array_files, "MAPPED_BYTES", 0)
     again = Observations.load(tmp_path / "o.npz")
-    assert (again.model, again.split, again.meta) == (seen.model, seen.split, seen.meta)
+    assert again.mapped == mapped
+    assert (again.model, again.split, again.meta, again.digest) == (seen.model, seen.split, seen.meta, seen.digest)
     assert again.arrays.keys() == seen.arrays.keys()
+    assert all(value.flags.aligned for value in again.arrays.values())
+    with np.load(tmp_path / "o.npz") as plain:  # what other programs see
+        for name, value in again.arrays.items():
+            np.testing.assert_array_equal(plain[name], value)
+
+
+def test_observations_as_numpy_writes_them_are_read_and_not_mapped_out_of_place(tmp_path, monkeypatch):
+    model, data, split, views = world()
+    seen = observe_model(model, data, split, views, WATCH)
+    seen.save(tmp_path / "new.npz")
+    with np.load(tmp_path / "new.npz") as stored:
+        np.savez(tmp_path / "old.npz", **stored)
+    monkeypatch.setattr(array_files, "MAPPED_BYTES", 0)
+    old = Observations.load(tmp_path / "old.npz")
+    assert old.digest == seen.digest
+    assert all(value.flags.aligned for value in old.arrays.values())
+
+
+def test_mapped_observations_that_were_edited_are_refused(tmp_path, monkeypatch):
+    path, features = tmp_path / "o.npz", np.random.default_rng(0).normal(size=(50, 200)).astype(np.float32)
+    Observations("m", "s", {"forget/keys": np.arange(50).astype(str), "forget/features": features}).save(path)
+    monkeypatch.setattr(array_files, "MAPPED_BYTES", 0)
+    assert Observations.load(path).mapped
+    content = path.read_bytes()
+    at = content.index(features.tobytes()) + features.nbytes // 2
+    path.write_bytes(content[:at] + np.float32(1.5).tobytes() + content[at + 4 :])
+    with pytest.raises(EffaceError, match="edited or damaged"):
+        Observations.load(path)
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(EffaceError, match="cannot be read"):
+        Observations.load(path)
 
 
 def test_one_view_or_no_bank_is_an_error():

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from efface.bench.grid import build_grid
 from efface.bench.runner import run_bench
@@ -61,3 +62,13 @@ def test_results_are_identical_wherever_the_tasks_run(here, tmp_path, tmp_path_f
     assert journal(here) == journal(tmp_path) and set(journal(here).values()) == {1}
     assert (result.made, result.failed) == (7, {})
     assert {path.name for path in here.iterdir()} == {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_scheduler_that_is_killed_changes_nothing(here, tmp_path):
+    from research import killed_benches  # it reads this module
+
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(yaml.safe_dump(SMALL), encoding="utf-8")
+    found = killed_benches.run_round("dask", "scheduler", grid, tmp_path / "bench", here, at=1)
+    assert found["in time"] and found["exit"] == 0
+    assert (found["lost"], found["twice"], found["same results"], found["left"]) == (0, 0, True, [])

@@ -54,6 +54,37 @@ def test_headers_are_checked_before_memory_is_taken(tmp_path, words, monkeypatch
         read_npy(tmp_path / "a.npy")
 
 
+UNKNOWN_TYPES = (",", ",u1", "(1,u1", "2)u1", "i4,(", "9" * 5000 + "u1", "(9999999999999999999,)u1", "é", "")
+
+
+@pytest.mark.parametrize("descr", UNKNOWN_TYPES, ids=lambda value: value[:12])
+def test_types_that_numpy_cannot_make_are_damage(tmp_path, descr):
+    """NumPy reads some of them as Python, and raises what Python raises."""
+    zipped(tmp_path / "a.npz", x=header("(4,)", descr) + b"1234")
+    fails(tmp_path / "a.npz", "cannot be read as plain arrays")
+
+
+NO_CHARACTER = (0x110000, 0x7FFFFFFF, 0xFFFFFFFF)
+
+
+@pytest.mark.parametrize("code", NO_CHARACTER, ids=hex)
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_texts_with_numbers_that_are_no_characters_are_damage(tmp_path, code, order):
+    """NumPy keeps any 32 bits, and fails when it makes a text of them."""
+    codes = np.array([97, code, 98], f"{order}u4")
+    labels, fields = codes.view(f"{order}U1"), codes.view([("name", f"{order}U1")])
+    pixels = np.zeros((3, 2, 2), np.uint8)
+    np.savez(tmp_path / "a.npz", x=pixels, y=labels)
+    fails(tmp_path / "a.npz", "a character that does not exist")
+    for number, array in enumerate((labels, fields, np.array([labels, labels]).T)):
+        np.save(tmp_path / f"{number}.npy", array)
+        for mapped in (False, True):
+            with pytest.raises(ValueError, match="does not exist"):
+                read_npy(tmp_path / f"{number}.npy", mapped=mapped)
+    np.save(tmp_path / "last.npy", np.array([97, 0x10FFFF, 0], f"{order}u4").view(f"{order}U1"))
+    assert read_npy(tmp_path / "last.npy").tolist() == ["a", "\U0010ffff", ""]
+
+
 def test_an_array_larger_than_the_memory_is_refused(tmp_path, monkeypatch):
     zipped(tmp_path / "bomb.npz", x=header("(4000, 1000, 1)") + bytes(4_000_000))
     assert (tmp_path / "bomb.npz").stat().st_size < 20_000

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,9 +18,10 @@ from PIL import Image
 
 from efface import api
 from efface.data.dataset import Data
+from efface.data.split import partition
 from efface.errors import EffaceError
 from efface.interop.views_check import check_views
-from efface.runs import train
+from efface.runs import adoption, train
 from efface.runs.foreign import start_from_foreign
 from efface.training import optim
 from efface.training.augment import Views
@@ -27,7 +30,7 @@ from efface.training.networks.backbones import Backbone
 from efface.training.objectives import CrossEntropy, SimClr
 from efface.training.objectives.shared import ProjectorLayer
 from efface.training.recipe import ColorOrder, Recipe
-from tests import foreign
+from tests import foreign, tiny
 
 N, SIDE = 180, 16
 BODY = Backbone(name="resnet8", width=8, stride=1)
@@ -312,3 +315,31 @@ def test_augmentations_that_it_never_saw_are_said(tmp_path: Path) -> None:
 def test_it_can_be_turned_off(tmp_path: Path) -> None:
     path = as_classifier(learned(*colored(), mean=0.0, std=1 / 255), tmp_path)
     unlearn(path, as_arrays(*colored(), tmp_path), tmp_path, check=False)
+
+
+@pytest.mark.parametrize(("trained", "word"), [(slice(0, 40), "passed"), (slice(40, 80), "failed")])
+def test_an_image_text_model_is_asked_about_its_pairs(trained: slice, word: str) -> None:
+    """Views of training images mean nothing to it; pairs that it has learned by heart say what it was trained on."""
+    x, y = tiny.images(80)
+    texts = tuple(f"{row % 9} {row // 9}" for row in range(80))
+    data = Data.from_arrays(x, y, text=texts)
+    model = tiny.recipe("clip").start(0).train()
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    images, words = torch.from_numpy(x[:40]).float() / 255, list(texts[:40])
+    for _ in range(150):
+        pairs = model.project(model.features(images)), model.encode_text(words)
+        a, b = (torch.nn.functional.normalize(one, dim=-1) for one in pairs)
+        loss = torch.nn.functional.cross_entropy(a @ b.T / 0.1, torch.arange(40))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    split = partition(data, train=40, seed=0)
+    stated, others = np.arange(80)[trained], np.setdiff1d(np.arange(80), np.arange(80)[trained])
+    split = replace(split, retain=stated, valid=others[:20], holdout=others[20:30], test=others[30:])
+    loaded: Any = SimpleNamespace(recipe=tiny.recipe("clip"), model=model)
+    settings = {"split": {"trained": "list.txt"}}
+    one = adoption.Adoption(cast("Any", None), loaded, data, split, settings, 0, torch.device("cpu"))
+    checks = adoption._check_trained(one, model.eval())
+    assert [check.word for check in checks] == [word] and "their captions" in checks[0].note
+    silent = replace(one, data=Data.from_arrays(x, y))
+    assert adoption._check_trained(silent, model) == []  # without captions nothing is known about its pairs

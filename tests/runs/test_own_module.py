@@ -11,12 +11,15 @@ import torch
 
 from efface.errors import EffaceError
 from efface.interop.checkpoint_file import read_foreign
+from efface.interop.model_file import digest_weights
 from efface.runs import train
 from efface.runs.embed import embed_checkpoint
 from efface.runs.model_description import describe_model, use_model_file, use_model_to_embed
 from efface.tasks import Task, run_tasks
+from efface.training.checkpoint import read_meta
 from efface.training.networks import own_module
 from efface.training.networks.backbones import Backbone
+from tests.commands import JUDGED, refused
 from tests.runs.test_adoption import FEW, SPLIT, colored
 
 CODE = """
@@ -106,6 +109,34 @@ def test_a_description_is_no_consent_but_the_function_beside_it_is(theirs: tuple
         train.unlearn_run(start, tmp_path / "out", settings)
     start, settings, _ = use_model_file(asked, Path("their_net:build"), file)
     train.unlearn_run(start, tmp_path / "out", settings)
+
+
+def test_the_desk_asks_for_the_same_consent_in_each_call(theirs: tuple[Path, str], tmp_path: Path, efface) -> None:
+    """A chain that begins with such a network: planned and run with --model, in parts of a batch, and not without."""
+    path, data = theirs
+    asked = {"split": SPLIT, "objective": "cross_entropy"}
+    start, settings, _ = use_model_file(settings_for(data), Path("their_net:build"), path)
+    describe_model(start, tmp_path / "model.yaml", settings | asked)
+    train.unlearn_run(start, tmp_path / "one", settings | asked | {"forget": "@random:9", "method": FEW})
+    desk = ["--desk", tmp_path / "desk"]
+
+    def verb(*words: object) -> tuple[int, str, str]:
+        own_module._allowed.clear()
+        return efface("request", *words, *desk)
+
+    assert verb("model", tmp_path / "one")[0] == 0
+    assert verb("add", "R1", "--forget", "@random:5", "--model", tmp_path / "model.yaml")[0] == 0
+    plan = ["plan", "R1", "--method", "finetune", "--set", "method.epochs=1", "--set", "recipe.micro_batch=8"]
+    plan += ["--device", "cpu", "--set", "audit.watch={views: 2, gradient: false, bank: 20, cap: 20, test_cap: 20}"]
+    named = ["--model", "their_net:build"]
+    refused(verb(*plan), "nobody named it", "add --model their_net:build")
+    assert verb(*plan, *named)[0] == 0
+    refused(verb("run"), "nobody named it", "add --model their_net:build")
+    assert verb("run", *named, "--model", tmp_path / "model.yaml")[0] in JUDGED
+    made = read_meta(tmp_path / "desk" / "runs" / "0001")
+    assert made["recipe"]["micro_batch"] == 8 and made["handed_back"]
+    (tmp_path / "other.yaml").write_text((tmp_path / "model.yaml").read_text().replace(digest_weights(path), "f" * 64))
+    refused(verb("add", "R2", "--forget", "@random:5", "--model", tmp_path / "other.yaml"), "describes another")
 
 
 def _read_consent(home: Path) -> None:

@@ -126,6 +126,47 @@ def test_rehearsals_are_resumed(home, tmp_path, efface):
     assert code == 0 and plan.left() == []
 
 
+@pytest.fixture(scope="module")
+def in_parts(home):
+    """A run whose batches went through the network four images at a time: a ResNet, whose BatchNorm sees that."""
+    words = ["--forget", "@random:6", "--method", "finetune", "--seed", 3, "--quiet", "--out", home / "parts"]
+    assert call("unlearn", home / "original", *words, "--set", "recipe.micro_batch=4") == 0
+    return home / "parts"
+
+
+def test_rehearsals_compute_in_the_parts_of_the_run(home, in_parts, rehearsed, tmp_path, monkeypatch):
+    """Another size of the parts is another procedure; neither stands for the other."""
+    plan = rehearsals.plan_rehearsals(in_parts, requests=5, watch=_watch())
+    assert plan.micro_batch == 4 and plan.home != rehearsed.home and rehearsed.micro_batch is None
+    rehearsals.write_rehearsal_plan(in_parts, plan)
+    assert rehearsals.RehearsalPlan.load(plan.home).shared() == plan.shared()
+    seen, unlearn = [], rehearsals.api.unlearn
+
+    def watched(original, *words, **named):
+        seen.append((original.model.micro_batch, original.recipe.micro_batch))
+        return unlearn(original, *words, **named)
+
+    monkeypatch.setattr(rehearsals.api, "unlearn", watched)
+    for name in plan.names:
+        rehearsals.make_rehearsal(plan.home, name, "cpu")
+    assert seen == [(4, 4)] * 5
+    judged = audit.audit_run(in_parts, WATCH)
+    assert judged.verdict.rehearsed is not None  # found beside the original
+    assert audit.audit_run(home / "tuned", WATCH, rehearsals=rehearsed.home).verdict.rehearsed is not None
+    with pytest.raises(EffaceError, match=r"another recipe\.micro_batch"):
+        audit.audit_run(in_parts, WATCH, rehearsals=rehearsed.home)
+
+
+def test_a_bank_computes_in_the_parts_of_the_run_it_was_begun_for(home, in_parts, tmp_path):
+    plan = reference_bank.plan_bank(in_parts, tmp_path / "bank", 2, watch=_watch())
+    assert plan.recipe["micro_batch"] == 4
+    reference_bank.write_bank_plan(in_parts, plan)
+    more = reference_bank.plan_bank(home / "original", tmp_path / "bank", 4, watch=_watch())
+    assert more.shared() == plan.shared() and more.models == 4
+    whole = reference_bank.plan_bank(in_parts, home / "bank", 6, watch=_watch())  # begun without
+    assert whole.recipe.get("micro_batch") is None and whole.left() == []
+
+
 def test_rehearsals_are_found_and_reused(home, rehearsed):
     assert rehearsed.left() == []
     judged = audit.audit_run(home / "tuned", WATCH)

@@ -40,6 +40,8 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
+from efface.data import array_files
+from efface.data.array_files import map_npz, row_chunks, write_npz
 from efface.errors import EffaceError
 from efface.files import parse_json
 from efface.schema import Count, Name, Positive, StoredModel, parse_record
@@ -59,7 +61,9 @@ def arrays_digest(head: Sequence[Any], arrays: Mapping[str, np.ndarray]) -> str:
     for name in sorted(arrays):
         value = arrays[name]
         sha.update(f"{name}:{value.dtype.str}:{value.shape};".encode())
-        sha.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+        rows = np.atleast_1d(value)
+        for part in row_chunks(rows):
+            sha.update(np.ascontiguousarray(rows[part]).reshape(-1).view(np.uint8).data)
     return sha.hexdigest()
 
 
@@ -105,13 +109,18 @@ class Observations:
         """The observed embedding spaces: ``("backbone",)`` or ``("backbone", "projector")``."""
         return tuple(self.meta.get("spaces", ("backbone",)))
 
+    @property
+    def mapped(self) -> bool:
+        """Whether an array is mapped from a file, and not in memory."""
+        return any(isinstance(value, np.memmap) for value in self.arrays.values())
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of everything: names, types, shapes and bytes of the arrays, and how they were made."""
         return arrays_digest([self.model, self.split, self.meta], self.arrays)
 
     def save(self, path: Path) -> None:
-        """Write the observations to ``path`` as ``.npz`` (uncompressed, one array at a time).
+        """Write the observations to ``path`` as ``.npz`` (uncompressed, some rows of one array at a time).
 
         Only the owner may read the file: it lists the keys of the forgotten examples.
         """
@@ -126,11 +135,13 @@ class Observations:
         )
         Path(path).unlink(missing_ok=True)
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            np.savez(file, __header__=np.array(header), **self.arrays)  # pyright: ignore[reportArgumentType]
+            write_npz(file, {"__header__": np.array(header), **self.arrays})
 
     @staticmethod
     def load(path: Path) -> Observations:
         """Read a file written by :meth:`save`; pickled content is refused.
+
+        A file of more than 16 MiB is mapped: it may be larger than the memory, and its arrays cannot be written.
 
         Raises:
             EffaceError: If the file is missing, cannot be read as observations, or was edited.
@@ -140,8 +151,11 @@ class Observations:
             with open(path, "rb") as opened:
                 _require_stored(opened)
                 with np.load(opened, allow_pickle=False) as file:
-                    arrays = {name: file[name] for name in file.files}
-            header = parse_json(str(arrays.pop("__header__")))
+                    header = parse_json(str(file["__header__"]))
+                    # Only the digest tells whether what is mapped was damaged, and files of format 1 have none.
+                    mapped = _file_size(opened) > array_files.MAPPED_BYTES and header.get("format", 1) != 1
+                    arrays = map_npz(opened) if mapped else {name: file[name] for name in file.files}
+            del arrays["__header__"]
             if not all(isinstance(array, np.ndarray) for array in arrays.values()):
                 raise TypeError("a part of it is not an array")  # noqa: TRY301
         except FileNotFoundError:
@@ -167,10 +181,14 @@ def _require_stored(opened: BinaryIO) -> None:
     with zipfile.ZipFile(opened) as archive:
         names = archive.namelist()
         claimed = sum(info.file_size for info in archive.infolist())
-    size = opened.seek(0, os.SEEK_END)
+    size = _file_size(opened)
     opened.seek(0)
     if claimed > size or len(set(names)) < len(names):
         raise ValueError(f"its arrays claim {claimed} bytes of {size}, or two have the same name")
+
+
+def _file_size(opened: BinaryIO) -> int:
+    return os.fstat(opened.fileno()).st_size
 
 
 _AGAIN = "Delete it and run `efface audit` again."
@@ -204,10 +222,10 @@ def _find_problem(arrays: Mapping[str, np.ndarray]) -> str | None:
         kinds, what = {"keys": ("U", "text"), "labels": ("iu", "integers")}.get(name, ("fiub", "numbers"))
         if array.dtype.kind not in kinds:
             return f"{full} holds {array.dtype}, not {what}"
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            return f"{full} holds numbers that are not finite"
         if array.ndim not in (1, 2):
             return f"{full} has the shape {array.shape}"
+        if array.dtype.kind == "f" and not all(np.isfinite(array[rows]).all() for rows in row_chunks(array)):
+            return f"{full} holds numbers that are not finite"
         keys = arrays.get(f"{part}/keys")
         if part != "prompts" and (keys is None or len(array) != len(keys)):
             return f"{full} has {len(array)} rows, and there are {'no' if keys is None else len(keys)} keys of {part}"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from efface.auditing.observations import Observations
-from efface.auditing.signals import labels, random_order_by_key
+from efface.auditing.signals import labels, random_order_by_key, score_rows
 from efface.data.array_files import row_chunks
 from efface.errors import EffaceError
 
@@ -115,8 +115,10 @@ def labelled_positions(observed: Observations, part: str) -> np.ndarray:
     return known[random_order_by_key(observed.of(part, "keys")[known])]
 
 
-def knn_accuracy(observed: Observations, part: str, ks: Sequence[int] = (20,), cap: int = 10_000) -> list[Hits] | None:
-    """Count correct kNN predictions on ``part``, for each k; the retained examples are the neighbors.
+def knn_hits(
+    observed: Observations, part: str, ks: Sequence[int] = (20,), cap: int = 10_000
+) -> list[np.ndarray] | None:
+    """Whether kNN predicts the label of each example of ``part``, for each k; the retained ones are the neighbors.
 
     On ``retain`` an example does not vote on itself.
 
@@ -127,7 +129,8 @@ def knn_accuracy(observed: Observations, part: str, ks: Sequence[int] = (20,), c
         cap: Largest number of queries (a random sample by key).
 
     Returns:
-        ``(right, of)`` for each k; None without labels, or with fewer than two labelled retained examples.
+        Booleans ``[n]`` for each k, in an order that depends on the keys alone; None without labels, or with fewer than
+        two labelled retained examples.
 
     """
     asked, voters = labelled_positions(observed, part)[:cap], np.sort(labelled_positions(observed, "retain"))
@@ -135,8 +138,13 @@ def knn_accuracy(observed: Observations, part: str, ks: Sequence[int] = (20,), c
         return None
     truth, own = labels(observed, part)[asked], np.searchsorted(voters, asked) if part == "retain" else None
     bank, bank_labels = features(observed, "retain")[voters], labels(observed, "retain")[voters]
-    voted = knn_vote(bank, bank_labels, features(observed, part)[asked], ks, own=own)
-    return [(int((v == truth).sum()), len(truth)) for v in voted]
+    return [v == truth for v in knn_vote(bank, bank_labels, features(observed, part)[asked], ks, own=own)]
+
+
+def knn_accuracy(observed: Observations, part: str, ks: Sequence[int] = (20,), cap: int = 10_000) -> list[Hits] | None:
+    """Count correct kNN predictions on ``part``, for each k, as ``(right, of)``; see :func:`knn_hits`."""
+    found = knn_hits(observed, part, ks, cap)
+    return None if found is None else [(int(one.sum()), len(one)) for one in found]
 
 
 def accuracy(observed: Observations, part: str) -> Hits | None:
@@ -145,8 +153,13 @@ def accuracy(observed: Observations, part: str) -> Hits | None:
         return None
     known = labels(observed, part)
     seen = known >= 0
-    right = observed.of(part, "logits")[seen].argmax(axis=1) == known[seen]
+    right = top_classes(observed, part)[seen] == known[seen]
     return (int(right.sum()), int(seen.sum())) if seen.any() else None
+
+
+def top_classes(observed: Observations, part: str) -> np.ndarray:
+    """Return the class with the largest logit of each example of ``part`` ``[n]``."""
+    return score_rows(observed.of(part, "logits"), lambda z, _: z.argmax(axis=1)).astype(np.int64)
 
 
 def retrieval_recall(observed: Observations, part: str, k: int, *, of_text: bool = False) -> np.ndarray | None:

@@ -29,6 +29,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from efface.auditing.observations import Observations
+from efface.data.array_files import row_chunks
 from efface.errors import EffaceError, unknown_name_error
 
 
@@ -85,6 +86,8 @@ LEARNED = "learned"
 """The signal of a learned attack: it needs a reference bank, and its scores are calibrated already."""
 READY = "score."
 """Prefix of arrays that hold the finished scores of a signal: those of a reference bank."""
+SCORED_BYTES = 2**22
+"""Bytes of stored arrays that are scored at once."""
 STORED_AS = {"alignment": "pairs", "margin": "margin", "norm": "norm"}
 """Kind of signal to the name of the array from which it is read."""
 
@@ -133,15 +136,33 @@ def scores(observed: Observations, part: str, signal: str) -> np.ndarray:
     space, _, kind = signal.rpartition(".")
     if space == "logits" and kind in FROM_LOGITS:
         seen = scored_rows(observed, part, signal)
-        return FROM_LOGITS[kind](observed.of(part, "logits")[seen], labels(observed, part)[seen])
+        y, score = labels(observed, part), FROM_LOGITS[kind]
+        every = score_rows(observed.of(part, "logits"), lambda z, rows: score(z, np.maximum(y[rows], 0)))
+        return every[seen]
     if signal == "gradient_norm":
         return -np.asarray(observed.of(part, signal), dtype=np.float64)[scored_rows(observed, part, signal)]
     if signal in PAIR or signal == LEARNED:
         return np.asarray(observed.of(part, signal), dtype=np.float64)
     if space in observed.spaces and kind in STORED_AS:
-        stored = np.asarray(observed.of(part, f"{space}.{STORED_AS[kind]}"), dtype=np.float64)
-        return stored.mean(axis=1) if kind == "alignment" else stored
+        stored = observed.of(part, f"{space}.{STORED_AS[kind]}")
+        if kind == "alignment":
+            return score_rows(stored, lambda pairs, _: np.asarray(pairs, dtype=np.float64).mean(axis=1))
+        return np.asarray(stored, dtype=np.float64)
     raise unknown_name_error("signal", signal, signal_names(observed.spaces))
+
+
+def score_rows(x: np.ndarray, score: Callable[[np.ndarray, slice], np.ndarray]) -> np.ndarray:
+    """Score the rows of an array a part at a time: what is computed in float64 takes several times their memory.
+
+    Args:
+        x: The array ``[n, ...]``; it may be mapped from a file.
+        score: Returns a number for each of some rows, from these rows and from which they are.
+
+    Returns:
+        The numbers, float64 ``[n]``.
+
+    """
+    return np.concatenate([np.zeros(0), *(score(x[rows], rows) for rows in row_chunks(x, SCORED_BYTES))])
 
 
 def signal_names(spaces: Sequence[str]) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 Its own task comes first: the accuracy of a classifier's head, or the retrieval of image-caption pairs. Then the
 features: kNN accuracy, or without labels effective rank and CKA. A loss of the head's accuracy counts if it is larger
-than what is allowed and than two standard errors, paired over the examples.
+than what is allowed and than two standard errors, paired over the examples. A model that is right less often than
+before by more than two points is said to be worse in the headline, also where that much is allowed.
 """
 
 from __future__ import annotations
@@ -15,16 +16,19 @@ import numpy as np
 from efface.auditing import representations, signals
 from efface.auditing.evidence import Evidence
 from efface.auditing.observations import Observations
+from efface.auditing.task_change import (
+    KNN_NEIGHBORS,
+    OWN_HEAD,
+    RECALLED,
+    UNSEEN,
+    TaskChange,
+    compare_observed,
+    describe_worse,
+)
 from efface.errors import EffaceError
 
-KNN_NEIGHBORS = 20
-"""Number of neighbors in the kNN accuracy."""
 COLLAPSED = 0.1
 """An effective rank near 1 with less than this share of the original's (above 1) left is a collapse."""
-PAIRED_ERRORS = 2.0
-"""Standard errors by which a loss of accuracy must exceed zero."""
-RECALLED = 10
-"""k of the recall@k of image-caption pairs."""
 RANK_LEFT = 0.25
 """Without labels: smallest acceptable share of the original's effective rank (above 1)."""
 CKA_LEFT = 0.2
@@ -41,11 +45,19 @@ class UtilityLoss:
     """Why the utility counts as lost; empty if it does not."""
     note: str
     """The measured numbers, in words."""
+    worse: str = ""
+    """On what of its own task the model is worse than before by more than two points; empty if on nothing."""
 
     def head(self, sentence: str) -> str:
         """Put the loss in front of the sentence of a verdict, unless it is in there."""
-        known = not self.lost or "utility is lost" in sentence
-        return sentence if known else f"The model's utility is lost: {self.lost}. {sentence}"
+        if self.lost:
+            known = "utility is lost" in sentence
+            return sentence if known else f"The model's utility is lost: {self.lost}. {sentence}"
+        return (
+            f"The model is worse at its own task than the original: {self.worse}. {sentence}"
+            if self.worse
+            else sentence
+        )
 
 
 def judge_utility(evidence: Evidence, names: Sequence[str], max_drop: float) -> UtilityLoss:
@@ -77,19 +89,21 @@ def judge_utility(evidence: Evidence, names: Sequence[str], max_drop: float) -> 
     if flat or representations.is_collapsed(after) or any(is_constant_score(subject, name) for name in names):
         lost = f"the embedding is collapsed ({ranks})"
     recall_lost, recall_note = retrieval_loss(original, subject, part, max_drop)
-    task_lost, task_note = head_loss(original, subject, max_drop)
+    changes = compare_observed(original, subject)
+    task_lost, task_note = head_loss(changes, max_drop)
     lost, recall_note = lost or task_lost or recall_lost, f"{task_note}{recall_note}"
+    worse = describe_worse(changes)
     labelled = next((p for p in ("test", "valid") if representations.knn_accuracy(subject, p, (KNN_NEIGHBORS,))), None)
     if labelled is None:
         cka = representations.linear_cka(after, before)
         note = f"no labels: judged by collapse alone ({ranks}; linear CKA to the original {cka:.2f}){recall_note}"
-        return UtilityLoss(None, lost or (note if left < RANK_LEFT or cka < CKA_LEFT else ""), note)
+        return UtilityLoss(None, lost or (note if left < RANK_LEFT or cka < CKA_LEFT else ""), note, worse)
     accuracies = [
         right / of for o in (original, subject) for right, of in representations.knn_accuracy(o, labelled) or []
     ]
     drop = accuracies[0] - accuracies[1]
     note = f"kNN accuracy on {labelled} {accuracies[1]:.3f}, the original's {accuracies[0]:.3f}{recall_note}"
-    return UtilityLoss(drop, lost or (note if drop > max_drop else ""), note)
+    return UtilityLoss(drop, lost or (note if drop > max_drop else ""), note, worse)
 
 
 def retrieval_loss(original: Observations, subject: Observations, part: str, max_drop: float) -> tuple[str, str]:
@@ -101,36 +115,22 @@ def retrieval_loss(original: Observations, subject: Observations, part: str, max
     return (note if before - after > max_drop else ""), f"; {note}"
 
 
-def head_loss(original: Observations, subject: Observations, max_drop: float) -> tuple[str, str]:
+def head_loss(changes: Sequence[TaskChange], max_drop: float) -> tuple[str, str]:
     """Return why the accuracy of the model's own head counts as lost (or an empty string), and a note.
 
     It is decided on all never-trained examples together; the retained ones are named beside them.
+
+    Args:
+        changes: From :func:`efface.auditing.task_change.compare_observed`.
+        max_drop: Largest acceptable loss, as a share.
+
     """
-    notes: list[str] = []
-    unseen: list[np.ndarray] = []
-    for part in ("test", "valid", "retain"):
-        if any(representations.accuracy(one, part) is None for one in (original, subject)):
-            continue
-        before, after = (_head_hits(one, part) for one in (original, subject))
-        if before.shape != after.shape:
-            continue
-        unseen += [before.astype(np.float64) - after] if part != "retain" else []
-        notes.append(f"{part} {after.mean():.3f}, the original's {before.mean():.3f}")
-    if not notes:
+    if not changes or changes[0].task != OWN_HEAD:
         return "", ""
-    change = np.concatenate(unseen) if unseen else np.zeros(1)
-    drop, error = float(change.mean()), float(change.std() / np.sqrt(len(change)))
-    lost = drop > max_drop and drop > PAIRED_ERRORS * error
-    note = f"accuracy of its own head on {'; on '.join(notes)}"
+    lost = any(one.is_lost(max_drop) for one in changes if one.part == UNSEEN)
+    shown = "; on ".join(f"{one.where} {one.after:.3f}, the original's {one.before:.3f}" for one in changes)
+    note = f"{OWN_HEAD} on {shown}"
     return (note if lost else ""), f"; {note}"
-
-
-def _head_hits(observed: Observations, part: str) -> np.ndarray:
-    """Whether the top class is the label, for each labelled example of a part in the order of their keys."""
-    known = representations.labels(observed, part)
-    seen = known >= 0
-    right = observed.of(part, "logits")[seen].argmax(axis=1) == known[seen]
-    return right[np.argsort(observed.of(part, "keys")[seen], kind="stable")]
 
 
 def is_constant_score(observed: Observations, signal: str) -> bool:

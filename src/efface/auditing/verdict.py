@@ -71,6 +71,8 @@ class Verdict:
     """What requests like this one show of the procedure; None where none were rehearsed, and before schema 3."""
     utility_lost: str = ""
     """Why the utility counts as lost; empty if it does not."""
+    utility_worse: str = ""
+    """On what of its own task the model is worse by more than two points; empty if on nothing, or if it is lost."""
 
     @property
     def exit_code(self) -> int:
@@ -134,6 +136,7 @@ def judge(
         + tuple(f"Control ({one.name}, {one.word}): {one.note}." for one in checked),
         checked,
         utility_lost=utility.lost,
+        utility_worse="" if utility.lost else utility.worse,
     )
 
 

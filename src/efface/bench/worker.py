@@ -27,7 +27,7 @@ from efface.bench.selection import score_setting
 from efface.data.dataset import Data
 from efface.data.split import Split, select_forget_set
 from efface.errors import EffaceError
-from efface.files import EPOCH, hold_lock, make_folder, read_json
+from efface.files import EPOCH, hold_lock, make_folder, read_json, scratch_folder
 from efface.runs import artifacts
 from efface.runs.folder import create_run_folder
 from efface.runs.run import Sizes, load_data
@@ -229,7 +229,7 @@ def _save(job: TaskJob, checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
 def _observe(job: TaskJob, checkpoint: Checkpoint, folder: Path) -> None:
     data, split = _load_world(job.request)
     watch = config.build(ObservationSettings, job.request["watch"])
-    observations = api.observe(checkpoint, data, split, watch, device=job.device)
+    observations = api.observe(checkpoint, data, split, watch, device=job.device, scratch=scratch_folder(folder))
     artifacts.save_observations(folder / TASK_OBSERVATIONS, observations)
 
 

@@ -33,6 +33,12 @@ def desk_command(
     verify_key: Annotated[
         Path | None, typer.Option("--verify-key", help="Public key to verify with; by default that of --key.")
     ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model", metavar="package:function", help="A function of yours that builds the network. Repeatable."
+        ),
+    ] = None,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0: one that is free.")] = 0,
     config: Config = None,
     set_: Set = None,
@@ -66,7 +72,8 @@ def desk_command(
             print_result({"url": url}, lines, as_json=json_, quiet=False)
 
         with suppress(KeyboardInterrupt):
-            serve_page(found, PageSettings(signer, pinned, settings, actor or ""), port=port, told=tell)
+            page = PageSettings(signer, pinned, settings, actor or "", own_modules=tuple(model or ()))
+            serve_page(found, page, port=port, told=tell)
         write_message("The page was closed. A run that was started on it goes on.")
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from efface.cli.chains import ChainOption, choose_chain, require_chain
 from efface.cli.options import (
     DESK_HOME,
     Actor,
@@ -81,7 +82,7 @@ def model_command(
 def add_command(
     id_: RequestId,
     forget: Annotated[str, typer.Option("--forget", help="File of ids, @class:5, @group:x, @random:20, @keys:a,b.")],
-    model: Annotated[str, typer.Option("--model", help="The chain of models that it is about.")] = "main",
+    model: ChainOption = None,
     goal: Annotated[str, typer.Option("--goal", help="individual, class or concept.")] = "individual",
     asked_by: Annotated[str, typer.Option("--asked-by", help="Who asked; kept in a private file only.")] = "",
     received: Annotated[
@@ -99,8 +100,9 @@ def add_command(
     """Write a request down. The same one twice is one; another one of the same name is refused."""
     with opened(desk, ledger) as found:
         added = found.add(
-            id_, forget, model=model, goal=goal, asked_by=asked_by, received=received, deadline=deadline, actor=actor
-        )
+            id_, forget, model=choose_chain(found, model) or "main", goal=goal, asked_by=asked_by, received=received,
+            deadline=deadline, actor=actor,
+        )  # fmt: skip
     print_result(added.as_dict(), [added.line()], as_json=json_, quiet=quiet)
 
 
@@ -151,6 +153,7 @@ def plan_command(
     data: DataOption = None,
     skip_never_trained: SkipNeverTrained = False,
     allow_absent: AllowAbsent = False,
+    model: ChainOption = None,
     config: Config = None,
     set_: Set = None,
     seed: Seed = None,
@@ -173,6 +176,7 @@ def plan_command(
     beside = {"bank": bank and str(bank), "rehearsals": rehearsals and str(rehearsals)}
     settings["audit"] = merge_group(settings, "audit", {name: path for name, path in beside.items() if path})
     with opened(desk, ledger) as found:
+        require_chain(found, ids, choose_chain(found, model))
         plan = found.plan(ids, settings, actor=actor)
     print_result(plan.as_dict(), plan.lines(), as_json=json_, quiet=quiet)
 
@@ -182,7 +186,7 @@ def run_command(
     ids: Annotated[
         list[str] | None, typer.Argument(metavar="[ID...]", help="Planned requests; by default all of one plan.")
     ] = None,
-    model: ModelName = None,
+    model: ChainOption = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for another run of this model.")] = False,
     desk: DeskFolder = DESK_HOME,
     ledger: LedgerUrl = None,
@@ -190,12 +194,12 @@ def run_command(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Unlearn and audit planned requests, from the newest model; the exit code is the verdict (0, 3, 4).
+    """Unlearn and audit planned requests, from the newest model; the exit code is the verdict (0, 3, 4, 5).
 
     Killed at any moment, the same command goes on.
     """
     with opened(desk, ledger) as found, progress(quiet) as shown:
-        made = found.run(ids, model=model, wait=wait, actor=actor, progress=shown)
+        made = found.run(ids, model=choose_chain(found, model), wait=wait, actor=actor, progress=shown)
     print_result(made.as_dict(), made.lines(), as_json=json_, quiet=quiet)
     raise typer.Exit(made.exit_code)
 

@@ -12,9 +12,10 @@ import lzma
 import mmap
 import os
 import struct
+import sys
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,6 +29,12 @@ PART_BYTES = 2**25
 """Bytes of a large array that are worked on at once."""
 USABLE = 0.8
 """Share of the free memory that the arrays of a file may take."""
+MAPPED_BYTES = 2**24
+"""Size from which arrays are kept in files that are mapped, not in memory."""
+ALIGNMENT = 64
+"""Place of the numbers of an array in a file: a multiple of this, so that a map of them can be computed with."""
+_PADDING_FIELD = 0xD935
+"""Kind of the extra field of a zip member that only moves what follows it, as Android's zipalign writes it."""
 
 
 def free_memory() -> int:
@@ -73,7 +80,7 @@ def read_npz(path: Path, names: Collection[str] | None = None) -> tuple[dict[str
         arrays: dict[str, np.ndarray] = {}
         for name, info in chosen.items():
             with archive.open(info) as file:
-                arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
+                arrays[name] = _require_characters(np.lib.format.read_array(file, allow_pickle=False), name)
     return arrays, list(members)
 
 
@@ -88,18 +95,74 @@ def read_npy(path: Path, *, mapped: bool = False) -> np.ndarray:
     with open(path, "rb") as file:
         size = _check_array(file, os.fstat(file.fileno()).st_size, path.name)
         if mapped and size:
-            return np.load(path, mmap_mode="r", allow_pickle=False)
+            return _require_characters(np.load(path, mmap_mode="r", allow_pickle=False), path.name)
         _check_memory(size)
         file.seek(0)
-        return np.lib.format.read_array(file, allow_pickle=False)
+        return _require_characters(np.lib.format.read_array(file, allow_pickle=False), path.name)
 
 
-def row_chunks(x: np.ndarray) -> Iterator[slice]:
-    """Divide the rows of an array into parts of at most ``PART_BYTES``.
+def write_npz(file: IO[bytes], arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays as ``np.savez`` does, a part at a time, each at a place from which :func:`map_npz` can map it."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, x in arrays.items():
+            info = zipfile.ZipInfo(f"{name}.npy")
+            # 30 bytes and the name, this field of 4 bytes and its padding, 20 bytes of the sizes of a large file
+            start = file.tell() + 30 + len(info.filename.encode()) + 4 + 20
+            padding = -start % ALIGNMENT
+            info.extra = struct.pack("<HH", _PADDING_FIELD, padding) + bytes(padding)
+            with archive.open(info, "w", force_zip64=True) as member:
+                plain = np.asarray(x)
+                if plain.ndim == 0 or not plain.flags.c_contiguous:
+                    np.lib.format.write_array(member, plain, allow_pickle=False)
+                    continue
+                np.lib.format.write_array_header_1_0(member, np.lib.format.header_data_from_array_1_0(plain))
+                for part in row_chunks(x):
+                    member.write(x[part].reshape(-1).view(np.uint8).data)
+
+
+def map_npz(file: IO[bytes]) -> dict[str, np.ndarray]:
+    """Map the arrays of an .npz file that :func:`write_npz` wrote; those that cannot be mapped are read.
+
+    All share one map. The checksums of the zip file are not looked at.
+
+    Raises:
+        ValueError: The file is damaged, or contains Python objects.
+
+    """
+    arrays: dict[str, np.ndarray] = {}
+    with zipfile.ZipFile(file) as archive:
+        whole = np.memmap(file, np.uint8, "r")
+        for info in archive.infolist():
+            name = info.filename.removesuffix(".npy")
+            with archive.open(info) as member:
+                size = _check_array(member, info.file_size, name)
+                member.seek(0)
+                shape, transposed, dtype = _read_header(member)
+                place = info.header_offset
+                lengths = struct.unpack("<HH", whole[place + 26 : place + 30].tobytes())
+                place += 30 + sum(lengths) + info.file_size - size
+                if info.compress_type != zipfile.ZIP_STORED or transposed or not size or place % ALIGNMENT:
+                    member.seek(0)
+                    arrays[name] = np.lib.format.read_array(member, allow_pickle=False)
+                else:
+                    found = whole[place : place + size].view(dtype).reshape(shape)
+                    arrays[name] = _require_characters(found, name)
+    return arrays
+
+
+def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Read the header of an array: its shape, whether its first index varies fastest, and its type."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(file)
+
+
+def row_chunks(x: np.ndarray, most: int = PART_BYTES) -> Iterator[slice]:
+    """Divide the rows of an array into parts of at most ``most`` bytes, but at least one row.
 
     What was read of a mapped file is let go after each part, so that the memory in use does not grow with the file.
     """
-    size = max(1, PART_BYTES // max(1, x.nbytes // max(1, len(x))))
+    size = max(1, most // max(1, x.nbytes // max(1, len(x))))
     for start in range(0, len(x), size):
         yield slice(start, start + size)
         pages = getattr(x, "_mmap", None)
@@ -135,6 +198,18 @@ ARRAY_ERRORS = (
     MemoryError,
 )
 """What reading a damaged or hostile file of arrays can raise."""
+HEADER_ERRORS = (
+    TypeError,
+    ValueError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    SyntaxError,
+    OverflowError,
+    RecursionError,
+    MemoryError,
+)
+"""What NumPy raises for a type that it cannot make; it reads some of them as Python."""
 
 
 def _check_array(file: IO[bytes], stored: int, name: str) -> int:
@@ -149,7 +224,7 @@ def _check_array(file: IO[bytes], stored: int, name: str) -> int:
     header = _parse_header(file.read(length), start[6], name)
     try:
         dtype: Any = np.lib.format.descr_to_dtype(header["descr"])
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+    except HEADER_ERRORS as error:
         raise ValueError(f"the header of '{name}' claims a type that is unknown") from error
     if dtype.hasobject:
         raise ValueError(f"'{name}' holds Python objects")
@@ -176,6 +251,19 @@ def _parse_header(header: bytes, version: int, name: str) -> dict[str, Any]:
     if not isinstance(parsed["shape"], tuple):
         raise ValueError(f"the header of '{name}' is damaged")  # noqa: TRY004
     return parsed
+
+
+def _require_characters(array: np.ndarray, name: str) -> np.ndarray:
+    """Return an array, or raise if a text in it holds a number that is no character: NumPy stores any."""
+    fields = [array[field] for field in array.dtype.names] if array.dtype.names else [array]
+    for field in fields:
+        if field.dtype.kind != "U" or not field.size or not field.dtype.itemsize:
+            continue
+        plain = np.ascontiguousarray(field).reshape(-1)
+        codes = plain.view(np.dtype(np.uint32).newbyteorder(field.dtype.byteorder))
+        if int(codes.max()) > sys.maxunicode:
+            raise ValueError(f"'{name}' holds a text with a character that does not exist")
+    return array
 
 
 def _check_memory(size: int) -> None:

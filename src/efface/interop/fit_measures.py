@@ -56,6 +56,11 @@ class Fit:
         """Share of right votes."""
         return None if self.votes is None else float(self.votes.mean())
 
+    @property
+    def head_answers(self) -> bool:
+        """Whether the classifier's head answers at least as many right as the features' neighbors do."""
+        return self.accuracy is not None and self.neighbors is not None and self.accuracy >= self.neighbors
+
     def describe(self) -> str:
         """The measured values in words."""
         words = [] if self.accuracy is None else [f"head {self.accuracy:.3f}"]

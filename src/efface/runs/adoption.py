@@ -45,6 +45,7 @@ SAMPLE, LARGE_SAMPLE, LARGE_SIDE = 256, 96, 96
 """Images that every alternative is tried on, and how many if their sides are longer than ``LARGE_SIDE``."""
 COMPARED_EXAMPLES = 256
 """Images of each kind for the comparison of training images with others."""
+CHECKED_AT_ONCE = 64
 SMALLEST_SIDE, LARGEST_SIDE = 8, 512
 """Sides of pictures that are tried."""
 CERTAIN = 0.997
@@ -88,10 +89,7 @@ class Adoption:
 
     def measure(self, data: Data, rows: np.ndarray) -> Callable[[Model], Fit]:
         """A function that measures how well a model fits these images, with the same views for every model."""
-        run = Run(seed=self.seed)
-        part = Subset.of(data, rows, self.loaded.recipe.views, "check", self.device)
-        generator = run.rng("check")
-        batches = [part.batch(ids, generator) for ids in part.ids.split(64)]
+        batches = _batches(self, rows, data)
         labels = None if data.y is None or (data.y[rows] == UNKNOWN_LABEL).any() else data.y[rows]
         return lambda model: measure_fit(model.to(self.device), batches, labels)
 
@@ -257,13 +255,19 @@ def _prepared(one: Adoption, options: Mapping[str, Any], variant: Variant, rows:
 def _check_trained(one: Adoption, model: Model) -> list[AssumptionCheck]:
     """Whether the images that it was stated to be trained on fit at least as well as others."""
     others = np.concatenate([one.split.valid, one.split.holdout, one.split.test])
-    if not (one.settings.get("split") or {}).get("trained") or len(others) < 2:
+    paired = model.text is not None and one.data.text is not None
+    if (
+        not (one.settings.get("split") or {}).get("trained")
+        or len(others) < 2
+        or (model.text is not None and not paired)
+    ):
         return []
     chosen = [_choose(one.data, part, COMPARED_EXAMPLES) for part in (one.split.train, others)]
-    scores = [_fits(one, model, rows) for rows in chosen]
+    scores = [_pair_fits(one, model, rows) if paired else _fits(one, model, rows) for rows in chosen]
     value, low, high = stats.interval(*stats.placements(*scores), level=CERTAIN)
+    what = "images and their captions" if paired else "images"
     note = (
-        f"training images fit better than others in {value:.3f} of pairs (0.5: no difference; {low:.3f} to {high:.3f})"
+        f"training {what} fit better than others in {value:.3f} of pairs (0.5: no difference; {low:.3f} to {high:.3f})"
     )
     if high < 0.5:
         remedy = "Name what it was trained on: --set split.trained=FILE. The two lists may have been exchanged."
@@ -277,12 +281,33 @@ def _check_trained(one: Adoption, model: Model) -> list[AssumptionCheck]:
 def _fits(one: Adoption, model: Model, rows: np.ndarray) -> np.ndarray:
     """How well each image fits: log-probability of its label, or else the margin of its own second view."""
     if model.objective.needs_labels and one.data.y is not None and (one.data.y[rows] >= 0).all():
-        part = Subset.of(one.data, rows, one.loaded.recipe.views, "check", one.device)
-        generator = Run(seed=one.seed).rng("check")
-        batches: list[Batch] = [part.batch(ids, generator) for ids in part.ids.split(64)]
-        chances = [-F.cross_entropy(model(b.clean), b.labels(), reduction="none").cpu() for b in batches]
+        chances = [-F.cross_entropy(model(b.clean), b.labels(), reduction="none").cpu() for b in _batches(one, rows)]
         return torch.cat(chances).double().numpy()
     return one.measure(one.data, rows)(model).margin
+
+
+@torch.no_grad()
+def _pair_fits(one: Adoption, model: Model, rows: np.ndarray) -> np.ndarray:
+    """How much more similar each image is to its own caption than, on average, to the others here.
+
+    That is what an image-text model is trained for; two views of an image mean nothing to it.
+    """
+    assert one.data.text is not None
+    words = [one.data.text[row] for row in rows]
+    images = torch.cat([model.project(model.features(batch.clean)) for batch in _batches(one, rows)])
+    texts = torch.cat(
+        [model.encode_text(words[at : at + CHECKED_AT_ONCE]) for at in range(0, len(words), CHECKED_AT_ONCE)]
+    )
+    similar = (F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T).double().cpu().numpy()
+    own = similar.diagonal()
+    return own - (similar.sum(axis=1) - own) / (len(rows) - 1)
+
+
+def _batches(one: Adoption, rows: np.ndarray, data: Data | None = None) -> list[Batch]:
+    """The images at these positions, in their order and with the same views at every call."""
+    part = Subset.of(one.data if data is None else data, rows, one.loaded.recipe.views, "check", one.device)
+    generator = Run(seed=one.seed).rng("check")
+    return [part.batch(ids, generator) for ids in part.ids.split(CHECKED_AT_ONCE)]
 
 
 def _choose(data: Data, positions: np.ndarray, count: int) -> np.ndarray:

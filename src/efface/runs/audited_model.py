@@ -13,7 +13,7 @@ from efface.auditing.observations import Observations
 from efface.auditing.observers.spot_check import spot_check
 from efface.data.split import Split
 from efface.errors import EffaceError
-from efface.files import READ_ONLY
+from efface.files import READ_ONLY, scratch_folder
 from efface.runs import artifacts
 from efface.runs.binding import Binder, stored_file, withheld_file
 from efface.runs.remaining import RemainingTime
@@ -68,11 +68,12 @@ class AuditedModel:
             left(done)
 
         observed = api.observe(
-            checkpoint, binder.data, split, binder.watch, device=device, withheld=binder.withheld, on_observed=report
-        )
+            checkpoint, binder.data, split, binder.watch, device=device, withheld=binder.withheld, on_observed=report,
+            scratch=scratch_folder(path.parent),
+        )  # fmt: skip
         observed.meta.update(binder.facts(split))
-        if world.leads and not (binder.keep and path.exists()):
-            self._keep(observed, progress)
+        if world.leads and not (binder.keep and path.exists()) and self._keep(observed, progress) and observed.mapped:
+            return Observations.load(path)  # its temporary file is not needed any more
         return observed
 
     def stored_observations(self, split: Split, binder: Binder) -> Observations | None:
@@ -94,11 +95,13 @@ class AuditedModel:
         """The same model with its observations that hold an auditor's own pictures, in the audited run's folder."""
         return replace(self, observations_file=withheld_file(home, self.meta["digest"], withheld))
 
-    def _keep(self, observed: Observations, progress: Progress) -> None:
-        """Store observations; a folder that cannot be written is no reason not to judge."""
+    def _keep(self, observed: Observations, progress: Progress) -> bool:
+        """Store observations, and tell whether that was possible; if it is not, that is no reason not to judge."""
         try:
             artifacts.save_observations(self.observations_file, observed)
         except EffaceError as error:
             if not isinstance(error.__cause__, OSError) or error.__cause__.errno not in READ_ONLY:
                 raise
             progress.say(f"The observations are not kept: {self.observations_file.parent} cannot be written.")
+            return False
+        return True

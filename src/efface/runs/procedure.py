@@ -104,6 +104,7 @@ def _sameness(plan: RehearsalPlan, compared: Comparison) -> Mapping[str, bool]:
     return {
         "original": plan.original in (*lineage(subject), subject.meta["parent"]),
         "method or setting of the method": plan.method == subject.meta["method"],
+        "recipe.micro_batch": plan.micro_batch == subject.meta["recipe"].get("micro_batch"),
         "kind of request": plan.kind == kind_of_request(subject.split),
         "size": size_class(plan.size) == size_class(subject.split.sizes()["forget"]),
         BOUND["watch"]: plan.watch == watch,

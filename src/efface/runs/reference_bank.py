@@ -33,7 +33,7 @@ from efface.data.clusters import cluster_copies
 from efface.data.dataset import Data
 from efface.data.split import Split
 from efface.errors import EffaceError
-from efface.files import EPOCH, SPLIT, hold_lock, make_folder, read_json, write_text
+from efface.files import EPOCH, SPLIT, hold_lock, make_folder, read_json, scratch_folder, write_text
 from efface.runs.data_at_hand import DataAtHand, DataChecks, settings_now
 from efface.runs.folder import create_run_folder
 from efface.runs.lineage import find_source
@@ -176,7 +176,9 @@ def plan_bank(
     settings["epochs"] = max(1, round(share * epochs))
     split = trained_split(subject.split, subject.data)
     units_of(subject.data, split, unit)  # an error before anything is planned
-    earlier = BankPlan.load(home).models if (home / BANK_PLAN).exists() else 0
+    earlier = BankPlan.load(home) if (home / BANK_PLAN).exists() else None
+    if earlier is not None and recipe is None and "micro_batch" in {*settings, *earlier.recipe}:
+        settings["micro_batch"] = earlier.recipe.get("micro_batch")  # it is extended as it was begun
     cost = start["cost"]["seconds"] if start.get("trained") else 0
     plan = BankPlan(
         home,
@@ -188,7 +190,7 @@ def plan_bank(
         unit,
         settings["epochs"] / epochs,
         json.loads(json.dumps(config.dump(watch or ObservationSettings()))),
-        max(models, earlier),
+        max(models, 0 if earlier is None else earlier.models),
         cost / 2 * settings["epochs"] / epochs if cost else None,
     )
     plan.require_same()
@@ -209,8 +211,10 @@ def _find_original(subject: OpenedRun) -> dict[str, Any]:
 
 
 def _recipe_of(subject: OpenedRun, start: dict[str, Any], file: Path | None) -> dict[str, Any]:
-    """The recipe of the bank's models, as settings."""
+    """The recipe of the bank's models, as settings: the original's, in parts of a batch as small as the run's."""
     found: dict[str, Any] = json.loads(json.dumps(start["recipe"]))
+    small = subject.meta["recipe"].get("micro_batch")
+    found |= {} if small is None else {"micro_batch": small}
     if file is not None:
         found = _merged(found, config.read(file))
         config.build(Recipe, found, CHOICES, "recipe.")
@@ -413,7 +417,9 @@ def _score(plan: BankPlan, model: Any, data: Data, whole: Split, mine: np.ndarra
     watch: ObservationSettings = config.build(ObservationSettings, plan.watch, path="watch.")
     recipe: Recipe = config.build(Recipe, plan.recipe, CHOICES, "recipe.")
     everything = replace(watch, cap=max(watch.cap, len(data)), test_cap=1, valid=True)
-    observed = observe_model(model, data, whole, recipe.views, everything, parts=SAMPLED_PARTS)
+    observed = observe_model(
+        model, data, whole, recipe.views, everything, parts=SAMPLED_PARTS, scratch=scratch_folder(plan.home)
+    )
     parts = [part for part in SAMPLED_PARTS if observed.count(part)]
     keys = np.concatenate([observed.of(part, "keys") for part in parts])
     trained = np.concatenate([np.full(observed.count(part), part == "retain") for part in parts])

@@ -30,7 +30,7 @@ from efface.data.dataset import Data
 from efface.data.selectors import Selection
 from efface.data.split import Split, move_to_forget
 from efface.errors import EffaceError
-from efface.files import SPLIT, hold_lock, make_folder, read_json, write_text
+from efface.files import SPLIT, hold_lock, make_folder, read_json, scratch_folder, write_text
 from efface.interop.consent import Consent
 from efface.runs import artifacts
 from efface.runs.data_at_hand import DataAtHand, DataChecks, settings_now
@@ -79,6 +79,7 @@ class StoredRehearsals(StoredModel):
     bf16: bool
     requests: Count
     bank: str | None = None
+    micro_batch: Count | None = None
     seconds: float | None = None
 
 
@@ -107,13 +108,16 @@ class RehearsalPlan:
     requests: int
     bank: str | None = None
     """The reference bank that the method takes targets from, if it does."""
+    micro_batch: int | None = None
+    """Images that go through the network at once, as in the run; None: whole batches."""
     seconds: float | None = None
     """Expected time of one rehearsal on one thread; None if the request's cost is not known."""
 
     def shared(self) -> dict[str, Any]:
         """What names the rehearsals, ready for JSON."""
         named = ("data", "original", "method", "split", "seed", "kind", "size", "watch", "bf16")
-        return json.loads(json.dumps({"format": 1} | {name: getattr(self, name) for name in named}))
+        more = () if self.micro_batch is None else ("micro_batch",)  # younger than the names of stored rehearsals
+        return json.loads(json.dumps({"format": 1} | {name: getattr(self, name) for name in (*named, *more)}))
 
     @property
     def names(self) -> list[str]:
@@ -208,6 +212,7 @@ def plan_rehearsals(
         bool(subject.request.get("bf16")),
         len(largest),
         subject.request.get("bank") if used_bank(meta) else None,
+        meta["recipe"].get("micro_batch"),
         cost or None,
     )
     return replace(plan, home=home or default_home(plan))
@@ -215,7 +220,8 @@ def plan_rehearsals(
 
 def default_home(plan: RehearsalPlan) -> Path:
     """Where rehearsals are kept by default: beside the original, by the kind of request that they stand for."""
-    return rehearsals_beside(Path(plan.source)) / procedure_name(plan.original, plan.method, plan.kind, plan.size)
+    name = procedure_name(plan.original, plan.method, plan.kind, plan.size, plan.micro_batch)
+    return rehearsals_beside(Path(plan.source)) / name
 
 
 def rehearsals_beside(source: Path) -> Path:
@@ -223,9 +229,12 @@ def rehearsals_beside(source: Path) -> Path:
     return source.with_name(f"{source.name}-rehearsals")
 
 
-def procedure_name(original: str, method: Mapping[str, Any], kind: str, size: int) -> str:
+def procedure_name(
+    original: str, method: Mapping[str, Any], kind: str, size: int, micro_batch: int | None = None
+) -> str:
     """Name a procedure: the same original, method, settings, kind and size class have the same name."""
-    content = json.dumps([original, dict(method), kind, size_class(size)], sort_keys=True)
+    parts = [original, dict(method), kind, size_class(size), *([] if micro_batch is None else [micro_batch])]
+    content = json.dumps(parts, sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()[:12]
     return f"{method.get('name', 'method')}-{kind}-{size}-{digest}".replace("/", "-")
 
@@ -237,7 +246,10 @@ def find_rehearsals(subject: OpenedRun) -> Path | None:
         return None
     folder = rehearsals_beside(Path(source))
     size, kind = subject.split.sizes()["forget"], kind_of_request(subject.split)
-    digest = procedure_name(subject.meta["parent"], subject.meta["method"], kind, size).rsplit("-", 1)[1]
+    name = procedure_name(
+        subject.meta["parent"], subject.meta["method"], kind, size, subject.meta["recipe"].get("micro_batch")
+    )
+    digest = name.rsplit("-", 1)[1]
     found = sorted(folder.glob(f"*-{digest}")) if folder.is_dir() else []
     return next((one for one in found if (one / REHEARSALS).exists() and not RehearsalPlan.load(one).left()), None)
 
@@ -287,7 +299,7 @@ def write_rehearsal_plan(run: Path, plan: RehearsalPlan, checks: DataChecks | No
         split = _base_split(subject.split)
         write_text(plan.home / SPLIT, json.dumps(split.to_dict(subject.data)), private=True)
         copy_identity(Path(run), plan.home)
-        named = ("source", "request", "requests", "bank", "seconds")
+        named = ("source", "request", "requests", "bank", "micro_batch", "seconds")
         content = plan.shared() | {name: getattr(plan, name) for name in named}
         write_text(plan.home / REHEARSALS, json.dumps(content, indent=1, default=str) + "\n", private=True)
 
@@ -375,7 +387,7 @@ def _load_original(plan: RehearsalPlan, data: Data) -> Checkpoint:
         original = Checkpoint.load(source)
     if original.model.digest() != plan.original:
         raise EffaceError(f"{source} is not the original any more.", "Its weights have changed.", "Restore it.")
-    return original
+    return original.in_parts(plan.micro_batch)
 
 
 def _split_of(base: Split, data: Data, rows: np.ndarray, plan: RehearsalPlan) -> Split:
@@ -405,7 +417,11 @@ def _observe(plan: RehearsalPlan, checkpoint: Checkpoint, data: Data, split: Spl
     watch: ObservationSettings = config.build(ObservationSettings, plan.watch, path="watch.")
     few = replace(watch, cap=min(watch.cap, MOST_OBSERVED), test_cap=min(watch.test_cap, TESTED))
     model = checkpoint.model.to(devices.resolve_device(device))
-    return keep_scores(observe_model(model, data, split, checkpoint.recipe.views, few, parts=REHEARSED_PARTS))
+    return keep_scores(
+        observe_model(
+            model, data, split, checkpoint.recipe.views, few, parts=REHEARSED_PARTS, scratch=scratch_folder(plan.home)
+        )
+    )
 
 
 def keep_scores(observed: Observations) -> Observations:

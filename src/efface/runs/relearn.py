@@ -12,6 +12,7 @@ from efface.auditing.evidence import Evidence, RelearnedCopies
 from efface.auditing.observers.relearn import relearn_model
 from efface.data.split import Split
 from efface.errors import EffaceError
+from efface.files import scratch_folder
 from efface.runs.artifacts import SavedFindings
 from efface.runs.comparison import Comparison, build_comparison, save_findings
 from efface.runs.ownership import one_at_a_time
@@ -63,6 +64,7 @@ def relearn_run(
         snapshots[name] = relearn_model(
             model.load(), compared.subject.data, left, how, watch,
             seed=request.seed, device=devices.resolve_device(request.device), on_observed=shown,
+            scratch=scratch_folder(compared.subject.folder),
         )  # fmt: skip
     evidence = replace(_evidence(compared), relearned=(RelearnedCopies(how.on.value, snapshots),))
     findings = AUDITS["relearn"]().findings(evidence)

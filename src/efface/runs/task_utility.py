@@ -15,7 +15,15 @@ import torch
 import torch.nn.functional as F
 
 from efface.auditing.representations import knn_vote
-from efface.auditing.utility_gate import KNN_NEIGHBORS, PAIRED_ERRORS, RECALLED
+from efface.auditing.task_change import (
+    KNN_NEIGHBORS,
+    RECALLED,
+    RETAINED,
+    UNSEEN,
+    UNSEEN_PARTS,
+    TaskChange,
+    describe_worse,
+)
 from efface.data.dataset import Data, shuffle_by_key
 from efface.data.split import Split
 from efface.training.model import Model
@@ -23,10 +31,6 @@ from efface.training.model import Model
 MEASURED = 1000
 """At most so many examples of a part are measured."""
 BATCH = 64
-PARTS = ("test", "valid")
-"""Parts that were never trained on, and are drawn like the training data: together they decide."""
-UNSEEN = "never trained on"
-"""What they are called."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,9 +55,9 @@ def measure_task(model: Model, data: Data, split: Split, device: torch.device) -
         device: Where the model runs.
 
     """
-    unseen = np.sort(np.concatenate([getattr(split, name) for name in PARTS]))
+    unseen = np.sort(np.concatenate([getattr(split, name) for name in UNSEEN_PARTS]))
     unseen = unseen if len(unseen) > 1 else split.holdout
-    rows = {"retain": _choose(data, split.retain), UNSEEN: _choose(data, unseen)}
+    rows = {RETAINED: _choose(data, split.retain), UNSEEN: _choose(data, unseen)}
     rows = {name: found for name, found in rows.items() if len(found) > 1}
     if not rows:
         return None
@@ -84,22 +88,17 @@ def compare_tasks(before: TaskUtility | None, after: TaskUtility | None, allowed
         return ["No labels and no captions: what unlearning cost the model's own task was not measured."], False
     shown = "; ".join(f"{part} {before.share(part):.3f}, now {after.share(part):.3f}" for part in before.hits)
     said = [f"{before.task}: {shown}"]
-    lost, worse = False, list[str]()
-    for part in before.hits:
-        change = before.hits[part].astype(np.float64) - after.hits[part]
-        error = float(change.std() / np.sqrt(len(change)))
-        drop = float(change.mean())
-        if drop > allowed and drop > PAIRED_ERRORS * error:
-            lost, worse = lost or part != "retain", [*worse, part]
-    if worse == ["retain"]:
-        said.append(
-            f"WARNING: on the retained examples the model is right less often than before (more than {allowed:g}), "
-            "though not on others. If they matter as they are, use fewer steps, a smaller learning rate, or --stop."
-        )
+    changes = [TaskChange.between(before.task, part, before.hits[part], after.hits[part]) for part in before.hits]
+    lost = any(one.is_lost(allowed) for one in changes if one.part != RETAINED)
     if lost:
         said.append(
             f"WARNING: the model has lost utility on its own task (more than {allowed:g}). Do not deploy it: try "
             "another method, fewer steps, or --stop, which returns the best state."
+        )
+    elif worse := describe_worse(changes):
+        said.append(
+            f"WARNING: the model is worse at its own task than before: {worse}. If that is too much, use fewer "
+            "steps, a smaller learning rate, or --stop, which returns the best state."
         )
     return said, lost
 
@@ -113,11 +112,11 @@ def _measure(model: Model, data: Data, rows: dict[str, np.ndarray]) -> TaskUtili
         return TaskUtility(f"Captions among the {RECALLED} most similar ones", hits)
     if data.y is None:
         return None
-    gallery = _features(model, data, rows["retain"])
-    labels, hits = data.y[rows["retain"]], dict[str, np.ndarray]()
+    gallery = _features(model, data, rows[RETAINED])
+    labels, hits = data.y[rows[RETAINED]], dict[str, np.ndarray]()
     for name, found in rows.items():
-        own = np.arange(len(found)) if name == "retain" else None
-        query = gallery if name == "retain" else _features(model, data, found)
+        own = np.arange(len(found)) if name == RETAINED else None
+        query = gallery if name == RETAINED else _features(model, data, found)
         hits[name] = (
             knn_vote(gallery, labels, query, (min(KNN_NEIGHBORS, len(labels) - 1),), own=own)[0] == data.y[found]
         )

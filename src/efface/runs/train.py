@@ -286,8 +286,7 @@ def _start_from_run(start: Path, request: UnlearnRequest) -> tuple[DataAtHand, C
     list(walk_back(run.stored, run.folders))  # a circle raises
     checkpoint = run.checkpoint()
     if request.micro_batch is not None:
-        checkpoint = replace(checkpoint, recipe=replace(checkpoint.recipe, micro_batch=request.micro_batch))
-        checkpoint.model.set_micro_batch(request.micro_batch)
+        checkpoint = checkpoint.in_parts(request.micro_batch)
     if request.data:
         return run.at_hand, checkpoint, stored_data(locate_data(run.request, request.data))
     return (

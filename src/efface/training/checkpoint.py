@@ -9,7 +9,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -135,6 +135,13 @@ class Checkpoint:
     """What was fixed before any audit: ``criteria`` of the verdict, and digests of the ``pictures`` of the request."""
     handed_back: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the files that were written in another library's layout, by their path in the run folder."""
+
+    def in_parts(self, micro_batch: int | None) -> Checkpoint:
+        """The same checkpoint, of whose batches so many images go through the network at once; None: as it is."""
+        if micro_batch is None:
+            return self
+        self.model.set_micro_batch(micro_batch)
+        return replace(self, recipe=replace(self.recipe, micro_batch=micro_batch))
 
     def save(self, folder: Path) -> None:
         """Write weights and metadata into an existing folder; of several processes, only the first one writes.

@@ -98,13 +98,23 @@ def output_divergence(evidence: Evidence) -> list[Finding]:
     models = [o for _, o, _ in evidence.models()]
     if not all(o.has("forget", "logits") for o in models):
         return []
-    p = [np.exp(signals.log_probabilities(o.of("forget", "logits"))[0]) for o in models]
+
+    def probabilities(logits: np.ndarray) -> np.ndarray:
+        return np.exp(signals.log_probabilities(logits)[0])
+
+    def divergence(one: Observations, other: Observations) -> float:
+        first, second = (model.of("forget", "logits") for model in (one, other))
+        by_row = signals.score_rows(
+            first, lambda z, rows: stats.js_divergence(probabilities(z), probabilities(second[rows]))
+        )
+        return float(by_row.mean())
+
     gaps = [
-        mean_measured(float(stats.js_divergence(p[i], q).mean()) for j, q in enumerate(p[2:], 2) if j != i)
-        for i in range(len(p))
+        mean_measured(divergence(one, oracle) for j, oracle in enumerate(models[2:], 2) if j != i)
+        for i, one in enumerate(models)
     ]
     note = "not part of the average; 0 to log 2"
-    n, noise = (len(p[0]),), mean_measured(gaps[2:])
+    n, noise = (models[0].count("forget"),), mean_measured(gaps[2:])
     return [Finding("oracle_gap.outputs.forget", gaps[0], None, "lower", gaps[1], noise, n, "nats", note)]
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from efface.auditing.observations import COMPANIONS, WITHHELD, Observations
 from efface.auditing.observers.batchnorm import estimate_statistics_anew, has_running_statistics
+from efface.auditing.observers.rows import RowArrays
 from efface.config import Settings
 from efface.data.dataset import Data
 from efface.data.matching import find_companions
@@ -97,7 +98,8 @@ def observe_model(
         views: Distribution of the random views, as in the model's training.
         settings: How to observe.
         parts: Parts of the split to observe; all by default.
-        scratch: A folder for memory-mapped arrays, so that memory use does not grow with the number of examples.
+        scratch: A folder for arrays of more than 16 MiB (:mod:`efface.auditing.observers.rows`), so that memory use
+            does not grow with the number of examples. Nothing stays there.
         withheld: Pictures of the auditor's own of the same shape, observed like the holdout.
         on_observed: Called with how many examples are done, and of how many, after each batch.
 
@@ -318,17 +320,15 @@ class _Observer:
         arrays: dict[str, np.ndarray] = {"keys": self.data.keys[positions]}
         if self.data.y is not None:
             arrays["labels"] = self.data.y[positions]
-        start = 0
+        start, held = 0, None
         for found in current_world().share_out(self.chunks(positions), lambda rows: self.look(part, rows, signals)):
-            for name, value in found.items():
-                if name not in arrays:
-                    arrays[name] = self.allocate(f"{part}.{name}", (len(positions), *value.shape[1:]))
-                arrays[name][start : start + len(value)] = value
+            held = held or RowArrays(len(positions), found, self.scratch)
+            held.write(start, found)
             start += len(found["features"])
             self.seen += len(found["features"])
             if self.report:
                 self.report(self.seen)
-        return arrays
+        return arrays if held is None else arrays | held.finish()
 
     def look(self, part: str, rows: np.ndarray, signals: bool) -> dict[str, np.ndarray]:
         """Compute the arrays of some examples of a part."""
@@ -350,12 +350,6 @@ class _Observer:
                 if name.endswith(".margin"):
                     found.setdefault(name, []).append(value.cpu().numpy())
         return {name: np.concatenate(values) for name, values in found.items()}
-
-    def allocate(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Allocate a float32 array, on disk if there is a scratch folder."""
-        if self.scratch is None:
-            return np.empty(shape, np.float32)
-        return np.lib.format.open_memmap(self.scratch / f"{name}.npy", "w+", np.float32, shape)
 
     @torch.no_grad()
     def clean(self, rows: np.ndarray) -> dict[str, Tensor]:

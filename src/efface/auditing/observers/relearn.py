@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import islice
+from pathlib import Path
 
 import torch
 
@@ -73,6 +74,7 @@ def relearn_model(
     *,
     seed: int = 0,
     device: torch.device | None = None,
+    scratch: Path | None = None,
     on_observed: Callable[[int], None] = lambda step: None,
 ) -> RelearnSnapshots:
     """Train a copy of a model with its own objective, and observe forget and holdout at intervals.
@@ -88,6 +90,7 @@ def relearn_model(
         observation: How to observe; by default without gradient norms.
         seed: Seed of the batches.
         device: Where to train; the CPU by default.
+        scratch: A folder for large arrays; see :func:`~efface.auditing.observers.observe.observe_model`.
         on_observed: Called with the number of steps after each observation.
 
     Returns:
@@ -123,7 +126,7 @@ def relearn_model(
         return LossTerms({"task": outcome.per_example.mean()}, outcome.carry)
 
     def observe(step: int) -> tuple[int, Observations]:
-        observed = observe_model(model, data, split, views, observation, parts=("forget", "holdout"))
+        observed = observe_model(model, data, split, views, observation, parts=("forget", "holdout"), scratch=scratch)
         on_observed(step)
         return step, observed
 

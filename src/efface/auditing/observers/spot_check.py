@@ -21,6 +21,7 @@ from efface.auditing.observers.observe import (
     observe_model,
     select_positions,
 )
+from efface.data.array_files import row_chunks
 from efface.data.dataset import Data
 from efface.data.split import Split
 from efface.data.split_parts import no_positions
@@ -71,8 +72,13 @@ def spot_check(
     ]
     for name in sorted((arrays.keys() - stored.arrays.keys()) | set(extra)):
         return f"the array '{name}' is {'missing' if name in arrays else 'unknown'}"
+    places: dict[str, np.ndarray] = {}
+    for name in arrays:
+        part, slash, what = name.partition("/")
+        if slash and what == "keys":
+            places[part] = _find_rows(stored.of(part, "keys"), arrays[name])
     for name, value in arrays.items():
-        if not _agrees(stored, name, value, arrays):
+        if not _agrees(stored.arrays[name], places.get(name.partition("/")[0]), value):
             return f"the array '{name}' holds numbers that the model does not give"
     return ""
 
@@ -98,20 +104,34 @@ def _draw_withheld(stored: Observations, withheld: Data) -> Data | None:
     return withheld.take(chosen) if len(chosen) else None
 
 
-def _agrees(stored: Observations, name: str, again: np.ndarray, arrays: Mapping[str, np.ndarray]) -> bool:
-    """Whether an array agrees with what was observed again; rows are found by their keys."""
-    held, part = stored.arrays[name], name.split("/")[0]
-    if f"{part}/keys" in arrays:
-        place = {key: row for row, key in enumerate(stored.of(part, "keys").tolist())}
-        rows = [place.get(key, -1) for key in arrays[f"{part}/keys"].tolist()]
-        if min(rows, default=0) < 0 or max(rows, default=0) >= len(held) or len(held) != len(place):
+def _find_rows(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """The rows of some keys among stored ones, and the number of these; -1: not there, or a stored key repeats."""
+    place = {key: row for row, key in enumerate(keys.tolist())}
+    unique = len(place) == len(keys)
+    rows = [place.get(key, -1) if unique else -1 for key in wanted.tolist()]
+    return np.array([*rows, len(keys)], dtype=np.int64)
+
+
+def _agrees(stored: np.ndarray, places: np.ndarray | None, again: np.ndarray) -> bool:
+    """Whether a stored array agrees with what was observed again; ``places``: see :func:`_find_rows`."""
+    held = stored
+    if places is not None:
+        if places.min() < 0 or len(stored) != places[-1]:
             return False
-        spread, held = held, held[rows]
-    else:
-        spread = held
+        held = stored[places[:-1]]
     if held.shape != again.shape:
         return False
     if again.dtype.kind != "f":
         return bool((held == again).all())
-    allowed = TOLERANCE * float(np.std(spread)) + 1e-5 * float(np.abs(again).max(initial=0))
+    allowed = TOLERANCE * _spread(stored) + 1e-5 * float(np.abs(again).max(initial=0))
     return bool((np.abs(held - again) <= allowed).all())
+
+
+def _spread(x: np.ndarray) -> float:
+    """The standard deviation of all numbers of an array, computed a part at a time."""
+    if not x.size:
+        return 0.0
+    rows = np.atleast_1d(x)
+    mean = sum(float(rows[part].sum(dtype=np.float64)) for part in row_chunks(rows)) / x.size
+    squares = (float(np.square(rows[part] - mean, dtype=np.float64).sum()) for part in row_chunks(rows))
+    return float(np.sqrt(sum(squares) / x.size))

@@ -48,7 +48,9 @@ def create_page(
     url = desk.ledger.engine.url.render_as_string(hide_password=False)
     if desk.ledger.engine.url.get_backend_name() == "sqlite":
         url = str(desk.ledger.engine.url.database)
-    office = Office(desk, settings or PageSettings(), known, worker or DeskWorker(desk.home, url))
+    settings = settings or PageSettings()
+    worker = worker or DeskWorker(desk.home, url, own_modules=settings.own_modules)
+    office = Office(desk, settings, known, worker)
     pages, forms, verifying = DeskPages(office), DecisionForms(office), VerifyForm(office)
     routes = [
         Route("/", pages.inbox),

@@ -23,3 +23,5 @@ class PageSettings:
     """Settings of plans, as ``efface request plan`` takes them; what is chosen on the page wins."""
     actor: str = ""
     """Who acts; by default ``$EFFACE_ACTOR``, else the name of the account."""
+    own_modules: tuple[str, ...] = ()
+    """Functions of the user's that may build networks, as ``package:function``: consent for what the page starts."""

@@ -79,6 +79,7 @@ class DeskWorker:
         home: Folder of the desk.
         ledger: Its ledger, as :func:`efface.desk.open_desk` takes it.
         spawn: Starts the process.
+        own_modules: Functions of the user's that may build networks in it.
 
     """
 
@@ -87,8 +88,10 @@ class DeskWorker:
         home: Path,
         ledger: str,
         spawn: Callable[[Path, Mapping[str, Any]], subprocess.Popen[bytes]] = spawn_worker,
+        own_modules: Sequence[str] = (),
     ) -> None:
         self.home, self.ledger, self.spawn = home.absolute(), ledger, spawn
+        self.own_modules = list(own_modules)
         self.folder = self.home / FOLDER
         self._begun = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -122,7 +125,8 @@ class DeskWorker:
             make_folder(self.folder, "Name another folder for the desk: --desk DIR.")
             job = {"action": action, "requests": list(requests), "actor": actor, "settings": dict(settings or {})}
             self._asked = (action, tuple(requests), utc_now())
-            self._process = self.spawn(self.folder, job | {"home": str(self.home), "ledger": self.ledger})
+            job |= {"home": str(self.home), "ledger": self.ledger, "own_modules": self.own_modules}
+            self._process = self.spawn(self.folder, job)
 
     def status(self) -> WorkStatus | None:
         """Where the work stands that is going on, or that was last done; None if there was none."""

@@ -53,7 +53,8 @@ def do_work(job: Mapping[str, Any]) -> WorkStatus:
     """Do what the page asked for, and return how it ended; it is written down as well.
 
     Args:
-        job: ``home``, ``ledger``, ``action``, ``requests``, ``actor``, ``settings``.
+        job: ``home``, ``ledger``, ``action``, ``requests``, ``actor``, ``settings``; ``own_modules``, if the user named
+            functions that may build networks.
 
     Raises:
         EffaceError: Another process works for the page.
@@ -88,7 +89,10 @@ def do_work(job: Mapping[str, Any]) -> WorkStatus:
 def _act(job: Mapping[str, Any], shown: StatusProgress) -> None:
     from efface.desk import open_desk
     from efface.runs.run import Progress
+    from efface.training.networks.own_module import allow_own_module
 
+    for name in job.get("own_modules", ()):
+        allow_own_module(name)
     with open_desk(job["home"], job["ledger"], create=False) as desk:
         if job["action"] == "plan":
             shown.say("Finding the examples in the data")
