@@ -128,7 +128,7 @@ def test_the_stated_name_is_used_where_shapes_do_not_tell(tmp_path: Path):
     import timm
 
     net = timm.create_model("convnext_atto", num_classes=3)
-    timm.models.save_for_hf(net, tmp_path / "folder", model_config={"num_classes": 3})
+    checkpoints.save_timm_folder(net, tmp_path / "folder")
     found = guess_architecture(read_foreign(tmp_path / "folder"))
     assert found.backbone is not None and found.backbone.name == "timm:convnext_atto"
     body = read_foreign(tmp_path / "folder").part(Role.BACKBONE)
