@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,20 +39,20 @@ def open_browser() -> Iterator[Any]:
         opened.close()
 
 
-def findings(page: Any) -> list[str]:
-    """What axe-core finds wrong with a page."""
+def findings(page: Any, within: str | None = None) -> list[str]:
+    """What axe-core finds wrong with a page, or with the elements of a CSS selector."""
     from axe_playwright_python.sync_playwright import Axe
 
-    response = Axe().run(page, options=RULES).response
+    response = Axe().run(page, context=within, options=RULES).response
     assert len(response["passes"]) > 10, "it looked"
     return [f"{one['id']} ({one['impact']}): {one['nodes'][0]['html'][:150]}" for one in response["violations"]]
 
 
-def look(page: Any, name: str, *, load: str | None = None, leave_out: Sequence[str] = ()) -> dict[str, list[str]]:
+def look(page: Any, name: str, *, load: str | None = None, within: str | None = None) -> dict[str, list[str]]:
     """What is wrong with a page at both sizes and in both color schemes.
 
     The page is the one that is open, or that of an address which is loaded again each time: its script may look at the
-    color scheme then only. Rules of axe-core can be left out.
+    color scheme then only.
     """
     wrong = dict[str, list[str]]()
     for (size, (width, height)), scheme in itertools.product(SIZES.items(), SCHEMES):
@@ -64,20 +64,19 @@ def look(page: Any, name: str, *, load: str | None = None, leave_out: Sequence[s
         if PICTURES:
             page.screenshot(path=Path(PICTURES) / f"{name}-{size}-{scheme}.png", full_page=True)
         wider = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
-        found = [one for one in findings(page) if one.split()[0] not in leave_out]
-        found += [f"{wider} pixels too wide"] if wider > 0 else []
+        found = [*findings(page, within), *([f"{wider} pixels too wide"] if wider > 0 else [])]
         found += [f"cut: {text}" for text in page.evaluate(CUT_LABELS)]
         wrong |= {f"{name}, {size}, {scheme}": found} if found else {}
     return wrong
 
 
-def look_at_files(browser: Any, files: Mapping[str, Path], leave_out: Sequence[str] = ()) -> dict[str, list[str]]:
+def look_at_files(browser: Any, files: Mapping[str, Path], within: str | None = None) -> dict[str, list[str]]:
     """What is wrong with pages on disk, by name; fails if one of them asks a server for something."""
     context, wrong, asked = browser.new_context(bypass_csp=True), dict[str, list[str]](), set[str]()
     page = context.new_page()
     page.on("request", lambda one: asked.add(one.url) if one.url.startswith("http") else None)
     for name, path in files.items():
-        wrong |= look(page, name, load=path.as_uri(), leave_out=leave_out)
+        wrong |= look(page, name, load=path.as_uri(), within=within)
     context.close()
     assert asked == set()
     return wrong

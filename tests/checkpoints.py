@@ -94,11 +94,16 @@ def timm_trainer(folder: Path) -> Case:
     return Case(folder / "last.pth.tar", "plain", own(net, ("head.",)), own(net.get_submodule("head")), momentum)
 
 
-def timm_folder(folder: Path) -> Case:
-    import timm
+def save_timm_folder(net: Any, folder: Path) -> None:
+    """Write timm's own folder of a network with three classes."""
+    from timm.models._hub import save_for_hf  # timm.models has it in newer versions only
 
+    save_for_hf(net, folder, model_config={"num_classes": 3})
+
+
+def timm_folder(folder: Path) -> Case:
     net = vit(num_classes=3)
-    timm.models.save_for_hf(net, folder / "timm_vit", model_config={"num_classes": 3})
+    save_timm_folder(net, folder / "timm_vit")
     return Case(folder / "timm_vit", "plain", own(net, ("head.",)), own(net.get_submodule("head")))
 
 

@@ -18,6 +18,10 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[2]
 PAGES = {"CONTRIBUTING.md": "project/contributing.md", "CHANGELOG.md": "project/changelog.md", "README.md": "index.md"}
 """Files at the root that are pages of the site."""
+BREAK = re.compile(r"(?<=\d) (?=[\d%±])|(?<=±) (?=\d)")
+"""A space inside of a number: between its digits, before per cent, and around the sign of its deviation."""
+WHOLE = re.compile(r"(<pre\b.*?</pre>|<code\b.*?</code>|<[^>]*>)", re.DOTALL)
+"""Code, and tags: no text."""
 EMPTY_HEADER = re.compile(r"<th([^>]*)></th>")
 LINK = re.compile(r"(?<!!)\[([^\]\[]*)\]\(([^)#\s:]+)(#[^)\s]*)?\)")
 
@@ -56,12 +60,20 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     here = page.file.src_uri
     home = next((name for name, uri in PAGES.items() if uri == here and name != "README.md"), f"docs/{here}")
     parts = re.split(r"(```.*?```)", markdown, flags=re.DOTALL)
-    return "".join(part if part.startswith("```") else relink(part, home, here) for part in parts)
+    told = [part for part in parts if not part.startswith("```")]
+    deep = next((found[1] for part in told if (found := re.search(r"^##(#*) ", part, re.MULTILINE))), "")
+    return "".join(part if part.startswith("```") else relink(raise_headings(part, deep), home, here) for part in parts)
+
+
+def raise_headings(text: str, deep: str) -> str:
+    """Bring headings up where the first one below the title skips a level; ``deep`` has a # for each that it skips."""
+    return re.sub(rf"^##{deep}(#*) ", r"##\1 ", text, flags=re.MULTILINE) if deep else text
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
-    """Keep a number and its deviation on one line, and let no empty cell pass for the header of a column."""
-    return EMPTY_HEADER.sub(r"<td\1></td>", html.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"))
+    """Keep numbers on one line, outside of code, and let no empty cell pass for the header of a column."""
+    parts = WHOLE.split(EMPTY_HEADER.sub(r"<td\1></td>", html))
+    return "".join(part if part.startswith("<") else BREAK.sub("\N{NO-BREAK SPACE}", part) for part in parts)
 
 
 def relink(text: str, home: str, here: str) -> str:

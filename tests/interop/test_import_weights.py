@@ -73,10 +73,9 @@ def test_torchvisions_resnet18_with_its_normalization(pictures: Path, tmp_path: 
 
 
 def test_timms_vit_with_the_normalization_of_its_configuration(tmp_path: Path):
-    import timm
 
     net = foreign.vit(num_classes=3).eval()
-    timm.models.save_for_hf(net, tmp_path / "vit", model_config={"num_classes": 3})
+    checkpoints.save_timm_folder(net, tmp_path / "vit")
     x, y = np.random.default_rng(0).integers(0, 255, (180, 3, 16, 16), dtype=np.uint8), np.arange(180) % 3
     np.savez(tmp_path / "large.npz", x=x, y=y)
     model = imported(tmp_path / "vit", tmp_path / "large.npz").model.eval()
@@ -219,7 +218,7 @@ def test_images_of_another_shape_are_refused(pictures: Path, tmp_path: Path):
 
 
 def test_unknown_networks_are_refused(pictures: Path, tmp_path: Path):
-    refused(checkpoints.torchvision_vgg(tmp_path).path, pictures, r"none that can be guessed.*recipe.backbone.name")
+    refused(checkpoints.torchvision_vgg(tmp_path).path, pictures, r"cannot be told.*recipe.backbone.name")
 
 
 def test_nan_and_quantized_weights_are_refused(pictures: Path, tmp_path: Path):

@@ -128,7 +128,7 @@ def test_the_stated_name_is_used_where_shapes_do_not_tell(tmp_path: Path):
     import timm
 
     net = timm.create_model("convnext_atto", num_classes=3)
-    timm.models.save_for_hf(net, tmp_path / "folder", model_config={"num_classes": 3})
+    checkpoints.save_timm_folder(net, tmp_path / "folder")
     found = guess_architecture(read_foreign(tmp_path / "folder"))
     assert found.backbone is not None and found.backbone.name == "timm:convnext_atto"
     body = read_foreign(tmp_path / "folder").part(Role.BACKBONE)
@@ -137,7 +137,7 @@ def test_the_stated_name_is_used_where_shapes_do_not_tell(tmp_path: Path):
 
 def test_a_network_that_is_not_known(tmp_path: Path):
     found = guess_architecture(read_foreign(checkpoints.torchvision_vgg(tmp_path).path))
-    assert found.backbone is None and "set recipe.backbone.name" in found.notes
+    assert found.backbone is None and "name the network: --set recipe.backbone.name=timm:NAME" in found.notes
 
 
 def test_the_output_shows_personal_data_and_what_is_dropped(tmp_path: Path):

@@ -15,6 +15,7 @@ from PIL import Image
 
 from efface.runs.embed import embed_checkpoint
 from efface.runs.model_description import describe_model
+from tests import checkpoints
 
 SHAPES = ((40, 60), (61, 37), (33, 33), (50, 90), (44, 38))
 LARGEST = 1e-4
@@ -51,7 +52,7 @@ def test_timm_folder(pictures: Path, tmp_path: Path) -> None:
     net = timm.create_model("resnet18", num_classes=3).eval()
     own = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "input_size": (3, 64, 64), "crop_pct": 0.9}
     net.pretrained_cfg |= {**own, "interpolation": "bicubic"}
-    timm.models.save_for_hf(net, tmp_path / "model", model_config={"num_classes": 3})
+    checkpoints.save_timm_folder(net, tmp_path / "model")
     loaded = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True, num_classes=0).eval()
     transform: Any = timm.data.create_transform(**timm.data.resolve_model_data_config(loaded))
     theirs = loaded(torch.stack([transform(image) for image in opened(pictures)]))
@@ -84,7 +85,7 @@ def test_init_prints_the_difference_to_the_library(pictures: Path, tmp_path: Pat
     torch.manual_seed(0)
     net = timm.create_model("resnet18", num_classes=3).eval()
     net.pretrained_cfg |= {"input_size": (3, 32, 32), "crop_pct": 0.9}
-    timm.models.save_for_hf(net, tmp_path / "model", model_config={"num_classes": 3})
+    checkpoints.save_timm_folder(net, tmp_path / "model")
     for number in range(12):
         home = tmp_path / "data" / "abc"[number % 3]
         home.mkdir(parents=True, exist_ok=True)

@@ -83,6 +83,9 @@ def test_german_writes_a_comma():
     case = records.residue()
     text = squeezed(Page(render_report(case.record, case.observations, case.log, language="de")).words)
     assert re.search(r"in \d+,\d von 100 Paaren", text)
+    shown = render_report(case.record, case.observations, case.log, language="de")
+    figure = shown[shown.index('<svg class="plot"') :].partition("</svg>")[0]
+    assert re.search(r">0,\d+</text>", figure) and not re.search(r"\d\.\d", re.sub(r"<[^>]*>", " ", figure))
 
 
 @pytest.mark.parametrize("language", DECIMAL_MARKS)

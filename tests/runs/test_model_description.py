@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,17 @@ def test_a_file_that_does_not_belong_is_refused(
     file.write_text(yaml.safe_dump(content | change), encoding="utf-8")
     with pytest.raises(EffaceError, match=word):
         use_model_file({}, file, path)
+
+
+def test_what_failed_first_is_mended_first(theirs: tuple[Path, str], tmp_path: Path) -> None:
+    """Pictures that are normalized wrongly make later checks fail as well; their remedies would do harm."""
+    path, data = theirs
+    made = describe_model(path, tmp_path / "model.yaml", {"data": data, "split": SPLIT})
+    (failed,) = [one for one in made.content.checks if one.word == "failed"]
+    assert failed.topic == "normalization" and not any("Mend" in line for line in made.lines())
+    twice = made.content.model_copy(update={"checks": [failed, failed.model_copy(update={"topic": "pictures"})]})
+    lines = replace(made, content=twice).lines()
+    assert lines[-2].startswith("Mend normalization first") and lines[-3].startswith("head, kNN: ")
 
 
 def test_the_command_line(theirs: tuple[Path, str], tmp_path: Path, efface) -> None:

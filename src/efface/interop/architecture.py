@@ -132,7 +132,9 @@ def _guess(foreign: ForeignCheckpoint) -> GuessedArchitecture:
         if found is not None:
             return replace(found, **common, notes=(*found.notes, *notes))
     name = "unknown" if foreign.layout.name == "plain" else f"unknown, in the layout of {foreign.layout.name}"
-    return GuessedArchitecture(name=name, channels=channels, **common, notes=("set recipe.backbone.name", *notes))
+    return GuessedArchitecture(
+        name=name, channels=channels, **common, notes=("name the network: --set recipe.backbone.name=timm:NAME", *notes)
+    )
 
 
 def find_normalization(

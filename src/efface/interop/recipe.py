@@ -65,9 +65,10 @@ def infer_recipe(
         inferred.pop("backbone", None)  # the user's network, with nothing of the guessed one
     elif architecture.backbone is None:
         raise EffaceError(
-            f"The network in {foreign.path} is none that can be guessed: {architecture.name}.",
-            f"Its layout is {foreign.layout.name}; of its names no backbone is known here.",
-            "Set recipe.backbone.name, such as timm:NAME, if it is one of theirs under the same names.",
+            f"Which network the weights in {foreign.path} belong to cannot be told from their names and shapes.",
+            f"A file of weights does not say it. Its layout is {foreign.layout.name}: {architecture.name}.",
+            "Name it as timm does: --set recipe.backbone.name=timm:NAME, NAME being the word given to "
+            "timm.create_model. A network of your own: --model package:function.",
         )
     if (options.get("text") or {}).get("name"):
         inferred["objective"].pop("text", None)  # the user's text tower, with nothing of the guessed one

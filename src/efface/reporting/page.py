@@ -66,7 +66,8 @@ def render_report(
     """
     verdict, judged, subject = record.verdict, record.verdict.signals, record.checkpoints.get("subject")
     utility = [f for f in record.findings if f.name.startswith("utility.")]
-    gettext = load_catalog(language).gettext
+    catalog = load_catalog(language)
+    gettext = catalog.gettext
     style = resources.files("efface.reporting").joinpath("templates/report.css").read_text(encoding="utf-8")
     seen = audit.build_evidence(observations)
     drawn = [s.signal for s in judged if seen is not None and signals.has_signal(seen.subject, "forget", s.signal)]
@@ -75,7 +76,9 @@ def render_report(
         verdict=verdict,
         words=wording_for(verdict).translated(gettext),
         style=Markup(style),
-        intervals=audit.draw_intervals(judged, verdict.delta, verdict.alpha, gettext) if judged else None,
+        intervals=(
+            audit.draw_intervals(judged, verdict.delta, verdict.alpha, gettext, catalog.number) if judged else None
+        ),
         scores=[(s, audit.draw_histograms(seen, s), audit.draw_roc(seen, s)) for s in drawn] if seen else [],
         plane=draw_forget_retain(seen, drawn, verdict.delta) if seen else None,
         observed=_observed(observations),

@@ -47,6 +47,13 @@ DESCRIBED = ("backbone", "objective", "mean", "std", "order", "views")
 """Settings of the recipe that have a value of their own in a ``model.yaml``; all others are kept together."""
 
 
+MEASURES = (
+    "head, kNN: share of training images that the classifier, or their neighbors, name right. margin: how well two "
+    "views agree. drift: how far the statistics of the first BatchNorm are from those in training; 0 is not at all."
+)
+FIRST = "Mend {} first, and try again with --force: what is said below it may come from that."
+
+
 @dataclass(frozen=True, kw_only=True)
 class InitRequest(Common, ForeignOptions, VerbRequest):
     """What ``efface init`` is asked to do."""
@@ -83,6 +90,9 @@ class ModelDescription:
             shown.append(f"{check.topic}: {check.word}. {check.note}")
             shown += [f"    {name:<48} {fit}" for name, fit in check.tried.items()] if len(check.tried) > 1 else []
             shown += [f"    {check.remedy}"] if check.remedy else []
+        shown += [MEASURES] if any(len(check.tried) > 1 for check in self.content.checks) else []
+        failed = [check.topic for check in self.content.checks if check.word == "failed"]
+        shown += [FIRST.format(failed[0])] if len(failed) > 1 else []
         return [*shown, f"Written: {self.path}"]
 
 

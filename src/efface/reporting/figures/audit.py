@@ -57,7 +57,11 @@ WHISKERS = "Whiskers: intervals of %(width)s. Band: %(low)s to %(high)s."
 
 
 def draw_intervals(
-    judged: Sequence[SignalVerdict], delta: float, alpha: float, gettext: Callable[[str], str] = str
+    judged: Sequence[SignalVerdict],
+    delta: float,
+    alpha: float,
+    gettext: Callable[[str], str] = str,
+    number: Callable[[str], str] = str,
 ) -> Markup:
     """Draw the AUC of each signal before and after with its interval, and the band that counts as removed.
 
@@ -66,6 +70,7 @@ def draw_intervals(
         delta: Half the width of the band around 0.5.
         alpha: Error rate of the verdict.
         gettext: Translates the texts.
+        number: Writes a number as the language does.
 
     """
     before, after = gettext("before"), gettext("after")
@@ -82,7 +87,7 @@ def draw_intervals(
     )
     a, b = panel.x(max(low, 0.5 - delta)), panel.x(min(high, 0.5 + delta))
     panel.text(gettext("removed"), (a + b) / 2, top - 9)
-    panel.axes(gettext(AXIS), "", svg.nice_ticks(low, high), [])
+    panel.axes(gettext(AXIS), "", svg.nice_ticks(low, high), [], label=lambda tick: number(svg.format_tick(tick)))
     said: list[str] = []
     for i, one in enumerate(judged):
         base = top + i * (2 * row + 20) + 14
@@ -97,9 +102,11 @@ def draw_intervals(
             panel.text(when, 8, at + 4, anchor="start")
             panel.whisker(lo, hi, at)
             panel.mark(v, at, kind)
-        said.append(f"{one.signal}: {before} {one.power[0]:.3f}, {after} {one.value:.3f} ({gettext(one.word)})")
+        shares = number(f"{one.power[0]:.3f}"), number(f"{one.value:.3f}")
+        said.append(f"{one.signal}: {before} {shares[0]}, {after} {shares[1]} ({gettext(one.word)})")
     width = f"{100 * (1 - alpha):g} % {before}, {100 * (1 - 2 * alpha):g} % {after}"
-    said.append(gettext(WHISKERS) % {"width": width, "low": f"{0.5 - delta:g}", "high": f"{0.5 + delta:g}"})
+    band = {"low": number(f"{0.5 - delta:g}"), "high": number(f"{0.5 + delta:g}")}
+    said.append(gettext(WHISKERS) % {"width": number(width), **band})
     return panel.svg("intervals", gettext(INTERVALS), ". ".join(said))
 
 
