@@ -51,7 +51,7 @@ MEASURES = (
     "head, kNN: share of training images that the classifier, or their neighbors, name right. margin: how well two "
     "views agree. drift: how far the statistics of the first BatchNorm are from those in training; 0 is not at all."
 )
-FIRST = "Mend {} first, and try again with --force: what is said below it may come from that."
+MEND_FIRST = "Mend {} first, and try again with --force: what is said below it may come from that."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ class ModelDescription:
             shown += [f"    {check.remedy}"] if check.remedy else []
         shown += [MEASURES] if any(len(check.tried) > 1 for check in self.content.checks) else []
         failed = [check.topic for check in self.content.checks if check.word == "failed"]
-        shown += [FIRST.format(failed[0])] if len(failed) > 1 else []
+        shown += [MEND_FIRST.format(failed[0])] if len(failed) > 1 else []
         return [*shown, f"Written: {self.path}"]
 
 

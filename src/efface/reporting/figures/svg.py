@@ -88,7 +88,7 @@ class Panel:
         x: Point, y: Point, *, log: bool = False, left: float = 46, bottom: float = 38, height: float = HEIGHT
     ) -> Panel:
         """Build a panel whose axes cover the ranges ``x`` and ``y``."""
-        return Panel(Scale(*x, left, WIDTH - 10, log), Scale(*y, height - bottom, 10, log), WIDTH, height)
+        return Panel(Scale(*x, left, WIDTH - 14, log), Scale(*y, height - bottom, 10, log), WIDTH, height)
 
     def add(self, element: str) -> None:
         """Add an SVG element in front of the others."""
