@@ -29,6 +29,10 @@ class EffaceError(Exception):
         return " ".join(part for part in (self.what, self.why, self.remedy) if part)
 
 
+class DiskError(EffaceError):
+    """The disk is full, or a folder cannot be written; it says nothing about what was to be written there."""
+
+
 class DivergenceError(EffaceError):
     """A loss became NaN or infinite.
 

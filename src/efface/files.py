@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from efface.errors import EffaceError
+from efface.errors import DiskError, EffaceError
 
 REQUEST, LOG, SPLIT, EPOCH = "config.yaml", "log.jsonl", "split.json", "epoch.pt"
 WEIGHTS, META = "checkpoint.safetensors", "meta.json"
@@ -27,30 +27,30 @@ LEFTOVER_SECONDS = 3600
 
 @contextmanager
 def disk_errors(out: Path) -> Iterator[None]:
-    """Turn a full disk or missing write permission into an :class:`EffaceError` that names the path ``out``."""
+    """Turn a full disk or missing write permission into a :class:`DiskError` that names the path ``out``."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise EffaceError(
+            raise DiskError(
                 f"The disk is full: {out} could not be written.",
                 "What was there before is untouched; the half-written folder ends in .partial.",
                 "Free some space and run the same command again.",
             ) from error
         if error.errno in (*READ_ONLY, errno.EEXIST, errno.ENOTDIR):
-            raise EffaceError(f"{out} cannot be written.", str(error), "Choose another --out.") from error
+            raise DiskError(f"{out} cannot be written.", str(error), "Choose another --out.") from error
         raise
 
 
 def make_folder(folder: Path, remedy: str = "Choose another --out.") -> None:
-    """Create a folder and its parents; any reason why that is impossible becomes an :class:`EffaceError`."""
+    """Create a folder and its parents; any reason why that is impossible becomes a :class:`DiskError`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             with disk_errors(folder):
                 raise
-        raise EffaceError(f"The folder {folder} cannot be created.", str(error), remedy) from error
+        raise DiskError(f"The folder {folder} cannot be created.", str(error), remedy) from error
 
 
 def scratch_folder(folder: Path) -> Path | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -29,7 +31,8 @@ from efface.bench.tables import RESULTS
 from efface.bench.worker import JOURNAL, TASK_OBSERVATIONS, TaskJob, read_outcome, run_bench_task
 from efface.data.dataset import Data
 from efface.data.split import select_forget_set
-from efface.errors import EffaceError
+from efface.errors import DiskError, EffaceError
+from efface.files import disk_errors
 from efface.runs.run import Progress
 from tests import tiny
 from tests.commands import refused
@@ -305,6 +308,29 @@ def test_the_selection_never_reads_the_oracle(copied):
     assert now["scores"] == pytest.approx(before["scores"], abs=0)
     assert now["by_oracle"] == other
     assert now["gaps"][other] == 0
+
+
+def test_a_full_disk_is_no_result_of_a_task(copied, monkeypatch):
+    """The same command does the task again, as after any other interruption."""
+    planned = plan_bench(build_grid(GRID))
+    task = planned.look(Scenario("classifier", "some", 0))
+    folder, original = task.folder(copied), task.original.folder(copied)
+    before = (folder / TASK_OBSERVATIONS).read_bytes()
+    job = TaskJob(task.kind, folder, task.request, original)
+    for error in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        shutil.rmtree(folder)
+
+        def write(self, path, error=error):
+            with disk_errors(Path(path)):
+                raise OSError(error, os.strerror(error))
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Observations, "save", write)
+            with pytest.raises(DiskError):
+                run_bench_task(job)
+        assert not folder.exists(), "its failure would be its outcome for ever"
+        assert "error" not in run_bench_task(job)
+        assert (folder / TASK_OBSERVATIONS).read_bytes() == before
 
 
 def test_the_score_uses_only_forget_and_validation_examples(done):

@@ -26,7 +26,7 @@ from efface.bench.plan import METHOD_CHOICES, TaskKind
 from efface.bench.selection import score_setting
 from efface.data.dataset import Data
 from efface.data.split import Split, select_forget_set
-from efface.errors import EffaceError
+from efface.errors import DiskError, EffaceError
 from efface.files import EPOCH, hold_lock, make_folder, read_json, scratch_folder
 from efface.runs import artifacts
 from efface.runs.folder import create_run_folder
@@ -112,6 +112,8 @@ def _run(job: TaskJob) -> dict[str, Any]:
     with create_run_folder(job.folder, text) as partial:
         try:
             outcome = TASK_RUNNERS[job.kind](job, partial)
+        except DiskError:
+            raise
         except EffaceError as error:  # a method that diverges is a result
             outcome = {"error": str(error)}
         except (RuntimeError, ValueError, ArithmeticError, LookupError, TypeError, MemoryError) as error:

@@ -277,7 +277,7 @@ def _check_trained(one: Adoption, model: Model) -> list[AssumptionCheck]:
     word = "passed" if low > 0.5 else "undecided"
     remedy = "" if low > 0.5 else "If the others were trained on too, an audit has nothing to compare with."
     if high < 0.5:
-        remedy = "The others may be easier pictures, or the two lists exchanged: look at --set split.trained=FILE again."
+        remedy = "The others may be easier pictures, or the lists exchanged: look at --set split.trained=FILE again."
     return [AssumptionCheck("trained on", word, note, remedy)]
 
 
