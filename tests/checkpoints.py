@@ -14,6 +14,7 @@ from torch import nn
 
 from tests.foreign import (
     OUT,
+    VIT_SIZES,
     Case,
     Owner,
     State,
@@ -94,16 +95,16 @@ def timm_trainer(folder: Path) -> Case:
     return Case(folder / "last.pth.tar", "plain", own(net, ("head.",)), own(net.get_submodule("head")), momentum)
 
 
-def save_timm_folder(net: Any, folder: Path) -> None:
-    """Write timm's own folder of a network with three classes."""
+def save_timm_folder(net: Any, folder: Path, **sizes: Any) -> None:
+    """Write timm's own folder of a network with three classes; older timm does not know the sizes it was made with."""
     from timm.models._hub import save_for_hf  # timm.models has it in newer versions only
 
-    save_for_hf(net, folder, model_config={"num_classes": 3})
+    save_for_hf(net, folder, model_config={"num_classes": 3}, model_args=sizes or None)
 
 
 def timm_folder(folder: Path) -> Case:
     net = vit(num_classes=3)
-    save_timm_folder(net, folder / "timm_vit")
+    save_timm_folder(net, folder / "timm_vit", **VIT_SIZES)
     return Case(folder / "timm_vit", "plain", own(net, ("head.",)), own(net.get_submodule("head")))
 
 

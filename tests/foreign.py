@@ -39,11 +39,13 @@ def resnet() -> nn.Module:
     return Backbone(name="resnet10", width=4, stride=1).build(3, (8, 8))
 
 
+VIT_SIZES = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
+
+
 def vit(**changed: Any) -> nn.Module:
     import timm
 
-    sizes = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 0}
-    return timm.create_model("vit_tiny_patch16_224", **(sizes | changed))
+    return timm.create_model("vit_tiny_patch16_224", **(VIT_SIZES | {"num_classes": 0} | changed))
 
 
 def mlp(dim: int = DIM, *, norm: bool = False) -> nn.Module:
