@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from efface import errors
-from efface.errors import DivergenceError, EffaceError
+from efface.errors import DiskError, DivergenceError, EffaceError
 from efface.tasks.graph import Task, TaskQueue
 
 
@@ -67,6 +67,7 @@ def test_a_long_chain_and_many_tasks_take_no_time():
 def test_errors_can_be_sent_between_processes():
     examples = {
         EffaceError: EffaceError("a", "b", "c"),
+        DiskError: DiskError("a", "b", "c"),
         DivergenceError: DivergenceError({"x": float("inf")}, 7, "d"),
     }
     kinds = {one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, EffaceError)}

@@ -157,11 +157,12 @@ def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]
     return read(file)
 
 
-def row_chunks(x: np.ndarray, most: int = PART_BYTES) -> Iterator[slice]:
-    """Divide the rows of an array into parts of at most ``most`` bytes, but at least one row.
+def row_chunks(x: np.ndarray, most: int | None = None) -> Iterator[slice]:
+    """Divide the rows of an array into parts of at most ``most`` bytes (by default ``PART_BYTES``), but at least one row.
 
     What was read of a mapped file is let go after each part, so that the memory in use does not grow with the file.
     """
+    most = PART_BYTES if most is None else most
     size = max(1, most // max(1, x.nbytes // max(1, len(x))))
     for start in range(0, len(x), size):
         yield slice(start, start + size)
