@@ -158,7 +158,7 @@ def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]
 
 
 def row_chunks(x: np.ndarray, most: int | None = None) -> Iterator[slice]:
-    """Divide the rows of an array into parts of at most ``most`` bytes (by default ``PART_BYTES``), but at least one row.
+    """Divide rows into parts of at most ``most`` bytes (by default ``PART_BYTES``), but of at least one row.
 
     What was read of a mapped file is let go after each part, so that the memory in use does not grow with the file.
     """
