@@ -70,6 +70,7 @@ def test_an_imported_run_says_which_examples_it_assumes_to_be_trained_on(picture
 
 
 def test_children_of_lightlys_own_resnet_have_no_relu_after_the_stem(pictures: Path, tmp_path: Path):
+    pytest.importorskip("lightly", reason="lightly is not installed")
     from lightly.models.modules.heads import SimCLRProjectionHead
     from lightly.models.resnet import ResNetGenerator
 

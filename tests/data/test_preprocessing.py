@@ -58,7 +58,10 @@ def test_timm(pictures: Path, tmp_path: Path, changed: dict[str, Any]) -> None:
     cfg = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.25,) * 3, "crop_pct": 0.875, **changed}
     stated = find_stated({"config.json": {"pretrained_cfg": cfg}})
     assert stated is not None and stated.pixels is not None
-    theirs = their_pixels(pictures, create_transform(**resolve_data_config(pretrained_cfg=cfg)))
+    transform = create_transform(**resolve_data_config(pretrained_cfg=cfg))
+    if "interpolation" not in changed and "interpolation=bilinear" in str(transform):
+        pytest.skip("timm before 1.0.30 took bilinear for pictures that are not square, whatever was stated")
+    theirs = their_pixels(pictures, transform)
     ours = normalized(pixels(pictures, tmp_path, stated.pixels.as_settings()), stated.mean, stated.std)
     assert np.abs(ours - theirs).max() < 1e-5
 

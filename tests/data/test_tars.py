@@ -314,6 +314,7 @@ def test_rewrite_on_the_command_line(efface, tmp_path, encoded):
 
 
 def test_the_same_weights_from_folder_and_tars(tmp_path):
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     from efface.runs.train import pretrain_run
 
     encoded = shards.draw(48, side=70)
@@ -336,6 +337,7 @@ def test_the_same_weights_from_folder_and_tars(tmp_path):
 
 
 def test_shards_are_listed_with_the_unlearned_run_until_they_are_rewritten(tmp_path):
+    pytest.importorskip("sqlalchemy", reason="the extra desk is not installed")
     from efface.desk.run_erasure import erase_run
     from efface.runs.train import pretrain_run, unlearn_run
 

@@ -55,6 +55,7 @@ def test_cross_entropy_distance_equals_the_reference_and_is_zero_on_itself():
 
 
 def test_simclr_equals_the_reference_and_lightly():
+    pytest.importorskip("lightly", reason="lightly is not installed")
     from lightly.loss import NTXentLoss
 
     model, batch = model_of("simclr"), batch_of()
@@ -65,6 +66,7 @@ def test_simclr_equals_the_reference_and_lightly():
 
 
 def test_moco_equals_the_reference_and_lightly():
+    pytest.importorskip("lightly", reason="lightly is not installed")
     from lightly.loss import NTXentLoss
 
     model, batch = model_of("moco"), batch_of()
@@ -78,6 +80,7 @@ def test_moco_equals_the_reference_and_lightly():
 
 
 def test_byol_equals_the_reference_and_lightly():
+    pytest.importorskip("lightly", reason="lightly is not installed")
     from lightly.loss import NegativeCosineSimilarity
 
     model, batch = model_of("byol"), batch_of()
@@ -91,6 +94,7 @@ def test_byol_equals_the_reference_and_lightly():
 
 
 def test_simsiam_equals_the_reference_and_lightly():
+    pytest.importorskip("lightly", reason="lightly is not installed")
     from lightly.loss import NegativeCosineSimilarity
 
     model, batch = model_of("simsiam"), batch_of()
@@ -134,6 +138,7 @@ def test_vicreg_parts_equal_the_reference_where_some_dimensions_are_narrow_and_s
 
 @pytest.mark.parametrize("rows", [2, 12])
 def test_barlow_and_vicreg_have_the_published_loss_as_their_mean(rows):
+    pytest.importorskip("lightly", reason="lightly is not installed")
     from lightly.loss import BarlowTwinsLoss, VICRegLoss
 
     theirs = {"barlow": BarlowTwinsLoss(lambda_param=0.1), "vicreg": VICRegLoss()}
