@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -99,10 +99,24 @@ def run_bench_task(job: TaskJob) -> dict[str, Any]:
     torch.set_num_threads(1)
     make_folder(job.folder.parent)
     with hold_lock(job.folder.with_name(f"{job.folder.name}.task")):
-        outcome = read_outcome(job.folder) or _run(job)
+        outcome = read_outcome(job.folder)
+        if outcome is None:
+            _require_ended(job.oracles)
+            outcome = _run(job)
     if "error" in outcome:
         raise BenchTaskError(outcome)
     return outcome
+
+
+def _require_ended(oracles: Sequence[Path]) -> None:
+    """Raise unless each retrained model has an outcome, if only that it failed: a judgment without it would stay."""
+    for folder in oracles:
+        if read_outcome(folder) is None:
+            raise EffaceError(
+                f"The retrained model {folder.name} was not made.",
+                "Its task was interrupted, or the disk was full.",
+                "Run the same command again.",
+            )
 
 
 def _run(job: TaskJob) -> dict[str, Any]:
