@@ -13,18 +13,15 @@ from efface.unlearning.targets import MarginTargets
 from tests import tiny
 from tests.reference import margin_matching as margins_reference
 from tests.reference import reference_matching as reference
+from tests.unlearning import test_margin_matching as margin_matching
 
-CUTS = {"forget": (0, 12), "retain": (12, 60), "valid": (60, 80)}
 SPACES = ("backbone", "output")
 
 
 def world(name):
     """A teacher and a model of one shape, a batch each of F, R and V, and a target for each of F."""
-    x, y = tiny.images(96, seed=1)
-    parts = tiny.parts(x, y, CUTS, tiny.blurred)
-    rng = torch.Generator().manual_seed(2)
-    batches = [parts[part].batch(torch.arange(a, a + 5), rng) for part, (a, _) in CUTS.items()]
-    teacher, model = tiny.recipe(name).start(1).eval(), tiny.recipe(name).start(0).eval()
+    teacher, model, *batches = margin_matching.world(name)
+    rng = torch.Generator().manual_seed(3)
     drawn = {space: torch.randn(12, generator=rng) for space in SPACES}
     return teacher, model, *batches, MarginTargets(torch.arange(12), drawn, "0" * 64, 0.1)
 

@@ -44,7 +44,9 @@ def choose_chain(desk: Desk, values: list[str] | None) -> str | None:
         if path.suffix.lower() in (".yaml", ".yml") and path.is_file():
             files.append(path)
         elif ":" in value:
-            _allow_function(value)
+            from efface.training.networks.own_module import allow_own_module
+
+            allow_own_module(value)
         else:
             names.append(desk.model(value).name)
     for file in files:
@@ -69,12 +71,6 @@ def require_chain(desk: Desk, requests: list[str], name: str | None) -> None:
                 "One run changes one model.",
                 f"Leave out the other requests, or name its own model: --model {about}.",
             )
-
-
-def _allow_function(value: str) -> None:
-    from efface.training.networks.own_module import allow_own_module
-
-    allow_own_module(value)
 
 
 def _find_described(chains: list[ModelChain], file: Path) -> str:

@@ -284,9 +284,7 @@ def _start_from_run(start: Path, request: UnlearnRequest) -> tuple[DataAtHand, C
     """Data and checkpoint of a run folder, and the settings that a run made from it inherits."""
     run = open_run(start, request, judged=False)
     list(walk_back(run.stored, run.folders))  # a circle raises
-    checkpoint = run.checkpoint()
-    if request.micro_batch is not None:
-        checkpoint = checkpoint.in_parts(request.micro_batch)
+    checkpoint = run.checkpoint().in_parts(request.micro_batch)
     if request.data:
         return run.at_hand, checkpoint, stored_data(locate_data(run.request, request.data))
     return (
