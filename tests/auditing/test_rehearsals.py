@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from efface.auditing import signals
 from efface.auditing.criteria import Criteria
 from efface.auditing.pooled_placements import Placements, Rehearsal, pool_placements
 from efface.auditing.rehearsals import check_release, judge_rehearsals
@@ -78,6 +79,65 @@ def test_ignoring_what_requests_share_would_be_too_sure():
         half = 1.73 * pooled.sets.std(ddof=1) / np.sqrt(len(pooled.sets))
         missed += abs(pooled.value - 0.5) > half
     assert missed / 200 > 0.2
+
+
+def in_rounds(world: World, rounds: int, count: int, size: int) -> list[np.ndarray]:
+    """Sets that are disjoint within a round, and share examples between rounds."""
+    return [one for _ in range(rounds) for one in world.sets(count, size)]
+
+
+def shared_observations(world: World, sets: list[np.ndarray], common: float) -> list[Rehearsal]:
+    """Each set forgotten by a model of its own, where ``common`` is left of an example in every one of them."""
+    left = world.rng.normal(0, common, len(world.keys))
+    made = []
+    for number, one in enumerate(sets):
+        observed = world.observe(one, world.trained & ~one, model=f"r{number}")
+        for name in SIGNALS:
+            observed.arrays[f"forget/{signals.READY}{name}"] += left[np.flatnonzero(one)]
+        made.append(Rehearsal(observed))
+    return made
+
+
+def test_pooling_examples_that_are_in_several_sets_equals_its_slow_twin():
+    world = World.of(3, 60, 40)
+    sets = in_rounds(world, 3, 4, 12)
+    made = shared_observations(world, sets, 1.0)
+    pooled = pool_placements(made, SIGNALS[0])
+    given, names = [], []
+    for one in made:
+        unseen = one.observed.of("holdout", "keys").tolist(), one.scores("holdout", SIGNALS[0]).tolist()
+        given.append((one.scores("forget", SIGNALS[0]).tolist(), dict(zip(*unseen, strict=True))))
+        names.append(one.observed.of("forget", "keys").tolist())
+    value, error, freedom = slow.pooled(given, names)
+    assert pooled.repeated > 0
+    assert pooled.value == pytest.approx(value, abs=1e-12)
+    assert pooled._scale() == pytest.approx((error, freedom), rel=1e-9)
+
+
+@pytest.mark.parametrize("common", [0.0, 2.0])
+def test_the_interval_covers_the_truth_where_examples_are_in_several_sets(common):
+    """Planted: the same examples counted as new ones in every round. Then half of the intervals miss."""
+    inside = blind = 0
+    for seed in range(150):
+        world = World.of(seed, 120, 800)
+        world.difficulty[:] = world.rng.normal(0, 0.3, len(world.keys))
+        pooled = pool_placements(shared_observations(world, in_rounds(world, 4, 10, 12), common), SIGNALS[0])
+        _, low, high = pooled.interval(0.9)
+        inside += low <= 0.5 <= high
+        _, low, high = replace(pooled, repeated=0.0).interval(0.9)
+        blind += low <= 0.5 <= high
+    assert 0.83 <= inside / 150 <= 0.97
+    assert common == 0 or blind / 150 < 0.75
+
+
+def test_rounds_make_the_interval_narrower_where_placements_differ_between_models():
+    wide = {}
+    for rounds in (1, 4):
+        world = World.of(5, 200, 2000)
+        world.difficulty[:] = 0
+        _, low, high = pool_placements(rehearse(world, in_rounds(world, rounds, 10, 20)), SIGNALS[0]).interval(0.9)
+        wide[rounds] = high - low
+    assert wide[4] < 0.7 * wide[1]
 
 
 @pytest.mark.parametrize(("extra", "word"), [(0.0, "removed"), (1.0, "residue"), (-1.0, "over-forgotten")], ids=str)

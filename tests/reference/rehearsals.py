@@ -10,11 +10,14 @@ def placement(member: float, others: list[float]) -> float:
     return sum(1.0 if member > one else 0.5 if member == one else 0.0 for one in others) / len(others)
 
 
-def pooled(sets: list[tuple[list[float], dict[str, float]]]) -> tuple[float, float, float]:
+def pooled(
+    sets: list[tuple[list[float], dict[str, float]]], names: list[list[str]] | None = None
+) -> tuple[float, float, float]:
     """AUC, standard error and degrees of freedom.
 
     Args:
         sets: For each rehearsal the scores of its members, and those of its never-trained examples by key.
+        names: For each rehearsal the keys of its members; by default no example is in two of them.
 
     """
     sizes = [len(members) for members, _ in sets]
@@ -31,6 +34,18 @@ def pooled(sets: list[tuple[list[float], dict[str, float]]]) -> tuple[float, flo
         middle = sum(values) / len(values)
         return sum((one - middle) ** 2 for one in values) / (len(values) - 1) / len(values)
 
-    a, b = part(linear), part(shares)
-    freedom = (a + b) ** 2 / (a**2 / (len(linear) - 1) + b**2 / (len(shares) - 1))
-    return value, math.sqrt(a + b), freedom
+    a, b, c, repeated = part(linear), part(shares), 0.0, set[str]()
+    for s, (mine, unseen) in enumerate(sets):
+        for t, (others, also) in enumerate(sets):
+            for i, member in enumerate(mine):
+                for j, other in enumerate(others):
+                    if s != t and names is not None and names[s][i] == names[t][j]:
+                        apart = placement(member, list(unseen.values())) - value
+                        c += apart * (placement(other, list(also.values())) - value) / sum(sizes) ** 2
+                        repeated.add(names[s][i])
+    c = max(0.0, c)
+    below = a**2 / (len(linear) - 1) + b**2 / (len(shares) - 1)
+    if c:
+        first = (a + b) ** 2 / below
+        below = (a + b) ** 2 / first + c**2 / (len(repeated) - 1)
+    return value, math.sqrt(a + b + c), (a + b + c) ** 2 / below

@@ -217,7 +217,7 @@ def test_a_damaged_rehearsal_is_named(home, tmp_path, rehearsed):
         (["references", "RUN", "--bank", 4, "--unit", "group"], "no groups"),
         (["references", "RUN", "--bank", 4, "--epochs", "0%"], "--epochs cannot be"),
         (["references", "RUN", "--unit", "class"], "Add --bank"),
-        (["rehearse", "RUN", "--size", 40], "disjoint requests"),
+        (["rehearse", "RUN", "--size", 40], "requests of this kind fit into"),
         (["rehearse", "RUN", "--requests", 0], "--requests cannot be"),
         (["rehearse", "original"], "asked to forget nothing"),
         (["rehearse", "again"], "a reference bank is its rehearsal"),

@@ -1,7 +1,13 @@
-"""Rehearsed requests placed together among never-trained examples: the pooled AUC and its interval."""
+"""Rehearsed requests placed together among never-trained examples: the pooled AUC and its interval.
+
+The error has three parts: requests (their examples share a model), examples that are in several requests (their
+placements are alike), and never-trained examples (all requests share them). The first two are the clustered variance by
+request and by example, less that of the single placements, which both count (Cameron, Gelbach and Miller 2011).
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,6 +40,10 @@ class Placements:
     """A weighted value for each set, float [S]; their mean is the AUC."""
     others: np.ndarray
     """Share of members above each never-trained example, averaged over the sets, float [n]."""
+    repeated: float = 0.0
+    """Variance that the pooled AUC has more because examples are in several sets; 0 if none is."""
+    examples: int = 2
+    """Number of examples that are in several sets, at least 2."""
 
     @property
     def value(self) -> float:
@@ -42,7 +52,10 @@ class Placements:
 
     def _scale(self) -> tuple[float, float]:
         error, freedom = stats.welch(self.sets, self.others)
-        return error, freedom
+        if not error or not self.repeated:
+            return error, freedom
+        total = error**2 + self.repeated
+        return math.sqrt(total), total**2 / (error**4 / freedom + self.repeated**2 / (self.examples - 1))
 
     def interval(self, level: float) -> tuple[float, float, float]:
         """The pooled AUC and its two-sided interval: ``(value, low, high)``."""
@@ -77,18 +90,27 @@ def pool_placements(
     means, sizes = np.zeros(len(rehearsals)), np.zeros(len(rehearsals))
     total: dict[str, float] = {}
     weight: dict[str, float] = {}
+    placed: dict[str, list[float]] = {}
     for number, one in enumerate(rehearsals):
         members, unseen = one.scores(part, signal), one.scores(other, signal)
         below, above = stats.placements(members, unseen)
         means[number], sizes[number] = below.mean(), len(below)
-        keys = one.observed.of(other, "keys")[signals.scored_rows(one.observed, other, signal)]
-        for key, share in zip(keys.tolist(), above.tolist(), strict=True):
+        for key, place in zip(_scored_keys(one, part, signal), below.tolist(), strict=True):
+            placed.setdefault(key, []).append(place)
+        for key, share in zip(_scored_keys(one, other, signal), above.tolist(), strict=True):
             total[key] = total.get(key, 0.0) + share * len(below)
             weight[key] = weight.get(key, 0.0) + len(below)
     pooled = float((means * sizes).sum() / sizes.sum())
     # The pooled value is a ratio of sums; these are its linearized contributions.
     sets = pooled + sizes / sizes.mean() * (means - pooled)
-    return Placements(sets, np.array([total[key] / weight[key] for key in total]))
+    several = [np.array(places) - pooled for places in placed.values() if len(places) > 1]
+    more = sum(float(apart.sum() ** 2 - (apart**2).sum()) for apart in several) / sizes.sum() ** 2
+    shares = np.array([total[key] / weight[key] for key in total])
+    return Placements(sets, shares, max(0.0, more), max(2, len(several)))
+
+
+def _scored_keys(one: Rehearsal, part: str, signal: str) -> list[str]:
+    return one.observed.of(part, "keys")[signals.scored_rows(one.observed, part, signal)].tolist()
 
 
 def all_have_signal(rehearsals: Sequence[Rehearsal], name: str, part: str) -> bool:

@@ -1,7 +1,7 @@
 """Rehearsals: judge the procedure on many requests like the real one, where one request alone is too small to decide.
 
-The same method with the same settings forgets S disjoint sets of retained examples, each from the same original and
-each of the size and kind of the real request. Every set is placed among never-trained examples under the model that
+The same method with the same settings forgets S sets of retained examples, each from the same original and each of the
+size and kind of the real request. Every set is placed among never-trained examples under the model that
 was to forget it:
 
     A_s  =  mean over the examples x of set s of P(score of x > score of a never-trained example), ties by half
@@ -9,7 +9,8 @@ was to forget it:
 
 The examples of one set share a model, and all sets share the never-trained examples, so the error of A has two parts:
 the variance of A_s over the sets, and the variance over never-trained examples of the share of members above them,
-averaged over the sets. Their sum, with the degrees of freedom of Welch and Satterthwaite, gives the interval on the
+averaged over the sets. Examples that are in several sets add a third (:mod:`efface.auditing.pooled_placements`). Their
+sum, with the degrees of freedom of Welch and Satterthwaite, gives the interval on the
 logit scale. The tests are those of a direct verdict: equivalence within 0.5 ± delta, power in the original, controls.
 
 The real request is checked to be like its rehearsals: the mean placement of its examples, and of the retained ones,
@@ -82,7 +83,7 @@ class RehearsedVerdict:
     word: PooledWord
     requests: int
     examples: int
-    """Examples of all rehearsals together."""
+    """Different examples in all rehearsals together."""
     signals: tuple[PooledSignal, ...]
     controls: tuple[Control, ...] = ()
     release: tuple[ReleaseCheck, ...] = ()
@@ -127,7 +128,7 @@ def judge_rehearsals(
             "Rehearse more requests: `efface rehearse RUN --requests 40`.",
         )
     judged = _judge_signals(rehearsals, before, names, delta, alpha)
-    examples = sum(one.observed.count("forget") for one in rehearsals)
+    examples = len(set[str]().union(*(one.observed.of("forget", "keys").tolist() for one in rehearsals)))
     checked = make_rehearsal_controls(
         rehearsals,
         before,

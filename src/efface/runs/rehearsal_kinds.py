@@ -1,4 +1,4 @@
-"""What kind of request is rehearsed, and the disjoint sets of retained examples that stand for it. NumPy only."""
+"""What kind of request is rehearsed, and the sets of retained examples that stand for it. NumPy only."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from efface.data.split import Split
 from efface.errors import EffaceError
 
 KINDS = ("random", "group", "class")
+ROUNDS = 4
+"""How often an example is rehearsed at most, each time with other ones, where the retained do not hold more sets."""
+FEWEST_APART = 3
+"""Disjoint sets that the retained must hold at least to be rehearsed again: else each is a large part of them."""
 LIKE = 2.0
 """A group or class stands for another one if neither is more than so many times as large."""
 
@@ -30,7 +34,10 @@ def size_class(size: int) -> int:
 
 
 def draw_sets(data: Data, base: Split, kind: str, size: int, count: int, seed: int) -> list[np.ndarray]:
-    """Draw disjoint sets of retained examples, each like a request; fewer if there are not so many.
+    """Draw sets of retained examples, each like a request; fewer if there are not so many.
+
+    Random sets are disjoint as long as the retained examples last; then each of them comes again, with other ones. Whole
+    groups and classes come once.
 
     Args:
         data: The data set.
@@ -49,9 +56,15 @@ def draw_sets(data: Data, base: Split, kind: str, size: int, count: int, seed: i
     """
     rows = base.retain
     if kind == "random":
-        order = rows[np.argsort(np.array([_number(str(key), seed) for key in data.keys[rows]], dtype=np.uint64))]
-        most = min(count, len(rows) // max(1, size))
-        return [np.sort(order[number * size : (number + 1) * size]) for number in range(most)]
+        each = len(rows) // max(1, size)
+        drawn: list[np.ndarray] = []
+        for again in range(ROUNDS if each >= FEWEST_APART else min(each, 1)):
+            texts = [f"{key}\0{again}" if again else str(key) for key in data.keys[rows]]
+            order = rows[np.argsort(np.array([_number(text, seed) for text in texts], dtype=np.uint64))]
+            drawn += [np.sort(order[number * size : (number + 1) * size]) for number in range(each)]
+            if len(drawn) >= count:
+                break
+        return drawn[:count]
     names = data.group if kind == "group" else None if data.y is None else data.y.astype(str)
     if names is None:
         raise EffaceError(f"The data has no {kind} to rehearse.", remedy="Use --like random.")

@@ -170,14 +170,14 @@ def plan_rehearsals(
     Args:
         run: The unlearned run folder.
         home: Folder of the rehearsals; by default beside the original, by what is rehearsed.
-        requests: How many; fewer if the data does not hold so many disjoint ones.
+        requests: How many; fewer if the data does not hold so many different ones.
         kind: ``random``, ``group`` or ``class``; by default that of the run's request.
         size: Examples per rehearsed request; by default as many as the run's request has.
         watch: How to observe; must be that of the audit.
         checks: Where the data are now, and which differences are accepted.
 
     Raises:
-        EffaceError: The run was made by an exact method, or too few disjoint requests of this kind can be drawn.
+        EffaceError: The run was made by an exact method, or too few requests of this kind can be drawn.
 
     """
     subject = open_run(run, checks, judged=False)
@@ -190,7 +190,7 @@ def plan_rehearsals(
     largest = draw_sets(subject.data, base, found_kind, asked, requests, int(subject.request["seed"]))
     if len(largest) < FEWEST_REHEARSALS:
         raise EffaceError(
-            f"Only {len(largest)} disjoint requests of this kind fit into the {len(base.retain)} retained examples.",
+            f"Only {len(largest)} requests of this kind fit into the {len(base.retain)} retained examples.",
             f"A procedure is judged by at least {FEWEST_REHEARSALS} rehearsals.",
             "Rehearse smaller requests (--size), or single examples (--like random).",
         )
@@ -365,7 +365,7 @@ def make_rehearsal(home: Path, name: str, device: str = "auto") -> Path:
         sets = draw_sets(data, base, plan.kind, plan.size, plan.requests, plan.seed)
         original = _load_original(plan, data)
         if name == BEFORE:
-            split = _split_of(base, data, np.concatenate(sets), plan)
+            split = _split_of(base, data, np.unique(np.concatenate(sets)), plan)
             observed = _observe(plan, original, data, split, device)
         else:
             number = int(name.rsplit("-", 1)[1])
