@@ -280,15 +280,23 @@ def override(values: Mapping[str, Any], settings: Iterable[str]) -> dict[str, An
 
 def describe_fields(cls: type) -> list[tuple[str, str, str, str]]:
     """Describe each field of a dataclass as (name, type, default, the docstring below it)."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     texts: dict[str, str] = {}
-    body = tree.body if isinstance(tree, ast.ClassDef) else []
-    for node, below in pairwise(body):
-        if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
-            continue
-        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
-            texts[node.target.id] = " ".join(str(below.value.value).split())
+    for parent in reversed(cls.__mro__):
+        if "__dataclass_fields__" in vars(parent):
+            texts |= _field_texts(parent)
     return [(f.name, describe_type(str(f.type)), _format_default(f), texts.get(f.name, "")) for f in fields(cls)]
+
+
+def _field_texts(cls: type) -> dict[str, str]:
+    """The docstrings below the fields that a class defines itself, by field."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    body = tree.body if isinstance(tree, ast.ClassDef) else []
+    return {
+        node.target.id: " ".join(str(below.value.value).split())
+        for node, below in pairwise(body)
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+    }
 
 
 def convert_setting(kind: Any, value: Any, name: str) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from efface.auditing import controls
-from efface.auditing.controls import Control, strictest
+from efface.auditing.controls import Control, strictest, words_if_moved
 from efface.auditing.criteria import Criteria
 from efface.auditing.evidence import Evidence
 from efface.auditing.verdict import judge, judge_signals
@@ -17,6 +17,15 @@ from tests.worlds import World, with_arrays
 
 LARGE: dict[str, Any] = {"forget": 1500, "retain": 300, "holdout": 2000, "test": 500, "hardness": 0.3}
 MATCHED = {"random": False, "matched": "class"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """What a control reads of a judged signal."""
+
+    signal: str
+    value: float
+    word: str
 
 
 def named(verdict) -> dict[str, Control]:
@@ -158,3 +167,19 @@ def test_the_whole_pool_is_sampled_as_the_spare_was():
     assert judge_signals(Evidence(observed, observed), ("backbone.margin",), Criteria())
     rows = controls._first(observed, "holdout", np.arange(90), 30)
     assert (rows == controls._first(observed, "holdout", np.arange(90)[::-1], 30)).all(), "by key, not by place"
+
+
+@pytest.mark.parametrize(
+    ("moved", "word", "expected"),
+    [(0.009, "inconclusive", {"removed"}), (0.011, "inconclusive", {"inconclusive"}), (0.009, "residue", {"residue"})],
+)
+def test_statistics_that_move_nothing_hide_nothing(moved, word, expected):
+    """An interval that reaches past its bound by a hair is no sign of a hidden leak; a leak is one however small."""
+    plain = [Judged("a", 0.52, "removed"), Judged("b", 0.5, "removed")]
+    renewed = [Judged("a", 0.52 + moved, word), Judged("b", 0.5, "removed")]
+    assert words_if_moved(plain, renewed) == expected | {"removed"}
+
+
+def test_what_was_undecided_before_stays_so_with_new_statistics():
+    assert words_if_moved([Judged("a", 0.53, "inconclusive")], [Judged("a", 0.53, "inconclusive")]) == {"inconclusive"}
+    assert words_if_moved([], [Judged("a", 0.5, "inconclusive")]) == {"inconclusive"}

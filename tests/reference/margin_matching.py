@@ -41,13 +41,20 @@ def running(values, memory):
     return sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
 
 
-def loss(task, spaces, weights, hold, penalty="square"):
-    """The whole loss from ``(f, r, v, r0, v0)`` of every space, and the task's value."""
+def pulled(values, memory, rate):
+    """The square of the running mean with its multiplier after the last of the values, and the slope by that value."""
+    multiplier = sum(rate * running(values[: last + 1], memory) for last in range(len(values)))
+    mean = running(values, memory)
+    return (mean + multiplier) ** 2 - multiplier**2, 2 * (mean + multiplier)
+
+
+def loss(task, spaces, weights, hold, penalty="square", rate=0.0):
+    """The whole loss of a first step from ``(f, r, v, r0, v0)`` of every space, and the task's value."""
     total = task
     for (f, r, v, r0, v0), weight in zip(spaces, weights, strict=True):
         mean = sum(v0) / len(v0)
         spread = math.sqrt(sum((s - mean) ** 2 for s in v0) / (len(v0) - 1))
         apart = gap(f, v) / spread
-        total += weight * (apart**2 if penalty == "square" else max(0.0, apart))
+        total += weight * (pulled([apart], 0.0, rate)[0] if penalty == "square" else max(0.0, apart))
         total += hold * sum(max(0.0, (a - b) / spread) ** 2 for a, b in zip(r0, r, strict=True)) / len(r)
     return total

@@ -1,4 +1,4 @@
-"""Reference matching in loops and float64: errors against own targets, hold on the retained."""
+"""Reference matching in loops and float64: errors against own targets, their multiplier, hold on the retained."""
 
 import math
 
@@ -29,19 +29,32 @@ def means(steps, memory):
     return {i: running(found, memory) for i, found in seen.items()}
 
 
-def space_loss(f, v, v0, ids, targets, earlier, memory):
-    """Mean square of the running means of the batch's examples; ``earlier``: the steps before, as pairs."""
+def level(steps, memory, rate):
+    """Running mean of the mean error of each step after the last one, and the multiplier then."""
+    averages, multiplier = [sum(value for _, value in step) / len(step) for step in steps], 0.0
+    for last in range(len(averages)):
+        multiplier += rate * running(averages[: last + 1], memory)
+    return running(averages, memory), multiplier
+
+
+def space_loss(f, v, v0, ids, targets, earlier, memory, rate, alpha):
+    """The penalty of the batch's examples in one space; ``earlier``: the steps before, as pairs."""
     now = list(zip(ids, errors(f, v, ids, targets, spread(v0)), strict=True))
-    after = means([*earlier, now], memory)
-    return sum(after[i] ** 2 for i in ids) / len(ids)
+    mean, multiplier = level([*earlier, now], memory, rate)
+    own = means([*earlier, now], memory)
+    middle = sum(own[i] for i in ids) / len(ids)
+    apart = sum((own[i] - middle) ** 2 for i in ids) / len(ids)
+    return (mean + multiplier) ** 2 - multiplier**2 + alpha * apart
 
 
-def slopes(f, r, v, v0, ids, targets, earlier, memory):
-    """Derivative of the space's loss by each of F's and of R's margins, as the equation's second line defines it."""
+def slopes(f, r, v, v0, ids, targets, earlier, memory, rate, alpha):
+    """Derivative of the space's loss by each of F's and of R's margins, as the equation's third line defines it."""
     sigma = spread(v0)
     now = list(zip(ids, errors(f, v, ids, targets, sigma), strict=True))
-    after = means([*earlier, now], memory)
-    of_f = [2 * after[i] / sigma / len(ids) for i in ids]
+    mean, multiplier = level([*earlier, now], memory, rate)
+    own = means([*earlier, now], memory)
+    middle = sum(own[i] for i in ids) / len(ids)
+    of_f = [2 * (mean + multiplier + alpha * (own[i] - middle)) / sigma / len(ids) for i in ids]
     return of_f, [-sum(of_f) / len(r)] * len(r)
 
 

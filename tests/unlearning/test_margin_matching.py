@@ -18,8 +18,8 @@ from efface.unlearning.margins import (
     contrastive_margin,
     label_margin,
     margin_gap,
-    repeat_to,
 )
+from efface.unlearning.matching import MatchedMargins, repeat_to
 from efface.unlearning.methods import MarginMatching
 from tests import tiny
 from tests.reference import margin_matching as reference
@@ -41,12 +41,7 @@ def terms_of(method, teacher, model, forgotten, retained, unseen):
     """The terms of a first step."""
     with torch.no_grad():
         known = Embeddings.of(teacher, unseen)
-    return method.terms(teacher, model, forgotten, retained, unseen, known, fresh_gaps())
-
-
-def fresh_gaps():
-    """Running means of gaps, before the first step."""
-    return {space: RunningMean(0.9) for space in ("backbone", "output")}
+    return method.terms(teacher, model, forgotten, retained, unseen, known, method.distances(None))
 
 
 def test_agreement_matches_the_reference_implementation_and_leaves_an_example_out_of_its_own_bank():
@@ -68,7 +63,7 @@ def test_a_label_s_margin_matches_the_reference_implementation_and_stays_finite(
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
 def test_the_loss_matches_the_reference_implementation(name, penalty):
     teacher, model, forgotten, retained, unseen = world(name)
-    method = MarginMatching(backbone=2.0, output=3.0, hold=0.7, penalty=penalty)
+    method = MarginMatching(backbone=2.0, output=3.0, hold=0.7, penalty=penalty, multiplier=0.3)
     found = terms_of(method, teacher, model, forgotten, retained, unseen)
     spaces = []
     now = {k: v.detach() for k, v in compute_margins(model, forgotten + retained + unseen, 5, method.tau).items()}
@@ -77,7 +72,7 @@ def test_the_loss_matches_the_reference_implementation(name, penalty):
         f, r, v = (part.tolist() for part in now[space].split(5))
         r0, v0 = (part.tolist() for part in before[space].split(5))
         spaces.append((f, r, v, r0, v0))
-    expected = reference.loss(0.0, spaces, (2.0, 3.0), 0.7, penalty.value)
+    expected = reference.loss(0.0, spaces, (2.0, 3.0), 0.7, penalty.value, 0.3)
     assert float(sum(found.values()).detach()) == pytest.approx(expected, rel=1e-4)
     assert set(found) == {"backbone", "output", "hold"}
 
@@ -103,6 +98,26 @@ def test_a_gap_s_running_mean_matches_the_reference_implementation_and_decides_t
             hinge = penalty is GapPenalty.HINGE
             assert float(found.detach()) == pytest.approx(max(0.0, mean) if hinge else mean**2)
             assert float(slope) == pytest.approx((2.0 if mean > 0 else 0.0) if hinge else 4 * mean)
+
+
+def test_a_gap_s_multiplier_matches_the_reference_implementation():
+    values, running = [0.5, -0.2, -0.9, 0.3, -0.4, 0.8], RunningMean(0.7, 0.25)
+    for step, value in enumerate(values):
+        now = torch.tensor(value, dtype=torch.float64, requires_grad=True)
+        found = running.update(now, GapPenalty.SQUARE)
+        (slope,) = torch.autograd.grad(found, now)
+        expected = reference.pulled(values[: step + 1], 0.7, 0.25)
+        assert (float(found.detach()), float(slope)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("rate", "least", "most"), [(0.0, 0.2, 0.4), (0.1, -0.02, 0.02)])
+def test_the_multiplier_leaves_nothing_of_a_gap_that_the_square_alone_leaves(rate, least, most):
+    """Planted: something that pulls back to a gap of 1, as the task and the hold do."""
+    running, gap = RunningMean(0.8, rate), torch.ones((), dtype=torch.float64, requires_grad=True)
+    for _ in range(300):
+        (slope,) = torch.autograd.grad(2 * running.update(gap, GapPenalty.SQUARE) + (gap - 1) ** 2, gap)
+        gap = (gap - 0.05 * slope).detach().requires_grad_()
+    assert least < float(gap.detach()) < most
 
 
 def test_the_square_draws_a_gap_below_zero_up_again_and_the_hinge_does_not():
@@ -181,13 +196,13 @@ def test_it_brings_the_gap_of_overfitted_examples_down_and_keeps_that_of_the_ret
 
 def record_rows(monkeypatch):
     """Ids of F, R and V of every step."""
-    seen, whole = [], MarginMatching.terms
+    seen, whole = [], MatchedMargins.terms
 
     def terms(self, teacher, model, forgotten, retained, unseen, known, gaps):
         seen.append([batch.ids.tolist() for batch in (forgotten, retained, unseen)])
         return whole(self, teacher, model, forgotten, retained, unseen, known, gaps)
 
-    monkeypatch.setattr(MarginMatching, "terms", terms)
+    monkeypatch.setattr(MatchedMargins, "terms", terms)
     return seen
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from efface import stats
 from efface.auditing import signals
-from efface.auditing.controls import FEWEST, RENEWED_PREFIX, Control
+from efface.auditing.controls import FEWEST, RENEWED_PREFIX, Control, words_if_moved
 from efface.auditing.observations import Observations
 from efface.auditing.pooled_placements import Rehearsal, all_have_signal, pool_placements
 
@@ -127,7 +127,7 @@ def _check_statistics(
     usable = [name for name in names if all_have_signal(renewed, name, "holdout")]
     found = judged(renewed, usable)
     shown = "; ".join(f"{one.signal}: AUC {one.value:.3f}" for one in found)
-    words = {one.word for one in found}
+    words = words_if_moved(judged(rehearsals, usable), found)
     if words == {"removed"}:
         return Control(
             "statistics", "passed", "residue", f"the same with BatchNorm statistics estimated anew ({shown})"

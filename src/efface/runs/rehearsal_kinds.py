@@ -36,8 +36,8 @@ def size_class(size: int) -> int:
 def draw_sets(data: Data, base: Split, kind: str, size: int, count: int, seed: int) -> list[np.ndarray]:
     """Draw sets of retained examples, each like a request; fewer if there are not so many.
 
-    Random sets are disjoint as long as the retained examples last; then each of them comes again, with other ones. Whole
-    groups and classes come once.
+    Random sets are disjoint as long as the retained examples last; then each of them comes again, with other ones.
+    Whole groups and classes come once.
 
     Args:
         data: The data set.

@@ -10,7 +10,6 @@ and a bank of their own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -78,31 +77,6 @@ def compute_margins(model: Model, batch: Batch, bank: int, tau: float) -> dict[s
     return Embeddings.of(model, batch).margins(bank, tau)
 
 
-def compute_margins_beside(
-    model: Model, batch: Batch, unseen: Batch, tau: float
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Margins of a batch and of unseen examples, with the unseen ones as a bank that has no gradient.
-
-    Args:
-        model: The model whose margins are measured.
-        batch: The examples whose margins are wanted with their gradient.
-        unseen: The bank, at least 2 examples.
-        tau: Temperature τ in spaces of embeddings.
-
-    Returns:
-        Margins [B] of ``batch`` and [V] of ``unseen``, by space; those of ``unseen`` have no gradient.
-
-    """
-    embedded = Embeddings.of(model, batch)
-    with torch.no_grad():
-        bank = Embeddings.of(model, unseen)
-    margins, size = (embedded + bank).margins(len(unseen), tau), len(batch)
-    return (
-        {space: values[:size] for space, values in margins.items()},
-        {space: values[size:].detach() for space, values in margins.items()},
-    )
-
-
 def contrastive_margin(first: Tensor, second: Tensor, bank: int, tau: float) -> Tensor:
     """Margin of each example, [B], from the embeddings of two views, [B, d] each; the last ``bank`` rows are B."""
     a, b, count = normalize_rows(first), normalize_rows(second), len(first)
@@ -139,11 +113,18 @@ class GapPenalty(StrEnum):
 
 @dataclass
 class RunningMean:
-    """Exponential running mean of the values of each step, with bias correction."""
+    """Exponential running mean of the values of each step, with bias correction, and a multiplier of it.
+
+    A square is at rest where its pull equals what pulls against it, and so leaves a part of the value. The multiplier
+    grows by a share of what is left in each step until nothing is: the method of multipliers (Hestenes 1969).
+    """
 
     memory: float
+    rate: float = 0.0
+    """Share of the mean that each step adds to the multiplier; 0: the square alone."""
     total: Tensor | float = 0.0
     mass: float = 0.0
+    multiplier: Tensor | float = 0.0
 
     def update(self, now: Tensor, penalty: GapPenalty) -> Tensor:
         """Add ``now``, and return the penalty of the running mean: its value, with the gradient through ``now``."""
@@ -153,17 +134,9 @@ class RunningMean:
         mean = self.total / self.mass
         if penalty is GapPenalty.HINGE:
             return mean.relu() + (mean > 0) * (now - value)
-        return mean.square() + 2 * mean * (now - value)
-
-
-def repeat_to(batches: Iterator[Batch], rows: int) -> Batch:
-    """The next batch; where it has fewer than ``rows``, with the next ones after it, cut to so many."""
-    found = next(batches)
-    if len(found) >= rows:
-        return found
-    while len(found) < rows:
-        found = found + next(batches)
-    return found.rows(0, rows)
+        self.multiplier = self.multiplier + self.rate * mean
+        pull = mean + self.multiplier
+        return pull**2 - self.multiplier**2 + 2 * pull * (now - value)
 
 
 def margin_gap(f: Tensor, r: Tensor, v: Tensor) -> Tensor:

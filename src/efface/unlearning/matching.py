@@ -1,0 +1,177 @@
+"""What methods that match margins share: their settings, the rows of a step, the hold, and how many steps they take.
+
+A subclass says how far the margins of forgotten examples are from where they should be (:class:`Distance`). The step
+has one batch of R for the task, whose rows also show the margins of the retained, and rows of F and V.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from efface.config import Settings
+from efface.errors import EffaceError
+from efface.schema import Count, Decay, NotNegative, PairCount, Positive
+from efface.training.batch import Batch, LossTerms
+from efface.training.loop import Run, frozen_copy, train_steps
+from efface.training.model import Model
+from efface.training.optim import Optim, OptimizerType
+from efface.unlearning.margins import BACKBONE, OUTPUT, Embeddings, compute_margins
+from efface.unlearning.protocol import MethodInputs
+
+LEAST_STEPS, EXAMPLES_PER_STEP = 24, 8
+"""Default number of steps: the first, and one more for so many forgotten examples."""
+MOST_STEPS, LONG_TRAINING = 160, 2000
+"""Most steps of these methods by default, up to a tenth of the original's, where those were fewer than the second."""
+LARGEST_BATCH = 48
+"""Retained examples per step at most, by default: the task only keeps the encoder in place."""
+
+
+class Distance(Protocol):
+    """How far the margins of forgotten examples are from where they should be, in one space."""
+
+    def penalize(self, ids: Tensor, f: Tensor, r: Tensor, v: Tensor, spread: Tensor) -> Tensor:
+        """Add this step to the running means, and return the penalty, a scalar.
+
+        Args:
+            ids: Positions in the data of the rows of F, int64 [F].
+            f: Their margins, [F].
+            r: Margins of rows of R, [R]: the direction of the gradient is away from theirs.
+            v: Margins of rows of V, [V]; they have no gradient here.
+            spread: σ, the standard deviation of V's margins under the checkpoint as received.
+
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchedMargins(Settings):
+    """Settings of a method that matches margins, and its step."""
+
+    exact: ClassVar[bool] = False
+    backbone: NotNegative = 2.0
+    """Weight of the distance in the backbone's features; 0 leaves it out."""
+    output: NotNegative = 3.0
+    """Weight of the distance in the projector's embeddings or the logits; 0 leaves it out."""
+    hold: NotNegative = 1.0
+    """Weight of keeping retained examples' margins from falling below their values under θ₀."""
+    memory: Decay = 0.8
+    """Share of earlier steps in the running mean of a distance; 0: each step uses its own batch alone."""
+    tau: Positive = 0.1
+    """Temperature τ of the margins in spaces of embeddings."""
+    steps: Count | None = None
+    """Optimizer steps; by default 24 and one for every 8 of F, but a twentieth of retraining's (of few: a tenth)."""
+    epochs: Count | None = None
+    """In place of ``steps``: as many as so many passes over R take at the original's batch size."""
+    batch_size: Count | None = None
+    """Retained examples per step; by default the original's, at most 48."""
+    forget_batch_size: PairCount = 40
+    """Rows of F, of V and of R per step for the margins; a smaller F is repeated with other views."""
+    optim: Optim = field(default_factory=lambda: Optim(rule=OptimizerType.ADAMW, lr=4e-3, clip=5.0))
+    """Optimizer."""
+
+    def distances(self, inputs: MethodInputs) -> dict[str, Distance]:
+        """The distance in each space, before the first step."""
+        raise NotImplementedError
+
+    def repeats(self) -> bool:
+        """Whether a small F is repeated until a step has its rows."""
+        return True
+
+    def unlearn(self, model: Model, inputs: MethodInputs, run: Run) -> Model:
+        """Minimize L with a batch of R for the task and for its margins, and one each of F and V, per step."""
+        if len(inputs.valid) < 2:
+            raise EffaceError(
+                f"Methods that match margins compare with unseen examples, and `valid` has {len(inputs.valid)}.",
+                remedy="Set split.valid to at least 2 examples (better 500) when pretraining.",
+            )
+        size, many = self.batch_size or min(inputs.batch_size(None), LARGEST_BATCH), self.forget_batch_size
+        teacher, steps, known = frozen_copy(model), self._steps(inputs), dict[int, Embeddings]()
+        optimizer, distances = self.optim.build(model, steps), self.distances(inputs)
+        forget, order = inputs.forget.cycle(many, run.rng("forget")), run.rng("valid")
+        valid = inputs.valid.ids[torch.randperm(len(inputs.valid), generator=order)]
+        chunks = valid.tensor_split(max(1, len(valid) // many))
+
+        def terms(batch: Batch) -> LossTerms:
+            number = optimizer.taken % len(chunks)
+            unseen = inputs.valid.batch(chunks[number], run.rng("views", number))
+            if number not in known:
+                with torch.no_grad():
+                    known[number] = Embeddings.of(teacher, unseen)
+            f = repeat_to(forget, many if self.repeats() else 1)
+            output = model.objective.loss(model, batch)
+            matched = self.terms(teacher, model, f, batch.rows(0, many), unseen, known[number], distances)
+            losses = {"task": output.per_example.mean(), **matched}
+            return LossTerms(losses, output.carry, extra_examples=len(f) + len(unseen))
+
+        batches = inputs.retain.cycle(size, run.rng("retain"))
+        train_steps(model, islice(batches, steps), terms, optimizer, run)
+        return model
+
+    def terms(
+        self,
+        teacher: Model,
+        model: Model,
+        forgotten: Batch,
+        retained: Batch,
+        unseen: Batch,
+        known: Embeddings,
+        distances: Mapping[str, Distance],
+    ) -> dict[str, Tensor]:
+        """The weighted distance in each space, and ``hold``; terms of weight 0 are left out. Updates ``distances``.
+
+        Args:
+            teacher: θ₀.
+            model: θ.
+            forgotten: Rows of F.
+            retained: Rows of R.
+            unseen: Rows of V, the bank.
+            known: The embeddings of ``unseen`` under θ₀.
+            distances: The distance in each space.
+
+        """
+        weights = {BACKBONE: self.backbone, OUTPUT: self.output}
+        if not any(weights.values()):
+            return {}
+        now = compute_margins(model, forgotten + retained + unseen, len(unseen), self.tau)
+        with torch.no_grad():
+            before = (Embeddings.of(teacher, retained) + known).margins(len(unseen), self.tau)
+        terms, held = dict[str, Tensor](), list[Tensor]()
+        for space, weight in weights.items():
+            if not weight:
+                continue
+            f, r, v = now[space].split([len(forgotten), len(retained), len(unseen)])
+            r0, v0 = before[space].split([len(retained), len(unseen)])
+            spread = v0.std().clamp_min(1e-6)
+            terms[space] = weight * distances[space].penalize(forgotten.ids, f, r, v.detach(), spread)
+            held.append(((r0 - r).relu() / spread).square().mean())
+        return terms | ({"hold": self.hold * torch.stack(held).sum()} if self.hold else {})
+
+    def _steps(self, inputs: MethodInputs) -> int:
+        """As many as F needs; at most a twentieth of the original's, or a tenth of few."""
+        per_pass = inputs.retain.count_batches(inputs.batch_size(self.batch_size))
+        if self.epochs is not None:
+            return self.epochs * per_pass
+        if self.steps is not None:
+            return self.steps
+        wanted, recipe = LEAST_STEPS + len(inputs.forget) // EXAMPLES_PER_STEP, inputs.original_recipe
+        if recipe is None:
+            return wanted
+        original = recipe.epochs * per_pass
+        few = min(original // 10, MOST_STEPS) if original < LONG_TRAINING else 0
+        return max(1, min(wanted, max(original // 20, few)))
+
+
+def repeat_to(batches: Iterator[Batch], rows: int) -> Batch:
+    """The next batch; where it has fewer than ``rows``, with the next ones after it, cut to so many."""
+    found = next(batches)
+    if len(found) >= rows:
+        return found
+    while len(found) < rows:
+        found = found + next(batches)
+    return found.rows(0, rows)
