@@ -35,7 +35,7 @@ _VIEWS = {"crop": [0.6, 1.0], "flip": False, "brightness": 0.4, "contrast": 0.4,
 REGIMES: dict[str, dict[str, Any]] = {
     "digits": {
         "data": {"source": "digits"},
-        "split": {"train": 600, "valid": 200, "holdout": 700, "test": 297},
+        "split": {"train": 600, "valid": 300, "holdout": 750, "test": 147},
         "recipe": {
             "objective": {"name": "simclr", "temperature": 0.1, "dim": 64},
             "backbone": {"name": "resnet8", "width": 16, "stride": 1},
@@ -63,8 +63,8 @@ DEMO_METHODS = ("finetune", "margin_matching")
 """A method that leaves most of it, and one that does not."""
 DEMO_BANK = {"models": 8, "share": 0.5}
 """Models of the demo's reference bank, and their share of the original's epochs."""
-REHEARSED = {"finetune": 5, "margin_matching": 9}
-"""Rehearsed requests of each method: as many as there are sets of a tenth, fewer where the answer is plain."""
+REHEARSED = {"finetune": 5, "margin_matching": 27}
+"""Rehearsed requests of each method: each example three times, with other ones; fewer where the answer is plain."""
 DEMO_VIEWS = 5
 """Views per example in the demo's observations: half as many as usual, for its time."""
 DONE, DEMO_REQUEST = "demo.json", "demo.yaml"

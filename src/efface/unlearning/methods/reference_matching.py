@@ -46,9 +46,11 @@ class ReferenceMatching(MatchedMargins):
     """Reference matching: how strongly each space is matched, and how firmly retained examples are held."""
 
     needs: ClassVar[Needs] = Needs.FORGET | Needs.RETAIN | Needs.VALID | Needs.TARGETS
-    multiplier: NotNegative = 0.1
+    backbone: NotNegative = 3.0
+    """Weight of the distance in the backbone's features; 0 leaves it out."""
+    multiplier: NotNegative = 0.08
     """Share of the mean error that each step adds to the multiplier λ; 0: the square alone."""
-    individual: NotNegative = 0.3
+    individual: NotNegative = 0.1
     """Weight α of what is left of each example's own error, beside the mean of all; 0: only the mean is matched."""
 
     def distances(self, inputs: MethodInputs) -> dict[str, Distance]:
