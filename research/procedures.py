@@ -13,19 +13,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from benchmarks.machine import machine, write_json
 from research.paths import RESULTS
 
+from efface import config
 from efface.auditing import signals
 from efface.auditing.attacks.learned import attach_scores, fit_attack
 from efface.auditing.bank_file import load_bank
 from efface.auditing.observations import Observations
 from efface.auditing.pooled_placements import Rehearsal, pool_placements
 from efface.runs.rehearsals import RehearsalPlan
+from efface.unlearning.methods import METHODS
 
 SHOWN = ("margin", "alignment", "norm")
 app = typer.Typer(add_completion=False)
+
+
+def name_method(settings: dict[str, Any]) -> str:
+    """The method's name, and the settings in which it differs from its defaults."""
+    name = str(settings["name"])
+    usual = config.dump(METHODS[name]())
+    changed = [f"{key} {value:g}" for key, value in settings.items() if isinstance(value, float) and value != usual[key]]
+    return ", ".join([name, *changed])
 
 
 @app.command()
@@ -47,8 +58,9 @@ def main(
                 Rehearsal(observed if attack is None else attach_scores(attack, observed, references), references)
             )
         names = [f"{space}.{kind}" for space in made[0].observed.spaces for kind in SHOWN] + [signals.LEARNED]
-        row: dict[str, Any] = {"method": plan.method["name"], "kind": plan.describe_kind(), "requests": len(made)}
-        row["examples"] = sum(one.observed.count("forget") for one in made)
+        row: dict[str, Any] = {"method": name_method(plan.method), "kind": plan.describe_kind(), "requests": len(made)}
+        row["examples"] = len(set[str]().union(*(one.observed.of("forget", "keys").tolist() for one in made)))
+        row["seconds"] = round(float(np.median([one.observed.meta["cost"]["seconds"] for one in made])), 2)
         for name in names:
             if all(signals.has_signal(one.observed, "forget", name) for one in made):
                 row[name] = [round(value, 4) for value in pool_placements(made, name).interval(0.9)]
