@@ -35,7 +35,9 @@ def name_method(settings: dict[str, Any]) -> str:
     """The method's name, and the settings in which it differs from its defaults."""
     name = str(settings["name"])
     usual = config.dump(METHODS[name]())
-    changed = [f"{key} {value:g}" for key, value in settings.items() if isinstance(value, float) and value != usual[key]]
+    changed = [
+        f"{key} {value:g}" for key, value in settings.items() if isinstance(value, float) and value != usual[key]
+    ]
     return ", ".join([name, *changed])
 
 
