@@ -80,7 +80,7 @@ def partition(
 
 
 def partition_around_training(
-    data: Data, trained: str, *, valid: float = 0.1, holdout: float = 0.1, test: float = 0.1, seed: int = 0
+    data: Data, trained: str, *, valid: float = 0.1, holdout: float = 0.1, test: float | None = None, seed: int = 0
 ) -> Split:
     """Divide the data around what a checkpoint was already trained on; ``forget`` is empty.
 
@@ -89,7 +89,7 @@ def partition_around_training(
         trained: A selector of the training examples, as in :func:`select_forget_set`.
         valid: Size of ``valid``: a count, or a fraction of the examples that were not trained on.
         holdout: Size of ``holdout``.
-        test: Size of ``test``.
+        test: Size of ``test``; by default everything that the two leave.
         seed: Seed of the draw.
 
     Raises:
@@ -98,8 +98,11 @@ def partition_around_training(
     """
     seen = np.sort(resolve_selector(data, np.arange(len(data)), {}, trained, seed).positions)
     rest = np.setdiff1d(np.arange(len(data)), seen)
-    sizes = {"test": _count("test", test, len(rest)), "holdout": _count("holdout", holdout, len(rest))}
-    sizes |= {"valid": _count("valid", valid, len(rest))}
+    drawn = {"holdout": _count("holdout", holdout, len(rest)), "valid": _count("valid", valid, len(rest))}
+    if test is None:
+        sizes = {**drawn, "test": max(0, len(rest) - sum(drawn.values()))}
+    else:
+        sizes = {"test": _count("test", test, len(rest)), **drawn}
     if sum(sizes.values()) > len(rest):
         shown = ", ".join(f"{name} {size}" for name, size in sizes.items())
         raise EffaceError(
