@@ -163,7 +163,11 @@ def test_a_class_that_was_forgotten_as_a_whole_is_no_loss() -> None:
     model = tiny.recipe("cross_entropy").start(0)
     found = measure_task(model, data, split, torch.device("cpu"))
     others = np.concatenate([split.test, split.valid])
-    assert found is not None and len(found.hits[UNSEEN]) == int((data.y[others] != 0).sum()) < len(others)
+    assert (
+        found is not None
+        and data.y is not None
+        and len(found.hits[UNSEEN]) == int((data.y[others] != 0).sum()) < len(others)
+    )
     world = World(7, classifier=True, **LARGE)
     original = world.original(projector=False)
     gone, logits = original.of("retain", "labels") != 0, {}

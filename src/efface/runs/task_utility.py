@@ -2,8 +2,8 @@
 
 A classifier is measured by the accuracy of its head, an image-text model by how often a caption is among the ten most
 similar ones of its image, another encoder by the accuracy of its features' nearest neighbors. What was never trained on
-decides; the retained examples are named beside it. The holdout of the audit stays unseen: who chose the run that is best
-on it would make the examples that the forgotten ones are compared with look like training examples.
+decides; the retained examples are named beside it. The holdout of the audit is left alone: who chose the run that is
+best on it would make the examples that the forgotten ones are compared with look like training examples.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def measure_task(model: Model, data: Data, split: Split, device: torch.device) -
         device: Where the model runs.
 
     """
-    unseen = _never_trained(data, split)
+    unseen = select_unseen(data, split)
     unseen = unseen if len(unseen) > 1 else split.holdout
     rows = {RETAINED: _choose(data, split.retain, RETAINED), UNSEEN: _choose(data, unseen, UNSEEN)}
     rows = {name: found for name, found in rows.items() if len(found) > 1}
@@ -130,11 +130,15 @@ def _measure(model: Model, data: Data, rows: dict[str, np.ndarray]) -> TaskUtili
     return TaskUtility("Accuracy of its features' nearest neighbors", hits)
 
 
-def _never_trained(data: Data, split: Split) -> np.ndarray:
-    """Everything that was never trained on but the holdout, of the classes that are still trained on."""
+def select_unseen(data: Data, split: Split) -> np.ndarray:
+    """Everything that was never trained on but the holdout, of the classes that are still trained on.
+
+    Without what was asked to be forgotten, or was forgotten before the model came here, and is in no part.
+    """
     trained = np.concatenate([split.retain, split.forget, split.earlier, split.holdout, split.spare])
     found = np.setdiff1d(np.arange(len(data)), trained)
     gone = [key for keys in split.absent.values() for key in keys]  # another picture may have taken the name
+    gone += [str(key) for key in split.provenance.get("skipped", ())]
     found = found[~np.isin(data.keys[found], gone)] if gone else found
     return found if data.y is None else found[np.isin(data.y[found], data.y[split.retain])]
 
