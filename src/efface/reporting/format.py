@@ -9,7 +9,7 @@ from functools import cache, partial
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from efface import stats
 from efface.auditing.evidence import Finding
@@ -66,6 +66,14 @@ def format_duration(seconds: float) -> str:
     if seconds < 7200:
         return f"{seconds / 60:.1f} min"
     return f"{seconds / 3600:.1f} h"
+
+
+def mark_commands(text: str) -> Markup:
+    """Set what is between two backticks as code."""
+    parts = [escape(part) for part in text.split("`")]
+    if len(parts) % 2 == 0:
+        return escape(text)
+    return Markup("").join(Markup("<code>{}</code>").format(one) if n % 2 else one for n, one in enumerate(parts))
 
 
 def pairs_right(auc: float) -> str:
@@ -126,6 +134,7 @@ def template_environment(language: str = ENGLISH) -> Environment:
         "share": format_share,
         "local": catalog.number,
         "capital": capitalize_first,
+        "commands": mark_commands,
     }
     variables: dict[str, Any] = {
         "SYMBOLS": SYMBOLS,
