@@ -79,11 +79,13 @@ def test_a_loss_must_be_large_and_no_chance(share: float, test: int, lost: bool)
 def test_a_loss_of_more_than_two_points_is_in_the_headline(kind: str, part: str) -> None:
     """Whatever the own task is, and on whichever examples: it is said, although five points are allowed."""
     world = World(5, classifier=kind == "head", captioned=kind == "pairs", **LARGE)
-    original = world.model("original", dict.fromkeys(("forget", "retain", "test", "valid"), 1.0), projector=False)
+    original = world.model(
+        "original", dict.fromkeys(("forget", "retain", "test", "valid", "holdout"), 1.0), projector=False
+    )
     same = judge(Evidence(original, original))
     assert not same.utility_worse and "worse at its own task" not in same.sentence
     name, arrays = {"head": "logits", "pairs": "image", "neighbors": "features"}[kind], {}
-    for one in ("test", "valid") if part == "test" else (part,):
+    for one in ("test", "valid", "holdout") if part == "test" else (part,):
         changed = original.of(one, name).copy()
         rows = np.flatnonzero(np.arange(len(changed)) % (12 if kind == "pairs" else 25) == 0)[:-1]
         changed[rows] = changed[rows + 1]  # what the model makes of an example of another class
@@ -173,13 +175,13 @@ def test_a_class_that_was_forgotten_as_a_whole_is_no_loss() -> None:
     original = world.original(projector=False)
     gone, logits = original.of("retain", "labels") != 0, {}
     kept = {f"retain__{name}": original.of("retain", name)[gone] for name in ("labels", "logits", "keys", "features")}
-    for part in ("test", "valid"):
+    for part in ("test", "valid", "holdout"):
         logits[f"{part}__logits"] = original.of(part, "logits").copy()
         logits[f"{part}__logits"][:, 0] = -100
     before = with_arrays(original, **kept)
     changes = {one.part: one for one in compare_observed(before, with_arrays(before, **logits))}
     assert changes[UNSEEN].drop <= 0 and changes[UNSEEN].count == sum(
-        int((original.of(part, "labels") != 0).sum()) for part in ("test", "valid")
+        int((original.of(part, "labels") != 0).sum()) for part in ("test", "valid", "holdout")
     )
 
 

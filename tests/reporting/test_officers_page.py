@@ -29,7 +29,9 @@ def test_a_reference_bank_is_named_as_what_scores_were_compared_with() -> None:
         "The unlearned model; logits.margin, learned alone.",
     )
     verdict = replace(made.record.verdict, level="A1", signals=(*made.record.verdict.signals, signal), limits=limits)
-    bank = BankFacts(file="bank", digest="0" * 64, original="1" * 64, models=4, unit="example", share=1.0, divided=False)
+    bank = BankFacts(
+        file="bank", digest="0" * 64, original="1" * 64, models=4, unit="example", share=1.0, divided=False
+    )
     text = words_of(replace(made, record=made.record.model_copy(update={"verdict": verdict, "bank": bank})))
     first = text.partition("For the engineer")[2].partition("For the engineer")[0]
     assert "compared with 2 models of a reference bank that never saw the example (level A1)" in first

@@ -122,8 +122,9 @@ def test_what_was_forgotten_is_refused_at_each_step(chain: list[Path], pictures:
         for key in asked[: number + 1]:
             for start, more in ((folder, {}), (file, foreign)):
                 settings = {"forget": f"@keys:{key}", "method": QUICK, "device": "cpu", **more}
-                with pytest.raises(EffaceError, match=key):
+                with pytest.raises(EffaceError, match=key) as refused:
                     train.unlearn_run(start, tmp_path / "again", settings)
+                assert "has forgotten them already" in str(refused.value)  # and not: was never trained on them
                 assert not (tmp_path / "again").exists()
 
 

@@ -26,7 +26,10 @@ OWN_HEAD = "accuracy of its own head"
 UNSEEN, RETAINED = "never trained on", "retain"
 """What the parts are called: all examples that were never trained on, and the retained ones."""
 UNSEEN_PARTS = ("test", "valid")
-"""Parts that were never trained on, and are drawn like the training data: together they decide."""
+"""Parts that were never trained on, and are drawn like the training data."""
+HELD_BACK = ("holdout", "spare")
+"""Parts that only an audit looks at: what resembles the forgotten examples, and what is left; together they are drawn
+like the training data too."""
 _ROUNDING = 1e-9
 
 
@@ -123,8 +126,7 @@ def compare_observed(original: Observations, subject: Observations) -> list[Task
         subject: The unlearned model.
 
     Returns:
-        One change for what was never trained on, and one for the retained examples, as far as they were observed. The
-        holdout is not among them: it is drawn to resemble the forgotten examples, not the training data.
+        One change for all that was never trained on, and one for the retained examples, as far as they were observed.
 
     """
     for task, measure in (
@@ -133,7 +135,7 @@ def compare_observed(original: Observations, subject: Observations) -> list[Task
         ("accuracy of its features' nearest neighbors", _knn_hits),
     ):
         found: list[TaskChange] = []
-        for name, parts in ((UNSEEN, UNSEEN_PARTS), (RETAINED, (RETAINED,))):
+        for name, parts in ((UNSEEN, (*UNSEEN_PARTS, *HELD_BACK)), (RETAINED, (RETAINED,))):
             pairs = [(measure(original, part), measure(subject, part)) for part in parts]
             both = [(a, b) for a, b in pairs if a is not None and b is not None and a.shape == b.shape and len(a)]
             if both:

@@ -139,9 +139,7 @@ def head_loss(changes: Sequence[TaskChange], max_drop: float) -> tuple[str, str]
     if not changes or changes[0].task != OWN_HEAD:
         return "", ""
     lost = any(one.is_lost(max_drop) for one in changes if one.part == UNSEEN)
-    shown = "; on ".join(
-        f"{one.count} {one.where} {one.after:.3f}, the original's {one.before:.3f}" for one in changes
-    )
+    shown = "; on ".join(f"{one.count} {one.where} {one.after:.3f}, the original's {one.before:.3f}" for one in changes)
     note = f"{OWN_HEAD} on {shown}"
     return (note if lost else ""), f"; {note}"
 

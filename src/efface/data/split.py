@@ -13,7 +13,7 @@ from efface.data.canaries import locate_canaries
 from efface.data.dataset import Data, shuffle_by_key
 from efface.data.duplicates import Duplicate, describe_copies, find_copies, refuse_copies
 from efface.data.matching import match_holdout
-from efface.data.selectors import Selection, count_classes, resolve_selector
+from efface.data.selectors import FORGOTTEN, Selection, count_classes, resolve_selector
 from efface.data.split_parts import EARLIER, NEVER_TRAINED, SPLIT_PARTS, Split, no_positions, read_split
 from efface.errors import EffaceError
 
@@ -169,8 +169,10 @@ def select_forget_set(
     """
     elsewhere = {part: getattr(split, part) for part in NEVER_TRAINED}
     earlier = np.sort(np.concatenate([split.earlier, split.forget]))
+    before = split.provenance.get("before", ())
+    gone = np.union1d(earlier, np.flatnonzero(np.isin(data.keys, list(before)))) if before else earlier
     chosen, skipped = _choose_trained(
-        data, split.retain, {**elsewhere, "an earlier request": earlier}, selector, seed, skip=skip_never_trained
+        data, split.retain, {**elsewhere, FORGOTTEN: gone}, selector, seed, skip=skip_never_trained
     )
     result, matched, warnings = move_to_forget(split, data, chosen, seed)
     copies = find_duplicates(data, result)
@@ -201,6 +203,7 @@ def select_forget_set(
         **({"by_group": True} if chosen.by_group else {}),
         **({"earlier": _list_requests(split)} if EARLIER in result.sizes() else {}),
         **({"skipped": skipped} if skipped else {}),
+        **({"before": before} if before else {}),
     )
     result.check(len(data))
     return result
@@ -295,7 +298,7 @@ def _choose_trained(
         if not chosen.by_group or data.group is None:
             return chosen, no_positions()
         members = np.flatnonzero(np.isin(data.group, np.unique(data.group[chosen.positions])))
-        return chosen, np.setdiff1d(members, np.concatenate([trained, elsewhere.get("an earlier request", trained)]))
+        return chosen, np.setdiff1d(members, np.concatenate([trained, elsewhere.get(FORGOTTEN, trained)]))
     asked = resolve_selector(data, np.arange(len(data)), {}, selector, seed)
     kept = np.isin(asked.positions, trained)
     if not kept.any() or kept.sum() == len(trained):

@@ -69,11 +69,11 @@ def format_duration(seconds: float) -> str:
 
 
 def mark_commands(text: str) -> Markup:
-    """Set what is between two backticks as code."""
-    parts = [escape(part) for part in text.split("`")]
+    """A text as HTML, in which what stands between backticks is shown as code; all else is escaped."""
+    parts = str(escape(text)).split("`")
     if len(parts) % 2 == 0:
-        return escape(text)
-    return Markup("").join(Markup("<code>{}</code>").format(one) if n % 2 else one for n, one in enumerate(parts))
+        return Markup(escape(text))
+    return Markup("".join(f"<code>{one}</code>" if place % 2 else one for place, one in enumerate(parts)))
 
 
 def pairs_right(auc: float) -> str:

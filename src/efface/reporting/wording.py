@@ -113,11 +113,12 @@ TOO_FEW = Wording(
     "This is neither a pass nor a failure. Rehearse the procedure on many requests like this one (`efface "
     "rehearse`), audit with a reference bank, or retrain without the examples.",
 )
-BANKED = (
-    "This is neither a pass nor a failure. Rehearse the procedure on many requests like this one (`efface rehearse`), "
-    "or retrain without the examples."
+BANKED = replace(
+    TOO_FEW,
+    then="This is neither a pass nor a failure. Rehearse the procedure on many requests like this one (`efface "
+    "rehearse`), or retrain without the examples.",
 )
-"""What to do next where there are too few examples even for a reference bank."""
+"""There are too few examples even for a reference bank."""
 BLINDED = Wording(
     "question",
     "Unlearning disabled the attack.",
@@ -155,7 +156,7 @@ def wording_for(verdict: Verdict) -> Wording:
         return WORDINGS[verdict.word]
     found = _inconclusive(verdict)
     banked = any(one.signal == signals.LEARNED for one in verdict.signals) and "reference bank" in found.then
-    return replace(found, then=BANKED) if banked else found
+    return replace(found, then=BANKED.then) if banked else found
 
 
 def _inconclusive(verdict: Verdict) -> Wording:

@@ -2,8 +2,8 @@
 
 A classifier is measured by the accuracy of its head, an image-text model by how often a caption is among the ten most
 similar ones of its image, another encoder by the accuracy of its features' nearest neighbors. What was never trained on
-decides; the retained examples are named beside it. The holdout of the audit is left alone: who chose the run that is
-best on it would make the examples that the forgotten ones are compared with look like training examples.
+decides; the retained examples are named beside it. The holdout is left to the audit: who chose the run that is best on
+it would make the examples that the forgotten ones are compared with look like training examples.
 """
 
 from __future__ import annotations
