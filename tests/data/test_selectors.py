@@ -294,6 +294,8 @@ def test_what_was_forgotten_before_it_came_here_is_no_example_that_was_never_tra
     data, split = base
     keys = data.keys[split.retain[:3]].tolist()
     left = dataclasses.replace(split, retain=split.retain[3:], provenance={**split.provenance, "before": keys})
+    warnings = select_forget_set(left, data, "@class:1").provenance["warnings"]
+    assert any("3 examples were forgotten before the model came here" in one for one in warnings)
     for start in (left, select_forget_set(left, data, "@class:1")):
         raises(
             lambda start=start: select_forget_set(start, data, f"@keys:{','.join(keys)}"), "has forgotten them already"

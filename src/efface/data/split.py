@@ -181,6 +181,11 @@ def select_forget_set(
     warnings += describe_copies(copies)
     if EARLIER in result.sizes():
         warnings.append(f"{result.sizes()[EARLIER]} examples of earlier requests stay out of training.")
+    if before:
+        warnings.append(
+            f"{len(before)} examples were forgotten before the model came here, and stay out of training: only the new "
+            "request is judged here, and the records of the earlier ones judge those."
+        )
     if split.absent.get("retain"):
         warnings.append(
             f"{len(split.absent['retain'])} retained examples are not in the data: not trained on any more."
