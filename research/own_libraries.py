@@ -6,12 +6,10 @@ often it is right on the pictures that are kept, never trained on, and to be for
 
 from __future__ import annotations
 
-import csv
 import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,101 +17,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from research.own_pictures import CATEGORIES, Pictures
 from torch import Tensor, nn
 
-SIDE, TRAINED, PER_CLASS, USERS = 32, 450, 120, 24
-CATEGORIES: tuple[str, ...] = ("Animals & Nature", "Food & Drink", "Flags", "Objects", "Symbols", "Travel & Places")
-FIRST, SECOND = "u03", 12
-"""The user of the first request, and how many pictures of others the second one lists."""
+SIDE = 32
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 OWN = {"mean": (0.7, 0.68, 0.65), "std": (0.3, 0.3, 0.32)}
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """The user's pictures: ``pictures/YEAR/USER/NAME.jpg``, a table of them, and lists of keys."""
-
-    home: Path
-
-    @staticmethod
-    def make(home: Path, package: Path) -> Pictures:
-        """Write them from the npm package ``emoji-datasource-apple``: wide JPEGs on white, six categories."""
-        rng, counts, rows = random.Random(0), dict[str, int](), list[dict[str, str]]()
-        for entry in json.loads((package / "emoji.json").read_text(encoding="utf-8")):
-            source, kind = package / "img/apple/64" / entry["image"], entry["category"]
-            if kind not in CATEGORIES or counts.get(kind, 0) >= PER_CLASS or not source.exists():
-                continue
-            counts[kind] = counts.get(kind, 0) + 1
-            user, name = f"u{rng.randrange(USERS):02d}", Path(entry["image"]).stem
-            path = f"{rng.choice((2021, 2022, 2023))}/{user}/{name}.jpg"
-            with Image.open(source) as opened:
-                picture = opened.convert("RGBA")
-            white = Image.new("RGBA", picture.size, "white")
-            white.alpha_composite(picture)
-            (home / "pictures" / path).parent.mkdir(parents=True, exist_ok=True)
-            white.convert("RGB").resize((rng.choice((64, 80, 96)), 64)).save(home / "pictures" / path, quality=95)
-            title = (entry["name"] or entry["short_name"]).lower()
-            rows.append({"path": f"pictures/{path}", "category": kind, "user": user, "title": title})
-        with open(home / "users.csv", "w", encoding="utf-8", newline="") as file:
-            table = csv.DictWriter(file, list(rows[0]))
-            table.writeheader()
-            table.writerows(rows)
-        order = list(range(len(rows)))
-        rng.shuffle(order)
-        keys = [rows[row]["path"] for row in order]
-        others = [rows[row]["path"] for row in order if rows[row]["user"] != FIRST]
-        lists = {
-            "trained": keys[:TRAINED],
-            "user": [FIRST],
-            "second": [*[key for key in others if key in set(keys[:TRAINED])][:SECOND], *others[-3:]],
-        }
-        for name, listed in lists.items():
-            (home / f"{name}.txt").write_text("\n".join(listed) + "\n", encoding="utf-8")
-        return Pictures(home)
-
-    def lines(self, name: str) -> list[str]:
-        """A list of keys or users."""
-        return (self.home / f"{name}.txt").read_text(encoding="utf-8").splitlines()
-
-    @cached_property
-    def rows(self) -> list[dict[str, str]]:
-        """The table."""
-        with open(self.home / "users.csv", encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
-
-    @cached_property
-    def opened(self) -> list[Image.Image]:
-        """The pictures, decoded."""
-        return [Image.open(self.home / row["path"]).convert("RGB") for row in self.rows]
-
-    @cached_property
-    def labels(self) -> Tensor:
-        """Number of the category, in the order of their names."""
-        names = sorted(CATEGORIES)
-        return torch.tensor([names.index(row["category"]) for row in self.rows])
-
-    @cached_property
-    def parts(self) -> dict[str, Tensor]:
-        """Positions: ``trained``, and apart from each other ``retained``, ``unseen`` and ``forgotten``."""
-        trained, second = set(self.lines("trained")), set(self.lines("second"))
-        found: dict[str, list[int]] = {"trained": [], "retained": [], "unseen": [], "forgotten": []}
-        for number, row in enumerate(self.rows):
-            asked = row["user"] == FIRST or row["path"] in second
-            if row["path"] in trained:
-                found["trained"].append(number)
-                found["forgotten" if asked else "retained"].append(number)
-            elif row["user"] != FIRST:
-                found["unseen"].append(number)
-        return {name: torch.tensor(numbers) for name, numbers in found.items()}
-
-    def tensors(self, transform: Any) -> Tensor:
-        """All pictures through a library's transform, [N, C, H, W]."""
-        return torch.stack([transform(one) for one in self.opened])
-
-    def shares(self, right: Tensor) -> dict[str, float]:
-        """Share of right answers in each part."""
-        return {name: float(right[rows].float().mean()) for name, rows in self.parts.items() if name != "trained"}
 
 
 def train(net: nn.Module, logits: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, epochs: int, **adam: Any) -> None:
@@ -132,6 +42,8 @@ def train(net: nn.Module, logits: Callable[[Tensor], Tensor], x: Tensor, y: Tens
 
 NO_SHIFT = ("--set", "recipe.views.shift=0")
 """What ``efface init`` advises: these classifiers were trained with flips alone."""
+SGD = "rule: sgd, momentum: 0.9, weight_decay: 0.0005, schedule: constant"
+"""The optimizer of :func:`train` and of lightly's encoders, in efface's words."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +59,8 @@ class Library:
     """What the user has to say beside the data."""
     methods: tuple[str, ...] = ("finetune", "scrub")
     captions: bool = False
+    recipe: str = ""
+    """How it was trained, in efface's words: for a reference bank of it, which its audits then use."""
 
 
 def _timm(name: str, **changed: Any) -> Library:
@@ -176,7 +90,8 @@ def _timm(name: str, **changed: Any) -> Library:
         with torch.no_grad():
             return pictures.shares(net(pictures.tensors(transform)).argmax(1) == pictures.labels)
 
-    return Library(make, measure, options=NO_SHIFT)
+    recipe = "" if vit else f"epochs: 9\nbatch_size: 50\noptim: {{{SGD}, lr: 0.03}}\n"
+    return Library(make, measure, options=NO_SHIFT, recipe=recipe)
 
 
 def _transformers(kind: str, **sizes: Any) -> Library:
@@ -302,7 +217,8 @@ def _lightly(momentum: bool) -> Library:
 
     said = ("--set", f"data.size={LIGHTLY_SIDE}")
     said += ("--set", f"recipe.objective.temperature={0.1 if momentum else 0.2}")
-    return Library(make, measure, "lightly's kNN accuracy", said)
+    recipe = "" if momentum else f"epochs: 60\nbatch_size: 50\noptim: {{{SGD}, lr: 0.06}}\n"
+    return Library(make, measure, "lightly's kNN accuracy", said, recipe=recipe)
 
 
 def _open_clip() -> Library:
@@ -344,12 +260,71 @@ def _open_clip() -> Library:
         with torch.no_grad():
             image = net.encode_image(pictures.tensors(transform()), normalize=True)
             text = net.encode_text(tokens(pictures), normalize=True)
-        found: dict[str, float] = {}
-        for name, rows in pictures.parts.items():
-            similar = image[rows] @ text[rows].T
-            rank = (similar > similar.diagonal()[:, None]).sum(1)
-            found[name] = float((rank < max(1, len(rows) // 20)).float().mean())
-        return {name: value for name, value in found.items() if name != "trained"}
+        return _captions(pictures, image, text)
+
+    return Library(make, measure, "caption in the first 5 %", captions=True)
+
+
+def _captions(pictures: Pictures, image: Tensor, text: Tensor) -> dict[str, float]:
+    """Share of the pictures whose caption is among the most similar 5 % of its part."""
+    found: dict[str, float] = {}
+    for name, rows in pictures.parts.items():
+        similar = image[rows] @ text[rows].T
+        rank = (similar > similar.diagonal()[:, None]).sum(1)
+        found[name] = float((rank < max(1, len(rows) // 20)).float().mean())
+    return {name: value for name, value in found.items() if name != "trained"}
+
+
+def _transformers_clip() -> Library:
+    import transformers as library
+    from open_clip.tokenizer import SimpleTokenizer
+
+    transformers: Any = library  # its annotations leave much out
+
+    sizes = {"hidden_act": "gelu", "projection_dim": 64, "intermediate_size": 256}
+    words = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 16}
+    looks = {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 3, "image_size": SIDE, "patch_size": 4}
+
+    def processor() -> Any:
+        known = SimpleTokenizer()  # only for the merges of CLIP's vocabulary: nothing is downloaded here
+        merges = sorted(known.bpe_ranks, key=lambda pair: known.bpe_ranks[pair])
+        special = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+        vocabulary = {special.get(word, word): number for word, number in known.encoder.items()}
+        tokenizer = transformers.CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=16)
+        size = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
+        pictures = transformers.CLIPImageProcessor(**size, image_mean=OWN["mean"], image_std=OWN["std"])
+        return transformers.CLIPProcessor(image_processor=pictures, tokenizer=tokenizer)
+
+    def prepared(chosen: Any, pictures: Pictures) -> dict[str, Tensor]:
+        titles = [row["title"] for row in pictures.rows]
+        read: Any = chosen(text=titles, images=pictures.opened, return_tensors="pt", padding=True, truncation=True)
+        return {name: read[name] for name in ("pixel_values", "input_ids", "attention_mask")}
+
+    def make(pictures: Pictures, home: Path) -> Path:
+        torch.manual_seed(0)
+        config = transformers.CLIPConfig(
+            projection_dim=64,
+            text_config={**sizes, **words, "bos_token_id": 49406, "eos_token_id": 49407},
+            vision_config={**sizes, **looks},
+        )
+        net, chosen = transformers.CLIPModel(config), processor()
+        read, rows = prepared(chosen, pictures), pictures.parts["trained"]
+        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.1)
+        net.train()
+        for _ in range(25):
+            for part in rows[torch.randperm(len(rows))].split(75):
+                optimizer.zero_grad()
+                net(**{name: value[part] for name, value in read.items()}, return_loss=True).loss.backward()
+                optimizer.step()
+        net.save_pretrained(home / "clip")
+        chosen.save_pretrained(home / "clip")
+        return home / "clip"
+
+    def measure(pictures: Pictures, path: Path) -> dict[str, float]:
+        net = transformers.CLIPModel.from_pretrained(path).eval()
+        with torch.no_grad():
+            out = net(**prepared(transformers.CLIPProcessor.from_pretrained(path), pictures))
+        return _captions(pictures, out.image_embeds, out.text_embeds)
 
     return Library(make, measure, "caption in the first 5 %", captions=True)
 
@@ -405,7 +380,9 @@ def _own() -> Library:
     named = "{features: look, head: answer, width: 32, classes: 6}"
     said = ("--set", f"data.size={SIDE}", "--set", f"recipe.backbone.options={named}", "--set", "recipe.mean=0.5")
     said += ("--set", "recipe.std=0.5", *NO_SHIFT, "--objective", "cross_entropy", "--model", "emoji_net:build")
-    return Library(make, measure, options=said, methods=("finetune", "scrub", "gradient_constraint"))
+    recipe = "epochs: 30\nbatch_size: 50\noptim: {rule: adamw, lr: 0.003, weight_decay: 0.01, schedule: constant}\n"
+    methods = ("finetune", "scrub", "gradient_constraint")
+    return Library(make, measure, options=said, methods=methods, recipe=recipe)
 
 
 LIBRARIES: dict[str, Callable[[], Library]] = {
@@ -416,5 +393,6 @@ LIBRARIES: dict[str, Callable[[], Library]] = {
     "lightly SimCLR": lambda: _lightly(momentum=False),
     "lightly MoCo": lambda: _lightly(momentum=True),
     "open_clip": _open_clip,
+    "transformers CLIP": _transformers_clip,
     "own module": _own,
 }

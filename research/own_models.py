@@ -4,9 +4,10 @@
 
 PACKAGE: the unpacked npm package ``emoji-datasource-apple``. 720 emoji as JPEGs in folders by year and user, a table of
 users and categories, small models trained by the libraries themselves (:mod:`research.own_libraries`). For each:
-``efface init``, a request for all pictures of one user by two methods, ``efface audit`` of both, a second request on
-top of the first, and the handed-back files measured by the library's own code. A library that is done is not done
-again. Results: research/results/own_models.json.
+``efface init``, a request for all pictures of one user by two methods, ``efface audit`` of both (for some with a
+reference bank), a second request on top of the first, for one a third from the second's handed-back file, and the
+handed-back files measured by the library's own code. A library that is done is not done again. Results:
+research/results/own_models.json.
 """
 
 from __future__ import annotations
@@ -23,18 +24,20 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine, read_json, write_json
-from research.own_libraries import LIBRARIES, Library, Pictures
+from research.own_libraries import LIBRARIES, Library
+from research.own_pictures import Pictures
 from research.paths import RESULTS, RUNS
 
 from efface import cli
 from efface.files import file_digest
 
 FILE = RESULTS / "own_models.json"
-SIZES = ("--set", "split.valid=60", "--set", "split.holdout=90", "--set", "split.test=60")
+SIZES = ("--set", "split.valid=60", "--set", "split.holdout=90")
 WATCH = ("--set", "watch.views=4", "--set", "watch.gradient=false")
-RECIPE = "epochs: 30\nbatch_size: 50\noptim: {rule: adamw, lr: 0.003}\n"
-"""What the user trained their own network with: for its reference bank."""
-BANK = "own module"
+BANK = 4
+"""Models of a reference bank, for the libraries whose recipe is stated."""
+CHAINED = "timm ResNet-18"
+"""The library of which a third request is told."""
 
 
 def efface(*words: object) -> dict[str, Any]:
@@ -75,21 +78,28 @@ def tell(name: str, library: Library, pictures: Pictures, home: Path) -> dict[st
         if done["exit"]:
             found["methods"][method] = row | {"error": done["err"][-600:]}
             continue
-        row["said"] = [line for line in done["err"].splitlines() if re.match("WARNING|Accuracy|Captions", line)]
+        row["said"] = [line for line in done["err"].splitlines() if re.match("WARNING|Whether|Accuracy|Captions", line)]
         row["unseen"] = next((ln for ln in done["err"].splitlines() if "of the forgotten group" in ln), "")
         row["after"] = library.measure(pictures, handed_back(run))
-        more = ("--bank", bank(run, home, own)) if name == BANK and method == library.methods[0] else ()
-        judged = efface("audit", run, *own, *WATCH, *more, "--json")
-        record = read_json(run / "record.json")
-        row["audit"] = {
-            "exit": judged["exit"], "seconds": judged["seconds"], "word": record["verdict"]["word"],
-            "level": record["verdict"]["level"], "utility_lost": record["verdict"].get("utility_lost", ""),
-            "utility_worse": record["verdict"].get("utility_worse", ""),
-            "deployed": deployed(run, record),
-        }  # fmt: skip
+        row["audit"] = audited(run, own, bank(run, home, own, library.recipe) if library.recipe else None)
         found["methods"][method] = row
     found["second"] = second_request(library, pictures, home, own)
+    if name == CHAINED and "error" not in found["second"]:
+        found["third"] = third_request(library, Pictures(pictures.home, requests=3), home)
     return found
+
+
+def audited(run: Path, own: tuple[str, ...], bank: Path | None = None) -> dict[str, Any]:
+    """Audit a run, and read what its record says."""
+    judged = efface("audit", run, *own, *WATCH, *(("--bank", bank) if bank else ()), "--json")
+    record = read_json(run / "record.json")
+    verdict = record["verdict"]
+    return {
+        "exit": judged["exit"], "seconds": judged["seconds"], "word": verdict["word"], "level": verdict["level"],
+        "utility_lost": verdict.get("utility_lost", ""), "utility_worse": verdict.get("utility_worse", ""),
+        "utility_undecided": next((one for one in verdict["limits"] if "own task is not decided" in one), ""),
+        "bank": BANK if bank else 0, "deployed": deployed(run, record),
+    }  # fmt: skip
 
 
 def second_request(library: Library, pictures: Pictures, home: Path, own: tuple[str, ...]) -> dict[str, Any]:
@@ -104,13 +114,36 @@ def second_request(library: Library, pictures: Pictures, home: Path, own: tuple[
     if done["exit"]:
         return row | {"error": done["err"][-600:]}
     row["after"] = library.measure(pictures, handed_back(run))
-    again = efface(
-        "unlearn", handed_back(run), *own, "--data", "users.csv", "--set", columns_of(library), *library.options,
-        "--forget", "@group:user.txt", "--set", "split.trained=trained.txt", *SIZES, "--method", method,
-        "--out", home / "again",
-    )  # fmt: skip
-    row["forgotten_before_refused"] = again["exit"] == 2 and "has forgotten them already" in again["err"]
+    row["forgotten_before_refused"] = refuses(library, run, home, ("@group:user.txt", "second.txt"))
     return row
+
+
+def third_request(library: Library, pictures: Pictures, home: Path) -> dict[str, Any]:
+    """A third request, which starts from the file that the second one handed back; both are audited."""
+    first, second, run = home / library.methods[0], home / "second", home / "third"
+    done = efface(*from_file(library, second), "--forget", "third.txt", "--out", run)
+    row: dict[str, Any] = {"exit": done["exit"], "seconds": done["seconds"]}
+    if done["exit"]:
+        return row | {"error": done["err"][-600:]}
+    row["after"] = library.measure(pictures, handed_back(run))
+    row["second_audit"], row["audit"] = audited(second, ()), audited(run, ())
+    steps = {first: ("@group:user.txt",), second: ("@group:user.txt", "second.txt")}
+    steps[run] = ("@group:user.txt", "second.txt", "third.txt")
+    row["forgotten_before_refused"] = [refuses(library, step, home, asked) for step, asked in steps.items()]
+    return row
+
+
+def from_file(library: Library, run: Path) -> tuple[Any, ...]:
+    """The command that unlearns the file that a run handed back, without what to forget."""
+    own = library.options[-2:] if "--model" in library.options else ()
+    said = ("--data", "users.csv", "--set", columns_of(library), *library.options, "--set", "split.trained=trained.txt")
+    return ("unlearn", handed_back(run), *own, *said, *SIZES, "--method", library.methods[0])
+
+
+def refuses(library: Library, run: Path, home: Path, asked: tuple[str, ...]) -> bool:
+    """Whether the file that a run handed back refuses to forget again what it has forgotten, list by list."""
+    tried = [efface(*from_file(library, run), "--forget", one, "--out", home / "again") for one in asked]
+    return all(one["exit"] == 2 and "has forgotten them already" in one["err"] for one in tried)
 
 
 def columns_of(library: Library) -> str:
@@ -118,23 +151,15 @@ def columns_of(library: Library) -> str:
     return "data.columns={label: category, group: user" + (", caption: title}" if library.captions else "}")
 
 
-def bank(run: Path, home: Path, own: tuple[str, ...]) -> Path:
-    """A reference bank of the original, with the recipe that the user knows."""
-    (home / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+def bank(run: Path, home: Path, own: tuple[str, ...], recipe: str) -> Path:
+    """A reference bank of the original, with the recipe that the user knows; made once."""
+    if (home / "bank").exists():
+        return home / "bank"
+    (home / "recipe.yaml").write_text(recipe, encoding="utf-8")
     made = efface(
-        "references",
-        run,
-        *own,
-        "--bank",
-        "4",
-        "--recipe",
-        home / "recipe.yaml",
-        "--out",
-        home / "bank",
-        "--jobs",
-        1,
+        "references", run, *own, "--bank", BANK, "--recipe", home / "recipe.yaml", "--out", home / "bank", "--jobs", 1,
         *WATCH,
-    )
+    )  # fmt: skip
     if made["exit"]:
         raise SystemExit(made["err"])
     return home / "bank"

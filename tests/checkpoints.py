@@ -172,9 +172,9 @@ def hf_clip(folder: Path, **how: Any) -> Case:
     state = saved(t.CLIPModel(config), folder / "clip", **how)
     start = "vision_model."
     body = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
-    extras = {k for k in state if k.startswith("text_") or k == "logit_scale"}
+    text = {k for k in state if k.startswith("text_")}
     head = {"weight": state["visual_projection.weight"]}
-    return Case(folder / "clip", "transformers:clip", body, head, {}, {"extras": extras})
+    return Case(folder / "clip", "transformers:clip", body, head, {}, {"text": text, "scale": {"logit_scale"}})
 
 
 def hf_sharded(folder: Path) -> Case:

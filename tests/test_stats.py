@@ -302,3 +302,9 @@ def test_js_divergence():
     p, q = rng.dirichlet(np.ones(5), 6), rng.dirichlet(np.ones(5), 6)
     expected = [reference.js_divergence(a, b) for a, b in zip(p, q, strict=True)]
     assert stats.js_divergence(p, q) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(("more", "fewer"), [(0, 0), (0, 5), (5, 0), (4, 4), (20, 9), (300, 250)])
+def test_the_sign_test_is_the_exact_binomial_one(more, fewer):
+    known = scipy_stats.binomtest(more, more + fewer, alternative="greater").pvalue if more + fewer else 1.0
+    assert stats.sign_test(more, fewer) == pytest.approx(known, abs=1e-12)

@@ -31,13 +31,20 @@ def page() -> list[str]:
         lines.append(table_row(name, row["what"], "the library's", *_shares(row["before"]), "", "", ""))
         for method, done in row["methods"].items():
             lines.append(_method_row(method, done))
-        second = row["second"]
-        lines.append(table_row("", "", "second request", *_shares(second.get("after")), _second(second), "", ""))
+        second, third = row["second"], row.get("third", {})
+        checked = _audit(third["second_audit"]) if "second_audit" in third else ["", ""]
+        lines.append(table_row("", "", "second request", *_shares(second.get("after")), _second(second), *checked))
+        if "after" in third:
+            cells = [*_shares(third["after"]), _third(third), *_audit(third["audit"])]
+            lines.append(table_row("", "", "third request", *cells))
     lines += [
         "",
         "Said at once: whether `efface unlearn` warns that the model has become worse by more than two points, on "
-        "examples that it never saw or on retained ones, or has lost its utility. Audit: the verdict, and whether the "
-        "report says so in its headline. Digest: whether the record holds the SHA-256 of the handed-back file.",
+        "examples that it never saw or on retained ones, or has lost its utility; or says that this is undecided, as "
+        "so few answers changed. Audit: the verdict, with the number of models in a reference bank that was trained "
+        "with the stated recipe, and whether the report says the loss in its headline, or as undecided among its "
+        "limits. Digest: whether the record holds the SHA-256 of the handed-back file. The third request starts from "
+        "the file that the second handed back.",
         "",
         *_worse_lines(libraries),
         "",
@@ -68,14 +75,19 @@ def _worse_lines(libraries: dict[str, Any]) -> list[str]:
             worst = max(drops, key=lambda part: drops[part])
             if drops[worst] > TOLERATED:
                 audit = done["audit"]
-                at_once = "said at once" if "WARNING" in " ".join(done["said"]) else "NOT said at once"
-                headline = "in" if audit["utility_lost"] or audit.get("utility_worse") else "NOT in"
+                said = _said(done)
+                at_once = "NOT said at once" if said == "nothing" else f"said at once: {said}"
+                headline = _headline(audit) or "NOTHING"
                 where = "retained" if worst == "retained" else "never trained on"
                 points = f"{100 * drops[worst]:.1f} points, {where}"
-                found.append(f"{name} by `{method}`: {points} ({at_once}, {headline} the headline)")
-        drop = row["before"]["retained"] - row["second"].get("after", row["before"])["retained"]
-        if drop > TOLERATED:
-            found.append(f"{name} after the second request, which starts from that: {100 * drop:.1f} points, retained")
+                found.append(f"{name} by `{method}`: {points} ({at_once}; in the report: {headline})")
+        for request in ("second", "third"):
+            after = row.get(request, {}).get("after", row["before"])
+            drops = {part: row["before"][part] - after[part] for part in ("retained", "unseen")}
+            worst = max(drops, key=lambda part: drops[part])
+            if drops[worst] > TOLERATED:
+                where = "retained" if worst == "retained" else "never trained on"
+                found.append(f"{name} after the {request} request: {100 * drops[worst]:.1f} points, {where}")
     if not found:
         return ["By the library's own code, nothing became worse by more than two points."]
     return [f"Worse by more than two points, by the library's own code: {'; '.join(found)}. Nothing else is."]
@@ -103,13 +115,29 @@ def planted_lines() -> list[str]:
 def _method_row(method: str, done: dict[str, Any]) -> str:
     if "after" not in done:
         return table_row("", "", f"`{method}`", MISSING, MISSING, MISSING, _cell(done["error"][:200]), "", "")
+    return table_row("", "", f"`{method}`", *_shares(done["after"]), _said(done), *_audit(done["audit"]))
+
+
+def _said(done: dict[str, Any]) -> str:
+    """What was said at once, in a word or two."""
     said = " ".join(done["said"])
-    lost = "utility lost" if "lost utility" in said else "worse" if "WARNING" in said else "nothing"
-    audit = done["audit"]
-    headline = "; utility lost" if audit["utility_lost"] else "; worse" if audit.get("utility_worse") else ""
-    word = f"{audit['word']} ({audit['level']}){headline}"
-    digest = "yes" if audit["deployed"] else "NO"
-    return table_row("", "", f"`{method}`", *_shares(done["after"]), lost, word, digest)
+    lost = "utility lost" if "lost utility" in said else "worse" if "WARNING" in said else ""
+    return lost or ("undecided" if "own task than before is not decided" in said else "nothing")
+
+
+def _headline(audit: dict[str, Any]) -> str:
+    """What the report says of the utility, in a word or two; empty if nothing."""
+    if audit["utility_lost"]:
+        return "utility lost"
+    return "worse" if audit["utility_worse"] else "undecided" if audit["utility_undecided"] else ""
+
+
+def _audit(audit: dict[str, Any]) -> list[str]:
+    """The cells of an audit: verdict, and whether the digest is in the record."""
+    bank = f", bank of {audit['bank']}" if audit["bank"] else ""
+    headline = _headline(audit)
+    word = f"{audit['word']} ({audit['level']}{bank}){'; ' * bool(headline)}{headline}"
+    return [word, "yes" if audit["deployed"] else "NO"]
 
 
 def _shares(found: dict[str, float] | None) -> list[str]:
@@ -122,6 +150,13 @@ def _second(row: dict[str, Any]) -> str:
     said = "never-trained ids refused without `--skip-never-trained`" if row["refused_without_skip"] else "NOT refused"
     again = row.get("forgotten_before_refused")
     return f"{said}; forgotten users refused again: {'yes' if again else 'NO' if again is False else MISSING}"
+
+
+def _third(row: dict[str, Any]) -> str:
+    """Whether what was forgotten is refused again after each of the three requests."""
+    refused = row["forgotten_before_refused"]
+    said = "yes" if all(refused) else f"NO, after request {1 + refused.index(False)}"
+    return f"from the second's file; forgotten before refused at each step: {said}"
 
 
 def _range(seconds: list[float]) -> str:

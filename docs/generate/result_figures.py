@@ -236,8 +236,9 @@ def own_models() -> None:
     rows = dict[str, tuple[Dot | None, ...]]()
     for name, story in result.items():
         steps = {"before": story["before"]} | {m: one["after"] for m, one in story["methods"].items()}
-        if story.get("second", {}).get("after"):
-            steps["second request"] = story["second"]["after"]
+        for request in ("second", "third"):
+            if story.get(request, {}).get("after"):
+                steps[f"{request} request"] = story[request]["after"]
         for step, shares in steps.items():
             rows[f"{name}, {step}"] = tuple(Dot(shares[part]) for part in ("retained", "unseen", "forgotten"))
     draw_rows(

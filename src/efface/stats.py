@@ -224,6 +224,15 @@ def clopper_pearson(hits: float, n: int, level: float = 0.95) -> tuple[float, fl
     return low, high
 
 
+def sign_test(more: int, fewer: int) -> float:
+    """Compute the exact one-sided p-value of pairs that changed: ``more`` one way and ``fewer`` the other.
+
+    On right and wrong answers of two models to the same questions it is the exact test of McNemar. Pairs that did not
+    change say nothing and are not counted. 1 if none changed.
+    """
+    return 1.0 if more == 0 else float(betainc(more, fewer + 1, 0.5))
+
+
 @dataclass(frozen=True)
 class Rate:
     """A proportion with its exact interval; ``value`` is None if there is none, and ``note`` says why."""

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from efface.auditing.evidence import Evidence
 from efface.auditing.sequential import worst_exit_code
-from efface.auditing.task_change import NOTED_DROP, UNSEEN, TaskChange, compare_observed, describe_worse
+from efface.auditing.task_change import (
+    NOTED_DROP,
+    RETAINED,
+    UNSEEN,
+    TaskChange,
+    compare_observed,
+    describe_undecided,
+    describe_worse,
+)
 from efface.auditing.utility_gate import head_loss
 from efface.auditing.verdict import EXIT_CODES, judge
 from efface.data.dataset import Data
-from efface.data.split import partition
+from efface.data.split import partition, select_forget_set
+from efface.runs import task_utility
 from efface.runs.task_utility import TaskUtility, compare_tasks, measure_task
 from tests import tiny
 from tests.worlds import World, with_arrays
@@ -39,7 +51,7 @@ def test_a_destroyed_head_is_lost_utility_although_its_features_are_good() -> No
     assert not fine.utility_lost and fine.exit_code == EXIT_CODES[fine.word]
     verdict = judge(Evidence(original, broken(world, good, 0.6)))
     assert verdict.utility_drop is not None and verdict.utility_drop < 0.05  # its neighbors are as good as before
-    assert "accuracy of its own head on examples never trained on" in verdict.utility_lost
+    assert re.search(r"accuracy of its own head on \d+ examples never trained on", verdict.utility_lost)
     assert verdict.exit_code == (5 if verdict.word in ("removed, utility lost", "inconclusive") else 3)
     assert "utility is lost" in verdict.sentence and "the original's" in verdict.sentence
 
@@ -67,11 +79,13 @@ def test_a_loss_must_be_large_and_no_chance(share: float, test: int, lost: bool)
 def test_a_loss_of_more_than_two_points_is_in_the_headline(kind: str, part: str) -> None:
     """Whatever the own task is, and on whichever examples: it is said, although five points are allowed."""
     world = World(5, classifier=kind == "head", captioned=kind == "pairs", **LARGE)
-    original = world.model("original", dict.fromkeys(("forget", "retain", "test", "valid"), 1.0), projector=False)
+    original = world.model(
+        "original", dict.fromkeys(("forget", "retain", "test", "valid", "holdout"), 1.0), projector=False
+    )
     same = judge(Evidence(original, original))
     assert not same.utility_worse and "worse at its own task" not in same.sentence
     name, arrays = {"head": "logits", "pairs": "image", "neighbors": "features"}[kind], {}
-    for one in ("test", "valid") if part == "test" else (part,):
+    for one in ("test", "valid", "holdout") if part == "test" else (part,):
         changed = original.of(one, name).copy()
         rows = np.flatnonzero(np.arange(len(changed)) % (12 if kind == "pairs" else 25) == 0)[:-1]
         changed[rows] = changed[rows + 1]  # what the model makes of an example of another class
@@ -111,9 +125,109 @@ def test_what_is_lost_is_not_also_called_worse() -> None:
 def test_two_points_are_counted_exactly(count: int, wrong: int, said: bool) -> None:
     right = np.ones(count, dtype=bool)
     change = TaskChange.between("Accuracy", UNSEEN, right, np.arange(count) >= wrong)
-    assert change.is_worse == said == (wrong / count > NOTED_DROP)
-    text = describe_worse([change])
-    assert bool(text) == said and ("may be chance" in text) == said  # so few wrong ones are within two errors of none
+    assert change.is_noted == said == (wrong / count > NOTED_DROP)
+    text = describe_undecided([change])
+    assert bool(text) == said and (f"on {count} examples never trained on" in text) == said
+    assert not change.is_worse and not describe_worse([change])  # three wrong answers are what a coin gives in 1 of 8
+
+
+@pytest.mark.parametrize(
+    ("worsened", "improved", "count", "worse"),
+    [(5, 0, 100, True), (4, 0, 100, False), (20, 13, 261, False), (20, 9, 261, True), (20, 9, 2000, False)],
+)
+def test_whether_a_loss_is_chance_is_told_by_the_answers_that_changed(
+    worsened: int, improved: int, count: int, worse: bool
+) -> None:
+    """The exact test of McNemar: 1/32, 1/16, 0.148 and 0.031; less than two points are not worth a word."""
+    before = np.arange(count) >= improved
+    after = np.arange(count) < count - worsened
+    change = TaskChange.between("Accuracy", UNSEEN, before, after)
+    assert (change.worsened, change.improved, change.count) == (worsened, improved, count)
+    assert change.is_worse == worse == bool(describe_worse([change]))
+    assert bool(describe_undecided([change])) == (change.is_noted and not worse)
+
+
+def test_a_small_set_seldom_alarms() -> None:
+    """Where answers change at random and the model is as good as before, one set in twenty at most is called worse."""
+    drawn = np.random.default_rng(0)
+    for count in (20, 60, 261):
+        changes = drawn.choice((-1, 0, 1), size=(2000, count), p=(0.1, 0.8, 0.1))
+        found = [TaskChange.between("Accuracy", UNSEEN, one < 0, one > 0) for one in changes]
+        share = np.mean([one.is_worse for one in found])
+        assert share <= 0.06
+        assert np.mean([one.is_noted for one in found]) > 3 * share
+
+
+def test_a_class_that_was_forgotten_as_a_whole_is_no_loss() -> None:
+    """A model that answers none of its examples any more does what it was asked to."""
+    x, y = tiny.images(240)
+    data = Data.from_arrays(x, y, keys=[f"k{n}" for n in range(len(y))])
+    split = select_forget_set(partition(data, seed=0), data, f"@class:{data.classes[0]}")
+    model = tiny.recipe("cross_entropy").start(0)
+    found = measure_task(model, data, split, torch.device("cpu"))
+    others = np.concatenate([split.test, split.valid])
+    assert (
+        found is not None
+        and data.y is not None
+        and len(found.hits[UNSEEN]) == int((data.y[others] != 0).sum()) < len(others)
+    )
+    world = World(7, classifier=True, **LARGE)
+    original = world.original(projector=False)
+    gone, logits = original.of("retain", "labels") != 0, {}
+    kept = {f"retain__{name}": original.of("retain", name)[gone] for name in ("labels", "logits", "keys", "features")}
+    for part in ("test", "valid", "holdout"):
+        logits[f"{part}__logits"] = original.of(part, "logits").copy()
+        logits[f"{part}__logits"][:, 0] = -100
+    before = with_arrays(original, **kept)
+    changes = {one.part: one for one in compare_observed(before, with_arrays(before, **logits))}
+    assert changes[UNSEEN].drop <= 0 and changes[UNSEEN].count == sum(
+        int((original.of(part, "labels") != 0).sum()) for part in ("test", "valid", "holdout")
+    )
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "clip", "simclr"])
+def test_everything_that_was_never_trained_on_is_asked_but_the_holdout(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what is in no part of the split; of very many, a sample that depends on the keys alone."""
+    x, y = tiny.images(200)
+    data = Data.from_arrays(x, y, text=tiny.captions(y), keys=[f"k{n}" for n in range(200)])
+    split = partition(data, train=80, valid=20, holdout=30, test=20, seed=0)
+    split = select_forget_set(split, data, "@keys:" + ",".join(data.keys[split.retain[:5]].tolist()))
+    model, device = tiny.recipe(name).start(0), torch.device("cpu")
+    found = measure_task(model, data, split, device)
+    assert found is not None and {part: len(hits) for part, hits in found.hits.items()} == {RETAINED: 75, UNSEEN: 90}
+    said, _ = compare_tasks(found, found, 0.05)
+    assert "(90 examples)" in said[0] and "(75 examples)" in said[0]
+    monkeypatch.setitem(task_utility.MEASURED, UNSEEN, 40)
+    few = measure_task(model, data, split, device)
+    order = np.random.default_rng(1).permutation(200)
+    moved, at = data.take(order), np.argsort(order)
+    again = replace(
+        split, **{part: np.sort(at[getattr(split, part)]) for part in ("retain", "forget", "holdout", "spare")}
+    )
+    other = measure_task(model, moved, again, device)
+    assert few is not None and other is not None and len(few.hits[UNSEEN]) == len(other.hits[UNSEEN]) == 40
+    assert few.hits[UNSEEN].sum() == other.hits[UNSEEN].sum()
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "clip", "simclr"])
+def test_a_loss_on_examples_outside_the_parts_is_warned_of(name: str) -> None:
+    """Each kind of model, measured by itself: what is worse on many examples is said, and how many they are."""
+    x, y = tiny.images(300)
+    data = Data.from_arrays(x, y, text=tiny.captions(y))
+    split = partition(data, train=60, valid=8, holdout=8, test=8, seed=0)
+    found = measure_task(tiny.recipe(name).start(0), data, split, torch.device("cpu"))
+    assert found is not None and len(found.hits[UNSEEN]) == 232
+    right = {part: np.ones_like(hits) for part, hits in found.hits.items()}
+    worse = right | {UNSEEN: np.arange(232) >= 8}
+    said, lost = compare_tasks(replace(found, hits=right), replace(found, hits=worse), 0.05)
+    assert not lost and said[-1].startswith("WARNING") and "points less on 232 examples never trained on" in said[-1]
+    chance = right | {UNSEEN: np.arange(232) % 29 != 0}
+    said, lost = compare_tasks(
+        replace(found, hits=right | {UNSEEN: np.arange(232) % 77 != 1}), replace(found, hits=chance), 0.05
+    )
+    assert not lost and "not decided" in said[-1] and "WARNING" not in said[-1]
 
 
 def test_worst_exit_code() -> None:

@@ -14,6 +14,7 @@ from efface.data.dataset import Data
 from efface.data.split import partition_around_training
 from efface.errors import EffaceError
 from efface.runs import audit, run, train
+from efface.runs.run import Sizes
 from tests import foreign, tiny
 from tests.adoption import QUICK, imported, moco_file, trained
 
@@ -35,6 +36,15 @@ def test_training_examples_are_in_no_other_part(keys: Path):
     assert split.sizes() | {"spare": 0} == sizes
     assert not set(split.retain) & {*split.valid, *split.holdout, *split.test}
     assert all(position % 2 for part in (split.valid, split.holdout, split.test) for position in part)
+
+
+def test_the_test_part_takes_what_the_others_leave(keys: Path):
+    """So that everything that was never trained on is used; a number that was given stays as it is."""
+    sizes = Sizes(valid=5, holdout=0.5, trained=str(keys)).divide(data(), 0).sizes()
+    assert (sizes["valid"], sizes["holdout"], sizes["test"]) == (5, 15, 10)
+    assert Sizes(valid=5, holdout=10, test=3, trained=str(keys)).divide(data(), 0).sizes()["test"] == 3
+    assert Sizes(valid=20, holdout=10, trained=str(keys)).divide(data(), 0).sizes()["test"] == 0
+    assert Sizes().divide(data(), 0).sizes()["test"] == 6
 
 
 def test_the_draw_depends_on_keys_and_seed_alone(keys: Path):

@@ -189,7 +189,11 @@ def test_a_second_request_starts_where_the_first_ended(base):
     assert set(second.holdout) | set(second.spare) == set(split.holdout)  # the pool is complete again
     assert any("earlier request" in warning for warning in second.provenance["warnings"])
     forgotten = data.keys[first.forget[0]]
-    raises(lambda: select_forget_set(first, data, f"@keys:{forgotten}"), "not trained on", "an earlier request 1")
+    raises(
+        lambda: select_forget_set(first, data, f"@keys:{forgotten}"),
+        "1 of 1 ids were asked for before",
+        "has forgotten them already",
+    )
 
 
 def scored(folder, data, split, **changed):
@@ -283,3 +287,18 @@ def test_the_most_memorized_of_a_known_world(base, tmp_path):
     chosen = select_forget_set(split, data, f"@memorized:10%:{path}")
     assert set(chosen.forget.tolist()) == set(split.retain[:14].tolist())
     assert len(set(np.argsort(-scores[0])[:14].tolist()) & set(range(14))) < 7
+
+
+def test_what_was_forgotten_before_it_came_here_is_no_example_that_was_never_trained_on(base):
+    """Nor is it after a further request."""
+    data, split = base
+    keys = data.keys[split.retain[:3]].tolist()
+    left = dataclasses.replace(split, retain=split.retain[3:], provenance={**split.provenance, "before": keys})
+    warnings = select_forget_set(left, data, "@class:1").provenance["warnings"]
+    assert any("3 examples were forgotten before the model came here" in one for one in warnings)
+    for start in (left, select_forget_set(left, data, "@class:1")):
+        raises(
+            lambda start=start: select_forget_set(start, data, f"@keys:{','.join(keys)}"), "has forgotten them already"
+        )
+        mixed = f"@keys:{keys[0]},{data.keys[split.test[0]]}"
+        raises(lambda start=start, mixed=mixed: select_forget_set(start, data, mixed), "an earlier request 1", "test 1")

@@ -45,7 +45,7 @@ def test_two_requests_one_after_the_other_and_the_head_moves(desk, ids, original
     model = desk.model("main")
     assert (model.head, [one.number for one in model.open]) == (str(original.absolute()), [1])
     desk.add("R2", ids[4:9])
-    with pytest.raises(EffaceError, match="were not trained on"):
+    with pytest.raises(EffaceError, match="forgotten them already"):
         desk.plan(["R2"], QUICK)
     skipping = QUICK | {"skip_never_trained": True}
     assert desk.plan(["R2"], skipping).earlier == 6

@@ -12,14 +12,16 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from efface.data.split import SPLIT_PARTS
 from efface.errors import EffaceError
 from efface.files import file_digest
 from efface.interop.checkpoint_file import read_foreign
 from efface.interop.unlearned_marker import list_path, read_marker
-from efface.runs import run, train
+from efface.runs import audit, run, train
 from efface.runs.conversion import convert_run
 from efface.runs.foreign import adopt_foreign
 from efface.runs.handover import find_handed_back
+from efface.runs.task_utility import select_unseen
 from efface.training.checkpoint import read_meta
 from tests.adoption import QUICK, SPLIT, backbone, classifier_folder, drawn, moco_file, trained
 from tests.foreign import own
@@ -107,6 +109,60 @@ def test_a_handed_back_file_does_not_train_on_what_it_has_forgotten(
     marker = read_marker(again, read_foreign(again).meta)
     assert marker is not None and marker.requests == 4 and marker.listed is not None
     assert len(marker.listed.forgotten) == 32
+
+
+def test_what_was_forgotten_is_refused_at_each_step(chain: list[Path], pictures: Path, tmp_path: Path) -> None:
+    """From the run folder and from the file that it handed back: what this request forgot, and each one before it."""
+    split = {"trained": str(trained_list(chain, tmp_path)), "valid": 20, "holdout": 20, "test": 20}
+    foreign = {"data": str(pictures), "split": split, "check": False}
+    asked = [json.loads((one / "split.json").read_text(encoding="utf-8"))["parts"]["forget"][0] for one in chain]
+    for number, folder in enumerate(chain):
+        file = find_handed_back(folder)
+        assert file is not None
+        for key in asked[: number + 1]:
+            for start, more in ((folder, {}), (file, foreign)):
+                settings = {"forget": f"@keys:{key}", "method": QUICK, "device": "cpu", **more}
+                with pytest.raises(EffaceError, match=key) as refused:
+                    train.unlearn_run(start, tmp_path / "again", settings)
+                assert "has forgotten them already" in str(refused.value)  # and not: was never trained on them
+                assert not (tmp_path / "again").exists()
+
+
+def test_a_third_request_starts_from_the_second_file(chain: list[Path], pictures: Path, tmp_path: Path) -> None:
+    """The digest of each deployed file is in its record, and no two are the same."""
+    split = {"trained": str(trained_list(chain, tmp_path)), "valid": 20, "holdout": 20, "test": 20}
+    file = find_handed_back(chain[1])
+    assert file is not None
+    settings = {"data": str(pictures), "split": split, "check": False, "forget": "@random:9", "method": QUICK}
+    train.unlearn_run(file, tmp_path / "third", settings | {"device": "cpu"})
+    runs = [*chain[:2], tmp_path / "third"]
+    for folder in runs:
+        audit.audit_run(folder, {"watch": {"views": 2, "gradient": False}, "device": "cpu"})
+    files = [find_handed_back(one) for one in runs]
+    records = [json.loads((one / "record.json").read_text(encoding="utf-8")) for one in runs]
+    digests = [file_digest(one) for one in files if one is not None]
+    assert len(set(digests)) == 3
+    held = [[sha for name, sha in one["files"].items() if name.startswith("foreign/")] for one in records]
+    assert held == [[one] for one in digests]
+    opened = read_foreign(files[-1]) if files[-1] is not None else None
+    marker = read_marker(files[-1], opened.meta) if files[-1] is not None and opened is not None else None
+    assert marker is not None and marker.listed is not None
+    assert marker.requests == 3 and len(marker.listed.forgotten) == 27
+
+
+def test_what_was_forgotten_before_is_not_measured_as_unseen(chain: list[Path], pictures: Path, tmp_path: Path) -> None:
+    """It is in no part of the split any more, and yet it was trained on once."""
+    split = {"trained": str(trained_list(chain, tmp_path)), "valid": 20, "holdout": 20, "test": 20}
+    file = find_handed_back(chain[-1])
+    assert file is not None
+    one = adopt_foreign(file, {"data": str(pictures), "split": split}, 0, "cpu")
+    parts = json.loads((chain[-1] / "split.json").read_text(encoding="utf-8"))["parts"]
+    gone = {*parts["forget"], *parts["earlier"]}
+    found = one.data.keys[select_unseen(one.data, one.split)].tolist()
+    assert len(gone) == 27 and not gone & set(found)
+    assert set(found) == {*one.split.keys(one.data, "valid"), *one.split.keys(one.data, "test")} | (
+        set(one.data.keys.tolist()) - gone - {key for part in SPLIT_PARTS for key in one.split.keys(one.data, part)}
+    )
 
 
 def test_without_its_list_a_handed_back_file_is_refused(chain: list[Path], pictures: Path, tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ from safetensors.torch import save_file
 from efface import api
 from efface.auditing.observers.observe import ObservationSettings, observe_model
 from efface.errors import EffaceError
-from efface.interop.architecture import guess_architecture, read_text_tower
+from efface.interop.architecture import guess_architecture
 from efface.interop.checkpoint_file import read_foreign
 from efface.interop.layouts import Role
 from efface.interop.load import load_checkpoint
+from efface.interop.text_towers import read_text_tower
 from efface.runs import run, train
 from efface.runs.foreign import load_foreign
 from efface.training import defaults

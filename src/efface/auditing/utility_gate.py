@@ -3,7 +3,8 @@
 Its own task comes first: the accuracy of a classifier's head, or the retrieval of image-caption pairs. Then the
 features: kNN accuracy, or without labels effective rank and CKA. A loss counts if it is larger than what is allowed and
 than two standard errors, paired over the examples: a few neighbors more or less are chance. A model that is right less
-often than before by more than two points is said to be worse in the headline, also where that much is allowed.
+often than before by more than two points is said to be worse in the headline, also where that much is allowed; where so
+few answers changed that it may be chance, that is among the limits.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from efface.auditing.task_change import (
     UNSEEN_PARTS,
     TaskChange,
     compare_observed,
+    describe_undecided,
     describe_worse,
     pair_recalls,
 )
@@ -49,6 +51,8 @@ class UtilityLoss:
     """The measured numbers, in words."""
     worse: str = ""
     """On what of its own task the model is worse than before by more than two points; empty if on nothing."""
+    undecided: str = ""
+    """On what it lost more than two points that may be chance; empty if on nothing."""
 
     def head(self, sentence: str) -> str:
         """Put the loss in front of the sentence of a verdict, unless it is in there."""
@@ -94,16 +98,16 @@ def judge_utility(evidence: Evidence, names: Sequence[str], max_drop: float) -> 
     changes = compare_observed(original, subject)
     task_lost, task_note = head_loss(changes, max_drop)
     lost, recall_note = lost or task_lost or recall_lost, f"{task_note}{recall_note}"
-    worse = describe_worse(changes)
+    worse, undecided = describe_worse(changes), describe_undecided(changes)
     hits = next((found for p in UNSEEN_PARTS if (found := _paired_hits(original, subject, p))), None)
     if hits is None:
         cka = representations.linear_cka(after, before)
         note = f"no labels: judged by collapse alone ({ranks}; linear CKA to the original {cka:.2f}){recall_note}"
-        return UtilityLoss(None, lost or (note if left < RANK_LEFT or cka < CKA_LEFT else ""), note, worse)
+        return UtilityLoss(None, lost or (note if left < RANK_LEFT or cka < CKA_LEFT else ""), note, worse, undecided)
     labelled, old, new = hits
     change = TaskChange.between("kNN accuracy", labelled, old, new)
     note = f"kNN accuracy on {labelled} {change.after:.3f}, the original's {change.before:.3f}{recall_note}"
-    return UtilityLoss(change.drop, lost or (note if change.is_lost(max_drop) else ""), note, worse)
+    return UtilityLoss(change.drop, lost or (note if change.is_lost(max_drop) else ""), note, worse, undecided)
 
 
 def _paired_hits(original: Observations, subject: Observations, part: str) -> tuple[str, np.ndarray, np.ndarray] | None:
@@ -135,7 +139,7 @@ def head_loss(changes: Sequence[TaskChange], max_drop: float) -> tuple[str, str]
     if not changes or changes[0].task != OWN_HEAD:
         return "", ""
     lost = any(one.is_lost(max_drop) for one in changes if one.part == UNSEEN)
-    shown = "; on ".join(f"{one.where} {one.after:.3f}, the original's {one.before:.3f}" for one in changes)
+    shown = "; on ".join(f"{one.count} {one.where} {one.after:.3f}, the original's {one.before:.3f}" for one in changes)
     note = f"{OWN_HEAD} on {shown}"
     return (note if lost else ""), f"; {note}"
 

@@ -151,6 +151,8 @@ def describe_limits(
         limits += [f"{o.signal}: {describe_needed_examples(o)}." for o in judged if o.word == "inconclusive"]
     limits += [f"Blinded: {describe_blinding(one, criteria.alpha)}." for one in judged if one.blinded]
     limits.append(f"Utility: {utility.note}.")
+    if utility.undecided:
+        limits.append(f"Whether the model is worse at its own task is not decided: {utility.undecided}.")
     if utility.lost and word != "removed, utility lost":
         limits.append(f"Utility is lost: {utility.lost}.")
     limits.append(

@@ -1,7 +1,8 @@
 """Read how a library prepares pictures from the file in which it keeps that: timm, transformers, open_clip.
 
-``config.json`` with ``pretrained_cfg`` (timm), ``preprocessor_config.json`` (transformers), ``open_clip_config.json``
-with ``preprocess_cfg`` (open_clip). What is missing there has the library's own default.
+``config.json`` with ``pretrained_cfg`` (timm), ``preprocessor_config.json``, or ``processor_config.json`` with
+``image_processor`` (transformers), ``open_clip_config.json`` with ``preprocess_cfg`` (open_clip). What is missing there
+has the library's own default.
 """
 
 from __future__ import annotations
@@ -185,6 +186,12 @@ def _read_transformers(content: Mapping[str, Any], source: str) -> StatedPreproc
     return replace(found, notes=(OLD_PROCESSORS,))
 
 
+def _read_processor(content: Mapping[str, Any], source: str) -> StatedPreprocessing | None:
+    """Read the processor of pictures in that of pictures and texts, as transformers 5 stores both."""
+    stated = _group(content, "image_processor")
+    return _read_transformers(stated, source) if stated else None
+
+
 def _transformers_version() -> int:
     """The major version of transformers that is installed; the newest known one if there is none."""
     try:
@@ -264,6 +271,7 @@ def _hf_size(size: Any) -> tuple[int, int]:
 
 READERS: dict[str, Callable[[Mapping[str, Any], str], StatedPreprocessing | None]] = {
     "preprocessor_config.json": _read_transformers,
+    "processor_config.json": _read_processor,
     "open_clip_config.json": _read_open_clip,
     "config.json": _read_timm_config,
 }

@@ -26,6 +26,8 @@ from efface.errors import EffaceError, unknown_name_error
 
 LONGEST_COUNT = 18
 """Digits of the largest count that is read as one."""
+FORGOTTEN = "an earlier request"
+"""What the place of examples is called that were trained on once and are forgotten."""
 CLASSES_SHOWN = 5
 """Number of classes that the description of a selection names."""
 FORMS = (
@@ -206,11 +208,19 @@ def _select_listed(
         )
     positions, notes = find_keys(data, keys, where)
     untrained = positions[~np.isin(positions, train)]
+    gone = np.isin(untrained, elsewhere.get(FORGOTTEN, untrained[:0]))
+    if len(untrained) and gone.all():
+        raise EffaceError(
+            f"{len(untrained)} of {len(keys)} ids were asked for before: {quote_first(data.keys[untrained].tolist())}.",
+            "They were trained on once, and the model has forgotten them already.",
+            "Leave them out. The run and the record of the earlier request say how well they were forgotten.",
+        )
     if len(untrained):
         raise EffaceError(
             f"{len(untrained)} of {len(keys)} ids were not trained on: {quote_first(data.keys[untrained].tolist())}.",
             f"They are in: {_count_by_part(untrained, elsewhere)}.",
-            "Leave them out: the model has nothing to forget about them.",
+            "Leave them out: the model has nothing to forget about them"
+            f"{', or has forgotten them already' if gone.any() else ''}.",
         )
     return Selection(positions, listed=True, kind="listed", names=count_classes(data, positions), notes=notes)
 

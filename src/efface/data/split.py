@@ -13,7 +13,7 @@ from efface.data.canaries import locate_canaries
 from efface.data.dataset import Data, shuffle_by_key
 from efface.data.duplicates import Duplicate, describe_copies, find_copies, refuse_copies
 from efface.data.matching import match_holdout
-from efface.data.selectors import Selection, count_classes, resolve_selector
+from efface.data.selectors import FORGOTTEN, Selection, count_classes, resolve_selector
 from efface.data.split_parts import EARLIER, NEVER_TRAINED, SPLIT_PARTS, Split, no_positions, read_split
 from efface.errors import EffaceError
 
@@ -80,7 +80,7 @@ def partition(
 
 
 def partition_around_training(
-    data: Data, trained: str, *, valid: float = 0.1, holdout: float = 0.1, test: float = 0.1, seed: int = 0
+    data: Data, trained: str, *, valid: float = 0.1, holdout: float = 0.1, test: float | None = None, seed: int = 0
 ) -> Split:
     """Divide the data around what a checkpoint was already trained on; ``forget`` is empty.
 
@@ -89,7 +89,7 @@ def partition_around_training(
         trained: A selector of the training examples, as in :func:`select_forget_set`.
         valid: Size of ``valid``: a count, or a fraction of the examples that were not trained on.
         holdout: Size of ``holdout``.
-        test: Size of ``test``.
+        test: Size of ``test``; by default everything that the two leave.
         seed: Seed of the draw.
 
     Raises:
@@ -98,8 +98,11 @@ def partition_around_training(
     """
     seen = np.sort(resolve_selector(data, np.arange(len(data)), {}, trained, seed).positions)
     rest = np.setdiff1d(np.arange(len(data)), seen)
-    sizes = {"test": _count("test", test, len(rest)), "holdout": _count("holdout", holdout, len(rest))}
-    sizes |= {"valid": _count("valid", valid, len(rest))}
+    drawn = {"holdout": _count("holdout", holdout, len(rest)), "valid": _count("valid", valid, len(rest))}
+    if test is None:
+        sizes = {**drawn, "test": max(0, len(rest) - sum(drawn.values()))}
+    else:
+        sizes = {"test": _count("test", test, len(rest)), **drawn}
     if sum(sizes.values()) > len(rest):
         shown = ", ".join(f"{name} {size}" for name, size in sizes.items())
         raise EffaceError(
@@ -166,8 +169,10 @@ def select_forget_set(
     """
     elsewhere = {part: getattr(split, part) for part in NEVER_TRAINED}
     earlier = np.sort(np.concatenate([split.earlier, split.forget]))
+    before = split.provenance.get("before", ())
+    gone = np.union1d(earlier, np.flatnonzero(np.isin(data.keys, list(before)))) if before else earlier
     chosen, skipped = _choose_trained(
-        data, split.retain, {**elsewhere, "an earlier request": earlier}, selector, seed, skip=skip_never_trained
+        data, split.retain, {**elsewhere, FORGOTTEN: gone}, selector, seed, skip=skip_never_trained
     )
     result, matched, warnings = move_to_forget(split, data, chosen, seed)
     copies = find_duplicates(data, result)
@@ -176,6 +181,11 @@ def select_forget_set(
     warnings += describe_copies(copies)
     if EARLIER in result.sizes():
         warnings.append(f"{result.sizes()[EARLIER]} examples of earlier requests stay out of training.")
+    if before:
+        warnings.append(
+            f"{len(before)} examples were forgotten before the model came here, and stay out of training: only the new "
+            "request is judged here, and the records of the earlier ones judge those."
+        )
     if split.absent.get("retain"):
         warnings.append(
             f"{len(split.absent['retain'])} retained examples are not in the data: not trained on any more."
@@ -198,6 +208,7 @@ def select_forget_set(
         **({"by_group": True} if chosen.by_group else {}),
         **({"earlier": _list_requests(split)} if EARLIER in result.sizes() else {}),
         **({"skipped": skipped} if skipped else {}),
+        **({"before": before} if before else {}),
     )
     result.check(len(data))
     return result
@@ -292,7 +303,7 @@ def _choose_trained(
         if not chosen.by_group or data.group is None:
             return chosen, no_positions()
         members = np.flatnonzero(np.isin(data.group, np.unique(data.group[chosen.positions])))
-        return chosen, np.setdiff1d(members, np.concatenate([trained, elsewhere.get("an earlier request", trained)]))
+        return chosen, np.setdiff1d(members, np.concatenate([trained, elsewhere.get(FORGOTTEN, trained)]))
     asked = resolve_selector(data, np.arange(len(data)), {}, selector, seed)
     kept = np.isin(asked.positions, trained)
     if not kept.any() or kept.sum() == len(trained):

@@ -55,7 +55,8 @@ class Split:
     and ``warnings``. After a forget request also ``copies`` (the first ones, with their keys) and ``resolved`` (what
     the selector stands for: see :func:`efface.data.selectors.describe_selection`); after several requests also
     ``earlier`` (``selector``, ``random``, ``matched`` and ``count`` of each request before the last), and
-    ``skipped``: keys that were asked to be forgotten, or are of a forgotten group, but were never trained on."""
+    ``skipped``: keys that were asked to be forgotten, or are of a forgotten group, but were never trained on, and
+    ``before``: keys that a checkpoint of another library was made to forget before it came here."""
     absent: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Keys of a part that are not in the data at hand, such as erased pictures; they count for size and digest."""
 

@@ -17,6 +17,7 @@ from efface.interop.layouts import Role
 from efface.interop.open_clip_models import count_open_clip_blocks, find_open_clip_names
 from efface.interop.preprocessing import read_stated
 from efface.interop.sidecars import SIDECARS
+from efface.interop.text_towers import describe_vocabulary, read_model_cfg
 from efface.training.networks import huggingface
 from efface.training.networks.backbones import BLOCKS, Backbone
 
@@ -164,7 +165,7 @@ def find_normalization(
     dataset = str(_read_args(meta, "data", "dataset") or _read_args(meta, "dataset") or "").lower()
     if foreign.layout.name == "solo" and dataset in CIFAR:
         return (*CIFAR[dataset], (f"normalization as solo-learn has it for {dataset}",))
-    if foreign.layout.name == "open_clip":
+    if foreign.layout.name in ("open_clip", "transformers:clip"):
         return (*OPENAI, ("normalization assumed: CLIP's mean and standard deviation",))
     if channels == 3:
         return (*IMAGENET, ("normalization assumed: ImageNet's mean and standard deviation",))
@@ -191,13 +192,16 @@ def _read_args(meta: Mapping[str, Any], *keys: str) -> Any:
 def _guess_transformers(shapes: Shapes, foreign: ForeignCheckpoint) -> GuessedArchitecture | None:
     """Read ``config.json``, for the model types that are built with the library's own classes."""
     kind = foreign.layout.name.removeprefix("transformers:")
+    config: Any = foreign.meta.get("config.json")
+    if kind == "clip":
+        kind = huggingface.CLIP_VISION
+        config = {**(config.get("vision_config") or {}), "model_type": kind}
     if kind == foreign.layout.name or kind not in huggingface.SUPPORTED_MODEL_TYPES:
         return None
-    config: Any = foreign.meta["config.json"]
     head = foreign.part(Role.HEAD).get("weight")
     options = huggingface.read_options(config, list(shapes), None if head is None else head.shape[1])
     channels = int(config.get("num_channels", 3))
-    fixed = "embeddings.position_embeddings" in shapes
+    fixed = not {"embeddings.position_embeddings", "embeddings.position_embedding.weight"}.isdisjoint(shapes)
     side = config.get("image_size", 224)
     size = (side, side) if isinstance(side, int) else tuple(side)
     return GuessedArchitecture(
@@ -207,6 +211,7 @@ def _guess_transformers(shapes: Shapes, foreign: ForeignCheckpoint) -> GuessedAr
         size=size if fixed else None,
         notes=(
             f"features: {huggingface.FeaturePooling(options[huggingface.TAKE]).value}, as its own classes have them",
+            *describe_vocabulary(foreign),
         ),
     )
 
@@ -243,34 +248,6 @@ def _guess_open_clip(shapes: Shapes, foreign: ForeignCheckpoint) -> GuessedArchi
             *([f"known networks of these shapes: {', '.join(names)}"] if names else []),
         ),
     )
-
-
-def read_text_tower(foreign: ForeignCheckpoint) -> dict[str, Any]:
-    """Read the settings of open_clip's text tower, and the width of the space that both towers share.
-
-    Empty if the file has no such text tower.
-    """
-    weights = {name: tuple(value.shape) for name, value in foreign.part(Role.TEXT).items()}
-    if not {"token_embedding.weight", "positional_embedding", "text_projection"} <= weights.keys():
-        return {}
-    stated = read_model_cfg(foreign)
-    options: dict[str, Any] = dict(stated.get("text_cfg") or {})
-    if not options:
-        words, width = weights["token_embedding.weight"]
-        options = {
-            "width": width,
-            "vocab_size": words,
-            "layers": count_open_clip_blocks(weights),
-            "heads": max(1, width // 64),
-        }
-        options |= {"context_length": weights["positional_embedding"][0]}
-    options |= {"quick_gelu": True} if stated.get("quick_gelu") else {}
-    return {"dim": weights["text_projection"][1], "text": {"name": "open_clip:custom", "options": options}}
-
-
-def read_model_cfg(foreign: ForeignCheckpoint) -> dict[str, Any]:
-    """Return ``model_cfg`` of ``open_clip_config.json``; empty if there is none."""
-    return (foreign.meta.get("open_clip_config.json") or {}).get("model_cfg") or {}
 
 
 def _guess_resnet(shapes: Shapes, foreign: ForeignCheckpoint) -> GuessedArchitecture | None:

@@ -177,7 +177,7 @@ def _describe_head(objective: str) -> str:
     if objective == "cross_entropy":
         return "linear layer or MLP over the classes of the data"
     if objective == "clip":
-        return "projection without bias, and open_clip's text tower,"
+        return "projection without bias, and CLIP's text tower,"
     return "projector of linear layers, BatchNorm and activations"
 
 

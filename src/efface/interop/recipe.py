@@ -12,9 +12,10 @@ from torch import Tensor
 from efface import config
 from efface.data.dataset import Data
 from efface.errors import EffaceError
-from efface.interop.architecture import GuessedArchitecture, guess_architecture, read_text_tower
+from efface.interop.architecture import GuessedArchitecture, guess_architecture
 from efface.interop.checkpoint_file import ForeignCheckpoint, read_queue_keys
 from efface.interop.layouts import Role
+from efface.interop.text_towers import read_text_tower
 from efface.training.defaults import build_recipe, merge_settings
 from efface.training.objectives import objective_class
 from efface.training.objectives.shared import ProjectorLayer

@@ -11,7 +11,13 @@ from typing import Any
 from efface.errors import EffaceError
 from efface.files import parse_json
 
-SIDECARS = ("args.json", "config.json", "open_clip_config.json", "preprocessor_config.json")
+SIDECARS = (
+    "args.json",
+    "config.json",
+    "open_clip_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
 """Files beside the weights that describe them; they are copied along."""
 MAX_JSON_BYTES = 64 * 2**20
 """No configuration is larger; an index of shards lists some thousand names."""

@@ -9,7 +9,7 @@ from functools import cache, partial
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from efface import stats
 from efface.auditing.evidence import Finding
@@ -66,6 +66,14 @@ def format_duration(seconds: float) -> str:
     if seconds < 7200:
         return f"{seconds / 60:.1f} min"
     return f"{seconds / 3600:.1f} h"
+
+
+def mark_commands(text: str) -> Markup:
+    """A text as HTML, in which what stands between backticks is shown as code; all else is escaped."""
+    parts = str(escape(text)).split("`")
+    if len(parts) % 2 == 0:
+        return Markup(escape(text))
+    return Markup("".join(f"<code>{one}</code>" if place % 2 else one for place, one in enumerate(parts)))
 
 
 def pairs_right(auc: float) -> str:
@@ -126,6 +134,7 @@ def template_environment(language: str = ENGLISH) -> Environment:
         "share": format_share,
         "local": catalog.number,
         "capital": capitalize_first,
+        "commands": mark_commands,
     }
     variables: dict[str, Any] = {
         "SYMBOLS": SYMBOLS,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -31,6 +32,10 @@ from efface.reporting.wording import SIGNAL_PLACES, wording_for
 from efface.training.history import describe_search, describe_stopping
 
 REPORT = "report.html"
+COPIES = ("decoded pictures in ", "shard ")
+"""How the names of stores of pictures begin, among what unlearning took care of."""
+NETWORK = ("backbone", "head", "text", "scale", "buffers", "bookkeeping", "marker", "precision")
+"""Parts of a file of another library that are the unlearned network itself, or hold nothing of images."""
 
 
 def report_name(language: str) -> str:
@@ -100,6 +105,7 @@ def render_report(
         useful=_usefulness(record.findings),
         held=record.split.sizes.get("holdout"),
         oracles=[name for name in record.checkpoints if name.startswith("oracle")],
+        remains=_remains(subject),
         config=json.dumps(record.config, indent=2, ensure_ascii=False),
     )  # fmt: skip
 
@@ -117,9 +123,31 @@ def _plain_limits(verdict: Verdict) -> list[str]:
         if limit.startswith("Control ("):
             continue  # they are listed for the engineer
         for name, place in SIGNAL_PLACES.items():
-            limit = limit.replace(name, place)
+            limit = re.sub(rf"(?<![\w.-])(?<!be ){re.escape(name)}\b", place, limit)
         found.append(limit[:1].upper() + limit[1:])
     return found
+
+
+@dataclass(frozen=True)
+class RemainingCopies:
+    """What else may hold the forgotten examples, as far as the run knows it."""
+
+    parts: tuple[str, ...] = ()
+    """Parts of the model that remember training images, and what was done with each."""
+    caches: tuple[str, ...] = ()
+    """Decoded pictures and shards, and what was done with each."""
+
+
+def _remains(subject: CheckpointFacts | None) -> RemainingCopies:
+    """Sort what unlearning did with everything but the network itself."""
+    parts, caches = list[str](), list[str]()
+    for name, what in (subject.purged if subject else {}).items():
+        if name.startswith(COPIES):
+            caches.append(f"{name} {what}")
+        elif name not in {f"foreign.{part}" for part in NETWORK}:
+            shown = "momentum encoder" if name == "foreign.twin" else name.removeprefix("foreign.")
+            parts.append(f"{shown.replace('_', ' ')} {what}")
+    return RemainingCopies(tuple(parts), tuple(caches))
 
 
 def _usefulness(findings: Sequence[Finding]) -> list[tuple[str, Finding]]:

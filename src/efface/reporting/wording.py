@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from efface.auditing import signals
 from efface.auditing.signal_verdict import VerdictWord
 from efface.auditing.verdict import Verdict
 from efface.auditing.verdict_sentence import has_few_examples
@@ -112,6 +113,12 @@ TOO_FEW = Wording(
     "This is neither a pass nor a failure. Rehearse the procedure on many requests like this one (`efface "
     "rehearse`), audit with a reference bank, or retrain without the examples.",
 )
+BANKED = replace(
+    TOO_FEW,
+    then="This is neither a pass nor a failure. Rehearse the procedure on many requests like this one (`efface "
+    "rehearse`), or retrain without the examples.",
+)
+"""There are too few examples even for a reference bank."""
 BLINDED = Wording(
     "question",
     "Unlearning disabled the attack.",
@@ -133,6 +140,7 @@ SIGNAL_PLACES = {
     "projector.margin": "the projection head’s output",
     "pair.margin": "the match between an image and its caption",
     "logits.margin": "the classifier’s output",
+    signals.LEARNED: "a learned combination of all signals",
 }
 """What the attack reads, by signal."""
 
@@ -142,10 +150,17 @@ def wording_for(verdict: Verdict) -> Wording:
 
     An inconclusive verdict has five wordings: too little evidence, examples too few to tell whether the attack has
     power (``TOO_FEW``), an attack without power even on the original (``BLIND``), an attack that unlearning disabled
-    (``BLINDED``), and a control that did not pass (``UNPROVEN``).
+    (``BLINDED``), and a control that did not pass (``UNPROVEN``). Who has a reference bank is not advised to use one.
     """
     if verdict.word != "inconclusive":
         return WORDINGS[verdict.word]
+    found = _inconclusive(verdict)
+    banked = any(one.signal == signals.LEARNED for one in verdict.signals) and "reference bank" in found.then
+    return replace(found, then=BANKED.then) if banked else found
+
+
+def _inconclusive(verdict: Verdict) -> Wording:
+    """Choose among the wordings of an inconclusive verdict."""
     if has_few_examples(verdict.signals, verdict.delta):
         return TOO_FEW
     if not any(one.powered for one in verdict.signals):

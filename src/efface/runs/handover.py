@@ -160,6 +160,7 @@ def leave_out(split: Split, data: Data, positions: np.ndarray) -> Split:
     parts: Mapping[str, Any] = {
         name: np.setdiff1d(getattr(split, name), positions) for name in ("retain", "valid", "holdout", "spare", "test")
     }
-    provenance = {**split.provenance, "skipped": sorted(data.keys[positions].tolist())}
+    keys = sorted(data.keys[positions].tolist())
+    provenance = {**split.provenance, "skipped": keys, "before": keys}
     made = replace(split, **parts, provenance=provenance)
     return replace(made, provenance={**provenance, "sizes": made.sizes()})

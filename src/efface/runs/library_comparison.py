@@ -69,7 +69,7 @@ def _find_library(one: Adoption) -> _Features | None:
         return lambda files: _by_open_clip(one.path, files)
     if config.get("pretrained_cfg") and config.get("architecture"):
         return lambda files: _by_timm(one.path, files)
-    if config.get("model_type") and one.file.meta.get("preprocessor_config.json"):
+    if config.get("model_type") and one.file.meta.keys() & {"preprocessor_config.json", "processor_config.json"}:
         take = str(one.loaded.recipe.backbone.options.get("take", "pooler"))
         return lambda files: _by_transformers(one.path, files, take)
     return None
@@ -106,6 +106,7 @@ def _by_transformers(path: Path, files: list[Path], take: str) -> tuple[str, np.
 
     processor: Any = transformers.AutoImageProcessor.from_pretrained(path, local_files_only=True)
     net: Any = transformers.AutoModel.from_pretrained(path, local_files_only=True).eval()
+    net = getattr(net, "vision_model", net)  # of images and captions
     pixels = torch.cat([processor(image, return_tensors="pt")["pixel_values"] for image in _open(files)])
     out = net(pixel_values=pixels)
     if take == "pooler":

@@ -32,8 +32,9 @@ class Sizes(Settings):
     """Never trained on; methods may use them."""
     holdout: PartSize = 0.1
     """Never trained on and reserved for audits: the non-members."""
-    test: PartSize = 0.1
-    """Never trained on; utility is measured here."""
+    test: PartSize | None = None
+    """Never trained on; utility is measured here. By default a tenth; where ``trained`` is given, everything that the
+    other parts leave."""
     canaries: str | None = None
     """Folder written by `efface canaries plan`: included canaries are trained on, excluded ones are in the holdout."""
     trained: str | None = None
@@ -44,16 +45,17 @@ class Sizes(Settings):
 
     def divide(self, data: Data, seed: int) -> Split:
         """Divide the data into parts of these sizes."""
-        drawn = {"valid": self.valid, "holdout": self.holdout, "test": self.test}
+        drawn = {"valid": self.valid, "holdout": self.holdout}
         if self.trained is None:
-            return partition(data, train=self.train, **drawn, canaries=self.canaries, seed=seed)
+            test = 0.1 if self.test is None else self.test
+            return partition(data, train=self.train, **drawn, test=test, canaries=self.canaries, seed=seed)
         if self.canaries is not None:
             raise EffaceError(
                 "split.canaries and split.trained were both given.",
                 "Canaries are planned before training, and the foreign checkpoint was trained already.",
                 "Give one of the two.",
             )
-        return partition_around_training(data, self.trained, **drawn, seed=seed)
+        return partition_around_training(data, self.trained, **drawn, test=self.test, seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)

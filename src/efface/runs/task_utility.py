@@ -2,7 +2,8 @@
 
 A classifier is measured by the accuracy of its head, an image-text model by how often a caption is among the ten most
 similar ones of its image, another encoder by the accuracy of its features' nearest neighbors. What was never trained on
-decides; the retained examples are named beside it.
+decides; the retained examples are named beside it. The holdout is left to the audit: who chose the run that is best on
+it would make the examples that the forgotten ones are compared with look like training examples.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from efface.auditing.task_change import (
     RECALLED,
     RETAINED,
     UNSEEN,
-    UNSEEN_PARTS,
     TaskChange,
+    describe_undecided,
     describe_worse,
 )
 from efface.data.dataset import Data, shuffle_by_key
 from efface.data.split import Split
 from efface.training.model import Model
 
-MEASURED = 1000
-"""At most so many examples of a part are measured."""
+MEASURED = {RETAINED: 1000, UNSEEN: 2000}
+"""At most so many examples of a part are measured: a sample that depends on their keys alone."""
 BATCH = 64
 
 
@@ -51,13 +52,14 @@ def measure_task(model: Model, data: Data, split: Split, device: torch.device) -
     Args:
         model: The model; it is left as it was.
         data: The data.
-        split: The split: retained examples, and a part that was never trained on.
+        split: The split: retained examples, and what was never trained on, which is everything else in the data but
+            the holdout, and the holdout where nothing else is there.
         device: Where the model runs.
 
     """
-    unseen = np.sort(np.concatenate([getattr(split, name) for name in UNSEEN_PARTS]))
+    unseen = select_unseen(data, split)
     unseen = unseen if len(unseen) > 1 else split.holdout
-    rows = {RETAINED: _choose(data, split.retain), UNSEEN: _choose(data, unseen)}
+    rows = {RETAINED: _choose(data, split.retain, RETAINED), UNSEEN: _choose(data, unseen, UNSEEN)}
     rows = {name: found for name, found in rows.items() if len(found) > 1}
     if not rows:
         return None
@@ -86,7 +88,10 @@ def compare_tasks(before: TaskUtility | None, after: TaskUtility | None, allowed
     """
     if before is None or after is None:
         return ["No labels and no captions: what unlearning cost the model's own task was not measured."], False
-    shown = "; ".join(f"{part} {before.share(part):.3f}, now {after.share(part):.3f}" for part in before.hits)
+    shown = "; ".join(
+        f"{part} {before.share(part):.3f}, now {after.share(part):.3f} ({len(hits)} examples)"
+        for part, hits in before.hits.items()
+    )
     said = [f"{before.task}: {shown}"]
     changes = [TaskChange.between(before.task, part, before.hits[part], after.hits[part]) for part in before.hits]
     lost = any(one.is_lost(allowed) for one in changes if one.part != RETAINED)
@@ -100,6 +105,8 @@ def compare_tasks(before: TaskUtility | None, after: TaskUtility | None, allowed
             f"WARNING: the model is worse at its own task than before: {worse}. If that is too much, use fewer "
             "steps, a smaller learning rate, or --stop, which returns the best state."
         )
+    elif undecided := describe_undecided(changes):
+        said.append(f"Whether the model is worse at its own task than before is not decided: {undecided}.")
     return said, lost
 
 
@@ -123,20 +130,33 @@ def _measure(model: Model, data: Data, rows: dict[str, np.ndarray]) -> TaskUtili
     return TaskUtility("Accuracy of its features' nearest neighbors", hits)
 
 
-def _choose(data: Data, positions: np.ndarray) -> np.ndarray:
+def select_unseen(data: Data, split: Split) -> np.ndarray:
+    """Everything that was never trained on but the holdout, of the classes that are still trained on.
+
+    Without what was asked to be forgotten, or was forgotten before the model came here, and is in no part.
+    """
+    trained = np.concatenate([split.retain, split.forget, split.earlier, split.holdout, split.spare])
+    found = np.setdiff1d(np.arange(len(data)), trained)
+    gone = [key for keys in split.absent.values() for key in keys]  # another picture may have taken the name
+    gone += [str(key) for key in split.provenance.get("skipped", ())]
+    found = found[~np.isin(data.keys[found], gone)] if gone else found
+    return found if data.y is None else found[np.isin(data.y[found], data.y[split.retain])]
+
+
+def _choose(data: Data, positions: np.ndarray, part: str) -> np.ndarray:
     known = positions if data.y is None else positions[data.y[positions] >= 0]
     labels = None if data.y is None else data.y[known]
-    return np.sort(known[shuffle_by_key(data.keys[known], labels, 0, "utility")[:MEASURED]])
+    return np.sort(known[shuffle_by_key(data.keys[known], labels, 0, "utility")[: MEASURED[part]]])
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def _embed(model: Model, data: Data, rows: np.ndarray) -> Iterator[torch.Tensor]:
     for start in range(0, len(rows), BATCH):
         x = torch.from_numpy(np.ascontiguousarray(data.x[rows[start : start + BATCH]]))
         yield model.features(x.to(model.mean.device).float().div_(255))
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def _answers(model: Model, data: Data, rows: np.ndarray) -> np.ndarray:
     return torch.cat([model.project(z).argmax(-1).cpu() for z in _embed(model, data, rows)]).numpy()
 
@@ -145,7 +165,7 @@ def _features(model: Model, data: Data, rows: np.ndarray) -> np.ndarray:
     return F.normalize(torch.cat([*_embed(model, data, rows)]), dim=-1).cpu().numpy()
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def _retrieved(model: Model, data: Data, rows: np.ndarray) -> np.ndarray:
     assert data.text is not None
     images = F.normalize(torch.cat([model.project(z) for z in _embed(model, data, rows)]), dim=-1)

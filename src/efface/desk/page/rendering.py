@@ -6,10 +6,10 @@ from datetime import date
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
 from starlette.responses import HTMLResponse, Response
 
 from efface.desk.ledger import utc_now
+from efface.reporting.format import mark_commands
 from efface.reporting.wording import WORDINGS, Wording
 
 STATE_WORDS = {
@@ -65,14 +65,6 @@ def duration_words(seconds: float | None) -> str:
         if seconds >= 1.5 * size:
             return f"about {seconds / size:.0f} {name}"
     return f"about {max(1, seconds):.0f} s"
-
-
-def mark_commands(text: str) -> Markup:
-    """A text as HTML, in which what stands between backticks is shown as code; all else is escaped."""
-    parts = str(escape(text)).split("`")
-    if len(parts) % 2 == 0:
-        return Markup(escape(text))
-    return Markup("".join(f"<code>{one}</code>" if place % 2 else one for place, one in enumerate(parts)))
 
 
 def verdict_words(word: str) -> Wording | None:

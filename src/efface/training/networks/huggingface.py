@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from efface.errors import EffaceError, suggest_name
 
-SUPPORTED_MODEL_TYPES = ("vit", "deit", "dinov2", "dinov2_with_registers", "convnext")
+CLIP_VISION = "clip_vision_model"
+"""The ``model_type`` of CLIP's image tower alone."""
+SUPPORTED_MODEL_TYPES = ("vit", "deit", "dinov2", "dinov2_with_registers", "convnext", CLIP_VISION)
 """Values of ``model_type`` whose features were verified against the inputs of the library's own classifiers."""
 TAKE, POOLER = "take", "pooler"
 """Options in addition to those of ``config.json``: which features to use, and whether there is a trained pooler."""
@@ -36,13 +38,16 @@ IGNORED_ENTRIES = (
 """Entries of ``config.json`` that do not concern the backbone; so do those that start with ``_`` or name a dtype."""
 TYPES_WITH_POOLER = ("vit", "deit")
 """Model types with a trained layer on the first token (``pooler.dense``), unless it is turned off."""
+POOLED_TYPES = ("dinov2", "dinov2_with_registers", "convnext", CLIP_VISION)
+"""Model types whose pooled output has no layer of its own to train."""
 
 
 class FeaturePooling(StrEnum):
     """Which output of the network is used as features."""
 
     POOLER = "pooler"
-    """``pooler_output``: ViT's trained pooler, DINOv2's normalized class token, ConvNeXt's normalized average."""
+    """``pooler_output``: ViT's trained pooler, DINOv2's and CLIP's normalized class token, ConvNeXt's normalized
+    average."""
     FIRST = "first"
     """First token of the last hidden state: the input of the classifiers of ViT and DeiT."""
     FIRST_AND_MEAN = "first_and_mean"
@@ -66,7 +71,7 @@ def read_options(config: Mapping[str, Any], body: Sequence[str], looked_at: int 
     pooler = any(name.startswith("pooler.") for name in body)
     if looked_at is not None and looked_at == 2 * int(config.get("hidden_size", 0)):
         take = FeaturePooling.FIRST_AND_MEAN
-    elif kind in ("dinov2", "dinov2_with_registers", "convnext") or (pooler and looked_at is None):
+    elif kind in POOLED_TYPES or (pooler and looked_at is None):
         take = FeaturePooling.POOLER
     else:
         take = FeaturePooling.FIRST
@@ -92,33 +97,52 @@ def build_transformers_backbone(kind: str, channels: int, size: tuple[int, int],
             f"Supported, and verified against the library's own features: {', '.join(SUPPORTED_MODEL_TYPES)}.",
             "Others can be inspected; to unlearn one, save its weights with the names of timm or torchvision.",
         )
-    try:
-        import transformers  # an optional dependency, slow to import
-    except ImportError as error:
-        raise EffaceError(
-            f"hf:{kind} needs the library transformers, which is not installed.",
-            str(error),
-            "Install it: pip install 'efface[hf]'.",
-        ) from error
+    transformers = import_transformers(f"hf:{kind}")
     take, extra = FeaturePooling(options.get(TAKE, FeaturePooling.FIRST)), {}
     entries = {"image_size": list(size)} | {k: v for k, v in options.items() if k not in (TAKE, POOLER)}
     if kind in TYPES_WITH_POOLER:
         extra["add_pooling_layer"] = bool(options.get(POOLER, take is FeaturePooling.POOLER))
-    with _without_progress_bars(transformers):
+    with without_progress_bars(transformers):
         config = transformers.AutoConfig.for_model(kind, **entries | {"num_channels": channels})
         net = transformers.AutoModel.from_config(config, attn_implementation="eager", dtype=torch.float32, **extra)
-        return Network(net, take, _find_file_names(net))
+        return Network(net, take)
 
 
-class Network(nn.Module):
-    """A model of transformers as a backbone, from images [B, C, H, W] to features [B, dim]."""
+def import_transformers(name: str) -> Any:
+    """Import the library, for a network with this name.
 
-    def __init__(self, net: Any, take: FeaturePooling, names: dict[str, str]) -> None:
+    Raises:
+        EffaceError: It is not installed.
+
+    """
+    try:
+        import transformers  # an optional dependency, slow to import
+    except ImportError as error:
+        raise EffaceError(
+            f"{name} needs the library transformers, which is not installed.",
+            str(error),
+            "Install it: pip install 'efface[hf]'.",
+        ) from error
+    return transformers
+
+
+class FileNamed(nn.Module):
+    """A model of transformers whose state dict has the names of the library's files."""
+
+    def __init__(self, net: Any) -> None:
         super().__init__()
-        self.net, self.take, self.names = net, take, names
-        self.patches = 1 + int(getattr(net.config, "num_register_tokens", 0))  # index of the first
+        self.net, self.names = net, _find_file_names(net)
         self.register_state_dict_post_hook(_write_file_names)
         self.register_load_state_dict_pre_hook(_read_file_names)
+
+
+class Network(FileNamed):
+    """A model of transformers as a backbone, from images [B, C, H, W] to features [B, dim]."""
+
+    def __init__(self, net: Any, take: FeaturePooling) -> None:
+        super().__init__(net)
+        self.take = take
+        self.patches = 1 + int(getattr(net.config, "num_register_tokens", 0))  # index of the first
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the features of normalized images."""
@@ -131,14 +155,14 @@ class Network(nn.Module):
         return torch.cat([tokens[:, 0], tokens[:, self.patches :].mean(1)], -1)
 
 
-def _write_file_names(module: Network, state: dict[str, Tensor], prefix: str, _meta: object) -> None:
+def _write_file_names(module: FileNamed, state: dict[str, Tensor], prefix: str, _meta: object) -> None:
     """Rename entries of a state dict from the names of the class to those of the files, in the same order."""
     renamed = {name: state.pop(name) for name in list(state) if name.startswith(f"{prefix}net.")}
     for name, value in renamed.items():
         state[prefix + module.names[name.removeprefix(f"{prefix}net.")]] = value
 
 
-def _read_file_names(module: Network, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+def _read_file_names(module: FileNamed, state: dict[str, Tensor], prefix: str, *_: object) -> None:
     """Rename entries of a state dict from the names of the files to those of the class."""
     for class_name, file_name in module.names.items():
         if prefix + file_name in state:
@@ -166,7 +190,7 @@ def _find_file_names(net: Any) -> dict[str, str]:
 
 
 @contextmanager
-def _without_progress_bars(library: Any) -> Iterator[None]:
+def without_progress_bars(library: Any) -> Iterator[None]:
     """Turn off the library's progress bars."""
     logging = library.utils.logging
     shown = logging.is_progress_bar_enabled()

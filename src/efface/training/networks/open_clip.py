@@ -73,13 +73,28 @@ def build_text_tower(name: str, dim: int, options: Mapping[str, Any]) -> TextTow
 
     """
     model = _build_model(name, dim, {"text_cfg": options})
-    tokenizer = _import_open_clip().SimpleTokenizer(context_length=model.context_length)
-    if model.vocab_size < tokenizer.vocab_size:
+    tokenizer = make_clip_tokenizer(model.context_length, model.vocab_size)
+    return TextTower(lambda captions: tokenizer(list(captions)), model.text)
+
+
+def make_clip_tokenizer(length: int, words: int | None = None) -> Any:
+    """Make the tokenizer with CLIP's vocabulary.
+
+    Args:
+        length: Number of tokens of a caption; the rest is cut off.
+        words: Size of the vocabulary that a text tower was built for; by default that of the tokenizer.
+
+    Raises:
+        EffaceError: If open_clip is missing, or the text tower's vocabulary is too small.
+
+    """
+    tokenizer = _import_open_clip().SimpleTokenizer(context_length=length)
+    if words is not None and words < tokenizer.vocab_size:
         raise EffaceError(
-            f"A text tower with a vocabulary of {model.vocab_size} is too small for open_clip's tokenizer, which has "
+            f"A text tower with a vocabulary of {words} is too small for open_clip's tokenizer, which has "
             f"{tokenizer.vocab_size} tokens."
         )
-    return TextTower(lambda captions: tokenizer(list(captions)), model.text)
+    return tokenizer
 
 
 def _import_open_clip() -> Any:

@@ -3,6 +3,7 @@
 ``words``           a small transformer over hashed words; needs no extra dependency
 ``open_clip:NAME``  the untrained text tower of a model of open_clip with its tokenizer (the extra ``clip``);
                     ``open_clip:custom``: the options hold the whole configuration
+``hf:clip_text_model``  CLIP's text tower as transformers builds it (the extras ``hf`` and ``clip``)
 
 A word's token is a hash of the word. A vocabulary built from the captions would list the words of forgotten ones, and
 no update of the weights would remove them from the checkpoint; a hash stores nothing about the captions. In exchange,
@@ -45,7 +46,7 @@ class TextEncoder(Settings):
     """
 
     name: str = "words"
-    """``words`` or ``open_clip:NAME``."""
+    """``words``, ``open_clip:NAME`` or ``hf:clip_text_model``."""
     width: LayerWidth = 64
     """Width of the transformer (``words`` only, as are the next four)."""
     depth: Count = 2
@@ -57,7 +58,8 @@ class TextEncoder(Settings):
     buckets: Count = 4096
     """Number of embeddings that words are hashed to."""
     options: dict[str, Any] = field(default_factory=dict)
-    """For open_clip: entries of its ``text_cfg`` (``width``, ``layers`` ...), and ``quick_gelu``."""
+    """For open_clip: entries of its ``text_cfg`` (``width``, ``layers`` ...), and ``quick_gelu``. For transformers:
+    entries of ``text_config``."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,8 +76,14 @@ class TextEncoder(Settings):
             from efface.training.networks.open_clip import build_text_tower  # an optional dependency, slow to import
 
             return build_text_tower(model, dim, self.options)
+        if colon and library == "hf":
+            from efface.training.networks.huggingface_text import build_transformers_text_tower  # as slow to import
+
+            return build_transformers_text_tower(model, dim, self.options)
         if self.name != "words":
-            raise EffaceError(f"There is no text tower called '{self.name}'.", "Known: words, open_clip:NAME.")
+            raise EffaceError(
+                f"There is no text tower called '{self.name}'.", "Known: words, open_clip:NAME, hf:clip_text_model."
+            )
         words = HashingTokenizer(self.context, self.buckets)
         return TextTower(words, TextTransformer(self.width, self.depth, self.heads, self.context, self.buckets, dim))
 

@@ -57,12 +57,16 @@ class Clip(BaseObjective):
     """Upper bound of s."""
     dim: LayerWidth = 128
     """Width of the joint embedding space of images and captions."""
+    linear: bool = False
+    """Whether the projection of the images is a linear layer, as in transformers, and no matrix, as in open_clip: the
+    same map, stored the other way round."""
     text: TextEncoder = field(default_factory=TextEncoder)
     """The text tower."""
 
     def build_model(self, backbone: nn.Module, dim: int, classes: int, mean: Tensor, std: Tensor) -> Model:
         """Build a model with a projection on the backbone, a text tower and the scale."""
-        model = Model(backbone, Projection(dim, self.dim), self, mean, std)
+        projection = nn.Linear(dim, self.dim, bias=False) if self.linear else Projection(dim, self.dim)
+        model = Model(backbone, projection, self, mean, std)
         model.text = self.text.build(self.dim)
         model.scale = nn.Parameter(torch.tensor(math.log(1 / self.temperature)))
         return model
