@@ -56,7 +56,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "retrain": {"name": "retrain"},
 }
 """Every method that fits an encoder, at its defaults; alignment calibration also in the form that does not vanish."""
-SPLIT = {"train": 600, "valid": 200, "holdout": 700, "test": 297}
+SPLIT: dict[str, Any] = {"train": 600, "valid": 200, "holdout": 700, "test": 297}
 """The demo's split when the first rows were made; the demo has more unseen examples to aim at since."""
 RETRAINED = 2
 """Retrained models of each size in a world; they take longest."""
