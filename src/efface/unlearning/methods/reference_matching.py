@@ -22,8 +22,8 @@ examples, of 48 rows of R, 40 of F (a small F is repeated, with other views) and
 
 Source      ours; requests of 1 to 60 examples are measured in docs/small_requests.md.
 Departures  none.
-Tests cover a target that is taken from another example; a model that starts at its targets and must not move them; a
-            gradient into V; targets of the audit's half; a distance that the square alone leaves.
+Tests cover a target that is taken from another example; a model that starts at its targets and must not move them;
+            targets of the audit's half; a distance that the square alone leaves.
 """
 
 from __future__ import annotations
