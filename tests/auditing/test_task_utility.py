@@ -147,6 +147,17 @@ def test_whether_a_loss_is_chance_is_told_by_the_answers_that_changed(
     assert bool(describe_undecided([change])) == (change.is_noted and not worse)
 
 
+def test_a_loss_of_shares_is_told_by_their_size() -> None:
+    """Recall in both directions can be halved: many small gains do not outweigh a few whole losses."""
+    before, after = np.full(300, 0.5), np.full(300, 0.5)
+    after[:20], after[20:44] = 0.0, 0.6
+    change = TaskChange.between("recall", UNSEEN, before, after)
+    assert (change.worsened, change.improved) == (20, 24) and change.drop > NOTED_DROP
+    assert change.is_worse and change.drop > 2 * change.error
+    same = TaskChange.between("recall", UNSEEN, before, np.where(np.arange(300) < 20, 0.0, 0.53))
+    assert not same.is_noted and same.chance > 0.05
+
+
 def test_a_small_set_seldom_alarms() -> None:
     """Where answers change at random and the model is as good as before, one set in twenty at most is called worse."""
     drawn = np.random.default_rng(0)

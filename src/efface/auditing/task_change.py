@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import ndtr
 
 from efface import stats
 from efface.auditing import representations
@@ -50,6 +51,9 @@ class TaskChange:
     """those on which it is right more."""
     count: int
     """Number of examples."""
+    chance: float
+    """Probability of changes as bad as these where the model is as good as before. Of right and wrong answers it is
+    exact (McNemar); of shares, as recall in both directions is, by the normal distribution."""
 
     @classmethod
     def between(cls, task: str, part: str, before: np.ndarray, after: np.ndarray) -> TaskChange:
@@ -65,7 +69,12 @@ class TaskChange:
         change = np.asarray(before, np.float64) - after
         error = float(change.std() / np.sqrt(len(change)))
         worsened, improved = (int(np.count_nonzero(sign * change > _ROUNDING)) for sign in (1, -1))
-        return cls(task, part, float(np.mean(before)), float(np.mean(after)), error, worsened, improved, len(change))
+        if np.allclose(np.abs(change), np.abs(change) > 0.5):
+            chance = stats.sign_test(worsened, improved)
+        else:
+            chance = float(ndtr(-change.mean() / max(error, _ROUNDING)))
+        means = float(np.mean(before)), float(np.mean(after))
+        return cls(task, part, *means, error, worsened, improved, len(change), chance)
 
     @property
     def drop(self) -> float:
@@ -83,8 +92,8 @@ class TaskChange:
 
     @property
     def is_worse(self) -> bool:
-        """Whether it is so, and by no chance: by the exact test of McNemar on the examples whose answers changed."""
-        return self.is_noted and stats.sign_test(self.worsened, self.improved) <= CHANCE
+        """Whether it is so, and by no chance."""
+        return self.is_noted and self.chance <= CHANCE
 
     @property
     def where(self) -> str:
