@@ -175,5 +175,6 @@ def test_copies_and_reloads_bear_the_names_of_the_files(tmp_path: Path):
 
 
 def test_every_kind_is_tested():
-    assert set(KINDS) == set(huggingface.SUPPORTED_MODEL_TYPES)
+    alone = {huggingface.CLIP_VISION}  # the image tower of a whole CLIP: tests/interop/test_transformers_clip.py
+    assert set(KINDS) | alone == set(huggingface.SUPPORTED_MODEL_TYPES)
     assert QUICK["epochs"] == 1
