@@ -58,7 +58,7 @@ def draw_sets(data: Data, base: Split, kind: str, size: int, count: int, seed: i
     if kind == "random":
         each = len(rows) // max(1, size)
         drawn: list[np.ndarray] = []
-        for again in range(ROUNDS if each >= FEWEST_APART else min(each, 1)):
+        for again in range(ROUNDS if each >= FEWEST_APART else 1):
             texts = [f"{key}\0{again}" if again else str(key) for key in data.keys[rows]]
             order = rows[np.argsort(np.array([_number(text, seed) for text in texts], dtype=np.uint64))]
             drawn += [np.sort(order[number * size : (number + 1) * size]) for number in range(each)]
