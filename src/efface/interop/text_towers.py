@@ -7,7 +7,7 @@ from typing import Any
 from efface.interop.checkpoint_file import ForeignCheckpoint
 from efface.interop.layouts import Role
 from efface.interop.open_clip_models import count_open_clip_blocks
-from efface.training.networks.huggingface import IGNORED_ENTRIES
+from efface.training.networks.huggingface import network_entries
 from efface.training.networks.huggingface_text import CLIP_TEXT, require_clip_vocabulary
 
 
@@ -18,9 +18,8 @@ def read_text_tower(foreign: ForeignCheckpoint) -> dict[str, Any]:
     """
     if foreign.layout.name == "transformers:clip" and "text_projection.weight" in foreign.part(Role.TEXT):
         config: Any = foreign.meta["config.json"].get("text_config") or {}
-        kept = {k: v for k, v in config.items() if k not in IGNORED_ENTRIES and "dtype" not in k}
         dim = len(foreign.part(Role.TEXT)["text_projection.weight"])
-        return {"dim": dim, "linear": True, "text": {"name": f"hf:{CLIP_TEXT}", "options": kept}}
+        return {"dim": dim, "linear": True, "text": {"name": f"hf:{CLIP_TEXT}", "options": network_entries(config)}}
     weights = {name: tuple(value.shape) for name, value in foreign.part(Role.TEXT).items()}
     if not {"token_embedding.weight", "positional_embedding", "text_projection"} <= weights.keys():
         return {}

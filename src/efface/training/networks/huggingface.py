@@ -54,6 +54,11 @@ class FeaturePooling(StrEnum):
     """First token and mean over the patches, concatenated: the input of the classifiers of DINOv2."""
 
 
+def network_entries(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a ``config.json``, or of a part of it, that a network is built from."""
+    return {k: v for k, v in config.items() if k not in IGNORED_ENTRIES and not k.startswith("_") and "dtype" not in k}
+
+
 def read_options(config: Mapping[str, Any], body: Sequence[str], looked_at: int | None) -> dict[str, Any]:
     """Read the options of a backbone from a checkpoint of transformers.
 
@@ -67,7 +72,7 @@ def read_options(config: Mapping[str, Any], body: Sequence[str], looked_at: int 
 
     """
     kind = str(config["model_type"])
-    kept = {k: v for k, v in config.items() if k not in IGNORED_ENTRIES and not k.startswith("_") and "dtype" not in k}
+    kept = network_entries(config)
     pooler = any(name.startswith("pooler.") for name in body)
     if looked_at is not None and looked_at == 2 * int(config.get("hidden_size", 0)):
         take = FeaturePooling.FIRST_AND_MEAN

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from efface.errors import EffaceError
 from efface.files import parse_json
-from efface.training.networks.huggingface import IGNORED_ENTRIES, FileNamed, import_transformers, without_progress_bars
+from efface.training.networks.huggingface import FileNamed, import_transformers, network_entries, without_progress_bars
 from efface.training.networks.open_clip import make_clip_tokenizer
 from efface.training.networks.text_tower import TextTower
 
@@ -54,8 +54,7 @@ def build_transformers_text_tower(kind: str, dim: int, options: Mapping[str, Any
             f"Supported: {CLIP_TEXT}.",
         )
     library = import_transformers(f"hf:{kind}")
-    entries = {k: v for k, v in options.items() if k not in IGNORED_ENTRIES}
-    config = library.AutoConfig.for_model(kind, **entries | {"projection_dim": dim})
+    config = library.AutoConfig.for_model(kind, **network_entries(options) | {"projection_dim": dim})
     tokenizer = make_clip_tokenizer(config.max_position_embeddings, config.vocab_size)
     with without_progress_bars(library):
         net = library.CLIPTextModelWithProjection._from_config(config, attn_implementation="eager", dtype=torch.float32)
