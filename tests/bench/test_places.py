@@ -70,5 +70,5 @@ def test_a_scheduler_that_is_killed_changes_nothing(here, tmp_path):
     grid = tmp_path / "grid.yaml"
     grid.write_text(yaml.safe_dump(SMALL), encoding="utf-8")
     found = killed_benches.run_round("dask", "scheduler", grid, tmp_path / "bench", here, at=1)
-    assert found["in time"] and found["exit"] == 0
+    assert found["in time"] and found["exit"] == 0, (tmp_path / "bench.log").read_text(encoding="utf-8")
     assert (found["lost"], found["twice"], found["same results"], found["left"]) == (0, 0, True, [])

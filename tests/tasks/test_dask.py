@@ -93,6 +93,41 @@ def test_the_scheduler_is_killed_and_started_again(cluster, tmp_path):
     wait_until(lambda: not any(alive(pid) for pid in workers), 10)  # those of the old scheduler
 
 
+def test_the_scheduler_is_killed_while_a_result_is_on_its_way(cluster, tmp_path, monkeypatch):
+    from distributed import Client
+
+    gather, killed, said = Client._gather_remote, [], []
+
+    async def kill_first(self, *args):
+        if not killed:
+            killed.append(cluster.scheduler.pid)
+            cluster.scheduler.kill()
+            cluster.scheduler.wait()
+            cluster.begin()
+        return await gather(self, *args)
+
+    monkeypatch.setattr(Client, "_gather_remote", kill_first)
+    assert run_tasks(work.slow_tasks(tmp_path, 4, 0.1), on=cluster.on, folder=tmp_path, say=said.append) == 5
+    assert work.made(tmp_path) == NAMES
+    assert any("The Dask scheduler ended. It is run again." in line for line in said)
+
+
+def test_a_client_that_closes_while_a_call_is_submitted(cluster, monkeypatch):
+    made = dask_cluster.DaskExecutor(cluster.on.removeprefix("dask://"), {})
+    real = made._require_scheduler
+    closed: list[bool] = []
+
+    def close_after() -> None:
+        real()
+        if not closed:
+            closed.append(True)
+            made.client.close()
+
+    monkeypatch.setattr(made, "_require_scheduler", close_after)
+    assert made.submit(abs, -1).result(20) == 1 and closed
+    made.shutdown()
+
+
 def test_a_scheduler_that_does_not_come_back_is_an_error(cluster, tmp_path, monkeypatch):
     def kill() -> None:
         wait_until(lambda: work.pids(tmp_path))

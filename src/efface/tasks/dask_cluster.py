@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Executor, Future
+from contextlib import suppress
 from typing import Any, ClassVar
 
 from efface.errors import EffaceError
@@ -77,20 +78,17 @@ class DaskExecutor(Executor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Give a call to the scheduler; wait for the scheduler if it is being started again."""
-        from distributed import Future as DaskFuture
+        from distributed.client import ClosedClientError
 
-        self._require_scheduler()
         outer: Future[Any] = Future()
         outer.set_running_or_notify_cancel()
         name = next((one for one in args if isinstance(one, str)), getattr(fn, "__name__", "call"))
-        inner: DaskFuture = self.client.submit(
-            fn,
-            *args,
-            key=f"{name}-{next(self._numbers)}-{id(self.client):x}",
-            resources=self.resources,
-            pure=False,
-            **kwargs,
-        )
+        inner = None
+        while inner is None:
+            self._require_scheduler()
+            key = f"{name}-{next(self._numbers)}-{id(self.client):x}"
+            with suppress(ClosedClientError):  # the scheduler was lost just now
+                inner = self.client.submit(fn, *args, key=key, resources=self.resources, pure=False, **kwargs)
         self._inner[outer] = inner  # a call that nobody holds is cancelled
         inner.add_done_callback(lambda done: self._answer(outer, done))
         return outer
@@ -124,9 +122,9 @@ class DaskExecutor(Executor):
                 "Look at the logs of the workers: mostly, memory was short.",
             )
             outer.set_exception(died)
-        except CancelledError:
-            lost = LostTaskError("The Dask scheduler ended.", "It can no longer say how the task ended.")
-            outer.set_exception(lost)
+        except (CancelledError, OSError) as error:
+            # The task ended with this error of its own, or its result was on its way when the scheduler ended.
+            outer.set_exception(error if inner.status == "error" else _lost_task_error())
         except Exception as error:
             outer.set_exception(error)
 
@@ -141,3 +139,8 @@ class DaskExecutor(Executor):
             for outer in list(self._inner):
                 outer.exception()
         self.client.close(timeout=CONNECT_SECONDS)
+
+
+def _lost_task_error() -> LostTaskError:
+    """The error of a call whose scheduler has ended."""
+    return LostTaskError("The Dask scheduler ended.", "It can no longer say how the task ended.")
