@@ -97,7 +97,7 @@ def audited(run: Path, own: tuple[str, ...], bank: Path | None = None) -> dict[s
     return {
         "exit": judged["exit"], "seconds": judged["seconds"], "word": verdict["word"], "level": verdict["level"],
         "utility_lost": verdict.get("utility_lost", ""), "utility_worse": verdict.get("utility_worse", ""),
-        "utility_undecided": next((one for one in verdict["limits"] if "own task is not decided" in one), ""),
+        "utility_undecided": verdict.get("utility_undecided", ""),
         "bank": BANK if bank else 0, "deployed": deployed(run, record),
     }  # fmt: skip
 

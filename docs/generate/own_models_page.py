@@ -40,10 +40,10 @@ def page() -> list[str]:
     lines += [
         "",
         "Said at once: whether `efface unlearn` warns that the model has become worse by more than two points, on "
-        "examples that it never saw or on retained ones, or has lost its utility; or says that this is undecided, as "
-        "so few answers changed. Audit: the verdict, with the number of models in a reference bank that was trained "
-        "with the stated recipe, and whether the report says the loss in its headline, or as undecided among its "
-        "limits. Digest: whether the record holds the SHA-256 of the handed-back file. The third request starts from "
+        "examples that it never saw or on retained ones, or has lost its utility; or says that too few examples tell. "
+        "Audit: the verdict, with the number of models in a reference bank that was trained with the stated recipe, "
+        "and whether the report says beside the verdict that the model is worse, or that too few examples tell. "
+        "Digest: whether the record holds the SHA-256 of the handed-back file. The third request starts from "
         "the file that the second handed back.",
         "",
         *_worse_lines(libraries),
@@ -122,7 +122,7 @@ def _said(done: dict[str, Any]) -> str:
     """What was said at once, in a word or two."""
     said = " ".join(done["said"])
     lost = "utility lost" if "lost utility" in said else "worse" if "WARNING" in said else ""
-    return lost or ("undecided" if "own task than before is not decided" in said else "nothing")
+    return lost or ("undecided" if "worse by more than two points" in said else "nothing")
 
 
 def _headline(audit: dict[str, Any]) -> str:

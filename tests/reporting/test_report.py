@@ -437,3 +437,11 @@ def test_a_model_that_is_worse_is_named_beside_the_verdict(lost: bool) -> None:
     assert ("worse at its own task than before" in top) == (not lost)
     assert ("no longer as useful as before" in top) == lost
     assert "own task" not in squeezed(page(made)).partition("What to do.")[0]
+
+
+def test_too_few_examples_to_tell_a_loss_are_named_beside_the_verdict() -> None:
+    made = records.removed()
+    said = "accuracy of its own head 1.7 points less on 175 examples never trained on"
+    record = made.record.model_copy(update={"verdict": replace(made.record.verdict, utility_undecided=said)})
+    top = squeezed(page(replace(made, record=record))).partition("What to do.")[0]
+    assert said[1:] in top and "Too few examples tell whether the model is worse" in top

@@ -19,6 +19,8 @@ CHANCE = 0.05
 else, that it is not decided."""
 PAIRED_ERRORS = 2.0
 """Standard errors by which a loss must exceed zero to be no chance."""
+NORMAL_95 = 1.96
+"""Standard errors on each side of a 95 % interval."""
 KNN_NEIGHBORS = 20
 """Number of neighbors in the kNN accuracy."""
 RECALLED = 10
@@ -45,6 +47,9 @@ class TaskChange:
     after: float
     error: float
     """Standard error of the difference, paired over the examples."""
+    interval: tuple[float, float]
+    """95 % interval of the loss, as a share (Bonett & Price 2012, adjusted Wald: one more example that became worse and
+    one that became better; without it, few examples that all stayed as they were would exclude any loss)."""
     worsened: int
     """Examples on which the model is right less than before, and"""
     improved: int
@@ -73,8 +78,12 @@ class TaskChange:
             chance = stats.sign_test(worsened, improved)
         else:
             chance = float(ndtr(-change.mean() / max(error, _ROUNDING)))
+        more = len(change) + 2
+        middle = float(change.sum()) / more
+        half = NORMAL_95 * float(np.sqrt(((change @ change + 2) / more - middle**2) / more))
         means = float(np.mean(before)), float(np.mean(after))
-        return cls(task, part, *means, error, worsened, improved, len(change), chance)
+        interval = (middle - half, middle + half)
+        return cls(task, part, *means, error, interval, worsened, improved, len(change), chance)
 
     @property
     def drop(self) -> float:
@@ -96,17 +105,22 @@ class TaskChange:
         return self.is_noted and self.chance <= CHANCE
 
     @property
+    def is_undecided(self) -> bool:
+        """Whether a loss of more than two points is neither shown nor excluded."""
+        return self.interval[1] > NOTED_DROP + _ROUNDING and not self.is_worse
+
+    @property
     def where(self) -> str:
         """The part in words."""
         return "retained examples" if self.part == RETAINED else "examples never trained on"
 
     def describe(self) -> str:
-        """The loss in words: ``4.9 points less on 450 retained examples (0.541, before 0.590; …)``."""
-        low, high = (100 * (self.drop + sign * PAIRED_ERRORS * self.error) for sign in (-1, 1))
+        """The change in words: ``4.9 points less on 450 retained examples (0.541, before 0.590; …)``."""
+        low, high = (100 * end for end in self.interval)
         return (
-            f"{100 * self.drop:.1f} points less on {self.count} {self.where} ({self.after:.3f}, before "
-            f"{self.before:.3f}; {self.worsened} worse and {self.improved} better answers; 95 % interval of the loss "
-            f"{low:.1f} to {high:.1f} points)"
+            f"{100 * abs(self.drop):.1f} points {'less' if self.drop >= 0 else 'more'} on {self.count} {self.where} "
+            f"({self.after:.3f}, before {self.before:.3f}; {self.worsened} worse and {self.improved} better answers; "
+            f"95 % interval of the loss {low:.1f} to {high:.1f} points)"
         )
 
 
@@ -116,8 +130,8 @@ def describe_worse(changes: Sequence[TaskChange]) -> str:
 
 
 def describe_undecided(changes: Sequence[TaskChange]) -> str:
-    """Say on what a model lost more than two points that may be chance; empty if on nothing."""
-    return _describe([one for one in changes if one.is_noted and not one.is_worse])
+    """Say on what too few examples decide whether a model lost more than two points; empty if on nothing."""
+    return _describe([one for one in changes if one.is_undecided])
 
 
 def _describe(changes: Sequence[TaskChange]) -> str:

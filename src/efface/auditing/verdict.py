@@ -73,6 +73,8 @@ class Verdict:
     """Why the utility counts as lost; empty if it does not."""
     utility_worse: str = ""
     """On what of its own task the model is worse by more than two points; empty if on nothing, or if it is lost."""
+    utility_undecided: str = ""
+    """On what too few examples decide whether it is; empty if on nothing, or if it is lost."""
 
     @property
     def exit_code(self) -> int:
@@ -137,6 +139,7 @@ def judge(
         checked,
         utility_lost=utility.lost,
         utility_worse="" if utility.lost else utility.worse,
+        utility_undecided="" if utility.lost else utility.undecided,
     )
 
 
