@@ -137,6 +137,22 @@ def test_digits_give_few_false_copies():
     assert len(np.unique(data.x.reshape(len(data), -1), axis=0)) == len(data)  # there are no exact copies
 
 
+@pytest.mark.parametrize("at_once", [1, 7, 64])
+def test_copies_are_the_same_in_blocks_of_any_size(monkeypatch, at_once):
+    x = natural(90, 32)
+    for copy, of in ((50, 3), (51, 3), (60, 4), (70, 5)):
+        x[copy] = as_jpeg(x[of], 60 + copy % 7)
+    x[6], x[7] = as_jpeg(x[3], 40), as_jpeg(x[4], 95)  # also to forget, in other blocks
+    data = Data.from_arrays(x)
+    places = {"retain": np.arange(40, 65), "test": np.arange(65, 90)}
+    found = find_copies(data, np.arange(30), places)
+    assert len(found) == 4 and {one.of for one in found} <= set(data.keys[3:8])
+    monkeypatch.setattr(duplicates, "ROWS_AT_ONCE", at_once)
+    blocks = find_copies(data, np.arange(30), places)
+    assert [(one.of, one.key, one.part) for one in blocks] == [(one.of, one.key, one.part) for one in found]
+    assert np.allclose([one.likeness for one in blocks], [one.likeness for one in found], atol=1e-6)
+
+
 @pytest.mark.skipif(
     not public_datasets.DEBIAN.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed"
 )

@@ -120,28 +120,31 @@ def _find_near(data: Data, chosen: np.ndarray, elsewhere: Mapping[str, np.ndarra
     coarse = np.concatenate([edges(data.x[rows], THUMBNAIL_SIDE) for rows in _chunks(chosen)])
     for part, others in elsewhere.items():
         for rows in _chunks(others):
-            alike = edges(data.x[rows], THUMBNAIL_SIDE) @ coarse.T
-            place, original = np.nonzero(alike > CANDIDATE)
-            if len(place):
-                yield from _verify(data, chosen, original, rows, place, part)
+            seen, best, of = edges(data.x[rows], THUMBNAIL_SIDE), np.zeros(len(rows)), np.zeros(len(rows), np.intp)
+            for block in _chunks(np.arange(len(chosen))):  # a matrix of all pairs may not fit into memory
+                place, original = np.nonzero(seen @ coarse[block].T > CANDIDATE)
+                likeness = _compare(data, rows[place], chosen[block[original]])
+                order = np.lexsort((-likeness, place))
+                top = order[np.unique(place[order], return_index=True)[1]]
+                top = top[likeness[top] > best[place[top]]]
+                best[place[top]], of[place[top]] = likeness[top], block[original[top]]
+            for row in np.flatnonzero(best > NEAR):
+                yield Duplicate(
+                    str(data.keys[chosen[of[row]]]), str(data.keys[rows[row]]), part, False, float(best[row])
+                )
 
 
-def _verify(
-    data: Data, chosen: np.ndarray, original: np.ndarray, rows: np.ndarray, place: np.ndarray, part: str
-) -> Iterator[Duplicate]:
-    """Keep the pairs (``chosen[original]``, ``rows[place]``) that are near at the fine scale, the best of each row."""
-    copies, copy_index = np.unique(place, return_inverse=True)
-    copy_edges = edges(data.x[rows[copies]], FINE)
-    sources, source_index = np.unique(original, return_inverse=True)
-    source_edges = np.concatenate([edges(data.x[chosen[chunk]], FINE) for chunk in _chunks(sources)])
-    likeness = np.zeros(len(place), np.float32)
-    for pairs in _chunks(np.arange(len(place))):
-        likeness[pairs] = np.einsum("nd,nd->n", copy_edges[copy_index[pairs]], source_edges[source_index[pairs]])
-    order = np.lexsort((-likeness, place))
-    best = order[np.unique(place[order], return_index=True)[1]]
-    for pair in best[likeness[best] > NEAR]:
-        of, key = data.keys[chosen[original[pair]]], data.keys[rows[place[pair]]]
-        yield Duplicate(str(of), str(key), part, False, float(likeness[pair]))
+def _compare(data: Data, rows: np.ndarray, originals: np.ndarray) -> np.ndarray:
+    """The likeness of pairs at the fine scale, [number of pairs]."""
+    sides: list[tuple[np.ndarray, np.ndarray]] = []
+    for positions in (rows, originals):
+        single, index = np.unique(positions, return_inverse=True)
+        sides.append((edges(data.x[single], FINE) if len(single) else np.zeros((0, 1), np.float32), index))
+    (left, left_index), (right, right_index) = sides
+    likeness = np.zeros(len(rows), np.float32)
+    for pairs in _chunks(np.arange(len(rows))):
+        likeness[pairs] = np.einsum("nd,nd->n", left[left_index[pairs]], right[right_index[pairs]])
+    return likeness
 
 
 def edges(x: np.ndarray, side: int) -> np.ndarray:
