@@ -25,7 +25,7 @@ from efface.errors import EffaceError
 
 LONGEST_HEADER = 2**16
 """Longest header of an array, in bytes; NumPy's own headers have about 128."""
-PART_BYTES = 2**25
+PART_BYTES = 2**23
 """Bytes of a large array that are worked on at once."""
 USABLE = 0.8
 """Share of the free memory that the arrays of a file may take."""

@@ -10,6 +10,8 @@ Tests cover a view compared with itself; the true pairing left out of p.
 from __future__ import annotations
 
 import math
+import tempfile
+from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +19,7 @@ from efface import stats
 from efface.auditing.audits.alignment_matrix import alignment_matrix
 from efface.auditing.embeddings.arrays import EmbeddingPair, EmbeddingSet
 from efface.auditing.observations import Observations
+from efface.auditing.observers.rows import RowArrays
 from efface.auditing.representations import unit_rows
 from efface.data.array_files import row_chunks, take_rows
 
@@ -102,20 +105,24 @@ def _unit_views(z: np.ndarray) -> np.ndarray:
 
 
 def alignment_observations(forget: EmbeddingPair, control: EmbeddingPair, when: str) -> Observations:
-    """Convert the embeddings of both parts into observations, so that the rules of the verdict apply."""
+    """Convert the embeddings of both parts into observations, so that the rules of the verdict apply.
+
+    Features are kept of those that were never trained on; where they are many, in a temporary file without a name.
+    """
     arrays: dict[str, np.ndarray] = {}
     for part, pair in (("forget", forget), ("holdout", control)):
         seen: EmbeddingSet = getattr(pair, when)
         upper = np.triu_indices(pair.views, 1)
         pairs = np.empty((len(pair), len(upper[0])), np.float32)
-        features = np.empty((len(pair) if part == "holdout" else 0, seen.z.shape[2]), np.float32)
         for rows in row_chunks(seen.z):
             z = _unit_views(seen.z[rows]).astype(np.float32)
             pairs[rows] = np.matmul(z, z.transpose(0, 2, 1))[:, upper[0], upper[1]]
-            if len(features):
-                features[rows] = seen.z[rows].mean(axis=1)
         arrays |= {f"{part}/keys": seen.keys, f"{part}/{SPACE}.pairs": pairs}
-        arrays |= {f"{part}/features": features} if len(features) else {}  # only of those never trained on
+    never_trained: np.ndarray = getattr(control, when).z
+    means = RowArrays(len(control), {"features": never_trained[:1, 0]}, Path(tempfile.gettempdir()))
+    for rows in row_chunks(never_trained):
+        means.write(rows.start, {"features": never_trained[rows].mean(axis=1)})
+    arrays["holdout/features"] = means.finish()["features"]
     return Observations(when, "owner", arrays, {"spaces": [SPACE]})
 
 
