@@ -59,6 +59,15 @@ def test_the_caller_is_stopped_and_called_again(tmp_path, sign):
     assert not list(tmp_path.glob(".tasks-*"))
 
 
+def test_long_jobs_on_this_machine_end_with_a_caller_that_is_killed(tmp_path):
+    with start_caller(tmp_path, 2, 300.0, ON) as caller:
+        wait_until(lambda: len(work.pids(tmp_path)) == 2)
+        caller.kill()
+        caller.communicate(timeout=20)
+    wait_until(lambda: not any(alive(pid) for pid in work.pids(tmp_path)), 10)
+    assert work.made(tmp_path) == []
+
+
 def test_a_job_is_killed_in_the_middle(tmp_path):
     def kill() -> None:
         wait_until(lambda: len(work.pids(tmp_path)) == 2)

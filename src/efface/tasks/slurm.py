@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from efface.errors import EffaceError, unknown_name_error
 from efface.tasks.place import missing_extra_error
-from efface.tasks.worker import WorkerDiedError
+from efface.tasks.worker import WorkerDiedError, call_attended
 
 POLL_SECONDS = 0.5
 """Time between two looks at the jobs."""
@@ -30,7 +32,8 @@ class SlurmExecutor(Executor):
     Args:
         partition: The partition.
         options: ``time`` in minutes (by default 1440), ``cpus``, ``gpus`` and ``mem_gb`` of a job; ``account``,
-            ``qos``, ``constraint``. ``cluster=local`` runs the jobs on this machine without Slurm, to try it out.
+            ``qos``, ``constraint``. ``cluster=local`` runs the jobs on this machine without Slurm, to try it out;
+            these end with this process, even if it is killed.
         folder: A folder that the machines of the cluster see, for the files of the jobs.
 
     Raises:
@@ -59,6 +62,7 @@ class SlurmExecutor(Executor):
             raise EffaceError(
                 "Slurm was not found on this machine.", str(error), "Run the command on a login node of the cluster."
             ) from error
+        self._attended = cluster == "local"
         self._jobs: dict[Future[Any], Any] = {}
         self._ended, self._changed = False, threading.Condition()
         self._watcher = threading.Thread(target=self._watch, name="efface-slurm", daemon=True)
@@ -69,7 +73,8 @@ class SlurmExecutor(Executor):
         """Send a call to the queue."""
         future: Future[Any] = Future()
         future.set_running_or_notify_cancel()
-        job = self._queue.submit(fn, *args, **kwargs)
+        call = partial(fn, *args, **kwargs)
+        job = self._queue.submit(call_attended, os.getpid(), call) if self._attended else self._queue.submit(call)
         with self._changed:
             self._jobs[future] = job
             self._changed.notify()

@@ -203,3 +203,27 @@ def _exit_with_parent() -> None:
     if parent is not None:
         wait([parent.sentinel])
         os._exit(1)
+
+
+def call_attended(caller: int, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function in a process that ends when another process of this machine does, even if that is killed.
+
+    Args:
+        caller: The ID of the other process.
+        function: The function.
+        arguments: Its arguments.
+
+    """
+    threading.Thread(target=_exit_with_process, args=(caller,), daemon=True).start()
+    return function(*arguments)
+
+
+def _exit_with_process(pid: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):  # gone, or gone and its number in other hands
+        if hasattr(os, "pidfd_open"):
+            wait([os.pidfd_open(pid)])
+        else:
+            while True:
+                os.kill(pid, 0)
+                time.sleep(STEP_SECONDS)
+    os._exit(1)
