@@ -24,6 +24,7 @@ from efface.auditing.attacks.learned import attach_scores, fit_attack
 from efface.auditing.bank_file import load_bank
 from efface.auditing.observations import Observations
 from efface.auditing.pooled_placements import Rehearsal, pool_placements
+from efface.auditing.reference_bank import ReferenceBank
 from efface.runs.rehearsals import RehearsalPlan
 from efface.unlearning.methods import METHODS
 
@@ -41,6 +42,26 @@ def name_method(settings: dict[str, Any]) -> str:
     return ", ".join([name, *changed])
 
 
+def pool_signals(home: Path, half: ReferenceBank) -> dict[str, Any]:
+    """Pool the rehearsals of a folder on every signal, forgotten and retained examples, with 90 % intervals."""
+    made: list[Rehearsal] = []
+    attack = fit_attack(half)
+    for file in sorted(home.glob("rehearsal-*.npz")):
+        observed = Observations.load(file)
+        references = half.calibrate(observed)
+        made.append(Rehearsal(observed if attack is None else attach_scores(attack, observed, references), references))
+    row: dict[str, Any] = {
+        "requests": len(made),
+        "examples": len(set[str]().union(*(one.observed.of("forget", "keys").tolist() for one in made))),
+        "seconds": round(float(np.median([one.observed.meta["cost"]["seconds"] for one in made])), 2),
+    }
+    for name in [f"{space}.{kind}" for space in made[0].observed.spaces for kind in SHOWN] + [signals.LEARNED]:
+        if all(signals.has_signal(one.observed, "forget", name) for one in made):
+            row[name] = [round(value, 4) for value in pool_placements(made, name).interval(0.9)]
+            row[f"{name} of the retained"] = round(pool_placements(made, name, "retain").value, 4)
+    return row
+
+
 @app.command()
 def main(
     bank: Annotated[Path, typer.Argument(help="The reference bank.")],
@@ -48,27 +69,12 @@ def main(
 ) -> None:
     """Pool the rehearsals that are there, and write the table's numbers."""
     half = load_bank(bank).part_for("audit")
-    attack = fit_attack(half)
     rows: list[dict[str, Any]] = []
     for home in homes:
         plan = RehearsalPlan.load(home)
-        made: list[Rehearsal] = []
-        for file in sorted(home.glob("rehearsal-*.npz")):
-            observed = Observations.load(file)
-            references = half.calibrate(observed)
-            made.append(
-                Rehearsal(observed if attack is None else attach_scores(attack, observed, references), references)
-            )
-        names = [f"{space}.{kind}" for space in made[0].observed.spaces for kind in SHOWN] + [signals.LEARNED]
-        row: dict[str, Any] = {"method": name_method(plan.method), "kind": plan.describe_kind(), "requests": len(made)}
-        row["examples"] = len(set[str]().union(*(one.observed.of("forget", "keys").tolist() for one in made)))
-        row["seconds"] = round(float(np.median([one.observed.meta["cost"]["seconds"] for one in made])), 2)
-        for name in names:
-            if all(signals.has_signal(one.observed, "forget", name) for one in made):
-                row[name] = [round(value, 4) for value in pool_placements(made, name).interval(0.9)]
-                row[f"{name} of the retained"] = round(pool_placements(made, name, "retain").value, 4)
-        rows.append(row)
-        print(row, flush=True)
+        about = {"method": name_method(plan.method), "kind": plan.describe_kind()}
+        rows.append(about | pool_signals(home, half))
+        print(rows[-1], flush=True)
     write_json(RESULTS / "procedures.json", {
         "made by": "python -m research.procedures BANK REHEARSALS...",
         "bank": {"models": half.models, "share": half.meta.get("share")}, "rows": rows, **machine(),

@@ -1,0 +1,146 @@
+"""What remains of requests of one example to a fifth of Fashion-MNIST, judged by a bank and by rehearsals.
+
+    python -m research.request_sizes make [--family simclr] [--world 0] [--sizes 5,20,100] [--only finetune] [--jobs 2]
+
+2 000 images trained on, 2 500 more that an audit compares with. A world is an original, a reference bank of eight
+half-data models trained for 30 % of the epochs, and for each method and size a request, its rehearsals and an audit of
+both. At least 400 forgotten examples are pooled in each row (200 where each request is one example). Retraining needs
+no rehearsals: the models of the bank that never saw an example stand for it. The row "original" is a fine-tuning at a
+learning rate that changes nothing.
+
+Resumable: models and rehearsals in research/runs/request_sizes, one row after the other in
+research/results/request_sizes.json; a row that is there is not measured again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from benchmarks.machine import machine, read_json, write_json
+from research.paths import RESULTS, RUNS
+from research.procedures import pool_signals
+
+from efface.auditing.bank_file import load_bank
+from efface.auditing.observers.observe import ObservationSettings
+from efface.auditing.verdict import Verdict
+from efface.runs import audit, train
+from efface.runs.data_at_hand import DataChecks
+from efface.runs.demo import REGIMES
+from efface.runs.reference_bank import join_bank, list_bank_tasks, plan_bank, write_bank_plan
+from efface.runs.rehearsals import list_rehearsal_tasks, plan_rehearsals, write_rehearsal_plan
+from efface.tasks import run_tasks
+from efface.training.checkpoint import read_meta
+
+HOME, RESULT = RUNS / "request_sizes", RESULTS / "request_sizes.json"
+SPLIT = {"train": 2000, "valid": 500, "holdout": 2500, "test": 1000}
+SIZES = {20: 27, 5: 80, 100: 20, 1: 200, 200: 20, 400: 20}
+"""Examples per request to the number of rehearsed requests, in the order in which they are made."""
+METHODS: dict[str, dict[str, Any]] = {
+    "margin_matching": {"name": "margin_matching"},
+    "reference_matching": {"name": "reference_matching"},
+    "finetune": {"name": "finetune"},
+    "alignment_calibration": {"name": "alignment_calibration"},
+    "retrain": {"name": "retrain"},
+    "original": {"name": "finetune", "epochs": 1, "optim": {"lr": 1e-7}},
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "simclr": {"objective": {"name": "simclr", "temperature": 0.1, "dim": 64}},
+    "moco": {"objective": {"name": "moco", "temperature": 0.1, "dim": 64, "queue": 1000}},
+    "byol": {"objective": "byol"},
+    "resnet": {"objective": "cross_entropy"},
+}
+BANK = {"models": 8, "share": 0.3}
+WATCH = ObservationSettings(views=5, gradient=False)
+COMMON: dict[str, Any] = {"device": "cpu", "bf16": False}
+app = typer.Typer(add_completion=False)
+
+
+def settings_of(family: str, world: int) -> dict[str, Any]:
+    """The settings of a world's original."""
+    regime = REGIMES["fashion-mnist"]
+    data = {"source": "fashion-mnist", "limit": sum(SPLIT.values())}
+    recipe = {**regime["recipe"], "epochs": 160, **FAMILIES[family]}
+    return {"data": data, "split": SPLIT, "recipe": recipe, "seed": world, **COMMON}
+
+
+@app.command()
+def make(
+    family: Annotated[str, typer.Option(help="Objective of the original.")] = "simclr",
+    world: Annotated[int, typer.Option(help="Seed of the original.")] = 0,
+    sizes: Annotated[str, typer.Option(help="Sizes of requests, with commas; by default all.")] = "",
+    only: Annotated[str, typer.Option(help="Methods, with commas; by default all.")] = "",
+    jobs: Annotated[int, typer.Option(help="Processes.")] = 1,
+) -> None:
+    """Measure the rows of a world that are missing."""
+    torch.set_num_threads(1)
+    home = HOME / f"{family}-{world}"
+    if not (home / "original").exists():
+        train.pretrain_run(home / "original", settings_of(family, world))
+    bank = plan_bank(home / "original", home / "bank", **BANK, watch=WATCH, checks=DataChecks())
+    write_bank_plan(home / "original", bank, DataChecks())
+    run_tasks(list_bank_tasks(bank, "cpu"), jobs=jobs, say=print)
+    join_bank(bank)
+    chosen = [int(size) for size in sizes.split(",")] if sizes else list(SIZES)
+    for size, method in product(chosen, only.split(",") if only else METHODS):
+        about = {"family": family, "world": world, "method": method, "size": size}
+        stored = read_json(RESULT)["rows"] if RESULT.exists() else []
+        if any(all(row[key] == value for key, value in about.items()) for row in stored):
+            continue
+        row = about | measure(home, method, size, world, jobs)
+        print(row, flush=True)
+        write_json(RESULT, {"machine": machine(), "rows": [*stored, row]})
+
+
+def measure(home: Path, method: str, size: int, world: int, jobs: int) -> dict[str, Any]:
+    """Unlearn one request, rehearse it, and judge both."""
+    run = home / f"{method}-{size}"
+    if not run.exists():
+        request: dict[str, Any] = {"forget": f"@random:{size}", "method": METHODS[method], "seed": world, **COMMON}
+        if method == "retrain":
+            request["seed"] = world + 1  # independent of the original
+        if method == "reference_matching":
+            request["bank"] = str(home / "bank")
+        train.unlearn_run(home / "original", run, request)
+    rehearsals = None
+    if method != "retrain":
+        plan = plan_rehearsals(run, home / f"rehearsals-{method}-{size}", SIZES[size], watch=WATCH, checks=DataChecks())
+        write_rehearsal_plan(run, plan, DataChecks())
+        run_tasks(list_rehearsal_tasks(plan, "cpu"), jobs=jobs, say=lambda sentence: None)
+        rehearsals = plan.home
+    watch = {"views": WATCH.views, "gradient": False}
+    judged = audit.audit_run(run, {"device": "cpu", "watch": watch}, bank=home / "bank", rehearsals=rehearsals)
+    whole, cost = read_meta(home / "original")["cost"], read_meta(run)["cost"]
+    return {
+        **dict(describe(judged.verdict)),
+        "signals": None if rehearsals is None else pool_signals(rehearsals, load_bank(home / "bank").part_for("audit")),
+        "knn": {one.name: one.value for one in judged.findings}.get("utility.knn20.test"),
+        "seconds": round(cost["seconds"], 2),
+        "share of the time": round(cost["seconds"] / whole["seconds"], 4),
+        "share of the examples": round(cost["examples"] / whole["examples"], 4),
+    }
+
+
+def describe(verdict: Verdict) -> Iterator[tuple[str, Any]]:
+    """The verdicts on the request alone and on the procedure, and the pooled AUC of each signal with its interval."""
+    yield "word", verdict.word
+    yield "alone", {one.signal: round(one.value, 4) for one in verdict.signals}
+    pooled = verdict.rehearsed
+    if pooled is not None:
+        yield "procedure", pooled.word
+        yield "requests", pooled.requests
+        yield "examples", pooled.examples
+        yield (
+            "pooled",
+            {one.signal: [round(end, 4) for end in (one.value, one.low, one.high)] for one in pooled.signals},
+        )
+        yield "before", {one.signal: round(one.power[0], 4) for one in pooled.signals}
+        yield "like them", pooled.like_them
+
+
+if __name__ == "__main__":
+    app()
