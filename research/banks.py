@@ -27,11 +27,12 @@ from efface.auditing.observers.observe import ObservationSettings
 from efface.auditing.reference_bank import ReferenceBank
 from efface.auditing.validation import decide_with_rehearsals
 from efface.runs import train
+from efface.runs.bank_plan import plan_bank, write_bank_plan
 from efface.runs.comparison import Comparison, build_comparison
 from efface.runs.data_at_hand import DataChecks
 from efface.runs.demo import FORGET, REGIMES
 from efface.runs.procedure import RehearsedProcedure, rehearse_with_bank
-from efface.runs.reference_bank import join_bank, list_bank_tasks, plan_bank, write_bank_plan
+from efface.runs.reference_bank import join_bank, list_bank_tasks
 from efface.runs.run import Progress
 from efface.tasks import Task, run_tasks
 

@@ -25,7 +25,7 @@ from efface.auditing.bank_file import load_bank
 from efface.auditing.observations import Observations
 from efface.auditing.pooled_placements import Rehearsal, pool_placements
 from efface.auditing.reference_bank import ReferenceBank
-from efface.runs.rehearsals import RehearsalPlan
+from efface.runs.rehearsal_plan import RehearsalPlan
 from efface.unlearning.methods import METHODS
 
 SHOWN = ("margin", "alignment", "norm")

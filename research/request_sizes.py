@@ -29,10 +29,12 @@ from efface.auditing.bank_file import load_bank
 from efface.auditing.observers.observe import ObservationSettings
 from efface.auditing.verdict import Verdict
 from efface.runs import audit, train
+from efface.runs.bank_plan import plan_bank, write_bank_plan
 from efface.runs.data_at_hand import DataChecks
 from efface.runs.demo import REGIMES
-from efface.runs.reference_bank import join_bank, list_bank_tasks, plan_bank, write_bank_plan
-from efface.runs.rehearsals import list_rehearsal_tasks, plan_rehearsals, write_rehearsal_plan
+from efface.runs.reference_bank import join_bank, list_bank_tasks
+from efface.runs.rehearsal_plan import plan_rehearsals, write_rehearsal_plan
+from efface.runs.rehearsals import list_rehearsal_tasks
 from efface.tasks import run_tasks
 from efface.training.checkpoint import read_meta
 

@@ -16,7 +16,7 @@ from efface.desk.forgotten import ForgottenIds
 from efface.errors import EffaceError
 from efface.reporting.record import Record
 from efface.reporting.signing import create_keys, load_signer
-from efface.runs import heads, reference_bank, rehearsals, train
+from efface.runs import bank_plan, heads, reference_bank, rehearsal_plan, train
 from efface.runs.head_store import HeadStore
 from efface.runs.heads import HeadSettings, check_head, fit_head
 from tests.desk.conftest import QUICK
@@ -159,8 +159,8 @@ def test_banks_and_rehearsals_are_listed_as_a_whole_or_removed(desk, ids, origin
     answer(desk, "R1", ids[:3], signer)
     folder = Path(desk.model("main").head)
     watch = ObservationSettings(views=2, gradient=False, bank=20, cap=20, test_cap=20)
-    bank = reference_bank.plan_bank(original, tmp_path / "place" / "bank", 2, watch=watch)
-    reference_bank.write_bank_plan(original, bank)
+    bank = bank_plan.plan_bank(original, tmp_path / "place" / "bank", 2, watch=watch)
+    bank_plan.write_bank_plan(original, bank)
     reference_bank.make_bank(bank, jobs=1, device="cpu")
     desk.add("R3", ids[6:8])
     with pytest.raises(EffaceError, match="There is no reference at"):
@@ -169,8 +169,8 @@ def test_banks_and_rehearsals_are_listed_as_a_whole_or_removed(desk, ids, origin
     assert Record.load(Path(desk.model("main").head)).bank is not None
     by_itself = {one.kind: one.place for one in desk.erase("R2", dry_run=True)}
     assert by_itself["reference bank"] == str(bank.home), "the plan named it"
-    plan = rehearsals.plan_rehearsals(folder, tmp_path / "place" / "rehearsals", requests=5, watch=watch)
-    rehearsals.write_rehearsal_plan(folder, plan)
+    plan = rehearsal_plan.plan_rehearsals(folder, tmp_path / "place" / "rehearsals", requests=5, watch=watch)
+    rehearsal_plan.write_rehearsal_plan(folder, plan)
     before = {one: one.read_bytes() for one in (tmp_path / "place").rglob("*.npz")}
     erased = {one.kind: one for one in desk.erase("R1", places=[tmp_path / "place"])}
     for kind in ("reference bank", "rehearsals"):

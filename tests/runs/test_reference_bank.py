@@ -11,7 +11,7 @@ import pytest
 from efface.auditing.bank_file import load_bank
 from efface.errors import EffaceError
 from efface.reporting.record import Record
-from efface.runs import audit, reference_bank, rehearsals
+from efface.runs import audit, bank_plan, rehearsal_plan, rehearsals
 from tests.commands import call
 
 TINY = [
@@ -46,8 +46,8 @@ def test_a_bank_holds_every_example_and_no_weights(home):
 
 
 def test_a_bank_is_the_same_for_every_request_and_is_extended(home, tmp_path, efface):
-    first = reference_bank.plan_bank(home / "original", home / "bank", 6, watch=_watch())
-    later = reference_bank.plan_bank(home / "tuned", home / "bank", 8, watch=_watch())
+    first = bank_plan.plan_bank(home / "original", home / "bank", 6, watch=_watch())
+    later = bank_plan.plan_bank(home / "tuned", home / "bank", 8, watch=_watch())
     assert later.shared() == first.shared()
     assert later.left() == [6, 7]
     code, _, err = efface("references", home / "tuned", "--bank", 8, "--out", home / "bank", "--dry-run")
@@ -98,15 +98,15 @@ def test_a_bank_that_does_not_belong_is_refused(home, tmp_path, harm):
 @pytest.fixture(scope="module")
 def rehearsed(home):
     """Finished rehearsals of the fine-tuned run, beside its original."""
-    plan = rehearsals.plan_rehearsals(home / "tuned", requests=5, watch=_watch())
+    plan = rehearsal_plan.plan_rehearsals(home / "tuned", requests=5, watch=_watch())
     words = ["--requests", 5, "--set", "watch.views=3", "--jobs", 1, "--device", "cpu", "--quiet"]
     assert call("rehearse", home / "tuned", *words) == 0
     return plan
 
 
 def test_rehearsals_are_resumed(home, tmp_path, efface):
-    plan = rehearsals.plan_rehearsals(home / "tuned", tmp_path / "r", requests=5, watch=_watch())
-    rehearsals.write_rehearsal_plan(home / "tuned", plan)
+    plan = rehearsal_plan.plan_rehearsals(home / "tuned", tmp_path / "r", requests=5, watch=_watch())
+    rehearsal_plan.write_rehearsal_plan(home / "tuned", plan)
     rehearsals.make_rehearsal(plan.home, "rehearsal-002", "cpu")
     assert len(plan.left()) == 5
     words = [
@@ -136,10 +136,10 @@ def in_parts(home):
 
 def test_rehearsals_compute_in_the_parts_of_the_run(home, in_parts, rehearsed, tmp_path, monkeypatch):
     """Another size of the parts is another procedure; neither stands for the other."""
-    plan = rehearsals.plan_rehearsals(in_parts, requests=5, watch=_watch())
+    plan = rehearsal_plan.plan_rehearsals(in_parts, requests=5, watch=_watch())
     assert plan.micro_batch == 4 and plan.home != rehearsed.home and rehearsed.micro_batch is None
-    rehearsals.write_rehearsal_plan(in_parts, plan)
-    assert rehearsals.RehearsalPlan.load(plan.home).shared() == plan.shared()
+    rehearsal_plan.write_rehearsal_plan(in_parts, plan)
+    assert rehearsal_plan.RehearsalPlan.load(plan.home).shared() == plan.shared()
     seen, unlearn = [], rehearsals.api.unlearn
 
     def watched(original, *words, **named):
@@ -158,12 +158,12 @@ def test_rehearsals_compute_in_the_parts_of_the_run(home, in_parts, rehearsed, t
 
 
 def test_a_bank_computes_in_the_parts_of_the_run_it_was_begun_for(home, in_parts, tmp_path):
-    plan = reference_bank.plan_bank(in_parts, tmp_path / "bank", 2, watch=_watch())
+    plan = bank_plan.plan_bank(in_parts, tmp_path / "bank", 2, watch=_watch())
     assert plan.recipe["micro_batch"] == 4
-    reference_bank.write_bank_plan(in_parts, plan)
-    more = reference_bank.plan_bank(home / "original", tmp_path / "bank", 4, watch=_watch())
+    bank_plan.write_bank_plan(in_parts, plan)
+    more = bank_plan.plan_bank(home / "original", tmp_path / "bank", 4, watch=_watch())
     assert more.shared() == plan.shared() and more.models == 4
-    whole = reference_bank.plan_bank(in_parts, home / "bank", 6, watch=_watch())  # begun without
+    whole = bank_plan.plan_bank(in_parts, home / "bank", 6, watch=_watch())  # begun without
     assert whole.recipe.get("micro_batch") is None and whole.left() == []
 
 
@@ -186,7 +186,7 @@ def test_rehearsals_take_nothing_of_the_real_request(home, rehearsed):
         stored = Observations.load(plan.file_of(name))
         forgotten = set(stored.of("forget", "keys").tolist())
         assert not own & forgotten
-        if name != rehearsals.BEFORE:
+        if name != rehearsal_plan.BEFORE:
             assert not seen[-1] & forgotten  # disjoint
             seen.append(seen[-1] | forgotten)
         assert not own & set(stored.of("retain", "keys").tolist())

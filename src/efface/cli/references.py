@@ -138,7 +138,7 @@ def _make_bank(
     from efface import config
     from efface.auditing.observers.observe import ObservationSettings
     from efface.errors import EffaceError
-    from efface.runs import reference_bank
+    from efface.runs import bank_plan, reference_bank
     from efface.runs.data_at_hand import DataChecks
 
     if run is None:
@@ -150,7 +150,7 @@ def _make_bank(
         )
     watch = config.build(ObservationSettings, settings.get("watch") or {}, path="watch.")
     home, checks = out or Path(f"{run}-bank"), DataChecks(data=data, allow_absent=allow_absent)
-    plan = reference_bank.plan_bank(
+    plan = bank_plan.plan_bank(
         run, home, bank, unit=unit, share=_share(epochs), recipe=recipe, watch=watch, checks=checks
     )
     _, lines = reference_bank.summarize_bank(plan, jobs)
@@ -158,7 +158,7 @@ def _make_bank(
         with progress(quiet) as shown:
             for line in lines:
                 shown.say(line)
-            reference_bank.write_bank_plan(run, plan, checks)
+            bank_plan.write_bank_plan(run, plan, checks)
             reference_bank.make_bank(
                 plan,
                 jobs=jobs,

@@ -55,7 +55,7 @@ def rehearse_command(
     from efface import config
     from efface.auditing.observers.observe import ObservationSettings
     from efface.errors import EffaceError
-    from efface.runs import rehearsals
+    from efface.runs import rehearsal_plan, rehearsals
     from efface.runs.data_at_hand import DataChecks
     from efface.runs.model_description import use_model_of_run
     from efface.tasks.place import TaskPlace
@@ -73,7 +73,7 @@ def rehearse_command(
     TaskPlace.parse(on)
     notes = use_model_of_run(model, run)
     checks = DataChecks(data=data, allow_absent=allow_absent)
-    plan = rehearsals.plan_rehearsals(
+    plan = rehearsal_plan.plan_rehearsals(
         run, out, requests, kind=None if like == "last" else like, size=size, watch=watch, checks=checks
     )
     _, lines = rehearsals.summarize_rehearsals(plan, jobs)
@@ -81,7 +81,7 @@ def rehearse_command(
         with progress(quiet) as shown:
             for line in [*notes, *lines]:
                 shown.say(line)
-            rehearsals.write_rehearsal_plan(run, plan, checks)
+            rehearsal_plan.write_rehearsal_plan(run, plan, checks)
             rehearsals.run_rehearsals(
                 plan, jobs=jobs, on=on, device=device or "auto", say=shown.say, status=shown.status
             )

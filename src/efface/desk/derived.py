@@ -28,9 +28,9 @@ def find_derived(folder: Path, ids: ForgottenIds, *, remove: bool) -> list[Remai
         remove: Remove banks and rehearsals.
 
     """
+    from efface.runs.bank_plan import BANK_PLAN
     from efface.runs.head_store import HEAD_FILE
-    from efface.runs.reference_bank import BANK_PLAN
-    from efface.runs.rehearsals import REHEARSALS
+    from efface.runs.rehearsal_plan import REHEARSALS
 
     try:
         if (folder / HEAD_FILE).is_file():

@@ -99,7 +99,7 @@ def find_remains(
     remove_models: bool,
 ) -> Iterator[Remains]:
     """Find everything that remembers a request, in the order in which it is erased."""
-    from efface.runs.rehearsals import rehearsals_beside
+    from efface.runs.rehearsal_plan import rehearsals_beside
 
     chain = desk.model(str(row["model"]))
     batches = desk.batches(chain.name)

@@ -112,7 +112,7 @@ def _find(
 ) -> Iterator[Remains]:
     """Find what remembers: caches, the runs that it was made from, the places, and last its own split."""
     from efface.runs.lineage import walk_back
-    from efface.runs.rehearsals import rehearsals_beside
+    from efface.runs.rehearsal_plan import rehearsals_beside
     from efface.runs.run import RunFolders
 
     pictures, blocked = find_pictures(folder, ids)

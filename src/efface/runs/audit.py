@@ -35,7 +35,7 @@ from efface.runs.folder import create_run_folder, read_log
 from efface.runs.method_bank import used_bank
 from efface.runs.ownership import one_at_a_time, why_not_bundle
 from efface.runs.procedure import RehearsedProcedure, open_rehearsals, rehearse_with_bank
-from efface.runs.rehearsals import find_rehearsals
+from efface.runs.rehearsal_plan import find_rehearsals
 from efface.runs.requests import AuditRequest
 from efface.runs.run import OpenedRun, Progress
 from efface.runs.sequential import audit_sequence

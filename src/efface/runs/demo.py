@@ -24,9 +24,11 @@ from efface.errors import EffaceError, unknown_name_error
 from efface.files import write_text
 from efface.reporting.page import REPORT
 from efface.runs import audit, train
+from efface.runs.bank_plan import plan_bank, write_bank_plan
 from efface.runs.data_at_hand import DataChecks
-from efface.runs.reference_bank import join_bank, list_bank_tasks, plan_bank, write_bank_plan
-from efface.runs.rehearsals import list_rehearsal_tasks, plan_rehearsals, write_rehearsal_plan
+from efface.runs.reference_bank import join_bank, list_bank_tasks
+from efface.runs.rehearsal_plan import plan_rehearsals, write_rehearsal_plan
+from efface.runs.rehearsals import list_rehearsal_tasks
 from efface.runs.run import Common, Progress
 from efface.tasks import Task, run_tasks
 from efface.training.checkpoint import read_meta

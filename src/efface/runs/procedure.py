@@ -24,7 +24,7 @@ from efface.runs.binding import BOUND
 from efface.runs.comparison import Comparison, lineage
 from efface.runs.provenance import NEAREST, weight_distance
 from efface.runs.rehearsal_kinds import kind_of_request, size_class
-from efface.runs.rehearsals import BEFORE, RehearsalPlan
+from efface.runs.rehearsal_plan import BEFORE, RehearsalPlan
 
 
 @dataclass(frozen=True, eq=False)
