@@ -228,6 +228,20 @@ def test_a_cap_that_covers_two_classes_of_ten():
     )
 
 
+def test_the_order_of_the_same_keys_is_computed_once_and_cannot_be_changed(monkeypatch):
+    keys = np.array([f"kept/{i}" for i in range(100)])
+    first = signals.random_order_by_key(keys)
+    assert signals.random_order_by_key(keys.copy()) is first and not first.flags.writeable
+    assert signals.random_order_by_key(keys.astype(object)) is first
+    shorter = keys[:50]
+    order = signals.random_order_by_key(shorter)
+    assert (shorter[order] == [key for key in keys[first] if key in set(shorter)]).all()
+    monkeypatch.setattr(signals, "KEPT_BYTES", 0)
+    fresh = signals.random_order_by_key(keys)
+    assert fresh is not first and (fresh == first).all()
+    assert len(signals.random_order_by_key(keys[:0])) == 0
+
+
 def test_capped_accuracy_covers_every_class():
     """Judged on the first rows only, a model that lost eight classes keeps its accuracy."""
     w = World(8, classes=10, test=400, retain=400)

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -89,6 +90,8 @@ READY = "score."
 """Prefix of arrays that hold the finished scores of a signal: those of a reference bank."""
 SCORED_BYTES = 2**22
 """Bytes of stored arrays that are scored at once."""
+KEPT_BYTES = 2**22
+"""Bytes of keys up to which their random order is kept."""
 STORED_AS = {"alignment": "pairs", "margin": "margin", "norm": "norm"}
 """Kind of signal to the name of the array from which it is read."""
 
@@ -103,11 +106,22 @@ def labels(observed: Observations, part: str) -> np.ndarray:
 def random_order_by_key(keys: np.ndarray) -> np.ndarray:
     """Return positions ``[n]`` in a random order that depends on the keys only; a prefix is a uniform sample.
 
-    A prefix of the rows themselves would hold only two of ten classes where the data is sorted by class.
+    A prefix of the rows themselves would hold only two of ten classes where the data is sorted by class. The result
+    cannot be written to: it is kept, because the audits of one model ask for the same order hundreds of times.
     """
+    named = np.ascontiguousarray(keys, dtype=str)
+    order = _order_of_keys if named.nbytes <= KEPT_BYTES else _order_of_keys.__wrapped__
+    return order(named.tobytes(), named.dtype.str)
+
+
+@lru_cache(maxsize=32)
+def _order_of_keys(content: bytes, kind: str) -> np.ndarray:
+    keys = np.frombuffer(content, kind) if content else np.zeros(0, kind)
     # A checksum such as CRC is linear: consecutive keys would come out in patterns.
     hashes = [hashlib.blake2b(str(key).encode(), digest_size=8).digest() for key in keys]
-    return np.lexsort((keys, np.array([int.from_bytes(digest) for digest in hashes], dtype=np.uint64)))
+    order = np.lexsort((keys, np.array([int.from_bytes(digest) for digest in hashes], dtype=np.uint64)))
+    order.flags.writeable = False
+    return order
 
 
 def scored_rows(observed: Observations, part: str, signal: str) -> np.ndarray:

@@ -225,11 +225,6 @@ class ViewParams:
         positions = positions.to(self.top.device)
         return ViewParams(*(getattr(self, f.name)[positions] for f in fields(self)))
 
-    @staticmethod
-    def cat(parts: Sequence[ViewParams]) -> ViewParams:
-        """Join several draws, in order."""
-        return ViewParams(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(ViewParams)))
-
 
 def uniform(count: int, generator: torch.Generator) -> Tensor:
     """Draw the uniform numbers of ``count`` views, [count, DRAWS_PER_IMAGE], on the generator's device.

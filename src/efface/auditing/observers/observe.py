@@ -28,7 +28,7 @@ from efface.data.matching import find_companions
 from efface.data.split import Split
 from efface.errors import EffaceError
 from efface.schema import Count, PairCount, Positive
-from efface.training.augment import ViewParams, Views
+from efface.training.augment import Views, uniform
 from efface.training.gradients import input_norms
 from efface.training.model import Model
 from efface.training.processes import ONE, current_world
@@ -300,11 +300,9 @@ class _Observer:
     def views_of(self, rows: np.ndarray, count: int) -> Tensor:
         """Return ``count`` random views of each image, seeded by its key, [b, count, C, H, W]."""
         clean = self.images(rows)
-        drawn = []
-        for key in self.data.keys[rows]:
-            generator = torch.Generator().manual_seed(_seed(str(key), "views"))
-            drawn.append(self.views.draw_params(count, clean.shape[1:], generator))
-        params = ViewParams.cat(drawn).to(self.device)
+        seeds = [_seed(str(key), "views") for key in self.data.keys[rows]]
+        drawn = torch.cat([uniform(count, torch.Generator().manual_seed(seed)) for seed in seeds])
+        params = self.views.params(drawn, clean.shape[1:]).to(self.device)
         augmented = self.views.apply(clean.repeat_interleave(count, 0), params)
         return augmented.view(len(rows), count, *clean.shape[1:])
 
