@@ -38,6 +38,16 @@ def test_neighbors_decide_where_there_is_no_head_or_it_does_not_answer() -> None
     assert judge(fit(None, 0.8), fit(None, 0.805)) == "passed"
 
 
+def test_neighbors_that_the_first_layer_does_not_confirm_refuse_nothing() -> None:
+    """An encoder that was trained on crops sees more in a squashed picture than in the square that it is shown."""
+    assert judge(fit(None, 0.449, drift=0.107), fit(None, 0.531, drift=0.0998)) == "undecided"
+    assert judge(fit(None, 0.45, drift=2.0), fit(None, 0.53, drift=0.001)) == "failed"
+    better, fitting = fit(None, 0.9, drift=1.9), fit(None, 0.5, drift=0.001)
+    trials = [VariantTrial(OTHER, "--set data.x=1", better), VariantTrial("third", "--set data.x=2", fitting)]
+    found = judge_assumption("pictures", "bilinear", fit(None, 0.45, drift=2.0), trials)
+    assert found.word == "failed" and "data.x=2" in found.remedy  # the first layer tells what the neighbors cannot
+
+
 def test_a_head_that_answers_more_right_always_decides() -> None:
     assert judge(fit(0.8, 0.8), fit(0.9, 0.8)) == "failed"
     assert judge(fit(0.9, 0.8, drift=0.01), fit(0.97, 0.6, drift=0.01)) == "failed"

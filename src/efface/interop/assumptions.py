@@ -8,8 +8,10 @@ has failed if another is better by more than chance:
     drift             that of the alternative is below a fifth, and the one in use above 0.1
 
 Neighbors alone do not overrule a classifier that answers at least as many right as they do: by its own task, what is
-in use fits, and unlearning changes neighbors more than answers. Nor do they overrule a first layer that fits: that is
-said, and not refused. What differs by less is not told apart here, and then makes little difference.
+in use fits, and unlearning changes neighbors more than answers. Nor do they overrule a first layer that fits, or that
+the alternative does not fit better (an encoder that was trained on crops may see more in a squashed picture than in the
+centered square that its library shows it): that is said, and not refused. What differs by less is not told apart here,
+and then makes little difference.
 """
 
 from __future__ import annotations
@@ -155,6 +157,7 @@ def judge_assumption(topic: str, used: str, fit: Fit, trials: Sequence[VariantTr
     """
     everything = (VariantTrial(used, "", fit), *trials)
     measures = (("head", _gain_of("right")), ("head", _gain_of("straight")), ("kNN", _gain_of("votes")))
+    undecided: AssumptionCheck | None = None
     for name, better in (*measures, ("drift", _less_drift)):
         if name == "kNN" and fit.head_answers:
             continue
@@ -164,9 +167,12 @@ def judge_assumption(topic: str, used: str, fit: Fit, trials: Sequence[VariantTr
         gain, best = max(found, key=lambda pair: (pair[0], -(pair[1].fit.drift or 0.0)))
         why = {"head": "the head answers more right", "kNN": "neighbors agree more", "drift": "its first layer fits"}
         note = f"{used}: {fit.describe()}; {best.name}: {best.fit.describe()} ({why[name]})"
-        doubtful = name == "kNN" and fit.drift is not None and fit.drift <= DRIFTED  # the first layer says it fits
-        word: CheckWord = "undecided" if doubtful else "failed"
-        return AssumptionCheck(topic, word, note, f"Add {best.line}.", everything, 0.0 if name == "drift" else gain)
+        if name == "kNN" and fit.drift is not None and _less_drift(fit, best.fit) is None:  # the first layer disagrees
+            undecided = AssumptionCheck(topic, "undecided", note, f"Add {best.line}.", everything, gain)
+            continue
+        return AssumptionCheck(topic, "failed", note, f"Add {best.line}.", everything, 0.0 if name == "drift" else gain)
+    if undecided is not None:
+        return undecided
     if fit.drift is not None and fit.drift > DRIFTED:
         note = f"{used}: {fit.describe()}; what reaches the first layer is not what reached it in training"
         return AssumptionCheck(topic, "undecided", note, "State how it was trained.", everything)
