@@ -8,7 +8,7 @@ Source      Jia et al., Model Sparsity Can Simplify Machine Unlearning, 2023, ar
 Departures  every trained weight is penalized, also those of normalization layers and biases, as in the official code; a
             momentum encoder is not. The penalty falls with each step (official: with each epoch); no weight decay on
             one-dimensional weights. Epochs default to a twentieth of the original's (official: 10 at the same rate,
-            of 182), which on few images is far less training.
+            of 182), which on few images is far less training. Longer gradients than 5 are shortened.
 Tests cover a penalty that never decays, or never starts; anything but fine-tuning at weight 0.
 """
 
@@ -40,7 +40,7 @@ class L1Sparse(Settings):
     """Passes over R; by default a twentieth of the original's epochs (10 if they are unknown)."""
     batch_size: Count | None = None
     """Examples per step; by default the original's."""
-    optim: Optim = field(default_factory=lambda: Optim(lr=0.01))
+    optim: Optim = field(default_factory=lambda: Optim(lr=0.01, clip=5.0))
     """Optimizer."""
 
     def unlearn(self, model: Model, inputs: MethodInputs, run: Run) -> Model:
