@@ -255,7 +255,7 @@ def test_a_loss_on_examples_outside_the_parts_is_warned_of(name: str) -> None:
     said, lost = compare_tasks(
         replace(found, hits=right | {UNSEEN: np.arange(232) % 77 != 1}), replace(found, hits=chance), 0.05
     )
-    assert not lost and said[-1].startswith("Too few examples tell") and "WARNING" not in " ".join(said)
+    assert not lost and said[-1].startswith("There are too few examples to tell") and "WARNING" not in " ".join(said)
 
 
 def test_worst_exit_code() -> None:

@@ -444,4 +444,4 @@ def test_too_few_examples_to_tell_a_loss_are_named_beside_the_verdict() -> None:
     said = "accuracy of its own head 1.7 points less on 175 examples never trained on"
     record = made.record.model_copy(update={"verdict": replace(made.record.verdict, utility_undecided=said)})
     top = squeezed(page(replace(made, record=record))).partition("What to do.")[0]
-    assert said[1:] in top and "Too few examples tell whether the model is worse" in top
+    assert said[1:] in top and "There are too few examples to tell whether the model is worse" in top

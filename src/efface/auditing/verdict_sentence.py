@@ -152,7 +152,7 @@ def describe_limits(
     limits += [f"Blinded: {describe_blinding(one, criteria.alpha)}." for one in judged if one.blinded]
     limits.append(f"Utility: {utility.note}.")
     if utility.undecided:
-        limits.append(f"Too few examples tell whether the model is worse at its own task: {utility.undecided}.")
+        limits.append(f"There are too few examples to tell if the model is worse at its own task: {utility.undecided}.")
     if utility.lost and word != "removed, utility lost":
         limits.append(f"Utility is lost: {utility.lost}.")
     limits.append(

@@ -106,7 +106,7 @@ def compare_tasks(before: TaskUtility | None, after: TaskUtility | None, allowed
             "steps, a smaller learning rate, or --stop, which returns the best state."
         )
     elif undecided := describe_undecided(changes):
-        said.append(f"Too few examples tell whether it is worse by more than two points: {undecided}.")
+        said.append(f"There are too few examples to tell whether it is worse by more than two points: {undecided}.")
     return said, lost
 
 
