@@ -78,7 +78,9 @@ def tell(name: str, library: Library, pictures: Pictures, home: Path) -> dict[st
         if done["exit"]:
             found["methods"][method] = row | {"error": done["err"][-600:]}
             continue
-        row["said"] = [line for line in done["err"].splitlines() if re.match("WARNING|There are too few|Accuracy|Captions", line)]
+        row["said"] = [
+            line for line in done["err"].splitlines() if re.match("WARNING|There are too few|Accuracy|Captions", line)
+        ]
         row["unseen"] = next((ln for ln in done["err"].splitlines() if "of the forgotten group" in ln), "")
         row["after"] = library.measure(pictures, handed_back(run))
         row["audit"] = audited(run, own, bank(run, home, own, library.recipe) if library.recipe else None)

@@ -5,8 +5,8 @@
 R: retained examples; ℓ: the objective that the checkpoint was trained with.
 
 Source      the oldest baseline of the field; see Golatkar et al., 2020, arXiv 1911.04933.
-Departures  epochs and batch size default to a twentieth of the original's epochs and to its batch size. Longer gradients
-            than 5 are shortened: the sharp temperature of an image-text model makes some that ruin it in three steps.
+Departures  epochs and batch size default to a twentieth of the original's epochs and to its batch size. A gradient
+            longer than 5 is shortened: the sharp temperature of an image-text model makes some that ruin it at once.
 Tests cover forget examples in the data; a changed objective.
 """
 

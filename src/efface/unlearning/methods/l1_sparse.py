@@ -8,7 +8,7 @@ Source      Jia et al., Model Sparsity Can Simplify Machine Unlearning, 2023, ar
 Departures  every trained weight is penalized, also those of normalization layers and biases, as in the official code; a
             momentum encoder is not. The penalty falls with each step (official: with each epoch); no weight decay on
             one-dimensional weights. Epochs default to a twentieth of the original's (official: 10 at the same rate,
-            of 182), which on few images is far less training. Longer gradients than 5 are shortened.
+            of 182), which on few images is far less training. Gradients longer than 5 are shortened.
 Tests cover a penalty that never decays, or never starts; anything but fine-tuning at weight 0.
 """
 
