@@ -18,7 +18,7 @@ from efface.bench.plan import BenchPlan, BenchTask, MethodEntry, Scenario, TaskK
 from efface.bench.results import collect_results
 from efface.bench.selection import best_setting
 from efface.bench.tables import write_tables
-from efface.bench.worker import JOURNAL, BenchTaskError, TaskJob, read_outcome, run_bench_task
+from efface.bench.worker import JOURNAL, BenchTaskError, TaskJob, note_made, read_outcome, run_bench_task
 from efface.errors import EffaceError
 from efface.files import hold_lock, make_folder, write_text
 from efface.reporting.environment import Environment
@@ -88,6 +88,7 @@ class BenchRunner:
         for digest, task in wanted.items():
             outcome = read_outcome(task.folder(self.home))
             if outcome is not None:
+                note_made(task.folder(self.home), unless_noted=True)
                 self.state[digest] = outcome
                 self.kept += 1
         waiting = [task for digest, task in wanted.items() if digest not in self.state and not self.is_blocked(task)]

@@ -133,10 +133,23 @@ def _run(job: TaskJob) -> dict[str, Any]:
         except (RuntimeError, ValueError, ArithmeticError, LookupError, TypeError, MemoryError) as error:
             outcome = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
         (partial / OUTCOME).write_text(json.dumps(outcome) + "\n", encoding="utf-8")
-    path = job.folder.parent.parent / JOURNAL
-    with hold_lock(path), path.open("a", encoding="utf-8") as journal:
-        journal.write(json.dumps({"made": f"{job.kind}/{job.folder.name}", "at": time(), "pid": os.getpid()}) + "\n")
+    note_made(job.folder)
     return outcome
+
+
+def note_made(folder: Path, *, unless_noted: bool = False) -> None:
+    """Add a finished task to the journal.
+
+    Args:
+        folder: The folder of the task.
+        unless_noted: Only if it has no line: its process may have been killed between its folder and its line.
+
+    """
+    name, path = f"{folder.parent.name}/{folder.name}", folder.parent.parent / JOURNAL
+    with hold_lock(path), path.open("a+", encoding="utf-8") as journal:
+        journal.seek(0)
+        if not (unless_noted and f'"{name}"' in journal.read()):
+            journal.write(json.dumps({"made": name, "at": time(), "pid": os.getpid()}) + "\n")
 
 
 def _train_original(job: TaskJob, folder: Path) -> dict[str, Any]:
