@@ -20,7 +20,7 @@ from research.paths import RESULTS
 
 from efface import config
 from efface.auditing import signals
-from efface.auditing.attacks.learned import attach_scores, fit_attack
+from efface.auditing.attacks.learned import LearnedAttack, attach_scores, fit_attack
 from efface.auditing.bank_file import load_bank
 from efface.auditing.observations import Observations
 from efface.auditing.pooled_placements import Rehearsal, pool_placements
@@ -42,10 +42,9 @@ def name_method(settings: dict[str, Any]) -> str:
     return ", ".join([name, *changed])
 
 
-def pool_signals(home: Path, half: ReferenceBank) -> dict[str, Any]:
+def pool_signals(home: Path, half: ReferenceBank, attack: LearnedAttack | None) -> dict[str, Any]:
     """Pool the rehearsals of a folder on every signal, forgotten and retained examples, with 90 % intervals."""
     made: list[Rehearsal] = []
-    attack = fit_attack(half)
     for file in sorted(home.glob("rehearsal-*.npz")):
         observed = Observations.load(file)
         references = half.calibrate(observed)
@@ -69,11 +68,12 @@ def main(
 ) -> None:
     """Pool the rehearsals that are there, and write the table's numbers."""
     half = load_bank(bank).part_for("audit")
+    attack = fit_attack(half)
     rows: list[dict[str, Any]] = []
     for home in homes:
         plan = RehearsalPlan.load(home)
         about = {"method": name_method(plan.method), "kind": plan.describe_kind()}
-        rows.append(about | pool_signals(home, half))
+        rows.append(about | pool_signals(home, half, attack))
         print(rows[-1], flush=True)
     write_json(RESULTS / "procedures.json", {
         "made by": "python -m research.procedures BANK REHEARSALS...",

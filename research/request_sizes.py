@@ -25,6 +25,7 @@ from benchmarks.machine import machine, read_json, write_json
 from research.paths import RESULTS, RUNS
 from research.procedures import pool_signals
 
+from efface.auditing.attacks.learned import fit_attack
 from efface.auditing.bank_file import load_bank
 from efface.auditing.observers.observe import ObservationSettings
 from efface.auditing.verdict import Verdict
@@ -114,12 +115,12 @@ def measure(home: Path, method: str, size: int, world: int, jobs: int) -> dict[s
         write_rehearsal_plan(run, plan, DataChecks())
         run_tasks(list_rehearsal_tasks(plan, "cpu"), jobs=jobs, say=lambda sentence: None)
         rehearsals = plan.home
-    watch = {"views": WATCH.views, "gradient": False}
+    watch, half = {"views": WATCH.views, "gradient": False}, load_bank(home / "bank").part_for("audit")
     judged = audit.audit_run(run, {"device": "cpu", "watch": watch}, bank=home / "bank", rehearsals=rehearsals)
     whole, cost = read_meta(home / "original")["cost"], read_meta(run)["cost"]
     return {
         **dict(describe(judged.verdict)),
-        "signals": None if rehearsals is None else pool_signals(rehearsals, load_bank(home / "bank").part_for("audit")),
+        "signals": None if rehearsals is None else pool_signals(rehearsals, half, fit_attack(half)),
         "knn": {one.name: one.value for one in judged.findings}.get("utility.knn20.test"),
         "seconds": round(cost["seconds"], 2),
         "share of the time": round(cost["seconds"] / whole["seconds"], 4),

@@ -130,7 +130,7 @@ def describe_worse(changes: Sequence[TaskChange]) -> str:
 
 
 def describe_undecided(changes: Sequence[TaskChange]) -> str:
-    """Say on what too few examples decide whether a model lost more than two points; empty if on nothing."""
+    """Say on what there are too few examples to tell whether a model lost more than two points; empty if on nothing."""
     return _describe([one for one in changes if one.is_undecided])
 
 

@@ -3,8 +3,8 @@
 Its own task comes first: the accuracy of a classifier's head, or the retrieval of image-caption pairs. Then the
 features: kNN accuracy, or without labels effective rank and CKA. A loss counts if it is larger than what is allowed and
 than two standard errors, paired over the examples: a few neighbors more or less are chance. A model that is right less
-often than before by more than two points is said to be worse in the headline, also where that much is allowed; so is
-one of which too few examples tell whether it is.
+often than before by more than two points is said to be worse in the headline, also where that much is allowed; that
+too few examples tell is said beside the verdict.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class UtilityLoss:
     worse: str = ""
     """On what of its own task the model is worse than before by more than two points; empty if on nothing."""
     undecided: str = ""
-    """On what too few examples decide whether it is; empty if on nothing."""
+    """On what there are too few examples to tell whether it is; empty if on nothing."""
 
     def head(self, sentence: str) -> str:
         """Put the loss in front of the sentence of a verdict, unless it is in there."""

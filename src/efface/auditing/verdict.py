@@ -74,7 +74,7 @@ class Verdict:
     utility_worse: str = ""
     """On what of its own task the model is worse by more than two points; empty if on nothing, or if it is lost."""
     utility_undecided: str = ""
-    """On what too few examples decide whether it is; empty if on nothing, or if it is lost."""
+    """On what there are too few examples to tell whether it is; empty if on nothing, or if it is lost."""
 
     @property
     def exit_code(self) -> int:

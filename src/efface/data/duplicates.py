@@ -120,9 +120,12 @@ def _find_near(data: Data, chosen: np.ndarray, elsewhere: Mapping[str, np.ndarra
     coarse = np.concatenate([edges(data.x[rows], THUMBNAIL_SIDE) for rows in _chunks(chosen)])
     for part, others in elsewhere.items():
         for rows in _chunks(others):
-            seen, best, of = edges(data.x[rows], THUMBNAIL_SIDE), np.zeros(len(rows)), np.zeros(len(rows), np.intp)
+            seen = edges(data.x[rows], THUMBNAIL_SIDE)
+            best, of = np.zeros(len(rows), np.float32), np.zeros(len(rows), np.intp)
             for block in _chunks(np.arange(len(chosen))):  # a matrix of all pairs may not fit into memory
                 place, original = np.nonzero(seen @ coarse[block].T > CANDIDATE)
+                if not len(place):
+                    continue
                 likeness = _compare(data, rows[place], chosen[block[original]])
                 order = np.lexsort((-likeness, place))
                 top = order[np.unique(place[order], return_index=True)[1]]
@@ -139,7 +142,7 @@ def _compare(data: Data, rows: np.ndarray, originals: np.ndarray) -> np.ndarray:
     sides: list[tuple[np.ndarray, np.ndarray]] = []
     for positions in (rows, originals):
         single, index = np.unique(positions, return_inverse=True)
-        sides.append((edges(data.x[single], FINE) if len(single) else np.zeros((0, 1), np.float32), index))
+        sides.append((edges(data.x[single], FINE), index))
     (left, left_index), (right, right_index) = sides
     likeness = np.zeros(len(rows), np.float32)
     for pairs in _chunks(np.arange(len(rows))):

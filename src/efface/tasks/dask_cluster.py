@@ -6,7 +6,6 @@ import itertools
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Executor, Future
-from contextlib import suppress
 from typing import Any, ClassVar
 
 from efface.errors import EffaceError
@@ -78,8 +77,6 @@ class DaskExecutor(Executor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Give a call to the scheduler; wait for the scheduler if it is being started again."""
-        from distributed.client import ClosedClientError
-
         outer: Future[Any] = Future()
         outer.set_running_or_notify_cancel()
         name = next((one for one in args if isinstance(one, str)), getattr(fn, "__name__", "call"))
@@ -87,8 +84,11 @@ class DaskExecutor(Executor):
         while inner is None:
             self._require_scheduler()
             key = f"{name}-{next(self._numbers)}-{id(self.client):x}"
-            with suppress(ClosedClientError):  # the scheduler was lost just now
+            try:
                 inner = self.client.submit(fn, *args, key=key, resources=self.resources, pure=False, **kwargs)
+            except Exception:  # its class differs between versions of Dask
+                if self.client.status == "running":
+                    raise  # not because the scheduler was lost just now
         self._inner[outer] = inner  # a call that nobody holds is cancelled
         inner.add_done_callback(lambda done: self._answer(outer, done))
         return outer
@@ -122,11 +122,11 @@ class DaskExecutor(Executor):
                 "Look at the logs of the workers: mostly, memory was short.",
             )
             outer.set_exception(died)
-        except (CancelledError, OSError) as error:
-            # The task ended with this error of its own, or its result was on its way when the scheduler ended.
-            outer.set_exception(error if inner.status == "error" else _lost_task_error())
         except Exception as error:
-            outer.set_exception(error)
+            # Unless the call ended with it, the scheduler ended while the call or its result was on its way.
+            lost = inner.status != "error" and isinstance(error, (CancelledError, OSError))
+            said = LostTaskError("The Dask scheduler ended.", "It can no longer say how the task ended.")
+            outer.set_exception(said if lost else error)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Close the client. With ``cancel_futures``, calls that wait are cancelled; running ones end by themselves."""
@@ -139,8 +139,3 @@ class DaskExecutor(Executor):
             for outer in list(self._inner):
                 outer.exception()
         self.client.close(timeout=CONNECT_SECONDS)
-
-
-def _lost_task_error() -> LostTaskError:
-    """The error of a call whose scheduler has ended."""
-    return LostTaskError("The Dask scheduler ended.", "It can no longer say how the task ended.")

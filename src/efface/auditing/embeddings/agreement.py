@@ -110,6 +110,8 @@ def alignment_observations(forget: EmbeddingPair, control: EmbeddingPair, when: 
     Features are kept of those that were never trained on; where they are many, in a temporary file without a name.
     """
     arrays: dict[str, np.ndarray] = {}
+    first: np.ndarray = getattr(control, when).z[:1, 0]
+    means = RowArrays(len(control), {"features": first}, Path(tempfile.gettempdir()))
     for part, pair in (("forget", forget), ("holdout", control)):
         seen: EmbeddingSet = getattr(pair, when)
         upper = np.triu_indices(pair.views, 1)
@@ -117,11 +119,9 @@ def alignment_observations(forget: EmbeddingPair, control: EmbeddingPair, when: 
         for rows in row_chunks(seen.z):
             z = _unit_views(seen.z[rows]).astype(np.float32)
             pairs[rows] = np.matmul(z, z.transpose(0, 2, 1))[:, upper[0], upper[1]]
+            if part == "holdout":
+                means.write(rows.start, {"features": seen.z[rows].mean(axis=1)})
         arrays |= {f"{part}/keys": seen.keys, f"{part}/{SPACE}.pairs": pairs}
-    never_trained: np.ndarray = getattr(control, when).z
-    means = RowArrays(len(control), {"features": never_trained[:1, 0]}, Path(tempfile.gettempdir()))
-    for rows in row_chunks(never_trained):
-        means.write(rows.start, {"features": never_trained[rows].mean(axis=1)})
     arrays["holdout/features"] = means.finish()["features"]
     return Observations(when, "owner", arrays, {"spaces": [SPACE]})
 
