@@ -109,8 +109,8 @@ EXPLOITS = (
 def flip(rng: random.Random, content: bytes) -> bytes:
     """Flip one to eight bits."""
     changed = bytearray(content or b"\0")
-    for _ in range(rng.randint(1, 8)):
-        changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+    for bit in rng.sample(range(8 * len(changed)), rng.randint(1, 8)):
+        changed[bit // 8] ^= 1 << bit % 8
     return bytes(changed)
 
 
@@ -138,8 +138,10 @@ def insert(rng: random.Random, content: bytes) -> bytes:
 
 
 def repeat(rng: random.Random, content: bytes) -> bytes:
-    """Repeat, move or delete a stretch."""
-    first = rng.randrange(len(content) + 1)
+    """Repeat or delete a stretch."""
+    if not content:
+        return b"\0"
+    first = rng.randrange(len(content))
     last = min(len(content), first + rng.randint(1, 64))
     return content[:first] + content[first:last] * rng.choice((0, 2, 3, 50)) + content[last:]
 
@@ -201,9 +203,11 @@ def change_json(rng: random.Random, content: bytes) -> bytes:
         )
     try:
         value = json.loads(content)
-        for _ in range(rng.choice((1, 1, 2, 4))):
-            value = change_value(rng, value)
-        text = json.dumps(value)
+        given = text = json.dumps(value)
+        while text == given:  # a value may be exchanged for its equal
+            for _ in range(rng.choice((1, 1, 2, 4))):
+                value = change_value(rng, value)
+            text = json.dumps(value)
     except (ValueError, RecursionError):  # no JSON, or nested too deeply by an earlier change
         return change_bytes(rng, content)
     if rng.random() < 0.03:
@@ -226,9 +230,12 @@ def change_yaml(rng: random.Random, content: bytes, mark: str = "mark") -> bytes
         return rng.choice((trick, content + trick, trick + content))
     try:
         value = yaml.safe_load(content)
-        for _ in range(rng.choice((1, 1, 2, 4))):
-            value = change_value(rng, value)
-        return yaml.safe_dump(value, allow_unicode=True, sort_keys=False).encode("utf-8", "surrogatepass")
+        given = text = yaml.safe_dump(value, allow_unicode=True, sort_keys=False)
+        while text == given:
+            for _ in range(rng.choice((1, 1, 2, 4))):
+                value = change_value(rng, value)
+            text = yaml.safe_dump(value, allow_unicode=True, sort_keys=False)
+        return text.encode("utf-8", "surrogatepass")
     except (yaml.YAMLError, ValueError, RecursionError):
         return change_bytes(rng, content)
 
