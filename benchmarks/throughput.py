@@ -74,11 +74,19 @@ def stock(model: Model, recipe: Recipe, x: np.ndarray) -> Iterator[int]:
     """Train with lightly's pipeline; yields the number of images in each step."""
     loss, optimizer = NTXentLoss(temperature=0.5), recipe.optim.build(model, 10_000)
     while True:
-        for views in DataLoader(Stock(x), BATCH, shuffle=True, num_workers=WORKERS, drop_last=True):
+        loader = DataLoader(
+            Stock(x), BATCH, shuffle=True, num_workers=WORKERS, drop_last=True, worker_init_fn=use_all_cores
+        )
+        for views in loader:
             a, b = (view[:, : recipe.channels] for view in views)
             loss(model(_raw(a)), model(_raw(b))).backward()
             optimizer.update()
             yield len(a)
+
+
+def use_all_cores(number: int) -> None:
+    """Let a worker run on every core: under OMP_PROC_BIND it would inherit the one core of the process that trains."""
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))
 
 
 def _raw(x: torch.Tensor) -> torch.Tensor:
@@ -96,6 +104,15 @@ def ours(model: Model, recipe: Recipe, x: np.ndarray, size: int = BATCH) -> Iter
         yield len(batch)
 
 
+def bare(model: Model, recipe: Recipe, x: np.ndarray) -> Iterator[int]:
+    """Forward and backward passes alone, on as many images as a step's two views: what no pipeline can exceed."""
+    views = torch.from_numpy(x[: 2 * BATCH]).float() / 255
+    while True:
+        model.zero_grad()
+        model(views).square().mean().backward()
+        yield BATCH
+
+
 def speed(steps: Iterator[int], count: int) -> float:
     """Images per second over ``count`` steps."""
     began = perf_counter()
@@ -105,14 +122,18 @@ def speed(steps: Iterator[int], count: int) -> float:
 
 def settle(name: str, steps: Iterator[int]) -> None:
     """Before a turn: wait until lightly's workers have filled their queues, or discard the batches they prepared."""
-    if name.startswith("efface"):
+    by_lightly = name.startswith("lightly")
+    if not by_lightly:
         sleep(IDLE)
-    for _ in range(1 if name.startswith("efface") else QUEUED):
+    for _ in range(QUEUED if by_lightly else 1):
         next(steps)
 
 
 def pretraining(x: np.ndarray, rounds: int, batches: int) -> dict[str, Any]:
-    """Images per second of both pipelines, in float32 and where it is faster in bfloat16; and augmentation's share."""
+    """Images per second of both pipelines and of the bare network, and augmentation's share.
+
+    In float32, and where it is faster in bfloat16.
+    """
     channels, height, width = x.shape[1:]
     recipe = defaults.default_recipe(
         efface.Data.from_arrays(x[:16], name="speed"),
@@ -123,7 +144,7 @@ def pretraining(x: np.ndarray, rounds: int, batches: int) -> dict[str, Any]:
         views=Views(),
     )
     pays, sides = devices.prefers_bfloat16(torch.device("cpu")), dict[str, Iterator[int]]()
-    for name, pipeline in (("efface", ours), ("lightly", stock)):
+    for name, pipeline in (("efface", ours), ("lightly", stock), ("bare", bare)):
         for precision in ("float32", "bfloat16") if pays else ("float32",):
             model = recipe.start(0).train()
             model.bf16 = precision == "bfloat16"
@@ -140,6 +161,7 @@ def pretraining(x: np.ndarray, rounds: int, batches: int) -> dict[str, Any]:
         "default": default,
         **{name: summary(values) for name, values in rates.items()},
         "ratio": middle[default] / middle["lightly float32"],
+        "share of the bare network": middle[default] / middle[default.replace("efface", "bare")],
         "ratio in float32": middle["efface float32"] / middle["lightly float32"],
         **({"ratio in bfloat16": middle["efface bfloat16"] / middle["lightly bfloat16"]} if pays else {}),
         "augmentation_share_of_step": summary(augmentation_shares(x, recipe, rounds, batches, middle[default])),
@@ -171,13 +193,13 @@ def large_steps(name: str, rounds: int) -> dict[str, Any]:
     model.bf16 = devices.prefers_bfloat16(torch.device("cpu"))
     steps, views = ours(model, recipe, x, LARGE_BATCH), torch.rand(2 * LARGE_BATCH, 3, 224, 224)
 
-    def bare() -> None:
+    def alone() -> None:
         model.zero_grad()
         model(views).square().mean().backward()
 
     seconds: dict[str, list[float]] = {"step": [], "bare": []}
     for number in range(rounds + 1):  # the first round is not counted
-        for side, job in (("step", lambda: next(steps)), ("bare", bare)):
+        for side, job in (("step", lambda: next(steps)), ("bare", alone)):
             began = perf_counter()
             job()
             if number:

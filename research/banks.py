@@ -20,6 +20,7 @@ import torch
 import typer
 from benchmarks.machine import machine, write_json
 from research.paths import RESULTS, RUNS
+from research.small_digits import DIGITS
 
 from efface import api
 from efface.auditing.criteria import Criteria
@@ -30,7 +31,7 @@ from efface.runs import train
 from efface.runs.bank_plan import plan_bank, write_bank_plan
 from efface.runs.comparison import Comparison, build_comparison
 from efface.runs.data_at_hand import DataChecks
-from efface.runs.demo import FORGET, REGIMES
+from efface.runs.demo import FORGET
 from efface.runs.procedure import RehearsedProcedure, rehearse_with_bank
 from efface.runs.reference_bank import join_bank, list_bank_tasks
 from efface.runs.run import Progress
@@ -64,7 +65,7 @@ def make(jobs: Annotated[int, typer.Option(help="Processes.")] = 1) -> None:
     """Train everything that is missing."""
     torch.set_num_threads(1)
     if not (HOME / "original").exists():
-        train.pretrain_run(HOME / "original", REGIMES["digits"] | COMMON | {"seed": 0})
+        train.pretrain_run(HOME / "original", DIGITS | COMMON | {"seed": 0})
     plans = [bank_plan(share) for share in SHARES]
     for plan in plans:
         write_bank_plan(HOME / "original", plan, DataChecks())

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 import typer
 from benchmarks.machine import machine, write_json
 from research.paths import RESULTS, RUNS
+from research.small_digits import DIGITS
 from torch import Tensor
 
 import efface
@@ -38,13 +39,12 @@ from efface.auditing.verdict import judge
 from efface.data.dataset import Data
 from efface.data.memorization import memorization_scores, write_memorization
 from efface.data.split import Split, partition, select_forget_set
-from efface.runs.demo import REGIMES
 from efface.runs.provenance import feature_distance, weight_distance
 from efface.training.checkpoint import CHOICES, Checkpoint
 
 HOME = RUNS / "new_audits"
 SHOWN = ("nonmember_share", "relative_distance", "oracle_direction", "neighbor_class", "before_after")
-ENCODER = REGIMES["digits"]["recipe"]
+ENCODER = DIGITS["recipe"]
 WORLDS: dict[str, dict[str, Any]] = {
     "encoder": {
         "recipe": ENCODER,
@@ -212,7 +212,7 @@ def compare_units(home: Path, data: Data, split: Split) -> list[dict[str, Any]]:
 def divide_digits(seed: int) -> tuple[Data, Split]:
     """The data and its split before any request."""
     data = efface.load("digits")
-    sizes = {part: REGIMES["digits"]["split"][part] for part in ("train", "valid", "holdout", "test")}
+    sizes = {part: DIGITS["split"][part] for part in ("train", "valid", "holdout", "test")}
     return data, partition(data, **sizes, seed=seed)
 
 

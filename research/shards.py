@@ -21,6 +21,7 @@ import torch
 import typer
 from benchmarks.machine import machine, read_json, write_json
 from research.paths import RESULTS, RUNS
+from research.small_digits import DIGITS
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -43,7 +44,7 @@ CELLS: tuple[tuple[int, int], ...] = ((1, 1), (2, 1), (4, 1), (8, 1), (4, 3), (1
 REQUESTS = {1: 200, 10: 50, 50: 20}
 """Examples per request to the number of requests whose cost is planned."""
 WORLDS: dict[str, dict[str, Any]] = {
-    "digits": REGIMES["digits"] | {"recipe": REGIMES["digits"]["recipe"] | {"epochs": 80}},
+    "digits": DIGITS | {"recipe": DIGITS["recipe"] | {"epochs": 80}},
     "fashion-mnist": {
         "data": {"source": "fashion-mnist", "limit": 6000},
         "split": {"train": 4000, "valid": 200, "holdout": 200, "test": 1500},

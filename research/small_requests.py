@@ -21,6 +21,7 @@ import torch
 import typer
 from benchmarks.machine import machine, read_json, write_json
 from research.paths import RESULTS, RUNS
+from research.small_digits import DIGITS
 
 import efface
 from efface import api
@@ -28,7 +29,6 @@ from efface.auditing.signals import scores
 from efface.data.dataset import Data
 from efface.data.split import Split, partition, select_forget_set
 from efface.files import write_text
-from efface.runs.demo import REGIMES
 from efface.training.checkpoint import CHOICES, Checkpoint
 from efface.unlearning.methods.gradient_constraint import WGAN_GP
 
@@ -78,7 +78,7 @@ def make(
     """Train the original of a world, and unlearn its requests with each method."""
     torch.set_num_threads(1)
     HOME.mkdir(parents=True, exist_ok=True)
-    regime = REGIMES["digits"]
+    regime = DIGITS
     data = efface.load("digits")
     base = partition(data, **SPLIT, seed=world)
     recipe = efface.training.defaults.build_recipe(data, "simclr", regime["recipe"])

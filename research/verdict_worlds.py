@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from benchmarks.machine import write_json
 from research.paths import RUNS
+from research.small_digits import DIGITS
 from torch import Tensor, nn
 
 import efface
@@ -38,7 +39,6 @@ from efface.auditing.observations import Observations
 from efface.auditing.observers.observe import ObservationSettings
 from efface.auditing.observers.relearn import RelearnPart, RelearnSettings, relearn_model
 from efface.data.split import Split
-from efface.runs import demo
 from efface.training import batch as training_batch
 from efface.training.checkpoint import Checkpoint
 from efface.training.defaults import build_recipe
@@ -111,7 +111,7 @@ class Constant(nn.Module):
 
 def original(seed: int) -> Checkpoint:
     data, split = divided(seed)
-    regime = demo.REGIMES["digits"]["recipe"]
+    regime = DIGITS["recipe"]
     recipe = build_recipe(data, regime["objective"]["name"], regime)
     return efface.pretrain(data, split, recipe=recipe, seed=seed, device="cpu")
 

@@ -67,6 +67,16 @@ def test_digits():
     fails("digits", "from 1 to 1797", limit=2000)
 
 
+def test_mirrored_digits():
+    plain, both = load("digits"), load("digits", mirrored=True)
+    assert len(both) == 2 * len(plain) and both.name == "digits, mirrored too"
+    assert both.keys[: len(plain)].tolist() == plain.keys.tolist()
+    at = both.keys.tolist().index("00003-mirrored")
+    assert (both.x[at] == plain.x[3, :, :, ::-1]).all() and both.y[at] == plain.y[3]
+    assert (both.x[3] == plain.x[3]).all() and (both.x[at] != plain.x[3]).any()
+    assert len(load("digits", mirrored=True, limit=3000)) == 3000
+
+
 def test_folder_keys_are_relative_paths_and_classes_sub_folders(zoo):
     data = load(str(zoo))
     assert data.keys.tolist() == [

@@ -84,10 +84,11 @@ def load(source: str | os.PathLike[str], **options: Any) -> Data:
     return data if classes is None else state_classes(data, classes)
 
 
-def load_handwritten_digits(limit: int | None = None, limit_seed: int = 0) -> Data:
+def load_handwritten_digits(mirrored: bool = False, limit: int | None = None, limit_seed: int = 0) -> Data:
     """Load 1 797 handwritten digits, 8 x 8 gray, 10 classes; part of scikit-learn, no official test set.
 
     Args:
+        mirrored: Add the mirror image of each: 3 594 in all. Its key is that of the digit with ``-mirrored`` behind.
         limit: Keep a random subset of this size, stratified by class.
         limit_seed: Seed of the subset.
 
@@ -96,7 +97,13 @@ def load_handwritten_digits(limit: int | None = None, limit_seed: int = 0) -> Da
 
     digits: Any = load_digits()
     x = (np.asarray(digits["data"]).reshape(-1, 1, 8, 8) * (255 / 16)).round().astype(np.uint8)
-    return limit_examples(Data.from_arrays(x, digits["target"], name="digits"), limit, limit_seed)
+    plain = Data.from_arrays(x, digits["target"], name="digits")
+    if not mirrored:
+        return limit_examples(plain, limit, limit_seed)
+    keys = [*plain.keys, *(f"{key}-mirrored" for key in plain.keys)]
+    labels = np.concatenate([digits["target"], digits["target"]])
+    both = Data.from_arrays(np.concatenate([x, x[..., ::-1]]), labels, keys, name="digits, mirrored too")
+    return limit_examples(both, limit, limit_seed)
 
 
 def load_npz(root: str, channels: int | None = None, limit: int | None = None, limit_seed: int = 0) -> Data:

@@ -36,12 +36,12 @@ from efface.training.checkpoint import read_meta
 _VIEWS = {"crop": [0.6, 1.0], "flip": False, "brightness": 0.4, "contrast": 0.4, "saturation": 0, "hue": 0}
 REGIMES: dict[str, dict[str, Any]] = {
     "digits": {
-        "data": {"source": "digits"},
-        "split": {"train": 600, "valid": 300, "holdout": 750, "test": 147},
+        "data": {"source": "digits", "mirrored": True},
+        "split": {"train": 1000, "valid": 300, "holdout": 2000, "test": 294},
         "recipe": {
             "objective": {"name": "simclr", "temperature": 0.1, "dim": 64},
             "backbone": {"name": "resnet8", "width": 16, "stride": 1},
-            "epochs": 160,
+            "epochs": 100,
             "batch_size": 64,
             "optim": {"lr": 0.1, "warmup": 0.05},
             "views": _VIEWS,
@@ -65,8 +65,8 @@ DEMO_METHODS = ("finetune", "margin_matching")
 """A method that leaves most of it, and one that does not."""
 DEMO_BANK = {"models": 8, "share": 0.5}
 """Models of the demo's reference bank, and their share of the original's epochs."""
-REHEARSED = {"finetune": 5, "margin_matching": 27}
-"""Rehearsed requests of each method: each example three times, with other ones; fewer where the answer is plain."""
+REHEARSED = {"finetune": 5, "margin_matching": 18}
+"""Rehearsed requests of each method: each example twice, with other ones; fewer where the answer is plain."""
 DEMO_VIEWS = 5
 """Views per example in the demo's observations: half as many as usual, for its time."""
 DONE, DEMO_REQUEST = "demo.json", "demo.yaml"
