@@ -28,7 +28,12 @@ WORDS = {
 
 def page() -> list[str]:
     """All tables whose numbers were made, as Markdown lines."""
-    makers = {"procedures.json": procedures, "rehearsal_errors.json": errors, "banks.json": banks}
+    makers = {
+        "procedures.json": procedures,
+        "rehearsal_errors.json": errors,
+        "small_worlds.json": real_worlds,
+        "banks.json": banks,
+    }
     return [line for name, make in makers.items() if (RESULTS / name).exists() for line in (*make(), "")][:-1]
 
 
@@ -46,6 +51,24 @@ def errors() -> list[str]:
     about = (
         f"Worlds of known truth: {result['requests']} rehearsed requests of {result['size']} examples each, resolution "
         "0.05, and two signals that decide."
+    )
+    return [*lines, "", f"{about} {made_by(result, '`' + result['made by'] + '`')}"]
+
+
+def real_worlds() -> list[str]:
+    """How often each word is said about real models of which the truth is known: one row for each procedure."""
+    result = read_json(RESULTS / "small_worlds.json")
+    names = list(next(iter(result["rows"].values()))["auc"])
+    head = ("what the procedure leaves", *(f"AUC, {SIGNALS[name]}" for name in names), *WORDS.values())
+    lines = ["### How often each word is said about real models", "", *table_head(*head)]
+    for name, row in result["rows"].items():
+        shown = ("{:.3f} ± {:.3f}".format(*row["auc"][signal]) for signal in names)
+        said = (f"{row['words'].get(word, 0)} of {result['worlds']}" for word in WORDS)
+        lines.append(table_row(name, *shown, *said))
+    about = (
+        f"{result['worlds']} worlds of eight encoders, each trained on another half of 800 digits and mirror images; "
+        f"{result['requests']} rehearsed requests of {result['size']} examples each, of which the model that rehearses "
+        "one was trained on none, a tenth, a half or all. AUC: mean over the worlds and its standard error."
     )
     return [*lines, "", f"{about} {made_by(result, '`' + result['made by'] + '`')}"]
 

@@ -156,11 +156,16 @@ def layouts() -> None:
 def speed() -> None:
     """Images per second against lightly."""
     result = read_json(SPEED / "throughput.json")
-    sides = ("efface bfloat16", "efface float32", "lightly bfloat16", "lightly float32")
+    sides = [f"{side} {how}" for side in ("efface", "lightly", "bare") for how in ("bfloat16", "float32")]
+    names = {side: side.replace("bare", "network alone,") for side in sides}
     panels = [
         Rows(
             f"SimCLR, {result[name]['images']}",
-            {s: (Dot(one["median"], one["least"], one["most"]),) for s in sides if (one := result[name].get(s))},
+            {
+                names[side]: (Dot(one["median"], one["least"], one["most"]),)
+                for side in sides
+                if (one := result[name].get(side))
+            },
             {"": 0},
         )
         for name in ("pretraining gray", "pretraining color")
@@ -168,7 +173,8 @@ def speed() -> None:
     draw_rows(
         FIGURES / "speed.svg",
         "Images per second",
-        "Images per second in SimCLR pretraining, median and range of the rounds, efface and lightly in turns.",
+        "Images per second in SimCLR pretraining, median and range of the rounds: efface, lightly and the "
+        "forward and backward passes of the network alone, in turns.",
         ("images per second",),
         panels,
         "images per second",

@@ -12,6 +12,8 @@ SIDES = {
     "efface float32": "efface, float32",
     "lightly bfloat16": "lightly, bfloat16 autocast",
     "lightly float32": "lightly, as its examples have it",
+    "bare bfloat16": "the network's passes alone, bfloat16 autocast",
+    "bare float32": "the network's passes alone, float32",
 }
 
 
@@ -30,7 +32,8 @@ def page() -> list[str]:
                 chosen = " (the default here)" if side == found["default"] else ""
                 lines.append(table_row(f"{said}{chosen}", spread(found[side], 0), f"{rate:.2f}"))
         share = {key: 100 * value for key, value in found["augmentation_share_of_step"].items() if key != "n"}
-        lines += ["", f"Augmentation's share of efface's step: {spread(share | {'n': 0}, 1)} %.", ""]
+        of_bare = f"efface by default reaches {100 * found['share of the bare network']:.0f} % of the network's rate."
+        lines += ["", f"{of_bare} Augmentation's share of its step: {spread(share | {'n': 0}, 1)} %.", ""]
     lines += _steps(result)
     audit = result["audit"]
     lines += ["### The rest", "", *table_head("", "seconds")]

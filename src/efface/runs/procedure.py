@@ -144,19 +144,30 @@ def rehearse_with_bank(bank: ReferenceBank, compared: Comparison, path: Path) ->
             "model retrained from new random weights are not, so a bank does not stand for it."
         )
     seen = compared.observations["subject"]
-    found = [_half_as_rehearsal(bank, model, seen) for model in range(bank.models)]
+    found = [half_as_rehearsal(bank, model, seen) for model in range(bank.models)]
     return RehearsedProcedure(
         None, tuple(found), f"retrained without half of the training examples, {bank.models} models",
         str(Path(path).resolve()), bank.digest,
     )  # fmt: skip
 
 
-def _half_as_rehearsal(bank: ReferenceBank, model: int, seen: Observations) -> Rehearsal:
-    """One model of a bank as the rehearsal of retraining without the other half, calibrated by the other pairs."""
+def half_as_rehearsal(
+    bank: ReferenceBank, model: int, seen: Observations, forgotten: np.ndarray | None = None
+) -> Rehearsal:
+    """Take one model of a bank as the rehearsal of retraining without the other half, calibrated by the other pairs.
+
+    Args:
+        bank: The reference bank.
+        model: Number of the model.
+        seen: Names the never-trained examples: the keys of ``holdout``, and of ``control`` if it has one.
+        forgotten: Which examples count as forgotten, bool [n]; by default all that the model was not trained on.
+
+    """
     others = bank.select_pairs([pair for pair in range(bank.models // 2) if pair != model // 2])
+    left_out = bank.trained & ~bank.inside[model] if forgotten is None else forgotten
     rows = {
-        "forget": np.flatnonzero(bank.trained & ~bank.inside[model]),
-        "retain": np.flatnonzero(bank.inside[model]),
+        "forget": np.flatnonzero(left_out),
+        "retain": np.flatnonzero(bank.inside[model] & ~left_out),
         "holdout": bank.positions(seen.of("holdout", "keys")),
     }
     if seen.count("control"):

@@ -1,0 +1,125 @@
+"""How often each word of rehearsals is wrong on real models of which the truth is known, in many small worlds.
+
+    python -m research.small_worlds [--worlds 60] [--jobs 2]     research/results/small_worlds.json
+
+A world is a reference bank of eight SimCLR encoders, each trained on another half of 800 digits and mirror images. What
+each model was trained on is known, so "procedures" of known truth are made of them: each model rehearses one request of
+100 examples. It saw none of them (retraining), a part (retraining that forgot to leave them out) or all (the original).
+Every model is judged by the other three pairs, as an audit does for retrained models.
+
+Resumable: a world that has its row is not made again.
+"""
+
+from __future__ import annotations
+
+import shutil
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from benchmarks.machine import machine, read_json, write_json
+from research.paths import RESULTS, RUNS
+from research.small_digits import DIGITS
+from research.worlds import together
+
+import efface
+from efface.auditing import signals
+from efface.auditing.observations import Observations
+from efface.auditing.observers.observe import ObservationSettings
+from efface.auditing.reference_bank import ReferenceBank
+from efface.auditing.rehearsals import judge_rehearsals
+from efface.data.split import partition
+from efface.runs import train
+from efface.runs.bank_plan import plan_bank, write_bank_plan
+from efface.runs.data_at_hand import DataChecks
+from efface.runs.procedure import half_as_rehearsal
+from efface.runs.reference_bank import join_bank, make_half
+
+HOME, RESULT = RUNS / "small_worlds", RESULTS / "small_worlds.json"
+SETTINGS: dict[str, Any] = {
+    "data": {"source": "digits", "mirrored": True},
+    "split": {"train": 800, "valid": 200, "holdout": 2300, "test": 294},
+    "recipe": DIGITS["recipe"] | {"epochs": 60},
+    "device": "cpu",
+    "bf16": False,
+}
+WATCH = ObservationSettings(views=5, gradient=False)
+MODELS, SIZE = 8, 100
+PROCEDURES = {"nothing left": 0.0, "a tenth left": 0.1, "half left": 0.5, "untouched": 1.0}
+"""Share of a request's examples that the model was trained on all the same."""
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def run(
+    worlds: Annotated[int, typer.Option(help="Number of worlds.")] = 60,
+    jobs: Annotated[int, typer.Option(help="Processes.")] = 1,
+) -> None:
+    """Make the worlds that are missing, and count the words."""
+    together([(make_world, (seed,)) for seed in range(worlds)], jobs)
+    made = [read_json(HOME / f"{seed}.json") for seed in range(worlds)]
+    rows = {name: count_words([world[name] for world in made]) for name in PROCEDURES}
+    for name, row in rows.items():
+        print(name, row)
+    write_json(RESULT, {
+        "made by": "python -m research.small_worlds", "requests": MODELS, "size": SIZE, "worlds": worlds, "rows": rows,
+        **machine(),
+    })  # fmt: skip
+
+
+def count_words(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """How often each word was said, and the AUC of each signal over the worlds: mean and standard error."""
+    names = list(found[0]["pooled"])
+    values = {name: np.array([one["pooled"][name][0] for one in found]) for name in names}
+    return {
+        "share": found[0]["share"],
+        "words": {word: sum(one["word"] == word for one in found) for word in sorted({one["word"] for one in found})},
+        "auc": {
+            name: [round(float(v.mean()), 4), round(float(v.std(ddof=1) / np.sqrt(len(v))), 4)]
+            for name, v in values.items()
+        },
+    }
+
+
+def make_world(seed: int) -> str:
+    """Train the models of one world, and judge each procedure by its rehearsals."""
+    torch.set_num_threads(1)
+    done, home = HOME / f"{seed}.json", HOME / f"world-{seed}"
+    if not done.exists():
+        if not (home / "original").exists():
+            train.pretrain_run(home / "original", SETTINGS | {"seed": seed})
+        plan = plan_bank(home / "original", home / "bank", models=MODELS, share=1.0, watch=WATCH, checks=DataChecks())
+        write_bank_plan(home / "original", plan, DataChecks())
+        for model in range(MODELS):
+            make_half(plan.home, model, "cpu")
+        bank = join_bank(plan)
+        write_json(done, {name: judge(bank, seed, share) for name, share in PROCEDURES.items()})
+        shutil.rmtree(home)
+    return f"world {seed}"
+
+
+def judge(bank: ReferenceBank, seed: int, share: float) -> dict[str, Any]:
+    """The word about a procedure that leaves this share of each request in the training data, and its AUCs."""
+    data = efface.load(SETTINGS["data"]["source"], mirrored=True)
+    split = partition(data, **SETTINGS["split"], seed=seed)
+    keys = {"holdout/keys": data.keys[split.holdout], "control/keys": data.keys[split.test]}
+    seen = Observations("none", split.digest(data), keys, {"spaces": ["backbone", "projector"]})
+    rng = np.random.default_rng(seed)
+    made = [half_as_rehearsal(bank, model, seen, draw_request(bank, model, share, rng)) for model in range(MODELS)]
+    names = signals.prespecified_signals(made[0].observed)
+    found = judge_rehearsals(made, None, names, 0.05, 0.05)
+    pooled = {one.signal: [round(end, 4) for end in (one.value, one.low, one.high)] for one in found.signals}
+    return {"share": share, "word": found.word, "pooled": pooled}
+
+
+def draw_request(bank: ReferenceBank, model: int, share: float, rng: np.random.Generator) -> np.ndarray:
+    """Draw the forgotten of one model, bool [n]: a share of them from those that it was trained on."""
+    left = round(share * SIZE)
+    inside = rng.choice(np.flatnonzero(bank.inside[model]), left, replace=False)
+    outside = rng.choice(np.flatnonzero(bank.trained & ~bank.inside[model]), SIZE - left, replace=False)
+    return np.isin(np.arange(len(bank.keys)), np.concatenate([inside, outside]))
+
+
+if __name__ == "__main__":
+    app()
