@@ -82,36 +82,49 @@ def make(
     """Measure the rows of a world that are missing."""
     torch.set_num_threads(1)
     home = HOME / f"{family}-{world}"
-    if not (home / "original").exists():
-        train.pretrain_run(home / "original", settings_of(family, world))
-    bank = plan_bank(home / "original", home / "bank", **BANK, watch=WATCH, checks=DataChecks())
-    write_bank_plan(home / "original", bank, DataChecks())
-    run_tasks(list_bank_tasks(bank, "cpu"), jobs=jobs, say=print)
-    join_bank(bank)
+    prepare(home, settings_of(family, world), BANK, jobs)
     chosen = [int(size) for size in sizes.split(",")] if sizes else list(SIZES)
     for size, method in product(chosen, only.split(",") if only else METHODS):
         about = {"family": family, "world": world, "method": method, "size": size}
         stored = read_json(RESULT)["rows"] if RESULT.exists() else []
         if any(all(row[key] == value for key, value in about.items()) for row in stored):
             continue
-        row = about | measure(home, method, size, world, jobs)
+        # A retrained model is independent of the original: it has a seed of its own.
+        seed = world + (method == "retrain")
+        request = {"forget": f"@random:{size}", "method": METHODS[method], "seed": seed}
+        row = about | measure(home, f"{method}-{size}", request, SIZES[size], jobs)
         print(row, flush=True)
         write_json(RESULT, {"machine": machine(), "rows": [*stored, row]})
 
 
-def measure(home: Path, method: str, size: int, world: int, jobs: int) -> dict[str, Any]:
-    """Unlearn one request, rehearse it, and judge both."""
-    run = home / f"{method}-{size}"
+def prepare(home: Path, settings: dict[str, Any], bank: dict[str, Any], jobs: int) -> None:
+    """Train the original of a world and its bank, unless they are there."""
+    if not (home / "original").exists():
+        train.pretrain_run(home / "original", settings)
+    plan = plan_bank(home / "original", home / "bank", **bank, watch=WATCH, checks=DataChecks())
+    write_bank_plan(home / "original", plan, DataChecks())
+    run_tasks(list_bank_tasks(plan, "cpu"), jobs=jobs, say=print)
+    join_bank(plan)
+
+
+def measure(home: Path, name: str, request: dict[str, Any], requests: int, jobs: int) -> dict[str, Any]:
+    """Unlearn one request, rehearse it, and judge both.
+
+    Args:
+        home: Folder of the world: its original and its bank are there.
+        name: Name of the run.
+        request: What is forgotten, and how.
+        requests: How many requests like it are rehearsed.
+        jobs: Processes.
+
+    """
+    run, method = home / name, request["method"]["name"]
     if not run.exists():
-        request: dict[str, Any] = {"forget": f"@random:{size}", "method": METHODS[method], "seed": world, **COMMON}
-        if method == "retrain":
-            request["seed"] = world + 1  # independent of the original
-        if method == "reference_matching":
-            request["bank"] = str(home / "bank")
-        train.unlearn_run(home / "original", run, request)
+        own = {"bank": str(home / "bank")} if method == "reference_matching" else {}
+        train.unlearn_run(home / "original", run, request | own | COMMON)
     rehearsals = None
     if method != "retrain":
-        plan = plan_rehearsals(run, home / f"rehearsals-{method}-{size}", SIZES[size], watch=WATCH, checks=DataChecks())
+        plan = plan_rehearsals(run, home / f"rehearsals-{name}", requests, watch=WATCH, checks=DataChecks())
         write_rehearsal_plan(run, plan, DataChecks())
         run_tasks(list_rehearsal_tasks(plan, "cpu"), jobs=jobs, say=lambda sentence: None)
         rehearsals = plan.home
