@@ -2,10 +2,10 @@
 
     python -m research.small_worlds [--worlds 60] [--jobs 2]     research/results/small_worlds.json
 
-A world is a reference bank of eight SimCLR encoders, each trained on another half of 800 digits and mirror images. What
-each model was trained on is known, so "procedures" of known truth are made of them: each model rehearses one request of
-100 examples. It saw none of them (retraining), a part (retraining that forgot to leave them out) or all (the original).
-Every model is judged by the other three pairs, as an audit does for retrained models.
+A world is a reference bank of eight SimCLR encoders, each trained on another half of 1 000 digits and mirror images, as
+in the demo. What each model was trained on is known, so "procedures" of known truth are made of them: each model
+rehearses one request of 100 examples. It saw none of them (retraining), a part (retraining that forgot to leave them
+out) or all (the original). Every model is judged by the other three pairs, as an audit does for retrained models.
 
 Resumable: a world that has its row is not made again.
 """
@@ -20,7 +20,6 @@ import torch
 import typer
 from benchmarks.machine import machine, read_json, write_json
 from research.paths import RESULTS, RUNS
-from research.small_digits import DIGITS
 from research.worlds import together
 
 import efface
@@ -33,14 +32,15 @@ from efface.data.split import partition
 from efface.runs import train
 from efface.runs.bank_plan import plan_bank, write_bank_plan
 from efface.runs.data_at_hand import DataChecks
+from efface.runs.demo import REGIMES
 from efface.runs.procedure import half_as_rehearsal
 from efface.runs.reference_bank import join_bank, make_half
 
 HOME, RESULT = RUNS / "small_worlds", RESULTS / "small_worlds.json"
 SETTINGS: dict[str, Any] = {
     "data": {"source": "digits", "mirrored": True},
-    "split": {"train": 800, "valid": 200, "holdout": 2300, "test": 294},
-    "recipe": DIGITS["recipe"] | {"epochs": 60},
+    "split": {"train": 1000, "valid": 300, "holdout": 2000, "test": 294},
+    "recipe": REGIMES["digits"]["recipe"],
     "device": "cpu",
     "bf16": False,
 }
@@ -89,7 +89,7 @@ def make_world(seed: int) -> str:
     if not done.exists():
         if not (home / "original").exists():
             train.pretrain_run(home / "original", SETTINGS | {"seed": seed})
-        plan = plan_bank(home / "original", home / "bank", models=MODELS, share=1.0, watch=WATCH, checks=DataChecks())
+        plan = plan_bank(home / "original", home / "bank", models=MODELS, share=0.5, watch=WATCH, checks=DataChecks())
         write_bank_plan(home / "original", plan, DataChecks())
         for model in range(MODELS):
             make_half(plan.home, model, "cpu")

@@ -66,7 +66,7 @@ def real_worlds() -> list[str]:
         said = (f"{row['words'].get(word, 0)} of {result['worlds']}" for word in WORDS)
         lines.append(table_row(name, *shown, *said))
     about = (
-        f"{result['worlds']} worlds of eight encoders, each trained on another half of 800 digits and mirror images; "
+        f"{result['worlds']} worlds of eight encoders, each trained on another half of 1 000 digits and mirror images; "
         f"{result['requests']} rehearsed requests of {result['size']} examples each, of which the model that rehearses "
         "one was trained on none, a tenth, a half or all. AUC: mean over the worlds and its standard error."
     )

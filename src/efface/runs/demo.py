@@ -41,10 +41,10 @@ REGIMES: dict[str, dict[str, Any]] = {
         "recipe": {
             "objective": {"name": "simclr", "temperature": 0.1, "dim": 64},
             "backbone": {"name": "resnet8", "width": 16, "stride": 1},
-            "epochs": 100,
-            "batch_size": 64,
-            "optim": {"lr": 0.1, "warmup": 0.05},
-            "views": _VIEWS,
+            "epochs": 60,
+            "batch_size": 128,
+            "optim": {"lr": 0.03, "warmup": 0.05},
+            "views": {**_VIEWS, "crop": [0.9, 1.0], "brightness": 0.2, "contrast": 0.2},
         },
     },
     "fashion-mnist": {
@@ -65,8 +65,8 @@ DEMO_METHODS = ("finetune", "margin_matching")
 """A method that leaves most of it, and one that does not."""
 DEMO_BANK = {"models": 8, "share": 0.5}
 """Models of the demo's reference bank, and their share of the original's epochs."""
-REHEARSED = {"finetune": 5, "margin_matching": 18}
-"""Rehearsed requests of each method: each example twice, with other ones; fewer where the answer is plain."""
+REHEARSED = {"finetune": 5, "margin_matching": 36}
+"""Rehearsed requests of each method: each example four times, with other ones; fewer where the answer is plain."""
 DEMO_VIEWS = 5
 """Views per example in the demo's observations: half as many as usual, for its time."""
 DONE, DEMO_REQUEST = "demo.json", "demo.yaml"
