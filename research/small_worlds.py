@@ -7,7 +7,7 @@ in the demo. What each model was trained on is known, so "procedures" of known t
 rehearses one request of 100 examples. It saw none of them (retraining), a part (retraining that forgot to leave them
 out) or all (the original). Every model is judged by the other three pairs, as an audit does for retrained models.
 
-Resumable: a world that has its row is not made again.
+Resumable, also with more worlds: one that is in the result or has its file in research/runs is not made again.
 """
 
 from __future__ import annotations
@@ -57,14 +57,15 @@ def run(
     jobs: Annotated[int, typer.Option(help="Processes.")] = 1,
 ) -> None:
     """Make the worlds that are missing, and count the words."""
-    together([(make_world, (seed,)) for seed in range(worlds)], jobs)
-    made = [read_json(HOME / f"{seed}.json") for seed in range(worlds)]
-    rows = {name: count_words([world[name] for world in made]) for name in PROCEDURES}
+    stored: dict[str, Any] = read_json(RESULT)["found"] if RESULT.exists() else {}
+    together([(make_world, (seed,)) for seed in range(worlds) if str(seed) not in stored], jobs)
+    found = {str(seed): stored.get(str(seed)) or read_json(HOME / f"{seed}.json") for seed in range(worlds)}
+    rows = {name: count_words([world[name] for world in found.values()]) for name in PROCEDURES}
     for name, row in rows.items():
         print(name, row)
     write_json(RESULT, {
-        "made by": "python -m research.small_worlds", "requests": MODELS, "size": SIZE, "worlds": worlds, "rows": rows,
-        **machine(),
+        "made by": f"python -m research.small_worlds --worlds {worlds}", "requests": MODELS, "size": SIZE,
+        "worlds": worlds, "rows": rows, "found": found, **machine(),
     })  # fmt: skip
 
 
