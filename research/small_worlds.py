@@ -13,6 +13,7 @@ Resumable, also with more worlds: one that is in the result or has its file in r
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -20,10 +21,11 @@ import torch
 import typer
 from benchmarks.machine import machine, read_json, write_json
 from research.paths import RESULTS, RUNS
-from research.worlds import together
+from research.worlds import spread, together
 
 import efface
 from efface.auditing import signals
+from efface.auditing.bank_file import load_bank
 from efface.auditing.observations import Observations
 from efface.auditing.observers.observe import ObservationSettings
 from efface.auditing.reference_bank import ReferenceBank
@@ -32,20 +34,18 @@ from efface.data.split import partition
 from efface.runs import train
 from efface.runs.bank_plan import plan_bank, write_bank_plan
 from efface.runs.data_at_hand import DataChecks
-from efface.runs.demo import REGIMES
+from efface.runs.demo import DEMO_BANK, DEMO_VIEWS, REGIMES
 from efface.runs.procedure import half_as_rehearsal
 from efface.runs.reference_bank import join_bank, make_half
 
 HOME, RESULT = RUNS / "small_worlds", RESULTS / "small_worlds.json"
-SETTINGS: dict[str, Any] = {
-    "data": {"source": "digits", "mirrored": True},
-    "split": {"train": 1000, "valid": 300, "holdout": 2000, "test": 294},
-    "recipe": REGIMES["digits"]["recipe"],
-    "device": "cpu",
-    "bf16": False,
-}
-WATCH = ObservationSettings(views=5, gradient=False)
-MODELS, SIZE = 8, 100
+DEMOS = RUNS / "demo_power" / "digits"
+"""Where ``research.demo_power`` has made the demo with a seed, its bank is the world's."""
+SETTINGS: dict[str, Any] = REGIMES["digits"] | {"device": "cpu", "bf16": False}
+WATCH = ObservationSettings(views=DEMO_VIEWS)
+MODELS, SIZE = int(DEMO_BANK["models"]), 100
+FEW, SETS = 20, 1000
+"""Examples in a set whose origin is to be told, and how many sets are drawn."""
 PROCEDURES = {"nothing left": 0.0, "a tenth left": 0.1, "half left": 0.5, "untouched": 1.0}
 """Share of a request's examples that the model was trained on all the same."""
 app = typer.Typer(add_completion=False)
@@ -60,12 +60,16 @@ def run(
     stored: dict[str, Any] = read_json(RESULT)["found"] if RESULT.exists() else {}
     together([(make_world, (seed,)) for seed in range(worlds) if str(seed) not in stored], jobs)
     found = {str(seed): stored.get(str(seed)) or read_json(HOME / f"{seed}.json") for seed in range(worlds)}
+    power = {
+        name: [spread(world["power"][name][kind] for world in found.values()) for kind in range(3)]
+        for name in next(iter(found.values()))["power"]
+    }
     rows = {name: count_words([world[name] for world in found.values()]) for name in PROCEDURES}
     for name, row in rows.items():
         print(name, row)
     write_json(RESULT, {
         "made by": f"python -m research.small_worlds --worlds {worlds}", "requests": MODELS, "size": SIZE,
-        "worlds": worlds, "rows": rows, "found": found, **machine(),
+        "worlds": worlds, "rows": rows, "power": power, "few": FEW, "found": found, **machine(),
     })  # fmt: skip
 
 
@@ -88,30 +92,61 @@ def make_world(seed: int) -> str:
     torch.set_num_threads(1)
     done, home = HOME / f"{seed}.json", HOME / f"world-{seed}"
     if not done.exists():
-        if not (home / "original").exists():
-            train.pretrain_run(home / "original", SETTINGS | {"seed": seed})
-        plan = plan_bank(home / "original", home / "bank", models=MODELS, share=0.5, watch=WATCH, checks=DataChecks())
-        write_bank_plan(home / "original", plan, DataChecks())
-        for model in range(MODELS):
-            make_half(plan.home, model, "cpu")
-        bank = join_bank(plan)
-        write_json(done, {name: judge(bank, seed, share) for name, share in PROCEDURES.items()})
-        shutil.rmtree(home)
+        demo = DEMOS / f"seed-{seed}" / "bank"
+        bank = load_bank(demo) if demo.exists() else make_bank(home, seed)
+        seen = name_unseen(seed)
+        found = {name: judge(bank, seen, seed, share) for name, share in PROCEDURES.items()}
+        write_json(done, found | {"power": measure_power(bank, seen, seed)})
+        shutil.rmtree(home, ignore_errors=True)
     return f"world {seed}"
 
 
-def judge(bank: ReferenceBank, seed: int, share: float) -> dict[str, Any]:
-    """The word about a procedure that leaves this share of each request in the training data, and its AUCs."""
+def make_bank(home: Path, seed: int) -> ReferenceBank:
+    """Train the original, which says how the models are trained, and the models; those that are there are kept."""
+    if not (home / "original").exists():
+        train.pretrain_run(home / "original", SETTINGS | {"seed": seed})
+    plan = plan_bank(home / "original", home / "bank", **DEMO_BANK, watch=WATCH, checks=DataChecks())
+    write_bank_plan(home / "original", plan, DataChecks())
+    for model in range(MODELS):
+        make_half(plan.home, model, "cpu")
+    return join_bank(plan)
+
+
+def name_unseen(seed: int) -> Observations:
+    """The keys of a world's never-trained examples, divided as in an audit."""
     data = efface.load(SETTINGS["data"]["source"], mirrored=True)
     split = partition(data, **SETTINGS["split"], seed=seed)
     keys = {"holdout/keys": data.keys[split.holdout], "control/keys": data.keys[split.test]}
-    seen = Observations("none", split.digest(data), keys, {"spaces": ["backbone", "projector"]})
+    return Observations("none", split.digest(data), keys, {"spaces": ["backbone", "projector"]})
+
+
+def judge(bank: ReferenceBank, seen: Observations, seed: int, share: float) -> dict[str, Any]:
+    """The word about a procedure that leaves this share of each request in the training data, and its AUCs."""
     rng = np.random.default_rng(seed)
     made = [half_as_rehearsal(bank, model, seen, draw_request(bank, model, share, rng)) for model in range(MODELS)]
     names = signals.prespecified_signals(made[0].observed)
     found = judge_rehearsals(made, None, names, 0.05, 0.05)
     pooled = {one.signal: [round(end, 4) for end in (one.value, one.low, one.high)] for one in found.signals}
     return {"share": share, "word": found.word, "pooled": pooled}
+
+
+def measure_power(bank: ReferenceBank, seen: Observations, seed: int) -> dict[str, Any]:
+    """How well each signal tells what a model was trained on, at 5 % false alarms: AUC, single examples, sets of 20.
+
+    A set is told by its mean placement among the never-trained, as a request is. Means over the models of the bank,
+    each judged by the other pairs.
+    """
+    rng, found = np.random.default_rng(seed), dict[str, list[tuple[float, float, float]]]()
+    for model in range(MODELS):
+        made = half_as_rehearsal(bank, model, seen, bank.inside[model])
+        for name in (*signals.available_signals(made.observed), signals.LEARNED):
+            inside, unseen = made.scores("forget", name), np.sort(made.scores("holdout", name))
+            ranks = [np.searchsorted(unseen, scores) / len(unseen) for scores in (inside, unseen)]
+            means = [rng.choice(rank, (SETS, FEW)).mean(axis=1) for rank in ranks]
+            told = float((means[0] > np.quantile(means[1], 0.95)).mean())
+            single = float((inside > np.quantile(unseen, 0.95)).mean())
+            found.setdefault(name, []).append((float(ranks[0].mean()), single, told))
+    return {name: [round(float(one), 4) for one in np.mean(values, axis=0)] for name, values in found.items()}
 
 
 def draw_request(bank: ReferenceBank, model: int, share: float, rng: np.random.Generator) -> np.ndarray:
