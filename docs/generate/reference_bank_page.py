@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from benchmarks.machine import read_json
-from docs.generate.markdown import MISSING, made_by, table_head, table_row
+from docs.generate.markdown import MISSING, figure, made_by, percent, table_head, table_row
 from research.paths import RESULTS
 
 SIGNALS = {
@@ -70,7 +72,26 @@ def real_worlds() -> list[str]:
         f"{result['requests']} rehearsed requests of {result['size']} examples each, of which the model that rehearses "
         "one was trained on none, a tenth, a half or all. AUC: mean over the worlds and its standard error."
     )
-    return [*lines, "", f"{about} {made_by(result, '`' + result['made by'] + '`')}"]
+    return [*lines, "", about, "", *power(result), "", made_by(result, f"`{result['made by']}`")]
+
+
+def power(result: dict[str, Any]) -> list[str]:
+    """What each signal tells of the examples that a model was trained on, calibrated by a bank."""
+    few = f"sets of {result['few']}"
+    lines = ["### What each signal tells", "", *table_head("signal", "AUC", "single examples", few)]
+    strongest_first = sorted(result["power"].items(), key=lambda one: -one[1][2]["mean"])
+    for name, (auc, single, sets) in strongest_first:
+        lines.append(
+            table_row(
+                SIGNALS.get(name, name.replace("_", " ")), figure(auc), percent(single, " %"), percent(sets, " %")
+            )
+        )
+    about = (
+        "Examples that a model was trained on against never-trained ones, in the same worlds: AUC, and how many of "
+        f"them are told at 5 % false alarms, singly and as sets of {result['few']} by their mean placement. Mean ± standard "
+        "deviation over the worlds."
+    )
+    return [*lines, "", about]
 
 
 def banks() -> list[str]:
