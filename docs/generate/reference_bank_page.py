@@ -88,8 +88,8 @@ def power(result: dict[str, Any]) -> list[str]:
         )
     about = (
         "Examples that a model was trained on against never-trained ones, in the same worlds: AUC, and how many of "
-        f"them are told at 5 % false alarms, singly and as sets of {result['few']} by their mean placement. Mean ± standard "
-        "deviation over the worlds."
+        f"them are told at 5 % false alarms, singly and as sets of {result['few']} by their mean placement. Mean ± "
+        "standard deviation over the worlds."
     )
     return [*lines, "", about]
 
