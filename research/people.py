@@ -1,12 +1,12 @@
 """One person's few pictures: an emoji as three vendors draw it, forgotten and judged by a bank of whole identities.
 
     npm pack emoji-datasource-apple emoji-datasource-google emoji-datasource-facebook, unpacked side by side in FOLDER
-    python -m research.people make FOLDER [--only finetune] [--jobs 2]     research/results/people.json
+    python -m research.people make FOLDER [--requests 40] [--only finetune]     research/results/people.json
 
 Trained on are all pictures of 500 identities, 1 500; never-trained pictures are of other identities. The pictures are
 PNGs with transparency of 64 pixels, read at 32, and a vendor's picture of an emoji is often nearly another's. The bank
 has eight models, each trained without half of the identities for 30 % of the epochs. A request is one identity, and is
-rehearsed by 40 other ones.
+rehearsed by 40 or more other ones.
 
 Resumable, as ``research.request_sizes``.
 """
@@ -28,7 +28,7 @@ from research.request_sizes import BANK, COMMON, METHODS, measure, prepare
 
 HOME, RESULT = RUNS / "people", RESULTS / "people.json"
 VENDORS = ("apple", "google", "facebook")
-TRAINED, REQUESTS = 500, 40
+TRAINED = 500
 VIEWS = {"crop": [0.6, 1.0], "flip": False, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.02}
 RECIPE: dict[str, Any] = {
     "objective": {"name": "simclr", "temperature": 0.1, "dim": 64},
@@ -49,6 +49,7 @@ def main() -> None:
 def make(
     packages: Annotated[Path, typer.Argument(help="Folder of the three packages.")],
     only: Annotated[str, typer.Option(help="Methods, with commas; by default all.")] = "",
+    requests: Annotated[int, typer.Option(help="Identities that are rehearsed.")] = 40,
     jobs: Annotated[int, typer.Option(help="Processes.")] = 1,
 ) -> None:
     """Measure the rows that are missing."""
@@ -59,10 +60,10 @@ def make(
     prepare(HOME, {"data": data, "split": split, "recipe": RECIPE, "seed": 0, **COMMON}, BANK | {"unit": "group"}, jobs)
     for method in only.split(",") if only else METHODS:
         stored = read_json(RESULT)["rows"] if RESULT.exists() else []
-        if any(row["method"] == method for row in stored):
+        if any((row["method"], row["asked"]) == (method, requests) for row in stored):
             continue
         request = {"forget": f"@group:{names[0]}", "method": METHODS[method], "seed": int(method == "retrain")}
-        row = {"method": method, **measure(HOME, method, request, REQUESTS, jobs)}
+        row = {"method": method, "asked": requests, **measure(HOME, method, request, requests, jobs)}
         print(row, flush=True)
         write_json(RESULT, {"machine": machine(), "identities": len(names), "rows": [*stored, row]})
 
