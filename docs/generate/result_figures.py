@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.machine import RESULTS as SPEED
 from benchmarks.machine import read_json
-from docs.generate import new_audits_page
+from docs.generate import new_audits_page, request_sizes_page
 from docs.generate.bench_pages import GRIDS, results_of
 from docs.generate.charts import Dot, Rows, draw_lines, draw_rows, spread_dot
 from research.paths import DOCS, RESULTS
@@ -290,6 +290,26 @@ def small_requests() -> None:
     )
 
 
+def people() -> None:
+    """Where the forgotten pictures of one person end, and those of the others, pooled over rehearsals."""
+    rows = dict[str, tuple[Dot | None, ...]]()
+    for row in request_sizes_page.order_people():
+        signals = row["signals"]
+        if signals is not None:
+            kept = (Dot(signals[f"{name} of the retained"]) for name in ("projector.margin", "learned"))
+            gone = (Dot(*row["pooled"][name]) for name in ("projector.margin", "learned"))
+            rows[f"{row['method']}, {row['asked']}"] = (*gone, *kept)
+    draw_rows(
+        FIGURES / "people.svg",
+        "One person's three pictures",
+        "AUC of forgotten pictures against never-trained ones, pooled over rehearsed persons, with 90 % intervals, and "
+        "that of the retained pictures.",
+        ("forgotten, margin", "forgotten, learned", "retained, margin", "retained, learned"),
+        [Rows("method, persons rehearsed", rows, HALF)],
+        "AUC against never-trained pictures",
+    )
+
+
 def new_audits() -> None:
     """Three numbers beside the verdict, for models whose story is known."""
     rows = [row for row in read_json(RESULTS / "new_audits.json")["rows"] if row["world"] == "encoder"]
@@ -337,7 +357,7 @@ def large_data() -> None:
 
 DRAWN: tuple[Callable[[], Any], ...] = (
     verdict, attacks, attackers, bench, claims, foreign, layouts, speed, stopping, emoji, desk, own_models,
-    small_requests, new_audits, large_data,
+    small_requests, people, new_audits, large_data,
 )  # fmt: skip
 
 
