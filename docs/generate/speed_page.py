@@ -35,6 +35,7 @@ def page() -> list[str]:
         of_bare = f"efface by default reaches {100 * found['share of the bare network']:.0f} % of the network's rate."
         lines += ["", f"{of_bare} Augmentation's share of its step: {spread(share | {'n': 0}, 1)} %.", ""]
     lines += _steps(result)
+    lines += _method_steps()
     audit = result["audit"]
     lines += ["### The rest", "", *table_head("", "seconds")]
     observed = "observe one model: 1 000 forgotten, retained, unseen each"
@@ -58,3 +59,17 @@ def _steps(result: dict[str, Any]) -> list[str]:
     first = next(iter(found.values()))
     how = "bfloat16 autocast" if first["bf16"] else "float32"
     return [*lines, *(table_row(*row) for row in rows), "", f"{first['batch']} pictures, two views of each; {how}.", ""]
+
+
+def _method_steps() -> list[str]:
+    """A step of each unlearning method against the bare passes that it needs."""
+    result = read_json(RESULTS / "method_steps.json")
+    lines = ["### A step of an unlearning method", ""]
+    lines += table_head(
+        "method", "images with gradient", "without", "seconds of a step", "of its passes alone", "ratio"
+    )
+    for name, row in result["rows"].items():
+        counts = (f"{row[kind]:.0f}" for kind in ("with gradient", "without"))
+        lines.append(table_row(f"`{name}`", *counts, *(spread(row[part], 3) for part in ("step", "passes", "ratio"))))
+    command = "`OMP_PROC_BIND=true python -m benchmarks.method_steps --rounds 5`"
+    return [*lines, "", f"SimCLR, 28x28, {result['threads']} threads. {made_by(result['machine'], command)}", ""]
