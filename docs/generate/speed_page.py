@@ -32,7 +32,7 @@ def page() -> list[str]:
                 chosen = " (the default here)" if side == found["default"] else ""
                 lines.append(table_row(f"{said}{chosen}", spread(found[side], 0), f"{rate:.2f}"))
         share = {key: 100 * value for key, value in found["augmentation_share_of_step"].items() if key != "n"}
-        of_bare = f"efface by default reaches {100 * found['share of the bare network']:.0f} % of the network's rate."
+        of_bare = f"The default's rate is {100 * found['share of the bare network']:.0f} % of the network's own."
         lines += ["", f"{of_bare} Augmentation's share of its step: {spread(share | {'n': 0}, 1)} %.", ""]
     lines += _steps(result)
     lines += _method_steps()
