@@ -67,6 +67,20 @@ def test_digits():
     fails("digits", "from 1 to 1797", limit=2000)
 
 
+@pytest.mark.parametrize(
+    ("source", "option"),
+    [
+        (name, option)
+        for name, loader in SOURCES.items()
+        for option, one in inspect.signature(loader).parameters.items()
+        if isinstance(one.default, bool)
+    ],
+)
+@pytest.mark.parametrize("value", ["nope", "false", 1, None])
+def test_an_option_that_is_true_or_false_is_nothing_else(source, option, value):
+    fails(source, f"The option '{option}' cannot be {value!r}", **{option: value})
+
+
 def test_mirrored_digits():
     plain, both = load("digits"), load("digits", mirrored=True)
     assert len(both) == 2 * len(plain) and both.name == "digits, mirrored too"

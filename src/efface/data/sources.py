@@ -66,12 +66,14 @@ def load(source: str | os.PathLike[str], **options: Any) -> Data:
         name, options = _choose_source(name), {"root": str(source), **options}
     loader = SOURCES[name]
     known = inspect.signature(loader).parameters
-    for option in options:
+    for option, value in options.items():
         if option not in known:
             raise EffaceError(
                 f"The data source '{name}' has no option '{option}'.{suggest_name(option, known)}",
                 f"Its options: {', '.join(known)}.",
             )
+        if known[option].annotation == "bool" and not isinstance(value, bool):
+            raise EffaceError(f"The option '{option}' cannot be {value!r}.", "It is true or false.")
     missing = [key for key, p in known.items() if p.default is inspect.Parameter.empty and key not in options]
     if missing:
         raise EffaceError(
