@@ -104,13 +104,13 @@ def ours(model: Model, recipe: Recipe, x: np.ndarray, size: int = BATCH) -> Iter
         yield len(batch)
 
 
-def bare(model: Model, recipe: Recipe, x: np.ndarray) -> Iterator[int]:
+def bare(model: Model, recipe: Recipe, x: np.ndarray, size: int = BATCH) -> Iterator[int]:
     """Forward and backward passes alone, on as many images as a step's two views: what no pipeline can exceed."""
-    views = torch.from_numpy(x[: 2 * BATCH]).float() / 255
+    views = torch.from_numpy(x[: 2 * size]).float() / 255
     while True:
         model.zero_grad()
         model(views).square().mean().backward()
-        yield BATCH
+        yield size
 
 
 def speed(steps: Iterator[int], count: int) -> float:
@@ -191,17 +191,12 @@ def large_steps(name: str, rounds: int) -> dict[str, Any]:
     recipe = defaults.default_recipe(data, "simclr", backbone=backbone, batch_size=LARGE_BATCH)
     model = recipe.start(0).train()
     model.bf16 = devices.prefers_bfloat16(torch.device("cpu"))
-    steps, views = ours(model, recipe, x, LARGE_BATCH), torch.rand(2 * LARGE_BATCH, 3, 224, 224)
-
-    def alone() -> None:
-        model.zero_grad()
-        model(views).square().mean().backward()
-
-    seconds: dict[str, list[float]] = {"step": [], "bare": []}
+    sides = {"step": ours(model, recipe, x, LARGE_BATCH), "bare": bare(model, recipe, x, LARGE_BATCH)}
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
     for number in range(rounds + 1):  # the first round is not counted
-        for side, job in (("step", lambda: next(steps)), ("bare", alone)):
+        for side, passes in sides.items():
             began = perf_counter()
-            job()
+            next(passes)
             if number:
                 seconds[side].append(perf_counter() - began)
     ratios = [step / alone for step, alone in zip(seconds["step"], seconds["bare"], strict=True)]

@@ -195,6 +195,16 @@ def change_value(rng: random.Random, value: Any) -> Any:
     return value
 
 
+def _change_text(rng: random.Random, value: Any, write: Callable[[Any], str]) -> str:
+    """Change nested values until what is written of them differs: a value may be exchanged for its equal."""
+    given = text = write(value)
+    while text == given:
+        for _ in range(rng.choice((1, 1, 2, 4))):
+            value = change_value(rng, value)
+        text = write(value)
+    return text
+
+
 def change_json(rng: random.Random, content: bytes) -> bytes:
     """Change the values of a JSON text, or its nesting."""
     if rng.random() < 0.04:
@@ -203,11 +213,7 @@ def change_json(rng: random.Random, content: bytes) -> bytes:
         )
     try:
         value = json.loads(content)
-        given = text = json.dumps(value)
-        while text == given:  # a value may be exchanged for its equal
-            for _ in range(rng.choice((1, 1, 2, 4))):
-                value = change_value(rng, value)
-            text = json.dumps(value)
+        text = _change_text(rng, value, json.dumps)
     except (ValueError, RecursionError):  # no JSON, or nested too deeply by an earlier change
         return change_bytes(rng, content)
     if rng.random() < 0.03:
@@ -230,11 +236,7 @@ def change_yaml(rng: random.Random, content: bytes, mark: str = "mark") -> bytes
         return rng.choice((trick, content + trick, trick + content))
     try:
         value = yaml.safe_load(content)
-        given = text = yaml.safe_dump(value, allow_unicode=True, sort_keys=False)
-        while text == given:
-            for _ in range(rng.choice((1, 1, 2, 4))):
-                value = change_value(rng, value)
-            text = yaml.safe_dump(value, allow_unicode=True, sort_keys=False)
+        text = _change_text(rng, value, lambda now: yaml.safe_dump(now, allow_unicode=True, sort_keys=False))
         return text.encode("utf-8", "surrogatepass")
     except (yaml.YAMLError, ValueError, RecursionError):
         return change_bytes(rng, content)
