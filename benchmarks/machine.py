@@ -6,7 +6,7 @@ import json
 import platform
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +66,13 @@ def write_json(path: Path, value: Any, *, indent: int | None = 1, hide: Path | N
         text = text.replace(f"{hide}/", "").replace(f" {hide}", "")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text + "\n", encoding="utf-8")
+
+
+def add_row(path: Path, about: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]]) -> None:
+    """Measure one row of a resumable result and write it at once, unless a row with the same ``about`` is there."""
+    rows = read_json(path)["rows"] if path.exists() else []
+    if any(all(row[key] == value for key, value in about.items()) for row in rows):
+        return
+    row = {**about, **measure()}
+    print(row, flush=True)
+    write_json(path, {"machine": machine(), "rows": [*rows, row]})

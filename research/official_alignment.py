@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 from argparse import Namespace
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any
@@ -22,7 +23,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from benchmarks.machine import machine, read_json, summary, write_json
+from benchmarks.machine import add_row, summary
 from research.official_code import Part, load, official
 from research.paths import RESULTS, RUNS
 
@@ -70,12 +71,7 @@ def make(
         split = efface.split(data, forget="@random:200", train=2000, valid=500, holdout=1500, test=1000, seed=seed)
         original = make_original(data, split, seed)
         for by in ("original", "ours", "official", "retrained"):
-            rows = read_json(RESULT)["rows"] if RESULT.exists() else []
-            if any((row["seed"], row["by"]) == (seed, by) for row in rows):
-                continue
-            row = {"seed": seed, "by": by, **measure(by, repos, original, data, split, seed)}
-            print(row, flush=True)
-            write_json(RESULT, {"machine": machine(), "rows": [*rows, row]})
+            add_row(RESULT, {"seed": seed, "by": by}, partial(measure, by, repos, original, data, split, seed))
 
 
 def make_original(data: Data, split: Split, seed: int) -> Checkpoint:

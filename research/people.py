@@ -17,12 +17,13 @@ import csv
 import json
 import random
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from benchmarks.machine import machine, read_json, write_json
+from benchmarks.machine import add_row
 from research.paths import RESULTS, RUNS
 from research.request_sizes import BANK, COMMON, METHODS, measure, prepare
 
@@ -59,13 +60,9 @@ def make(
     split = {"trained": str(HOME / "pictures" / "trained.txt"), "valid": 400, "holdout": 2000}
     prepare(HOME, {"data": data, "split": split, "recipe": RECIPE, "seed": 0, **COMMON}, BANK | {"unit": "group"}, jobs)
     for method in only.split(",") if only else METHODS:
-        stored = read_json(RESULT)["rows"] if RESULT.exists() else []
-        if any((row["method"], row["asked"]) == (method, requests) for row in stored):
-            continue
         request = {"forget": f"@group:{names[0]}", "method": METHODS[method], "seed": int(method == "retrain")}
-        row = {"method": method, "asked": requests, **measure(HOME, method, request, requests, jobs)}
-        print(row, flush=True)
-        write_json(RESULT, {"machine": machine(), "identities": len(names), "rows": [*stored, row]})
+        about = {"method": method, "asked": requests}
+        add_row(RESULT, about, partial(measure, HOME, method, request, requests, jobs))
 
 
 def write_pictures(packages: Path, home: Path) -> list[str]:

@@ -15,13 +15,14 @@ research/results/request_sizes.json; a row that is there is not measured again.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from benchmarks.machine import machine, read_json, write_json
+from benchmarks.machine import add_row
 from research.paths import RESULTS, RUNS
 from research.procedures import pool_signals
 
@@ -86,15 +87,10 @@ def make(
     chosen = [int(size) for size in sizes.split(",")] if sizes else list(SIZES)
     for size, method in product(chosen, only.split(",") if only else METHODS):
         about = {"family": family, "world": world, "method": method, "size": size}
-        stored = read_json(RESULT)["rows"] if RESULT.exists() else []
-        if any(all(row[key] == value for key, value in about.items()) for row in stored):
-            continue
         # A retrained model is independent of the original: it has a seed of its own.
         seed = world + (method == "retrain")
         request = {"forget": f"@random:{size}", "method": METHODS[method], "seed": seed}
-        row = about | measure(home, f"{method}-{size}", request, SIZES[size], jobs)
-        print(row, flush=True)
-        write_json(RESULT, {"machine": machine(), "rows": [*stored, row]})
+        add_row(RESULT, about, partial(measure, home, f"{method}-{size}", request, SIZES[size], jobs))
 
 
 def prepare(home: Path, settings: dict[str, Any], bank: dict[str, Any], jobs: int) -> None:
