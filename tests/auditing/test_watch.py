@@ -11,7 +11,13 @@ import torch
 
 from efface import api
 from efface.auditing.observations import Observations
-from efface.auditing.observers.observe import ObservationSettings, _Observer, _sample, observe_model, select_positions
+from efface.auditing.observers.observe import (
+    ObservationSettings,
+    _Observer,
+    sample_positions,
+    observe_model,
+    select_positions,
+)
 from efface.data import array_files
 from efface.data.dataset import Data
 from efface.data.split import Split
@@ -76,7 +82,7 @@ def test_signals_equal_the_reference_implementation():
     seen = observe_model(model, data, split, views, WATCH)
     model.eval()
     look = _Observer(model, data, views, WATCH, None)
-    banked = _sample(data, split.valid, 8)
+    banked = sample_positions(data, split.valid, 8)
     with torch.no_grad():
         z = [[model(view[None])[0].tolist() for view in example] for example in look.views_of(split.forget, 3)]
         bank = [model(view)[0].tolist() for view in look.views_of(banked, 1)]
@@ -98,7 +104,7 @@ def test_signals_of_a_pair_equal_the_reference_implementation():
     model, data, split, views = world("clip")
     seen = observe_model(model, data, split, views, WATCH)
     look = _Observer(model.eval(), data, views, WATCH, None)
-    banked = _sample(data, split.valid, 8)
+    banked = sample_positions(data, split.valid, 8)
     with torch.no_grad():
         z = [[model(view[None])[0].tolist() for view in example] for example in look.views_of(split.forget, 3)]
         own, bank = (model.encode_text([data.text[row] for row in rows]).tolist() for rows in (split.forget, banked))
@@ -116,7 +122,7 @@ def test_a_valid_pair_is_compared_with_every_other_caption_of_the_bank():
     model, data, split, views = world("clip")
     seen = observe_model(model, data, split, views, dataclasses.replace(WATCH, valid=True))
     look = _Observer(model.eval(), data, views, WATCH, None)
-    banked = _sample(data, split.valid, 8)
+    banked = sample_positions(data, split.valid, 8)
     with torch.no_grad():
         z = [[model(view[None])[0].tolist() for view in example] for example in look.views_of(split.valid, 3)]
         own = model.encode_text([data.text[row] for row in split.valid]).tolist()

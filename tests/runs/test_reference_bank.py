@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from efface.auditing.bank_file import load_bank
+from efface.auditing.observations import Observations
 from efface.errors import EffaceError
 from efface.reporting.record import Record
 from efface.runs import audit, bank_plan, rehearsal_plan, rehearsals
@@ -167,6 +168,30 @@ def test_a_bank_computes_in_the_parts_of_the_run_it_was_begun_for(home, in_parts
     assert whole.recipe.get("micro_batch") is None and whole.left() == []
 
 
+def test_rehearsals_look_at_no_more_of_the_unseen_than_they_need(home, rehearsed, tmp_path, monkeypatch):
+    """Finished rehearsals without this limit are continued without it."""
+    assert rehearsed.unseen is None  # here are fewer than the limit
+    monkeypatch.setattr(rehearsal_plan, "MOST_UNSEEN", 20)
+    assert rehearsal_plan.plan_rehearsals(home / "tuned", requests=6, watch=_watch()).unseen is None
+    plan = rehearsal_plan.plan_rehearsals(home / "tuned", tmp_path / "few", requests=5, watch=_watch())
+    assert plan.unseen == 20
+    rehearsal_plan.write_rehearsal_plan(home / "tuned", plan)
+    assert rehearsal_plan.RehearsalPlan.load(plan.home).shared() == plan.shared() != rehearsed.shared()
+    for name in plan.names:
+        rehearsals.make_rehearsal(plan.home, name, "cpu")
+    looked = {(tuple(one.of("holdout", "keys")), tuple(one.of("renewed-holdout", "keys"))) for one in _stored(plan)}
+    assert len(looked) == 1  # the same for all
+    assert {len(keys) for keys in next(iter(looked))} == {20}
+    whole = {tuple(one.of("holdout", "keys")) for one in _stored(rehearsed)}
+    assert set(next(iter(looked))[0]) < set(next(iter(whole)))
+    held = audit.audit_run(home / "tuned", WATCH, rehearsals=plan.home).verdict.rehearsed
+    assert held is not None and held.requests == 5
+
+
+def _stored(plan):
+    return [Observations.load(plan.file_of(name)) for name in plan.names]
+
+
 def test_rehearsals_are_found_and_reused(home, rehearsed):
     assert rehearsed.left() == []
     judged = audit.audit_run(home / "tuned", WATCH)
@@ -179,8 +204,6 @@ def test_rehearsals_are_found_and_reused(home, rehearsed):
 def test_rehearsals_take_nothing_of_the_real_request(home, rehearsed):
     plan = rehearsed
     own = set(json.loads((home / "tuned" / "split.json").read_text())["parts"]["forget"])
-    from efface.auditing.observations import Observations
-
     seen = [set()]
     for name in plan.names:
         stored = Observations.load(plan.file_of(name))

@@ -20,7 +20,13 @@ from efface import api, config
 from efface.auditing import signals
 from efface.auditing.bank_file import load_bank
 from efface.auditing.observations import OBSERVED_PARTS, Observations
-from efface.auditing.observers.observe import RENEWED, RENEWED_PARTS, ObservationSettings, observe_model
+from efface.auditing.observers.observe import (
+    RENEWED,
+    RENEWED_PARTS,
+    ObservationSettings,
+    observe_model,
+    sample_positions,
+)
 from efface.data.dataset import Data
 from efface.data.selectors import Selection
 from efface.data.split import Split, move_to_forget
@@ -163,6 +169,8 @@ def _observe(plan: RehearsalPlan, checkpoint: Checkpoint, data: Data, split: Spl
     """Observe a model and keep its scores only."""
     watch: ObservationSettings = config.build(ObservationSettings, plan.watch, path="watch.")
     few = replace(watch, cap=min(watch.cap, MOST_OBSERVED), test_cap=min(watch.test_cap, TESTED))
+    if plan.unseen is not None:
+        split = replace(split, holdout=sample_positions(data, split.holdout, plan.unseen))
     model = checkpoint.model.to(devices.resolve_device(device))
     return keep_scores(
         observe_model(
