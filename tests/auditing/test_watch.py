@@ -14,8 +14,8 @@ from efface.auditing.observations import Observations
 from efface.auditing.observers.observe import (
     ObservationSettings,
     _Observer,
-    sample_positions,
     observe_model,
+    sample_positions,
     select_positions,
 )
 from efface.data import array_files
