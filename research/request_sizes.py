@@ -1,6 +1,6 @@
 """What remains of requests of one example to a fifth of Fashion-MNIST, judged by a bank and by rehearsals.
 
-    python -m research.request_sizes make [--family simclr] [--world 0] [--sizes 5,20,100] [--only finetune] [--jobs 2]
+    python -m research.request_sizes [--family simclr] [--world 0] [--sizes 5,20,100] [--only finetune] [--jobs 2]
 
 2 000 images trained on, 2 500 more that an audit compares with. A world is an original, a reference bank of eight
 half-data models trained for 30 % of the epochs, and for each method and size a request, its rehearsals and an audit of

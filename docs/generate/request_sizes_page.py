@@ -43,7 +43,7 @@ def families() -> list[str]:
         mine = [row for row in rows if row["family"] == family]
         lines += [f"### {FAMILIES[family]}: what the decision rests on", "", *decided(mine), ""]
         lines += [f"### {FAMILIES[family]}: the other signals, and the cost", "", *beside(mine), ""]
-    return [*lines, f"{SAID} {made_by(result['machine'], '`python -m research.request_sizes make`')}", ""]
+    return [*lines, f"{SAID} {made_by(result['machine'], '`python -m research.request_sizes`')}", ""]
 
 
 def order_people() -> list[dict[str, Any]]:
@@ -57,7 +57,7 @@ def people() -> list[str]:
     result, rows = read_json(RESULTS / "people.json"), order_people()
     lines = ["### One person's three pictures: what the decision rests on", "", *decided(rows), ""]
     lines += ["### One person's three pictures: the other signals, and the cost", "", *beside(rows), ""]
-    return [*lines, f"{SAID} {made_by(result['machine'], '`python -m research.people make`')}", ""]
+    return [*lines, f"{SAID} {made_by(result['machine'], '`python -m research.people`')}", ""]
 
 
 def decided(rows: list[dict[str, Any]]) -> list[str]:
