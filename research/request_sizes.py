@@ -2,7 +2,7 @@
 
     python -m research.request_sizes [--family simclr] [--world 0] [--sizes 5,20,100] [--only finetune] [--jobs 2]
 
-2 000 images trained on, 2 500 more that an audit compares with. A world is an original, a reference bank of eight
+2 000 images trained on, 1 500 more that an audit compares with. A world is an original, a reference bank of eight
 half-data models trained for 30 % of the epochs, and for each method and size a request, its rehearsals and an audit of
 both. At least 400 forgotten examples are pooled in each row (200 where each request is one example). Retraining needs
 no rehearsals: the models of the bank that never saw an example stand for it. The row "original" is a fine-tuning at a
@@ -41,7 +41,7 @@ from efface.tasks import run_tasks
 from efface.training.checkpoint import read_meta
 
 HOME, RESULT = RUNS / "request_sizes", RESULTS / "request_sizes.json"
-SPLIT = {"train": 2000, "valid": 500, "holdout": 2500, "test": 1000}
+SPLIT = {"train": 2000, "valid": 500, "holdout": 1500, "test": 1000}
 SIZES = {20: 27, 5: 80, 100: 20, 1: 200, 200: 20, 400: 20}
 """Examples per request to the number of rehearsed requests, in the order in which they are made."""
 METHODS: dict[str, dict[str, Any]] = {

@@ -171,17 +171,17 @@ def test_a_bank_computes_in_the_parts_of_the_run_it_was_begun_for(home, in_parts
 def test_rehearsals_look_at_no_more_of_the_unseen_than_they_need(home, rehearsed, tmp_path, monkeypatch):
     """Finished rehearsals without this limit are continued without it."""
     assert rehearsed.unseen is None  # here are fewer than the limit
-    monkeypatch.setattr(rehearsal_plan, "MOST_UNSEEN", 20)
+    monkeypatch.setattr(rehearsal_plan, "FEWEST_UNSEEN", 20)
     assert rehearsal_plan.plan_rehearsals(home / "tuned", requests=6, watch=_watch()).unseen is None
     plan = rehearsal_plan.plan_rehearsals(home / "tuned", tmp_path / "few", requests=5, watch=_watch())
-    assert plan.unseen == 20
+    assert plan.unseen == 30  # five requests of six
     rehearsal_plan.write_rehearsal_plan(home / "tuned", plan)
     assert rehearsal_plan.RehearsalPlan.load(plan.home).shared() == plan.shared() != rehearsed.shared()
     for name in plan.names:
         rehearsals.make_rehearsal(plan.home, name, "cpu")
     looked = {(tuple(one.of("holdout", "keys")), tuple(one.of("renewed-holdout", "keys"))) for one in _stored(plan)}
     assert len(looked) == 1  # the same for all
-    assert {len(keys) for keys in next(iter(looked))} == {20}
+    assert {len(keys) for keys in next(iter(looked))} == {30}
     whole = {tuple(one.of("holdout", "keys")) for one in _stored(rehearsed)}
     assert set(next(iter(looked))[0]) < set(next(iter(whole)))
     held = audit.audit_run(home / "tuned", WATCH, rehearsals=plan.home).verdict.rehearsed

@@ -36,9 +36,9 @@ from efface.schema import Count, FirstFormat, HexDigest, Name, SeedNumber, Store
 
 REHEARSALS = "rehearsals.json"
 BEFORE = "before"
-MOST_UNSEEN = 1000
-"""Most never-trained examples that are observed in each rehearsal: so many leave the interval of 400 pooled examples
-an eighth wider than all examples in the world would."""
+FEWEST_UNSEEN = 1000
+"""At least so many never-trained examples are observed in each rehearsal if there are so many, and at least as many as
+examples are forgotten in all rehearsals together: more would hardly narrow the interval."""
 
 
 class StoredRehearsals(StoredModel):
@@ -199,14 +199,15 @@ def plan_rehearsals(
         seconds=cost or None,
     )
     plan = replace(plan, home=home or default_home(plan))
-    return replace(plan, unseen=_count_unseen(plan.home, len(base.holdout)))
+    return replace(plan, unseen=_count_unseen(plan, len(base.holdout)))
 
 
-def _count_unseen(home: Path, there: int) -> int | None:
+def _count_unseen(plan: RehearsalPlan, there: int) -> int | None:
     """How many never-trained examples to observe: as in rehearsals that are there, which may be an older release's."""
-    if (home / REHEARSALS).exists():
-        return RehearsalPlan.load(home).unseen
-    return MOST_UNSEEN if there > MOST_UNSEEN else None
+    if (plan.home / REHEARSALS).exists():
+        return RehearsalPlan.load(plan.home).unseen
+    enough = max(FEWEST_UNSEEN, plan.requests * plan.size)
+    return enough if there > enough else None
 
 
 def default_home(plan: RehearsalPlan) -> Path:
