@@ -1,6 +1,6 @@
 """Alignment calibration by its official training step and by ours, from the same original: what is left, and the time.
 
-    python -m research.official_alignment --repos FOLDER [--seeds 3]     research/results/official_alignment.json
+    python -m research.official_alignment make --repos FOLDER [--seeds 3]     research/results/official_alignment.json
 
 The official setting as far as a CPU allows: SimCLR with temperature 0.5 and a ResNet-18, a tenth to forget, ten epochs
 of SGD at their default rate 0.06, alpha = gamma = 1, beta 10. Smaller are the network (width 16), the data

@@ -1,7 +1,7 @@
 """One person's few pictures: an emoji as three vendors draw it, forgotten and judged by a bank of whole identities.
 
     npm pack emoji-datasource-apple emoji-datasource-google emoji-datasource-facebook, unpacked side by side in FOLDER
-    python -m research.people FOLDER [--requests 40] [--only finetune]     research/results/people.json
+    python -m research.people make FOLDER [--requests 40] [--only finetune]     research/results/people.json
 
 Trained on are all pictures of 500 identities, 1 500; never-trained pictures are of other identities. The pictures are
 PNGs with transparency of 64 pixels, read at 32, and a vendor's picture of an emoji is often nearly another's. The bank

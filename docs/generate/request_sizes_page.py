@@ -57,7 +57,7 @@ def people() -> list[str]:
     result, rows = read_json(RESULTS / "people.json"), order_people()
     lines = ["### One person's three pictures: what the decision rests on", "", *decided(rows), ""]
     lines += ["### One person's three pictures: the other signals, and the cost", "", *beside(rows), ""]
-    return [*lines, f"{SAID} {made_by(result['machine'], '`python -m research.people`')}", ""]
+    return [*lines, f"{SAID} {made_by(result['machine'], '`python -m research.people make`')}", ""]
 
 
 def decided(rows: list[dict[str, Any]]) -> list[str]:
