@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from efface.auditing.bank_file import load_bank
 from efface.auditing.observations import Observations
 from efface.errors import EffaceError
 from efface.reporting.record import Record
-from efface.runs import audit, bank_plan, rehearsal_plan, rehearsals
+from efface.runs import artifacts, audit, bank_plan, rehearsal_plan, rehearsals
 from tests.commands import call
 
 TINY = [
@@ -231,6 +232,63 @@ def test_a_damaged_rehearsal_is_named(home, tmp_path, rehearsed):
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(EffaceError, match="cannot be read as observations"):
         audit.audit_run(home / "tuned", WATCH, rehearsals=copied)
+
+
+def _change(home, name, change):
+    """Change stored scores of a copy of finished rehearsals; the file keeps its name and a digest of its own."""
+    file = rehearsal_plan.RehearsalPlan.load(home).file_of(name)
+    stored = Observations.load(file)
+    file.unlink()
+    artifacts.save_observations(file, change(stored))
+    return file
+
+
+def test_rehearsals_with_the_scores_of_others_are_refused(home, tmp_path, rehearsed):
+    """Scores of models that forgot better, under the names of those that did not, would validate anything."""
+    exchanged = Observations.load(rehearsed.file_of("rehearsal-003"))
+    before = rehearsal_plan.BEFORE
+
+    def keys(one, part, values):
+        return replace(one, arrays=one.arrays | {f"{part}/keys": values})
+
+    def overlap(one):
+        return keys(one, "retain", np.r_[one.of("forget", "keys")[:1], one.of("retain", "keys")[1:]])
+
+    cases = {
+        "It was made as rehearsal-003-": ("rehearsal-001", lambda one: exchanged),
+        "It is of the same model as rehearsal-00": ("rehearsal-001", lambda one: replace(one, model=exchanged.model)),
+        "of another model than the original": (before, lambda one: replace(one, model=exchanged.model)),
+        "not those of all rehearsals together": (
+            before, lambda one: keys(one, "forget", np.char.add(one.of("forget", "keys"), "x"))),
+        "both forgotten and retained": ("rehearsal-002", overlap),
+    }  # fmt: skip
+    for number, (said, (name, change)) in enumerate(cases.items()):
+        copied = tmp_path / str(number)
+        shutil.copytree(rehearsed.home, copied)
+        _change(copied, name, change)
+        with pytest.raises(EffaceError, match=said):
+            audit.audit_run(home / "tuned", WATCH, rehearsals=copied)
+
+
+def test_made_up_scores_are_found_where_rehearsals_are_made_again(home, tmp_path, rehearsed, efface):
+    words = ["--requests", 5, "--set", "watch.views=3", "--jobs", 1, "--device", "cpu", "--recheck", 5]
+    code, out, _ = efface("rehearse", home / "tuned", *words)
+    assert code == 0 and "Made again, with the same scores: before, rehearsal-000" in out
+    code, out, _ = efface("rehearse", home / "tuned", *words[:-1], 1, "--json", "--quiet")
+    assert code == 0 and len(json.loads(out)["repeated"]) == 2
+    copied = tmp_path / "copied"
+    shutil.copytree(rehearsed.home, copied)
+
+    def lower(one):
+        name = "forget/score.backbone.margin"
+        return replace(one, arrays=one.arrays | {name: one.arrays[name] - one.arrays[name].std()})
+
+    _change(copied, "rehearsal-002", lower)
+    assert audit.audit_run(home / "tuned", WATCH, rehearsals=copied).verdict.rehearsed is not None, "nothing shows it"
+    code, _, err = efface("rehearse", home / "tuned", *words, "--out", copied)
+    assert code == 2 and "holds other scores than the same task gives now: 'forget/score.backbone.margin'" in err
+    code, _, err = efface("rehearse", home / "tuned", *words[:-1], 0)
+    assert code == 2 and "--recheck cannot be 0" in err
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,9 @@ def rehearse_command(
     ] = None,
     jobs: JobsOption = None,
     on: On = "local",
+    recheck: Annotated[
+        int | None, typer.Option("--recheck", help="Make so many finished rehearsals again, and compare their scores.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it would cost; unlearn nothing.")] = False,
     model: ModelOption = None,
     set_: Set = None,
@@ -51,16 +54,17 @@ def rehearse_command(
 
     Each rehearsed request is a set of retained examples, unlearned from the same original with the same method and
     settings. They serve every later request of the same kind and size. If interrupted, the same command goes on.
+    --recheck is for who did not make them: it draws some at random, makes them again, and compares.
     """
     from efface import config
     from efface.auditing.observers.observe import ObservationSettings
     from efface.errors import EffaceError
-    from efface.runs import rehearsal_plan, rehearsals
+    from efface.runs import rehearsal_plan, rehearsals, stored_rehearsals
     from efface.runs.data_at_hand import DataChecks
     from efface.runs.model_description import use_model_of_run
     from efface.tasks.place import TaskPlace
 
-    for name, value in (("--requests", requests), ("--size", size), ("--jobs", jobs)):
+    for name, value in (("--requests", requests), ("--size", size), ("--jobs", jobs), ("--recheck", recheck)):
         if value is not None and value < 1:
             raise EffaceError(f"{name} cannot be {value}.", "It is a number of things.", "Set it to 1 or more.")
     settings = settings_of(None, set_)
@@ -76,6 +80,7 @@ def rehearse_command(
     plan = rehearsal_plan.plan_rehearsals(
         run, out, requests, kind=None if like == "last" else like, size=size, watch=watch, checks=checks
     )
+    repeated: list[str] = []
     _, lines = rehearsals.summarize_rehearsals(plan, jobs)
     if not dry_run:
         with progress(quiet) as shown:
@@ -85,7 +90,12 @@ def rehearse_command(
             rehearsals.run_rehearsals(
                 plan, jobs=jobs, on=on, device=device or "auto", say=shown.say, status=shown.status
             )
+            if recheck:
+                repeated = stored_rehearsals.repeat_rehearsals(plan, recheck, device or "auto", shown.say)
     result, lines = rehearsals.summarize_rehearsals(plan, jobs)
     if not dry_run:
+        if repeated:
+            lines.append(f"Made again, with the same scores: {', '.join(repeated)}.")
+            result["repeated"] = repeated
         lines.append(f"Audit with them: efface audit {run}{'' if out is None else f' --rehearsals {out}'}")
     print_result(result, lines, as_json=json_, quiet=quiet)

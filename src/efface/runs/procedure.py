@@ -25,6 +25,7 @@ from efface.runs.comparison import Comparison, lineage
 from efface.runs.provenance import NEAREST, weight_distance
 from efface.runs.rehearsal_kinds import kind_of_request, size_class
 from efface.runs.rehearsal_plan import BEFORE, RehearsalPlan
+from efface.runs.stored_rehearsals import load_rehearsals
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +90,7 @@ def open_rehearsals(home: Path, compared: Comparison, bank: ReferenceBank | None
             "Only the same procedure on requests of the same kind and size says something about this one.",
             f"Rehearse this one: `efface rehearse {subject.folder}`.",
         )
-    stored = {name: Observations.load(plan.file_of(name)) for name in plan.names}
+    stored = load_rehearsals(plan)
     digest = _joined_digest(one.digest for one in stored.values())
     own = subject.meta["parent"] == plan.original
     notes = () if own else ("The rehearsals started from an earlier model of this chain of requests.",)

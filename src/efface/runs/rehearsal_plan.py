@@ -36,6 +36,8 @@ from efface.schema import Count, FirstFormat, HexDigest, Name, SeedNumber, Store
 
 REHEARSALS = "rehearsals.json"
 BEFORE = "before"
+TASK = "rehearsal"
+"""What ``Observations.meta`` calls the task that stored scores are of: the name of their file."""
 FEWEST_UNSEEN = 1000
 """At least so many never-trained examples are observed in each rehearsal if there are so many, and at least as many as
 examples are forgotten in all rehearsals together: more would hardly narrow the interval."""

@@ -38,7 +38,7 @@ from efface.runs.data_at_hand import DataAtHand
 from efface.runs.foreign import load_foreign
 from efface.runs.planned_data import open_planned_data
 from efface.runs.rehearsal_kinds import draw_sets
-from efface.runs.rehearsal_plan import BEFORE, REHEARSALS, RehearsalPlan
+from efface.runs.rehearsal_plan import BEFORE, REHEARSALS, TASK, RehearsalPlan
 from efface.runs.remaining import watch_tasks
 from efface.tasks import Task, run_tasks
 from efface.training import devices
@@ -111,24 +111,29 @@ def make_rehearsal(home: Path, name: str, device: str = "auto") -> Path:
     plan = RehearsalPlan.load(home)
     file = plan.file_of(name)
     with hold_lock(home / f"{file.stem}.task"):  # who finds it under way waits for it
-        if file.exists():
-            return file
-        here = _load_data(home, json.dumps(plan.data), plan.split)
-        data, base = here.data, here.split
-        sets = draw_sets(data, base, plan.kind, plan.size, plan.requests, plan.seed)
-        original = _load_original(plan, data)
-        if name == BEFORE:
-            split = _split_of(base, data, np.unique(np.concatenate(sets)), plan)
-            observed = _observe(plan, original, data, split, device)
-        else:
-            number = int(name.rsplit("-", 1)[1])
-            split = _split_of(base, data, sets[number], plan)
-            result = _unlearn(plan, original, data, split, number, device)
-            observed = _observe(plan, result, data, split, device)
-            cost = result.training_cost
-            observed.meta["cost"] = {"steps": cost.steps, "examples": cost.examples, "seconds": cost.seconds}
-        artifacts.save_observations(file, observed)
+        if not file.exists():
+            artifacts.save_observations(file, observe_rehearsal(plan, name, device))
     return file
+
+
+def observe_rehearsal(plan: RehearsalPlan, name: str, device: str = "auto") -> Observations:
+    """Unlearn one rehearsed request and return the scores of its model, or those of the original on all requests."""
+    here = _load_data(plan.home, json.dumps(plan.data), plan.split)
+    data, base = here.data, here.split
+    sets = draw_sets(data, base, plan.kind, plan.size, plan.requests, plan.seed)
+    original = _load_original(plan, data)
+    if name == BEFORE:
+        split = _split_of(base, data, np.unique(np.concatenate(sets)), plan)
+        observed = _observe(plan, original, data, split, device)
+    else:
+        number = int(name.rsplit("-", 1)[1])
+        split = _split_of(base, data, sets[number], plan)
+        result = _unlearn(plan, original, data, split, number, device)
+        observed = _observe(plan, result, data, split, device)
+        cost = result.training_cost
+        observed.meta["cost"] = {"steps": cost.steps, "examples": cost.examples, "seconds": cost.seconds}
+    observed.meta[TASK] = plan.file_of(name).stem
+    return observed
 
 
 def _load_original(plan: RehearsalPlan, data: Data) -> Checkpoint:
