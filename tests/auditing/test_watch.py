@@ -15,7 +15,7 @@ from efface.auditing.observers.observe import (
     ObservationSettings,
     _Observer,
     observe_model,
-    sample_positions,
+    sample_by_key,
     select_positions,
 )
 from efface.data import array_files
@@ -82,7 +82,7 @@ def test_signals_equal_the_reference_implementation():
     seen = observe_model(model, data, split, views, WATCH)
     model.eval()
     look = _Observer(model, data, views, WATCH, None)
-    banked = sample_positions(data, split.valid, 8)
+    banked = sample_by_key(data, split.valid, 8)
     with torch.no_grad():
         z = [[model(view[None])[0].tolist() for view in example] for example in look.views_of(split.forget, 3)]
         bank = [model(view)[0].tolist() for view in look.views_of(banked, 1)]
@@ -104,7 +104,7 @@ def test_signals_of_a_pair_equal_the_reference_implementation():
     model, data, split, views = world("clip")
     seen = observe_model(model, data, split, views, WATCH)
     look = _Observer(model.eval(), data, views, WATCH, None)
-    banked = sample_positions(data, split.valid, 8)
+    banked = sample_by_key(data, split.valid, 8)
     with torch.no_grad():
         z = [[model(view[None])[0].tolist() for view in example] for example in look.views_of(split.forget, 3)]
         own, bank = (model.encode_text([data.text[row] for row in rows]).tolist() for rows in (split.forget, banked))
@@ -122,7 +122,7 @@ def test_a_valid_pair_is_compared_with_every_other_caption_of_the_bank():
     model, data, split, views = world("clip")
     seen = observe_model(model, data, split, views, dataclasses.replace(WATCH, valid=True))
     look = _Observer(model.eval(), data, views, WATCH, None)
-    banked = sample_positions(data, split.valid, 8)
+    banked = sample_by_key(data, split.valid, 8)
     with torch.no_grad():
         z = [[model(view[None])[0].tolist() for view in example] for example in look.views_of(split.valid, 3)]
         own = model.encode_text([data.text[row] for row in split.valid]).tolist()

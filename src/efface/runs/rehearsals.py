@@ -25,7 +25,7 @@ from efface.auditing.observers.observe import (
     RENEWED_PARTS,
     ObservationSettings,
     observe_model,
-    sample_positions,
+    sample_by_key,
 )
 from efface.data.dataset import Data
 from efface.data.selectors import Selection
@@ -175,7 +175,7 @@ def _observe(plan: RehearsalPlan, checkpoint: Checkpoint, data: Data, split: Spl
     watch: ObservationSettings = config.build(ObservationSettings, plan.watch, path="watch.")
     few = replace(watch, cap=min(watch.cap, MOST_OBSERVED), test_cap=min(watch.test_cap, TESTED))
     if plan.unseen is not None:
-        split = replace(split, holdout=sample_positions(data, split.holdout, plan.unseen))
+        split = replace(split, holdout=sample_by_key(data, split.holdout, plan.unseen))
     model = checkpoint.model.to(devices.resolve_device(device))
     return keep_scores(
         observe_model(

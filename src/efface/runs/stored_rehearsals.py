@@ -12,7 +12,7 @@ from efface.errors import EffaceError
 from efface.runs.rehearsal_plan import BEFORE, TASK, RehearsalPlan
 from efface.runs.rehearsals import observe_rehearsal
 
-TOLERANCE = 0.1
+REPEAT_TOLERANCE = 0.1
 """Largest mean difference of repeated scores in standard deviations: other hardware unlearns a little otherwise, and
 another method changes the scores of the forgotten by several times as much."""
 
@@ -106,14 +106,14 @@ def repeat_rehearsals(
 
 
 def compare_scores(stored: Observations, again: Observations) -> str:
-    """Say in what two files of scores differ by more than ``TOLERANCE``; empty if in nothing."""
+    """Say in what two files of scores differ by more than ``REPEAT_TOLERANCE``; empty if in nothing."""
     if stored.arrays.keys() != again.arrays.keys():
         return f"'{min(stored.arrays.keys() ^ again.arrays.keys())}' is in one of them only"
     for name, value in again.arrays.items():
         held = stored.arrays[name]
         if held.shape != value.shape or (value.dtype.kind != "f" and not bool((held == value).all())):
             return f"'{name}' is of other examples"
-        if value.dtype.kind == "f" and float(np.abs(held - value).mean()) > TOLERANCE * _spread(again, name):
+        if value.dtype.kind == "f" and float(np.abs(held - value).mean()) > REPEAT_TOLERANCE * _spread(again, name):
             return f"'{name}'"
     return ""
 

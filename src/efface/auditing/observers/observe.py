@@ -125,7 +125,7 @@ def observe_model(
     arrays: dict[str, np.ndarray] = {}
     with _evaluation_mode(model):
         observer = _Observer(model, data, views, settings, scratch)
-        observer.build_bank(sample_positions(data, rows["valid"], settings.bank))
+        observer.build_bank(sample_by_key(data, rows["valid"], settings.bank))
         looked = {part: found for part, found in rows.items() if len(found) and (parts is None or part in parts)}
         total = sum(map(len, looked.values()))
         observer.report = lambda seen: on_observed(seen, total)
@@ -154,7 +154,7 @@ def _observe_renewed(observer: _Observer, rows: Mapping[str, np.ndarray]) -> dic
     second = _Observer(
         renewed, observer.data, observer.views, replace(observer.settings, gradient=False), observer.scratch
     )
-    second.build_bank(sample_positions(observer.data, rows["valid"], observer.settings.bank))
+    second.build_bank(sample_by_key(observer.data, rows["valid"], observer.settings.bank))
     found: dict[str, np.ndarray] = {}
     for part, name in RENEWED.items():
         if len(rows[part]):
@@ -169,7 +169,7 @@ def _observe_withheld(observer: _Observer, withheld: Data) -> dict[str, np.ndarr
         observer.model, withheld, observer.views, replace(observer.settings, gradient=False), observer.scratch
     )
     second.banks, second.bank_keys, second.captions = observer.banks, observer.bank_keys, observer.captions
-    rows = sample_positions(withheld, np.arange(len(withheld)), observer.settings.cap)
+    rows = sample_by_key(withheld, np.arange(len(withheld)), observer.settings.cap)
     return {f"{WITHHELD}/{name}": value for name, value in second.part(WITHHELD, rows, signals=True).items()}
 
 
@@ -224,9 +224,9 @@ def select_positions(split: Split, settings: ObservationSettings, data: Data) ->
     for part in ("forget", "holdout", "retain", "spare", "valid", "test"):
         positions = getattr(split, part)
         if len(positions) > caps.get(part, len(positions)):
-            positions = sample_positions(data, positions, caps[part])
+            positions = sample_by_key(data, positions, caps[part])
         chosen[part] = positions
-    chosen["control"] = sample_positions(data, split.test, cap)
+    chosen["control"] = sample_by_key(data, split.test, cap)
     if split.provenance.get("by_group") and split.provenance.get("matched") != "group":
         unseen = np.concatenate([chosen["spare"], min(chosen["test"], chosen["control"], key=len)])
         companions = find_companions(data, split.forget, unseen)
@@ -234,7 +234,7 @@ def select_positions(split: Split, settings: ObservationSettings, data: Data) ->
     return chosen
 
 
-def sample_positions(data: Data, positions: np.ndarray, count: int) -> np.ndarray:
+def sample_by_key(data: Data, positions: np.ndarray, count: int) -> np.ndarray:
     """Draw ``count`` of the positions, sorted; the draw depends on the keys only."""
     rank = np.array([_seed(str(key), "sample") for key in data.keys[positions]], dtype=np.uint64)
     return np.sort(positions[np.argsort(rank, kind="stable")[:count]])
