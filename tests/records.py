@@ -16,7 +16,8 @@ from efface.auditing.audits.utility import Utility
 from efface.auditing.criteria import Criteria
 from efface.auditing.evidence import Cost, Evidence, Finding
 from efface.auditing.observations import Observations
-from efface.auditing.rehearsals import PooledSignal, PooledWord, RehearsedVerdict, ReleaseCheck
+from efface.auditing.rehearsals import PooledSignal, PooledWord, RehearsedVerdict
+from efface.auditing.release import ReleaseCheck
 from efface.auditing.validation import decide_with_rehearsals
 from efface.auditing.verdict import judge
 from efface.reporting.environment import Environment

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
 
-from efface.auditing import signals
+from efface.auditing import release, signals
 from efface.auditing.criteria import Criteria
 from efface.auditing.pooled_placements import Placements, Rehearsal, pool_placements
-from efface.auditing.rehearsals import check_release, judge_rehearsals
+from efface.auditing.rehearsals import judge_rehearsals
+from efface.auditing.release import check_release
 from efface.auditing.validation import combine_words, decide_with_rehearsals
 from efface.auditing.verdict import judge
 from efface.errors import EffaceError
@@ -192,13 +194,40 @@ def test_the_real_request_is_flagged_only_if_it_is_unlike_its_rehearsals():
     for seed in range(100):
         world = World.of(seed, 300, 300)
         *sets, real = world.sets(21, 10)
-        release = check_release(
+        found = check_release(
             rehearse(world, sets), Rehearsal(world.observe(real, world.trained & ~real, model="real")), SIGNALS
         )
-        flagged += not all(one.inside for one in release)
+        flagged += not all(one.inside for one in found)
     assert flagged <= 12  # 5 % are expected
     odd = Rehearsal(world.observe(real, world.trained & ~real, 5.0, model="odd"))
     assert not all(one.inside for one in check_release(rehearse(world, sets), odd, SIGNALS))
+
+
+def test_the_real_request_is_placed_among_the_examples_of_its_rehearsals():
+    """They look at a sample, in which an example is easier or harder than elsewhere, whatever the model."""
+    world = World.of(3, 300, 600)
+    *sets, real = world.sets(21, 10)
+    easy = {
+        part: np.argsort(np.where(at, sign * world.difficulty, -np.inf))[-at.sum() // 3 :]
+        for part, at, sign in (("holdout", ~world.trained, -1), ("retain", world.trained, 1))
+    }
+    keys = {part: world.keys[rows] for part, rows in easy.items()}
+
+    def sample(one):
+        arrays = dict(one.observed.arrays)
+        for part, few in keys.items():
+            at = np.isin(arrays[f"{part}/keys"], few)
+            arrays |= {name: value[at] for name, value in arrays.items() if name.startswith(f"{part}/")}
+        return Rehearsal(replace(one.observed, arrays=arrays))
+
+    looked = [sample(one) for one in rehearse(world, sets)]
+    whole = Rehearsal(world.observe(real, world.trained & ~real, model="real"))
+    kept = release.keep_rehearsed_examples(whole, looked).observed
+    assert set(kept.of("retain", "keys")) <= set(keys["retain"]) and kept.count("retain") > 80
+    assert kept.count("forget") == 10 and set(kept.of("holdout", "keys")) <= set(keys["holdout"])
+    assert all(one.inside for one in check_release(looked, whole, SIGNALS))
+    with mock.patch.object(release, "keep_rehearsed_examples", lambda real, _: real):
+        assert not all(one.inside for one in check_release(looked, whole, SIGNALS))
 
 
 def test_too_few_rehearsals_are_refused():

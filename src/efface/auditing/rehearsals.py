@@ -14,7 +14,7 @@ sum, with the degrees of freedom of Welch and Satterthwaite, gives the interval 
 logit scale. The tests are those of a direct verdict: equivalence within 0.5 ± delta, power in the original, controls.
 
 The real request is checked to be like its rehearsals: the mean placement of its examples, and of the retained ones,
-must lie in the range that the rehearsals predict for one more (:func:`check_release`).
+must lie in the range that the rehearsals predict for one more (:mod:`efface.auditing.release`).
 """
 
 from __future__ import annotations
@@ -25,19 +25,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.special import stdtrit
 
 from efface import stats
-from efface.auditing import signals
 from efface.auditing.controls import Control, strictest
-from efface.auditing.pooled_placements import Rehearsal, all_have_signal, pool_placements
+from efface.auditing.pooled_placements import Rehearsal, pool_placements
 from efface.auditing.rehearsal_controls import make_rehearsal_controls
+from efface.auditing.release import ReleaseCheck
 from efface.errors import EffaceError
 
 FEWEST_REHEARSALS = 5
 """With fewer rehearsals, their variance says nothing."""
-RANGE = 0.95
-"""Probability of the prediction range of one more request, over all of its checks together."""
 PooledWord = Literal["removed", "residue", "over-forgotten", "inconclusive"]
 
 
@@ -58,22 +55,6 @@ class PooledSignal:
     word: PooledWord
     needed: int | None
     """Number of rehearsals that would probably decide; None if decided, or if no number would."""
-
-
-@dataclass(frozen=True)
-class ReleaseCheck:
-    """Whether the real request is like its rehearsals in one number."""
-
-    name: str
-    value: float
-    low: float
-    """Lower end of the range that the rehearsals predict."""
-    high: float
-
-    @property
-    def inside(self) -> bool:
-        """Whether the real request is in that range."""
-        return self.low <= self.value <= self.high
 
 
 @dataclass(frozen=True)
@@ -191,38 +172,3 @@ def _needed(value: float, low: float, high: float, count: int, delta: float) -> 
     if room <= 0:
         room = abs(value - 0.5) - delta
     return None if room < 1e-3 else max(count + 1, math.ceil(count * (half / room) ** 2))
-
-
-def check_release(rehearsals: Sequence[Rehearsal], real: Rehearsal, names: Sequence[str]) -> tuple[ReleaseCheck, ...]:
-    """Compare the real request with the range that its rehearsals predict for one more.
-
-    Args:
-        rehearsals: The rehearsals.
-        real: The real request, observed in the same way.
-        names: The signals that decide.
-
-    Returns:
-        For each signal the mean placement of the forgotten, and of the retained where they were observed.
-
-    """
-    wanted: list[tuple[str, np.ndarray, float]] = []
-    for name in names:
-        for part in ("forget", "retain"):
-            everyone = [*rehearsals, real]
-            if not all_have_signal(everyone, name, part):
-                continue
-            means = np.array([_mean_placement(one, name, part) for one in everyone])
-            wanted.append((f"{name} of the {'forgotten' if part == 'forget' else 'retained'}", means[:-1], means[-1]))
-    count, checks = len(rehearsals), max(1, len(wanted))
-    reach = float(stdtrit(count - 1, 1 - (1 - RANGE) / 2 / checks)) * math.sqrt(1 + 1 / count)
-    found: list[ReleaseCheck] = []
-    for name, means, value in wanted:
-        middle, wide = float(means.mean()), reach * float(means.std(ddof=1))
-        found.append(ReleaseCheck(name, float(value), middle - wide, middle + wide))
-    return tuple(found)
-
-
-def _mean_placement(one: Rehearsal, name: str, part: str) -> float:
-    other = signals.nonmember_part(one.observed, part)
-    other = other if signals.has_signal(one.observed, other, name) else "holdout"
-    return float(stats.placements(one.scores(part, name), one.scores(other, name))[0].mean())

@@ -17,7 +17,8 @@ from efface.auditing.evidence import Evidence
 from efface.auditing.observations import Observations
 from efface.auditing.pooled_placements import Rehearsal
 from efface.auditing.reference_bank import ReferenceBank
-from efface.auditing.rehearsals import FEWEST_REHEARSALS, RehearsedVerdict, check_release, judge_rehearsals
+from efface.auditing.rehearsals import FEWEST_REHEARSALS, RehearsedVerdict, judge_rehearsals
+from efface.auditing.release import check_release
 from efface.errors import EffaceError
 from efface.reporting.facts import RehearsalFacts
 from efface.runs.binding import BOUND
