@@ -33,7 +33,6 @@ from efface.auditing.verdict import Verdict
 from efface.runs import audit, train
 from efface.runs.bank_plan import plan_bank, write_bank_plan
 from efface.runs.data_at_hand import DataChecks
-from efface.runs.demo import REGIMES
 from efface.runs.reference_bank import join_bank, list_bank_tasks
 from efface.runs.rehearsal_plan import plan_rehearsals, write_rehearsal_plan
 from efface.runs.rehearsals import list_rehearsal_tasks
@@ -53,10 +52,17 @@ METHODS: dict[str, dict[str, Any]] = {
     "original": {"name": "finetune", "epochs": 1, "optim": {"lr": 1e-7}},
 }
 FAMILIES: dict[str, dict[str, Any]] = {
-    "simclr": {"objective": {"name": "simclr", "temperature": 0.1, "dim": 64}},
-    "moco": {"objective": {"name": "moco", "temperature": 0.1, "dim": 64, "queue": 1000}},
-    "byol": {"objective": "byol"},
-    "resnet": {"objective": "cross_entropy"},
+    "simclr": {"objective": {"name": "simclr", "temperature": 0.1, "dim": 64}, "epochs": 400},
+    "moco": {"objective": {"name": "moco", "temperature": 0.1, "dim": 64, "queue": 1024}, "epochs": 250},
+    "byol": {"objective": "byol", "epochs": 400},
+    "resnet": {"objective": "cross_entropy", "epochs": 300, "optim": {"lr": 0.1, "warmup": 0.05}},
+}
+"""As many epochs as it takes to memorize single images: those of ``research/frontier.py``."""
+RECIPE: dict[str, Any] = {
+    "backbone": {"name": "resnet8", "width": 16, "stride": 2},
+    "batch_size": 100,
+    "optim": {"lr": 0.06, "warmup": 0.05},
+    "views": {"crop": [0.5, 1.0], "flip": True, "brightness": 0.4, "contrast": 0.4, "saturation": 0, "hue": 0},
 }
 BANK = {"models": 8, "share": 0.3}
 WATCH = ObservationSettings(views=5, gradient=False)
@@ -66,10 +72,8 @@ app = typer.Typer(add_completion=False)
 
 def settings_of(family: str, world: int) -> dict[str, Any]:
     """The settings of a world's original."""
-    regime = REGIMES["fashion-mnist"]
     data = {"source": "fashion-mnist", "limit": sum(SPLIT.values())}
-    recipe = {**regime["recipe"], "epochs": 160, **FAMILIES[family]}
-    return {"data": data, "split": SPLIT, "recipe": recipe, "seed": world, **COMMON}
+    return {"data": data, "split": SPLIT, "recipe": RECIPE | FAMILIES[family], "seed": world, **COMMON}
 
 
 @app.command()
