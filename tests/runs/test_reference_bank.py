@@ -159,6 +159,16 @@ def test_rehearsals_compute_in_the_parts_of_the_run(home, in_parts, rehearsed, t
         audit.audit_run(in_parts, WATCH, rehearsals=rehearsed.home)
 
 
+def test_a_bank_is_extended_with_the_epochs_it_was_begun_with(home, tmp_path):
+    begun = bank_plan.plan_bank(home / "original", tmp_path / "bank", 2, share=1.0, watch=_watch())
+    bank_plan.write_bank_plan(home / "original", begun)
+    assert bank_plan.plan_bank(home / "original", tmp_path / "bank", 4, watch=_watch()).shared() == begun.shared()
+    fresh = bank_plan.plan_bank(home / "original", tmp_path / "other", 4, watch=_watch())
+    assert fresh.recipe["epochs"] == max(1, round(0.3 * begun.recipe["epochs"])) and begun.share == 1
+    with pytest.raises(EffaceError, match="another reference bank"):
+        bank_plan.plan_bank(home / "original", tmp_path / "bank", 4, share=0.3, watch=_watch())
+
+
 def test_a_bank_computes_in_the_parts_of_the_run_it_was_begun_for(home, in_parts, tmp_path):
     plan = bank_plan.plan_bank(in_parts, tmp_path / "bank", 2, watch=_watch())
     assert plan.recipe["micro_batch"] == 4

@@ -41,7 +41,7 @@ def references_command(
         typer.Option("--unit", help="With --bank: what is asked to be forgotten together."),
     ] = "example",
     epochs: Annotated[
-        str | None, typer.Option("--epochs", help="With --bank: share of the original's epochs, such as 30%.")
+        str | None, typer.Option("--epochs", help="With --bank: share of the original's epochs; by default 30%.")
     ] = None,
     recipe: Annotated[
         Path | None,
@@ -172,12 +172,12 @@ def _make_bank(
     print_result(result, lines, as_json=as_json, quiet=quiet)
 
 
-def _share(text: str | None) -> float:
+def _share(text: str | None) -> float | None:
     """Read a share such as ``30%`` or ``0.3``."""
     from efface.errors import EffaceError
 
     if text is None:
-        return 1.0
+        return None
     try:
         value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:

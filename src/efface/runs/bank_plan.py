@@ -38,6 +38,9 @@ from efface.training.objectives import CHOICES
 from efface.training.recipe import Recipe
 
 BANK_PLAN = "bank.json"
+BANK_SHARE = 0.3
+"""Share of the original's epochs by default: the words are those of a bank that was trained for all of them, at a third
+of its cost (docs/reference_bank.md, "How large a bank must be")."""
 BankUnit = Literal["example", "group", "class"]
 
 
@@ -123,7 +126,7 @@ def plan_bank(
     models: int = 8,
     *,
     unit: BankUnit = "example",
-    share: float = 1.0,
+    share: float | None = None,
     recipe: Path | None = None,
     watch: ObservationSettings | None = None,
     checks: DataChecks | None = None,
@@ -135,7 +138,8 @@ def plan_bank(
         home: Folder of the bank. More models than before extend a bank that it holds; no model is removed.
         models: The number of models, even; more make the audit sharper.
         unit: What is always on the same side: what will be asked to be forgotten together.
-        share: Share of the original's epochs that each model is trained for.
+        share: Share of the original's epochs that each model is trained for; by default that of a bank that is there,
+            or ``BANK_SHARE``.
         recipe: A YAML file of settings of the recipe, for an original that was not trained with efface.
         watch: How to observe; audits with this bank must observe in the same way.
         checks: Where the data are now, and which differences are accepted.
@@ -154,10 +158,11 @@ def plan_bank(
     start = _find_original(subject)
     settings = _recipe_of(subject, start, recipe)
     epochs = int(settings["epochs"])
+    earlier = BankPlan.load(home) if (home / BANK_PLAN).exists() else None
+    share = share or (BANK_SHARE if earlier is None else earlier.share)
     settings["epochs"] = max(1, round(share * epochs))
     split = trained_split(subject.split, subject.data)
     units_of(subject.data, split, unit)  # an error before anything is planned
-    earlier = BankPlan.load(home) if (home / BANK_PLAN).exists() else None
     if earlier is not None and recipe is None and "micro_batch" in {*settings, *earlier.recipe}:
         settings["micro_batch"] = earlier.recipe.get("micro_batch")  # it is extended as it was begun
     cost = start["cost"]["seconds"] if start.get("trained") else 0
