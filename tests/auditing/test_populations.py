@@ -63,6 +63,37 @@ def test_klom_against_the_loop():
     assert model_pairs.example_divergences(u, r, 20) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("effect", [0.0, 2.0, 200.0])
+def test_klom_as_it_was_published_against_the_loop(effect):
+    u, r = normals(12, count=12, n=5, effect=effect)
+    expected = [reference.published_kl(list(a), list(b), 20) for a, b in zip(u.T, r.T, strict=True)]
+    assert model_pairs.klom_published(u, r) == pytest.approx(np.mean(expected))
+
+
+def test_klom_as_it_was_published_is_finite_where_all_scores_are_one_number():
+    ones, zeros = np.ones((8, 2)), np.zeros((8, 2))
+    assert model_pairs.klom_published(ones, ones) == 0.0
+    assert 10 < model_pairs.klom_published(ones, zeros) < 12 and 10 < model_pairs.klom_published(zeros, ones) < 12
+
+
+def test_a_narrow_population_is_told_by_two_thresholds():
+    """One threshold calls half of the wide one wrongly; the competition's attacks have two."""
+    rng = np.random.default_rng(13)
+    wide, narrow = rng.normal(size=(64, 20)), 0.1 * rng.normal(size=(64, 20))
+
+    def one_threshold(u, r, delta):
+        cuts = [-math.inf, *np.sort(np.concatenate([u, r])), math.inf]
+        rates = [(np.mean(r <= c), np.mean(u > c)) for c in cuts] + [(np.mean(r > c), np.mean(u <= c)) for c in cuts]
+        return max(math.log(max(1 - delta - a, 1e-9) / b) for a, b in rates + [x[::-1] for x in rates] if a > 0 < b)
+
+    both = [
+        (model_pairs.example_epsilons(u[:, None], r[:, None])[0], one_threshold(u, r, 1e-5))
+        for u, r in zip(narrow.T, wide.T, strict=True)
+    ]
+    assert all(two >= one - 1e-9 for two, one in both)
+    assert np.mean([two - one for two, one in both]) > 0.4
+
+
 # ---- known answers ----
 
 
@@ -103,13 +134,13 @@ def test_zero_lines_and_ceilings():
     assert model_pairs.klom(far, r) <= model_pairs.largest_divergence(32)
     assert model_pairs.null_statistic(model_pairs.klom, r[:7]) is None
     finite = model_pairs.example_epsilons(u, r)
-    assert finite.max() <= model_pairs.largest_epsilon(32) == pytest.approx(math.log(0.99 * 32 - 1))
+    assert finite.max() <= model_pairs.largest_epsilon(32) == pytest.approx(math.log((1 - 1e-5) * 32 - 1))
     assert model_pairs.forgetting_score(far, r) == 2.0**-12  # no attack errs: the last bin
     assert model_pairs.forgetting_from_epsilons(np.zeros(3)) == 1.0
 
 
 def test_the_forgetting_score_of_equal_populations_depends_on_how_many_there_are():
-    scores = [model_pairs.forgetting_score(*normals(7, count=count, n=100)) for count in (16, 64, 256)]
+    scores = [model_pairs.forgetting_score(*normals(7, count=count, n=100), delta=0.01) for count in (16, 64, 256)]
     assert scores[0] < scores[1] < scores[2] < 1  # so a score without its N, or its zero line, says nothing
 
 
@@ -190,7 +221,7 @@ def test_fewer_pairs_are_no_a2():
     assert refused.value is None and "5 pairs" in refused.note and "32 are needed" in refused.note
     found = by_name(Ceiling().findings(evidence))
     assert found["ceiling.pairs"].value == 5 and "level A1" in found["ceiling.references"].note
-    assert found["ceiling.example_epsilon"].value == pytest.approx(math.log(0.99 * 5 - 1))
+    assert found["ceiling.example_epsilon"].value == pytest.approx(math.log((1 - 1e-5) * 5 - 1))
     assert found["ceiling.epsilon"].value == stats.epsilon_ceiling(30, 30)
 
 

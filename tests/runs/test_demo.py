@@ -24,7 +24,7 @@ def small(monkeypatch):
             "recipe": regime["recipe"] | {"epochs": 2, "batch_size": 20, "backbone": {"width": 8, "stride": 1}},
         },
     )
-    monkeypatch.setattr(demo, "DEMO_BANK", {"models": 6, "share": 0.5})
+    monkeypatch.setattr(demo, "DEMO_BANK", {"models": 8, "share": 0.5})
     monkeypatch.setattr(demo, "REHEARSED", dict.fromkeys(demo.DEMO_METHODS, 5))
 
 
@@ -35,7 +35,7 @@ def test_it_shows_a_row_for_each_model_and_writes_its_reports(small, tmp_path):
     for method in ("retrained", *demo.DEMO_METHODS):
         assert (tmp_path / "d" / method / "report.html").exists()
     text = "\n".join(shown.lines())
-    assert "margin_matching" in text and "validated:" in text
+    assert "reference_matching" in text and "validated:" in text
     assert str(tmp_path / "d" / "finetune" / "report.html") in text
     assert json.loads((tmp_path / "d" / demo.DONE).read_text())["rows"][0]["model"] == "original"
     with pytest.raises(EffaceError, match="exists already"):

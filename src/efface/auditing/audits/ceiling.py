@@ -26,7 +26,7 @@ LEVELS = {
 class Ceiling:
     """Level and resolution of the evidence."""
 
-    delta: float = 0.01
+    delta: float = model_pairs.DELTA
     """δ of the ε of single examples."""
 
     def findings(self, evidence: Evidence) -> list[Finding]:

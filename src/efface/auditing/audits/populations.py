@@ -27,7 +27,7 @@ class Populations:
 
     least: int = PAIRS
     """Smallest number of pairs of models for a measurement."""
-    delta: float = 0.01
+    delta: float = model_pairs.DELTA
     """δ of the forgetting score."""
     bins: int = 20
     """Number of bins of KLoM's histograms."""
@@ -74,6 +74,10 @@ class Populations:
             if population.has(part):
                 klom = partial(model_pairs.klom, bins=self.bins)
                 found.append(population.finding(f"klom.{part}", klom, "lower", note, part, unit="nats"))
+        if population.has("forget"):
+            published = partial(model_pairs.klom_published, bins=self.bins)
+            note = "as the public code computes it, the other way round: for comparison with published numbers"
+            found.append(population.finding("klom.published", published, "lower", note, unit="nats"))
         return found
 
     def _worst(self, population: PopulationScores) -> list[dict[str, Any]]:
