@@ -50,7 +50,7 @@ import sys, tempfile
 from pathlib import Path
 import numpy as np
 from efface import api
-from efface.auditing.observers.observe import ObservationSettings
+from efface.auditing.observers.settings import ObservationSettings
 from efface.data.dataset import Data
 from efface.data.split import partition
 from efface.training.networks.backbones import Backbone

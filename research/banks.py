@@ -24,7 +24,7 @@ from research.small_digits import DIGITS
 
 from efface import api
 from efface.auditing.criteria import Criteria
-from efface.auditing.observers.observe import ObservationSettings
+from efface.auditing.observers.settings import ObservationSettings
 from efface.auditing.reference_bank import ReferenceBank
 from efface.auditing.validation import decide_with_rehearsals
 from efface.runs import train

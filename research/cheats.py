@@ -29,7 +29,7 @@ from research.request_sizes import COMMON, describe, prepare
 from torch import Tensor
 
 from efface import api
-from efface.auditing.observers.observe import ObservationSettings
+from efface.auditing.observers.settings import ObservationSettings
 from efface.data.dataset import Data
 from efface.data.split import Split
 from efface.runs import audit, train

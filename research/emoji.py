@@ -28,7 +28,7 @@ from efface.auditing.audits.alignment_matrix import cross_matrix
 from efface.auditing.audits.oracle_gap import OracleGap
 from efface.auditing.evidence import Cost, Evidence
 from efface.auditing.observations import Observations
-from efface.auditing.observers.observe import ObservationSettings
+from efface.auditing.observers.settings import ObservationSettings
 from efface.auditing.verdict import judge
 from efface.errors import EffaceError
 from efface.training import defaults

@@ -30,7 +30,7 @@ from research.paths import RESULTS, RUNS
 import efface
 from efface import api
 from efface.auditing.observations import Observations
-from efface.auditing.observers.observe import ObservationSettings
+from efface.auditing.observers.settings import ObservationSettings
 from efface.data.dataset import Data
 from efface.data.split import Split
 from efface.stats import placements

@@ -25,7 +25,7 @@ from efface.auditing.attacks import fitted, model_pairs, reference_models
 from efface.auditing.audits.per_example import PerExample
 from efface.auditing.evidence import Evidence
 from efface.auditing.observations import Observations
-from efface.auditing.observers.observe import ObservationSettings
+from efface.auditing.observers.settings import ObservationSettings
 
 HOME, RESULT = RUNS / "references", RESULTS / "references.json"
 SEED = 10

@@ -28,7 +28,7 @@ from research.procedures import pool_signals
 
 from efface.auditing.attacks.learned import fit_attack
 from efface.auditing.bank_file import load_bank
-from efface.auditing.observers.observe import ObservationSettings
+from efface.auditing.observers.settings import ObservationSettings
 from efface.auditing.verdict import Verdict
 from efface.runs import audit, train
 from efface.runs.bank_plan import plan_bank, write_bank_plan

@@ -27,7 +27,7 @@ import efface
 from efface.auditing import signals
 from efface.auditing.bank_file import load_bank
 from efface.auditing.observations import Observations
-from efface.auditing.observers.observe import ObservationSettings
+from efface.auditing.observers.settings import ObservationSettings
 from efface.auditing.reference_bank import ReferenceBank
 from efface.auditing.rehearsals import judge_rehearsals
 from efface.data.split import partition

@@ -36,8 +36,8 @@ from torch import Tensor, nn
 import efface
 from efface import config
 from efface.auditing.observations import Observations
-from efface.auditing.observers.observe import ObservationSettings
 from efface.auditing.observers.relearn import RelearnPart, RelearnSettings, relearn_model
+from efface.auditing.observers.settings import ObservationSettings
 from efface.data.split import Split
 from efface.training import batch as training_batch
 from efface.training.checkpoint import Checkpoint

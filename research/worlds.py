@@ -22,7 +22,7 @@ from efface.auditing import signals
 from efface.auditing.audits.oracle_gap import OracleGap
 from efface.auditing.evidence import Cost, Evidence
 from efface.auditing.observations import Observations
-from efface.auditing.observers.observe import ObservationSettings
+from efface.auditing.observers.settings import ObservationSettings
 from efface.auditing.representations import accuracy, knn_accuracy, linear_probe
 from efface.data.dataset import Data
 from efface.data.split import Split, select_matched_valid

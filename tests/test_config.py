@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from efface import config
-from efface.auditing.observers.observe import ObservationSettings
+from efface.auditing.observers.settings import ObservationSettings
 from efface.errors import EffaceError
 from efface.training.augment import Views
 from efface.training.objectives import CHOICES, OBJECTIVES, SimClr

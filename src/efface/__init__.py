@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from efface.api import audit, observe, pretrain, split, unlearn
     from efface.auditing.criteria import Criteria
     from efface.auditing.observations import Observations
-    from efface.auditing.observers.observe import ObservationSettings
+    from efface.auditing.observers.settings import ObservationSettings
     from efface.data.dataset import Data
     from efface.data.sources import load
     from efface.data.split import Split

@@ -19,7 +19,8 @@ from efface.auditing.calibration import calibrate_evidence
 from efface.auditing.criteria import Criteria
 from efface.auditing.evidence import Cost, Evidence, Finding
 from efface.auditing.observations import Observations
-from efface.auditing.observers.observe import ObservationSettings, Observed, observe_model
+from efface.auditing.observers.observe import Observed, observe_model
+from efface.auditing.observers.settings import ObservationSettings
 from efface.auditing.observers.weight_changes import WeightChange, measure_changes
 from efface.auditing.reference_bank import ReferenceBank
 from efface.auditing.sequential import RequestSequence, worst_exit_code

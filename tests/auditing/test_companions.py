@@ -10,7 +10,8 @@ import pytest
 from efface.auditing.audits import AUDITS
 from efface.auditing.evidence import Evidence
 from efface.auditing.observations import COMPANIONS, Observations
-from efface.auditing.observers.observe import ObservationSettings, observe_model
+from efface.auditing.observers.observe import observe_model
+from efface.auditing.observers.settings import ObservationSettings
 from efface.auditing.observers.spot_check import spot_check
 from efface.data.dataset import Data
 from efface.data.split import Split, partition, select_forget_set

@@ -11,13 +11,9 @@ import torch
 
 from efface import api
 from efface.auditing.observations import Observations
-from efface.auditing.observers.observe import (
-    ObservationSettings,
-    _Observer,
-    observe_model,
-    sample_by_key,
-    select_positions,
-)
+from efface.auditing.observers.model_observer import ModelObserver
+from efface.auditing.observers.observe import observe_model, sample_by_key, select_positions
+from efface.auditing.observers.settings import ObservationSettings
 from efface.data import array_files
 from efface.data.dataset import Data
 from efface.data.split import Split
@@ -81,7 +77,7 @@ def test_signals_equal_the_reference_implementation():
     model, data, split, views = world()
     seen = observe_model(model, data, split, views, WATCH)
     model.eval()
-    look = _Observer(model, data, views, WATCH, None)
+    look = ModelObserver(model, data, views, WATCH, None)
     banked = sample_by_key(data, split.valid, 8)
     with torch.no_grad():
         z = [[model(view[None])[0].tolist() for view in example] for example in look.views_of(split.forget, 3)]
@@ -103,7 +99,7 @@ def test_signals_equal_the_reference_implementation():
 def test_signals_of_a_pair_equal_the_reference_implementation():
     model, data, split, views = world("clip")
     seen = observe_model(model, data, split, views, WATCH)
-    look = _Observer(model.eval(), data, views, WATCH, None)
+    look = ModelObserver(model.eval(), data, views, WATCH, None)
     banked = sample_by_key(data, split.valid, 8)
     with torch.no_grad():
         z = [[model(view[None])[0].tolist() for view in example] for example in look.views_of(split.forget, 3)]
@@ -121,7 +117,7 @@ def test_signals_of_a_pair_equal_the_reference_implementation():
 def test_a_valid_pair_is_compared_with_every_other_caption_of_the_bank():
     model, data, split, views = world("clip")
     seen = observe_model(model, data, split, views, dataclasses.replace(WATCH, valid=True))
-    look = _Observer(model.eval(), data, views, WATCH, None)
+    look = ModelObserver(model.eval(), data, views, WATCH, None)
     banked = sample_by_key(data, split.valid, 8)
     with torch.no_grad():
         z = [[model(view[None])[0].tolist() for view in example] for example in look.views_of(split.valid, 3)]

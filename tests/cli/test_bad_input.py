@@ -26,8 +26,8 @@ import yaml
 
 from efface.auditing.compatibility import CompatibilityCriteria
 from efface.auditing.criteria import Criteria
-from efface.auditing.observers.observe import ObservationSettings
 from efface.auditing.observers.relearn import RelearnSettings
+from efface.auditing.observers.settings import ObservationSettings
 from efface.runs import references
 from efface.training.augment import Views
 from efface.training.networks.backbones import Backbone

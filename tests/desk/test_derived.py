@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from efface.auditing.observers.observe import ObservationSettings
+from efface.auditing.observers.settings import ObservationSettings
 from efface.desk import open_desk
 from efface.desk.derived import drop_from_head, find_derived, rows_of_head
 from efface.desk.forgotten import ForgottenIds

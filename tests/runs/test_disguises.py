@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from efface import api
-from efface.auditing.observers.observe import ObservationSettings
+from efface.auditing.observers.settings import ObservationSettings
 from efface.data.dataset import Data
 from efface.errors import EffaceError
 from efface.runs import provenance

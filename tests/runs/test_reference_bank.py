@@ -57,7 +57,7 @@ def test_a_bank_is_the_same_for_every_request_and_is_extended(home, tmp_path, ef
 
 
 def _watch():
-    from efface.auditing.observers.observe import ObservationSettings
+    from efface.auditing.observers.settings import ObservationSettings
 
     return ObservationSettings(views=3)
 

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from efface import api
-from efface.auditing.observers.observe import ObservationSettings, observe_model
+from efface.auditing.observers.observe import observe_model
+from efface.auditing.observers.settings import ObservationSettings
 from efface.errors import EffaceError
 from efface.interop.architecture import guess_architecture
 from efface.interop.checkpoint_file import read_foreign

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 
 from efface import api, config
-from efface.auditing.observers.observe import ObservationSettings, select_positions
+from efface.auditing.observers.observe import select_positions
+from efface.auditing.observers.settings import ObservationSettings
 from efface.bench.grid import LOCAL_JOBS, Grid
 from efface.bench.plan import METHOD_CHOICES, FamilyPlan, load_divided, plan_bench
 from efface.data.dataset import Data

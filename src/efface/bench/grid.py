@@ -10,7 +10,7 @@ from typing import Any
 
 from efface import config
 from efface.auditing.criteria import Criteria
-from efface.auditing.observers.observe import ObservationSettings
+from efface.auditing.observers.settings import ObservationSettings
 from efface.config import Settings
 from efface.errors import EffaceError, unknown_name_error
 from efface.runs.run import Sizes

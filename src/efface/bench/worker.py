@@ -20,7 +20,7 @@ from efface.auditing import signals
 from efface.auditing.criteria import Criteria
 from efface.auditing.evidence import Cost
 from efface.auditing.observations import Observations
-from efface.auditing.observers.observe import ObservationSettings
+from efface.auditing.observers.settings import ObservationSettings
 from efface.bench.outcome import StoredOutcome
 from efface.bench.plan import METHOD_CHOICES, TaskKind
 from efface.bench.selection import score_setting

@@ -136,7 +136,7 @@ def _make_bank(
 ) -> None:
     """Plan a reference bank, and make what is missing of it."""
     from efface import config
-    from efface.auditing.observers.observe import ObservationSettings
+    from efface.auditing.observers.settings import ObservationSettings
     from efface.errors import EffaceError
     from efface.runs import bank_plan, reference_bank
     from efface.runs.data_at_hand import DataChecks

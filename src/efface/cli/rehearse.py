@@ -57,7 +57,7 @@ def rehearse_command(
     --recheck is for who did not make them: it draws some at random, makes them again, and compares.
     """
     from efface import config
-    from efface.auditing.observers.observe import ObservationSettings
+    from efface.auditing.observers.settings import ObservationSettings
     from efface.errors import EffaceError
     from efface.runs import rehearsal_plan, rehearsals, stored_rehearsals
     from efface.runs.data_at_hand import DataChecks

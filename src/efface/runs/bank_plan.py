@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import Field
 
 from efface import config
-from efface.auditing.observers.observe import ObservationSettings
+from efface.auditing.observers.settings import ObservationSettings
 from efface.data.clusters import cluster_copies
 from efface.data.dataset import Data
 from efface.data.split import Split

@@ -19,7 +19,8 @@ import numpy as np
 from efface import config
 from efface.auditing.criteria import Criteria
 from efface.auditing.observations import OUTDATED, Observations
-from efface.auditing.observers.observe import ObservationSettings, select_positions
+from efface.auditing.observers.observe import select_positions
+from efface.auditing.observers.settings import ObservationSettings
 from efface.data.dataset import Data
 from efface.data.split import Split
 from efface.training.augment import Views

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from efface.auditing.evidence import Cost, Finding
 from efface.auditing.observations import Observations
-from efface.auditing.observers.observe import ObservationSettings
+from efface.auditing.observers.settings import ObservationSettings
 from efface.data.dataset import Data, quote_first
 from efface.data.split import EARLIER, NEVER_TRAINED, SPLIT_PARTS, Split
 from efface.errors import EffaceError

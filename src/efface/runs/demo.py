@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from efface import api
-from efface.auditing.observers.observe import ObservationSettings
+from efface.auditing.observers.settings import ObservationSettings
 from efface.auditing.verdict import Verdict, judge
 from efface.errors import EffaceError, unknown_name_error
 from efface.files import write_text

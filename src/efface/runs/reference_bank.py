@@ -19,7 +19,8 @@ import yaml
 from efface import api, config
 from efface.auditing import signals
 from efface.auditing.bank_file import BANK_FILE, HalfScores, join_halves, save_bank
-from efface.auditing.observers.observe import ObservationSettings, observe_model
+from efface.auditing.observers.observe import observe_model
+from efface.auditing.observers.settings import ObservationSettings
 from efface.auditing.reference_bank import ReferenceBank, draw_halves
 from efface.data.dataset import Data
 from efface.data.split import Split

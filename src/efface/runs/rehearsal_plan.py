@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from efface import config
-from efface.auditing.observers.observe import ObservationSettings
+from efface.auditing.observers.settings import ObservationSettings
 from efface.auditing.rehearsals import FEWEST_REHEARSALS
 from efface.data.split import Split
 from efface.errors import EffaceError

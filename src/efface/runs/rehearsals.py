@@ -20,13 +20,8 @@ from efface import api, config
 from efface.auditing import signals
 from efface.auditing.bank_file import load_bank
 from efface.auditing.observations import OBSERVED_PARTS, Observations
-from efface.auditing.observers.observe import (
-    RENEWED,
-    RENEWED_PARTS,
-    ObservationSettings,
-    observe_model,
-    sample_by_key,
-)
+from efface.auditing.observers.observe import RENEWED, RENEWED_PARTS, observe_model, sample_by_key
+from efface.auditing.observers.settings import ObservationSettings
 from efface.data.dataset import Data
 from efface.data.selectors import Selection
 from efface.data.split import Split, move_to_forget

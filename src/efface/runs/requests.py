@@ -15,8 +15,8 @@ from typing import Any, Self
 from efface import config
 from efface.auditing.compatibility import CompatibilityCriteria
 from efface.auditing.criteria import Criteria
-from efface.auditing.observers.observe import ObservationSettings
 from efface.auditing.observers.relearn import RelearnSettings
+from efface.auditing.observers.settings import ObservationSettings
 from efface.config import Settings
 from efface.errors import EffaceError, suggest_name
 from efface.interop.averages import AveragedWeights

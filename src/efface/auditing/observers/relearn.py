@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 
 from efface.auditing.observations import Observations
-from efface.auditing.observers.observe import ObservationSettings, observe_model
+from efface.auditing.observers.observe import observe_model
+from efface.auditing.observers.settings import ObservationSettings
 from efface.config import Settings
 from efface.data.dataset import Data
 from efface.data.split import Split

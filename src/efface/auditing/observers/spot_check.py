@@ -13,14 +13,9 @@ from dataclasses import replace
 import numpy as np
 
 from efface.auditing.observations import COMPANIONS, WITHHELD, Observations
-from efface.auditing.observers.observe import (
-    CONTROL_PART,
-    RENEWED_PARTS,
-    ObservationSettings,
-    count_observed,
-    observe_model,
-    select_positions,
-)
+from efface.auditing.observers.model_observer import CONTROL_PART
+from efface.auditing.observers.observe import RENEWED_PARTS, count_observed, observe_model, select_positions
+from efface.auditing.observers.settings import ObservationSettings
 from efface.data.array_files import row_chunks
 from efface.data.dataset import Data
 from efface.data.split import Split
