@@ -44,7 +44,7 @@ from efface.unlearning.inputs import build_inputs
 from efface.unlearning.methods import METHODS, Method
 from efface.unlearning.plugins import AUTO, get_plugin_origin, load_plugins
 from efface.unlearning.protocol import Needs
-from efface.unlearning.search import auto_settings_error, resolve_budget, search_methods
+from efface.unlearning.search import BANK_CANDIDATE, auto_settings_error, resolve_budget, search_methods
 from efface.unlearning.targets import MarginTargets
 
 load_plugins(METHODS)
@@ -201,8 +201,9 @@ def unlearn(
         start: The original checkpoint; it is not changed.
         data: The examples.
         split: Which examples to forget, and which to retain.
-        method: A name from ``METHODS``, a method, or ``auto``: choose a method by unseen examples, see
-            :mod:`efface.unlearning.search`; the trials are then in the result's ``search``.
+        method: A name from ``METHODS``, a method, or ``auto``: with a bank the method that takes targets from it, else
+            choose one by unseen examples, see :mod:`efface.unlearning.search`; the trials are then in the result's
+            ``search``.
         seed: Seed of everything random; by default the original's. For ``retrain`` it is the seed of the new weights.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``, or a device.
         bf16: Use bfloat16 autocast.
@@ -230,6 +231,10 @@ def unlearn(
     run = Run(seed=seed, device=where, log=log, bf16=bf16, resume_store=resume_store, stage_store=stage_store)
     end = config.build(StoppingRule, stop, path="stop.") if isinstance(stop, Mapping) else stop
     stopped, search = None, None
+    if method == AUTO and bank is not None and end is None and budget is None:
+        if settings:
+            raise auto_settings_error(settings)
+        method = BANK_CANDIDATE  # it knows how hard each example is, and needs no trials
     asked = METHODS.get(method) if isinstance(method, str) else method
     if (end is not None or budget is not None) and asked is not None and Needs.TARGETS in asked.needs:
         raise EffaceError(

@@ -338,3 +338,16 @@ def test_a_method_gets_one_half_of_a_bank_and_its_audit_the_other(home, efface):
     assert record.bank is not None and record.bank.divided
     assert record.bank.digest == bank.part_for("audit").digest
     assert len(judged.evidence.calibration) == 1  # of three pairs, one is the audit's
+
+
+def test_auto_with_a_bank_takes_the_method_that_knows_it(home, efface):
+    words = ["--forget", "@random:6", "--bank", home / "bank", "--quiet"]
+    for name, method in (("chosen", "auto"), ("named", "reference_matching")):
+        code, _, err = efface("unlearn", home / "original", *words, "--method", method, "--out", home / name)
+        assert code == 0, err
+    chosen, named = (json.loads((home / name / "meta.json").read_text()) for name in ("chosen", "named"))
+    assert chosen["method"] == named["method"] and chosen["digest"] == named["digest"] and not chosen.get("search")
+    more = ["--method", "auto", "--budget", "50", "--out", home / "budget"]
+    code, _, err = efface("unlearn", home / "original", *words, *more)
+    assert code == 0, err  # a budget asks for trials
+    assert json.loads((home / "budget" / "meta.json").read_text())["search"] is not None

@@ -42,6 +42,9 @@ CANDIDATES: tuple[str, ...] = (
     "margin_matching", "alignment_calibration", "gradient_constraint", "salun", "finetune",
 )  # fmt: skip
 """Methods in the order in which they are tried; those that do not fit the checkpoint are left out."""
+BANK_CANDIDATE = "reference_matching"
+"""What ``auto`` takes where there is a reference bank. It is told how hard each example is for models without it,
+which unseen examples cannot show for a few pictures: there is nothing to search for."""
 GROUP_CANDIDATES: tuple[str, ...] = (
     "alignment_calibration", *(name for name in CANDIDATES if name != "alignment_calibration"),
 )  # fmt: skip
