@@ -52,18 +52,18 @@ METHODS: dict[str, dict[str, Any]] = {
     "original": {"name": "finetune", "epochs": 1, "optim": {"lr": 1e-7}},
 }
 FAMILIES: dict[str, dict[str, Any]] = {
-    "simclr": {"objective": {"name": "simclr", "temperature": 0.1, "dim": 64}, "epochs": 400},
-    "moco": {"objective": {"name": "moco", "temperature": 0.1, "dim": 64, "queue": 1024}, "epochs": 250},
+    "simclr": {"objective": {"name": "simclr", "temperature": 0.1, "dim": 64}, "epochs": 200},
+    "moco": {"objective": {"name": "moco", "temperature": 0.1, "dim": 64, "queue": 1024}, "epochs": 200},
     "byol": {"objective": "byol", "epochs": 400},
     "resnet": {"objective": "cross_entropy", "epochs": 300, "optim": {"lr": 0.1, "warmup": 0.05}},
 }
-"""As many epochs as it takes to memorize single images: those of ``research/frontier.py``."""
 RECIPE: dict[str, Any] = {
     "backbone": {"name": "resnet8", "width": 16, "stride": 2},
     "batch_size": 100,
     "optim": {"lr": 0.06, "warmup": 0.05},
-    "views": {"crop": [0.5, 1.0], "flip": True, "brightness": 0.4, "contrast": 0.4, "saturation": 0, "hue": 0},
+    "views": {"crop": [0.9, 1.0], "flip": False, "brightness": 0.2, "contrast": 0.2, "saturation": 0, "hue": 0},
 }
+"""Mild views and many epochs, so that single images are memorized: without a trace there is nothing to decide."""
 BANK = {"models": 8, "share": 0.3}
 WATCH = ObservationSettings(views=5, gradient=False)
 COMMON: dict[str, Any] = {"device": "cpu", "bf16": False}
@@ -133,6 +133,9 @@ def measure(home: Path, name: str, request: dict[str, Any], requests: int, jobs:
     whole, cost = read_meta(home / "original")["cost"], read_meta(run)["cost"]
     return {
         **dict(describe(judged.verdict)),
+        "controls": []
+        if judged.verdict.rehearsed is None
+        else [f"{one.name} ({one.word})" for one in judged.verdict.rehearsed.controls if one.word != "passed"],
         "signals": None if rehearsals is None else pool_signals(rehearsals, half, fit_attack(half)),
         "knn": {one.name: one.value for one in judged.findings}.get("utility.knn20.test"),
         "seconds": round(cost["seconds"], 2),
