@@ -58,8 +58,8 @@ def _check_unseen(
         )
     tested: list[tuple[str, float, float]] = []
     changed = _changes(rehearsals, before, usable)
-    # Both may differ by delta: over so many models, a holdout of other examples than the control's differs by less for no
-    # fault. A rise since the original shows at least as much in the change as in the level, which alone hides a leak.
+    # Both may differ by delta: over so many models any two samples of examples differ, for no fault. A rise since the
+    # original shows at least as much in the change as in the level, which alone hides a leak.
     for models, label in ((rehearsals, ""), (changed, " since the original")):
         for name in usable if models else ():
             placed = pool_placements(models, name, "holdout", "control")
