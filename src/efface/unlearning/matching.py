@@ -24,7 +24,7 @@ from efface.training.optim import Optim, OptimizerType
 from efface.unlearning.margins import BACKBONE, OUTPUT, Embeddings, compute_margins
 from efface.unlearning.protocol import MethodInputs
 
-LEAST_STEPS, EXAMPLES_PER_STEP = 24, 8
+LEAST_STEPS, EXAMPLES_PER_STEP = 48, 8
 """Default number of steps: the first, and one more for so many forgotten examples."""
 MOST_STEPS, LONG_TRAINING = 160, 2000
 """Most steps of these methods by default, up to a tenth of the original's, where those were fewer than the second."""
@@ -65,14 +65,14 @@ class MatchedMargins(Settings):
     tau: Positive = 0.1
     """Temperature τ of the margins in spaces of embeddings."""
     steps: Count | None = None
-    """Optimizer steps; by default 24 and one for every 8 of F, but a twentieth of retraining's (of few: a tenth)."""
+    """Optimizer steps; by default 48 and one for every 8 of F, but a twentieth of retraining's (of few: a tenth)."""
     epochs: Count | None = None
     """In place of ``steps``: as many as so many passes over R take at the original's batch size."""
     batch_size: Count | None = None
     """Retained examples per step; by default the original's, at most 48."""
     forget_batch_size: PairCount = 40
     """Rows of F, of V and of R per step for the margins; a smaller F is repeated with other views."""
-    optim: Optim = field(default_factory=lambda: Optim(rule=OptimizerType.ADAMW, lr=4e-3, clip=5.0))
+    optim: Optim = field(default_factory=lambda: Optim(rule=OptimizerType.ADAMW, lr=1e-3, clip=5.0))
     """Optimizer."""
 
     def distances(self, inputs: MethodInputs) -> dict[str, Distance]:

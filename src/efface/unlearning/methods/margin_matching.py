@@ -17,7 +17,7 @@ gap of one batch is noisy (0.2 for 40 of F and 40 of V); hence the running mean.
 hundreds of examples: the gap to V is as uncertain as V's mean, with 200 of them 0.02 in an AUC, and V tells little
 about a whole class or group. Where a reference bank exists, ``reference_matching`` does not depend on that.
 
-What it costs grows with F and not with the data: 24 steps and one for every 8 forgotten examples, and a step reads 48
+What it costs grows with F and not with the data: 48 steps and one for every 8 forgotten examples, and a step reads 48
 of R, 40 of F (a small F is repeated, with other views) and 40 of V. The margins of R are those of the task's batch. V
 keeps its views, so that θ₀ sees each batch of V once. Slower settings come closer where the cost does not matter:
 ``steps=160, forget_batch_size=100, memory=0.9, optim.lr=0.001``.

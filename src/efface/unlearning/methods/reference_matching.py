@@ -17,7 +17,7 @@ against it, the task and the hold, and so leaves a part of the distance; the mul
 in the method of multipliers (Hestenes 1969, Powell 1969). What sets examples apart counts less than their mean (α): to
 move each of them by itself costs the retained more.
 
-What it costs grows with F and not with the data, as for ``margin_matching``: 24 steps and one for every 8 forgotten
+What it costs grows with F and not with the data, as for ``margin_matching``: 48 steps and one for every 8 forgotten
 examples, of 48 rows of R, 40 of F (a small F is repeated, with other views) and 40 of V.
 
 Source      ours; requests of 1 to 60 examples are measured in docs/small_requests.md.
