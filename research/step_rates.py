@@ -42,8 +42,13 @@ HOME, RESULT = RUNS / "step_rates", RESULTS / "step_rates.json"
 SIGNALS = ("backbone.margin", "projector.margin", "learned")
 REQUESTS = {"digits": (10, 100), "simclr": (12, 20), "moco": (12, 20)}
 """Family to the number of requests and the examples in each."""
-PACES = {"24 steps at .004": (24, 4e-3), "48 steps at .001": (48, 1e-3), "before": (0, 0.0)}
-"""Steps for a few examples, and the rate; one more step for every 8 examples."""
+PACES = {
+    "24 steps at .004": (24, 4e-3, 0.08),
+    "48 steps at .001, multiplier .08": (48, 1e-3, 0.08),
+    "48 steps at .001": (48, 1e-3, 0.04),
+    "before": (0, 0.0, 0.0),
+}
+"""Steps for a few examples, the rate, and the multiplier; one more step for every 8 examples."""
 SEED = 100
 
 
@@ -83,7 +88,7 @@ class World:
 
 def measure(world: World, method: str, pace: str) -> dict[str, Any]:
     """Pool the forgotten and the retained of all requests at one pace."""
-    steps, rate = PACES[pace]
+    steps, rate, multiplier = PACES[pace]
     looked, seconds = list[Rehearsal](), 0.0
     for number, rows in enumerate(world.sets):
         split, model, began = world.request(rows), world.original, process_time()
@@ -91,6 +96,7 @@ def measure(world: World, method: str, pace: str) -> dict[str, Any]:
             model = api.unlearn(
                 world.original, world.data, split, method, seed=7000 + number, device="cpu",
                 bank=world.bank if method == "reference_matching" else None, steps=steps + len(rows) // 8,
+                multiplier=multiplier,
                 optim=Optim(rule=OptimizerType.ADAMW, lr=rate, clip=5.0),
             )  # fmt: skip
         seconds += process_time() - began

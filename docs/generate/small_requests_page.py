@@ -23,7 +23,26 @@ def page() -> list[str]:
         lines.append(table_row(row["k"], row["name"], row["requests"], *told, *cost))
     made = made_by(result, "`python -m research.small_requests make` and `table`")
     lines += ["", f"Mean placement ± standard error over requests; steps and examples are means. {made}", ""]
-    return [*lines, *costs()]
+    return [*lines, *(paces() if (RESULTS / "step_rates.json").exists() else []), *costs()]
+
+
+def paces() -> list[str]:
+    """What the forgotten and the retained are at each pace, one row for each family and method."""
+    result, names = read_json(RESULTS / "step_rates.json"), ("backbone.margin", "projector.margin", "learned")
+    shown = ("backbone", "projector", "learned")
+    titles = (*(f"F, {name}" for name in shown), *(f"R, {name}" for name in shown), "seconds")
+    lines = ["### How fast", "", *table_head("original", "method", "pace", *titles)]
+    for row in result["rows"]:
+        forgotten = ("{:.3f} ({:.3f} to {:.3f})".format(*row["forgotten"][name]) for name in names)
+        retained = (f"{row['retained'][name]:.3f}" for name in names)
+        pace = MISSING if row["pace"] == "before" else row["pace"]
+        lines.append(table_row(row["family"], row["method"], pace, *forgotten, *retained, f"{row['seconds']:.1f}"))
+    said = (
+        "One world of each family: ten requests of 100 of 1 000 digits, twelve of 20 of 2 000 images of Fashion-MNIST. "
+        "AUC against never-trained examples, pooled, with its 90 % interval, calibrated by a reference bank. One more "
+        "step for every 8 examples. Seconds of one request, one thread."
+    )
+    return [*lines, "", f"{said} {made_by(result['machine'], '`python -m research.step_rates`')}", ""]
 
 
 def costs() -> list[str]:
