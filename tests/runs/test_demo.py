@@ -35,7 +35,7 @@ def test_it_shows_a_row_for_each_model_and_writes_its_reports(small, tmp_path):
     for method in ("retrained", *demo.DEMO_METHODS):
         assert (tmp_path / "d" / method / "report.html").exists()
     text = "\n".join(shown.lines())
-    assert "reference_matching" in text and "validated:" in text
+    assert "margin_matching" in text and "validated:" in text
     assert str(tmp_path / "d" / "finetune" / "report.html") in text
     assert json.loads((tmp_path / "d" / demo.DONE).read_text())["rows"][0]["model"] == "original"
     with pytest.raises(EffaceError, match="exists already"):

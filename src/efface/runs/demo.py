@@ -1,6 +1,6 @@
 """The demo: overfit a contrastive encoder on few images, unlearn a tenth of them, and audit the results.
 
-It runs the usual verbs: pretrain, references --bank, unlearn (retrain, fine-tune, reference matching), rehearse, audit.
+It runs the usual verbs: pretrain, unlearn (fine-tune, margin matching, retrain), references --bank, rehearse, audit.
 The settings are chosen so that the audit has power: few images, many epochs, a low temperature and mild crops make an
 encoder memorize single images well enough for an attack to detect it (``research/demo_power.py`` measures how often).
 """
@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from efface import api
-from efface.auditing.observers.settings import ObservationSettings
+from efface.auditing.observers.observe import ObservationSettings
 from efface.auditing.verdict import Verdict, judge
 from efface.errors import EffaceError, unknown_name_error
 from efface.files import write_text
@@ -61,12 +61,11 @@ REGIMES: dict[str, dict[str, Any]] = {
 }
 """Settings of the original, by data set."""
 FORGET = "@random:0.1"
-DEMO_METHODS = ("finetune", "reference_matching")
-"""A method that leaves most of it, and one that does not. The second takes its targets from one half of the bank, and
-the audits use the other half."""
+DEMO_METHODS = ("finetune", "margin_matching")
+"""A method that leaves most of it, and one that does not."""
 DEMO_BANK = {"models": 8, "share": 0.5}
 """Models of the demo's reference bank, and their share of the original's epochs."""
-REHEARSED = {"finetune": 5, "reference_matching": 36}
+REHEARSED = {"finetune": 5, "margin_matching": 36}
 """Rehearsed requests of each method: each example four times, with other ones; fewer where the answer is plain."""
 DEMO_VIEWS = 5
 """Views per example in the demo's observations: half as many as usual, for its time."""
@@ -159,16 +158,13 @@ def run_demo(
     names = {"retrain": "retrained", **{method: method for method in DEMO_METHODS}}
     asked = {name: {"forget": FORGET, "method": method, **common} for method, name in names.items()}
     asked["retrained"]["seed"] = seed + 1  # so that it is independent of the original
-    asked[DEMO_METHODS[1]]["bank"] = str(bank.home.resolve())
-    work = {
-        name: Task(name, _unlearn, (original, out / name, wanted), is_done=(out / name).exists)
+    progress.say("Unlearning, and training the reference bank: half-data models that every later request uses")
+    work = [
+        Task(name, _unlearn, (original, out / name, wanted), is_done=(out / name).exists)
         for name, wanted in asked.items()
-    }
-    progress.say("Retraining, and training the reference bank: half-data models that every later request uses")
-    run_tasks([work["retrained"], *list_bank_tasks(bank, device)], say=progress.say)
+    ]
+    run_tasks([*work, *list_bank_tasks(bank, device)], say=progress.say)
     join_bank(bank)
-    progress.say("Unlearning by two methods")
-    run_tasks([work[method] for method in DEMO_METHODS], say=progress.say)
     progress.say("Rehearsing both methods on other requests of the same size")
     plans = [
         plan_rehearsals(out / method, out / f"rehearsals-{method}", REHEARSED[method], watch=watch, checks=checks)
