@@ -39,8 +39,6 @@ def load_rehearsals(plan: RehearsalPlan) -> dict[str, Observations]:
                     f"{plan.file_of(name)} is not a part of these rehearsals.", wrong,
                     "Delete it and rehearse again: what is missing is made anew.",
                 )  # fmt: skip
-    for one in found.values():
-        one.meta.pop(TASK, None)
     return found
 
 
