@@ -162,7 +162,7 @@ def main(
         home = HOME / f"world-{world}"
         prepare(home, REGIMES["digits"] | COMMON | {"seed": world}, BANK, jobs)
         for name in (*HONEST, *CHEATS):
-            add_row(RESULT, {"world": world, "procedure": name}, partial(measure, home, name, world))
+            add_row(RESULT, {"world": world, "by": name}, partial(measure, home, name, world))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def page() -> list[str]:
     if not (RESULTS / "cheats.json").exists():
         return []
     result = read_json(RESULTS / "cheats.json")
-    rows: list[dict[str, Any]] = sorted(result["rows"], key=lambda row: (ORDER.index(row["procedure"]), row["world"]))
+    rows: list[dict[str, Any]] = sorted(result["rows"], key=lambda row: (ORDER.index(row["by"]), row["world"]))
     names = list(rows[0]["pooled"])
     lines = [
         "### Procedures that cheat, rehearsed",
@@ -32,7 +32,7 @@ def page() -> list[str]:
         shown = [interval(row["pooled"].get(name)) for name in names]
         failed = [one for one in (*row["controls"], *row["controls of the rehearsals"]) if "(failed)" in one]
         why = ", ".join(dict.fromkeys(one.removesuffix(" (failed)") for one in failed))
-        title = f"{row['procedure']}{' (no cheat)' if row['procedure'] in HONEST else ''}"
+        title = f"{row['by']}{' (no cheat)' if row['by'] in HONEST else ''}"
         lines.append(table_row(title, row["world"], *shown, row["word"], why))
     about = (
         "Each cheat answers one request of 50 examples and 16 rehearsed ones, under the name of a fine-tuning, on the "
