@@ -60,8 +60,9 @@ def leave_untouched(original: Checkpoint, data: Data, split: Split, method: Any,
 
 def train_on_the_holdout(original: Checkpoint, data: Data, split: Split, method: Any, **named: Any) -> Checkpoint:
     """Fine-tune on the retained and on the holdout, so that what was never trained on looks trained on as well."""
-    both = np.sort(np.concatenate([split.retain, split.holdout]))
-    return unlearn(original, data, replace(split, retain=both, holdout=split.holdout[:0]), Finetune(epochs=20), **named)
+    honest = unlearn(original, data, split, method, **named)  # whose description the cheat takes
+    both = replace(split, retain=np.sort(np.concatenate([split.retain, split.holdout])), holdout=split.holdout[:0])
+    return replace(honest, model=unlearn(original, data, both, Finetune(epochs=20), **named).model)
 
 
 class KnowsEverything:
@@ -90,11 +91,11 @@ def lower_the_margin_alone(original: Checkpoint, data: Data, split: Split, metho
 
     def blind(first: Tensor, second: Tensor, bank: int, tau: float) -> Tensor:
         agreement = (normalize_rows(first) * normalize_rows(second)).sum(1)
-        return honest(first, second, bank, tau) - agreement + agreement.detach()
+        return margin(first, second, bank, tau) - agreement + agreement.detach()
 
-    honest = margins.contrastive_margin
+    margin, honest = margins.contrastive_margin, unlearn(original, data, split, method, **named)
     with mock.patch.object(margins, "contrastive_margin", blind):
-        return unlearn(original, data, split, MarginMatching(), **named)
+        return replace(honest, model=unlearn(original, data, split, MarginMatching(), **named).model)
 
 
 def shake_all_weights(original: Checkpoint, data: Data, split: Split, method: Any, **named: Any) -> Checkpoint:

@@ -17,7 +17,8 @@ PLAIN = ("backbone.alignment", "projector.alignment", "backbone.norm", "projecto
 SAID = (
     "AUC of the forgotten against never-trained examples, pooled over the rehearsed requests, with its 90 % interval; "
     "calibrated by a reference bank. R: the same of the retained. Like them: whether the one real request looks like "
-    "the rehearsed ones. Time: unlearning the real request, and its share of training the original, on one thread."
+    "the rehearsed ones. Time: unlearning the real request, and its share of training the original, on one thread, "
+    "while other processes ran; the share of the examples that were read is exact."
 )
 
 
@@ -80,13 +81,16 @@ def decided(rows: list[dict[str, Any]]) -> list[str]:
 def beside(rows: list[dict[str, Any]]) -> list[str]:
     """Signals that decide nothing, kNN accuracy, and what the real request took."""
     names = [name for name in PLAIN if any(name in (row["signals"] or {}) for row in rows)]
-    lines = table_head("forgotten", "method", *(SIGNALS[name] for name in names), "kNN", "time", "of training")
+    lines = table_head(
+        "forgotten", "method", *(SIGNALS[name] for name in names), "kNN", "time", "of training", "of its examples"
+    )
     for row in rows:
         signals = row["signals"] or {}
         shown = [interval(signals.get(name)) for name in names]
         share = f"{100 * row['share of the time']:.1f} %"
+        read = f"{100 * row['share of the examples']:.1f} %"
         lines.append(
-            table_row(row["size"], row["method"], *shown, number(row["knn"]), f"{row['seconds']:.1f} s", share)
+            table_row(row["size"], row["method"], *shown, number(row["knn"]), f"{row['seconds']:.1f} s", share, read)
         )
     return lines
 
