@@ -51,7 +51,7 @@ class MarginMatching(MatchedMargins):
     needs: ClassVar[Needs] = Needs.FORGET | Needs.RETAIN | Needs.VALID
     penalty: GapPenalty = GapPenalty.SQUARE
     """``square``: draws the gap to 0 from both sides; ``hinge``: only pushes down, as in earlier versions."""
-    multiplier: NotNegative = 0.04
+    multiplier: NotNegative = 0.08
     """Share of the gap that each step adds to its multiplier λ; 0: the square alone. Not used by ``hinge``."""
 
     def distances(self, inputs: MethodInputs) -> dict[str, Distance]:

@@ -48,7 +48,7 @@ class ReferenceMatching(MatchedMargins):
     needs: ClassVar[Needs] = Needs.FORGET | Needs.RETAIN | Needs.VALID | Needs.TARGETS
     backbone: NotNegative = 3.0
     """Weight of the distance in the backbone's features; 0 leaves it out."""
-    multiplier: NotNegative = 0.04
+    multiplier: NotNegative = 0.08
     """Share of the mean error that each step adds to the multiplier λ; 0: the square alone."""
     individual: NotNegative = 0.1
     """Weight α of what is left of each example's own error, beside the mean of all; 0: only the mean is matched."""
