@@ -25,16 +25,15 @@ import torch
 import typer
 from benchmarks.machine import add_row
 from research.paths import RESULTS, RUNS
-from research.request_sizes import COMMON, describe, prepare
+from research.request_sizes import COMMON, METHODS, WATCH, describe, list_objections, prepare
 from torch import Tensor
 
 from efface import api
-from efface.auditing.observers.settings import ObservationSettings
 from efface.data.dataset import Data
 from efface.data.split import Split
 from efface.runs import audit, train
 from efface.runs.data_at_hand import DataChecks
-from efface.runs.demo import REGIMES
+from efface.runs.demo import DEMO_BANK, REGIMES
 from efface.runs.rehearsal_plan import plan_rehearsals, write_rehearsal_plan
 from efface.runs.rehearsals import make_rehearsal
 from efface.training.checkpoint import Checkpoint
@@ -44,9 +43,7 @@ from efface.unlearning.methods import Finetune, MarginMatching
 
 HOME, RESULT = RUNS / "cheats", RESULTS / "cheats.json"
 SIZE, REQUESTS = 50, 16
-BANK = {"models": 8, "share": 0.5}
-WATCH = ObservationSettings(views=5, gradient=False)
-NOTHING = {"name": "finetune", "epochs": 1, "optim": {"lr": 1e-7}}
+NOTHING = METHODS["original"]
 """What the descriptions of all cheats say."""
 Cheat = Callable[..., Checkpoint]
 unlearn = api.unlearn
@@ -142,14 +139,12 @@ def measure(home: Path, name: str, world: int) -> dict[str, Any]:
             rehearsals = plan.home
     watch = {"views": WATCH.views, "gradient": False}
     judged = audit.audit_run(run, {"device": "cpu", "watch": watch}, bank=home / "bank", rehearsals=rehearsals)
-    failed = [f"{one.name} ({one.word})" for one in judged.verdict.controls if one.word != "passed"]
     pooled = judged.verdict.rehearsed
-    more = [] if pooled is None else [f"{one.name} ({one.word})" for one in pooled.controls if one.word != "passed"]
     return {
         **dict(describe(judged.verdict)),
         "sentence": judged.verdict.sentence,
-        "controls": failed,
-        "controls of the rehearsals": more,
+        "controls": list_objections(judged.verdict.controls),
+        "controls of the rehearsals": [] if pooled is None else list_objections(pooled.controls),
     }
 
 
@@ -161,7 +156,7 @@ def main(
     torch.set_num_threads(1)
     for world in range(worlds):
         home = HOME / f"world-{world}"
-        prepare(home, REGIMES["digits"] | COMMON | {"seed": world}, BANK, jobs)
+        prepare(home, REGIMES["digits"] | COMMON | {"seed": world}, DEMO_BANK, jobs)
         for name in (*HONEST, *CHEATS):
             add_row(RESULT, {"world": world, "by": name}, partial(measure, home, name, world))
 

@@ -14,7 +14,7 @@ research/results/request_sizes.json; a row that is there is not measured again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -28,6 +28,7 @@ from research.procedures import pool_signals
 
 from efface.auditing.attacks.learned import fit_attack
 from efface.auditing.bank_file import load_bank
+from efface.auditing.controls import Control
 from efface.auditing.observers.settings import ObservationSettings
 from efface.auditing.verdict import Verdict
 from efface.runs import audit, train
@@ -133,9 +134,7 @@ def measure(home: Path, name: str, request: dict[str, Any], requests: int, jobs:
     whole, cost = read_meta(home / "original")["cost"], read_meta(run)["cost"]
     return {
         **dict(describe(judged.verdict)),
-        "controls": []
-        if judged.verdict.rehearsed is None
-        else [f"{one.name} ({one.word})" for one in judged.verdict.rehearsed.controls if one.word != "passed"],
+        "controls": [] if judged.verdict.rehearsed is None else list_objections(judged.verdict.rehearsed.controls),
         "signals": None if rehearsals is None else pool_signals(rehearsals, half, fit_attack(half)),
         "knn": {one.name: one.value for one in judged.findings}.get("utility.knn20.test"),
         "seconds": round(cost["seconds"], 2),
@@ -159,6 +158,11 @@ def describe(verdict: Verdict) -> Iterator[tuple[str, Any]]:
         )
         yield "before", {one.signal: round(one.power[0], 4) for one in pooled.signals}
         yield "like them", pooled.like_them
+
+
+def list_objections(controls: Sequence[Control]) -> list[str]:
+    """The controls that did not pass, with their words."""
+    return [f"{one.name} ({one.word})" for one in controls if one.word != "passed"]
 
 
 if __name__ == "__main__":

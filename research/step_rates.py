@@ -45,7 +45,7 @@ REQUESTS = {"digits": (10, 100), "simclr": (12, 20), "moco": (12, 20)}
 PACES = {
     "24 steps at .004": (24, 4e-3, 0.08),
     "48 steps at .001, multiplier .08": (48, 1e-3, 0.08),
-    "48 steps at .001": (48, 1e-3, 0.04),
+    "48 steps at .001, multiplier .04": (48, 1e-3, 0.04),
     "before": (0, 0.0, 0.0),
 }
 """Steps for a few examples, the rate, and the multiplier; one more step for every 8 examples."""

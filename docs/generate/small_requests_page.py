@@ -35,7 +35,7 @@ def paces() -> list[str]:
     for row in result["rows"]:
         forgotten = ("{:.3f} ({:.3f} to {:.3f})".format(*row["forgotten"][name]) for name in names)
         retained = (f"{row['retained'][name]:.3f}" for name in names)
-        pace = {"before": MISSING, "48 steps at .001": "48 steps at .001, multiplier .04"}.get(row["pace"], row["pace"])
+        pace = MISSING if row["pace"] == "before" else row["pace"]
         lines.append(table_row(row["family"], row["method"], pace, *forgotten, *retained, f"{row['seconds']:.1f}"))
     said = (
         "One world of each family: ten requests of 100 of 1 000 digits, twelve of 20 of 2 000 images of Fashion-MNIST. "

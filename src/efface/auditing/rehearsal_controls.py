@@ -64,10 +64,9 @@ def _check_unseen(
         for name in usable if models else ():
             placed = pool_placements(models, name, "holdout", "control")
             by_key = pool_placements(models, name, "control", "holdout")
-            p = stats.one_sided_p_values(1 - by_key.others, placed.others, 0.5 + delta)[
-                0
-            ]  # by example, averaged over models
-            tested.append((name + label, placed.value, p))
+            # By example, averaged over models.
+            above, _ = stats.one_sided_p_values(1 - by_key.others, placed.others, 0.5 + delta)
+            tested.append((name + label, placed.value, above))
     return _significant(tested, alpha, "unseen", "inconclusive", "the holdout against other never-trained examples")
 
 
