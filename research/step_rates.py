@@ -31,6 +31,7 @@ from efface.auditing.observers.observe import observe_model, sample_by_key
 from efface.auditing.pooled_placements import Rehearsal, pool_placements
 from efface.data.selectors import Selection
 from efface.data.split import Split, move_to_forget
+from efface.runs import train
 from efface.runs.demo import DEMO_BANK, REGIMES
 from efface.runs.rehearsal_kinds import draw_sets
 from efface.runs.rehearsals import keep_scores
@@ -55,16 +56,20 @@ SEED = 100
 class World:
     """An original, its bank, and the requests that are made of it."""
 
-    def __init__(self, family: str) -> None:
+    def __init__(self, family: str, *, bank: bool = True) -> None:
         self.family, home = family, HOME / family
         digits = family == "digits"
         settings = REGIMES["digits"] | COMMON | {"seed": SEED} if digits else request_sizes.settings_of(family, SEED)
-        request_sizes.prepare(home, settings, DEMO_BANK if digits else request_sizes.BANK, 1)
+        if bank:
+            request_sizes.prepare(home, settings, DEMO_BANK if digits else request_sizes.BANK, 1)
+            self.bank = load_bank(home / "bank")
+            self.half = self.bank.part_for("audit")
+            self.attack = fit_attack(self.half)
+        elif not (home / "original").exists():
+            train.pretrain_run(home / "original", settings)
         opened = open_run(home / "original")
         self.data, self.split = opened.data, opened.split
-        self.original, self.bank = Checkpoint.load(home / "original"), load_bank(home / "bank")
-        self.half = self.bank.part_for("audit")
-        self.attack = fit_attack(self.half)
+        self.original = Checkpoint.load(home / "original")
         count, size = REQUESTS[family]
         self.sets = draw_sets(self.data, self.split, "random", size, count, SEED)
 

@@ -96,9 +96,9 @@ def given(method: Any, parts: dict[str, Subset], recipe: Recipe | None = None) -
     """Build the inputs of a method: the subsets that it needs, and the recipe."""
     targets = None
     if Needs.TARGETS in method.needs:
-        ids = parts["forget"].ids
-        margins = {space: torch.linspace(-0.1, 0.1, len(ids)) for space in ("backbone", "output")}
-        targets = MarginTargets(ids, margins, "0" * 64, 0.1)
+        ids = [parts[part].ids for part in ("forget", "valid")]
+        own, unseen = ({space: torch.linspace(-0.1, 0.1, len(one)) for space in ("backbone", "output")} for one in ids)
+        targets = MarginTargets(ids[0], own, "0" * 64, 0.1, ids[1], unseen)
     return MethodInputs(method.needs, parts, recipe, margin_targets=targets)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from efface import config
@@ -316,12 +317,19 @@ def margin_targets(bank: ReferenceBank, method: Method, data: Data, split: Split
             "Margins at different temperatures cannot be compared.",
             f"Set method.tau={observed:g}, or make the bank with --set watch.temperature={tau:g}.",
         )
-    keys = data.keys[split.forget]
-    labelled = "logits.margin" in half.scores
-    wanted = {"backbone": half.targets(keys, "backbone.margin") * tau}
-    wanted["output"] = half.targets(keys, "logits.margin") if labelled else half.targets(keys, "projector.margin") * tau
-    margins = {space: torch.from_numpy(values).float() for space, values in wanted.items()}
-    return MarginTargets(torch.from_numpy(split.forget), margins, half.digest, tau)
+    output = ("projector.margin", tau)
+    for other in (("pair.margin", tau), ("logits.margin", 1.0)):
+        output = other if other[0] in half.scores else output
+    signals = {"backbone": ("backbone.margin", tau), "output": output}
+
+    def take(positions: np.ndarray) -> dict[str, torch.Tensor]:
+        keys = data.keys[positions]
+        found = {space: half.targets(keys, signal) * unit for space, (signal, unit) in signals.items()}
+        return {space: torch.from_numpy(values).float() for space, values in found.items()}
+
+    held = split.valid[half.valid[half.positions(data.keys[split.valid])]]
+    forget, valid = torch.from_numpy(split.forget), torch.from_numpy(held)
+    return MarginTargets(forget, take(split.forget), half.digest, tau, valid, take(held))
 
 
 def observe(

@@ -20,6 +20,18 @@ def agreement(first, second, bank, tau):
     return found
 
 
+def of_pair(first, second, captions, bank, tau):
+    """Margin of each caption over others, mean over an image's two views; the last ``bank`` captions are the others."""
+    found, n = [], len(captions)
+    for i in range(n):
+        total = 0.0
+        for view in (first[i], second[i]):
+            others = [math.exp(_cos(view, captions[j]) / tau) for j in range(n - bank, n) if j != i]
+            total += _cos(view, captions[i]) - tau * math.log(sum(others) / len(others))
+        found.append(total / 2)
+    return found
+
+
 def of_label(logits, labels):
     """Log odds of the label."""
     found = []

@@ -62,3 +62,20 @@ def hold(r, r0, v0):
     """Mean square of what the retained have fallen below their margins under the checkpoint as received."""
     sigma = spread(v0)
     return sum(max(0.0, (a - b) / sigma) ** 2 for a, b in zip(r0, r, strict=True)) / len(r)
+
+
+def slope(targets, margins):
+    """Least-squares slope of margins on targets."""
+    x, y = sum(targets) / len(targets), sum(margins) / len(margins)
+    pairs = list(zip(targets, margins, strict=True))
+    return sum((a - x) * (b - y) for a, b in pairs) / sum((a - x) ** 2 for a, _ in pairs)
+
+
+def expected(targets, valid, b):
+    """What each example's margin would be, had it not been seen: id to value; ``targets``: id to target."""
+    n, v, middle = len(targets), len(valid), sum(valid) / len(valid)
+    luck = sum((one - middle) ** 2 for one in valid) / v * (1 / n + 1 / v)
+    mean = sum(targets.values()) / n
+    beyond = max(0.0, 1 - 2 * luck / mean**2)
+    of_mean = beyond * mean + (1 - beyond) * b * mean
+    return {i: of_mean + b * (target - mean) for i, target in targets.items()}

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tests.reference.margin_matching import agreement
+from tests.reference.margin_matching import agreement, of_pair
 
 Vector = Sequence[float]
 
 
-def scores(views: Sequence[Sequence[Vector]], bank: int, tau: float) -> list[float]:
-    """``views[k][i]``: example i under view k; mean over the pairs of views of the margin against the last ``bank``."""
-    pairs = [agreement(first, second, bank, tau) for first, second in zip(views[::2], views[1::2], strict=True)]
+def scores(
+    views: Sequence[Sequence[Vector]], bank: int, tau: float, captions: Sequence[Vector] | None = None
+) -> list[float]:
+    """``views[k][i]``: example i under view k; mean over the pairs of views of the margin against the last ``bank``.
+
+    With captions, of the margin of each example's caption over the last ``bank`` ones.
+    """
+    pairs = [
+        agreement(first, second, bank, tau) if captions is None else of_pair(first, second, captions, bank, tau)
+        for first, second in zip(views[::2], views[1::2], strict=True)
+    ]
     return [sum(values) / len(values) for values in zip(*pairs, strict=True)]
 
 

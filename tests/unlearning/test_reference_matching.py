@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 
+from efface import api
+from efface.training.loop import Run
 from efface.training.objectives import OBJECTIVES
 from efface.unlearning.margins import Embeddings, compute_margins
+from efface.unlearning.matching import UnseenBatches
 from efface.unlearning.methods import ReferenceMatching
-from efface.unlearning.methods.reference_matching import ExampleMeans
+from efface.unlearning.methods.reference_matching import ExampleMeans, find_slopes
 from efface.unlearning.targets import MarginTargets
+from tests import tiny
+from tests.auditing.bank_worlds import World
 from tests.reference import reference_matching as reference
 from tests.unlearning import test_margin_matching as margin_matching
 
 SPACES = ("backbone", "output")
+
+
+def targets_for(ids, margins, valid_ids=(), valid=None):
+    """Targets of forgotten and of unseen examples."""
+    of_valid = {space: torch.zeros(max(1, len(valid_ids))) for space in SPACES} if valid is None else valid
+    return MarginTargets(torch.as_tensor(ids), margins, "0" * 64, 0.1, torch.as_tensor(valid_ids), of_valid)
 
 
 def world(name):
@@ -21,14 +36,14 @@ def world(name):
     teacher, model, *batches = margin_matching.world(name)
     rng = torch.Generator().manual_seed(3)
     drawn = {space: torch.randn(12, generator=rng) for space in SPACES}
-    return teacher, model, *batches, MarginTargets(torch.arange(12), drawn, "0" * 64, 0.1)
+    return teacher, model, *batches, targets_for(range(12), drawn)
 
 
-def terms_of(method, teacher, model, forgotten, retained, unseen, targets):
+def terms_of(method, teacher, model, forgotten, retained, unseen, targets, slope=1.0):
     """The terms of a first step."""
+    distances = {space: method.distance(space, targets, slope) for space in SPACES}
     with torch.no_grad():
         known = Embeddings.of(teacher, unseen)
-    distances = {space: method.distance(space, targets) for space in SPACES}
     return method.terms(teacher, model, forgotten, retained, unseen, known, distances)
 
 
@@ -53,12 +68,15 @@ def targets_of(targets, space):
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
 def test_the_loss_matches_the_reference_implementation(name):
     teacher, model, forgotten, retained, unseen, targets = world(name)
+    valid = {space: torch.tensor([0.5, 0.1, -0.3]) for space in SPACES}
+    targets = dataclasses.replace(targets, valid=valid)
     method = ReferenceMatching(backbone=2.0, output=3.0, hold=0.7, multiplier=0.2, individual=0.4)
-    found = terms_of(method, teacher, model, forgotten, retained, unseen, targets)
+    found = terms_of(method, teacher, model, forgotten, retained, unseen, targets, slope=0.7)
     known, ids, held = margins_of(teacher, model, forgotten, retained, unseen), forgotten.ids.tolist(), 0.0
     for space, weight in (("backbone", 2.0), ("output", 3.0)):
         f, r, v, r0, v0 = known[space]
-        expected = weight * reference.space_loss(f, v, v0, ids, targets_of(targets, space), [], 0.8, 0.2, 0.4)
+        wanted = reference.expected(targets_of(targets, space), [0.5, 0.1, -0.3], 0.7)
+        expected = weight * reference.space_loss(f, v, v0, ids, wanted, [], 0.8, 0.2, 0.4)
         assert float(found[space].detach()) == pytest.approx(expected, rel=1e-3)
         held += reference.hold(r, r0, v0)
     assert float(found["hold"].detach()) == pytest.approx(0.7 * held, rel=1e-3)
@@ -73,6 +91,7 @@ def slopes_of(distance, targets=None):
     ids = shown[2].ids
     sigma = torch.tensor(v0, dtype=torch.float64).std()
     distance.targets = targets or drawn
+    distance.expected = distance.targets.margins["backbone"]
     term = distance.penalize(ids, *leaves, torch.tensor(v, dtype=torch.float64), sigma)
     term.backward()
     return term, leaves, (f, r, v, v0), ids.tolist(), distance.targets
@@ -80,7 +99,7 @@ def slopes_of(distance, targets=None):
 
 def fresh(**settings):
     """Errors in the backbone, before the first step; the targets are set later."""
-    none = MarginTargets(torch.arange(12), {}, "0" * 64, 0.1)
+    none = targets_for(range(12), {"backbone": torch.zeros(12)})
     return ReferenceMatching(**settings).distance("backbone", none)
 
 
@@ -119,10 +138,10 @@ def test_an_example_at_its_target_is_not_moved_and_below_it_is_drawn_up():
     _, _, (f, _, v, _), ids, _ = slopes_of(fresh())
     mean, wanted = sum(v) / len(v), torch.zeros(12, dtype=torch.float64)
     wanted[ids] = torch.tensor(f, dtype=torch.float64) - mean
-    at_target = MarginTargets(torch.arange(12), {"backbone": wanted}, "0" * 64, 0.1)
+    at_target = targets_for(range(12), {"backbone": wanted})
     term, leaves, *_ = slopes_of(fresh(), at_target)
     assert float(term.detach()) == pytest.approx(0, abs=1e-12) and leaves[0].grad.abs().max() < 1e-7
-    higher = MarginTargets(torch.arange(12), {"backbone": wanted + 1}, "0" * 64, 0.1)
+    higher = targets_for(range(12), {"backbone": wanted + 1})
     _, leaves, *_ = slopes_of(fresh(), higher)
     assert (leaves[0].grad < 0).all(), "a step down the slope must raise the margin"
 
@@ -130,7 +149,7 @@ def test_an_example_at_its_target_is_not_moved_and_below_it_is_drawn_up():
 @pytest.mark.parametrize(("rate", "least", "most"), [(0.0, 0.1, 0.5), (0.2, -0.02, 0.02)])
 def test_the_multiplier_leaves_nothing_where_the_square_alone_rests_at_a_part_of_the_distance(rate, least, most):
     """Planted: a task that pulls each margin back to where it was, 1 above its target."""
-    targets = MarginTargets(torch.arange(4), {"backbone": torch.zeros(4)}, "0" * 64, 0.1)
+    targets = targets_for(range(4), {"backbone": torch.zeros(4)})
     distance = ReferenceMatching(multiplier=rate, individual=0).distance("backbone", targets)
     margins, zeros = torch.ones(4, dtype=torch.float64, requires_grad=True), torch.zeros(4, dtype=torch.float64)
     for _ in range(200):
@@ -147,13 +166,13 @@ def test_each_example_has_its_own_target_in_whatever_order_the_batch_comes():
     alike = [terms_of(method, teacher, model, batch, retained, unseen, targets) for batch in (forgotten, turned)]
     for space in SPACES:
         assert float(alike[0][space].detach()) == pytest.approx(float(alike[1][space].detach()), rel=1e-4)
-    swapped = MarginTargets(targets.ids, {k: v.flip(0) for k, v in targets.margins.items()}, "0" * 64, 0.1)
+    swapped = targets_for(targets.ids, {k: v.flip(0) for k, v in targets.margins.items()})
     other = terms_of(method, teacher, model, forgotten, retained, unseen, swapped)
     assert float(other["output"].detach()) != pytest.approx(float(alike[0]["output"].detach()), rel=1e-2)
 
 
 def test_positions_that_do_not_start_at_0_find_their_targets():
-    targets = MarginTargets(torch.tensor([3, 40, 700]), {}, "0" * 64, 0.1)
+    targets = targets_for([3, 40, 700], {})
     assert targets.rows(torch.tensor([700, 3, 3, 40])).tolist() == [2, 0, 0, 1]
 
 
@@ -171,3 +190,72 @@ def test_a_weight_of_zero_leaves_a_space_out():
     *shown, targets = world("moco")
     assert set(terms_of(ReferenceMatching(backbone=0.0), *shown, targets)) == {"output", "hold"}
     assert terms_of(ReferenceMatching(backbone=0.0, output=0.0), *shown, targets) == {}
+
+
+def test_the_slope_is_that_of_least_squares_on_the_unseen_examples_by_their_ids():
+    rng = torch.Generator().manual_seed(4)
+    ids, (known, noise) = torch.tensor([2, 9, 30, 31, 77, 90]), torch.randn(2, 6, generator=rng)
+    targets = targets_for([0], {}, ids, {"backbone": known, "output": -known})
+    order = torch.tensor([4, 0, 3, 1])  # only some of them are looked at, in another order
+    margins = 0.6 * known[order] + 0.1 * noise[order] + 5
+    expected = reference.slope(known[order].double().tolist(), margins.double().tolist())
+    assert 0.3 < expected < 1
+    assert targets.slope("backbone", ids[order], margins) == pytest.approx(expected)
+    assert targets.slope("output", ids[order], margins) == 0, "targets that point the wrong way say nothing"
+    assert targets.slope("backbone", ids[order], 30 * margins) == 1
+    alike = targets_for([0], {}, ids, {"backbone": torch.ones(6)})
+    assert alike.slope("backbone", ids, torch.randn(6, generator=rng)) == 0
+
+
+def test_slopes_are_found_on_every_unseen_example_under_the_checkpoint_as_received():
+    """Planted: targets that are twice the margins which the checkpoint itself shows."""
+    teacher, *_ = world("simclr")
+    x, y = tiny.images(96, seed=1)
+    valid = tiny.parts(x, y, margin_matching.CUTS, tiny.blurred)["valid"]
+    batches = UnseenBatches(teacher, valid, 10, Run(seed=0))
+    shown = {space: torch.zeros(len(valid)) for space in SPACES}
+    for number, chunk in enumerate(batches.chunks):
+        for space, values in batches.embed(number).margins(len(chunk), 0.1).items():
+            shown[space][chunk - 60] = values
+    twice = targets_for([0], {}, valid.ids, {space: values * 2 for space, values in shown.items()})
+    assert find_slopes(twice, batches, 0.1) == pytest.approx(dict.fromkeys(SPACES, 0.5), rel=1e-4)
+
+
+@pytest.mark.parametrize(("mean", "b"), [(0.3, 0.4), (3.0, 0.4), (-2.0, 0.0), (0.1, 1.0)])
+def test_what_is_expected_of_forgotten_examples_matches_the_reference_implementation(mean, b):
+    rng = torch.Generator().manual_seed(1)
+    own, valid = torch.randn(7, generator=rng) + mean, torch.randn(30, generator=rng)
+    targets = targets_for(range(7), {"backbone": own}, range(30, 60), {"backbone": valid})
+    expected = reference.expected(dict(enumerate(own.tolist())), valid.tolist(), b)
+    assert targets.expect("backbone", b).tolist() == pytest.approx([expected[i] for i in range(7)], rel=1e-4)
+
+
+def test_a_mean_that_luck_explains_counts_for_its_slope_and_one_that_is_far_off_counts_whole():
+    """Planted: a class that is hard for every model and would be lowered to what ordinary examples have."""
+    valid = {"backbone": torch.linspace(-1.7, 1.7, 100)}
+    for mean, part in ((-0.3, 0.2), (0.5, 0.2), (-4.0, 1.0)):
+        own = {"backbone": mean + torch.tensor([-0.5, 0.0, 0.5, 0.0])}
+        found = targets_for(range(4), own, range(10, 110), valid).expect("backbone", 0.2)
+        assert float(found.mean()) == pytest.approx(part * mean, rel=0.05)
+        assert (found - found.mean()).tolist() == pytest.approx([-0.1, 0, 0.1, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("scored", "wanted", "unit"),
+    [((), "projector.margin", 0.1), (("pair.margin",), "pair.margin", 0.1), (("logits.margin",), "logits.margin", 1.0)],
+)
+def test_targets_of_the_output_are_those_of_the_signal_that_its_audit_looks_at(scored, wanted, unit):
+    """Planted: the margin among images for an image-text model; a target of V under another model than F's."""
+    drawn = World.of(3, 20, 30).bank(8)
+    whole = {**drawn.scores, **dict.fromkeys(scored, 3 * drawn.scores["backbone.margin"] + 1)}
+    bank = dataclasses.replace(drawn, scores=whole, valid=np.arange(50) >= 40)
+    data = SimpleNamespace(keys=bank.keys)
+    split = SimpleNamespace(forget=np.array([3, 7, 11]), valid=np.arange(40, 50))
+    found = api.margin_targets(bank, ReferenceMatching(), data, split)
+    half = bank.part_for("method")
+    for space, name, tau in (("backbone", "backbone.margin", 0.1), ("output", wanted, unit)):
+        for ids, targets in ((split.forget, found.margins[space]), (split.valid, found.valid[space])):
+            expected = half.targets(bank.keys[ids], name) * tau
+            assert targets.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+    assert found.ids.tolist() == [3, 7, 11] and found.valid_ids.tolist() == list(range(40, 50))
+    assert found.bank == half.digest != bank.digest

@@ -21,6 +21,7 @@ from efface.training.history import StoppingResult, StopReason
 from efface.training.loop import Run
 from efface.unlearning import early_stopping
 from efface.unlearning.early_stopping import StoppingMonitor, StoppingRule, StopUnlearning
+from efface.unlearning.margins import OUTPUT
 from tests import tiny
 from tests.commands import JUDGED, call
 from tests.reference import stopping as reference
@@ -47,10 +48,18 @@ def test_scores_match_the_reference_implementation_in_both_spaces(name):
             ]
             inner.append(torch.cat(seen).double().tolist())
             outer.append(torch.cat([model.project(rows) for rows in seen]).double().tolist())
+        captions = None
+        if name == "clip":  # what is learned of an example is which caption goes with it
+            texts = [text for part in order for text in served[part].batch(served[part].ids, run.rng("any")).captions()]
+            captions = model.encode_text(texts).double().tolist()
     for space, views in zip(SPACES, (inner, outer), strict=True):
-        together = [value for part in order for value in found[part][space]]
-        assert together == pytest.approx(reference.scores(views, 20, 0.3), rel=1e-4, abs=1e-5)
-        assert together != pytest.approx(reference.scores(views, 60, 0.3), rel=1e-4, abs=1e-5)
+        together, paired = (
+            [value for part in order for value in found[part][space]],
+            captions if space == OUTPUT else None,
+        )
+        expected, wrong = (reference.scores(views, bank, 0.3, paired) for bank in (20, 60))
+        assert together == pytest.approx(expected, rel=1e-4, abs=1e-5)
+        assert together != pytest.approx(wrong, rel=1e-4, abs=1e-5)
 
 
 def test_every_check_uses_the_same_views():

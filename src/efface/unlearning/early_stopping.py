@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -47,7 +47,7 @@ from efface.training.loop import Run
 from efface.training.model import Model, frozen_statistics
 from efface.training.optim import ScheduledOptimizer
 from efface.unlearning.inputs import build_inputs
-from efface.unlearning.margins import BACKBONE, OUTPUT, contrastive_margin, label_margin
+from efface.unlearning.margins import BACKBONE, OUTPUT, contrastive_margin, label_margin, pair_margin
 from efface.unlearning.methods import Method
 from efface.unlearning.protocol import Needs
 
@@ -270,15 +270,23 @@ def compute_margin_scores(
             embedded = [_embed(model, subsets[name], number, run, name) for name in names]
             features.append([of_subset for of_subset, _ in embedded])
             outputs.append([of_subset for _, of_subset in embedded])
-    lengths, bank = [len(subsets[name]) for name in names], len(subsets["valid"])
+    lengths, bank, paired = (
+        [len(subsets[name]) for name in names],
+        len(subsets["valid"]),
+        model.objective.needs_captions,
+    )
     labels = torch.cat([subsets[name].labels() for name in names]) if model.objective.needs_labels else None
+    paired = model.objective.needs_captions
+    captions = torch.cat([_embed_captions(model, subsets[name]) for name in names]) if paired else None
     scores = dict[str, dict[str, np.ndarray]]((name, {}) for name in names)
     for space, by_view in ((BACKBONE, features), (OUTPUT, outputs)):
         views = [torch.cat(view) for view in by_view]
         if space == OUTPUT and labels is not None:
             margins = [label_margin(view, labels.to(view.device)) for view in views]
+        elif space == OUTPUT and captions is not None:
+            margins = [pair_margin((a, b), captions, bank, stop.tau) for a, b in _pair_up(views)]
         else:
-            margins = [contrastive_margin(a, b, bank, stop.tau) for a, b in zip(views[::2], views[1::2], strict=True)]
+            margins = [contrastive_margin(a, b, bank, stop.tau) for a, b in _pair_up(views)]
         mean = torch.stack(margins).mean(0).double().cpu()
         for name, of_subset in zip(names, mean.split(lengths), strict=True):
             scores[name][space] = of_subset.numpy()
@@ -293,6 +301,18 @@ def _embed(model: Model, subset: Subset, number: int, run: Run, name: str) -> tu
         features.append(embedded.float())
         outputs.append(model.project(embedded).float())
     return torch.cat(features), torch.cat(outputs)
+
+
+def _embed_captions(model: Model, subset: Subset) -> Tensor:
+    """The text tower's embeddings of the captions."""
+    rng = torch.Generator().manual_seed(0)  # of views, which nobody looks at
+    parts = [model.encode_text(subset.batch(rows, rng).captions()) for rows in subset.ids.split(SCORING_BATCH)]
+    return torch.cat(parts).float()
+
+
+def _pair_up(views: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The views two by two."""
+    return zip(views[::2], views[1::2], strict=True)
 
 
 def _sample(subset: Subset, cap: int, rng: torch.Generator) -> Subset:

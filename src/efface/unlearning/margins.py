@@ -1,11 +1,12 @@
 """Differentiable margins: how much more similar an example is to itself than to other examples.
 
     s(x) = cos(z, z') - τ/2 · Σ_{u ∈ {z, z'}} log mean_{b ∈ B} e^{cos(u, b)/τ}        in a space of embeddings
+    s(x) = cos(z, t) - τ log mean_{b ∈ B} e^{cos(z, t_b)/τ}, mean over z, z'           of an image and its caption
     s(x) = z_y - log Σ_{c ≠ y} e^{z_c}                                                 of a classifier's logits
 
-z, z': embeddings of two views; B (the bank): both views of the last examples of the batch, without those of x itself.
-A higher margin is more member-like. The margins of an audit are the same up to a constant and a factor, with more views
-and a bank of their own.
+z, z': embeddings of two views, t that of the caption; B (the bank): both views, or the captions, of the last examples
+of the batch, without those of x itself. A higher margin is more member-like. The margins of an audit are the same up to
+a constant and a factor, with more views and a bank of their own.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ class Embeddings:
     outputs: tuple[Tensor, Tensor]
     """Of each view, [B, d]."""
     labels: Tensor | None = None
+    captions: Tensor | None = None
+    """Of the captions of image-text pairs, [B, d]."""
 
     @classmethod
     def of(cls, model: Model, batch: Batch) -> Embeddings:
@@ -40,27 +43,33 @@ class Embeddings:
             features = model.features(torch.cat([batch.view(0), batch.view(1)]))
             outputs = model.project(features)
         labels = batch.labels() if model.objective.needs_labels else None
-        return cls(_halves(features), _halves(outputs), labels)
+        captions = model.encode_text(batch.captions()) if model.objective.needs_captions else None
+        return cls(_halves(features), _halves(outputs), labels, captions)
 
     def __add__(self, other: Embeddings) -> Embeddings:
         """Join the embeddings of two batches, those of ``self`` first."""
-        labels = None if self.labels is None or other.labels is None else torch.cat([self.labels, other.labels])
-        return Embeddings(_join(self.features, other.features), _join(self.outputs, other.outputs), labels)
+        labels, captions = (
+            None if a is None or b is None else torch.cat([a, b])
+            for a, b in ((self.labels, other.labels), (self.captions, other.captions))
+        )
+        return Embeddings(_join(self.features, other.features), _join(self.outputs, other.outputs), labels, captions)
 
     def margins(self, bank: int, tau: float) -> dict[str, Tensor]:
         """Margins [B] by space, ``backbone`` and ``output``; the last ``bank`` examples are the bank.
 
-        A classifier's margin in the output is that of its label.
+        A classifier's margin in the output is that of its label, that of an image-text model that of the pair.
         """
         if self.labels is not None:
             output = label_margin(self.outputs[0], self.labels)
+        elif self.captions is not None:
+            output = pair_margin(self.outputs, self.captions, bank, tau)
         else:
             output = contrastive_margin(*self.outputs, bank, tau)
         return {BACKBONE: contrastive_margin(*self.features, bank, tau), OUTPUT: output}
 
 
 def compute_margins(model: Model, batch: Batch, bank: int, tau: float) -> dict[str, Tensor]:
-    """Margin of each example in the backbone's features and in the output (embeddings of the projector, or logits).
+    """Margin of each example in the backbone's features and in the output (projector, image-caption pair, or logits).
 
     BatchNorm uses its running statistics, so that examples do not affect each other.
 
@@ -85,6 +94,22 @@ def contrastive_margin(first: Tensor, second: Tensor, bank: int, tau: float) -> 
     bank_rows = torch.cat([a[count - bank :], b[count - bank :]])
     log_sums = [(u @ bank_rows.T / tau).masked_fill(is_self, -torch.inf).logsumexp(1) for u in (a, b)]
     return (a * b).sum(1) - tau * ((log_sums[0] + log_sums[1]) / 2 - (~is_self).sum(1).log())
+
+
+def pair_margin(images: tuple[Tensor, Tensor], captions: Tensor, bank: int, tau: float) -> Tensor:
+    """Margin of each image's caption over others, [B], from two views' embeddings and the captions', [B, d] each.
+
+    The other captions are those of the last ``bank`` rows.
+    """
+    t, count = normalize_rows(captions), len(captions)
+    rows = torch.arange(count, device=t.device)
+    others, is_self = t[count - bank :], rows[:, None] == rows[None, count - bank :]
+    found, number = list[Tensor](), (~is_self).sum(1).log()
+    for image in images:
+        u = normalize_rows(image)
+        log_sum = (u @ others.T / tau).masked_fill(is_self, -torch.inf).logsumexp(1)
+        found.append((u * t).sum(1) - tau * (log_sum - number))
+    return (found[0] + found[1]) / 2
 
 
 def label_margin(logits: Tensor, labels: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from efface.config import Settings
 from efface.errors import EffaceError
 from efface.schema import Count, Decay, NotNegative, PairCount, Positive
-from efface.training.batch import Batch, LossTerms
+from efface.training.batch import Batch, LossTerms, Subset
 from efface.training.loop import Run, frozen_copy, train_steps
 from efface.training.model import Model
 from efface.training.optim import Optim, OptimizerType
@@ -75,7 +75,7 @@ class MatchedMargins(Settings):
     optim: Optim = field(default_factory=lambda: Optim(rule=OptimizerType.ADAMW, lr=1e-3, clip=5.0))
     """Optimizer."""
 
-    def distances(self, inputs: MethodInputs) -> dict[str, Distance]:
+    def distances(self, inputs: MethodInputs, unseen: UnseenBatches) -> dict[str, Distance]:
         """The distance in each space, before the first step."""
         raise NotImplementedError
 
@@ -91,21 +91,16 @@ class MatchedMargins(Settings):
                 remedy="Set split.valid to at least 2 examples (better 500) when pretraining.",
             )
         size, many = self.batch_size or min(inputs.batch_size(None), LARGEST_BATCH), self.forget_batch_size
-        teacher, steps, known = frozen_copy(model), self._steps(inputs), dict[int, Embeddings]()
-        optimizer, distances = self.optim.build(model, steps), self.distances(inputs)
-        forget, order = inputs.forget.cycle(many, run.rng("forget")), run.rng("valid")
-        valid = inputs.valid.ids[torch.randperm(len(inputs.valid), generator=order)]
-        chunks = valid.tensor_split(max(1, len(valid) // many))
+        teacher, steps = frozen_copy(model), self._steps(inputs)
+        unseen_batches = UnseenBatches(teacher, inputs.valid, many, run)
+        optimizer, distances = self.optim.build(model, steps), self.distances(inputs, unseen_batches)
+        forget = inputs.forget.cycle(many, run.rng("forget"))
 
         def terms(batch: Batch) -> LossTerms:
-            number = optimizer.taken % len(chunks)
-            unseen = inputs.valid.batch(chunks[number], run.rng("views", number))
-            if number not in known:
-                with torch.no_grad():
-                    known[number] = Embeddings.of(teacher, unseen)
+            unseen, known = unseen_batches.take()
             f = repeat_to(forget, many if self.repeats() else 1)
             output = model.objective.loss(model, batch)
-            matched = self.terms(teacher, model, f, batch.rows(0, many), unseen, known[number], distances)
+            matched = self.terms(teacher, model, f, batch.rows(0, many), unseen, known, distances)
             losses = {"task": output.per_example.mean(), **matched}
             return LossTerms(losses, output.carry, extra_examples=len(f) + len(unseen))
 
@@ -131,7 +126,7 @@ class MatchedMargins(Settings):
             forgotten: Rows of F.
             retained: Rows of R.
             unseen: Rows of V, the bank.
-            known: The embeddings of ``unseen`` under θ₀.
+            known: The embeddings of the same examples under θ₀.
             distances: The distance in each space.
 
         """
@@ -165,6 +160,35 @@ class MatchedMargins(Settings):
         original = recipe.epochs * per_pass
         few = min(original // 10, MOST_STEPS) if original < LONG_TRAINING else 0
         return max(1, min(wanted, max(original // 20, few)))
+
+
+class UnseenBatches:
+    """Batches of V, one after the other, each time in other views.
+
+    θ₀ sees each batch once, with views of its own: it tells how margins spread, and is the bank that the retained had
+    before.
+    """
+
+    def __init__(self, teacher: Model, valid: Subset, rows: int, run: Run) -> None:
+        self.teacher, self.valid, self.taken = teacher, valid, 0
+        self.views, self.teacher_views = run.rng("views"), run.rng("teacher views")
+        order = valid.ids[torch.randperm(len(valid), generator=run.rng("valid"))]
+        self.chunks = order.tensor_split(max(1, len(order) // rows))
+        self.known = dict[int, Embeddings]()
+
+    def embed(self, number: int) -> Embeddings:
+        """The embeddings of a batch under θ₀."""
+        if number not in self.known:
+            with torch.no_grad():
+                batch = self.valid.batch(self.chunks[number], self.teacher_views)
+                self.known[number] = Embeddings.of(self.teacher, batch)
+        return self.known[number]
+
+    def take(self) -> tuple[Batch, Embeddings]:
+        """The next batch, and its embeddings under θ₀."""
+        number = self.taken % len(self.chunks)
+        self.taken += 1
+        return self.valid.batch(self.chunks[number], self.views), self.embed(number)
 
 
 def repeat_to(batches: Iterator[Batch], rows: int) -> Batch:

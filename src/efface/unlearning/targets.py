@@ -23,7 +23,49 @@ class MarginTargets:
     """Digest of the part of the bank that they come from."""
     tau: float
     """Temperature of the margins."""
+    valid_ids: Tensor
+    """Positions of the unseen examples V in the data, sorted, int64 [v]."""
+    valid: dict[str, Tensor]
+    """Space to what the same models say of V, float [v], in the same units: as many models for each example."""
 
     def rows(self, ids: Tensor) -> Tensor:
         """Rows of some examples, given by their positions in the data."""
         return torch.searchsorted(self.ids, ids.cpu())
+
+    def slope(self, space: str, ids: Tensor, margins: Tensor) -> float:
+        """How much of a difference between targets shows between margins: least squares over unseen examples.
+
+        A target is the mean of few models, and of few views that are the same in each of them: it is noisy.
+
+        Args:
+            space: ``backbone`` or ``output``.
+            ids: Positions of unseen examples in the data, int64 [n].
+            margins: Their margins under the model, [n].
+
+        Returns:
+            The slope of margins on targets, between 0 (targets say nothing) and 1; 0 if all targets are alike.
+
+        """
+        rows = torch.searchsorted(self.valid_ids, ids.cpu())
+        known, shown = self.valid[space][rows].double(), margins.detach().cpu().double()
+        known = known - known.mean()
+        power = float(known.square().sum())
+        return min(max(float((known * (shown - shown.mean())).sum()) / power, 0.0), 1.0) if power else 0.0
+
+    def expect(self, space: str, slope: float) -> Tensor:
+        """The margin that each forgotten example would have, had it not been seen, less the mean of V, float [n].
+
+        Of a difference between two targets the model shows a part, b. So it is with the difference between F and V, if
+        F is drawn as V was: all that differs is luck. What differs by more than luck, as a class or a person with odd
+        pictures does, counts whole: 1 - 2 var(t) (1/n + 1/v) / (mean t)², after James and Stein, with the 2 of Akaike.
+
+        Args:
+            space: ``backbone`` or ``output``.
+            slope: b, of margins on targets.
+
+        """
+        own, unseen = self.margins[space].double(), self.valid[space].double()
+        mean = own.mean()
+        luck = 2 * float(unseen.var(correction=0)) * (1 / len(own) + 1 / len(unseen))
+        beyond = max(0.0, 1 - luck / max(float(mean**2), 1e-12))
+        return (slope * own + beyond * (1 - slope) * mean).float()

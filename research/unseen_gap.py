@@ -1,0 +1,93 @@
+"""Where margin matching ends: how far forgotten examples are from unseen ones, without the luck of one holdout.
+
+    python -m research.unseen_gap [--families digits,simclr]     research/results/unseen_gap.json
+
+An AUC against a holdout says how well a method did and how V happens to differ from that holdout (with 300 of V, a
+fiftieth either way). Here the margins of F are compared with those of V itself, as an audit computes them, in views
+that no step saw: mean F - mean V over the standard deviation of never-trained margins. 0 is the goal; .1 is about .03
+of an AUC. Originals and requests are those of ``research.step_rates``, whose seeds no other table reports.
+
+Resumable: a row that is in the result is not measured again.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from benchmarks.machine import add_row
+from research.paths import RESULTS
+from research.request_sizes import WATCH
+from research.step_rates import World
+
+from efface import api
+from efface.auditing.observers.model_observer import ModelObserver
+from efface.data.split import Split
+from efface.training.checkpoint import Checkpoint
+
+RESULT = RESULTS / "unseen_gap.json"
+SETTINGS: dict[str, dict[str, Any] | None] = {
+    "before": None,
+    "multiplier 0": {"multiplier": 0.0},
+    "multiplier .02": {"multiplier": 0.02},
+    "multiplier .04": {"multiplier": 0.04},
+    "multiplier .08": {"multiplier": 0.08},
+}
+VIEWS, DRAWS, COMPARED = 5, 3, 800
+"""Views of an example, how often they are drawn, and never-trained examples that say what a standard deviation is."""
+
+
+@torch.no_grad()
+def measure_gaps(original: Checkpoint, model: Checkpoint, world: World, split: Split) -> dict[str, float]:
+    """Mean margin of F less that of V in each space, in standard deviations, averaged over draws of the views."""
+    views, found = original.recipe.views, dict[str, list[float]]()
+    model.model.eval()
+    observer = ModelObserver(model.model, world.data, views, WATCH, None)
+    observer.build_bank(split.valid)
+    bank_rows = torch.arange(len(split.valid))
+
+    def look(positions: np.ndarray, seed: int, own: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        images = observer.images(positions).repeat_interleave(VIEWS, 0)
+        drawn = views(images, torch.Generator().manual_seed(seed))
+        return observer.similarities(drawn.view(len(positions), VIEWS, *drawn.shape[1:]), own)
+
+    for draw in range(DRAWS):
+        f, v = look(split.forget, draw), look(split.valid, 100 + draw, bank_rows)
+        never = look(split.holdout[:COMPARED], 200 + draw)
+        for space in observer.spaces:
+            name = f"{space}.margin"
+            found.setdefault(name, []).append(float((f[name].mean() - v[name].mean()) / never[name].std()))
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def measure(world: World, settings: dict[str, Any] | None) -> dict[str, Any]:
+    """Unlearn every request of a world with some settings; mean gap and its standard deviation over requests."""
+    gaps = dict[str, list[float]]()
+    for number, rows in enumerate(world.sets):
+        split, model = world.request(rows), world.original
+        if settings is not None:
+            model = api.unlearn(
+                world.original, world.data, split, "margin_matching", seed=7000 + number, device="cpu", **settings
+            )
+        for name, gap in measure_gaps(world.original, model, world, split).items():
+            gaps.setdefault(name, []).append(gap)
+    return {
+        "requests": len(world.sets),
+        "gap": {name: [round(float(np.mean(v)), 4), round(float(np.std(v, ddof=1)), 4)] for name, v in gaps.items()},
+    }
+
+
+def main(families: Annotated[str, typer.Option(help="Families, with commas.")] = "digits,simclr") -> None:
+    """Measure the rows that are missing."""
+    torch.set_num_threads(1)
+    for family in families.split(","):
+        world = World(family, bank=False)
+        for name, settings in SETTINGS.items():
+            add_row(RESULT, {"family": family, "settings": name}, partial(measure, world, settings))
+
+
+if __name__ == "__main__":
+    typer.run(main)
