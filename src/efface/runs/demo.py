@@ -37,7 +37,7 @@ _VIEWS = {"crop": [0.6, 1.0], "flip": False, "brightness": 0.4, "contrast": 0.4,
 REGIMES: dict[str, dict[str, Any]] = {
     "digits": {
         "data": {"source": "digits", "mirrored": True},
-        "split": {"train": 1000, "valid": 300, "holdout": 2000, "test": 294},
+        "split": {"train": 1000, "valid": 1000, "holdout": 1300, "test": 294},
         "recipe": {
             "objective": {"name": "simclr", "temperature": 0.1, "dim": 64},
             "backbone": {"name": "resnet8", "width": 16, "stride": 1},
