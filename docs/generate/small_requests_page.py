@@ -23,7 +23,7 @@ def page() -> list[str]:
         lines.append(table_row(row["k"], row["name"], row["requests"], *told, *cost))
     made = made_by(result, "`python -m research.small_requests make` and `table`")
     lines += ["", f"Mean placement ± standard error over requests; steps and examples are means. {made}", ""]
-    return [*lines, *(paces() if (RESULTS / "step_rates.json").exists() else []), *costs()]
+    return [*lines, *paces(), *gaps(), *costs()]
 
 
 def paces() -> list[str]:
@@ -43,6 +43,23 @@ def paces() -> list[str]:
         "step for every 8 examples. Seconds of one request, one thread."
     )
     return [*lines, "", f"{said} {made_by(result['machine'], '`python -m research.step_rates`')}", ""]
+
+
+def gaps() -> list[str]:
+    """How far from unseen examples the forgotten ones end, one row for each original and multiplier."""
+    result, names = read_json(RESULTS / "unseen_gap.json"), ("backbone.margin", "projector.margin")
+    lines = ["### Where it ends", "", *table_head("original", "multiplier", "requests", "backbone", "projector")]
+    for row in sorted(result["rows"], key=lambda row: (row["family"], row["settings"])):
+        ends = ("{:.3f} ± {:.3f}".format(*row["gap"][name]) for name in names)
+        setting = MISSING if row["settings"] == "before" else row["settings"].removeprefix("multiplier ")
+        lines.append(table_row(row["family"], setting, row["requests"], *ends))
+    said = (
+        "Mean margin of the forgotten less that of the unseen examples V, in standard deviations of never-trained "
+        "examples, in views that no step saw: mean over requests and their standard deviation. Row –: the original. A "
+        "tenth is about .03 of an AUC. The requests are those of the table before; the digits have 300 of V. One pair of views: an "
+        "earlier form of the method."
+    )
+    return [*lines, "", f"{said} {made_by(result['machine'], '`python -m research.unseen_gap`')}", ""]
 
 
 def costs() -> list[str]:
