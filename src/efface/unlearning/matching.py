@@ -54,9 +54,9 @@ class MatchedMargins(Settings):
     """Settings of a method that matches margins, and its step."""
 
     exact: ClassVar[bool] = False
-    backbone: NotNegative = 2.0
+    backbone: NotNegative = 1.0
     """Weight of the distance in the backbone's features; 0 leaves it out."""
-    output: NotNegative = 3.0
+    output: NotNegative = 4.0
     """Weight of the distance in the projector's embeddings or the logits; 0 leaves it out."""
     hold: NotNegative = 1.0
     """Weight of keeping retained examples' margins from falling below their values under θ₀."""
