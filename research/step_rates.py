@@ -56,10 +56,10 @@ SEED = 100
 class World:
     """An original, its bank, and the requests that are made of it."""
 
-    def __init__(self, family: str, *, bank: bool = True) -> None:
-        self.family, home = family, HOME / family
+    def __init__(self, family: str, *, seed: int = SEED, bank: bool = True) -> None:
+        self.family, self.seed, home = family, seed, HOME / f"{family}-{seed}"
         digits = family == "digits"
-        settings = REGIMES["digits"] | COMMON | {"seed": SEED} if digits else request_sizes.settings_of(family, SEED)
+        settings = REGIMES["digits"] | COMMON | {"seed": seed} if digits else request_sizes.settings_of(family, seed)
         if bank:
             request_sizes.prepare(home, settings, DEMO_BANK if digits else request_sizes.BANK, 1)
             self.bank = load_bank(home / "bank")
@@ -71,11 +71,11 @@ class World:
         self.data, self.split = opened.data, opened.split
         self.original = Checkpoint.load(home / "original")
         count, size = REQUESTS[family]
-        self.sets = draw_sets(self.data, self.split, "random", size, count, SEED)
+        self.sets = draw_sets(self.data, self.split, "random", size, count, seed)
 
     def request(self, rows: np.ndarray) -> Split:
         """The split in which some examples are to be forgotten."""
-        return move_to_forget(self.split, self.data, Selection(rows, random=True, by_group=False), SEED)[0]
+        return move_to_forget(self.split, self.data, Selection(rows, random=True, by_group=False), self.seed)[0]
 
     def look(self, model: Checkpoint, split: Split) -> Rehearsal:
         """Observe a model on forgotten, retained and never-trained examples."""

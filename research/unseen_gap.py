@@ -1,6 +1,6 @@
 """Where margin matching ends: how far forgotten examples are from unseen ones, without the luck of one holdout.
 
-    python -m research.unseen_gap [--families digits,simclr]     research/results/unseen_gap.json
+    python -m research.unseen_gap [--families digits,simclr] [--seed 100]     research/results/unseen_gap.json
 
 An AUC against a holdout says how well a method did and how V happens to differ from that holdout (with 300 of V, a
 fiftieth either way). Here the margins of F are compared with those of V itself, as an audit computes them, in views
@@ -21,7 +21,7 @@ import typer
 from benchmarks.machine import add_row
 from research.paths import RESULTS
 from research.request_sizes import WATCH
-from research.step_rates import World
+from research.step_rates import SEED, World
 
 from efface import api
 from efface.auditing.observers.model_observer import ModelObserver
@@ -31,10 +31,11 @@ from efface.training.checkpoint import Checkpoint
 RESULT = RESULTS / "unseen_gap.json"
 SETTINGS: dict[str, dict[str, Any] | None] = {
     "before": None,
-    "multiplier 0": {"multiplier": 0.0},
-    "multiplier .02": {"multiplier": 0.02},
-    "multiplier .04": {"multiplier": 0.04},
-    "multiplier .08": {"multiplier": 0.08},
+    "weights 1 and 4, multiplier .04": {"backbone": 1.0, "output": 4.0, "multiplier": 0.04},
+    "weights 2 and 3, multiplier .04": {"backbone": 2.0, "output": 3.0, "multiplier": 0.04},
+    "weights 2 and 3, multiplier .08": {"backbone": 2.0, "output": 3.0, "multiplier": 0.08},
+    "weights 2 and 3, multiplier .02": {"backbone": 2.0, "output": 3.0, "multiplier": 0.02},
+    "weights 2 and 3, multiplier 0": {"backbone": 2.0, "output": 3.0, "multiplier": 0.0},
 }
 VIEWS, DRAWS, COMPARED = 5, 3, 800
 """Views of an example, how often they are drawn, and never-trained examples that say what a standard deviation is."""
@@ -80,13 +81,17 @@ def measure(world: World, settings: dict[str, Any] | None) -> dict[str, Any]:
     }
 
 
-def main(families: Annotated[str, typer.Option(help="Families, with commas.")] = "digits,simclr") -> None:
+def main(
+    families: Annotated[str, typer.Option(help="Families, with commas.")] = "digits,simclr",
+    seed: Annotated[int, typer.Option(help="Seed of the originals.")] = SEED,
+) -> None:
     """Measure the rows that are missing."""
     torch.set_num_threads(1)
     for family in families.split(","):
-        world = World(family, bank=False)
+        world = World(family, seed=seed, bank=False)
         for name, settings in SETTINGS.items():
-            add_row(RESULT, {"family": family, "settings": name}, partial(measure, world, settings))
+            about = {"family": family, "seed": seed, "settings": name}
+            add_row(RESULT, about, partial(measure, world, settings))
 
 
 if __name__ == "__main__":
