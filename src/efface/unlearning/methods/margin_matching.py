@@ -15,7 +15,7 @@ task and the hold, and a part of the gap is left; the multiplier λ grows until 
 excursion of a noisy gap pushes and none is undone, so that a small F ends below V and stands out by its absence. The
 gap of one batch is noisy (0.2 for 40 of F and 40 of V); hence the running mean. V must be drawn like F and have some
 hundreds of examples: the gap to V is as uncertain as V's mean, with 200 of them 0.02 in an AUC, and V tells little
-about a whole class or group. Where a reference bank exists, ``reference_matching`` does not depend on that.
+about a whole class or group. Where a reference bank exists, ``reference_matching`` knows more of both.
 
 What it costs grows with F and not with the data: 48 steps and one for every 8 forgotten examples, and a step reads 48
 of R, 40 of F (a small F is repeated) and 40 of V, each time in other views: one pair of views for all steps is off by
