@@ -11,6 +11,7 @@ import pytest
 
 from efface.auditing.bank_file import load_bank
 from efface.auditing.observations import Observations
+from efface.auditing.observers.model_observer import ModelObserver
 from efface.errors import EffaceError
 from efface.reporting.record import Record
 from efface.runs import artifacts, audit, bank_plan, rehearsal_plan, rehearsals
@@ -201,6 +202,31 @@ def test_rehearsals_look_at_no_more_of_the_unseen_than_they_need(home, rehearsed
 
 def _stored(plan):
     return [Observations.load(plan.file_of(name)) for name in plan.names]
+
+
+def test_rehearsals_compare_with_the_bank_of_the_request_however_few_they_look_at(home, tmp_path, monkeypatch):
+    """Planted: a sample of the bank, against which everybody's margins lie elsewhere than in the request's audit."""
+    monkeypatch.setattr(rehearsals, "MOST_OBSERVED", 10)
+    monkeypatch.setattr(rehearsal_plan, "OLDER_BANK", 10)
+    plan = rehearsal_plan.plan_rehearsals(home / "tuned", tmp_path / "few", requests=5, watch=_watch())
+    assert plan.compared == 40
+    rehearsal_plan.write_rehearsal_plan(home / "tuned", plan)
+    seen, whole = [], ModelObserver.build_bank
+    monkeypatch.setattr(ModelObserver, "build_bank", lambda self, rows: (seen.append(len(rows)), whole(self, rows))[1])
+    observed = rehearsals.observe_rehearsal(plan, plan.names[1], "cpu")
+    assert observed.count("retain") == 10
+    assert seen == [40, 40], "for the margins as they are, and with statistics estimated anew"
+
+
+def test_rehearsals_that_an_older_release_compared_with_fewer_say_what_to_do(home, tmp_path, monkeypatch):
+    monkeypatch.setattr(rehearsal_plan, "OLDER_BANK", 10)
+    plan = rehearsal_plan.plan_rehearsals(home / "tuned", tmp_path / "older", requests=5, watch=_watch())
+    rehearsal_plan.write_rehearsal_plan(home / "tuned", replace(plan, compared=None))
+    with pytest.raises(EffaceError, match=r"an older release's.*with 10 unseen examples.*with 40.*Delete that folder"):
+        rehearsal_plan.write_rehearsal_plan(home / "tuned", plan)
+    monkeypatch.undo()
+    more = rehearsal_plan.plan_rehearsals(home / "tuned", tmp_path / "more", requests=5, watch=_watch())
+    assert more.compared is None, "names of stored rehearsals stay where they were as they should be"
 
 
 def test_rehearsals_are_found_and_reused(home, rehearsed):

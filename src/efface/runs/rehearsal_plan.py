@@ -42,6 +42,9 @@ FEWEST_UNSEEN = 1000
 """At least so many never-trained examples are observed in each rehearsal if there are so many, and at least as many as
 examples are forgotten in all rehearsals together: more would hardly narrow the interval."""
 
+OLDER_BANK = 500
+"""Older releases compared the margins in rehearsals with at most so many examples."""
+
 
 class StoredRehearsals(StoredModel):
     """The content of a ``rehearsals.json``."""
@@ -62,6 +65,7 @@ class StoredRehearsals(StoredModel):
     bank: str | None = None
     micro_batch: Count | None = None
     unseen: Count | None = None
+    compared: Count | None = None
     seconds: float | None = None
 
 
@@ -94,13 +98,15 @@ class RehearsalPlan:
     """Images that go through the network at once, as in the run; None: whole batches."""
     unseen: int | None = None
     """How many never-trained examples are observed, drawn by key; None: all."""
+    compared: int | None = None
+    """Size of the bank that margins compare with, where older releases took a smaller one than its audit; else None."""
     seconds: float | None = None
     """Expected time of one rehearsal on one thread; None if the request's cost is not known."""
 
     def shared(self) -> dict[str, Any]:
         """What names the rehearsals, ready for JSON."""
         named = ("data", "original", "method", "split", "seed", "kind", "size", "watch", "bf16")
-        younger = ("micro_batch", "unseen")  # than the names of stored rehearsals
+        younger = ("micro_batch", "unseen", "compared")  # than the names of stored rehearsals
         more = [name for name in younger if getattr(self, name) is not None]
         return json.loads(json.dumps({"format": 1} | {name: getattr(self, name) for name in (*named, *more)}))
 
@@ -201,7 +207,7 @@ def plan_rehearsals(
         seconds=cost or None,
     )
     plan = replace(plan, home=home or default_home(plan))
-    return replace(plan, unseen=_count_unseen(plan, len(base.holdout)))
+    return replace(plan, unseen=_count_unseen(plan, len(base.holdout)), compared=_count_bank(plan, len(base.valid)))
 
 
 def _count_unseen(plan: RehearsalPlan, there: int) -> int | None:
@@ -210,6 +216,13 @@ def _count_unseen(plan: RehearsalPlan, there: int) -> int | None:
         return RehearsalPlan.load(plan.home).unseen
     enough = max(FEWEST_UNSEEN, plan.requests * plan.size)
     return enough if there > enough else None
+
+
+def _count_bank(plan: RehearsalPlan, there: int) -> int | None:
+    """The size of the bank, where it is larger than that of older releases, whose scores cannot be used beside it."""
+    watch: ObservationSettings = config.build(ObservationSettings, plan.watch, path="watch.")
+    now = min(watch.bank, there)
+    return now if now > min(watch.cap, OLDER_BANK) else None
 
 
 def default_home(plan: RehearsalPlan) -> Path:
@@ -283,7 +296,15 @@ def write_rehearsal_plan(run: Path, plan: RehearsalPlan, checks: DataChecks | No
         require_plan_folder(plan.home, ())
     make_folder(plan.home)
     with hold_lock(plan.home / REHEARSALS):
-        if (plan.home / REHEARSALS).exists() and RehearsalPlan.load(plan.home).shared() != plan.shared():
+        there = RehearsalPlan.load(plan.home) if (plan.home / REHEARSALS).exists() else plan
+        if there.shared() != plan.shared():
+            if replace(there, compared=plan.compared).shared() == plan.shared():
+                raise EffaceError(
+                    f"The rehearsals in {plan.home} are an older release's.",
+                    f"It compared their margins with {OLDER_BANK} unseen examples, and those of the request itself "
+                    f"with {plan.compared}.",
+                    "Delete that folder, or choose another --out.",
+                )
             raise EffaceError(
                 f"{plan.home} holds the rehearsals of another procedure.",
                 "Its original, method, split, kind, size or observation settings are different.",
@@ -293,6 +314,6 @@ def write_rehearsal_plan(run: Path, plan: RehearsalPlan, checks: DataChecks | No
         split = _base_split(subject.split)
         write_text(plan.home / SPLIT, json.dumps(split.to_dict(subject.data)), private=True)
         copy_identity(Path(run), plan.home)
-        named = ("source", "request", "requests", "bank", "micro_batch", "unseen", "seconds")
+        named = ("source", "request", "requests", "bank", "micro_batch", "unseen", "compared", "seconds")
         content = plan.shared() | {name: getattr(plan, name) for name in named}
         write_text(plan.home / REHEARSALS, json.dumps(content, indent=1, default=str) + "\n", private=True)

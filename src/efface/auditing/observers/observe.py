@@ -86,7 +86,8 @@ def observe_model(
     arrays: dict[str, np.ndarray] = {}
     with _evaluation_mode(model):
         observer = ModelObserver(model, data, views, settings, scratch)
-        observer.build_bank(sample_by_key(data, rows["valid"], settings.bank))
+        bank = sample_by_key(data, split.valid, settings.bank)  # the same, however many examples are observed
+        observer.build_bank(bank)
         looked = {part: found for part, found in rows.items() if len(found) and (parts is None or part in parts)}
         total = sum(map(len, looked.values()))
         observer.report = lambda seen: on_observed(seen, total)
@@ -100,13 +101,15 @@ def observe_model(
             names = [settings.prompt.replace("{}", name) for name in data.classes]
             arrays["prompts/text"] = observer.embed_text(names).cpu().numpy()
         if (parts is None or RENEWED_PARTS in parts) and has_running_statistics(model) and len(rows["retain"]) > 1:
-            arrays |= _observe_renewed(observer, rows)
+            arrays |= _observe_renewed(observer, rows, bank)
         if withheld is not None and (parts is None or WITHHELD in parts):
             arrays |= _observe_withheld(observer, withheld)
     return Observations(model.digest(), split.digest(data), arrays, _meta(observer, split, rows))
 
 
-def _observe_renewed(observer: ModelObserver, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _observe_renewed(
+    observer: ModelObserver, rows: Mapping[str, np.ndarray], bank: np.ndarray
+) -> dict[str, np.ndarray]:
     """Observe forget and holdout through a copy whose BatchNorm statistics are estimated anew on retained images."""
     drawn = rows["retain"]
     batches = np.array_split(drawn, max(1, len(drawn) // RENEWAL_BATCH))
@@ -115,7 +118,7 @@ def _observe_renewed(observer: ModelObserver, rows: Mapping[str, np.ndarray]) ->
     second = ModelObserver(
         renewed, observer.data, observer.views, replace(observer.settings, gradient=False), observer.scratch
     )
-    second.build_bank(sample_by_key(observer.data, rows["valid"], observer.settings.bank))
+    second.build_bank(bank)
     found: dict[str, np.ndarray] = {}
     for part, name in RENEWED.items():
         if len(rows[part]):
