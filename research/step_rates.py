@@ -2,7 +2,7 @@
 
     python -m research.step_rates [--families digits,simclr,moco]     research/results/step_rates.json
 
-One world of each family, with a seed that no table reports: 10 requests of 100 of 1 000 digits (the demo.s original)
+One world of each family, with a seed that no table reports: 10 requests of 100 of 1 000 digits (the demo's original)
 or 12 of 20 of 2 000 images of Fashion-MNIST (those of ``research/request_sizes.py``). Every request is unlearned
 at each rate and length; forgotten and retained examples are pooled and calibrated by the audit's half of a bank.
 

@@ -270,11 +270,7 @@ def compute_margin_scores(
             embedded = [_embed(model, subsets[name], number, run, name) for name in names]
             features.append([of_subset for of_subset, _ in embedded])
             outputs.append([of_subset for _, of_subset in embedded])
-    lengths, bank, paired = (
-        [len(subsets[name]) for name in names],
-        len(subsets["valid"]),
-        model.objective.needs_captions,
-    )
+    lengths, bank = [len(subsets[name]) for name in names], len(subsets["valid"])
     labels = torch.cat([subsets[name].labels() for name in names]) if model.objective.needs_labels else None
     paired = model.objective.needs_captions
     captions = torch.cat([_embed_captions(model, subsets[name]) for name in names]) if paired else None
