@@ -229,6 +229,12 @@ def test_rehearsals_that_an_older_release_compared_with_fewer_say_what_to_do(hom
     assert more.compared is None, "names of stored rehearsals stay where they were as they should be"
 
 
+def test_an_audit_refuses_rehearsals_that_were_compared_with_fewer(home, rehearsed, monkeypatch):
+    monkeypatch.setattr(rehearsal_plan, "OLDER_BANK", 10)  # those that are there were made without naming the bank
+    with pytest.raises(EffaceError, match="another number of unseen examples that margins compare with"):
+        audit.audit_run(home / "tuned", WATCH, rehearsals=rehearsed.home)
+
+
 def test_rehearsals_are_found_and_reused(home, rehearsed):
     assert rehearsed.left() == []
     judged = audit.audit_run(home / "tuned", WATCH)

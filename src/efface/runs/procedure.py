@@ -25,7 +25,7 @@ from efface.runs.binding import BOUND
 from efface.runs.comparison import Comparison, lineage
 from efface.runs.provenance import NEAREST, weight_distance
 from efface.runs.rehearsal_kinds import kind_of_request, size_class
-from efface.runs.rehearsal_plan import BEFORE, RehearsalPlan
+from efface.runs.rehearsal_plan import BEFORE, RehearsalPlan, count_bank
 from efface.runs.stored_rehearsals import load_rehearsals
 
 
@@ -110,6 +110,8 @@ def _sameness(plan: RehearsalPlan, compared: Comparison) -> Mapping[str, bool]:
         "kind of request": plan.kind == kind_of_request(subject.split),
         "size": size_class(plan.size) == size_class(subject.split.sizes()["forget"]),
         BOUND["watch"]: plan.watch == watch,
+        "number of unseen examples that margins compare with": plan.compared
+        == count_bank(plan.watch, len(subject.split.valid)),
     }
 
 

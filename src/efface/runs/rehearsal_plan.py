@@ -207,7 +207,9 @@ def plan_rehearsals(
         seconds=cost or None,
     )
     plan = replace(plan, home=home or default_home(plan))
-    return replace(plan, unseen=_count_unseen(plan, len(base.holdout)), compared=_count_bank(plan, len(base.valid)))
+    return replace(
+        plan, unseen=_count_unseen(plan, len(base.holdout)), compared=count_bank(plan.watch, len(base.valid))
+    )
 
 
 def _count_unseen(plan: RehearsalPlan, there: int) -> int | None:
@@ -218,11 +220,17 @@ def _count_unseen(plan: RehearsalPlan, there: int) -> int | None:
     return enough if there > enough else None
 
 
-def _count_bank(plan: RehearsalPlan, there: int) -> int | None:
-    """The size of the bank, where it is larger than that of older releases, whose scores cannot be used beside it."""
-    watch: ObservationSettings = config.build(ObservationSettings, plan.watch, path="watch.")
-    now = min(watch.bank, there)
-    return now if now > min(watch.cap, OLDER_BANK) else None
+def count_bank(watch: Mapping[str, Any], there: int) -> int | None:
+    """The size of the bank, where it is larger than that of older releases, whose scores cannot be used beside it.
+
+    Args:
+        watch: Settings of observing.
+        there: How many unseen examples ``valid`` has.
+
+    """
+    settings: ObservationSettings = config.build(ObservationSettings, watch, path="watch.")
+    now = min(settings.bank, there)
+    return now if now > min(settings.cap, OLDER_BANK) else None
 
 
 def default_home(plan: RehearsalPlan) -> Path:
