@@ -46,7 +46,7 @@ def paces() -> list[str]:
 
 
 def gaps() -> list[str]:
-    """How far from unseen examples the forgotten ones end, one row for each original and multiplier."""
+    """How far from unseen examples the forgotten ones end, one row for each original and settings."""
     result, names = read_json(RESULTS / "unseen_gap.json"), ("backbone.margin", "projector.margin")
     lines = ["### Where it ends", "", *table_head("original", "seed", "settings", "requests", "backbone", "projector")]
     for row in sorted(result["rows"], key=lambda row: (row["family"], row["seed"], row["settings"])):

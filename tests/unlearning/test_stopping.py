@@ -53,10 +53,8 @@ def test_scores_match_the_reference_implementation_in_both_spaces(name):
             texts = [text for part in order for text in served[part].batch(served[part].ids, run.rng("any")).captions()]
             captions = model.encode_text(texts).double().tolist()
     for space, views in zip(SPACES, (inner, outer), strict=True):
-        together, paired = (
-            [value for part in order for value in found[part][space]],
-            captions if space == OUTPUT else None,
-        )
+        together = [value for part in order for value in found[part][space]]
+        paired = captions if space == OUTPUT else None
         expected, wrong = (reference.scores(views, bank, 0.3, paired) for bank in (20, 60))
         assert together == pytest.approx(expected, rel=1e-4, abs=1e-5)
         assert together != pytest.approx(wrong, rel=1e-4, abs=1e-5)
