@@ -1,7 +1,8 @@
 """What methods that match margins share: their settings, the rows of a step, the hold, and how many steps they take.
 
 A subclass says how far the margins of forgotten examples are from where they should be (:class:`Distance`). The step
-has one batch of R for the task, whose rows also show the margins of the retained, and rows of F and V.
+has one batch of R for the task, whose rows also show the margins of the retained, and rows of F and V. After the last
+step :mod:`efface.unlearning.line_search` takes as much of the change as brings the distances closest to 0.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from efface.training.batch import Batch, LossTerms, Subset
 from efface.training.loop import Run, frozen_copy, train_steps
 from efface.training.model import Model
 from efface.training.optim import Optim, OptimizerType
+from efface.unlearning.line_search import MeasuredMargins, find_share, measure_margins, take_share
 from efface.unlearning.margins import BACKBONE, OUTPUT, Embeddings, compute_margins
 from efface.unlearning.protocol import MethodInputs
 
@@ -44,6 +46,18 @@ class Distance(Protocol):
             r: Margins of rows of R, [R]: the direction of the gradient is away from theirs.
             v: Margins of rows of V, [V]; they have no gradient here.
             spread: σ, the standard deviation of V's margins under the checkpoint as received.
+
+        """
+        ...
+
+    def measure(self, ids: Tensor, f: Tensor, v: Tensor, spread: Tensor) -> float:
+        """The mean distance of some rows of F, in standard deviations; changes nothing.
+
+        Args:
+            ids: Positions in the data of the rows of F, int64 [F].
+            f: Their margins, [F].
+            v: Margins of V, [V].
+            spread: σ.
 
         """
         ...
@@ -72,6 +86,8 @@ class MatchedMargins(Settings):
     """Retained examples per step; by default the original's, at most 48."""
     forget_batch_size: PairCount = 40
     """Rows of F, of V and of R per step for the margins; a smaller F is repeated with other views."""
+    line_search: bool = True
+    """Whether to measure the distances after the last step, and take a share of the whole change accordingly."""
     optim: Optim = field(default_factory=lambda: Optim(rule=OptimizerType.ADAMW, lr=1e-3, clip=5.0))
     """Optimizer."""
 
@@ -106,7 +122,34 @@ class MatchedMargins(Settings):
 
         batches = inputs.retain.cycle(size, run.rng("retain"))
         train_steps(model, islice(batches, steps), terms, optimizer, run)
+        if self.searches_line():
+            with run.timed():
+                self.search_line(teacher, model, inputs, run, distances)
         return model
+
+    def searches_line(self) -> bool:
+        """Whether a line search follows the last step."""
+        return self.line_search and bool(self.backbone or self.output)
+
+    def search_line(
+        self, teacher: Model, model: Model, inputs: MethodInputs, run: Run, distances: Mapping[str, Distance]
+    ) -> None:
+        """Set θ to θ₀ and the share of the change that brings the measured distances closest to 0."""
+        before, after = measure_margins((teacher, model), inputs.forget, inputs.valid, self.tau, run)
+        spread = {space: shown.v.std().clamp_min(1e-6) for space, shown in before.items()}
+
+        def measure(spaces: dict[str, MeasuredMargins]) -> dict[str, float]:
+            return {
+                space: distances[space].measure(shown.ids, shown.f, shown.v, spread[space])
+                for space, shown in spaces.items()
+            }
+
+        weights = {BACKBONE: self.backbone, OUTPUT: self.output}
+        shown = after[OUTPUT]
+        luck = 1 / len(shown.ids.unique()) + 1 / len(shown.v)
+        share = find_share(measure(before), measure(after), weights, luck)
+        take_share(model, teacher, share)
+        run.log_values("line search", {"share": share}, examples=len(shown.ids) + len(shown.v))
 
     def terms(
         self,

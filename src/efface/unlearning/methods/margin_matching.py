@@ -64,6 +64,10 @@ class MarginMatching(MatchedMargins):
         """The hinge shows a small F as it is."""
         return self.penalty is GapPenalty.SQUARE
 
+    def searches_line(self) -> bool:
+        """The hinge stays where its steps end."""
+        return super().searches_line() and self.penalty is GapPenalty.SQUARE
+
 
 @dataclass
 class MarginGap:
@@ -75,3 +79,7 @@ class MarginGap:
     def penalize(self, ids: Tensor, f: Tensor, r: Tensor, v: Tensor, spread: Tensor) -> Tensor:
         """Add this step's gap, and return the penalty of the running mean."""
         return self.running.update(margin_gap(f, r, v) / spread, self.penalty)
+
+    def measure(self, ids: Tensor, f: Tensor, v: Tensor, spread: Tensor) -> float:
+        """The gap of some rows."""
+        return float((f.mean() - v.mean()) / spread)

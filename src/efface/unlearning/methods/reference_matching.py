@@ -106,6 +106,11 @@ class ExampleErrors:
         each = (apart.square() + 2 * apart * (error - error.detach())).mean()
         return self.level.update(error.mean(), GapPenalty.SQUARE) + self.individual * each
 
+    def measure(self, ids: Tensor, f: Tensor, v: Tensor, spread: Tensor) -> float:
+        """The mean error of some rows."""
+        expected = self.expected.to(f)[self.targets.rows(ids).to(f.device)]
+        return float((f - v.mean() - expected).mean() / spread)
+
 
 class ExampleMeans:
     """Exponential running mean of each example's error over the steps that it was in, with bias correction."""

@@ -1,0 +1,146 @@
+"""The line search: the share against trying all of them; what is measured; what is scaled and what stays."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+from efface.training.loop import Run, frozen_copy
+from efface.training.objectives import OBJECTIVES
+from efface.unlearning.line_search import find_share, measure_margins, take_share
+from efface.unlearning.margins import Embeddings
+from efface.unlearning.methods import MarginMatching, ReferenceMatching
+from tests import tiny
+from tests.reference import line_search as reference
+from tests.unlearning.test_reference_matching import targets_for
+
+CUTS = {"forget": (0, 12), "retain": (12, 60), "valid": (60, 80)}
+SPACES = ("backbone", "output")
+
+
+def parts(cuts=CUTS):
+    x, y = tiny.images(96, seed=1)
+    return tiny.parts(x, y, cuts, tiny.blurred)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [((0.2, 0.5), (0.1, 0.12)), ((0.2, 0.5), (-0.05, -0.2)), ((0.1, 0.1), (0.3, -0.4)), ((0.5, 0.5), (0.4, 0.45))],
+)
+@pytest.mark.parametrize("luck", [0.0, 0.011, 1.0])
+def test_the_share_is_the_best_of_all_that_are_tried(before, after, luck):
+    found = find_share(*(dict(zip(SPACES, given, strict=True)) for given in (before, after, (1.0, 4.0))), luck)
+    assert found == pytest.approx(reference.best_share(before, after, (1.0, 4.0), luck), abs=1e-4)
+
+
+def test_one_example_by_itself_says_little_and_a_change_of_nothing_says_nothing():
+    """Planted: a share by the distance alone, which would move an example to the mean of all unseen ones."""
+    before, after, weights = {"output": 0.5}, {"output": 0.25}, {"output": 4.0}
+    assert find_share(before, after, weights, 1 / 1000 + 1 / 1000) > 1.45
+    assert find_share(before, after, weights, 1 / 1 + 1 / 1000) == pytest.approx(1.0588, abs=1e-4)
+    assert find_share(before, before, weights, 0.0) == 1.0
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_weights_and_statistics_are_scaled_and_a_queue_stays(name):
+    start, model = (tiny.recipe(name).start(seed) for seed in (1, 0))
+    for number, one in enumerate((start, model)):
+        one.train()
+        one.objective.loss(one, parts()["retain"].batch(torch.arange(12, 40), torch.Generator().manual_seed(number)))
+    first, last = (copy.deepcopy(dict(one.state_dict())) for one in (start, model))
+    take_share(model, start, 0.7)
+    scaled = 0
+    for key, value in model.state_dict().items():
+        if key == "queue" or not value.is_floating_point():
+            assert torch.equal(value, last[key])
+            continue
+        expected = [
+            reference.between(a, b, 0.7)
+            for a, b in zip(first[key].flatten().tolist(), last[key].flatten().tolist(), strict=True)
+        ]
+        assert value.flatten().tolist() == pytest.approx(expected, abs=1e-5), key
+        scaled += 1
+    assert scaled == sum(value.is_floating_point() for key, value in last.items() if key != "queue")
+
+
+def test_a_variance_stays_above_zero_where_the_change_is_gone_beyond():
+    """Planted: a variance that fell to a tenth, so that half as far again is below 0."""
+    start, model = (tiny.recipe("simclr").start(0) for _ in range(2))
+    norms = [[one for one in net.modules() if isinstance(one, torch.nn.BatchNorm2d)] for net in (start, model)]
+    for old, new in zip(*norms, strict=True):
+        old.running_var.fill_(1.0)
+        new.running_var.fill_(0.1)
+    take_share(model, start, 1.5)
+    assert all(one.running_var.min() == pytest.approx(0.05) for one in norms[1])
+
+
+def test_both_models_see_the_same_views_of_all_examples():
+    found = parts()
+    model = tiny.recipe("simclr").start(0).eval()
+    first, second = measure_margins((model, frozen_copy(model)), found["forget"], found["valid"], 0.1, Run(seed=3))
+    for space in SPACES:
+        shown = first[space]
+        assert torch.equal(shown.f, second[space].f) and torch.equal(shown.v, second[space].v)
+        assert sorted(shown.ids.unique().tolist()) == list(range(12)) and len(shown.f) == len(shown.ids) == 120
+        assert len(shown.v) == 20
+
+
+@pytest.mark.parametrize(("many", "rows"), [(1, 40), (3, 40), (40, 400)])
+def test_few_examples_are_shown_in_more_views(many, rows):
+    found = parts({"forget": (0, many), "retain": (40, 60), "valid": (60, 80)})
+    model = tiny.recipe("simclr").start(0).eval()
+    (spaces,) = measure_margins((model,), found["forget"], found["valid"], 0.1, Run(seed=3))
+    seen = spaces["output"]
+    assert len(seen.f) == rows
+    assert seen.f.std() > 0, "all views of an example would be one"
+
+
+def test_a_distance_is_measured_as_the_steps_see_it():
+    """In expectation both are the same number; here from the same rows."""
+    found = parts()
+    model = tiny.recipe("simclr").start(0).eval()
+    rng = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        f = Embeddings.of(model, found["forget"].batch(torch.arange(12), rng))
+        v = Embeddings.of(model, found["valid"].batch(torch.arange(60, 80), rng))
+        margins = (f + v).margins(20, 0.1)["output"]
+    shown, unseen, spread, ids = margins[:12], margins[12:], margins[12:].std(), torch.arange(12)
+    gap = MarginMatching().distances(None, None)["output"]
+    assert gap.measure(ids, shown, unseen, spread) == pytest.approx(float((shown.mean() - unseen.mean()) / spread))
+    assert float(gap.running.total) == 0, "a measurement is no step"
+    targets = targets_for(range(12), {space: torch.linspace(-1, 2, 12) for space in SPACES})
+    errors = ReferenceMatching().distance("output", targets, 0.5)
+    expected = [float(s - unseen.mean() - m) for s, m in zip(shown, errors.expected, strict=True)]
+    assert errors.measure(ids, shown, unseen, spread) == pytest.approx(sum(expected) / 12 / float(spread), abs=1e-5)
+
+
+def test_a_method_takes_the_share_of_its_change_that_it_found():
+    """Planted: three steps at a small rate, far too few; the search takes half as much again."""
+    shares = []
+
+    def log(record):
+        if record["phase"] == "line search":
+            shares.append(record["terms"]["share"])
+
+    recipe, found = tiny.recipe("simclr", epochs=1), parts()
+    base = MarginMatching(steps=3, batch_size=24, forget_batch_size=8)
+    given = tiny.given(base, found, recipe)
+    with_it, without = (
+        dataclasses.replace(base, line_search=on).unlearn(recipe.start(0), given, Run(seed=1, log=log))
+        for on in (True, False)
+    )
+    assert len(shares) == 1
+    start = recipe.start(0)
+    share = torch.cat([(a - b).flatten() for a, b in zip(with_it.parameters(), start.parameters(), strict=True)])
+    whole = torch.cat([(a - b).flatten() for a, b in zip(without.parameters(), start.parameters(), strict=True)])
+    assert torch.allclose(share, shares[0] * whole, atol=1e-6)
+
+
+def test_the_hinge_and_a_method_without_spaces_search_nothing():
+    assert MarginMatching().searches_line()
+    assert not MarginMatching(penalty="hinge").searches_line()
+    assert not MarginMatching(backbone=0.0, output=0.0).searches_line()
+    assert not MarginMatching(line_search=False).searches_line()
