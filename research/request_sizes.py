@@ -98,10 +98,15 @@ def make(
         add_row(RESULT, about, partial(measure, home, f"{method}-{size}", request, SIZES[size], jobs))
 
 
-def prepare(home: Path, settings: dict[str, Any], bank: dict[str, Any], jobs: int) -> None:
-    """Train the original of a world and its bank, unless they are there."""
+def train_original(home: Path, settings: dict[str, Any]) -> None:
+    """Train the original of a world, unless it is there."""
     if not (home / "original").exists():
         train.pretrain_run(home / "original", settings)
+
+
+def prepare(home: Path, settings: dict[str, Any], bank: dict[str, Any], jobs: int) -> None:
+    """Train the original of a world and its bank, unless they are there."""
+    train_original(home, settings)
     plan = plan_bank(home / "original", home / "bank", **bank, watch=WATCH, checks=DataChecks())
     write_bank_plan(home / "original", plan, DataChecks())
     run_tasks(list_bank_tasks(plan, "cpu"), jobs=jobs, say=print)

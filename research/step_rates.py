@@ -4,7 +4,8 @@
 
 One world of each family, with a seed that no table reports: 10 requests of 100 of 1 000 digits (the demo's original)
 or 12 of 20 of 2 000 images of Fashion-MNIST (those of ``research/request_sizes.py``). Every request is unlearned
-at each rate and length; forgotten and retained examples are pooled and calibrated by the audit's half of a bank.
+at each rate and length, without the line search that came later; forgotten and retained examples are pooled and
+calibrated by the audit's half of a bank.
 
 Resumable: a row that is in the result is not measured again.
 """
@@ -31,7 +32,6 @@ from efface.auditing.observers.observe import observe_model, sample_by_key
 from efface.auditing.pooled_placements import Rehearsal, pool_placements
 from efface.data.selectors import Selection
 from efface.data.split import Split, move_to_forget
-from efface.runs import train
 from efface.runs.demo import DEMO_BANK, REGIMES
 from efface.runs.rehearsal_kinds import draw_sets
 from efface.runs.rehearsals import keep_scores
@@ -65,8 +65,8 @@ class World:
             self.bank = load_bank(home / "bank")
             self.half = self.bank.part_for("audit")
             self.attack = fit_attack(self.half)
-        elif not (home / "original").exists():
-            train.pretrain_run(home / "original", settings)
+        else:
+            request_sizes.train_original(home, settings)
         opened = open_run(home / "original")
         self.data, self.split = opened.data, opened.split
         self.original = Checkpoint.load(home / "original")
@@ -101,7 +101,7 @@ def measure(world: World, method: str, pace: str) -> dict[str, Any]:
             model = api.unlearn(
                 world.original, world.data, split, method, seed=7000 + number, device="cpu",
                 bank=world.bank if method == "reference_matching" else None, steps=steps + len(rows) // 8,
-                multiplier=multiplier,
+                multiplier=multiplier, line_search=False,
                 optim=Optim(rule=OptimizerType.ADAMW, lr=rate, clip=5.0),
             )  # fmt: skip
         seconds += process_time() - began
