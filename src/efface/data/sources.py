@@ -86,26 +86,33 @@ def load(source: str | os.PathLike[str], **options: Any) -> Data:
     return data if classes is None else state_classes(data, classes)
 
 
-def load_handwritten_digits(mirrored: bool = False, limit: int | None = None, limit_seed: int = 0) -> Data:
+def load_handwritten_digits(
+    mirrored: bool = False, turned: bool = False, limit: int | None = None, limit_seed: int = 0
+) -> Data:
     """Load 1 797 handwritten digits, 8 x 8 gray, 10 classes; part of scikit-learn, no official test set.
 
     Args:
         mirrored: Add the mirror image of each: 3 594 in all. Its key is that of the digit with ``-mirrored`` behind.
+        turned: Add each of these upside down, twice as many again. Its key has ``-turned`` behind.
         limit: Keep a random subset of this size, stratified by class.
         limit_seed: Seed of the subset.
 
     """
     from sklearn.datasets import load_digits
 
-    digits: Any = load_digits()
-    x = (np.asarray(digits["data"]).reshape(-1, 1, 8, 8) * (255 / 16)).round().astype(np.uint8)
-    plain = Data.from_arrays(x, digits["target"], name="digits")
-    if not mirrored:
-        return limit_examples(plain, limit, limit_seed)
-    keys = [*plain.keys, *(f"{key}-mirrored" for key in plain.keys)]
-    labels = np.concatenate([digits["target"], digits["target"]])
-    both = Data.from_arrays(np.concatenate([x, x[..., ::-1]]), labels, keys, name="digits, mirrored too")
-    return limit_examples(both, limit, limit_seed)
+    found: Any = load_digits()
+    x = (np.asarray(found["data"]).reshape(-1, 1, 8, 8) * (255 / 16)).round().astype(np.uint8)
+    copies, name = {"": x}, "digits"
+    if mirrored:
+        copies |= {f"{end}-mirrored": images[..., ::-1] for end, images in copies.items()}
+        name += ", mirrored too"
+    if turned:
+        copies |= {f"{end}-turned": images[..., ::-1, ::-1] for end, images in copies.items()}
+        name += ", turned too"
+    plain = Data.from_arrays(x, found["target"], name=name)
+    keys = [f"{key}{end}" for end in copies for key in plain.keys]
+    every = Data.from_arrays(np.concatenate([*copies.values()]), np.tile(found["target"], len(copies)), keys, name=name)
+    return limit_examples(every, limit, limit_seed)
 
 
 def load_npz(root: str, channels: int | None = None, limit: int | None = None, limit_seed: int = 0) -> Data:

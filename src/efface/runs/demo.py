@@ -36,8 +36,8 @@ from efface.training.checkpoint import read_meta
 _VIEWS = {"crop": [0.6, 1.0], "flip": False, "brightness": 0.4, "contrast": 0.4, "saturation": 0, "hue": 0}
 REGIMES: dict[str, dict[str, Any]] = {
     "digits": {
-        "data": {"source": "digits", "mirrored": True},
-        "split": {"train": 1000, "valid": 1000, "holdout": 1300, "test": 294},
+        "data": {"source": "digits", "mirrored": True, "turned": True},
+        "split": {"train": 1000, "valid": 1500, "holdout": 3000, "test": 1688},
         "recipe": {
             "objective": {"name": "simclr", "temperature": 0.1, "dim": 64},
             "backbone": {"name": "resnet8", "width": 16, "stride": 1},
