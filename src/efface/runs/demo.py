@@ -65,8 +65,8 @@ DEMO_METHODS = ("finetune", "margin_matching")
 """A method that leaves most of it, and one that does not."""
 DEMO_BANK = {"models": 8, "share": 0.5}
 """Models of the demo's reference bank, and their share of the original's epochs."""
-REHEARSED = {"finetune": 5, "margin_matching": 36}
-"""Rehearsed requests of each method: each example four times, with other ones; fewer where the answer is plain."""
+REHEARSED = {"finetune": 5, "margin_matching": 27}
+"""Rehearsed requests of each method: each example three times, with other ones; fewer where the answer is plain."""
 DEMO_VIEWS = 5
 """Views per example in the demo's observations: half as many as usual, for its time."""
 DONE, DEMO_REQUEST = "demo.json", "demo.yaml"
