@@ -28,6 +28,7 @@ from research.request_sizes import COMMON
 from efface import api
 from efface.auditing.attacks.learned import attach_scores, fit_attack
 from efface.auditing.bank_file import load_bank
+from efface.auditing.observations import Observations
 from efface.auditing.observers.observe import observe_model, sample_by_key
 from efface.auditing.pooled_placements import Rehearsal, pool_placements
 from efface.data.selectors import Selection
@@ -79,11 +80,17 @@ class World:
 
     def look(self, model: Checkpoint, split: Split) -> Rehearsal:
         """Observe a model on forgotten, retained and never-trained examples."""
+        return self.calibrate(self.observe(model, split))
+
+    def observe(self, model: Checkpoint, split: Split, *more: str) -> Observations:
+        """Observe a model on forgotten, retained and never-trained examples, and on more parts."""
         few = replace(split, holdout=sample_by_key(self.data, split.holdout, 1500))
         watch = replace(request_sizes.WATCH, cap=500)
-        seen = observe_model(
-            model.model, self.data, few, self.original.recipe.views, watch, parts=("forget", "retain", "holdout")
-        )
+        parts = ("forget", "retain", "holdout", *more)
+        return observe_model(model.model, self.data, few, self.original.recipe.views, watch, parts=parts)
+
+    def calibrate(self, seen: Observations) -> Rehearsal:
+        """The scores that an audit keeps, with those of models of its half of the bank that never saw an example."""
         observed = keep_scores(seen)
         references = self.half.calibrate(observed)
         if self.attack is not None:
