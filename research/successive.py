@@ -3,8 +3,8 @@
     python -m research.successive [--families digits,simclr] [--seeds 0,1,2,3,4]     research/results/successive.json
 
 Does what is left of each add up, and does the model decay? Originals are those of the demo (1 000 digits) and of
-``research.request_sizes`` (2 000 images of Fashion-MNIST, SimCLR). Each request is unlearned from what the one before it
-left, by ``margin_matching`` at its defaults. After every fifth one all that were forgotten so far are judged together,
+``research.request_sizes`` (2 000 images of Fashion-MNIST, SimCLR). Each request is unlearned from what the one before
+it left, by ``margin_matching`` at its defaults. After every fifth one all that were forgotten so far are judged together,
 calibrated by the audit's half of a bank, and the retained and the accuracy of nearest neighbors beside them. For
 comparison: the same examples in one request, and a model retrained without them.
 
