@@ -4,9 +4,9 @@
 
 Does what is left of each add up, and does the model decay? Originals are those of the demo (1 000 digits) and of
 ``research.request_sizes`` (2 000 images of Fashion-MNIST, SimCLR). Each request is unlearned from what the one before
-it left, by ``margin_matching`` at its defaults. After every fifth one all that were forgotten so far are judged together,
-calibrated by the audit's half of a bank, and the retained and the accuracy of nearest neighbors beside them. For
-comparison: the same examples in one request, and a model retrained without them.
+it left, by ``margin_matching`` at its defaults. After every fifth one all that were forgotten so far are judged
+together, calibrated by the audit's half of a bank, and the retained and the accuracy of nearest neighbors beside them.
+For comparison: the same examples in one request, and a model retrained without them.
 
 Resumable: a row that is in the result is not measured again.
 """
