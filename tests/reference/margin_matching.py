@@ -60,6 +60,21 @@ def pulled(values, memory, rate):
     return (mean + multiplier) ** 2 - multiplier**2, 2 * (mean + multiplier)
 
 
+def aligned(first, second):
+    """Cosine of each pair of views."""
+    return [_cos(a, b) for a, b in zip(first, second, strict=True)]
+
+
+def alignment(spaces, weights, share, rate=0.0):
+    """The term of views that agree, from the cosines ``(f, v, v0)`` of every space."""
+    total = 0.0
+    for (f, v, v0), weight in zip(spaces, weights, strict=False):
+        mean = sum(v0) / len(v0)
+        spread = math.sqrt(sum((s - mean) ** 2 for s in v0) / (len(v0) - 1))
+        total += share * weight * pulled([gap(f, v) / spread], 0.0, rate)[0]
+    return total
+
+
 def loss(task, spaces, weights, hold, penalty="square", rate=0.0):
     """The whole loss of a first step from ``(f, r, v, r0, v0)`` of every space, and the task's value."""
     total = task

@@ -157,7 +157,7 @@ NUDGED = {
     "against": "data", "damping": 30.0, "iterations": 2, "scale": 0.5, "hessian_batches": 2,
     "task_weight": 0.3, "tau": 0.2, "omega": 2, "watch": 0.2,
     "base": {"name": "neggrad"}, "mask": "low", "ratio": 0.5, "forget_epochs": 1, "retain_epochs": 2,
-    "backbone": 0.7, "output": 0.7, "hold": 30.0, "memory": 0.0, "multiplier": 2.0, "individual": 3.0,
+    "backbone": 0.7, "output": 0.7, "hold": 30.0, "memory": 0.0, "multiplier": 2.0, "individual": 3.0, "alignment": 5.0,
     "line_search": False,
 }  # fmt: skip
 WITH = {"target": {"match": "square"}, "steps": {"epochs": None}}

@@ -139,8 +139,12 @@ def test_a_method_takes_the_share_of_its_change_that_it_found():
     assert torch.allclose(share, shares[0] * whole, atol=1e-6)
 
 
-def test_the_hinge_and_a_method_without_spaces_search_nothing():
-    assert MarginMatching().searches_line()
-    assert not MarginMatching(penalty="hinge").searches_line()
-    assert not MarginMatching(backbone=0.0, output=0.0).searches_line()
-    assert not MarginMatching(line_search=False).searches_line()
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [({}, 1), ({"penalty": "hinge"}, 0), ({"backbone": 0.0, "output": 0.0}, 0), ({"line_search": False}, 0)],
+)
+def test_the_hinge_and_a_method_without_spaces_search_nothing(settings, expected):
+    recipe, log = tiny.recipe("simclr", epochs=1), []
+    method = MarginMatching(steps=1, batch_size=24, forget_batch_size=8, **settings)
+    method.unlearn(recipe.start(0), tiny.given(method, parts(), recipe), Run(log=log.append))
+    assert [row["phase"] for row in log].count("line search") == expected

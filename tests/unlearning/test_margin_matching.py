@@ -42,7 +42,8 @@ def terms_of(method, teacher, model, forgotten, retained, unseen):
     """The terms of a first step."""
     with torch.no_grad():
         known = Embeddings.of(teacher, unseen)
-    return method.terms(teacher, model, forgotten, retained, unseen, known, method.distances(None, None))
+    gaps = method.distances(None, None), method.alignment_gaps()
+    return method.terms(teacher, model, forgotten, retained, unseen, known, *gaps)
 
 
 def test_agreement_matches_the_reference_implementation_and_leaves_an_example_out_of_its_own_bank():
@@ -85,7 +86,7 @@ def test_a_label_s_margin_matches_the_reference_implementation_and_stays_finite(
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
 def test_the_loss_matches_the_reference_implementation(name, penalty):
     teacher, model, forgotten, retained, unseen = world(name)
-    method = MarginMatching(backbone=2.0, output=3.0, hold=0.7, penalty=penalty, multiplier=0.3)
+    method = MarginMatching(backbone=2.0, output=3.0, hold=0.7, penalty=penalty, multiplier=0.3, alignment=0.5)
     found = terms_of(method, teacher, model, forgotten, retained, unseen)
     spaces = []
     now = {k: v.detach() for k, v in compute_margins(model, forgotten + retained + unseen, 5, method.tau).items()}
@@ -95,8 +96,24 @@ def test_the_loss_matches_the_reference_implementation(name, penalty):
         r0, v0 = (part.tolist() for part in before[space].split(5))
         spaces.append((f, r, v, r0, v0))
     expected = reference.loss(0.0, spaces, (2.0, 3.0), 0.7, penalty.value, 0.3)
+    if penalty is GapPenalty.SQUARE:
+        expected += reference.alignment(cosines(teacher, model, forgotten, unseen), (2.0, 3.0), 0.5, 0.3)
     assert float(sum(found.values()).detach()) == pytest.approx(expected, rel=1e-4)
-    assert set(found) == {"backbone", "output", "hold"}
+    assert set(found) == {"backbone", "output", "hold"} | ({"alignment"} if penalty is GapPenalty.SQUARE else set())
+
+
+def cosines(teacher, model, forgotten, unseen):
+    """Cosines of the views of F and V under the model and of V under the teacher, by space, as lists."""
+    found = []
+    for space in ("features", "outputs"):
+        shown = []
+        for one, batch in ((model, forgotten), (model, unseen), (teacher, unseen)):
+            with torch.no_grad():
+                views = getattr(Embeddings.of(one, batch), space)
+            shown.append(reference.aligned(*(view.double().tolist() for view in views)))
+        if space == "features" or not (model.objective.needs_labels or model.objective.needs_captions):
+            found.append(shown)
+    return found
 
 
 def test_the_gap_has_the_value_of_unseen_and_the_gradient_of_retained_examples():
@@ -198,8 +215,9 @@ def test_retained_examples_are_held_from_below_only():
 def test_a_weight_of_zero_leaves_a_space_out_and_without_any_it_is_fine_tuning():
     teacher, model, forgotten, retained, unseen = world("moco")
     shown = teacher, model, forgotten, retained, unseen
-    assert set(terms_of(MarginMatching(backbone=0.0), *shown)) == {"output", "hold"}
+    assert set(terms_of(MarginMatching(backbone=0.0), *shown)) == {"output", "alignment", "hold"}
     assert terms_of(MarginMatching(backbone=0.0, output=0.0), *shown) == {}
+    assert set(terms_of(MarginMatching(alignment=0.0), *shown)) == {"backbone", "output", "hold"}
 
 
 def test_it_brings_the_gap_of_overfitted_examples_down_and_keeps_that_of_the_retained():
@@ -222,9 +240,9 @@ def record_rows(monkeypatch):
     """Ids of F, R and V of every step."""
     seen, whole = [], MatchedMargins.terms
 
-    def terms(self, teacher, model, forgotten, retained, unseen, known, gaps):
+    def terms(self, teacher, model, forgotten, retained, unseen, *more):
         seen.append([batch.ids.tolist() for batch in (forgotten, retained, unseen)])
-        return whole(self, teacher, model, forgotten, retained, unseen, known, gaps)
+        return whole(self, teacher, model, forgotten, retained, unseen, *more)
 
     monkeypatch.setattr(MatchedMargins, "terms", terms)
     return seen

@@ -44,7 +44,7 @@ def terms_of(method, teacher, model, forgotten, retained, unseen, targets, slope
     distances = {space: method.distance(space, targets, slope) for space in SPACES}
     with torch.no_grad():
         known = Embeddings.of(teacher, unseen)
-    return method.terms(teacher, model, forgotten, retained, unseen, known, distances)
+    return method.terms(teacher, model, forgotten, retained, unseen, known, distances, {})
 
 
 def margins_of(teacher, model, forgotten, retained, unseen):

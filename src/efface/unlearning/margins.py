@@ -67,6 +67,16 @@ class Embeddings:
             output = contrastive_margin(*self.outputs, bank, tau)
         return {BACKBONE: contrastive_margin(*self.features, bank, tau), OUTPUT: output}
 
+    def alignments(self) -> dict[str, Tensor]:
+        """Cosine of the two views of each example, [B], by space; the output only where views are compared there.
+
+        Higher is more member-like: views that were trained to agree do so more than others.
+        """
+        found = {BACKBONE: self.features}
+        if self.labels is None and self.captions is None:
+            found[OUTPUT] = self.outputs
+        return {space: (normalize_rows(a) * normalize_rows(b)).sum(1) for space, (a, b) in found.items()}
+
 
 def compute_margins(model: Model, batch: Batch, bank: int, tau: float) -> dict[str, Tensor]:
     """Margin of each example in the backbone's features and in the output (projector, image-caption pair, or logits).

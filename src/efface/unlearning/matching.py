@@ -23,7 +23,7 @@ from efface.training.loop import Run, frozen_copy, train_steps
 from efface.training.model import Model
 from efface.training.optim import Optim, OptimizerType
 from efface.unlearning.line_search import MeasuredMargins, find_share, measure_margins, take_share
-from efface.unlearning.margins import BACKBONE, OUTPUT, Embeddings, compute_margins
+from efface.unlearning.margins import BACKBONE, OUTPUT, Embeddings, GapPenalty, RunningMean, margin_gap
 from efface.unlearning.protocol import MethodInputs
 
 LEAST_STEPS, EXAMPLES_PER_STEP = 48, 8
@@ -72,6 +72,10 @@ class MatchedMargins(Settings):
     """Weight of the distance in the backbone's features; 0 leaves it out."""
     output: NotNegative = 4.0
     """Weight of the distance in the projector's embeddings or the logits; 0 leaves it out."""
+    alignment: NotNegative = 0.1
+    """Weight of the gap in the agreement of two views, as a share of the weight of each space; 0 leaves it out."""
+    multiplier: NotNegative = 0.04
+    """Share of a mean distance that each step adds to its multiplier λ; 0: the square alone. Not used by a hinge."""
     hold: NotNegative = 1.0
     """Weight of keeping retained examples' margins from falling below their values under θ₀."""
     memory: Decay = 0.8
@@ -95,8 +99,8 @@ class MatchedMargins(Settings):
         """The distance in each space, before the first step."""
         raise NotImplementedError
 
-    def repeats(self) -> bool:
-        """Whether a small F is repeated until a step has its rows."""
+    def two_sided(self) -> bool:
+        """Whether the distances pull from both sides: then a small F is repeated, and views and the end are matched."""
         return True
 
     def unlearn(self, model: Model, inputs: MethodInputs, run: Run) -> Model:
@@ -110,26 +114,32 @@ class MatchedMargins(Settings):
         teacher, steps = frozen_copy(model), self._steps(inputs)
         unseen_batches = UnseenBatches(teacher, inputs.valid, many, run)
         optimizer, distances = self.optim.build(model, steps), self.distances(inputs, unseen_batches)
+        aligned = self.alignment_gaps()
         forget = inputs.forget.cycle(many, run.rng("forget"))
 
         def terms(batch: Batch) -> LossTerms:
             unseen, known = unseen_batches.take()
-            f = repeat_to(forget, many if self.repeats() else 1)
+            f = repeat_to(forget, many if self.two_sided() else 1)
             output = model.objective.loss(model, batch)
-            matched = self.terms(teacher, model, f, batch.rows(0, many), unseen, known, distances)
+            matched = self.terms(teacher, model, f, batch.rows(0, many), unseen, known, distances, aligned)
             losses = {"task": output.per_example.mean(), **matched}
             return LossTerms(losses, output.carry, extra_examples=len(f) + len(unseen))
 
         batches = inputs.retain.cycle(size, run.rng("retain"))
         train_steps(model, islice(batches, steps), terms, optimizer, run)
-        if self.searches_line():
+        if self.line_search and self.two_sided() and any(self.weights().values()):
             with run.timed():
                 self.search_line(teacher, model, inputs, run, distances)
         return model
 
-    def searches_line(self) -> bool:
-        """Whether a line search follows the last step."""
-        return self.line_search and bool(self.backbone or self.output)
+    def weights(self) -> dict[str, float]:
+        """The weight of each space."""
+        return {BACKBONE: self.backbone, OUTPUT: self.output}
+
+    def alignment_gaps(self) -> dict[str, Gap]:
+        """The gap in the agreement of views in each space, before the first step; empty if it is left out."""
+        spaces = (BACKBONE, OUTPUT) if self.alignment and self.two_sided() else ()
+        return {space: Gap(RunningMean(self.memory, self.multiplier)) for space in spaces}
 
     def search_line(
         self, teacher: Model, model: Model, inputs: MethodInputs, run: Run, distances: Mapping[str, Distance]
@@ -144,10 +154,9 @@ class MatchedMargins(Settings):
                 for space, shown in spaces.items()
             }
 
-        weights = {BACKBONE: self.backbone, OUTPUT: self.output}
         shown = after[OUTPUT]
         luck = 1 / len(shown.ids.unique()) + 1 / len(shown.v)
-        share = find_share(measure(before), measure(after), weights, luck)
+        share = find_share(measure(before), measure(after), self.weights(), luck)
         take_share(model, teacher, share)
         run.log_values("line search", {"share": share}, examples=len(shown.ids) + len(shown.v))
 
@@ -160,8 +169,11 @@ class MatchedMargins(Settings):
         unseen: Batch,
         known: Embeddings,
         distances: Mapping[str, Distance],
+        aligned: Mapping[str, Gap],
     ) -> dict[str, Tensor]:
-        """The weighted distance in each space, and ``hold``; terms of weight 0 are left out. Updates ``distances``.
+        """The weighted distance in each space, ``alignment`` and ``hold``; terms of weight 0 are left out.
+
+        Updates ``distances`` and ``aligned``.
 
         Args:
             teacher: θ₀.
@@ -170,24 +182,32 @@ class MatchedMargins(Settings):
             retained: Rows of R.
             unseen: Rows of V, the bank.
             known: The embeddings of the same examples under θ₀.
-            distances: The distance in each space.
+            distances: The distance of the margins in each space.
+            aligned: The gap in the agreement of views in each space.
 
         """
-        weights = {BACKBONE: self.backbone, OUTPUT: self.output}
-        if not any(weights.values()):
+        weights, counts = {space: weight for space, weight in self.weights().items() if weight}, [len(forgotten)]
+        if not weights:
             return {}
-        now = compute_margins(model, forgotten + retained + unseen, len(unseen), self.tau)
+        counts += [len(retained), len(unseen)]
+        shown = Embeddings.of(model, forgotten + retained + unseen)
         with torch.no_grad():
-            before = (Embeddings.of(teacher, retained) + known).margins(len(unseen), self.tau)
-        terms, held = dict[str, Tensor](), list[Tensor]()
+            before = Embeddings.of(teacher, retained) + known
+        terms, held, apart = dict[str, Tensor](), list[Tensor](), list[Tensor]()
+        now, then = shown.margins(len(unseen), self.tau), before.margins(len(unseen), self.tau)
         for space, weight in weights.items():
-            if not weight:
-                continue
-            f, r, v = now[space].split([len(forgotten), len(retained), len(unseen)])
-            r0, v0 = before[space].split([len(retained), len(unseen)])
+            f, r, v = now[space].split(counts)
+            r0, v0 = then[space].split(counts[1:])
             spread = v0.std().clamp_min(1e-6)
             terms[space] = weight * distances[space].penalize(forgotten.ids, f, r, v.detach(), spread)
             held.append(((r0 - r).relu() / spread).square().mean())
+        now, then = shown.alignments(), before.alignments()
+        for space in (space for space in weights if space in now and space in aligned):
+            f, r, v = now[space].split(counts)
+            spread = then[space][-len(unseen) :].std().clamp_min(1e-6)
+            apart.append(weights[space] * aligned[space].penalize(forgotten.ids, f, r, v.detach(), spread))
+        if apart:
+            terms["alignment"] = self.alignment * torch.stack(apart).sum()
         return terms | ({"hold": self.hold * torch.stack(held).sum()} if self.hold else {})
 
     def _steps(self, inputs: MethodInputs) -> int:
@@ -203,6 +223,22 @@ class MatchedMargins(Settings):
         original = recipe.epochs * per_pass
         few = min(original // 10, MOST_STEPS) if original < LONG_TRAINING else 0
         return max(1, min(wanted, max(original // 20, few)))
+
+
+@dataclass
+class Gap:
+    """The running mean of the gap between forgotten and unseen examples, and its penalty."""
+
+    running: RunningMean
+    penalty: GapPenalty = GapPenalty.SQUARE
+
+    def penalize(self, ids: Tensor, f: Tensor, r: Tensor, v: Tensor, spread: Tensor) -> Tensor:
+        """Add this step's gap, and return the penalty of the running mean."""
+        return self.running.update(margin_gap(f, r, v) / spread, self.penalty)
+
+    def measure(self, ids: Tensor, f: Tensor, v: Tensor, spread: Tensor) -> float:
+        """The gap of some rows."""
+        return float((f.mean() - v.mean()) / spread)
 
 
 class UnseenBatches:

@@ -1,7 +1,7 @@
 """Reference matching: give each forgotten example the margin that it has in models that never saw it.
 
     L(θ) = mean_R ℓ(θ; x) + Σ_s w_s · [ (ē_s + λ_s)² - λ_s² + α · mean_F (ē_s(x) - mean_F ē_s(x))² ]
-                          + hold · Σ_s mean_R ( (s_θ₀(x) - s_θ(x))₊ / σ_s )²
+                          + hold · Σ_s mean_R ( (s_θ₀(x) - s_θ(x))₊ / σ_s )² + alignment · (as in margin_matching)
     e_s(x) = [ s_θ(x) - mean_V s_θ - m_s(x) ] / σ_s
              with the gradient of s_θ(x) - mean_R s_θ
     ē_s, ē_s(x)   running means over steps: of mean_F e_s, and of e_s(x) over the steps that x was in
@@ -55,8 +55,6 @@ class ReferenceMatching(MatchedMargins):
     """Reference matching: how strongly each space is matched, and how firmly retained examples are held."""
 
     needs: ClassVar[Needs] = Needs.FORGET | Needs.RETAIN | Needs.VALID | Needs.TARGETS
-    multiplier: NotNegative = 0.04
-    """Share of the mean error that each step adds to the multiplier λ; 0: the square alone."""
     individual: NotNegative = 0.1
     """Weight α of what is left of each example's own error, beside the mean of all; 0: only the mean is matched."""
 
