@@ -100,7 +100,7 @@ class MatchedMargins(Settings):
         raise NotImplementedError
 
     def two_sided(self) -> bool:
-        """Whether the distances pull from both sides: then a small F is repeated, and views and the end are matched."""
+        """Whether distances pull from both sides; then a small F is repeated, views are matched, and the line searched."""
         return True
 
     def unlearn(self, model: Model, inputs: MethodInputs, run: Run) -> Model:
@@ -186,10 +186,10 @@ class MatchedMargins(Settings):
             aligned: The gap in the agreement of views in each space.
 
         """
-        weights, counts = {space: weight for space, weight in self.weights().items() if weight}, [len(forgotten)]
+        weights = {space: weight for space, weight in self.weights().items() if weight}
         if not weights:
             return {}
-        counts += [len(retained), len(unseen)]
+        counts = [len(forgotten), len(retained), len(unseen)]
         shown = Embeddings.of(model, forgotten + retained + unseen)
         with torch.no_grad():
             before = Embeddings.of(teacher, retained) + known
