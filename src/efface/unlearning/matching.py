@@ -100,7 +100,7 @@ class MatchedMargins(Settings):
         raise NotImplementedError
 
     def two_sided(self) -> bool:
-        """Whether distances pull from both sides; then a small F is repeated, views are matched, and the line searched."""
+        """Whether distances pull from both sides: then a small F is repeated, views count, and a line is searched."""
         return True
 
     def unlearn(self, model: Model, inputs: MethodInputs, run: Run) -> Model:
