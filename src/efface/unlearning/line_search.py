@@ -27,9 +27,9 @@ from efface.unlearning.margins import Embeddings
 
 LEAST, MOST = 0.5, 1.5
 """Smallest and largest share of the change that is taken."""
-UNSEEN_ROWS, FORGOTTEN_ROWS, LEAST_ROWS, VIEWS = 1000, 1000, 40, 10
+UNSEEN_ROWS, FORGOTTEN_ROWS, LEAST_ROWS, ROWS_OF_EACH = 1000, 1000, 40, 10
 """Most examples of V and most rows of F that are measured, fewest rows of F, and how many rows an example has."""
-CHUNK = 250
+SHOWN_AT_ONCE = 250
 """Examples that are embedded at once."""
 
 
@@ -59,12 +59,14 @@ def measure_margins(
         run: Seed of the views.
 
     """
-    rows = min(max(VIEWS * len(forget), LEAST_ROWS), FORGOTTEN_ROWS)
+    rows = min(max(ROWS_OF_EACH * len(forget), LEAST_ROWS), FORGOTTEN_ROWS)
     shuffled = forget.ids[torch.randperm(len(forget), generator=run.rng("line search, forgotten"))]
     ids = shuffled.repeat(-(-rows // len(shuffled)))[:rows]
     unseen = valid.ids[torch.randperm(len(valid), generator=run.rng("line search, unseen"))[:UNSEEN_ROWS]]
     views, embedded = run.rng("line search"), [list[Embeddings]() for _ in models]
-    for subset, chunk in [(forget, one) for one in ids.split(CHUNK)] + [(valid, one) for one in unseen.split(CHUNK)]:
+    for subset, chunk in [(forget, one) for one in ids.split(SHOWN_AT_ONCE)] + [
+        (valid, one) for one in unseen.split(SHOWN_AT_ONCE)
+    ]:
         batch = subset.batch(chunk, views)
         for model, shown in zip(models, embedded, strict=True):
             shown.append(Embeddings.of(model, batch))
