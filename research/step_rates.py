@@ -4,7 +4,7 @@
 
 One world of each family, with a seed that no table reports: 10 requests of 100 of 1 000 digits (the demo's original)
 or 12 of 20 of 2 000 images of Fashion-MNIST (those of ``research/request_sizes.py``). Every request is unlearned
-at each rate and length, without the line search that came later; forgotten and retained examples are pooled and
+at each rate and length, without what came later (views, line search); forgotten and retained examples are pooled and
 calibrated by the audit's half of a bank.
 
 Resumable: a row that is in the result is not measured again.
@@ -108,7 +108,7 @@ def measure(world: World, method: str, pace: str) -> dict[str, Any]:
             model = api.unlearn(
                 world.original, world.data, split, method, seed=7000 + number, device="cpu",
                 bank=world.bank if method == "reference_matching" else None, steps=steps + len(rows) // 8,
-                multiplier=multiplier, line_search=False,
+                multiplier=multiplier, alignment=0.0, line_search=False,
                 optim=Optim(rule=OptimizerType.ADAMW, lr=rate, clip=5.0),
             )  # fmt: skip
         seconds += process_time() - began

@@ -31,19 +31,19 @@ from efface.training.checkpoint import Checkpoint
 RESULT = RESULTS / "unseen_gap.json"
 
 
-def without_search(backbone: float, output: float, multiplier: float) -> dict[str, Any]:
-    """Settings without a line search."""
-    return {"backbone": backbone, "output": output, "multiplier": multiplier, "line_search": False}
+def earlier(backbone: float, output: float, multiplier: float) -> dict[str, Any]:
+    """Settings of before the agreement of views was matched and a line was searched."""
+    return {"backbone": backbone, "output": output, "multiplier": multiplier, "alignment": 0.0, "line_search": False}
 
 
 SETTINGS: dict[str, dict[str, Any] | None] = {
     "before": None,
-    "weights 1 and 4, multiplier .04, line search": {},
-    "weights 1 and 4, multiplier .04": without_search(1.0, 4.0, 0.04),
-    "weights 2 and 3, multiplier .04": without_search(2.0, 3.0, 0.04),
-    "weights 2 and 3, multiplier .08": without_search(2.0, 3.0, 0.08),
-    "weights 2 and 3, multiplier .02": without_search(2.0, 3.0, 0.02),
-    "weights 2 and 3, multiplier 0": without_search(2.0, 3.0, 0.0),
+    "weights 1 and 4, multiplier .04, views and line search": {},
+    "weights 1 and 4, multiplier .04": earlier(1.0, 4.0, 0.04),
+    "weights 2 and 3, multiplier .04": earlier(2.0, 3.0, 0.04),
+    "weights 2 and 3, multiplier .08": earlier(2.0, 3.0, 0.08),
+    "weights 2 and 3, multiplier .02": earlier(2.0, 3.0, 0.02),
+    "weights 2 and 3, multiplier 0": earlier(2.0, 3.0, 0.0),
 }
 """The second is the default."""
 VIEWS, DRAWS, COMPARED = 5, 3, 800
