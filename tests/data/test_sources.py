@@ -93,7 +93,7 @@ def test_mirrored_digits():
 
 def test_turned_digits():
     plain, every = load("digits"), load("digits", mirrored=True, turned=True)
-    assert len(every) == 4 * len(plain) and every.name == "digits, mirrored too, turned too"
+    assert len(every) == 4 * len(plain) and every.name == "digits, mirrored and turned too"
     assert every.keys[: len(plain)].tolist() == plain.keys.tolist() and every.y.tolist() == plain.y.tolist() * 4
     for end, image in (("-turned", plain.x[3, 0, ::-1, ::-1]), ("-mirrored-turned", plain.x[3, 0, ::-1])):
         assert (every.x[every.keys.tolist().index(f"00003{end}"), 0] == image).all()

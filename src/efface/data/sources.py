@@ -102,13 +102,13 @@ def load_handwritten_digits(
 
     found: Any = load_digits()
     x = (np.asarray(found["data"]).reshape(-1, 1, 8, 8) * (255 / 16)).round().astype(np.uint8)
-    copies, name = {"": x}, "digits"
+    copies = {"": x}
     if mirrored:
         copies |= {f"{end}-mirrored": images[..., ::-1] for end, images in copies.items()}
-        name += ", mirrored too"
     if turned:
         copies |= {f"{end}-turned": images[..., ::-1, ::-1] for end, images in copies.items()}
-        name += ", turned too"
+    added = " and ".join(word for word, wanted in (("mirrored", mirrored), ("turned", turned)) if wanted)
+    name = f"digits, {added} too" if added else "digits"
     plain = Data.from_arrays(x, found["target"], name=name)
     keys = [f"{key}{end}" for end in copies for key in plain.keys]
     every = Data.from_arrays(np.concatenate([*copies.values()]), np.tile(found["target"], len(copies)), keys, name=name)
