@@ -1,4 +1,4 @@
-"""Public data sets with an official test set; their keys look like ``train/00012``."""
+"""Public data sets by name; keys of those with an official test set look like ``train/00012``."""
 
 from __future__ import annotations
 
@@ -28,6 +28,35 @@ FASHION = (
     "Bag",
     "Ankle boot",
 )
+
+
+def load_handwritten_digits(
+    mirrored: bool = False, turned: bool = False, limit: int | None = None, limit_seed: int = 0
+) -> Data:
+    """Load 1 797 handwritten digits, 8 x 8 gray, 10 classes; part of scikit-learn, no official test set.
+
+    Args:
+        mirrored: Add the mirror image of each: 3 594 in all. Its key is that of the digit with ``-mirrored`` behind.
+        turned: Add each of these upside down, twice as many again. Its key has ``-turned`` behind.
+        limit: Keep a random subset of this size, stratified by class.
+        limit_seed: Seed of the subset.
+
+    """
+    from sklearn.datasets import load_digits
+
+    found: Any = load_digits()
+    x = (np.asarray(found["data"]).reshape(-1, 1, 8, 8) * (255 / 16)).round().astype(np.uint8)
+    copies = {"": x}
+    if mirrored:
+        copies |= {f"{end}-mirrored": images[..., ::-1] for end, images in copies.items()}
+    if turned:
+        copies |= {f"{end}-turned": images[..., ::-1, ::-1] for end, images in copies.items()}
+    added = " and ".join(word for word, wanted in (("mirrored", mirrored), ("turned", turned)) if wanted)
+    name = f"digits, {added} too" if added else "digits"
+    plain = Data.from_arrays(x, found["target"], name=name)
+    keys = [f"{key}{end}" for end in copies for key in plain.keys]
+    every = Data.from_arrays(np.concatenate([*copies.values()]), np.tile(found["target"], len(copies)), keys, name=name)
+    return limit_examples(every, limit, limit_seed)
 
 
 def load_fashion_mnist(

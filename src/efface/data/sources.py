@@ -12,8 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from efface.data.array_files import ARRAY_ERRORS, read_npz, unreadable_arrays_error
 from efface.data.class_order import state_classes
 from efface.data.dataset import Data, limit_examples
@@ -23,7 +21,13 @@ from efface.data.names import quote_first
 from efface.data.picture_data import empty_unknown_labels, load_pictures
 from efface.data.preprocessing import Preprocessing
 from efface.data.preprocessing_files import read_preprocessing
-from efface.data.public_datasets import load_cifar10, load_cifar100, load_fashion_mnist, load_svhn
+from efface.data.public_datasets import (
+    load_cifar10,
+    load_cifar100,
+    load_fashion_mnist,
+    load_handwritten_digits,
+    load_svhn,
+)
 from efface.data.shards.hub import is_hub_path
 from efface.data.shards.loading import load_tables, load_tars
 from efface.data.shards.paths import holds_shards, is_pattern
@@ -84,35 +88,6 @@ def load(source: str | os.PathLike[str], **options: Any) -> Data:
         raise EffaceError(f"The option 'limit_seed' cannot be {seed!r}.", "It is a whole number, at least 0.")
     data = loader(**options)
     return data if classes is None else state_classes(data, classes)
-
-
-def load_handwritten_digits(
-    mirrored: bool = False, turned: bool = False, limit: int | None = None, limit_seed: int = 0
-) -> Data:
-    """Load 1 797 handwritten digits, 8 x 8 gray, 10 classes; part of scikit-learn, no official test set.
-
-    Args:
-        mirrored: Add the mirror image of each: 3 594 in all. Its key is that of the digit with ``-mirrored`` behind.
-        turned: Add each of these upside down, twice as many again. Its key has ``-turned`` behind.
-        limit: Keep a random subset of this size, stratified by class.
-        limit_seed: Seed of the subset.
-
-    """
-    from sklearn.datasets import load_digits
-
-    found: Any = load_digits()
-    x = (np.asarray(found["data"]).reshape(-1, 1, 8, 8) * (255 / 16)).round().astype(np.uint8)
-    copies = {"": x}
-    if mirrored:
-        copies |= {f"{end}-mirrored": images[..., ::-1] for end, images in copies.items()}
-    if turned:
-        copies |= {f"{end}-turned": images[..., ::-1, ::-1] for end, images in copies.items()}
-    added = " and ".join(word for word, wanted in (("mirrored", mirrored), ("turned", turned)) if wanted)
-    name = f"digits, {added} too" if added else "digits"
-    plain = Data.from_arrays(x, found["target"], name=name)
-    keys = [f"{key}{end}" for end in copies for key in plain.keys]
-    every = Data.from_arrays(np.concatenate([*copies.values()]), np.tile(found["target"], len(copies)), keys, name=name)
-    return limit_examples(every, limit, limit_seed)
 
 
 def load_npz(root: str, channels: int | None = None, limit: int | None = None, limit_seed: int = 0) -> Data:

@@ -146,7 +146,7 @@ class MatchedMargins(Settings):
     ) -> None:
         """Set θ to θ₀ and the share of the change that brings the measured distances closest to 0."""
         before, after = measure_margins((teacher, model), inputs.forget, inputs.valid, self.tau, run)
-        spread = {space: shown.v.std().clamp_min(1e-6) for space, shown in before.items()}
+        spread = {space: spread_of(shown.v) for space, shown in before.items()}
 
         def measure(spaces: dict[str, MeasuredMargins]) -> dict[str, float]:
             return {
@@ -198,13 +198,13 @@ class MatchedMargins(Settings):
         for space, weight in weights.items():
             f, r, v = now[space].split(counts)
             r0, v0 = then[space].split(counts[1:])
-            spread = v0.std().clamp_min(1e-6)
+            spread = spread_of(v0)
             terms[space] = weight * distances[space].penalize(forgotten.ids, f, r, v.detach(), spread)
             held.append(((r0 - r).relu() / spread).square().mean())
         now, then = shown.alignments(), before.alignments()
         for space in (space for space in weights if space in now and space in aligned):
             f, r, v = now[space].split(counts)
-            spread = then[space][-len(unseen) :].std().clamp_min(1e-6)
+            spread = spread_of(then[space][-len(unseen) :])
             apart.append(weights[space] * aligned[space].penalize(forgotten.ids, f, r, v.detach(), spread))
         if apart:
             terms["alignment"] = self.alignment * torch.stack(apart).sum()
@@ -268,6 +268,11 @@ class UnseenBatches:
         number = self.taken % len(self.chunks)
         self.taken += 1
         return self.valid.batch(self.chunks[number], self.views), self.embed(number)
+
+
+def spread_of(values: Tensor) -> Tensor:
+    """σ: the standard deviation of unseen examples' values, [V], never 0."""
+    return values.std().clamp_min(1e-6)
 
 
 def repeat_to(batches: Iterator[Batch], rows: int) -> Batch:
