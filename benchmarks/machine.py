@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 import efface
+from efface.files import hold_lock
 from efface.reporting.environment import Environment
 
 RESULTS = Path(__file__).parent / "results"
@@ -69,10 +70,23 @@ def write_json(path: Path, value: Any, *, indent: int | None = 1, hide: Path | N
 
 
 def add_row(path: Path, about: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]]) -> None:
-    """Measure one row of a resumable result and write it at once, unless a row with the same ``about`` is there."""
-    rows = read_json(path)["rows"] if path.exists() else []
-    if any(all(row[key] == value for key, value in about.items()) for row in rows):
+    """Measure one row of a resumable result and write it at once, unless a row with the same ``about`` is there.
+
+    Several processes may write to one file, each its own rows.
+    """
+
+    def is_there(rows: Sequence[Mapping[str, Any]]) -> bool:
+        return any(all(row[key] == value for key, value in about.items()) for row in rows)
+
+    def read() -> list[dict[str, Any]]:
+        return read_json(path)["rows"] if path.exists() else []
+
+    if is_there(read()):
         return
     row = {**about, **measure()}
     print(row, flush=True)
-    write_json(path, {"machine": machine(), "rows": [*rows, row]})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with hold_lock(path):
+        rows = read()  # others may have written while this one was measured
+        if not is_there(rows):
+            write_json(path, {"machine": machine(), "rows": [*rows, row]})

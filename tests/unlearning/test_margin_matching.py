@@ -20,7 +20,7 @@ from efface.unlearning.margins import (
     margin_gap,
     pair_margin,
 )
-from efface.unlearning.matching import MatchedMargins, repeat_to
+from efface.unlearning.matching import MatchedMargins
 from efface.unlearning.methods import MarginMatching
 from tests import tiny
 from tests.reference import margin_matching as reference
@@ -297,15 +297,25 @@ def test_its_cost_depends_on_the_forgotten_examples_and_not_on_the_others():
     assert read[40, 20_000] == 53 * (16 + 8 + 8) + searched[40]
 
 
-def test_a_small_f_is_repeated_with_other_views_and_the_hinge_shows_it_as_it_is():
+def test_a_small_f_is_repeated_with_other_views_and_every_example_equally_often():
     x, y = tiny.images(60, seed=1)
     part = tiny.parts(x, y, {"forget": (0, 5)}, tiny.blurred)["forget"]
-    rng = torch.Generator().manual_seed(0)
-    found = repeat_to(part.cycle(200, rng), 12)
+    batches = part.cycle_full(12, torch.Generator().manual_seed(0))
+    found = next(batches)
     assert len(found) == 12 and sorted(found.ids[:5].tolist()) == sorted(found.ids[5:10].tolist()) == [0, 1, 2, 3, 4]
     first, again = (found.view(0)[found.ids == 0][row] for row in (0, 1))
     assert not torch.equal(first, again)
-    assert len(repeat_to(part.cycle(200, rng), 1)) == 5
+    served = torch.cat([found.ids, *(next(batches).ids for _ in range(4))])
+    assert served.bincount().tolist() == [12] * 5
+
+
+def test_batches_of_one_size_waste_no_example_of_a_larger_subset():
+    x, y = tiny.images(60, seed=1)
+    part = tiny.parts(x, y, {"forget": (0, 50)})["forget"]
+    batches = part.cycle_full(40, torch.Generator().manual_seed(0))
+    served = torch.cat([next(batches).ids for _ in range(5)])
+    assert served.bincount().tolist() == [4] * 50
+    assert not list(tiny.parts(x, y, {"forget": (0, 0)})["forget"].cycle_full(4, torch.Generator()))
 
 
 def test_too_few_unseen_examples_and_an_impossible_temperature_are_refused():

@@ -206,6 +206,18 @@ class Subset:
         while len(self):
             yield from self.batches(size, rng)
 
+    def cycle_full(self, size: int, rng: torch.Generator) -> Iterator[Batch]:
+        """Serve batches of exactly ``size`` rows without end: a small subset is repeated in them, with other views.
+
+        Each example comes equally often: one reshuffled pass follows the other, whatever ``size`` is.
+        """
+        waiting = self.ids[:0]
+        while len(self):
+            while len(waiting) < size:
+                waiting = torch.cat([waiting, self.ids[torch.randperm(len(self.ids), generator=rng)]])
+            rows, waiting = waiting[:size], waiting[size:]
+            yield self.batch(rows, rng)
+
     def labels(self) -> Tensor:
         """Return the label of each example, [n].
 

@@ -7,7 +7,7 @@ step :mod:`efface.unlearning.line_search` takes as much of the change as brings 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import ClassVar, Protocol
@@ -115,11 +115,12 @@ class MatchedMargins(Settings):
         unseen_batches = UnseenBatches(teacher, inputs.valid, many, run)
         optimizer, distances = self.optim.build(model, steps), self.distances(inputs, unseen_batches)
         aligned = self.alignment_gaps()
-        forget = inputs.forget.cycle(many, run.rng("forget"))
+        serve = inputs.forget.cycle_full if self.two_sided() else inputs.forget.cycle
+        forget = serve(many, run.rng("forget"))
 
         def terms(batch: Batch) -> LossTerms:
             unseen, known = unseen_batches.take()
-            f = repeat_to(forget, many if self.two_sided() else 1)
+            f = next(forget)
             output = model.objective.loss(model, batch)
             matched = self.terms(teacher, model, f, batch.rows(0, many), unseen, known, distances, aligned)
             losses = {"task": output.per_example.mean(), **matched}
@@ -273,13 +274,3 @@ class UnseenBatches:
 def spread_of(values: Tensor) -> Tensor:
     """σ: the standard deviation of unseen examples' values, [V], never 0."""
     return values.std().clamp_min(1e-6)
-
-
-def repeat_to(batches: Iterator[Batch], rows: int) -> Batch:
-    """The next batch; where it has fewer than ``rows``, with the next ones after it, cut to so many."""
-    found = next(batches)
-    if len(found) >= rows:
-        return found
-    while len(found) < rows:
-        found = found + next(batches)
-    return found.rows(0, rows)
