@@ -57,6 +57,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "moco": {"objective": {"name": "moco", "temperature": 0.1, "dim": 64, "queue": 1024}, "epochs": 200},
     "byol": {"objective": "byol", "epochs": 400},
     "resnet": {"objective": "cross_entropy", "epochs": 300, "optim": {"lr": 0.1, "warmup": 0.05}},
+    "vit": {
+        "objective": "cross_entropy",
+        "epochs": 300,
+        "backbone": {
+            "name": "timm:vit_tiny_patch16_224",
+            "options": {"img_size": 28, "patch_size": 7, "embed_dim": 64, "depth": 4, "num_heads": 4},
+        },
+        "optim": {"rule": "adamw", "lr": 1e-3, "weight_decay": 0.05, "warmup": 0.05},
+    },
 }
 RECIPE: dict[str, Any] = {
     "backbone": {"name": "resnet8", "width": 16, "stride": 2},

@@ -23,14 +23,14 @@ import numpy as np
 import torch
 import typer
 from benchmarks.machine import add_row
+from research.banked_worlds import BankedWorld
 from research.paths import RESULTS
-from research.step_rates import SIGNALS, World
+from research.step_rates import SIGNALS
 
 from efface import api
 from efface.auditing import representations
 from efface.auditing.pooled_placements import pool_placements
 from efface.data.split import Split
-from efface.runs.rehearsal_kinds import draw_sets
 from efface.training.checkpoint import Checkpoint
 
 RESULT = RESULTS / "successive.json"
@@ -48,7 +48,7 @@ def split_after(base: Split, sets: list[np.ndarray], first: int, last: int) -> S
     return replace(base, forget=np.sort(now), retain=np.setdiff1d(base.retain, gone))
 
 
-def look(world: World, model: Checkpoint, split: Split) -> dict[str, Any]:
+def look(world: BankedWorld, model: Checkpoint, split: Split) -> dict[str, Any]:
     """What is left of F, with its 90 % interval, where the retained are, and the accuracy of nearest neighbors."""
     seen = world.observe(model, split, "test")
     judged = [world.calibrate(seen)]
@@ -60,9 +60,9 @@ def look(world: World, model: Checkpoint, split: Split) -> dict[str, Any]:
     }
 
 
-def measure(world: World, family: str) -> dict[str, Any]:
+def measure(world: BankedWorld, family: str) -> dict[str, Any]:
     """Take all requests one after the other, look in between, and make what they are compared with."""
-    sets = draw_sets(world.data, world.split, "random", SIZES[family], REQUESTS, world.seed)
+    sets = world.draw(REQUESTS, SIZES[family])
     whole = split_after(world.split, sets, 0, REQUESTS)
     began = process_time()
     after = list(follow(world, sets))
@@ -78,7 +78,7 @@ def measure(world: World, family: str) -> dict[str, Any]:
     }
 
 
-def follow(world: World, sets: list[np.ndarray]) -> Iterator[dict[str, Any]]:
+def follow(world: BankedWorld, sets: list[np.ndarray]) -> Iterator[dict[str, Any]]:
     """Unlearn one request after the other, and look at all that were forgotten after every few."""
     model = world.original
     for number in range(1, len(sets) + 1):
@@ -96,7 +96,7 @@ def main(
     torch.set_num_threads(1)
     for family in families.split(","):
         for seed in map(int, seeds.split(",")):
-            world = World(family, seed=seed)
+            world = BankedWorld(family, seed)
             add_row(RESULT, {"family": family, "seed": seed}, partial(measure, world, family))
 
 

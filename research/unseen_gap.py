@@ -19,9 +19,10 @@ import numpy as np
 import torch
 import typer
 from benchmarks.machine import add_row
+from research.banked_worlds import BankedWorld
 from research.paths import RESULTS
 from research.request_sizes import WATCH
-from research.step_rates import SEED, World
+from research.step_rates import REQUESTS, SEED
 
 from efface import api
 from efface.auditing.observers.model_observer import ModelObserver
@@ -51,7 +52,7 @@ VIEWS, DRAWS, COMPARED = 5, 3, 800
 
 
 @torch.no_grad()
-def measure_gaps(original: Checkpoint, model: Checkpoint, world: World, split: Split) -> dict[str, float]:
+def measure_gaps(original: Checkpoint, model: Checkpoint, world: BankedWorld, split: Split) -> dict[str, float]:
     """Mean margin of F less that of V in each space, in standard deviations, averaged over draws of the views."""
     views, found = original.recipe.views, dict[str, list[float]]()
     model.model.eval()
@@ -73,10 +74,11 @@ def measure_gaps(original: Checkpoint, model: Checkpoint, world: World, split: S
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 
-def measure(world: World, settings: dict[str, Any] | None) -> dict[str, Any]:
+def measure(world: BankedWorld, settings: dict[str, Any] | None) -> dict[str, Any]:
     """Unlearn every request of a world with some settings; mean gap and its standard deviation over requests."""
     gaps = dict[str, list[float]]()
-    for number, rows in enumerate(world.sets):
+    requests = world.draw(*REQUESTS[world.family])
+    for number, rows in enumerate(requests):
         split, model = world.request(rows), world.original
         if settings is not None:
             model = api.unlearn(
@@ -85,7 +87,7 @@ def measure(world: World, settings: dict[str, Any] | None) -> dict[str, Any]:
         for name, gap in measure_gaps(world.original, model, world, split).items():
             gaps.setdefault(name, []).append(gap)
     return {
-        "requests": len(world.sets),
+        "requests": len(requests),
         "gap": {name: [round(float(np.mean(v)), 4), round(float(np.std(v, ddof=1)), 4)] for name, v in gaps.items()},
     }
 
@@ -98,7 +100,7 @@ def main(
     """Measure the rows that are missing."""
     torch.set_num_threads(1)
     for family in families.split(","):
-        world = World(family, seed=seed, bank=False)
+        world = BankedWorld(family, seed, bank=False)
         for name in (name for name in SETTINGS if settings in name):
             about = {"family": family, "seed": seed, "settings": name}
             add_row(RESULT, about, partial(measure, world, SETTINGS[name]))
