@@ -39,6 +39,7 @@ REPOSITORIES = {
     "l1_sparse": "OPTML-Group+Unlearn-Sparse",
     "scrub": "meghdadk+SCRUB",
     "bad_teacher": "vikram2000b+bad-teaching-unlearning",
+    "purge": "vedjaw+la_purge",
 }
 
 
@@ -67,6 +68,12 @@ OFFICIAL_DEFAULTS: dict[str, tuple[str, dict[str, str]]] = {
          "optim.lr": "args.sgda_learning_rate"},
     ),
     "bad_teacher": ("unlearn.py", {}),
+    "purge": (
+        "run.py",
+        {"optim.lr": "--lr", "optim.clip": "--max_grad_norm", "epochs": "--epochs", "batch_size": "--batch_size",
+         "erase": "--rep_weight", "distill": "--kd_weight", "temperature": "--temperature",
+         "budget": "--retain_budget_factor"},
+    ),
 }  # fmt: skip
 """The file with the official defaults, and where in it each of our settings has its counterpart."""
 

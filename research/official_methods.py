@@ -299,6 +299,46 @@ def bad_teacher(folder: Path) -> list[Row]:
     return [{"what": "loss, times 2 C", "note": note} | differ(ours, 2 * CLASSES * theirs, model)]
 
 
+class Pooled(nn.Module):
+    """Our network with a pooling layer between features and classifier, where the official code looks for features."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.inner, self.pool = model, nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits, [B, C]."""
+        return self.inner.project(self.pool(self.inner.features(x)[:, :, None, None]).flatten(1))
+
+
+def purge(folder: Path) -> list[Row]:
+    """One step that is projected, and one that is not."""
+    rows, method = list[Row](), methods.Purge()
+    for scale in (-1.0, 1.0):  # the bias of each class, for or against what the batches have
+        model, kept, gone = network(CrossEntropy()), batch_of(12, 1), batch_of(12, 2)
+        with torch.no_grad():
+            model.trainable_parameters()[-1].copy_(scale * torch.linspace(2, -2, CLASSES))
+        changed, mine = copy_of(model), copy_of(model)
+        options = Namespace(
+            epochs=1, lr=RATE, momentum=0.9, weight_decay=0.0, rep_weight=method.erase, kd_weight=method.distill,
+            temperature=method.temperature, forget_objective="kl_retain", forget_gate=0, retain_budget_factor=9.0,
+            max_grad_norm=1e9, fa_target=None, fa_check_freq=0,
+        )  # fmt: skip
+        loaders = [[(batch.view(0), batch.labels())] for batch in (gone, kept)]
+        with official(folder):
+            _, history = load("run").purge_unlearn(Pooled(changed), *loaders, torch.device("cpu"), options)
+        target = model(kept.view(0)).softmax(-1).mean(0).detach()
+
+        def terms(shown: Batch, mine: Model = mine, model: Model = model, target: torch.Tensor = target) -> LossTerms:
+            return LossTerms(method.terms(model, mine, shown, batch_of(12, 1), target))
+
+        projected = "projected" if history["proj_rate"][0] else "where both gradients agree"
+        stepped = step(mine, gone, terms)
+        rows.append({"what": f"one step, {projected}", "loss": None,
+                     "step": apart(stepped, list(changed.parameters())), "note": ""})  # fmt: skip
+    return rows
+
+
 COMPARED = {
     "alignment_calibration": alignment_calibration,
     "contrastive_unlearning": contrastive_unlearning,
@@ -307,4 +347,5 @@ COMPARED = {
     "l1_sparse": l1_sparse,
     "scrub": scrub,
     "bad_teacher": bad_teacher,
+    "purge": purge,
 }

@@ -33,7 +33,7 @@ from efface.training.checkpoint import Checkpoint
 from efface.training.objectives import CHOICES
 from efface.training.recipe import Recipe
 from efface.unlearning import methods
-from efface.unlearning.methods.contrastive_unlearning import measure_accuracy
+from efface.unlearning.predictions import measure_accuracy
 
 HOME, RESULT = RUNS / "one_class", RESULTS / "one_class.json"
 GRID, FAMILY, FORGET = EXAMPLES / "fashion-resnet.yaml", "resnet", "sandals"

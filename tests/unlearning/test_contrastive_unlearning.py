@@ -13,7 +13,8 @@ from efface.training.loop import Run
 from efface.training.optim import Optim, Schedule
 from efface.unlearning.methods import ContrastiveUnlearning
 from efface.unlearning.methods import contrastive_unlearning as module
-from efface.unlearning.methods.contrastive_unlearning import measure_accuracy, push_and_pull
+from efface.unlearning.methods.contrastive_unlearning import push_and_pull
+from efface.unlearning.predictions import measure_accuracy
 from tests import tiny
 from tests.reference import contrastive_unlearning as reference
 from tests.reference import descent

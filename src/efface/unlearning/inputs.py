@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from efface.data.dataset import Data, require_captions, require_labels
@@ -69,6 +70,8 @@ def build_inputs(
         if objective.needs_captions:
             require_captions(data, positions, reader)
         subsets[split_name] = Subset.of(data, positions, start.recipe.views, split_name, device)
+    if Needs.CLASSES in method.needs:
+        _require_whole_classes(name, data, split)
     inputs = MethodInputs(method.needs, subsets, start.recipe if start.trained else None, targets)
     if Needs.TARGETS in method.needs:
         _ = inputs.targets  # an error before anything is computed
@@ -119,6 +122,21 @@ def require_fit(name: str, needs: Needs, start: Checkpoint) -> None:
         )
     if Needs.ATTENTION in needs:
         find_attention_reader(start.model.backbone, name)
+
+
+def _require_whole_classes(name: str, data: Data, split: Split) -> None:
+    """Raise unless the request is for whole classes."""
+    assert data.y is not None  # it needs labels, too
+    shared = np.intersect1d(data.y[split.forget], data.y[split.retain])
+    if len(shared):
+        named = ", ".join(str(data.classes[one]) if data.classes else str(one) for one in shared[:3])
+        left = int(np.isin(data.y[split.retain], shared).sum())
+        raise EffaceError(
+            f"{name} forgets whole classes, and {left} retained examples are of a class that this request names "
+            f"({named}{', ...' if len(shared) > 3 else ''}).",
+            "It removes what a class does not share with the others, which single examples of a class do not have.",
+            "Forget the class (--forget CLASS), or use another method for single examples, such as margin_matching.",
+        )
 
 
 def _require_shards(name: str, needs: Needs, start: Checkpoint) -> None:

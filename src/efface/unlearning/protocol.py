@@ -41,6 +41,8 @@ class Needs(Flag):
     """An encoder that was trained by comparing pairs: see :meth:`ObjectiveOption.contrastive_terms`."""
     SHARDS = auto()
     """A model that was trained in shards: see :mod:`efface.training.shards`."""
+    CLASSES = auto()
+    """A request for whole classes: no retained example has a class of a forgotten one."""
 
     def names(self) -> list[str]:
         """The declared needs in lower case, in the order above."""

@@ -10,6 +10,7 @@ from efface.unlearning.methods.alignment_calibration import AlignmentCalibration
 from efface.unlearning.methods.bad_teacher import BadTeacher
 from efface.unlearning.methods.contrastive_unlearning import ContrastiveUnlearning
 from efface.unlearning.methods.coun import Coun
+from efface.unlearning.methods.damp import Damp
 from efface.unlearning.methods.finetune import Finetune
 from efface.unlearning.methods.gradient_ascent import GradientAscent
 from efface.unlearning.methods.gradient_constraint import GradientConstraint
@@ -18,6 +19,7 @@ from efface.unlearning.methods.l1_sparse import L1Sparse
 from efface.unlearning.methods.lethevit import LetheVit
 from efface.unlearning.methods.margin_matching import MarginMatching
 from efface.unlearning.methods.neggrad import NegGrad
+from efface.unlearning.methods.purge import Purge
 from efface.unlearning.methods.random_labels import RandomLabels
 from efface.unlearning.methods.reference_matching import ReferenceMatching
 from efface.unlearning.methods.retrain import Retrain
@@ -33,6 +35,7 @@ __all__ = [
     "BadTeacher",
     "ContrastiveUnlearning",
     "Coun",
+    "Damp",
     "Finetune",
     "GradientAscent",
     "GradientConstraint",
@@ -42,6 +45,7 @@ __all__ = [
     "MarginMatching",
     "Method",
     "NegGrad",
+    "Purge",
     "RandomLabels",
     "ReferenceMatching",
     "Retrain",
@@ -57,6 +61,7 @@ METHODS: dict[str, type[Method]] = {
     "bad_teacher": BadTeacher,
     "contrastive_unlearning": ContrastiveUnlearning,
     "coun": Coun,
+    "damp": Damp,
     "finetune": Finetune,
     "gradient_ascent": GradientAscent,
     "gradient_constraint": GradientConstraint,
@@ -65,6 +70,7 @@ METHODS: dict[str, type[Method]] = {
     "lethevit": LetheVit,
     "margin_matching": MarginMatching,
     "neggrad": NegGrad,
+    "purge": Purge,
     "random_labels": RandomLabels,
     "reference_matching": ReferenceMatching,
     "retrain": Retrain,

@@ -37,11 +37,12 @@ from torch import Tensor
 
 from efface.config import Settings
 from efface.schema import Count, NotNegative, Positive, SomeShare
-from efface.training.batch import Batch, LossTerms, Subset
+from efface.training.batch import Batch, LossTerms
 from efface.training.loop import LossTermsFunction, Run, train_steps
-from efface.training.model import Model, frozen_statistics, share_features
+from efface.training.model import Model, share_features
 from efface.training.objectives.shared import normalize_rows
 from efface.training.optim import Optim, Schedule
+from efface.unlearning.predictions import measure_accuracy
 from efface.unlearning.protocol import MethodInputs, Needs
 
 
@@ -135,14 +136,3 @@ def push_and_pull(z: Tensor, others: Tensor, y: Tensor, other_y: Tensor, tau: fl
     push = torch.where(alone, negatives.clamp(min=1).to(log_sum).log(), log_sum)
     valid = negatives > 0
     return torch.where(valid, push - pull, 0).sum() / valid.sum().clamp(min=1)
-
-
-@torch.no_grad()
-def measure_accuracy(model: Model, subset: Subset) -> tuple[float, int]:
-    """Top-1 accuracy on the un-augmented images of a subset, and the number of classes."""
-    correct, classes = 0, 0
-    with frozen_statistics(model):
-        for batch in subset.ordered_batches(256):
-            logits = model(batch.clean)
-            correct, classes = correct + int((logits.argmax(1) == batch.labels()).sum()), logits.shape[1]
-    return correct / len(subset), classes
