@@ -9,7 +9,7 @@ from torch import Tensor
 from efface.training.batch import Subset
 from efface.training.model import Model, frozen_statistics
 
-AT_ONCE = 256
+IMAGES_AT_ONCE = 256
 """Images that go through the network together."""
 
 
@@ -18,7 +18,7 @@ def measure_accuracy(model: Model, subset: Subset) -> tuple[float, int]:
     """Top-1 accuracy of a subset, and the number of classes."""
     correct, classes = 0, 0
     with frozen_statistics(model):
-        for batch in subset.ordered_batches(AT_ONCE):
+        for batch in subset.ordered_batches(IMAGES_AT_ONCE):
             logits = model(batch.clean)
             correct, classes = correct + int((logits.argmax(1) == batch.labels()).sum()), logits.shape[1]
     return correct / len(subset), classes
@@ -29,7 +29,7 @@ def measure_prediction(model: Model, subset: Subset) -> tuple[Tensor, float]:
     """The mean probability of each class, [C], and the mean cross-entropy, of a subset."""
     probability, loss = torch.zeros((), device=subset.device), 0.0
     with frozen_statistics(model):
-        for batch in subset.ordered_batches(AT_ONCE):
+        for batch in subset.ordered_batches(IMAGES_AT_ONCE):
             logits = model(batch.clean)
             probability = probability + logits.softmax(-1).sum(0)
             loss += float(F.cross_entropy(logits, batch.labels(), reduction="sum"))

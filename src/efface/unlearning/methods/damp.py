@@ -35,9 +35,9 @@ from efface.training.loop import Run
 from efface.training.model import Model, frozen_statistics
 from efface.unlearning.protocol import MethodInputs, Needs
 
-AT_ONCE = 256
+PASSED_AT_ONCE = 256
 """Images that go through the network together."""
-FEWEST = 2
+LEAST_OF_A_CLASS = 2
 """Fewest examples of F: half of them show how well they can be told from others."""
 NOTHING = 1e-4
 """A residual shorter than this share of its mean input is rounding."""
@@ -56,8 +56,10 @@ class Damp(Settings):
 
     def unlearn(self, model: Model, inputs: MethodInputs, run: Run) -> Model:
         """Measure the inputs of every layer, then project the weights."""
-        if len(inputs.forget) < FEWEST:
-            raise EffaceError(f"damp tells a class from others by at least {FEWEST} examples, and it has one.")
+        if len(inputs.forget) < LEAST_OF_A_CLASS:
+            raise EffaceError(
+                f"damp tells a class from others by at least {LEAST_OF_A_CLASS} examples, and it has one."
+            )
         with run.timed():
             forgotten, gone = self.layer_inputs(model, inputs.forget, run)
             retained, kept = self.layer_inputs(model, inputs.retain, run)
@@ -82,7 +84,7 @@ class Damp(Settings):
         ids = subset.ids[torch.randperm(len(subset), generator=run.rng(subset.name))[: self.examples]]
         found, labels, rng = dict[nn.Module, list[Tensor]](), list[Tensor](), torch.Generator().manual_seed(0)
         with frozen_statistics(model):
-            for rows in ids.split(AT_ONCE):
+            for rows in ids.split(PASSED_AT_ONCE):
                 batch = subset.batch(rows, rng)
                 for layer, x in record_inputs(model, batch.view(0)).items():
                     found.setdefault(layer, []).append(x)

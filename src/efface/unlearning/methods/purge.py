@@ -40,7 +40,7 @@ from efface.training.optim import Optim, Schedule
 from efface.unlearning.predictions import measure_accuracy, measure_prediction
 from efface.unlearning.protocol import MethodInputs, Needs
 
-MEASURED = 2000
+MOST_MEASURED = 2000
 """Most retained examples on which the target and the budget are measured."""
 SHORT = 1e-12
 """A squared gradient of R below this is none: nothing is projected."""
@@ -70,7 +70,9 @@ class Purge(Settings):
     def unlearn(self, model: Model, inputs: MethodInputs, run: Run) -> Model:
         """Train in passes over F, each step with a batch of R, until accuracy has come down or R has lost too much."""
         forget, retain, teacher = inputs.forget, inputs.retain, frozen_copy(model)
-        shown = replace(retain, ids=retain.ids[torch.randperm(len(retain), generator=run.rng("measured"))[:MEASURED]])
+        shown = replace(
+            retain, ids=retain.ids[torch.randperm(len(retain), generator=run.rng("measured"))[:MOST_MEASURED]]
+        )
         whole_class = not torch.isin(forget.labels(), retain.labels()).any()
         with run.timed():
             target, first = measure_prediction(model, shown)
