@@ -23,7 +23,6 @@ Tests cover a projection of gradients that agree; a retained gradient that is ad
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from itertools import count
 from typing import ClassVar
 
 import torch
@@ -76,14 +75,14 @@ class Purge(Settings):
         whole_class = not torch.isin(forget.labels(), retain.labels()).any()
         with run.timed():
             target, first = measure_prediction(model, shown)
-        retained, most = retain.cycle(self.batch_size, run.rng("retain")), self.epochs
-        optimizer = self.optim.build(model, most * forget.count_batches(self.batch_size))
+        retained = retain.cycle(self.batch_size, run.rng("retain"))
+        optimizer = self.optim.build(model, self.epochs * forget.count_batches(self.batch_size))
 
         def terms(batch: Batch) -> LossTerms:
             beside = next(retained)
             return LossTerms(self.terms(teacher, model, batch, beside, target), extra_examples=len(beside))
 
-        for epoch in count(1):
+        for epoch in range(self.epochs):
             batches = forget.batches(self.batch_size, run.rng("forget", epoch))
             train_steps(model, batches, terms, optimizer, run, phase="project")
             with run.timed():
@@ -95,9 +94,9 @@ class Purge(Settings):
             seen = len(forget) + len(shown) + (0 if whole_class else len(inputs.valid))
             measured = {"accuracy": accuracy, "bound": bound, "loss of R": lost}
             run.log_values("stop_rule", measured, examples=seen, met=met)
-            if met or epoch == most:
-                return model
-        raise AssertionError("unreachable")
+            if met:
+                break
+        return model
 
     def terms(
         self, teacher: Model, model: Model, forgotten: Batch, retained: Batch, target: Tensor
