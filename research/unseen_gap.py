@@ -1,6 +1,6 @@
 """Where margin matching ends: how far forgotten examples are from unseen ones, without the luck of one holdout.
 
-    python -m research.unseen_gap [--families digits,simclr] [--seed 100] [--settings NAME]
+    python -m research.unseen_gap [--families digits,simclr] [--seed 100] [--settings NAME] [--size 5 --count 16]
 
 An AUC against a holdout says how well a method did and how V happens to differ from that holdout (with 300 of V, a
 fiftieth either way). Here the margins of F are compared with those of V itself, as an audit computes them, in views
@@ -28,6 +28,7 @@ from efface import api
 from efface.auditing.observers.model_observer import ModelObserver
 from efface.data.split import Split
 from efface.training.checkpoint import Checkpoint
+from efface.training.optim import Optim, OptimizerType
 
 RESULT = RESULTS / "unseen_gap.json"
 
@@ -40,6 +41,10 @@ def earlier(backbone: float, output: float, multiplier: float) -> dict[str, Any]
 SETTINGS: dict[str, dict[str, Any] | None] = {
     "before": None,
     "weights 1 and 4, multiplier .04, views and line search": {},
+    "compared with 300 of V, rate .0005, warm-up": {
+        "compared": 300,
+        "optim": Optim(rule=OptimizerType.ADAMW, lr=5e-4, warmup=0.25, momentum=0.5, clip=5.0),
+    },
     "weights 1 and 4, multiplier .04": earlier(1.0, 4.0, 0.04),
     "weights 2 and 3, multiplier .04": earlier(2.0, 3.0, 0.04),
     "weights 2 and 3, multiplier .08": earlier(2.0, 3.0, 0.08),
@@ -74,10 +79,10 @@ def measure_gaps(original: Checkpoint, model: Checkpoint, world: BankedWorld, sp
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 
-def measure(world: BankedWorld, settings: dict[str, Any] | None) -> dict[str, Any]:
-    """Unlearn every request of a world with some settings; mean gap and its standard deviation over requests."""
+def measure(world: BankedWorld, settings: dict[str, Any] | None, count: int, size: int) -> dict[str, Any]:
+    """Unlearn requests of a world with some settings; mean gap and its standard deviation over requests."""
     gaps = dict[str, list[float]]()
-    requests = world.draw(*REQUESTS[world.family])
+    requests = world.draw(count, size)
     for number, rows in enumerate(requests):
         split, model = world.request(rows), world.original
         if settings is not None:
@@ -96,14 +101,17 @@ def main(
     families: Annotated[str, typer.Option(help="Families, with commas.")] = "digits,simclr",
     seed: Annotated[int, typer.Option(help="Seed of the originals.")] = SEED,
     settings: Annotated[str, typer.Option(help="Only settings whose name contains this.")] = "",
+    size: Annotated[int | None, typer.Option(help="Examples in a request; by default as in step_rates.")] = None,
+    count: Annotated[int, typer.Option(help="Requests, where a size is given.")] = 16,
 ) -> None:
     """Measure the rows that are missing."""
     torch.set_num_threads(1)
     for family in families.split(","):
         world = BankedWorld(family, seed, bank=False)
+        asked = REQUESTS[family] if size is None else (count, size)
         for name in (name for name in SETTINGS if settings in name):
-            about = {"family": family, "seed": seed, "settings": name}
-            add_row(RESULT, about, partial(measure, world, SETTINGS[name]))
+            about = {"family": family, "seed": seed, "size": asked[1], "settings": name}
+            add_row(RESULT, about, partial(measure, world, SETTINGS[name], *asked))
 
 
 if __name__ == "__main__":

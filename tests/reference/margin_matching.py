@@ -8,26 +8,30 @@ def _cos(a, b):
     return dot / math.sqrt(sum(x * x for x in a)) / math.sqrt(sum(x * x for x in b))
 
 
-def agreement(first, second, bank, tau):
-    """Margin of each pair of views; the last ``bank`` pairs are the bank."""
+def agreement(first, second, bank, tau, others=()):
+    """Margin of each pair of views; the last ``bank`` pairs are the bank, and ``others`` single views."""
+    more = list(others)
     found, n = [], len(first)
     for i in range(n):
         log_mean = 0.0
         for view in (first[i], second[i]):
-            others = [v[j] for v in (first, second) for j in range(n - bank, n) if j != i]
-            log_mean += math.log(sum(math.exp(_cos(view, other) / tau) for other in others) / len(others)) / 2
+            all_others = [v[j] for v in (first, second) for j in range(n - bank, n) if j != i] + more
+            log_mean += math.log(sum(math.exp(_cos(view, other) / tau) for other in all_others) / len(all_others)) / 2
         found.append(_cos(first[i], second[i]) - tau * log_mean)
     return found
 
 
-def of_pair(first, second, captions, bank, tau):
-    """Margin of each caption over others, mean over an image's two views; the last ``bank`` captions are the others."""
+def of_pair(first, second, captions, bank, tau, others=()):
+    """Margin of each caption over others, mean over an image's two views; the last ``bank`` captions and ``others``."""
+    more = list(others)
     found, n = [], len(captions)
     for i in range(n):
         total = 0.0
         for view in (first[i], second[i]):
-            others = [math.exp(_cos(view, captions[j]) / tau) for j in range(n - bank, n) if j != i]
-            total += _cos(view, captions[i]) - tau * math.log(sum(others) / len(others))
+            rest = [captions[j] for j in range(n - bank, n) if j != i] + more
+            total += _cos(view, captions[i]) - tau * math.log(
+                sum(math.exp(_cos(view, t) / tau) for t in rest) / len(rest)
+            )
         found.append(total / 2)
     return found
 

@@ -20,7 +20,7 @@ from efface.unlearning.margins import (
     margin_gap,
     pair_margin,
 )
-from efface.unlearning.matching import MatchedMargins
+from efface.unlearning.matching import MatchedMargins, UnseenBatch, UnseenBatches
 from efface.unlearning.methods import MarginMatching
 from tests import tiny
 from tests.reference import margin_matching as reference
@@ -43,7 +43,7 @@ def terms_of(method, teacher, model, forgotten, retained, unseen):
     with torch.no_grad():
         known = Embeddings.of(teacher, unseen)
     gaps = method.distances(None, None), method.alignment_gaps()
-    return method.terms(teacher, model, forgotten, retained, unseen, known, *gaps)
+    return method.terms(teacher, model, forgotten, retained, UnseenBatch(unseen, known), *gaps)
 
 
 def test_agreement_matches_the_reference_implementation_and_leaves_an_example_out_of_its_own_bank():
@@ -60,6 +60,65 @@ def test_a_pair_s_margin_matches_the_reference_implementation():
     first, second, captions = (torch.randn(9, 4, generator=rng, dtype=torch.float64) for _ in range(3))
     expected = reference.of_pair(first.tolist(), second.tolist(), captions.tolist(), 4, 0.3)
     assert pair_margin((first, second), captions, 4, 0.3).tolist() == pytest.approx(expected)
+
+
+def test_further_rows_of_the_bank_count_as_those_of_the_batch_and_are_nobody_s_own():
+    rng = torch.Generator().manual_seed(5)
+    first, second, more, more2 = (torch.randn(n, 4, generator=rng, dtype=torch.float64) for n in (9, 9, 6, 6))
+    expected = reference.agreement(first.tolist(), second.tolist(), 3, 0.3, others=[*more.tolist(), *more2.tolist()])
+    found = contrastive_margin(first, second, 3, 0.3, torch.cat([more, more2]))
+    assert found.tolist() == pytest.approx(expected)
+    wide = torch.cat([first[:6], more, first[6:]]), torch.cat([second[:6], more2, second[6:]])
+    assert contrastive_margin(*wide, 9, 0.3)[:6].tolist() == pytest.approx(found[:6].tolist()), "as a bank of nine"
+    captions, others = (torch.randn(n, 4, generator=rng, dtype=torch.float64) for n in (9, 5))
+    expected = reference.of_pair(first.tolist(), second.tolist(), captions.tolist(), 3, 0.3, others=others.tolist())
+    assert pair_margin((first, second), captions, 3, 0.3, others).tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("compared", "others"), [(0, 0), (10, 0), (11, 1), (35, 3), (10_000, 4)])
+def test_the_bank_of_a_step_has_further_rows_of_v_in_new_views_and_none_of_its_own_twice(compared, others):
+    """50 of V in five batches of ten: at most four others are left, whatever is asked for."""
+    x, y = tiny.images(60, seed=1)
+    valid = tiny.parts(x, y, {"valid": (0, 50)}, tiny.blurred)["valid"]
+    batches = UnseenBatches(tiny.recipe().start(0).eval(), valid, 10, Run(seed=0), compared)
+    seen = []
+    for step in range(7):
+        unseen = batches.take()
+        assert torch.equal(unseen.batch.ids, batches.chunks[step % 5]) and len(unseen) == 10 + 10 * others
+        if not others:
+            assert unseen.more is None and unseen.more_known is None
+            continue
+        numbers = [(step + 1 + number) % 5 for number in range(others)]
+        assert unseen.more.ids.tolist() == [row for number in numbers for row in batches.chunks[number].tolist()]
+        assert not set(unseen.more.ids.tolist()) & set(unseen.batch.ids.tolist())
+        known = torch.cat([batches.embed(number).outputs[1] for number in numbers])
+        assert torch.equal(unseen.more_known.outputs[1], known)
+        first = unseen.more.ids.tolist().index(int(unseen.more.ids.min()))
+        seen.append(float(unseen.more.view(0)[first].sum()))
+    assert len(set(seen)) == len(seen)
+
+
+@pytest.mark.parametrize("name", ["simclr", "clip", "cross_entropy"])
+def test_further_rows_reach_every_margin_of_a_step(name):
+    teacher, model, forgotten, retained, unseen = world(name)
+    x, y = tiny.images(40, seed=9)
+    part = tiny.parts(x, y, {"valid": (0, 12)}, tiny.blurred)["valid"]
+    more = part.batch(torch.arange(12), torch.Generator())
+    method = MarginMatching(backbone=2.0, output=3.0, hold=0.7, alignment=0.0)
+    with torch.no_grad():
+        known, more_known = Embeddings.of(teacher, unseen), Embeddings.of(teacher, more)
+    batch = UnseenBatch(unseen, known, more, more_known)
+    found = method.terms(teacher, model, forgotten, retained, batch, method.distances(None, None), {})
+    joint = compute_margins(model, forgotten + retained + more + unseen, 17, method.tau)
+    now = {k: torch.cat([v[:10], v[22:]]).detach() for k, v in joint.items()}
+    joint = compute_margins(teacher, retained + more + unseen, 17, method.tau)
+    before = {k: torch.cat([v[:5], v[17:]]).detach() for k, v in joint.items()}
+    spaces = []
+    for space in ("backbone", "output"):
+        (f, r, v), (r0, v0) = now[space].split(5), before[space].split(5)
+        spaces.append(tuple(part.tolist() for part in (f, r, v, r0, v0)))
+    expected = reference.loss(0.0, spaces, (2.0, 3.0), 0.7, "square", method.multiplier)
+    assert float(sum(found.values()).detach()) == pytest.approx(expected, rel=1e-4)
 
 
 def test_an_image_text_model_s_output_is_the_pair_as_in_its_audit():
@@ -241,7 +300,7 @@ def record_rows(monkeypatch):
     seen, whole = [], MatchedMargins.terms
 
     def terms(self, teacher, model, forgotten, retained, unseen, *more):
-        seen.append([batch.ids.tolist() for batch in (forgotten, retained, unseen)])
+        seen.append([batch.ids.tolist() for batch in (forgotten, retained, unseen.batch)])
         return whole(self, teacher, model, forgotten, retained, unseen, *more)
 
     monkeypatch.setattr(MatchedMargins, "terms", terms)

@@ -13,7 +13,7 @@ from efface import api
 from efface.training.loop import Run
 from efface.training.objectives import OBJECTIVES
 from efface.unlearning.margins import Embeddings, compute_margins
-from efface.unlearning.matching import UnseenBatches
+from efface.unlearning.matching import UnseenBatch, UnseenBatches
 from efface.unlearning.methods import ReferenceMatching
 from efface.unlearning.methods.reference_matching import ExampleMeans, find_slopes
 from efface.unlearning.targets import MarginTargets
@@ -44,7 +44,7 @@ def terms_of(method, teacher, model, forgotten, retained, unseen, targets, slope
     distances = {space: method.distance(space, targets, slope) for space in SPACES}
     with torch.no_grad():
         known = Embeddings.of(teacher, unseen)
-    return method.terms(teacher, model, forgotten, retained, unseen, known, distances, {})
+    return method.terms(teacher, model, forgotten, retained, UnseenBatch(unseen, known), distances, {})
 
 
 def margins_of(teacher, model, forgotten, retained, unseen):

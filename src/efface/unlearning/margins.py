@@ -54,18 +54,25 @@ class Embeddings:
         )
         return Embeddings(_join(self.features, other.features), _join(self.outputs, other.outputs), labels, captions)
 
-    def margins(self, bank: int, tau: float) -> dict[str, Tensor]:
+    def margins(self, bank: int, tau: float, others: Embeddings | None = None) -> dict[str, Tensor]:
         """Margins [B] by space, ``backbone`` and ``output``; the last ``bank`` examples are the bank.
 
         A classifier's margin in the output is that of its label, that of an image-text model that of the pair.
+
+        Args:
+            bank: Number of examples in the bank, at least 2.
+            tau: Temperature τ in spaces of embeddings.
+            others: Further examples of the bank, none of which is among these.
+
         """
+        features, outputs = (None, None) if others is None else (torch.cat(others.features), torch.cat(others.outputs))
         if self.labels is not None:
             output = label_margin(self.outputs[0], self.labels)
         elif self.captions is not None:
-            output = pair_margin(self.outputs, self.captions, bank, tau)
+            output = pair_margin(self.outputs, self.captions, bank, tau, None if others is None else others.captions)
         else:
-            output = contrastive_margin(*self.outputs, bank, tau)
-        return {BACKBONE: contrastive_margin(*self.features, bank, tau), OUTPUT: output}
+            output = contrastive_margin(*self.outputs, bank, tau, outputs)
+        return {BACKBONE: contrastive_margin(*self.features, bank, tau, features), OUTPUT: output}
 
     def alignments(self) -> dict[str, Tensor]:
         """Cosine of the two views of each example, [B], by space; the output only where views are compared there.
@@ -96,24 +103,35 @@ def compute_margins(model: Model, batch: Batch, bank: int, tau: float) -> dict[s
     return Embeddings.of(model, batch).margins(bank, tau)
 
 
-def contrastive_margin(first: Tensor, second: Tensor, bank: int, tau: float) -> Tensor:
-    """Margin of each example, [B], from the embeddings of two views, [B, d] each; the last ``bank`` rows are B."""
+def contrastive_margin(first: Tensor, second: Tensor, bank: int, tau: float, others: Tensor | None = None) -> Tensor:
+    """Margin of each example, [B], from the embeddings of two views, [B, d] each.
+
+    The last ``bank`` rows are B, and ``others`` [M, d], embeddings of further examples.
+    """
     a, b, count = normalize_rows(first), normalize_rows(second), len(first)
     rows = torch.arange(count, device=a.device)
     is_self = rows[:, None] == rows[count - bank :].repeat(2)[None]
     bank_rows = torch.cat([a[count - bank :], b[count - bank :]])
+    if others is not None:
+        bank_rows = torch.cat([bank_rows, normalize_rows(others)])
+        is_self = torch.cat([is_self, is_self.new_zeros(count, len(others))], 1)
     log_sums = [(u @ bank_rows.T / tau).masked_fill(is_self, -torch.inf).logsumexp(1) for u in (a, b)]
     return (a * b).sum(1) - tau * ((log_sums[0] + log_sums[1]) / 2 - (~is_self).sum(1).log())
 
 
-def pair_margin(images: tuple[Tensor, Tensor], captions: Tensor, bank: int, tau: float) -> Tensor:
+def pair_margin(
+    images: tuple[Tensor, Tensor], captions: Tensor, bank: int, tau: float, more: Tensor | None = None
+) -> Tensor:
     """Margin of each image's caption over others, [B], from two views' embeddings and the captions', [B, d] each.
 
-    The other captions are those of the last ``bank`` rows.
+    The other captions are those of the last ``bank`` rows, and ``more`` [M, d].
     """
     t, count = normalize_rows(captions), len(captions)
     rows = torch.arange(count, device=t.device)
     others, is_self = t[count - bank :], rows[:, None] == rows[None, count - bank :]
+    if more is not None:
+        others = torch.cat([others, normalize_rows(more)])
+        is_self = torch.cat([is_self, is_self.new_zeros(count, len(more))], 1)
     found, number = list[Tensor](), (~is_self).sum(1).log()
     for image in images:
         u = normalize_rows(image)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from itertools import islice
+from operator import add
 from typing import ClassVar, Protocol
 
 import torch
@@ -90,6 +92,8 @@ class MatchedMargins(Settings):
     """Retained examples per step; by default the original's, at most 48."""
     forget_batch_size: PairCount = 40
     """Rows of F, of V and of R per step for the margins; a smaller F is repeated with other views."""
+    compared: Count | None = None
+    """Unseen examples that margins are compared with in a step; by default its rows of V. An audit has up to 1 024."""
     line_search: bool = True
     """Whether to measure the distances after the last step, and take a share of the whole change accordingly."""
     optim: Optim = field(default_factory=lambda: Optim(rule=OptimizerType.ADAMW, lr=1e-3, clip=5.0))
@@ -112,17 +116,17 @@ class MatchedMargins(Settings):
             )
         size, many = self.batch_size or min(inputs.batch_size(None), LARGEST_BATCH), self.forget_batch_size
         teacher, steps = frozen_copy(model), self._steps(inputs)
-        unseen_batches = UnseenBatches(teacher, inputs.valid, many, run)
+        unseen_batches = UnseenBatches(teacher, inputs.valid, many, run, self.compared or 0)
         optimizer, distances = self.optim.build(model, steps), self.distances(inputs, unseen_batches)
         aligned = self.alignment_gaps()
         serve = inputs.forget.cycle_full if self.two_sided() else inputs.forget.cycle
         forget = serve(many, run.rng("forget"))
 
         def terms(batch: Batch) -> LossTerms:
-            unseen, known = unseen_batches.take()
+            unseen = unseen_batches.take()
             f = next(forget)
             output = model.objective.loss(model, batch)
-            matched = self.terms(teacher, model, f, batch.rows(0, many), unseen, known, distances, aligned)
+            matched = self.terms(teacher, model, f, batch.rows(0, many), unseen, distances, aligned)
             losses = {"task": output.per_example.mean(), **matched}
             return LossTerms(losses, output.carry, extra_examples=len(f) + len(unseen))
 
@@ -167,8 +171,7 @@ class MatchedMargins(Settings):
         model: Model,
         forgotten: Batch,
         retained: Batch,
-        unseen: Batch,
-        known: Embeddings,
+        unseen: UnseenBatch,
         distances: Mapping[str, Distance],
         aligned: Mapping[str, Gap],
     ) -> dict[str, Tensor]:
@@ -182,7 +185,6 @@ class MatchedMargins(Settings):
             forgotten: Rows of F.
             retained: Rows of R.
             unseen: Rows of V, the bank.
-            known: The embeddings of the same examples under θ₀.
             distances: The distance of the margins in each space.
             aligned: The gap in the agreement of views in each space.
 
@@ -190,12 +192,14 @@ class MatchedMargins(Settings):
         weights = {space: weight for space, weight in self.weights().items() if weight}
         if not weights:
             return {}
-        counts = [len(forgotten), len(retained), len(unseen)]
-        shown = Embeddings.of(model, forgotten + retained + unseen)
+        rows = len(unseen.batch)
+        counts = [len(forgotten), len(retained), rows]
+        shown = Embeddings.of(model, forgotten + retained + unseen.batch)
         with torch.no_grad():
-            before = Embeddings.of(teacher, retained) + known
+            before = Embeddings.of(teacher, retained) + unseen.known
+            more = None if unseen.more is None else Embeddings.of(model, unseen.more)
         terms, held, apart = dict[str, Tensor](), list[Tensor](), list[Tensor]()
-        now, then = shown.margins(len(unseen), self.tau), before.margins(len(unseen), self.tau)
+        now, then = shown.margins(rows, self.tau, more), before.margins(rows, self.tau, unseen.more_known)
         for space, weight in weights.items():
             f, r, v = now[space].split(counts)
             r0, v0 = then[space].split(counts[1:])
@@ -205,7 +209,7 @@ class MatchedMargins(Settings):
         now, then = shown.alignments(), before.alignments()
         for space in (space for space in weights if space in now and space in aligned):
             f, r, v = now[space].split(counts)
-            spread = spread_of(then[space][-len(unseen) :])
+            spread = spread_of(then[space][-rows:])
             apart.append(weights[space] * aligned[space].penalize(forgotten.ids, f, r, v.detach(), spread))
         if apart:
             terms["alignment"] = self.alignment * torch.stack(apart).sum()
@@ -242,19 +246,37 @@ class Gap:
         return float((f.mean() - v.mean()) / spread)
 
 
+@dataclass(frozen=True, eq=False)
+class UnseenBatch:
+    """A batch of V, and what else margins are compared with."""
+
+    batch: Batch
+    """Rows of V: their margins are matched, and they are in the bank, with gradient."""
+    known: Embeddings
+    """The embeddings of the same examples under θ₀."""
+    more: Batch | None = None
+    """Further rows of V, for the bank alone."""
+    more_known: Embeddings | None = None
+    """The embeddings of these under θ₀."""
+
+    def __len__(self) -> int:
+        return len(self.batch) + (0 if self.more is None else len(self.more))
+
+
 class UnseenBatches:
-    """Batches of V, one after the other, each time in other views.
+    """Batches of V, one after the other, each time in other views; with those after it, as many as a bank asks for.
 
     θ₀ sees each batch once, with views of its own: it tells how margins spread, and is the bank that the retained had
     before.
     """
 
-    def __init__(self, teacher: Model, valid: Subset, rows: int, run: Run) -> None:
+    def __init__(self, teacher: Model, valid: Subset, rows: int, run: Run, compared: int = 0) -> None:
         self.teacher, self.valid, self.taken = teacher, valid, 0
         self.views, self.teacher_views = run.rng("views"), run.rng("teacher views")
         order = valid.ids[torch.randperm(len(valid), generator=run.rng("valid"))]
         self.chunks = order.tensor_split(max(1, len(order) // rows))
         self.known = dict[int, Embeddings]()
+        self.others = min(max(0, -(-compared // len(self.chunks[-1])) - 1), len(self.chunks) - 1)
 
     def embed(self, number: int) -> Embeddings:
         """The embeddings of a batch under θ₀."""
@@ -264,11 +286,16 @@ class UnseenBatches:
                 self.known[number] = Embeddings.of(self.teacher, batch)
         return self.known[number]
 
-    def take(self) -> tuple[Batch, Embeddings]:
-        """The next batch, and its embeddings under θ₀."""
-        number = self.taken % len(self.chunks)
+    def take(self) -> UnseenBatch:
+        """The next batch."""
+        first = self.taken % len(self.chunks)
         self.taken += 1
-        return self.valid.batch(self.chunks[number], self.views), self.embed(number)
+        batch, known = self.valid.batch(self.chunks[first], self.views), self.embed(first)
+        if not self.others:
+            return UnseenBatch(batch, known)
+        numbers = [(first + 1 + number) % len(self.chunks) for number in range(self.others)]
+        more = self.valid.batch(torch.cat([self.chunks[number] for number in numbers]), self.views)
+        return UnseenBatch(batch, known, more, reduce(add, [self.embed(number) for number in numbers]))
 
 
 def spread_of(values: Tensor) -> Tensor:
