@@ -151,6 +151,15 @@ def test_a_request_for_single_examples_is_refused_with_the_class_that_others_sha
         api.unlearn(start, data, split, "damp")
 
 
+@pytest.mark.parametrize("method", ["damp", "purge"])
+def test_a_class_is_forgotten_by_its_name_and_the_original_stays(data_and_split, method):
+    data, _, start = data_and_split
+    split = api.split(data, forget="@class:low", train=48, valid=16, holdout=16, test=16)
+    before = start.model.digest()
+    made = api.unlearn(start, data, split, method, device="cpu")
+    assert start.model.digest() == before and made.parent == before and made.model.digest() != before
+
+
 def test_a_class_of_one_example_is_refused():
     parts = class_parts()
     alone = replace(parts["forget"], ids=parts["forget"].ids[:1])
