@@ -38,13 +38,14 @@ def earlier(backbone: float, output: float, multiplier: float) -> dict[str, Any]
     return {"backbone": backbone, "output": output, "multiplier": multiplier, "alignment": 0.0, "line_search": False}
 
 
+GENTLE = Optim(rule=OptimizerType.ADAMW, lr=5e-4, warmup=0.25, momentum=0.5, clip=5.0)
+BESIDE_MORE: dict[str, Any] = {"compared": 300, "optim": GENTLE}
 SETTINGS: dict[str, dict[str, Any] | None] = {
     "before": None,
     "weights 1 and 4, multiplier .04, views and line search": {},
-    "compared with 300 of V, rate .0005, warm-up": {
-        "compared": 300,
-        "optim": Optim(rule=OptimizerType.ADAMW, lr=5e-4, warmup=0.25, momentum=0.5, clip=5.0),
-    },
+    "compared with 300 of V, rate .0005, warm-up": BESIDE_MORE,
+    "compared with 300 of V, rate .0005, warm-up, no line search": BESIDE_MORE | {"line_search": False},
+    "rate .0005, warm-up, no line search": {"optim": GENTLE, "line_search": False},
     "weights 1 and 4, multiplier .04": earlier(1.0, 4.0, 0.04),
     "weights 2 and 3, multiplier .04": earlier(2.0, 3.0, 0.04),
     "weights 2 and 3, multiplier .08": earlier(2.0, 3.0, 0.08),
