@@ -21,7 +21,7 @@ Tests cover directions that retained classes share; the rows of W in place of it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -33,6 +33,7 @@ from efface.schema import PairCount
 from efface.training.batch import Subset
 from efface.training.loop import Run
 from efface.training.model import Model, frozen_statistics
+from efface.training.processes import ONE
 from efface.unlearning.protocol import MethodInputs, Needs
 
 PASSED_AT_ONCE = 256
@@ -80,15 +81,22 @@ class Damp(Settings):
 
     @torch.no_grad()
     def layer_inputs(self, model: Model, subset: Subset, run: Run) -> tuple[dict[nn.Module, Tensor], Tensor]:
-        """The mean input of each layer for each example, [n, d], in the order of the layers; and the labels, [n]."""
+        """The mean input of each layer for each example, [n, d], in the order of the layers; and the labels, [n].
+
+        With several processes each computes all of them: a layer sees only what its own process computes.
+        """
+        subset, world = replace(subset, world=ONE), model.world
         ids = subset.ids[torch.randperm(len(subset), generator=run.rng(subset.name))[: self.examples]]
         found, labels, rng = dict[nn.Module, list[Tensor]](), list[Tensor](), torch.Generator().manual_seed(0)
-        with frozen_statistics(model):
+        model.world = ONE
+        try:
             for rows in ids.split(PASSED_AT_ONCE):
                 batch = subset.batch(rows, rng)
                 for layer, x in record_inputs(model, batch.view(0)).items():
                     found.setdefault(layer, []).append(x)
                 labels.append(batch.labels())
+        finally:
+            model.world = world
         return {layer: torch.cat(parts) for layer, parts in found.items()}, torch.cat(labels)
 
 
@@ -107,7 +115,8 @@ def record_inputs(model: Model, images: Tensor) -> dict[nn.Module, Tensor]:
     kinds = [one for one in model.modules() if isinstance(one, nn.Linear | nn.Conv2d)]
     hooks = [one.register_forward_pre_hook(record) for one in kinds if getattr(one, "groups", 1) == 1]
     try:
-        model(images)
+        with frozen_statistics(model):
+            model(images)
     finally:
         for hook in hooks:
             hook.remove()
