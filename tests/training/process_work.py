@@ -51,10 +51,12 @@ RATES = {"barlow": 0.002, "vicreg": 0.001}
 """Learning rates of objectives whose loss is not of the size of 1; the others have 0.05."""
 METHOD_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "finetune": ("simclr", {}),
-    "margin_matching": ("simclr", {"forget_batch_size": 12, "steps": STEPS}),
+    "margin_matching": ("simclr", {"forget_batch_size": 12, "steps": STEPS, "compared": 30}),
     "salun": ("cross_entropy", {"forget_batch_size": 8}),
     "gradient_constraint": ("simclr", {"forget_batch_size": 8, "epochs": 1}),
     "influence": ("cross_entropy", {"iterations": 3, "hessian_batches": 2}),
+    "damp": ("cross_entropy", {"examples": 40}),
+    "purge": ("cross_entropy", {}),
 }
 """Method to the objective of its checkpoint, and settings."""
 
