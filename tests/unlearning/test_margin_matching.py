@@ -368,6 +368,16 @@ def test_a_small_f_is_repeated_with_other_views_and_every_example_equally_often(
     assert served.bincount().tolist() == [12] * 5
 
 
+def test_the_hinge_shows_a_small_f_as_it_is(monkeypatch):
+    x, y = tiny.images(240, seed=1)
+    seen = record_rows(monkeypatch)
+    parts = tiny.parts(x, y, {"forget": (0, 5), "retain": (40, 140), "valid": (140, 200)})
+    for penalty, expected in ((GapPenalty.HINGE, 5), (GapPenalty.SQUARE, 12)):
+        method = MarginMatching(steps=1, forget_batch_size=12, line_search=False, penalty=penalty)
+        method.unlearn(tiny.recipe().start(0), tiny.given(method, parts, tiny.recipe()), Run())
+        assert len(seen[-1][0]) == expected
+
+
 def test_batches_of_one_size_waste_no_example_of_a_larger_subset():
     x, y = tiny.images(60, seed=1)
     part = tiny.parts(x, y, {"forget": (0, 50)})["forget"]

@@ -34,10 +34,9 @@ from efface.training.batch import Subset
 from efface.training.loop import Run
 from efface.training.model import Model, frozen_statistics
 from efface.training.processes import ONE
+from efface.unlearning.predictions import IMAGES_AT_ONCE
 from efface.unlearning.protocol import MethodInputs, Needs
 
-PASSED_AT_ONCE = 256
-"""Images that go through the network together."""
 LEAST_OF_A_CLASS = 2
 """Fewest examples of F: half of them show how well they can be told from others."""
 NOTHING = 1e-4
@@ -90,7 +89,7 @@ class Damp(Settings):
         found, labels, rng = dict[nn.Module, list[Tensor]](), list[Tensor](), torch.Generator().manual_seed(0)
         model.world = ONE
         try:
-            for rows in ids.split(PASSED_AT_ONCE):
+            for rows in ids.split(IMAGES_AT_ONCE):
                 batch = subset.batch(rows, rng)
                 for layer, x in record_inputs(model, batch.view(0)).items():
                     found.setdefault(layer, []).append(x)
