@@ -45,6 +45,7 @@ SETTINGS: dict[str, dict[str, Any] | None] = {
     "weights 1 and 4, multiplier .04, views and line search": {},
     "compared with 300 of V, rate .0005, warm-up": BESIDE_MORE,
     "compared with 300 of V, rate .0005, warm-up, no line search": BESIDE_MORE | {"line_search": False},
+    "rate .0005, warm-up": {"optim": GENTLE},
     "rate .0005, warm-up, no line search": {"optim": GENTLE, "line_search": False},
     "weights 1 and 4, multiplier .04": earlier(1.0, 4.0, 0.04),
     "weights 2 and 3, multiplier .04": earlier(2.0, 3.0, 0.04),

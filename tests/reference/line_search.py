@@ -19,3 +19,17 @@ def best_share(before, after, weights, luck):
 def between(first, last, share):
     """One weight at a share of the change."""
     return first + share * (last - first)
+
+
+def on_lines(share, shares, distances):
+    """A distance at a share between two that were tried."""
+    for left, right, first, last in zip(shares, shares[1:], distances, distances[1:], strict=False):
+        if left <= share <= right:
+            return first + (last - first) * (share - left) / (right - left)
+    raise ValueError(share)
+
+
+def least_on_lines(shares, distances):
+    """The smallest distance, whatever its sign, at a thousand shares between the first and the last."""
+    width = shares[-1] - shares[0]
+    return min(abs(on_lines(shares[0] + width * number / 1000, shares, distances)) for number in range(1001))

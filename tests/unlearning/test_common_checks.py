@@ -158,7 +158,7 @@ NUDGED = {
     "task_weight": 0.3, "tau": 0.2, "omega": 2, "watch": 0.2,
     "base": {"name": "neggrad"}, "mask": "low", "ratio": 0.5, "forget_epochs": 1, "retain_epochs": 2,
     "backbone": 0.7, "output": 0.7, "hold": 30.0, "memory": 0.0, "multiplier": 2.0, "individual": 3.0, "alignment": 5.0,
-    "line_search": False, "compared": 20,
+    "line_search": False, "compared": 20, "averaged": 0.0,
     "erase": 3.0, "distill": 30.0, "temperature": 1.0, "budget": 1.0001, "examples": 4,
 }  # fmt: skip
 WITH = {"target": {"match": "square"}, "steps": {"epochs": None}}

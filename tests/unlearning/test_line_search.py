@@ -10,7 +10,14 @@ import torch
 
 from efface.training.loop import Run, frozen_copy
 from efface.training.objectives import OBJECTIVES
-from efface.unlearning.line_search import find_share, measure_margins, take_share
+from efface.unlearning.line_search import (
+    HEAD_SHARES,
+    MeasuredRows,
+    find_head_share,
+    find_share,
+    search_head,
+    take_share,
+)
 from efface.unlearning.margins import Embeddings
 from efface.unlearning.methods import MarginMatching, ReferenceMatching
 from tests import tiny
@@ -80,22 +87,67 @@ def test_a_variance_stays_above_zero_where_the_change_is_gone_beyond():
 def test_both_models_see_the_same_views_of_all_examples():
     found = parts()
     model = tiny.recipe("simclr").start(0).eval()
-    first, second = measure_margins((model, frozen_copy(model)), found["forget"], found["valid"], 0.1, Run(seed=3))
+    rows = MeasuredRows(found["forget"], found["valid"], Run(seed=3))
+    first, second = (rows.margins(shown, 0.1) for shown in rows.embed(model, frozen_copy(model)))
+    (again,) = (rows.margins(shown, 0.1) for shown in rows.embed(model))
+    assert sorted(rows.ids.unique().tolist()) == list(range(12)) and len(rows.ids) == 200 and len(rows) == 220
     for space in SPACES:
-        shown = first[space]
-        assert torch.equal(shown.f, second[space].f) and torch.equal(shown.v, second[space].v)
-        assert sorted(shown.ids.unique().tolist()) == list(range(12)) and len(shown.f) == len(shown.ids) == 120
-        assert len(shown.v) == 20
+        f, v = first[space]
+        for others in (second, again):
+            assert torch.equal(f, others[space][0]) and torch.equal(v, others[space][1])
+        assert len(f) == 200 and len(v) == 20
 
 
-@pytest.mark.parametrize(("many", "rows"), [(1, 40), (3, 40), (40, 400)])
+@pytest.mark.parametrize(("many", "rows"), [(1, 200), (3, 200), (40, 400)])
 def test_few_examples_are_shown_in_more_views(many, rows):
     found = parts({"forget": (0, many), "retain": (40, 60), "valid": (60, 80)})
     model = tiny.recipe("simclr").start(0).eval()
-    (spaces,) = measure_margins((model,), found["forget"], found["valid"], 0.1, Run(seed=3))
-    seen = spaces["output"]
-    assert len(seen.f) == rows
-    assert seen.f.std() > 0, "all views of an example would be one"
+    measured = MeasuredRows(found["forget"], found["valid"], Run(seed=3))
+    (shown,) = measured.embed(model)
+    f, _ = measured.margins(shown, 0.1)["output"]
+    assert len(f) == rows
+    assert f.std() > 0, "all views of an example would be one"
+
+
+@pytest.mark.parametrize(
+    ("distances", "expected"),
+    [
+        ((0.5, 0.3, 0.1, -0.1, -0.3), 1.125),
+        ((0.5, 0.4, 0.35, 0.3, 0.2), 1.5),
+        ((-0.2, -0.3, -0.4, -0.5, -0.6), 0.5),
+        ((0.1, -0.1, -0.2, -0.1, 0.1), 0.625),
+        ((0.2, 0.2, 0.2, 0.2, 0.2), 1.0),
+    ],
+)
+def test_the_share_of_the_head_is_where_the_distance_is_closest_to_0(distances, expected):
+    """Planted: the lowest distance, which would push the forgotten below the unseen."""
+    found = find_head_share(HEAD_SHARES, distances)
+    assert found == pytest.approx(expected, abs=1e-3)
+    assert abs(reference.on_lines(found, HEAD_SHARES, distances)) == pytest.approx(
+        reference.least_on_lines(HEAD_SHARES, distances), abs=1e-3
+    )
+
+
+def test_the_head_alone_is_moved_and_every_share_is_tried_from_the_same_ends():
+    """Planted: each try starting from where the one before it ended, and statistics that are scaled twice."""
+    start, end = (tiny.recipe("simclr").start(seed) for seed in (1, 0))
+    for number, one in enumerate((start, end)):
+        one.train()
+        one.objective.loss(one, parts()["retain"].batch(torch.arange(12, 40), torch.Generator().manual_seed(number)))
+    model, tried = frozen_copy(end), []
+
+    def measure() -> float:
+        tried.append(copy.deepcopy(model.head.state_dict()))
+        return 1.1 - HEAD_SHARES[len(tried) - 1]
+
+    assert search_head(model.head, start.head, end.head, measure) == pytest.approx(1.1, abs=1e-3)
+    first, last = start.head.state_dict(), end.head.state_dict()
+    for share, found in (*zip(HEAD_SHARES, tried, strict=True), (1.1, model.head.state_dict())):
+        for name, value in found.items():
+            if value.is_floating_point() and "running_var" not in name:
+                expected = reference.between(first[name].double(), last[name].double(), share)
+                assert torch.allclose(value.double(), expected, atol=2e-3), (share, name)
+    assert all(torch.equal(a, b) for a, b in zip(model.backbone.parameters(), end.backbone.parameters(), strict=True))
 
 
 def test_a_distance_is_measured_as_the_steps_see_it():
@@ -117,16 +169,23 @@ def test_a_distance_is_measured_as_the_steps_see_it():
     assert errors.measure(ids, shown, unseen, spread) == pytest.approx(sum(expected) / 12 / float(spread), abs=1e-5)
 
 
-def test_a_method_takes_the_share_of_its_change_that_it_found():
+def differences(model, start, part):
+    """What a part of the model changed by, in one row."""
+    pairs = zip(getattr(model, part).parameters(), getattr(start, part).parameters(), strict=True)
+    return torch.cat([(a - b).flatten() for a, b in pairs])
+
+
+@pytest.mark.parametrize("settings", [{}, {"output": 0.0}])
+def test_a_method_takes_the_shares_of_its_change_that_it_found(settings):
     """Planted: three steps at a small rate, far too few; the search takes half as much again."""
     shares = []
 
     def log(record):
         if record["phase"] == "line search":
-            shares.append(record["terms"]["share"])
+            shares.append(record["terms"])
 
     recipe, found = tiny.recipe("simclr", epochs=1), parts()
-    base = MarginMatching(steps=3, batch_size=24, forget_batch_size=8)
+    base = MarginMatching(steps=3, batch_size=24, forget_batch_size=8, **settings)
     given = tiny.given(base, found, recipe)
     with_it, without = (
         dataclasses.replace(base, line_search=on).unlearn(recipe.start(0), given, Run(seed=1, log=log))
@@ -134,9 +193,12 @@ def test_a_method_takes_the_share_of_its_change_that_it_found():
     )
     assert len(shares) == 1
     start = recipe.start(0)
-    share = torch.cat([(a - b).flatten() for a, b in zip(with_it.parameters(), start.parameters(), strict=True)])
-    whole = torch.cat([(a - b).flatten() for a, b in zip(without.parameters(), start.parameters(), strict=True)])
-    assert torch.allclose(share, shares[0] * whole, atol=1e-6)
+    for part, share in (("backbone", shares[0]["share"]), ("head", shares[0]["head"])):
+        taken, whole = differences(with_it, start, part), differences(without, start, part)
+        assert whole.abs().max() > 0
+        assert torch.allclose(taken, share * whole, atol=1e-6)
+    if settings:
+        assert shares[0]["head"] == shares[0]["share"]
 
 
 @pytest.mark.parametrize(

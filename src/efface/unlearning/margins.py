@@ -11,7 +11,8 @@ a constant and a factor, with more views and a bank of their own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import torch
@@ -46,6 +47,15 @@ class Embeddings:
         captions = model.encode_text(batch.captions()) if model.objective.needs_captions else None
         return cls(_halves(features), _halves(outputs), labels, captions)
 
+    @classmethod
+    def of_one_view(cls, model: Model, batch: Batch) -> Embeddings:
+        """The same of one view of each example; that of the other is empty."""
+        with frozen_statistics(model):
+            features = model.features(batch.view(0))
+            outputs = model.project(features)
+        captions = model.encode_text(batch.captions()) if model.objective.needs_captions else None
+        return cls((features, features[:0]), (outputs, outputs[:0]), None, captions)
+
     def __add__(self, other: Embeddings) -> Embeddings:
         """Join the embeddings of two batches, those of ``self`` first."""
         labels, captions = (
@@ -53,6 +63,13 @@ class Embeddings:
             for a, b in ((self.labels, other.labels), (self.captions, other.captions))
         )
         return Embeddings(_join(self.features, other.features), _join(self.outputs, other.outputs), labels, captions)
+
+    @torch.no_grad()
+    def with_head_of(self, model: Model) -> Embeddings:
+        """The same features through the head of a model; captions stay."""
+        with frozen_statistics(model):
+            first, second = (model.project(features) for features in self.features)
+        return replace(self, outputs=(first, second))
 
     def margins(self, bank: int, tau: float, others: Embeddings | None = None) -> dict[str, Tensor]:
         """Margins [B] by space, ``backbone`` and ``output``; the last ``bank`` examples are the bank.
@@ -108,36 +125,40 @@ def contrastive_margin(first: Tensor, second: Tensor, bank: int, tau: float, oth
 
     The last ``bank`` rows are B, and ``others`` [M, d], embeddings of further examples.
     """
-    a, b, count = normalize_rows(first), normalize_rows(second), len(first)
-    rows = torch.arange(count, device=a.device)
-    is_self = rows[:, None] == rows[count - bank :].repeat(2)[None]
-    bank_rows = torch.cat([a[count - bank :], b[count - bank :]])
-    if others is not None:
-        bank_rows = torch.cat([bank_rows, normalize_rows(others)])
-        is_self = torch.cat([is_self, is_self.new_zeros(count, len(others))], 1)
-    log_sums = [(u @ bank_rows.T / tau).masked_fill(is_self, -torch.inf).logsumexp(1) for u in (a, b)]
-    return (a * b).sum(1) - tau * ((log_sums[0] + log_sums[1]) / 2 - (~is_self).sum(1).log())
+    a, b = normalize_rows(first), normalize_rows(second)
+    (one, two), number = _compare((a, b), (a[-bank:], b[-bank:]), tau, others)
+    return (a * b).sum(1) - tau * ((one + two) / 2 - number.log())
 
 
 def pair_margin(
-    images: tuple[Tensor, Tensor], captions: Tensor, bank: int, tau: float, more: Tensor | None = None
+    images: tuple[Tensor, Tensor], captions: Tensor, bank: int, tau: float, others: Tensor | None = None
 ) -> Tensor:
     """Margin of each image's caption over others, [B], from two views' embeddings and the captions', [B, d] each.
 
-    The other captions are those of the last ``bank`` rows, and ``more`` [M, d].
+    The other captions are those of the last ``bank`` rows, and ``others`` [M, d].
     """
-    t, count = normalize_rows(captions), len(captions)
-    rows = torch.arange(count, device=t.device)
-    others, is_self = t[count - bank :], rows[:, None] == rows[None, count - bank :]
-    if more is not None:
-        others = torch.cat([others, normalize_rows(more)])
-        is_self = torch.cat([is_self, is_self.new_zeros(count, len(more))], 1)
-    found, number = list[Tensor](), (~is_self).sum(1).log()
-    for image in images:
-        u = normalize_rows(image)
-        log_sum = (u @ others.T / tau).masked_fill(is_self, -torch.inf).logsumexp(1)
-        found.append((u * t).sum(1) - tau * (log_sum - number))
-    return (found[0] + found[1]) / 2
+    views, t = [normalize_rows(image) for image in images], normalize_rows(captions)
+    log_sums, number = _compare(views, (t[-bank:],), tau, others)
+    margins = [(u * t).sum(1) - tau * (log_sum - number.log()) for u, log_sum in zip(views, log_sums, strict=True)]
+    return (margins[0] + margins[1]) / 2
+
+
+def _compare(
+    views: Sequence[Tensor], banks: Sequence[Tensor], tau: float, others: Tensor | None
+) -> tuple[list[Tensor], Tensor]:
+    """Of each view [B, d]: the log of the sum of e^{cos / τ} over a bank without the example itself, [B]; its size.
+
+    The rows of every one of ``banks`` are the last of the examples. ``others`` [M, d] belong to none of them.
+    """
+    count, bank = len(views[0]), len(banks[0])
+    rows = torch.arange(count, device=views[0].device)
+    is_self = rows[:, None] == rows[count - bank :].repeat(len(banks))[None]
+    joined = torch.cat(list(banks))
+    if others is not None:
+        joined = torch.cat([joined, normalize_rows(others)])
+        is_self = torch.cat([is_self, is_self.new_zeros(count, len(others))], 1)
+    sums = [(u @ joined.T / tau).masked_fill(is_self, -torch.inf).logsumexp(1) for u in views]
+    return sums, (~is_self).sum(1)
 
 
 def label_margin(logits: Tensor, labels: Tensor) -> Tensor:

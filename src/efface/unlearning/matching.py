@@ -1,8 +1,9 @@
 """What methods that match margins share: their settings, the rows of a step, the hold, and how many steps they take.
 
 A subclass says how far the margins of forgotten examples are from where they should be (:class:`Distance`). The step
-has one batch of R for the task, whose rows also show the margins of the retained, and rows of F and V. After the last
-step :mod:`efface.unlearning.line_search` takes as much of the change as brings the distances closest to 0.
+has one batch of R for the task, whose rows also show the margins of the retained, and rows of F and V. The weights of
+the last half of the steps are averaged, and :mod:`efface.unlearning.line_search` takes as much of the change as brings
+the distances closest to 0.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from efface.training.batch import Batch, LossTerms, Subset
 from efface.training.loop import Run, frozen_copy, train_steps
 from efface.training.model import Model
 from efface.training.optim import Optim, OptimizerType
-from efface.unlearning.line_search import MeasuredMargins, find_share, measure_margins, take_share
+from efface.unlearning.averaging import WeightAverage
+from efface.unlearning.line_search import MeasuredRows, find_share, search_head, take_share
 from efface.unlearning.margins import BACKBONE, OUTPUT, Embeddings, GapPenalty, RunningMean, margin_gap
 from efface.unlearning.protocol import MethodInputs
 
@@ -93,7 +95,10 @@ class MatchedMargins(Settings):
     forget_batch_size: PairCount = 40
     """Rows of F, of V and of R per step for the margins; a smaller F is repeated with other views."""
     compared: Count | None = None
-    """Unseen examples that margins are compared with in a step; by default its rows of V. An audit has up to 1 024."""
+    """Unseen examples that margins are compared with in a step; by default its rows of V. An audit has up to 1 024.
+    With more, single examples end closer to unseen ones, and the retained lose more."""
+    averaged: Decay = 0.5
+    """Share of the steps, the last ones, whose weights are averaged in the result; 0: those of the last step alone."""
     line_search: bool = True
     """Whether to measure the distances after the last step, and take a share of the whole change accordingly."""
     optim: Optim = field(default_factory=lambda: Optim(rule=OptimizerType.ADAMW, lr=1e-3, clip=5.0))
@@ -120,9 +125,12 @@ class MatchedMargins(Settings):
         optimizer, distances = self.optim.build(model, steps), self.distances(inputs, unseen_batches)
         aligned = self.alignment_gaps()
         serve = inputs.forget.cycle_full if self.two_sided() else inputs.forget.cycle
-        forget = serve(many, run.rng("forget"))
+        forget, average = serve(many, run.rng("forget")), WeightAverage(model)
+        alone = steps - round(self.averaged * steps)
 
         def terms(batch: Batch) -> LossTerms:
+            if alone <= unseen_batches.taken < steps:
+                average.add()
             unseen = unseen_batches.take()
             f = next(forget)
             output = model.objective.loss(model, batch)
@@ -132,6 +140,9 @@ class MatchedMargins(Settings):
 
         batches = inputs.retain.cycle(size, run.rng("retain"))
         train_steps(model, islice(batches, steps), terms, optimizer, run)
+        if self.two_sided() and average.count:
+            average.add()
+            average.take()
         if self.line_search and self.two_sided() and any(self.weights().values()):
             with run.timed():
                 self.search_line(teacher, model, inputs, run, distances)
@@ -150,20 +161,25 @@ class MatchedMargins(Settings):
         self, teacher: Model, model: Model, inputs: MethodInputs, run: Run, distances: Mapping[str, Distance]
     ) -> None:
         """Set θ to θ₀ and the share of the change that brings the measured distances closest to 0."""
-        before, after = measure_margins((teacher, model), inputs.forget, inputs.valid, self.tau, run)
-        spread = {space: spread_of(shown.v) for space, shown in before.items()}
+        rows = MeasuredRows(inputs.forget, inputs.valid, run)
+        before, after = rows.embed(teacher, model)
+        spread = {space: spread_of(v) for space, (_, v) in rows.margins(before, self.tau).items()}
 
-        def measure(spaces: dict[str, MeasuredMargins]) -> dict[str, float]:
+        def measure(shown: Embeddings) -> dict[str, float]:
             return {
-                space: distances[space].measure(shown.ids, shown.f, shown.v, spread[space])
-                for space, shown in spaces.items()
+                space: distances[space].measure(rows.ids, f, v, spread[space])
+                for space, (f, v) in rows.margins(shown, self.tau).items()
             }
 
-        shown = after[OUTPUT]
-        luck = 1 / len(shown.ids.unique()) + 1 / len(shown.v)
+        luck = 1 / len(inputs.forget) + 1 / len(rows.unseen)
         share = find_share(measure(before), measure(after), self.weights(), luck)
+        whole = frozen_copy(model)
         take_share(model, teacher, share)
-        run.log_values("line search", {"share": share}, examples=len(shown.ids) + len(shown.v))
+        head = share
+        if self.output:
+            (shown,) = rows.embed(model)
+            head = search_head(model.head, teacher.head, whole.head, lambda: measure(shown.with_head_of(model))[OUTPUT])
+        run.log_values("line search", {"share": share, "head": head}, examples=len(rows))
 
     def terms(
         self,
@@ -197,7 +213,7 @@ class MatchedMargins(Settings):
         shown = Embeddings.of(model, forgotten + retained + unseen.batch)
         with torch.no_grad():
             before = Embeddings.of(teacher, retained) + unseen.known
-            more = None if unseen.more is None else Embeddings.of(model, unseen.more)
+            more = None if unseen.more is None else Embeddings.of_one_view(model, unseen.more)
         terms, held, apart = dict[str, Tensor](), list[Tensor](), list[Tensor]()
         now, then = shown.margins(rows, self.tau, more), before.margins(rows, self.tau, unseen.more_known)
         for space, weight in weights.items():
@@ -255,7 +271,7 @@ class UnseenBatch:
     known: Embeddings
     """The embeddings of the same examples under θ₀."""
     more: Batch | None = None
-    """Further rows of V, for the bank alone."""
+    """Further rows of V, one view of each, for the bank alone."""
     more_known: Embeddings | None = None
     """The embeddings of these under θ₀."""
 

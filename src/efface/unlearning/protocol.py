@@ -99,6 +99,11 @@ class MethodInputs:
         return self._subset("valid", Needs.VALID)
 
     @property
+    def forgets_whole_classes(self) -> bool:
+        """Whether no retained example has a label of a forgotten one."""
+        return not torch.isin(self.forget.labels(), self.retain.labels()).any()
+
+    @property
     def recipe(self) -> Recipe:
         """How the original was trained."""
         if self.original_recipe is None or Needs.RECIPE not in self.needs:

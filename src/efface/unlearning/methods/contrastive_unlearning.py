@@ -72,7 +72,7 @@ class ContrastiveUnlearning(Settings):
     def unlearn(self, model: Model, inputs: MethodInputs, run: Run) -> Model:
         """Train in passes over F until the stop rule is met."""
         forget, retain = inputs.forget, inputs.retain
-        whole_class = not torch.isin(forget.labels(), retain.labels()).any()
+        whole_class = inputs.forgets_whole_classes
         size = self.batch_size or (64 if whole_class else 128)
         most = self.epochs * forget.count_batches(size) * self.omega
         optimizer, is_met = self.optim.build(model, most), self.stop_rule(inputs, whole_class, run)

@@ -20,15 +20,17 @@ be drawn like F and have some hundreds of examples: the gap to V is as uncertain
 an AUC, and V tells little about a whole class or group. Where a reference bank exists, ``reference_matching`` knows
 more of both.
 
-After the last step the gap is measured on all of F and V, at both ends with the same views, and a share a of the whole
-change is taken: θ₀ + a (θ - θ₀), with the a from 1/2 to 3/2 that brings the gaps closest to 0
-(:mod:`efface.unlearning.line_search`). The steps see 40 rows at a time, and by themselves end a tenth of a standard
-deviation to either side.
+A gap that is drawn to 0 from both sides swings around it while steps are large, the more the smaller F is, and where a
+run ends is where that swing happens to be: the result has the mean weights of the last half of the steps
+(:mod:`efface.unlearning.averaging`). Then the gap is measured on all of F and V, at both ends in the same views, and a
+share a of the whole change is taken: θ₀ + a (θ - θ₀), with the a from 1/2 to 3/2 that brings the gaps closest to 0; the
+head, which moves the output alone, takes a share of its own (:mod:`efface.unlearning.line_search`). The steps see 40
+rows at a time, and by themselves end a tenth of a standard deviation to either side.
 
 What it costs grows with F and not with the data: 48 steps and one for every 8 forgotten examples, and a step reads 48
 of R, 40 of F (a small F is repeated) and 40 of V, each time in other views: one pair of views for all steps is off by
 as much at the end as at the start. The margins of R are those of the task's batch. The line search shows F and V to
-two models once, a thousand rows of each at most. Slower settings come closer where the cost does not matter:
+three models, a thousand rows of each at most. Slower settings come closer where the cost does not matter:
 ``steps=160, forget_batch_size=100, memory=0.9, optim.lr=0.001``.
 
 Source      ours; measured in docs/small_requests.md, and with ``penalty: hinge`` in docs/results/frontier.md. A hinge
@@ -38,7 +40,7 @@ Tests cover a gradient into V's margins; a push that all examples share; a bank 
             example of R held from above; a push by the noise of one batch; a gap below 0 that nothing pulls back; a gap
             that the square alone leaves; too few rows of F, V or R where F is small; passes over R; views of V that
             stay; a share that moves one example as far as a hundred; a variance that falls below 0; views that
-            still agree.
+            still agree; a mean that leaves out a step; a head that is moved with the rest.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class Purge(Settings):
         shown = replace(
             retain, ids=retain.ids[torch.randperm(len(retain), generator=run.rng("measured"))[:MOST_MEASURED]]
         )
-        whole_class = not torch.isin(forget.labels(), retain.labels()).any()
+        whole_class = inputs.forgets_whole_classes
         with run.timed():
             target, first = measure_prediction(model, shown)
         retained = retain.cycle(self.batch_size, run.rng("retain"))

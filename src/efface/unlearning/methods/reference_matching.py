@@ -20,7 +20,8 @@ that is believed (β, after James and Stein). The targets come from the half of 
 use. The squares pull from both sides. A square is at rest where its pull equals what pulls against it, the task and the
 hold, and so leaves a part of the distance; the multiplier λ grows until the mean is 0, as in the method of multipliers
 (Hestenes 1969, Powell 1969). What sets examples apart counts less than their mean (α): to move each of them by itself
-costs the retained more. A line search follows the last step (:mod:`efface.unlearning.line_search`).
+costs the retained more. The weights of the last half of the steps are averaged, and a line search follows, as for
+``margin_matching``.
 
 What it costs grows with F and not with the data, as for ``margin_matching``: 48 steps and one for every 8 forgotten
 examples, of 48 rows of R, 40 of F (a small F is repeated, with other views) and 40 of V.
