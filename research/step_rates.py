@@ -51,7 +51,7 @@ def measure(world: BankedWorld, method: str, pace: str) -> dict[str, Any]:
             model = api.unlearn(
                 world.original, world.data, split, method, seed=7000 + number, device="cpu",
                 bank=world.bank if method == "reference_matching" else None, steps=steps + len(rows) // 8,
-                multiplier=multiplier, alignment=0.0, line_search=False,
+                multiplier=multiplier, alignment=0.0, averaged=0.0, line_search=False,
                 optim=Optim(rule=OptimizerType.ADAMW, lr=rate, clip=5.0),
             )  # fmt: skip
         seconds += process_time() - began

@@ -52,13 +52,13 @@ def gaps() -> list[str]:
     lines = ["### Where it ends", "", *table_head("original", "seed", "forgotten", "settings", "requests", *titles)]
     for row in sorted(result["rows"], key=lambda row: (row["family"], row["seed"], row["size"], row["settings"])):
         ends = ("{:.3f} ± {:.3f}".format(*row["gap"][name]) for name in names)
-        setting = MISSING if row["settings"] == "before" else row["settings"]
+        setting = MISSING if row["settings"] == "before" else row["settings"] + " *" * ("earlier" in row)
         lines.append(table_row(row["family"], row["seed"], row["size"], setting, row["requests"], *ends))
     said = (
         "Mean margin of the forgotten less that of the unseen examples V, in standard deviations of never-trained "
-        "examples, in views that no step saw: mean over requests and their standard deviation. Row –: the original. A "
-        "tenth is about .03 of an AUC. Of V there are 500 pictures of Fashion-MNIST, "
-        "and 300 digits at seed 100, 1 000 at the others. One pair of views: an earlier form of the method."
+        "examples, in views that no step saw: mean over requests and their standard deviation. –: the original; *: an "
+        "earlier form of the method, which no settings give any more. A tenth is about .03 of an AUC. Of V there are "
+        "500 pictures of Fashion-MNIST, and 300 digits at seed 100, 1 000 at the others."
     )
     return [*lines, "", f"{said} {made_by(result['machine'], '`python -m research.unseen_gap`')}", ""]
 
