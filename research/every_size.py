@@ -68,12 +68,11 @@ def unlearn(world: BankedWorld, method: str, rows: np.ndarray, number: int) -> C
 
 def measure(world: BankedWorld, method: str, size: int, count: int) -> dict[str, Any]:
     """Pool requests of one size by one method in one world."""
-    looked, useful, costs = list[Rehearsal](), list[dict[str, float]](), []
+    looked, costs, useful = list[Rehearsal](), [], dict[str, float]()
     for number, rows in enumerate(world.draw(count, size)):
         model, first = unlearn(world, method, rows, number), number == 0
         seen = world.observe(model, world.request(rows), *(("test", "valid") if first else ()))
-        if first:
-            useful.append(rate(seen))
+        useful = rate(seen) if first else useful
         looked.append(world.calibrate(seen))
         costs.append(model.training_cost)
     whole = world.original.training_cost
@@ -83,7 +82,7 @@ def measure(world: BankedWorld, method: str, size: int, count: int) -> dict[str,
         "requests": len(looked),
         "forgotten": {name: [round(one, 4) for one in pool_placements(looked, name).interval(0.9)] for name in names},
         "retained": {name: round(pool_placements(looked, name, "retain").value, 4) for name in names},
-        "useful": useful[0],
+        "useful": useful,
         "seconds": round(float(np.median([cost.seconds for cost in costs])), 2),
         "share of the time": round(float(np.median([cost.seconds for cost in costs])) / whole.seconds, 4),
         "share of the examples": round(float(np.median([cost.examples for cost in costs])) / whole.examples, 4),

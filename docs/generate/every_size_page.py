@@ -1,0 +1,125 @@
+"""The tables of ``docs/results/every_size.md``: requests of every size over seeds, beside retrained models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from benchmarks.machine import read_json
+from docs.generate.markdown import MISSING, made_by, table_head, table_row
+from docs.generate.reference_bank_page import SIGNALS
+from docs.generate.request_sizes_page import FAMILIES
+from research.paths import RESULTS
+
+Row = dict[str, Any]
+
+METHODS = (
+    "original", "retrain", "finetune", "alignment_calibration", "scrub", "salun", "margin_matching",
+    "reference_matching",
+)  # fmt: skip
+"""In this order in every table."""
+DECIDING = ("backbone.margin", "projector.margin", "learned")
+BOX = {"forgotten": 0.05, "retained": 0.03, "useful": 0.01, "time": 0.05}
+"""The goal: how far F may be from 1/2 by any signal, how much R and usefulness may lose, and the share of the time."""
+SAID = (
+    "Means over worlds, with the smallest and the largest. F: AUC of the forgotten against never-trained examples, "
+    "pooled over the requests of a world and calibrated by the audit's half of a bank. Farthest: of all seven signals, "
+    "the one farthest from .5. R: what the retained lose by the signal in which they lose most, against the original. "
+    "kNN and probe: against a retrained model of the same world, in points; that has a thousand test examples, so that "
+    "a point is within chance. In the goal: worlds in which F is within .05 of .5 by every signal, R within .03 of the "
+    "original, kNN and probe within a point of the retrained model, and the time at most 5 % of retraining's."
+)
+
+
+def page() -> list[str]:
+    """One table for each family, as Markdown lines."""
+    result, lines = read_json(RESULTS / "every_size.json"), list[str]()
+    for family, title in FAMILIES.items():
+        rows = [row for row in result["rows"] if row["family"] == family]
+        if rows:
+            lines += [f"### {title[0].upper()}{title[1:]}", "", *table(rows), ""]
+    return [*lines, f"{SAID} {made_by(result['machine'], '`python -m research.every_size`')}", ""]
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """One row for each size and method."""
+    names = [name for name in DECIDING if any(name in row["forgotten"] for row in rows)]
+    lines = table_head(
+        "forgotten", "method", "worlds", *(f"F, {SIGNALS[name]}" for name in names),
+        "F, farthest", "R", "kNN", "probe", "time", "examples", "in the goal",
+    )  # fmt: skip
+    for size in sorted({row["size"] for row in rows}):
+        for method in METHODS:
+            found = [row for row in rows if (row["size"], row["method"]) == (size, method)]
+            if found:
+                lines.append(describe(size, method, found, rows, names))
+    return lines
+
+
+def describe(size: int, method: str, found: Sequence[Row], rows: Sequence[Row], names: Sequence[str]) -> str:
+    """One line of a table."""
+
+    def over(measure: Callable[[Row], float | None], digits: int = 3, factor: float = 1.0) -> str:
+        known = [factor * value for row in found if (value := measure(row)) is not None]
+        return spread(known, digits)
+
+    inside = [holds for row in found if (holds := is_inside(row, rows)) is not None]
+    return table_row(
+        size, method, len(found), *(over(lambda row, name=name: gone(row, name)) for name in names),
+        over(farthest), over(lambda row: lost(row, rows)),
+        over(lambda row: behind(row, rows, "knn"), 1, 100), over(lambda row: behind(row, rows, "probe"), 1, 100),
+        over(lambda row: row["share of the time"], 1, 100) + " %",
+        over(lambda row: row["share of the examples"], 1, 100) + " %",
+        f"{sum(inside)} of {len(inside)}" if inside and method not in {"original", "retrain"} else MISSING,
+    )  # fmt: skip
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Mean, and the smallest and the largest where there are several."""
+    if not values:
+        return MISSING
+    mean, least, most = (f"{value:.{digits}f}" for value in (sum(values) / len(values), min(values), max(values)))
+    return mean if len(values) == 1 else f"{mean} ({least} to {most})"
+
+
+def gone(row: Row, name: str) -> float | None:
+    """The AUC of the forgotten by one signal."""
+    return row["forgotten"][name][0] if name in row["forgotten"] else None
+
+
+def farthest(row: Row) -> float:
+    """The AUC of the forgotten that is farthest from a half, of all signals."""
+    return max((value[0] for value in row["forgotten"].values()), key=lambda value: abs(value - 0.5))
+
+
+def find(rows: Sequence[Row], world: int, method: str, size: int) -> Row | None:
+    """One row of a world; a retrained model stands for the sizes next to its own."""
+    wanted = (world, method, size if method != "retrain" else 100 if size <= 100 else 400)
+    return next((row for row in rows if (row["world"], row["method"], row["size"]) == wanted), None)
+
+
+def lost(row: Row, rows: Sequence[Row]) -> float | None:
+    """How far the AUC of the retained has fallen, by the signal by which it fell most."""
+    before = find(rows, row["world"], "original", row["size"])
+    return None if before is None else max(before["retained"][name] - value for name, value in row["retained"].items())
+
+
+def behind(row: Row, rows: Sequence[Row], measure: str) -> float | None:
+    """How much better than a retrained model's a measure of usefulness is; below 0: worse."""
+    oracle = find(rows, row["world"], "retrain", row["size"])
+    if oracle is None or measure not in row["useful"]:
+        return None
+    return row["useful"][measure] - oracle["useful"][measure]
+
+
+def is_inside(row: Row, rows: Sequence[Row]) -> bool | None:
+    """Whether a row reaches the goal; None where the original or a retrained model is missing."""
+    fallen, useful = lost(row, rows), [behind(row, rows, measure) for measure in row["useful"]]
+    if fallen is None or any(value is None for value in useful):
+        return None
+    return (
+        abs(farthest(row) - 0.5) <= BOX["forgotten"]
+        and fallen <= BOX["retained"]
+        and all(value is not None and value >= -BOX["useful"] for value in useful)
+        and row["share of the time"] <= BOX["time"]
+    )
