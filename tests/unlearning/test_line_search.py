@@ -117,6 +117,8 @@ def test_few_examples_are_shown_in_more_views(many, rows):
         ((-0.2, -0.3, -0.4, -0.5, -0.6), 0.5),
         ((0.1, -0.1, -0.2, -0.1, 0.1), 0.625),
         ((0.2, 0.2, 0.2, 0.2, 0.2), 1.0),
+        ((0.0, 0.2, 0.3, 0.0, -0.3), 1.25),
+        ((0.2, -0.1, 0.1, 0.2, 0.3), 0.875),
     ],
 )
 def test_the_share_of_the_head_is_where_the_distance_is_closest_to_0(distances, expected):

@@ -17,9 +17,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
+from itertools import pairwise
 from operator import add
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -35,8 +35,6 @@ HEAD_SHARES = (0.5, 0.75, 1.0, 1.25, 1.5)
 """Shares of the head's change that are tried."""
 UNSEEN_ROWS, FORGOTTEN_ROWS, LEAST_ROWS, ROWS_OF_EACH = 1000, 1000, 200, 10
 """Most examples of V and most rows of F that are measured, fewest rows of F, and how many rows an example has."""
-TIE = 1e-6
-"""Distances that differ by no more are equal."""
 SHOWN_AT_ONCE = 250
 """Examples that are embedded at once."""
 
@@ -131,13 +129,17 @@ def find_head_share(shares: Sequence[float], distances: Sequence[float]) -> floa
         distances: The distance in the output at each.
 
     Returns:
-        h, between the first and the last share; of several that reach 0, the one closest to 1.
+        h, between the first and the last share; of several that are as good, the one closest to 1.
 
     """
-    fine = np.linspace(shares[0], shares[-1], 1001)
-    found = np.abs(np.interp(fine, shares, distances))
-    best = fine[found <= found.min() + TIE]
-    return float(best[np.abs(best - 1).argmin()])
+    found = list[float]()
+    for (left, first), (right, last) in pairwise(zip(shares, distances, strict=True)):
+        if first != last and first * last <= 0:
+            found.append(left + (right - left) * first / (first - last))
+    if not found:
+        least = min(abs(distance) for distance in distances)
+        found = [share for share, distance in zip(shares, distances, strict=True) if abs(distance) == least]
+    return min(found, key=lambda share: abs(share - 1))
 
 
 @torch.no_grad()
