@@ -33,6 +33,10 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+FITTED = "encodermi_v"
+"""An attack that an optimizer fits: on another processor it ranks a few of its 400 pairs otherwise."""
+
+
 def test_the_archive_is_small():
     assert ARCHIVE.stat().st_size < 200_000
 
@@ -59,7 +63,8 @@ def test_an_old_run_is_audited_again_with_the_numbers_it_had(old):
     now = {one.name: one.value for one in result.findings}
     assert now.keys() >= then.keys()
     for name, value in then.items():
-        assert now[name] == (value if value is None else pytest.approx(value, abs=1e-6)), name
+        close = 4 / 400 if FITTED in name else 1e-6
+        assert now[name] == (value if value is None else pytest.approx(value, abs=close)), name
 
 
 def test_an_old_run_unlearns_further(old, tmp_path):
