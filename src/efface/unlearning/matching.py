@@ -8,6 +8,7 @@ the distances closest to 0.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import reduce
@@ -98,7 +99,7 @@ class MatchedMargins(Settings):
     """Unseen examples that margins are compared with in a step; by default its rows of V. An audit has up to 1 024.
     With more, single examples end closer to unseen ones, and the retained lose more."""
     averaged: Decay = 0.5
-    """Share of the steps, the last ones, whose weights are averaged in the result; 0: those of the last step alone."""
+    """Share of the steps, the last ones, whose weights are averaged; 0: the last alone. Not used by a hinge."""
     line_search: bool = True
     """Whether to measure the distances after the last step, and take a share of the whole change accordingly."""
     optim: Optim = field(default_factory=lambda: Optim(rule=OptimizerType.ADAMW, lr=1e-3, clip=5.0))
@@ -126,7 +127,7 @@ class MatchedMargins(Settings):
         aligned = self.alignment_gaps()
         serve = inputs.forget.cycle_full if self.two_sided() else inputs.forget.cycle
         forget, average = serve(many, run.rng("forget")), WeightAverage(model)
-        alone = steps - round(self.averaged * steps)
+        alone = steps - round(self.averaged * steps) if self.two_sided() else steps
 
         def terms(batch: Batch) -> LossTerms:
             if alone <= unseen_batches.taken < steps:
@@ -140,7 +141,7 @@ class MatchedMargins(Settings):
 
         batches = inputs.retain.cycle(size, run.rng("retain"))
         train_steps(model, islice(batches, steps), terms, optimizer, run)
-        if self.two_sided() and average.count:
+        if average.count:
             average.add()
             average.take()
         if self.line_search and self.two_sided() and any(self.weights().values()):
@@ -173,12 +174,11 @@ class MatchedMargins(Settings):
 
         luck = 1 / len(inputs.forget) + 1 / len(rows.unseen)
         share = find_share(measure(before), measure(after), self.weights(), luck)
-        whole = frozen_copy(model)
+        head, end = share, copy.deepcopy(model.head)
         take_share(model, teacher, share)
-        head = share
         if self.output:
             (shown,) = rows.embed(model)
-            head = search_head(model.head, teacher.head, whole.head, lambda: measure(shown.with_head_of(model))[OUTPUT])
+            head = search_head(model.head, teacher.head, end, lambda: measure(shown.with_head_of(model))[OUTPUT])
         run.log_values("line search", {"share": share, "head": head}, examples=len(rows))
 
     def terms(
