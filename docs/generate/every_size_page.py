@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.machine import read_json
-from docs.generate.markdown import MISSING, made_by, table_head, table_row
+from docs.generate.markdown import MISSING, made_by, mean_and_range, table_head, table_row
 from docs.generate.reference_bank_page import SIGNALS
 from docs.generate.request_sizes_page import FAMILIES
 from research.paths import RESULTS
@@ -61,7 +61,7 @@ def describe(size: int, method: str, found: Sequence[Row], rows: Sequence[Row], 
 
     def over(measure: Callable[[Row], float | None], digits: int = 3, factor: float = 1.0) -> str:
         known = [factor * value for row in found if (value := measure(row)) is not None]
-        return spread(known, digits)
+        return mean_and_range(known, digits)
 
     inside = [holds for row in found if (holds := is_inside(row, rows)) is not None]
     return table_row(
@@ -72,14 +72,6 @@ def describe(size: int, method: str, found: Sequence[Row], rows: Sequence[Row], 
         over(lambda row: row["share of the examples"], 1, 100) + " %",
         f"{sum(inside)} of {len(inside)}" if inside and method not in {"original", "retrain"} else MISSING,
     )  # fmt: skip
-
-
-def spread(values: Sequence[float], digits: int) -> str:
-    """Mean, and the smallest and the largest where there are several."""
-    if not values:
-        return MISSING
-    mean, least, most = (f"{value:.{digits}f}" for value in (sum(values) / len(values), min(values), max(values)))
-    return mean if len(values) == 1 else f"{mean} ({least} to {most})"
 
 
 def gone(row: Row, name: str) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 MISSING = "–"
@@ -37,6 +38,14 @@ def spread(found: dict[str, Any], digits: int = 2) -> str:
     """Median (minimum to maximum) of timings, with spaces between thousands."""
     middle, least, most = (f"{found[key]:,.{digits}f}".replace(",", " ") for key in ("median", "least", "most"))
     return f"{middle} ({least} to {most})"
+
+
+def mean_and_range(values: Sequence[float], digits: int) -> str:
+    """Mean (smallest to largest); without the latter where there is one value only."""
+    if not values:
+        return MISSING
+    mean, least, most = (f"{value:.{digits}f}" for value in (sum(values) / len(values), min(values), max(values)))
+    return mean if len(values) == 1 else f"{mean} ({least} to {most})"
 
 
 def made_by(machine: dict[str, Any], command: str | None = None, note: str = "") -> str:

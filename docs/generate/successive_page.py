@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from benchmarks.machine import read_json
-from docs.generate.every_size_page import spread
-from docs.generate.markdown import made_by, table_head, table_row
+from docs.generate.markdown import made_by, mean_and_range, table_head, table_row
 from docs.generate.reference_bank_page import SIGNALS
 from research.paths import RESULTS
 
@@ -39,7 +38,7 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     for title, looks in looked_at(rows):
 
         def over(measure: Callable[[Look], float], digits: int = 3, looks: Sequence[Look] = looks) -> str:
-            return spread([measure(look) for look in looks], digits)
+            return mean_and_range([measure(look) for look in looks], digits)
 
         gone = [over(lambda look, name=name: look["forgotten"][name][0]) for name in names]
         kept = [over(lambda look, name=name: look["retained"][name]) for name in names]
