@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from efface.auditing.bank_file import load_bank
+from efface.auditing.bank_file import load_bank, save_bank
 from efface.auditing.observations import Observations
 from efface.auditing.observers.model_observer import ModelObserver
 from efface.errors import EffaceError
@@ -370,6 +370,18 @@ def test_a_method_gets_one_half_of_a_bank_and_its_audit_the_other(home, efface):
     assert record.bank is not None and record.bank.divided
     assert record.bank.digest == bank.part_for("audit").digest
     assert len(judged.evidence.calibration) == 1  # of three pairs, one is the audit's
+
+
+def test_an_audit_refuses_models_that_the_method_was_given(home, tmp_path, efface):
+    save_bank(load_bank(home / "bank").select_pairs([1, 0]), tmp_path / "exchanged.npz")  # the audit's pair is first
+    words = ["--forget", "@random:6", "--method", "reference_matching", "--quiet", "--out", tmp_path / "matched"]
+    code, _, err = efface("unlearn", home / "original", *words, "--bank", tmp_path / "exchanged.npz")
+    assert code == 0, err
+    with pytest.raises(EffaceError, match="belongs to the audit"):
+        audit.audit_run(tmp_path / "matched", WATCH, bank=home / "bank")
+    assert not (tmp_path / "matched" / "record.json").exists()
+    judged = audit.audit_run(tmp_path / "matched", WATCH, bank=tmp_path / "exchanged.npz")
+    assert len(judged.evidence.calibration) == 1  # here the other pair is the audit's
 
 
 def test_auto_with_a_bank_takes_the_method_that_knows_it(home, efface):

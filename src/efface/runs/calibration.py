@@ -11,7 +11,7 @@ from efface.reporting.facts import BankFacts
 from efface.reporting.record import Record
 from efface.runs.binding import BOUND
 from efface.runs.comparison import Comparison, lineage
-from efface.runs.method_bank import used_bank, valid_digest
+from efface.runs.method_bank import refuse_own_targets, used_bank, valid_digest
 
 
 def open_bank(path: Path, compared: Comparison) -> ReferenceBank:
@@ -24,7 +24,8 @@ def open_bank(path: Path, compared: Comparison) -> ReferenceBank:
         compared: The run, with the models that it is compared with.
 
     Raises:
-        EffaceError: The bank is damaged, of another original, or was observed in another way.
+        EffaceError: The bank is damaged, of another original, was observed in another way, or its half for the audit is
+            what the method was given.
 
     """
     bank, subject = load_bank(path), compared.subject
@@ -44,6 +45,7 @@ def open_bank(path: Path, compared: Comparison) -> ReferenceBank:
             "Scores can be compared only if they were made in the same way.",
             "Audit with the settings of the bank, or make it again with those of the audit (--set watch.NAME=VALUE).",
         )
+    refuse_own_targets(path, bank, subject.meta)
     return bank.part_for("audit") if used_bank(subject.meta) else bank
 
 

@@ -53,3 +53,26 @@ def used_bank(meta: Mapping[str, Any]) -> bool:
     """Whether the method of a run took targets from a reference bank."""
     method = meta.get("method")
     return isinstance(method, dict) and method.get("bank") is not None
+
+
+def refuse_own_targets(path: Path, bank: ReferenceBank, meta: Mapping[str, Any]) -> None:
+    """Refuse to judge a run by the models that its method was given.
+
+    Args:
+        path: The bank's folder or file.
+        bank: The whole bank that an audit was given.
+        meta: Of the run, which names the half that its method had.
+
+    Raises:
+        EffaceError: What the method had is the audit's half of this bank, or was that before models were added.
+
+    """
+    if not used_bank(meta):
+        return
+    for pairs in range(2, bank.models // 2 + 1):
+        if bank.select_pairs(range(pairs)).part_for("audit").digest == meta["method"]["bank"]:
+            raise EffaceError(
+                f"The method of this run was given the half of {path} that belongs to the audit.",
+                "What a method was given may not judge it: it would find the forgotten where the method put them.",
+                "Unlearn again with --bank and this bank as `efface references` made it.",
+            )
