@@ -30,8 +30,10 @@ from efface.auditing.pooled_placements import Rehearsal, all_have_signal, pool_p
 from efface.training.checkpoint import Checkpoint
 
 RESULT = RESULTS / "every_size.json"
-SIZES = {20: 8, 100: 4, 400: 2, 200: 3, 5: 16, 1: 40}
+SIZES = {20: 8, 100: 4, 400: 2, 5: 16, 200: 2, 1: 20}
 """Examples in a request, and how many requests are pooled in each world, in the order in which they are made."""
+WITH_BANK = {20: 8, 100: 4, 400: 1, 5: 16}
+"""The same for the method that takes its targets from the bank."""
 RETRAINED = {100: 1, 400: 1}
 """The same for retrained models."""
 PUBLISHED = {20: 4, 100: 2, 400: 1}
@@ -40,7 +42,7 @@ METHODS = {
     "original": SIZES,
     "retrain": RETRAINED,
     "margin_matching": SIZES,
-    "reference_matching": SIZES,
+    "reference_matching": WITH_BANK,
     "finetune": PUBLISHED,
     "alignment_calibration": PUBLISHED,
     "scrub": PUBLISHED,

@@ -2,7 +2,7 @@
 
     python -m research.whole_class [--families resnet,simclr] [--seeds 1,2,3,4,5]     research/results/whole_class.json
 
-Originals are those of ``research.request_sizes``; the class is Fashion-MNIST's sandals, a tenth of the 2 000 images.
+Originals are those of ``research.every_size``; the class is Fashion-MNIST's sandals, a tenth of the 2 000 images.
 Two models are retrained without it; one of them is also judged as if it were an answer. All methods are at their
 defaults, and all models are judged as ``efface audit`` does it with two retrained references.
 
@@ -18,15 +18,14 @@ from typing import Annotated, Any
 import torch
 import typer
 from benchmarks.machine import add_row
-from research import request_sizes
+from research.banked_worlds import BankedWorld
 from research.paths import RESULTS, RUNS
 from research.request_sizes import WATCH
 
 from efface import api
 from efface.auditing.observations import Observations
 from efface.data.split import select_forget_set
-from efface.runs.run import open_run
-from efface.training.checkpoint import Checkpoint
+from efface.training.checkpoint import META, Checkpoint
 
 HOME, RESULT = RUNS / "whole_class", RESULTS / "whole_class.json"
 FORGET = "@class:Sandal"
@@ -44,17 +43,15 @@ class ClassWorld:
     """An original, two models retrained without the class, and what each shows."""
 
     def __init__(self, family: str, seed: int) -> None:
-        home = HOME / f"{family}-{seed}"
-        request_sizes.train_original(home, request_sizes.settings_of(family, seed))
-        opened = open_run(home / "original")
-        self.data, self.original = opened.data, Checkpoint.load(home / "original")
-        self.split = select_forget_set(opened.split, self.data, FORGET, seed)
+        world, home = BankedWorld(family, seed, bank=False), HOME / f"{family}-{seed}"
+        self.data, self.original = world.data, world.original
+        self.split = select_forget_set(world.split, self.data, FORGET, seed)
         self.oracles = [self.retrained(home / f"retrained-{number}", 1000 * number + seed) for number in (1, 2)]
         self.seen = [self.observe(model) for model in (self.original, *self.oracles)]
 
     def retrained(self, folder: Path, seed: int) -> Checkpoint:
         """A model that never saw the class, trained or read."""
-        if not folder.exists():
+        if not (folder / META).exists():
             self.unlearn("retrain", seed).save(folder)
         return Checkpoint.load(folder)
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from efface.errors import DivergenceError, EffaceError
-from efface.training.checkpoint import EpochStore
+from efface.training.checkpoint import Checkpoint, EpochStore
 from efface.training.loop import Run, fit, frozen_copy, train_steps
 from efface.training.optim import Optim, OptimizerType, Schedule
 from efface.unlearning.protocol import task_loss
@@ -197,3 +197,13 @@ def test_a_killed_process_goes_on_to_the_same_weights(tmp_path):
     assert process.communicate()[0] == "", "it ended before it could be killed"
     again = subprocess.run(command("cut.pt"), capture_output=True, text=True, env=env, check=True).stdout
     assert again == whole
+
+
+def test_a_checkpoint_is_saved_into_a_folder_that_was_not_there(tmp_path):
+    recipe = tiny.recipe("simclr")
+    model = recipe.start(0)
+    Checkpoint(model, recipe).save(tmp_path / "runs" / "new")
+    assert Checkpoint.load(tmp_path / "runs" / "new").model.digest() == model.digest()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError):
+        Checkpoint(model, recipe).save(tmp_path / "file")

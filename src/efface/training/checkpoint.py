@@ -144,7 +144,7 @@ class Checkpoint:
         return replace(self, recipe=replace(self.recipe, micro_batch=micro_batch))
 
     def save(self, folder: Path) -> None:
-        """Write weights and metadata into an existing folder; of several processes, only the first one writes.
+        """Write weights and metadata into a folder, made if need be; of several processes, only the first one writes.
 
         Raises:
             OSError: If the weights cannot be written, for example because the disk is full.
@@ -153,6 +153,7 @@ class Checkpoint:
         if not current_world().leads:
             return
         folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         weights = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
         try:
             save_file(weights, folder / WEIGHTS)
