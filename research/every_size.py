@@ -5,7 +5,7 @@
 Worlds are originals of ``research.request_sizes`` with seeds that no choice had a look at, each with a bank of eight
 half-data models. Every request is unlearned from the original and looked at; forgotten and retained examples are pooled
 within a world and calibrated by the audit's half of the bank. Beside them stands a model that was retrained without a
-hundred, and one without a fifth of the data.
+hundred, and one without a fifth of the data. A family with ``-500`` at its end was trained on 500 images.
 
 Resumable: a row that is in research/results/every_size.json is not measured again.
 """
@@ -22,6 +22,7 @@ import typer
 from benchmarks.machine import add_row
 from research.banked_worlds import BankedWorld
 from research.paths import RESULTS
+from research.request_sizes import FEW
 
 from efface import api
 from efface.auditing import representations, signals
@@ -38,6 +39,8 @@ RETRAINED = {100: 1, 400: 1}
 """The same for retrained models."""
 PUBLISHED = {20: 4, 100: 2, 400: 1}
 """The same for published methods, whose requests take two to three times as long."""
+OF_500 = {20: 8, 100: 2, 5: 16, 1: 20}
+"""The same for every method in worlds of 500 images."""
 METHODS = {
     "original": SIZES,
     "retrain": RETRAINED,
@@ -55,7 +58,15 @@ KINDS = ("margin", "alignment", "norm")
 
 def fits(method: str, family: str) -> bool:
     """Whether a method is for a family's models."""
-    return method not in (FOR_ENCODERS if family in CLASSIFIERS else FOR_CLASSIFIERS)
+    return method not in (FOR_ENCODERS if family.removesuffix(FEW) in CLASSIFIERS else FOR_CLASSIFIERS)
+
+
+def list_requests(method: str, family: str) -> dict[int, int]:
+    """Examples in a request to the number of requests that are pooled in a world."""
+    return {
+        size: min(count, OF_500.get(size, 0) if family.endswith(FEW) else count)
+        for size, count in METHODS[method].items()
+    }
 
 
 def unlearn(world: BankedWorld, method: str, rows: np.ndarray, number: int) -> Checkpoint:
@@ -112,8 +123,8 @@ def main(
     for seed, family in product(map(int, worlds.split(",")), families.split(",")):
         world = BankedWorld(family, seed)
         for method in only.split(",") if only else METHODS:
-            for size, count in METHODS[method].items():
-                if size in chosen and fits(method, family):
+            for size, count in list_requests(method, family).items():
+                if count and size in chosen and fits(method, family):
                     about = {"family": family, "world": seed, "method": method, "size": size}
                     add_row(RESULT, about, partial(measure, world, method, size, count))
 

@@ -93,7 +93,12 @@ def find(rows: Sequence[Row], world: int, method: str, size: int) -> Row | None:
 def lost(row: Row, rows: Sequence[Row]) -> float | None:
     """How far the AUC of the retained has fallen, by the signal by which it fell most."""
     before = find(rows, row["world"], "original", row["size"])
-    return None if before is None else max(before["retained"][name] - value for name, value in row["retained"].items())
+    return None if before is None else largest_loss(before, row)
+
+
+def largest_loss(before: Row, after: Row) -> float:
+    """How far the AUC of the retained has fallen between two rows, by the signal by which it fell most."""
+    return max(before["retained"][name] - value for name, value in after["retained"].items())
 
 
 def behind(row: Row, rows: Sequence[Row], measure: str) -> float | None:

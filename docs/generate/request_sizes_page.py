@@ -9,7 +9,10 @@ from docs.generate.markdown import MISSING, made_by, table_head, table_row
 from docs.generate.reference_bank_page import SIGNALS
 from research.paths import RESULTS
 
-FAMILIES = {"simclr": "SimCLR", "moco": "MoCo", "byol": "BYOL", "resnet": "a supervised ResNet"}
+FAMILIES = {
+    "simclr": "SimCLR", "moco": "MoCo", "byol": "BYOL", "resnet": "a supervised ResNet", "vit": "a supervised ViT",
+    "simclr-500": "SimCLR on 500 images", "moco-500": "MoCo on 500 images",
+}  # fmt: skip
 METHODS = ("retrain", "original", "finetune", "alignment_calibration", "margin_matching", "reference_matching")
 """In this order in every table."""
 PLAIN = ("backbone.alignment", "projector.alignment", "backbone.norm", "projector.norm")
