@@ -239,6 +239,7 @@ def test_too_few_rehearsals_are_refused():
 def test_placements_without_spread_decide_nothing():
     assert Placements(np.full(6, 0.5), np.full(30, 0.5)).interval(0.9) == (0.5, 0.0, 1.0)
     assert Placements(np.full(6, 1.0), np.full(30, 1.0)).p_values(0.55) == (1.0, 1.0)
+    assert Placements(np.array([0.6]), np.linspace(0.1, 0.9, 30)).interval(0.9) == (0.6, 0.0, 1.0)  # one set has none
 
 
 def direct_verdict(world: World, real: np.ndarray, extra: float = 0.0):

@@ -51,6 +51,8 @@ class Placements:
         return float(np.clip(self.sets.mean(), 0, 1))
 
     def _scale(self) -> tuple[float, float]:
+        if len(self.sets) < 2 or len(self.others) < 2:
+            return 0.0, 1.0  # nothing is known of how far they spread
         error, freedom = stats.welch(self.sets, self.others)
         if not error or not self.repeated:
             return error, freedom
