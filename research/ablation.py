@@ -20,12 +20,11 @@ import torch
 import typer
 from benchmarks.machine import add_row
 from research.banked_worlds import BankedWorld
-from research.every_size import KINDS
+from research.every_size import where_they_are
 from research.paths import RESULTS
 
 from efface import api
-from efface.auditing import signals
-from efface.auditing.pooled_placements import Rehearsal, all_have_signal, pool_placements
+from efface.auditing.pooled_placements import Rehearsal
 
 RESULT = RESULTS / "ablation.json"
 REQUESTS, SIZE = 8, 20
@@ -70,14 +69,7 @@ def measure(world: BankedWorld, method: str, variant: str) -> dict[str, Any]:
             )  # fmt: skip
         seconds += process_time() - began
         looked.append(world.look(model, split))
-    names = [f"{space}.{kind}" for space in looked[0].observed.spaces for kind in KINDS] + [signals.LEARNED]
-    names = [name for name in names if all_have_signal(looked, name, "forget")]
-    return {
-        "requests": len(looked),
-        "forgotten": {name: [round(one, 4) for one in pool_placements(looked, name).interval(0.9)] for name in names},
-        "retained": {name: round(pool_placements(looked, name, "retain").value, 4) for name in names},
-        "seconds": round(seconds / len(looked), 2),
-    }
+    return where_they_are(looked) | {"seconds": round(seconds / len(looked), 2)}
 
 
 def main(

@@ -5,13 +5,15 @@
 Worlds are originals of ``research.request_sizes`` with seeds that no choice had a look at, each with a bank of eight
 half-data models. Every request is unlearned from the original and looked at; forgotten and retained examples are pooled
 within a world and calibrated by the audit's half of the bank. Beside them stands a model that was retrained without a
-hundred, and one without a fifth of the data. A family with ``-500`` at its end was trained on 500 images.
+hundred, and one without a fifth of the data. A family with ``-500`` at its end was trained on 500 images; ``clip`` was
+trained on 1 000 emoji with their names.
 
 Resumable: a row that is in research/results/every_size.json is not measured again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from itertools import product
 from typing import Annotated, Any
@@ -89,12 +91,8 @@ def measure(world: BankedWorld, method: str, size: int, count: int) -> dict[str,
         looked.append(world.calibrate(seen))
         costs.append(model.training_cost)
     whole = world.original.training_cost
-    names = [f"{space}.{kind}" for space in looked[0].observed.spaces for kind in KINDS] + [signals.LEARNED]
-    names = [name for name in names if all_have_signal(looked, name, "forget")]
     return {
-        "requests": len(looked),
-        "forgotten": {name: [round(one, 4) for one in pool_placements(looked, name).interval(0.9)] for name in names},
-        "retained": {name: round(pool_placements(looked, name, "retain").value, 4) for name in names},
+        **where_they_are(looked),
         "useful": useful,
         "seconds": round(float(np.median([cost.seconds for cost in costs])), 2),
         "share of the time": round(float(np.median([cost.seconds for cost in costs])) / whole.seconds, 4),
@@ -102,13 +100,27 @@ def measure(world: BankedWorld, method: str, size: int, count: int) -> dict[str,
     }
 
 
+def where_they_are(looked: Sequence[Rehearsal]) -> dict[str, Any]:
+    """AUC of the forgotten with its 90 % interval, and of the retained, pooled over requests, by every signal."""
+    spaces, decide = looked[0].observed.spaces, signals.prespecified_signals(looked[0].observed)
+    names = dict.fromkeys([*(f"{space}.{kind}" for space in spaces for kind in KINDS), *decide, signals.LEARNED])
+    names = [name for name in names if all_have_signal(looked, name, "forget")]
+    return {
+        "requests": len(looked),
+        "forgotten": {name: [round(one, 4) for one in pool_placements(looked, name).interval(0.9)] for name in names},
+        "retained": {name: round(pool_placements(looked, name, "retain").value, 4) for name in names},
+    }
+
+
 def rate(seen: Observations) -> dict[str, float]:
-    """Accuracy on test examples of the model's own classes, of nearest neighbors and of a linear probe."""
+    """Accuracy on test examples of the model's own classes, of neighbors and of a linear probe; recall of captions."""
     hits = {"accuracy": representations.accuracy(seen, "test")}
     hits["knn"] = (representations.knn_accuracy(seen, "test", (20,)) or [None])[0]
     probe = representations.linear_probe(seen)
     hits["probe"] = probe and (probe.right, probe.of)
-    return {name: round(hit[0] / hit[1], 4) for name, hit in hits.items() if hit}
+    recall = representations.mean_retrieval_recall(seen, "test", 1)
+    shares = {name: hit[0] / hit[1] for name, hit in hits.items() if hit}
+    return {name: round(share, 4) for name, share in (shares | ({} if recall is None else {"recall": recall})).items()}
 
 
 def main(

@@ -69,6 +69,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "optim": {"rule": "adamw", "lr": 1e-3, "weight_decay": 0.05, "warmup": 0.05},
     },
 }
+PAIRS = RUNS / "pairs" / "manifest.csv"
+"""Emoji with their names, for ``clip``: a manifest as ``research.emoji`` reads it; its folder is linked here."""
+FAMILIES["clip"] = {
+    "objective": {"name": "clip", "dim": 64, "text": {"depth": 1, "buckets": 2048}},
+    "epochs": 60,
+    "optim": {"rule": "adamw", "lr": 2e-3, "warmup": 0.05, "weight_decay": 1e-4},
+}
 FEW = "-500"
 """At the end of a family's name: trained on 500 images in place of 2 000, for as many epochs."""
 RECIPE: dict[str, Any] = {
@@ -87,7 +94,9 @@ app = typer.Typer(add_completion=False)
 def settings_of(family: str, world: int) -> dict[str, Any]:
     """The settings of a world's original."""
     split = SPLIT | ({"train": 500} if family.endswith(FEW) else {})
-    data = {"source": "fashion-mnist", "limit": sum(split.values())}
+    data: dict[str, Any] = {"source": "fashion-mnist", "limit": sum(split.values())}
+    if family == "clip":
+        split, data = {"train": 1000, "valid": 500, "holdout": 1500, "test": 700}, {"source": str(PAIRS), "size": 32}
     recipe = RECIPE | FAMILIES[family.removesuffix(FEW)]
     return {"data": data, "split": split, "recipe": recipe, "seed": world, **COMMON}
 
