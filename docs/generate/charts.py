@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from markupsafe import escape
+from research.paths import DOCS
 
 from efface.reporting.figures import svg
 
@@ -21,6 +22,9 @@ STYLE = (
     ".axis{stroke:#a3a9b1}.goal{stroke:#7db6f2}.a{fill:#7db6f2;stroke:#7db6f2}.b{fill:#1b1d20;stroke:#f0a37a}"
     ".c{fill:#7fce94;stroke:#7fce94}.d{fill:#1b1d20;stroke:#a3a9b1}.line{fill:none}}"
 )
+FIGURES = DOCS / "figures"
+HALF = {"guessing": 0.5}
+"""A vertical line at an AUC of one half."""
 KINDS = ("a", "b", "c", "d")
 WIDE, ROW = 660.0, 24.0
 
@@ -39,6 +43,15 @@ def spread_dot(value: Mapping[str, float | None]) -> Dot:
     mean, sd = value["mean"], value["sd"]
     assert mean is not None
     return Dot(mean) if sd is None else Dot(mean, mean - sd, mean + sd)
+
+
+def range_dot(values: Iterable[float]) -> Dot | None:
+    """The mean of some values, from the smallest to the largest; None without any."""
+    known = list(values)
+    if not known:
+        return None
+    ends = (min(known), max(known)) if len(known) > 1 else (None, None)
+    return Dot(sum(known) / len(known), *ends)
 
 
 @dataclass(frozen=True)

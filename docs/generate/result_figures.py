@@ -8,13 +8,10 @@ from typing import Any
 
 from benchmarks.machine import RESULTS as SPEED
 from benchmarks.machine import read_json
-from docs.generate import new_audits_page, request_sizes_page
+from docs.generate import new_audits_page, request_figures
 from docs.generate.bench_pages import GRIDS, results_of
-from docs.generate.charts import Dot, Rows, draw_lines, draw_rows, spread_dot
-from research.paths import DOCS, RESULTS
-
-FIGURES = DOCS / "figures"
-HALF = {"guessing": 0.5}
+from docs.generate.charts import FIGURES, HALF, Dot, Rows, draw_lines, draw_rows, range_dot, spread_dot
+from research.paths import RESULTS
 
 
 def verdict() -> None:
@@ -257,71 +254,15 @@ def own_models() -> None:
     )
 
 
-def small_requests() -> None:
-    """Where the forgotten of a small request end, in both spaces, by method and size of the request."""
-    rows = read_json(RESULTS / "small_requests.json")["rows"]
-    chosen = ("margin_matching", "margin_matching, hinge", "finetune", "retrain")
-
-    def dot(value: dict[str, float | None]) -> Dot | None:
-        mean, error = value["mean"], value["error"]
-        return None if mean is None else Dot(mean) if error is None else Dot(mean, mean - error, mean + error)
-
-    panels = [
-        Rows(
-            f"{size} forgotten",
-            {
-                row["name"]: (dot(row["backbone.margin.forget"]), dot(row["projector.margin.forget"]))
-                for name in chosen
-                for row in rows
-                if (row["k"], row["name"]) == (size, name)
-            },
-            HALF,
-        )
-        for size in (1, 10, 60)
-    ]
-    draw_rows(
-        FIGURES / "small_requests.svg",
-        "Small requests",
-        "Mean placement of the forgotten examples among never-trained ones, over requests of 1, 10 and 60 examples, "
-        "with one standard error.",
-        ("backbone", "projector"),
-        panels,
-        "placement among never-trained examples; 0.5 is guessing",
-    )
-
-
-def people() -> None:
-    """Where the forgotten pictures of one person end, and those of the others, pooled over rehearsals."""
-    rows = dict[str, tuple[Dot | None, ...]]()
-    for row in request_sizes_page.order_people():
-        signals = row["signals"]
-        if signals is not None:
-            kept = (Dot(signals[f"{name} of the retained"]) for name in ("projector.margin", "learned"))
-            gone = (Dot(*row["pooled"][name]) for name in ("projector.margin", "learned"))
-            rows[f"{row['method']}, {row['asked']}"] = (*gone, *kept)
-    draw_rows(
-        FIGURES / "people.svg",
-        "One person's three pictures",
-        "AUC of forgotten pictures against never-trained ones, pooled over rehearsed persons, with 90 % intervals, and "
-        "that of the retained pictures.",
-        ("forgotten, margin", "forgotten, learned", "retained, margin", "retained, learned"),
-        [Rows("method, persons rehearsed", rows, HALF)],
-        "AUC against never-trained pictures",
-    )
-
-
 def new_audits() -> None:
     """Three numbers beside the verdict, for models whose story is known."""
     rows = [row for row in read_json(RESULTS / "new_audits.json")["rows"] if row["world"] == "encoder"]
     keys = ("nonmember_share.signals", "relative_distance.position", "oracle_direction.signals.residual")
     drawn = dict[str, tuple[Dot | None, ...]]()
     for name, found in new_audits_page.by_model(rows).items():
-        dots = list[Dot | None]()
-        for key in keys:
-            known = [value for row in found if (value := row["findings"][key]["value"]) is not None]
-            ends = (min(known), max(known)) if len(known) > 1 else (None, None)
-            dots.append(Dot(sum(known) / len(known), *ends) if known else None)
-        drawn[name] = tuple(dots)
+        drawn[name] = tuple(
+            range_dot(value for row in found if (value := row["findings"][key]["value"]) is not None) for key in keys
+        )
     draw_rows(
         FIGURES / "new_audits.svg",
         "Three audits beside the verdict",
@@ -357,7 +298,7 @@ def large_data() -> None:
 
 DRAWN: tuple[Callable[[], Any], ...] = (
     verdict, attacks, attackers, bench, claims, foreign, layouts, speed, stopping, emoji, desk, own_models,
-    small_requests, people, new_audits, large_data,
+    new_audits, large_data, *request_figures.DRAWN,
 )  # fmt: skip
 
 
