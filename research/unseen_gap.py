@@ -69,7 +69,7 @@ def measure_gaps(original: Checkpoint, model: Checkpoint, world: BankedWorld, sp
     def look(positions: np.ndarray, seed: int, own: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         images = observer.images(positions).repeat_interleave(VIEWS, 0)
         drawn = views(images, torch.Generator().manual_seed(seed))
-        return observer.similarities(drawn.view(len(positions), VIEWS, *drawn.shape[1:]), own)
+        return observer.similarities(positions, drawn.view(len(positions), VIEWS, *drawn.shape[1:]), own)
 
     for draw in range(DRAWS):
         f, v = look(split.forget, draw), look(split.valid, 100 + draw, bank_rows)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.machine import read_json
-from docs.generate import every_size_page, request_sizes_page
+from docs.generate import ablation_page, every_size_page, request_sizes_page, successive_page, whole_class_page
 from docs.generate.charts import FIGURES, HALF, Dot, Rows, draw_rows, range_dot
 from research.paths import RESULTS
 
@@ -84,6 +84,81 @@ def every_size() -> None:
         ("margin, backbone", "margin, projector", "learned"),
         panels,
         "AUC against never-trained examples; 0.5 is guessing",
+    )
+
+
+def whole_class() -> None:
+    """What is left of a whole class, and whether the model can be told from a retrained one by its neighbors."""
+    rows, panels = read_json(RESULTS / "whole_class.json")["rows"], list[Rows]()
+    for family, title in request_sizes_page.FAMILIES.items():
+        drawn = dict[str, tuple[Dot | None, ...]]()
+        for method in whole_class_page.METHODS:
+            found = [row for row in rows if (row["family"], row["method"]) == (family, method)]
+            if found:
+                signals = list(found[0]["signals"])[:2]
+                told = (whole_class_page.value_of(row, "neighbor_class.detection") for row in found)
+                dots = (range_dot(row["signals"][name] for row in found) for name in signals)
+                drawn[method] = (*dots, range_dot(value for value in told if value is not None))
+        if drawn:
+            panels.append(Rows(title, drawn, HALF))
+    draw_rows(
+        FIGURES / "whole_class.svg",
+        "One class forgotten",
+        "AUC of the class's trained pictures against never-trained ones, and of telling the model from a retrained one "
+        "by the classes that take its pictures; mean and range over seeds.",
+        ("margin, backbone", "margin, output", "neighbors"),
+        panels,
+        "AUC; 0.5 is guessing",
+    )
+
+
+def ablation() -> None:
+    """Where the forgotten end with one part of a method left out or changed."""
+    rows, panels = read_json(RESULTS / "ablation.json")["rows"], list[Rows]()
+    for family, title in ablation_page.FAMILIES.items():
+        drawn = dict[str, tuple[Dot | None, ...]]()
+        for method, variant in ablation_page.VARIANTS:
+            mine = ("family", "method", "variant")
+            found = [row for row in rows if tuple(row[key] for key in mine) == (family, method, variant)]
+            if found:
+                names = ("backbone.margin", "projector.margin", "learned")
+                label = variant if variant == "as it is" else f"{method.removesuffix('_matching')}: {variant}"
+                drawn[label] = tuple(range_dot(row["forgotten"][name][0] for row in found) for name in names)
+        if drawn:
+            panels.append(Rows(title, drawn, HALF))
+    draw_rows(
+        FIGURES / "ablation.svg",
+        "What each part is for",
+        "AUC of forgotten against never-trained examples with one part of a method left out or changed, mean and range "
+        "over originals.",
+        ("margin, backbone", "margin, projector", "learned"),
+        panels,
+        "AUC against never-trained examples; 0.5 is guessing",
+    )
+
+
+def successive() -> None:
+    """What is left of all that was forgotten so far, along twenty requests, and of what it is compared with."""
+    rows, panels = read_json(RESULTS / "successive.json")["rows"], list[Rows]()
+    for family, title in successive_page.FAMILIES.items():
+        mine = [row for row in rows if row["family"] == family]
+        drawn = dict[str, tuple[Dot | None, ...]]()
+        for name, looks in successive_page.looked_at(mine) if mine else ():
+            drawn[name] = (
+                range_dot(look["forgotten"]["projector.margin"][0] for look in looks),
+                range_dot(look["retained"]["projector.margin"] for look in looks),
+                range_dot(look["knn"] for look in looks),
+            )
+        if drawn:
+            panels.append(Rows(title, drawn, HALF))
+    draw_rows(
+        FIGURES / "successive.svg",
+        "Twenty requests, one after the other",
+        "AUC of all that were forgotten so far and of the retained, by the margin in the projector, and accuracy of "
+        "nearest neighbors; mean and range over originals.",
+        ("forgotten", "retained", "kNN accuracy"),
+        panels,
+        "AUC against never-trained examples; share of right neighbors",
     )
 
 

@@ -131,9 +131,7 @@ class ModelObserver:
         found: dict[str, list[np.ndarray]] = {}
         for rows in self.chunks(positions):
             own = torch.tensor([bank_rows.get(key, -1) for key in keys[rows].tolist()], device=self.device)
-            views = self.views_of(rows, self.settings.views)
-            arrays = self.similarities(views, own) | (self.agreement(rows, views, own) if self.captioned else {})
-            for name, value in arrays.items():
+            for name, value in self.similarities(rows, self.views_of(rows, self.settings.views), own).items():
                 if name.endswith(".margin"):
                     found.setdefault(name, []).append(value.cpu().numpy())
         return {name: np.concatenate(values) for name, values in found.items()}
@@ -152,37 +150,45 @@ class ModelObserver:
     def signals(self, rows: np.ndarray, *, gradient: bool = True) -> dict[str, Tensor]:
         """Compute the membership signals of every space for each example."""
         views = self.views_of(rows, self.settings.views)
-        found = self.similarities(views) | (self.agreement(rows, views) if self.captioned else {})
+        found = self.similarities(rows, views)
         if self.settings.gradient and gradient:
             found["gradient_norm"] = self.input_gradient_norm(rows, views)
         return found
 
     @torch.no_grad()
-    def similarities(self, views: Tensor, own: Tensor | None = None) -> dict[str, Tensor]:
-        """Compute pair cosines, margin and norm from views [b, v, C, H, W].
+    def similarities(self, rows: np.ndarray, views: Tensor, own: Tensor | None = None) -> dict[str, Tensor]:
+        """Compute pair cosines, margin and norm in each space, and the agreement with captions where there are any.
 
-        ``own`` is each image's row in the bank, or -1.
+        Args:
+            rows: Positions of the images.
+            views: Their views, [b, v, C, H, W].
+            own: Each image's row in the bank, or -1; None: none of them is in it.
+
         """
         count, tau = views.shape[1], self.settings.temperature
         upper = torch.triu_indices(count, count, 1, device=views.device)
-        found: dict[str, Tensor] = {}
-        for space, flat in self.embed(views.flatten(0, 1)).items():
+        found, shown = dict[str, Tensor](), self.embed(views.flatten(0, 1))
+        for space, flat in shown.items():
             z = F.normalize(flat, dim=-1).view(len(views), count, -1)
             pairs = (z @ z.transpose(1, 2))[:, upper[0], upper[1]]
             bank = bank_logsumexp(z @ self.banks[space].T / tau, own)
             found[f"{space}.pairs"] = pairs
             found[f"{space}.margin"] = pairs.mean(1) / tau - bank
             found[f"{space}.norm"] = flat.norm(dim=-1).view(len(views), count).mean(1)
-        return found
+        return found | (self.agreement(rows, shown[PROJECTOR_SPACE], own) if self.captioned else {})
 
     @torch.no_grad()
-    def agreement(self, rows: np.ndarray, views: Tensor, own: Tensor | None = None) -> dict[str, Tensor]:
+    def agreement(self, rows: np.ndarray, shown: Tensor, own: Tensor | None = None) -> dict[str, Tensor]:
         """Compute the cosine of image and caption, and its margin over the bank's captions: means over views, [b].
 
-        ``own`` is each example's row in the bank, or -1.
+        Args:
+            rows: Positions of the images.
+            shown: Embeddings of their views, [b v, d].
+            own: Each example's row in the bank, or -1; None: none of them is in it.
+
         """
         v = F.normalize(self.embed_text(self.texts(rows)), dim=-1)
-        u = F.normalize(self.embed(views.flatten(0, 1))[PROJECTOR_SPACE], dim=-1).view(len(rows), -1, v.shape[1])
+        u = F.normalize(shown, dim=-1).view(len(rows), -1, v.shape[1])
         cosine, tau = (u * v[:, None]).sum(-1).mean(1), self.settings.temperature
         bank = bank_logsumexp(u @ self.captions.T / tau, own)
         return {"pair.similarity": cosine, "pair.margin": cosine / tau - bank}
