@@ -11,7 +11,8 @@ from research.paths import RESULTS
 
 FAMILIES = {
     "simclr": "SimCLR", "moco": "MoCo", "byol": "BYOL", "resnet": "a supervised ResNet", "vit": "a supervised ViT",
-    "clip": "CLIP, 1 000 emoji with their names", "simclr-500": "SimCLR on 500 images", "moco-500": "MoCo on 500 images",
+    "clip": "CLIP on 1 000 emoji and their names",
+    "simclr-500": "SimCLR on 500 images", "moco-500": "MoCo on 500 images",
 }  # fmt: skip
 METHODS = ("retrain", "original", "finetune", "alignment_calibration", "margin_matching", "reference_matching")
 """In this order in every table."""
