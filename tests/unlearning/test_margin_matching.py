@@ -275,6 +275,15 @@ def test_retained_examples_are_held_from_below_only():
     assert float(down["hold"].detach()) > 0 and float(up["hold"].detach()) > 0
 
 
+@pytest.mark.parametrize(("name", "times"), [("simclr", 1), ("cross_entropy", 1), ("clip", 16)])
+def test_image_text_models_are_held_more_firmly_unless_a_weight_is_given(name, times):
+    shown = world(name)
+    by_default, once = (terms_of(method, *shown)["hold"] for method in (MarginMatching(), MarginMatching(hold=1.0)))
+    assert (
+        float(by_default.detach()) == pytest.approx(times * float(once.detach()), rel=1e-5) and float(once.detach()) > 0
+    )
+
+
 def test_a_weight_of_zero_leaves_a_space_out_and_without_any_it_is_fine_tuning():
     teacher, model, forgotten, retained, unseen = world("moco")
     shown = teacher, model, forgotten, retained, unseen

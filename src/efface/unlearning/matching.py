@@ -35,6 +35,8 @@ LEAST_STEPS, EXAMPLES_PER_STEP = 48, 8
 """Default number of steps: the first, and one more for so many forgotten examples."""
 MOST_STEPS, LONG_TRAINING = 160, 2000
 """Most steps of these methods by default, up to a tenth of the original's, where those were fewer than the second."""
+HOLD, HOLD_OF_PAIRS = 1.0, 16.0
+"""Default weight of the hold, and that for image-text models."""
 LARGEST_BATCH = 48
 """Retained examples per step at most, by default: the task only keeps the encoder in place."""
 
@@ -81,8 +83,9 @@ class MatchedMargins(Settings):
     """Weight of the gap in the agreement of two views, as a share of the weight of each space; 0 leaves it out."""
     multiplier: NotNegative = 0.04
     """Share of a mean distance that each step adds to its multiplier λ; 0: the square alone. Not used by a hinge."""
-    hold: NotNegative = 1.0
-    """Weight of keeping retained examples' margins from falling below their values under θ₀."""
+    hold: NotNegative | None = None
+    """Weight of keeping retained examples' margins from falling below their values under θ₀; by default 1, and 16 for
+    image-text models, where a few examples of the task say little about what is paired with what."""
     memory: Decay = 0.8
     """Share of earlier steps in the running mean of a distance; 0: each step uses its own batch alone."""
     tau: Positive = 0.1
@@ -152,6 +155,12 @@ class MatchedMargins(Settings):
     def weights(self) -> dict[str, float]:
         """The weight of each space."""
         return {BACKBONE: self.backbone, OUTPUT: self.output}
+
+    def hold_of(self, model: Model) -> float:
+        """The weight of the hold for a kind of model."""
+        if self.hold is not None:
+            return self.hold
+        return HOLD_OF_PAIRS if model.objective.needs_captions else HOLD
 
     def alignment_gaps(self) -> dict[str, Gap]:
         """The gap in the agreement of views in each space, before the first step; empty if it is left out."""
@@ -229,7 +238,8 @@ class MatchedMargins(Settings):
             apart.append(weights[space] * aligned[space].penalize(forgotten.ids, f, r, v.detach(), spread))
         if apart:
             terms["alignment"] = self.alignment * torch.stack(apart).sum()
-        return terms | ({"hold": self.hold * torch.stack(held).sum()} if self.hold else {})
+        hold = self.hold_of(model)
+        return terms | ({"hold": hold * torch.stack(held).sum()} if hold else {})
 
     def _steps(self, inputs: MethodInputs) -> int:
         """As many as F needs; at most a twentieth of the original's, or a tenth of few."""
