@@ -6,7 +6,8 @@ Worlds are originals of ``research.request_sizes`` with seeds that no choice had
 half-data models. Every request is unlearned from the original and looked at; forgotten and retained examples are pooled
 within a world and calibrated by the audit's half of the bank. Beside them stands a model that was retrained without a
 hundred, and one without a fifth of the data. A family with ``-500`` at its end was trained on 500 images; ``clip`` was
-trained on 1 000 emoji with their names.
+trained on 1 000 emoji with their names. How V lies by luck beside the audit's never-trained examples is in
+research/results/luck_of_the_unseen.json.
 
 Resumable: a row that is in research/results/every_size.json is not measured again.
 """
@@ -32,7 +33,7 @@ from efface.auditing.observations import Observations
 from efface.auditing.pooled_placements import Rehearsal, all_have_signal, pool_placements
 from efface.training.checkpoint import Checkpoint
 
-RESULT = RESULTS / "every_size.json"
+RESULT, LUCK = RESULTS / "every_size.json", RESULTS / "luck_of_the_unseen.json"
 SIZES = {20: 8, 100: 4, 400: 2, 5: 16, 200: 2, 1: 20}
 """Examples in a request, and how many requests are pooled in each world, in the order in which they are made."""
 WITH_BANK = {20: 8, 100: 4, 400: 1, 5: 16}
@@ -123,6 +124,20 @@ def rate(seen: Observations) -> dict[str, float]:
     return {name: round(share, 4) for name, share in (shares | ({} if recall is None else {"recall": recall})).items()}
 
 
+def measure_luck(world: BankedWorld) -> dict[str, Any]:
+    """How far V, which a method compares with, lies above H, which an audit compares with, where neither was seen.
+
+    Mean margin of V less that of H, in standard deviations of H, averaged over all models of the bank.
+    """
+    v, h = (world.bank.positions(world.data.keys[part]) for part in (world.split.valid, world.split.holdout))
+
+    def lift(scores: np.ndarray) -> float:
+        return float(np.mean([(row[v].mean() - row[h].mean()) / row[h].std() for row in scores]))
+
+    margins = {name: scores for name, scores in world.bank.scores.items() if name.endswith(".margin")}
+    return {"unseen": {name: round(lift(scores), 4) for name, scores in margins.items()}}
+
+
 def main(
     families: Annotated[str, typer.Option(help="Families, with commas.")] = "simclr,moco",
     worlds: Annotated[str, typer.Option(help="Seeds of the originals, with commas.")] = "1,2,3,4,5",
@@ -134,6 +149,7 @@ def main(
     chosen = [int(size) for size in sizes.split(",")] if sizes else list(SIZES)
     for seed, family in product(map(int, worlds.split(",")), families.split(",")):
         world = BankedWorld(family, seed)
+        add_row(LUCK, {"family": family, "world": seed}, partial(measure_luck, world))
         for method in only.split(",") if only else METHODS:
             for size, count in list_requests(method, family).items():
                 if count and size in chosen and fits(method, family):

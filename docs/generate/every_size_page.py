@@ -41,10 +41,12 @@ SAID = (
 def page() -> list[str]:
     """One table for each family, as Markdown lines."""
     result, lines = read_json(RESULTS / "every_size.json"), list[str]()
+    luck = read_json(RESULTS / "luck_of_the_unseen.json")["rows"]
     for family, title in FAMILIES.items():
         rows = [row for row in result["rows"] if row["family"] == family]
         if rows:
             lines += [f"### {title[0].upper()}{title[1:]}", "", *table(rows), ""]
+            lines += [unseen([row for row in luck if row["family"] == family]), ""]
     return [*lines, f"{SAID} {made_by(result['machine'], '`python -m research.every_size`')}", ""]
 
 
@@ -63,6 +65,17 @@ def table(rows: Sequence[Row]) -> list[str]:
             if found:
                 lines.append(describe(size, method, found, rows, names, useful))
     return lines
+
+
+def unseen(rows: Sequence[Row]) -> str:
+    """How V lies beside the audit's never-trained examples, world by world."""
+    shown = (f"world {row['world']}: {', '.join(f'{value:+.2f}' for value in row['unseen'].values())}" for row in rows)
+    spaces = ", ".join(name.removesuffix(".margin") for name in rows[0]["unseen"])
+    return (
+        "Luck of V, the 500 examples that methods compare with: how far its mean margin lies above that of the audit's "
+        "never-trained examples in models of the bank, which saw neither, in standard deviations; a tenth is about .03 "
+        f"of an AUC ({spaces}). {'; '.join(shown)}."
+    )
 
 
 def describe(
