@@ -7,6 +7,7 @@ import pytest
 
 import efface
 from efface.errors import EffaceError
+from efface.reporting.record import Record
 from efface.training.objectives import OBJECTIVES
 from efface.training.shards import Shards
 from efface.unlearning.methods import METHODS
@@ -48,6 +49,25 @@ def test_one_example_can_be_forgotten(originals, method, objective):
     weights = made_of_it.model.state_dict()
     assert all(np.isfinite(value.double().numpy()).all() for value in weights.values())
     assert made_of_it.parent == original.model.digest()
+
+
+@pytest.mark.parametrize("objective", ["simclr", "cross_entropy"])
+@pytest.mark.parametrize("references", [0, 1, 4])
+def test_one_forgotten_example_is_audited_and_recorded(originals, tmp_path, objective, references):
+    data, split, made = originals
+    original = made[objective, Needs(0)]
+    settings = {"device": "cpu"}
+    after = efface.unlearn(original, data, split, "finetune", epochs=1, **settings)
+    oracles = [
+        efface.unlearn(original, data, split, "retrain", seed=seed + 1, **settings) for seed in range(references)
+    ]
+    result = efface.audit(data, split, original=original, unlearned=after, oracles=oracles, **settings)
+    assert result.verdict.word == "inconclusive"
+    result.save(tmp_path / "audited")
+    found = {one.name: one for one in Record.load(tmp_path / "audited").findings}
+    if references == 4:
+        single = found["per_example.backbone.margin.residual"]
+        assert single.n[0] == 1 and single.value is not None and single.interval is None
 
 
 def test_most_cells_are_run():

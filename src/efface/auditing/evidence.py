@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
@@ -134,7 +135,7 @@ class Finding:
     value: float | None
     """The measured value; ``None`` only with a ``note`` that says why it could not be measured."""
     interval: tuple[float, float] | None = None
-    """95 % interval."""
+    """95 % interval; one without an end, as that of a single example, says nothing and becomes ``None``."""
     better: Literal["lower", "higher", "closer"] | None = None
     """Which direction is good; ``closer`` to the oracle's value (or to the ideal given in ``note``)."""
     original: float | None = None
@@ -147,6 +148,11 @@ class Finding:
     note: str = ""
     details: dict[str, Any] = field(default_factory=dict)
     """Small JSON-serializable arrays for figures, such as a ROC curve or a histogram."""
+
+    def __post_init__(self) -> None:
+        """Leave out an interval that reaches to infinity."""
+        if self.interval is not None and any(math.isinf(end) for end in self.interval):
+            object.__setattr__(self, "interval", None)
 
 
 class Audit(Protocol):

@@ -133,8 +133,7 @@ class PopulationScores:
         half = len(retrained) // 2
         with_half = statistic(unlearned[:half], retrained[half : 2 * half]) if half >= 4 else None
         value, low, high = model_pairs.jackknife(statistic, unlearned, retrained)
-        interval = (low, high) if np.isfinite((low, high)).all() else None
         zero = model_pairs.null_statistic(statistic, retrained)
         more = (details or {}) | ({} if with_half is None else {"half": with_half})
         n = (len(unlearned), unlearned.shape[1])
-        return Finding(self.prefix + name, value, interval, better, None, zero, n, unit, note, more)
+        return Finding(self.prefix + name, value, (low, high), better, None, zero, n, unit, note, more)
