@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.machine import read_json
-from docs.generate.every_size_page import DECIDING, largest_loss
+from docs.generate.every_size_page import largest_loss
 from docs.generate.markdown import made_by, mean_and_range, table_head, table_row
 from docs.generate.reference_bank_page import SIGNALS
 from research.ablation import VARIANTS
@@ -15,7 +15,7 @@ from research.paths import RESULTS
 Row = dict[str, Any]
 
 FAMILIES = {"digits": "Digits, SimCLR", "simclr": "Fashion-MNIST, SimCLR"}
-BESIDE = "projector.alignment"
+SHOWN = ("backbone.margin", "projector.margin", "learned", "projector.alignment")
 SAID = (
     "Means over originals, with the smallest and the largest. F: AUC of the forgotten against never-trained examples, "
     "pooled over eight requests of twenty and calibrated by the audit's half of a bank. R: what the retained lose by "
@@ -35,25 +35,24 @@ def page() -> list[str]:
 
 def table(rows: Sequence[Row]) -> list[str]:
     """One row for each variant."""
-    shown = (*DECIDING, BESIDE)
     lines = table_head(
-        "method", "what is changed", "originals", *(f"F, {SIGNALS[name]}" for name in shown), "R", "seconds"
+        "method", "what is changed", "originals", *(f"F, {SIGNALS[name]}" for name in SHOWN), "R", "seconds"
     )
     for method, variant in VARIANTS:
         found = [row for row in rows if (row["method"], row["variant"]) == (method, variant)]
         if found:
-            lines.append(describe(method, variant, found, rows, shown))
+            lines.append(describe(method, variant, found, rows))
     return lines
 
 
-def describe(method: str, variant: str, found: Sequence[Row], rows: Sequence[Row], shown: Sequence[str]) -> str:
+def describe(method: str, variant: str, found: Sequence[Row], rows: Sequence[Row]) -> str:
     """One line of a table."""
 
     def over(measure: Callable[[Row], float], digits: int = 3) -> str:
         return mean_and_range([measure(row) for row in found], digits)
 
     return table_row(
-        method, variant, len(found), *(over(lambda row, name=name: row["forgotten"][name][0]) for name in shown),
+        method, variant, len(found), *(over(lambda row, name=name: row["forgotten"][name][0]) for name in SHOWN),
         over(lambda row: lost(row, rows)), over(lambda row: row["seconds"], 1),
     )  # fmt: skip
 

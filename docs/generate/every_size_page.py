@@ -19,6 +19,8 @@ METHODS = (
 )  # fmt: skip
 """In this order in every table."""
 DECIDING = ("backbone.margin", "projector.margin", "logits.margin", "pair.margin", "learned")
+TITLES = {**SIGNALS, "logits.margin": "margin, logits", "pair.margin": "margin, pair"}
+"""Signals of every kind of model, each with its title."""
 USEFUL = {"accuracy": "accuracy", "knn": "kNN", "probe": "probe", "recall": "recall"}
 """Measures of usefulness, each with its title; those that no model of a family has are left out."""
 BOX = {"forgotten": 0.05, "retained": 0.03, "useful": 0.01, "time": 0.05}
@@ -55,7 +57,7 @@ def table(rows: Sequence[Row]) -> list[str]:
     names = [name for name in DECIDING if any(name in row["forgotten"] for row in rows)]
     useful = [name for name in USEFUL if any(name in row["useful"] for row in rows)]
     lines = table_head(
-        "forgotten", "method", "worlds", *(f"F, {SIGNALS.get(name, name.replace('.', ' '))}" for name in names),
+        "forgotten", "method", "worlds", *(f"F, {TITLES[name]}" for name in names),
         "F, farthest", "R", *(title for name, title in USEFUL.items() if name in useful), "time", "examples",
         "F, R and time in the goal", "all",
     )  # fmt: skip

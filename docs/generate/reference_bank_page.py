@@ -15,8 +15,6 @@ SIGNALS = {
     "projector.alignment": "alignment, projector",
     "backbone.norm": "norm, backbone",
     "projector.norm": "norm, projector",
-    "logits.margin": "margin, logits",
-    "pair.margin": "margin, pair",
     "learned": "learned",
 }
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.machine import read_json
+from docs.generate.every_size_page import TITLES
 from docs.generate.markdown import MISSING, made_by, mean_and_range, table_head, table_row
-from docs.generate.reference_bank_page import SIGNALS
 from docs.generate.request_sizes_page import FAMILIES
 from research.paths import RESULTS
 
@@ -49,7 +49,7 @@ def table(rows: Sequence[Row]) -> list[str]:
     """One row for each method."""
     names = list(rows[0]["signals"])
     useful = {name: title for name, title in USEFUL.items() if any(name in row["found"] for row in rows)}
-    titles = (f"F, {SIGNALS.get(name, name.replace('.', ' '))}" for name in names)
+    titles = (f"F, {TITLES[name]}" for name in names)
     lines = table_head("method", "seeds", *titles, *MEASURES.values(), *useful.values(), "time", "examples", "verdicts")
     for method in METHODS:
         found = [row for row in rows if row["method"] == method]
