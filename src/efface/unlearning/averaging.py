@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from efface.training.model import Model
+from efface.training.running_statistics import RUNNING_BUFFERS, layers_with_statistics
 
 
 class WeightAverage:
@@ -44,8 +44,5 @@ class WeightAverage:
 
     def averaged(self) -> list[Tensor]:
         """What is averaged: all weights, then the mean and the variance of each BatchNorm."""
-        norms = [one for one in self.model.modules() if isinstance(one, _BatchNorm) and one.track_running_stats]
-        return [
-            *self.model.parameters(),
-            *(one.get_buffer(name) for one in norms for name in ("running_mean", "running_var")),
-        ]
+        norms = layers_with_statistics(self.model)
+        return [*self.model.parameters(), *(one.get_buffer(name) for one in norms for name in RUNNING_BUFFERS)]

@@ -22,11 +22,11 @@ from operator import add
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from efface.training.batch import Subset
 from efface.training.loop import Run
 from efface.training.model import Model
+from efface.training.running_statistics import RUNNING_BUFFERS, layers_with_statistics
 from efface.unlearning.margins import Embeddings
 
 LEAST, MOST = 0.5, 1.5
@@ -158,15 +158,14 @@ def take_share(model: nn.Module, start: nn.Module, share: float, end: nn.Module 
     end = model if end is None else end
     for weight, first, last in zip(model.parameters(), start.parameters(), end.parameters(), strict=True):
         weight.copy_(torch.lerp(first, last, share))
-    for module, old, new in zip(model.modules(), start.modules(), end.modules(), strict=True):
-        if isinstance(module, _BatchNorm) and isinstance(module.running_mean, Tensor):
-            scale_statistics(module, old, new, share)
+    for layer, first, last in zip(*map(layers_with_statistics, (model, start, end)), strict=True):
+        scale_statistics(layer, first, last, share)
 
 
-def scale_statistics(module: _BatchNorm, start: nn.Module, end: nn.Module, share: float) -> None:
-    """The same for the running statistics of one BatchNorm."""
+def scale_statistics(layer: nn.Module, start: nn.Module, end: nn.Module, share: float) -> None:
+    """The same for the running statistics of one layer."""
     (mean, first_mean, last_mean), (variance, first_variance, last_variance) = (
-        [one.get_buffer(name) for one in (module, start, end)] for name in ("running_mean", "running_var")
+        [one.get_buffer(name) for one in (layer, start, end)] for name in RUNNING_BUFFERS
     )
     least = torch.minimum(last_variance, first_variance) / 2
     mean.copy_(torch.lerp(first_mean, last_mean, share))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from efface.training.model import Model
+from efface.training.running_statistics import layers_with_statistics
 
 
 def has_running_statistics(model: Model) -> bool:
@@ -43,9 +44,4 @@ def estimate_statistics_anew(model: Model, batches: Iterable[Tensor]) -> Model:
 
 def _layers(model: Model) -> list[_BatchNorm]:
     parts: list[nn.Module] = [model.backbone, model.head]
-    return [
-        layer
-        for part in parts
-        for layer in part.modules()
-        if isinstance(layer, _BatchNorm) and layer.running_mean is not None
-    ]
+    return [layer for part in parts for layer in layers_with_statistics(part) if isinstance(layer, _BatchNorm)]
