@@ -18,7 +18,7 @@ from efface.auditing.bank_file import load_bank
 from efface.auditing.observations import Observations
 from efface.auditing.observers.observe import observe_model, sample_by_key
 from efface.auditing.pooled_placements import Rehearsal
-from efface.data.selectors import Selection
+from efface.data.selection import Selection
 from efface.data.split import Split, move_to_forget
 from efface.runs.demo import DEMO_BANK, REGIMES
 from efface.runs.rehearsal_kinds import draw_sets

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from efface.data.dataset import Data, quote_first
 from efface.data.names import NameIndex, match_names, read_number
-from efface.data.selectors import describe_selection
+from efface.data.selection import describe_selection
 from efface.data.split import Split, select_forget_set
 from efface.errors import EffaceError
 from tests.pictures import made, raises

@@ -10,7 +10,7 @@ import pytest
 
 from efface.data.dataset import Data
 from efface.data.memorization import memorization_scores, write_memorization
-from efface.data.selectors import describe_selection
+from efface.data.selection import describe_selection
 from efface.data.split import SPLIT_PARTS, Split, partition, select_forget_set
 from tests.pictures import made, raises
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -43,3 +45,15 @@ def test_classes_come_once_and_groups_need_groups():
     assert len(draw_sets(DATA, SPLIT, "class", 30, 40, seed=0)) == 2
     with pytest.raises(EffaceError, match="no group"):
         draw_sets(DATA, SPLIT, "group", 5, 40, seed=0)
+
+
+def test_a_request_for_several_people_is_rehearsed_with_as_many_others():
+    people = np.array([f"person-{number // 3:02d}" for number in range(99)] + [""])
+    data = dataclasses.replace(DATA, group=people)
+    split = dataclasses.replace(SPLIT, retain=np.arange(100), valid=SPLIT.valid[:0], holdout=SPLIT.holdout[:0],
+                                test=SPLIT.test[:0])  # fmt: skip
+    assert draw_sets(data, split, "group", 12, 40, seed=0) == [], "no single person has so many"
+    sets = draw_sets(data, split, "group", 12, 40, seed=0, units=4)
+    assert len(sets) == 33 // 4 and {len(one) for one in sets} == {12}
+    assert len(np.unique(np.concatenate(sets))) == 12 * len(sets), "everybody at most once"
+    assert all(np.unique(people[one], return_counts=True)[1].tolist() == [3] * 4 for one in sets)

@@ -66,11 +66,25 @@ def test_the_first_that_reaches_the_goal_is_taken_and_no_other_is_tried(monkeypa
     )
 
 
-def test_if_a_class_is_forgotten_alignment_calibration_comes_first(monkeypatch, world):
+@pytest.mark.parametrize(
+    ("kind", "count", "first"),
+    [
+        ("class", None, "AlignmentCalibration"),
+        ("group", None, "AlignmentCalibration"),
+        ("group", 1, "MarginMatching"),
+        ("listed", None, "MarginMatching"),
+        ("memorized", None, "MarginMatching"),
+    ],
+)
+def test_if_a_class_or_a_large_group_is_forgotten_alignment_calibration_comes_first(
+    kind, count, first, monkeypatch, world
+):
+    """Planted: a list of ids, whose holdout is matched by class as well; a person's single picture."""
     start, data, split = world
-    kind = dataclasses.replace(split, provenance=split.provenance | {"matched": "class"})
-    _, tried = search_with(monkeypatch, (start, data, kind), 400, [ended(StopReason.MATCHED, 0.02, True)])
-    assert [name for name, *_ in tried] == ["AlignmentCalibration"]
+    provenance = split.provenance | {"matched": "class", "resolved": {"kind": kind, "names": {"a": 1}}}
+    asked = dataclasses.replace(split, forget=split.forget[:count], provenance=provenance)
+    _, tried = search_with(monkeypatch, (start, data, asked), 400, [ended(StopReason.MATCHED, 0.02, True)])
+    assert [name for name, *_ in tried] == [first]
 
 
 def test_too_far_is_tried_again_at_half_the_rate_and_too_little_at_twice(monkeypatch, world):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from efface.data.dataset import UNKNOWN_LABEL, Data, shuffle_by_key
-from efface.data.selectors import Selection
+from efface.data.selection import Selection
 from efface.errors import EffaceError
 
 MISMATCH = 0.05

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from efface.data.dataset import UNKNOWN_LABEL, Data, rank_by_hash
+from efface.data.dataset import Data, rank_by_hash
 from efface.data.memorization import read_memorization
 from efface.data.names import (
     MatchedNames,
@@ -21,6 +20,7 @@ from efface.data.names import (
     match_names,
     quote_first,
 )
+from efface.data.selection import Selection, count_classes, identify_list
 from efface.data.text_files import IdList, read_list
 from efface.errors import EffaceError, unknown_name_error
 
@@ -28,65 +28,10 @@ LONGEST_COUNT = 18
 """Digits of the largest count that is read as one."""
 FORGOTTEN = "an earlier request"
 """What the place of examples is called that were trained on once and are forgotten."""
-CLASSES_SHOWN = 5
-"""Number of classes that the description of a selection names."""
 FORMS = (
     "@class:NAME, @group:NAME, @random:0.1, @random:50, @memorized:10%:FILE, @keys:a,b, or a .txt, .csv, .json, .jsonl "
     "of keys"
 )
-
-
-@dataclass(frozen=True, eq=False)
-class Selection:
-    """The examples that a selector stands for."""
-
-    positions: np.ndarray
-    """Positions in the data, int64, in no particular order."""
-    random: bool = False
-    """Whether they are a random draw from the training examples."""
-    by_group: bool = False
-    """Whether they were selected by group."""
-    listed: bool = False
-    """Whether their keys were listed one by one."""
-    kind: str = "listed"
-    """What the selector was resolved to: ``class``, ``group``, ``listed``, ``memorized`` or ``random``."""
-    names: Mapping[str, int] = field(default_factory=dict)
-    """How many of them are of each class, or of each group that was named."""
-    notes: tuple[str, ...] = ()
-    """What the selector was understood to mean, and how a file was read, where that is not obvious."""
-
-    def facts(self) -> dict[str, Any]:
-        """What the selector was resolved to, as a JSON object for a split's provenance."""
-        return {"kind": self.kind, "count": len(self.positions), "names": dict(self.names), "notes": list(self.notes)}
-
-
-def describe_selection(facts: Mapping[str, Any]) -> list[str]:
-    """Describe what a selector was resolved to, from :meth:`Selection.facts`, as sentences to show before it is done.
-
-    Example:
-        >>> describe_selection({"kind": "class", "count": 66, "names": {"02": 66}, "notes": []})
-        ["Forgets 66 training examples of class '02'."]
-
-    """
-    count, names = int(facts.get("count", 0)), dict(facts.get("names", {}))
-    examples = f"{count} training example{'' if count == 1 else 's'}"
-    kind = str(facts.get("kind"))
-    if kind in ("class", "group") and len(names) == 1:
-        what = f"{examples} of {kind} {quote_first(list(names))}"
-    elif kind in ("class", "group"):
-        plural = "classes" if kind == "class" else "groups"
-        what = f"{examples} of {len(names)} {plural}: {_list_counts(names)}"
-    else:
-        how = {"random": "drawn at random", "memorized": "that are memorized most"}.get(kind, "listed by id")
-        what = f"{examples} {how}" + (f", by class: {_list_counts(names)}" if names else "")
-    return [*(str(note) for note in facts.get("notes", ())), f"Forgets {what}."]
-
-
-def _list_counts(names: Mapping[str, int]) -> str:
-    most = sorted(names.items(), key=lambda item: -item[1])[:CLASSES_SHOWN]
-    return ", ".join(f"{quote_first([name])} {count}" for name, count in most) + (
-        f" and {len(names) - CLASSES_SHOWN} more" if len(names) > CLASSES_SHOWN else ""
-    )
 
 
 def resolve_selector(
@@ -222,7 +167,7 @@ def _select_listed(
             "Leave them out: the model has nothing to forget about them"
             f"{', or has forgotten them already' if gone.any() else ''}.",
         )
-    return Selection(positions, listed=True, kind="listed", names=count_classes(data, positions), notes=notes)
+    return identify_list(data, train, Selection(positions, listed=True, notes=notes))
 
 
 def _count_by_part(positions: np.ndarray, elsewhere: Mapping[str, np.ndarray]) -> str:
@@ -312,15 +257,6 @@ def _select_named(
         )
     counts = {name: len(found) for name, found in rows.items()}
     return Selection(positions, by_group=kind == "group", kind=kind, names=counts, notes=tuple(notes))
-
-
-def count_classes(data: Data, positions: np.ndarray) -> dict[str, int]:
-    """Count the examples at ``positions`` by the name of their class; those without a class are left out."""
-    if data.y is None:
-        return {}
-    labels, counts = np.unique(data.y[positions], return_counts=True)
-    pairs = zip(labels.tolist(), counts.tolist(), strict=True)
-    return {data.classes[label]: count for label, count in pairs if label != UNKNOWN_LABEL}
 
 
 def _select_random(

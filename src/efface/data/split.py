@@ -13,7 +13,8 @@ from efface.data.canaries import locate_canaries
 from efface.data.dataset import Data, shuffle_by_key
 from efface.data.duplicates import Duplicate, describe_copies, find_copies, refuse_copies
 from efface.data.matching import match_holdout
-from efface.data.selectors import FORGOTTEN, Selection, count_classes, resolve_selector
+from efface.data.selection import Selection, identify_list
+from efface.data.selectors import FORGOTTEN, resolve_selector
 from efface.data.split_parts import EARLIER, NEVER_TRAINED, SPLIT_PARTS, Split, no_positions, read_split
 from efface.errors import EffaceError
 
@@ -300,7 +301,7 @@ def _choose_trained(
     """
     if not (skip and (not selector.startswith("@") or selector.startswith("@keys:"))):
         chosen = resolve_selector(data, trained, elsewhere, selector, seed)
-        if not chosen.by_group or data.group is None:
+        if not chosen.by_group or chosen.listed or data.group is None:
             return chosen, no_positions()
         members = np.flatnonzero(np.isin(data.group, np.unique(data.group[chosen.positions])))
         return chosen, np.setdiff1d(members, np.concatenate([trained, elsewhere.get(FORGOTTEN, trained)]))
@@ -309,7 +310,7 @@ def _choose_trained(
     if not kept.any() or kept.sum() == len(trained):
         resolve_selector(data, trained, elsewhere, selector, seed)  # raises, with the parts that the examples are in
     positions = asked.positions[kept]
-    return replace(asked, positions=positions, names=count_classes(data, positions)), asked.positions[~kept]
+    return identify_list(data, trained, replace(asked, positions=positions)), asked.positions[~kept]
 
 
 def _absent_after_request(split: Split) -> dict[str, tuple[str, ...]]:

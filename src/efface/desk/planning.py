@@ -120,7 +120,7 @@ def _resolve(
     desk: DeskStore, rows: Sequence[Mapping[str, Any]], start: Path, unlearn: UnlearnRequest, asked: dict[str, Any]
 ) -> tuple[RequestPlan, dict[str, ForgetList]]:
     """Find the examples of each request, and put the plan together."""
-    from efface.data.selectors import describe_selection
+    from efface.data.selection import describe_selection
     from efface.data.split import EARLIER, select_forget_set
     from efface.runs.run import open_run
 

@@ -13,6 +13,7 @@ from efface.data.dataset import Data
 from efface.data.split import Split
 from efface.errors import EffaceError
 from efface.training.checkpoint import Checkpoint
+from efface.unlearning.protocol import Method, Needs
 
 
 def open_method_bank(path: Path, start: Checkpoint, data: Data, split: Split) -> ReferenceBank:
@@ -42,6 +43,21 @@ def open_method_bank(path: Path, start: Checkpoint, data: Data, split: Split) ->
             "Make a bank of this original: `efface references RUN --bank 8`.",
         )
     return bank
+
+
+def describe_unused_bank(name: str, method: Method | None, *, limited: bool) -> list[str]:
+    """Say that a bank is not read, where it was given to a method that takes no targets from it.
+
+    Args:
+        name: The method's name.
+        method: The method; None for ``auto``, which takes targets from a bank unless its steps are limited.
+        limited: Whether there is a budget or early stopping.
+
+    """
+    if (not limited) if method is None else Needs.TARGETS in method.needs:
+        return []
+    how = " with --budget or --stop" if method is None else ""
+    return [f"{name}{how} takes no targets from a reference bank: it is for the audit."]
 
 
 def valid_digest(data: Data, split: Split) -> str:

@@ -19,12 +19,13 @@ from efface.auditing.pooled_placements import Rehearsal
 from efface.auditing.reference_bank import ReferenceBank
 from efface.auditing.rehearsals import FEWEST_REHEARSALS, RehearsedVerdict, judge_rehearsals
 from efface.auditing.release import check_release
+from efface.data.request_kinds import count_units, kinds_that_stand_for
 from efface.errors import EffaceError
 from efface.reporting.facts import RehearsalFacts
 from efface.runs.binding import BOUND
 from efface.runs.comparison import Comparison, lineage
 from efface.runs.provenance import NEAREST, weight_distance
-from efface.runs.rehearsal_kinds import kind_of_request, size_class
+from efface.runs.rehearsal_kinds import size_class
 from efface.runs.rehearsal_plan import BEFORE, RehearsalPlan, count_bank
 from efface.runs.stored_rehearsals import load_rehearsals
 
@@ -107,7 +108,8 @@ def _sameness(plan: RehearsalPlan, compared: Comparison) -> Mapping[str, bool]:
         "original": plan.original in (*lineage(subject), subject.meta["parent"]),
         "method or setting of the method": plan.method == subject.meta["method"],
         "recipe.micro_batch": plan.micro_batch == subject.meta["recipe"].get("micro_batch"),
-        "kind of request": plan.kind == kind_of_request(subject.split),
+        "kind of request": plan.kind in kinds_that_stand_for(subject.split),
+        "number of groups or classes": plan.kind == "random" or (plan.units or 1) == count_units(subject.split),
         "size": size_class(plan.size) == size_class(subject.split.sizes()["forget"]),
         BOUND["watch"]: plan.watch == watch,
         "number of unseen examples that margins compare with": plan.compared

@@ -8,10 +8,9 @@ import math
 import numpy as np
 
 from efface.data.dataset import Data
-from efface.data.split import Split
+from efface.data.split_parts import Split
 from efface.errors import EffaceError
 
-KINDS = ("random", "group", "class")
 ROUNDS = 4
 """How often an example is rehearsed at most, each time with other ones, where the retained do not hold more sets."""
 FEWEST_APART = 3
@@ -20,24 +19,16 @@ LIKE = 2.0
 """A group or class stands for another one if neither is more than so many times as large."""
 
 
-def kind_of_request(split: Split) -> str:
-    """Return the kind of a run's request: ``group``, ``class`` or ``random``, which stands for lists as well."""
-    found = (split.provenance.get("resolved") or {}).get("kind")
-    if found in KINDS:
-        return str(found)
-    return "group" if split.provenance.get("matched") == "group" else "random"
-
-
 def size_class(size: int) -> int:
     """Number the size of a request: sizes within a factor of about √2 share a number."""
     return round(2 * math.log2(max(1, size)))
 
 
-def draw_sets(data: Data, base: Split, kind: str, size: int, count: int, seed: int) -> list[np.ndarray]:
+def draw_sets(data: Data, base: Split, kind: str, size: int, count: int, seed: int, units: int = 1) -> list[np.ndarray]:
     """Draw sets of retained examples, each like a request; fewer if there are not so many.
 
     Random sets are disjoint as long as the retained examples last; then each of them comes again, with other ones.
-    Whole groups and classes come once.
+    Whole groups and classes come once, so many together as the request asks for.
 
     Args:
         data: The data set.
@@ -46,6 +37,7 @@ def draw_sets(data: Data, base: Split, kind: str, size: int, count: int, seed: i
         size: Number of examples of the request that they stand for.
         count: How many.
         seed: Seed of the draw.
+        units: Groups or classes in each set.
 
     Returns:
         Positions of each set, sorted.
@@ -70,9 +62,10 @@ def draw_sets(data: Data, base: Split, kind: str, size: int, count: int, seed: i
         raise EffaceError(f"The data has no {kind} to rehearse.", remedy="Use --like random.")
     found = [name for name in np.unique(names[rows]).tolist() if name not in ("", "-1")]
     sets = {name: rows[names[rows] == name] for name in found}
-    alike = [name for name, at in sets.items() if size / LIKE <= len(at) <= size * LIKE]
+    alike = [name for name, at in sets.items() if size / LIKE <= units * len(at) <= size * LIKE]
     order_of = sorted(alike, key=lambda name: _number(name, seed))
-    return [np.sort(sets[name]) for name in order_of[:count]]
+    together = [order_of[first : first + units] for first in range(0, len(order_of) - units + 1, units)]
+    return [np.sort(np.concatenate([sets[name] for name in names])) for names in together[:count]]
 
 
 def _number(text: str, seed: int) -> int:

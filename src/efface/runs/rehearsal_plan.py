@@ -21,6 +21,7 @@ import numpy as np
 from efface import config
 from efface.auditing.observers.settings import ObservationSettings
 from efface.auditing.rehearsals import FEWEST_REHEARSALS
+from efface.data.request_kinds import count_units, kind_of_request
 from efface.data.split import Split
 from efface.errors import EffaceError
 from efface.files import SPLIT, hold_lock, make_folder, read_json, write_text
@@ -30,7 +31,7 @@ from efface.runs.lineage import find_source
 from efface.runs.method_bank import used_bank
 from efface.runs.ownership import require_apart
 from efface.runs.planned_data import copy_identity, require_plan_folder
-from efface.runs.rehearsal_kinds import draw_sets, kind_of_request, size_class
+from efface.runs.rehearsal_kinds import draw_sets, size_class
 from efface.runs.run import OpenedRun, open_run
 from efface.schema import Count, FirstFormat, HexDigest, Name, SeedNumber, StoredModel
 
@@ -66,6 +67,7 @@ class StoredRehearsals(StoredModel):
     micro_batch: Count | None = None
     unseen: Count | None = None
     compared: Count | None = None
+    units: Count | None = None
     seconds: float | None = None
 
 
@@ -100,13 +102,15 @@ class RehearsalPlan:
     """How many never-trained examples are observed, drawn by key; None: all."""
     compared: int | None = None
     """Size of the bank that margins compare with, where older releases took a smaller one than its audit; else None."""
+    units: int | None = None
+    """Groups or classes in each rehearsed request, where there are several; else None."""
     seconds: float | None = None
     """Expected time of one rehearsal on one thread; None if the request's cost is not known."""
 
     def shared(self) -> dict[str, Any]:
         """What names the rehearsals, ready for JSON."""
         named = ("data", "original", "method", "split", "seed", "kind", "size", "watch", "bf16")
-        younger = ("micro_batch", "unseen", "compared")  # than the names of stored rehearsals
+        younger = ("micro_batch", "unseen", "compared", "units")  # than the names of stored rehearsals
         more = [name for name in younger if getattr(self, name) is not None]
         return json.loads(json.dumps({"format": 1} | {name: getattr(self, name) for name in (*named, *more)}))
 
@@ -128,10 +132,12 @@ class RehearsalPlan:
     def describe_kind(self) -> str:
         """Say what was rehearsed: ``20 random examples``."""
         examples = f"{self.size} example{'' if self.size == 1 else 's'}"
+        each = "" if self.units is None else f"{self.units} "
+        together = "of about" if self.units is None else "with together about"
         return {
             "random": f"{examples} drawn at random",
-            "group": f"groups of about {examples}",
-            "class": f"classes of about {examples}",
+            "group": f"{each}groups {together} {examples}",
+            "class": f"{each}classes {together} {examples}",
         }[self.kind]
 
     @staticmethod
@@ -178,7 +184,8 @@ def plan_rehearsals(
     found_kind = kind or kind_of_request(subject.split)
     asked = size or count
     base = _base_split(subject.split)
-    largest = draw_sets(subject.data, base, found_kind, asked, requests, int(subject.request["seed"]))
+    units = count_units(subject.split) if found_kind == kind_of_request(subject.split) and size is None else 1
+    largest = draw_sets(subject.data, base, found_kind, asked, requests, int(subject.request["seed"]), units)
     if len(largest) < FEWEST_REHEARSALS:
         raise EffaceError(
             f"Only {len(largest)} requests of this kind fit into the {len(base.retain)} retained examples.",
@@ -204,6 +211,7 @@ def plan_rehearsals(
         len(largest),
         subject.request.get("bank") if used_bank(meta) else None,
         meta["recipe"].get("micro_batch"),
+        units=units if units > 1 else None,
         seconds=cost or None,
     )
     plan = replace(plan, home=home or default_home(plan))
@@ -235,7 +243,7 @@ def count_bank(watch: Mapping[str, Any], there: int) -> int | None:
 
 def default_home(plan: RehearsalPlan) -> Path:
     """Where rehearsals are kept by default: beside the original, by the kind of request that they stand for."""
-    name = procedure_name(plan.original, plan.method, plan.kind, plan.size, plan.micro_batch)
+    name = procedure_name(plan.original, plan.method, plan.kind, plan.size, plan.micro_batch, plan.units or 1)
     return rehearsals_beside(Path(plan.source)) / name
 
 
@@ -245,10 +253,11 @@ def rehearsals_beside(source: Path) -> Path:
 
 
 def procedure_name(
-    original: str, method: Mapping[str, Any], kind: str, size: int, micro_batch: int | None = None
+    original: str, method: Mapping[str, Any], kind: str, size: int, micro_batch: int | None = None, units: int = 1
 ) -> str:
-    """Name a procedure: the same original, method, settings, kind and size class have the same name."""
+    """Name a procedure: the same original, method, settings, kind, size class and number of groups have one name."""
     parts = [original, dict(method), kind, size_class(size), *([] if micro_batch is None else [micro_batch])]
+    parts += [] if units == 1 else [{"units": units}]
     content = json.dumps(parts, sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()[:12]
     return f"{method.get('name', 'method')}-{kind}-{size}-{digest}".replace("/", "-")
@@ -262,8 +271,9 @@ def find_rehearsals(subject: OpenedRun) -> Path | None:
     folder = rehearsals_beside(Path(source))
     size, kind = subject.split.sizes()["forget"], kind_of_request(subject.split)
     name = procedure_name(
-        subject.meta["parent"], subject.meta["method"], kind, size, subject.meta["recipe"].get("micro_batch")
-    )
+        subject.meta["parent"], subject.meta["method"], kind, size, subject.meta["recipe"].get("micro_batch"),
+        count_units(subject.split),
+    )  # fmt: skip
     digest = name.rsplit("-", 1)[1]
     found = sorted(folder.glob(f"*-{digest}")) if folder.is_dir() else []
     return next((one for one in found if (one / REHEARSALS).exists() and not RehearsalPlan.load(one).left()), None)
@@ -322,6 +332,6 @@ def write_rehearsal_plan(run: Path, plan: RehearsalPlan, checks: DataChecks | No
         split = _base_split(subject.split)
         write_text(plan.home / SPLIT, json.dumps(split.to_dict(subject.data)), private=True)
         copy_identity(Path(run), plan.home)
-        named = ("source", "request", "requests", "bank", "micro_batch", "unseen", "compared", "seconds")
+        named = ("source", "request", "requests", "bank", "micro_batch", "unseen", "compared", "units", "seconds")
         content = plan.shared() | {name: getattr(plan, name) for name in named}
         write_text(plan.home / REHEARSALS, json.dumps(content, indent=1, default=str) + "\n", private=True)

@@ -23,7 +23,7 @@ from efface.auditing.observations import OBSERVED_PARTS, Observations
 from efface.auditing.observers.observe import RENEWED, RENEWED_PARTS, observe_model, sample_by_key
 from efface.auditing.observers.settings import ObservationSettings
 from efface.data.dataset import Data
-from efface.data.selectors import Selection
+from efface.data.selection import Selection
 from efface.data.split import Split, move_to_forget
 from efface.errors import EffaceError
 from efface.files import hold_lock, scratch_folder
@@ -115,7 +115,7 @@ def observe_rehearsal(plan: RehearsalPlan, name: str, device: str = "auto") -> O
     """Unlearn one rehearsed request and return the scores of its model, or those of the original on all requests."""
     here = _load_data(plan.home, json.dumps(plan.data), plan.split)
     data, base = here.data, here.split
-    sets = draw_sets(data, base, plan.kind, plan.size, plan.requests, plan.seed)
+    sets = draw_sets(data, base, plan.kind, plan.size, plan.requests, plan.seed, plan.units or 1)
     original = _load_original(plan, data)
     if name == BEFORE:
         split = _split_of(base, data, np.unique(np.concatenate(sets)), plan)

@@ -14,7 +14,7 @@ from efface import api, config
 from efface.data.dataset import Data
 from efface.data.identity import IDENTITY, DataIdentity
 from efface.data.pixel_caches import list_residual_caches, purge_caches
-from efface.data.selectors import describe_selection
+from efface.data.selection import describe_selection
 from efface.data.split import EARLIER, Split, select_forget_set
 from efface.errors import EffaceError
 from efface.files import EPOCH, REQUEST
@@ -26,7 +26,7 @@ from efface.runs.foreign import consent_of, is_foreign, require_trained_encoder,
 from efface.runs.handover import Pattern, find_pattern, hand_back
 from efface.runs.kept import bind_stages, open_kept_stages, with_own_seed
 from efface.runs.lineage import walk_back
-from efface.runs.method_bank import open_method_bank
+from efface.runs.method_bank import describe_unused_bank, open_method_bank
 from efface.runs.ownership import input_paths
 from efface.runs.requests import ForeignOptions, PretrainRequest, UnlearnRequest, refuse_unknown
 from efface.runs.run import Progress, load_data, logging, open_run
@@ -179,6 +179,10 @@ def unlearn_run(
     }
     for note in (*data.notes, *describe_selection(split.provenance["resolved"])):
         progress.say(note)
+    if bank is not None:
+        limited = request.stop is not None or request.budget is not None
+        for note in describe_unused_bank(stored["method"]["name"], method, limited=limited):
+            progress.say(note)
     for warning in split.provenance.get("warnings", []):
         progress.say(str(warning))
     say_about_parts(checkpoint.model, progress)

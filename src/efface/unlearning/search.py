@@ -17,6 +17,7 @@ from typing import Any
 
 from efface import config
 from efface.data.dataset import Data
+from efface.data.request_kinds import kind_of_request
 from efface.data.split import Split
 from efface.errors import DivergenceError, EffaceError
 from efface.training.batch import Log
@@ -48,7 +49,9 @@ which unseen examples cannot show for a few pictures: there is nothing to search
 GROUP_CANDIDATES: tuple[str, ...] = (
     "alignment_calibration", *(name for name in CANDIDATES if name != "alignment_calibration"),
 )  # fmt: skip
-"""The order if F is a class or a group: margin matching learns little from unseen examples of all kinds then."""
+"""The order if F is a class or a large group: margin matching learns little from unseen examples of all kinds then."""
+LARGE_SHARE = 0.05
+"""Least share of the trained examples for that order: the terms of ``alignment_calibration`` vanish with F's share."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +110,12 @@ def resolve_budget(budget: str | float | None, start: Checkpoint, split: Split) 
     return int(steps)
 
 
+def order_candidates(split: Split) -> tuple[str, ...]:
+    """The order in which methods are tried for a request."""
+    share = len(split.forget) / max(1, len(split.train))
+    return GROUP_CANDIDATES if kind_of_request(split) != "random" and share >= LARGE_SHARE else CANDIDATES
+
+
 def auto_settings_error(names: Iterable[str]) -> EffaceError:
     """The error for method settings that are given together with ``auto``."""
     return EffaceError(
@@ -140,11 +149,10 @@ def search_methods(
         EffaceError: If no trial could be completed within the budget.
 
     """
-    candidates = GROUP_CANDIDATES if split.provenance.get("matched") else CANDIDATES
     trials = list[Trial]()
     best: tuple[Model, Method] | None = None
     spent = TrainingCost()
-    for method in _candidates(start, candidates):
+    for method in _candidates(start, order_candidates(split)):
         strength: float | None = 1.0
         while strength is not None and budget - spent.steps >= MIN_TRIAL_STEPS:
             left = budget - spent.steps
