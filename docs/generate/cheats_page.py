@@ -9,7 +9,7 @@ from docs.generate.markdown import made_by, table_head, table_row
 from docs.generate.request_sizes_page import interval
 from research.paths import RESULTS
 
-from efface.auditing.validation import SIZELESS
+from efface.auditing.validation import BLOCKING
 
 ORDER = (
     "retrain", "margin_matching", "untouched", "trained on the holdout", "one model that knows everything",
@@ -32,7 +32,7 @@ def page() -> list[str]:
     ]
     for row in rows:
         shown = [interval(row["pooled"].get(name)) for name in names]
-        own = [one for one in row["controls"] if one.split()[0] in SIZELESS]
+        own = [one for one in row["controls"] if one.split()[0] in BLOCKING]
         failed = [one for one in (*own, *row["controls of the rehearsals"]) if "(failed)" in one]
         why = ", ".join(dict.fromkeys(one.removesuffix(" (failed)") for one in failed))
         title = f"{row['by']}{' (no cheat)' if row['by'] in HONEST else ''}"

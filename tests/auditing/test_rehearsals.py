@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from efface.auditing import release, signals
+from efface.auditing.controls import Control
 from efface.auditing.criteria import Criteria
 from efface.auditing.pooled_placements import Placements, Rehearsal, pool_placements
 from efface.auditing.rehearsals import judge_rehearsals
@@ -242,6 +243,14 @@ def test_placements_without_spread_decide_nothing():
     assert Placements(np.array([0.6]), np.linspace(0.1, 0.9, 30)).interval(0.9) == (0.6, 0.0, 1.0)  # one set has none
 
 
+def judged_with_release(world: World, sets: list[np.ndarray], real: np.ndarray, kind: str = ""):
+    """A procedure that leaves nothing, with the check of the real request."""
+    made = rehearse(world, sets)
+    found = judge_rehearsals(made, before(world, sets), SIGNALS, DELTA, ALPHA, kind)
+    subject = Rehearsal(world.observe(real, world.trained & ~real, model="subject"))
+    return replace(found, release=check_release(made, subject, SIGNALS))
+
+
 def direct_verdict(world: World, real: np.ndarray, extra: float = 0.0):
     from efface.auditing.evidence import Evidence
 
@@ -253,7 +262,7 @@ def direct_verdict(world: World, real: np.ndarray, extra: float = 0.0):
 def test_words_of_a_small_request():
     world = World.of(15, 1000, 2000)
     *sets, real = world.sets(41, 15)
-    good = judge_rehearsals(rehearse(world, sets), before(world, sets), SIGNALS, DELTA, ALPHA, "15 random examples")
+    good = judged_with_release(world, sets, real, "15 random examples")
     direct = direct_verdict(world, real)
     assert direct.word == "inconclusive"
     validated = decide_with_rehearsals(direct, good)
@@ -274,10 +283,22 @@ def test_words_of_a_small_request():
 def test_rehearsals_never_overrule_the_request_itself():
     world = World.of(16, 1000, 2000)
     *sets, real = world.sets(41, 15)
-    good = judge_rehearsals(rehearse(world, sets), before(world, sets), SIGNALS, DELTA, ALPHA)
+    good = judged_with_release(world, sets, real)
     direct = direct_verdict(world, real, extra=6.0)
     assert decide_with_rehearsals(replace(direct, word="residue"), good).word == "residue"
     undecided = direct_verdict(world, real)
+    assert combine_words(undecided, good)[0] == "validated"
+    assert combine_words(undecided, replace(good, release=()))[0] == "inconclusive", "nothing was compared"
+    for name, becomes, blocks in (
+        ("alignment", "inconclusive", True),
+        ("fresh", "residue", True),
+        ("statistics", "residue", True),  # the leak is back
+        ("statistics", "inconclusive", False),  # too few to show that it is not
+        ("fixed", "inconclusive", True),
+    ):
+        control = Control(name, "failed", becomes, "planted")
+        word, why = combine_words(replace(undecided, controls=(*undecided.controls, control)), good)
+        assert (word, name in why) == (("inconclusive", True) if blocks else ("validated", False)), name
     blinded = replace(undecided, signals=tuple(replace(one, blinded=True) for one in undecided.signals))
     assert combine_words(blinded, good)[0] == "inconclusive"
     unlike = replace(

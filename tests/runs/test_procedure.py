@@ -27,7 +27,7 @@ def bank(world):
 def unseen(world) -> Observations:
     """Names the never-trained examples."""
     never = world.keys[~world.trained]
-    return Observations("m", "s", {"holdout/keys": never[::2], "control/keys": never[1::2]}, {"spaces": ["backbone"]})
+    return Observations("m", "s", {"holdout/keys": never[::2], "control/keys": never[1::2]}, {"spaces": []})
 
 
 def request(bank, model: int, share: float) -> np.ndarray:

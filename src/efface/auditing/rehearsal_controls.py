@@ -105,11 +105,16 @@ def _check_alignment(
     rehearsals: Sequence[Rehearsal], names: Sequence[str], delta: float, alpha: float
 ) -> Control | None:
     """Test the agreement of views in every space whose margin decides."""
-    wanted = [f"{name.removesuffix('.margin')}.alignment" for name in names if name.endswith(".margin")]
-    usable = [name for name in wanted if name not in names and all_have_signal(rehearsals, name, "holdout")]
-    if not usable:
+    spaces = [space for space in rehearsals[0].observed.spaces if f"{space}.margin" in names]
+    wanted = [f"{space}.alignment" for space in spaces if f"{space}.alignment" not in names]
+    if not wanted:
         return None
-    pooled = [(name, pool_placements(rehearsals, name)) for name in usable]
+    absent = [
+        one for one in wanted if not all(all_have_signal(rehearsals, one, part) for part in ("forget", "holdout"))
+    ]
+    if absent:
+        return Control("alignment", "missing", "inconclusive", f"{', '.join(absent)} was not observed")
+    pooled = [(name, pool_placements(rehearsals, name)) for name in wanted]
     tested = [(name, one.value, one.p_values(0.5 + delta)[0]) for name, one in pooled]
     return _significant(tested, alpha, "alignment", "inconclusive", "views of the rehearsed against never-trained")
 
@@ -127,7 +132,11 @@ def _check_statistics(
         note = "the rehearsals were not observed with BatchNorm statistics estimated anew"
         return Control("statistics", "missing", "inconclusive", note)
     renewed = [_renewed(one) for one in rehearsals]
-    usable = [name for name in names if all_have_signal(renewed, name, "holdout")]
+    usable = [name for name in names if name != signals.LEARNED]
+    absent = [one for one in usable if not all(all_have_signal(renewed, one, part) for part in ("forget", "holdout"))]
+    if absent:
+        note = f"{', '.join(absent)} was not observed with BatchNorm statistics estimated anew"
+        return Control("statistics", "missing", "inconclusive", note)
     found = judged(renewed, usable)
     shown = "; ".join(f"{one.signal}: AUC {one.value:.3f}" for one in found)
     words = {one.word for one in found}
@@ -159,11 +168,15 @@ def _check_retained(
     rehearsals: Sequence[Rehearsal], before: Rehearsal | None, names: Sequence[str], delta: float, alpha: float
 ) -> Control | None:
     """Check that the attack still sees the retained examples wherever it saw them in the original."""
+    if before is None:
+        return None
     tested: list[str] = []
     blinded: list[str] = []
-    for name in names:
-        if name == signals.LEARNED or before is None or not all_have_signal(rehearsals, name, "retain"):
-            continue
+    plain_names = [name for name in names if name != signals.LEARNED]
+    absent = [name for name in plain_names if not all_have_signal(rehearsals, name, "retain")]
+    if absent:
+        return Control("retained", "missing", "inconclusive", f"{', '.join(absent)} of the retained was not observed")
+    for name in plain_names:
         raw = [Rehearsal(one.observed) for one in rehearsals]
         other = "spare" if all(one.observed.count("spare") for one in rehearsals) else "holdout"
         plain = Rehearsal(before.observed)

@@ -75,8 +75,8 @@ class RehearsedVerdict:
 
     @property
     def like_them(self) -> bool:
-        """Whether the real request looks like one of its rehearsals."""
-        return all(one.inside for one in self.release)
+        """Whether the real request was compared with its rehearsals and looks like one of them."""
+        return bool(self.release) and all(one.inside for one in self.release)
 
 
 def judge_rehearsals(

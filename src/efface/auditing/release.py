@@ -23,6 +23,8 @@ RANGE = 0.95
 """Probability of the prediction range of one more request, over all of its checks together."""
 REDUCED_PARTS = ("retain", "holdout", "spare", "control")
 """Parts of which rehearsals observe a sample."""
+DRAWN_FROM_EACH = 5
+"""Small requests that are drawn from a rehearsal of many examples."""
 FEWEST_SHARED = 8
 """With fewer examples in common, those of the real request stay: they were matched to it."""
 
@@ -43,13 +45,16 @@ class ReleaseCheck:
         return self.low <= self.value <= self.high
 
 
-def check_release(rehearsals: Sequence[Rehearsal], real: Rehearsal, names: Sequence[str]) -> tuple[ReleaseCheck, ...]:
+def check_release(
+    rehearsals: Sequence[Rehearsal], real: Rehearsal, names: Sequence[str], parts: Sequence[str] = ("forget", "retain")
+) -> tuple[ReleaseCheck, ...]:
     """Compare the real request with the range that its rehearsals predict for one more.
 
     Args:
         rehearsals: The rehearsals.
         real: The real request, observed in the same way.
         names: The signals that decide.
+        parts: Which of the forgotten and the retained are compared.
 
     Returns:
         For each signal the mean placement of the forgotten, and of the retained where they were observed.
@@ -58,7 +63,7 @@ def check_release(rehearsals: Sequence[Rehearsal], real: Rehearsal, names: Seque
     real = keep_rehearsed_examples(real, rehearsals)
     wanted: list[tuple[str, np.ndarray, float]] = []
     for name in names:
-        for part in ("forget", "retain"):
+        for part in parts:
             everyone = [*rehearsals, real]
             if not all_have_signal(everyone, name, part):
                 continue
@@ -71,6 +76,23 @@ def check_release(rehearsals: Sequence[Rehearsal], real: Rehearsal, names: Seque
         middle, wide = float(means.mean()), reach * float(means.std(ddof=1))
         found.append(ReleaseCheck(name, float(value), middle - wide, middle + wide))
     return tuple(found)
+
+
+def draw_requests(rehearsals: Sequence[Rehearsal], size: int) -> list[Rehearsal]:
+    """Draw small requests from rehearsals of many more examples, such as the models of a bank.
+
+    Args:
+        rehearsals: The rehearsals.
+        size: Examples in a request; of rehearsals with fewer all are taken.
+
+    """
+    drawn: list[Rehearsal] = []
+    for number, one in enumerate(rehearsals):
+        for again in range(DRAWN_FROM_EACH):
+            chosen = np.random.default_rng([number, again]).permutation(one.observed.count("forget"))[:size]
+            rows = {"forget": np.sort(chosen)}
+            drawn.append(Rehearsal(_take(one.observed, rows), tuple(_take(other, rows) for other in one.references)))
+    return drawn
 
 
 def _mean_placement(one: Rehearsal, name: str, part: str) -> float:

@@ -9,8 +9,8 @@
     inconclusive              undecided, or the request    ``inconclusive``
                               is unlike them
 
-Nothing is validated where a control of the request itself failed that does not depend on the number of its examples, or
-where the attack was blinded.
+Nothing is validated where a control of the request itself failed (but for those that a small request cannot pass), or
+where the attack was blinded. Criteria that were chosen after unlearning validate nothing that those before do not.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import cast
 
+from efface.auditing.controls import Control
 from efface.auditing.rehearsals import PooledSignal, RehearsedVerdict
 from efface.auditing.signal_verdict import VerdictWord
 from efface.auditing.verdict import Verdict
 
-SIZELESS = ("unseen", "withheld", "claimed")
-"""Controls of a request that compare other examples than its own: a small request does not excuse their failure."""
+BLOCKING = ("unseen", "withheld", "claimed", "alignment", "fixed")
+"""Controls of a request whose failure is evidence, however few its examples are. Others fail if they become residue."""
 
 
 def decide_with_rehearsals(direct: Verdict, rehearsed: RehearsedVerdict) -> Verdict:
@@ -55,13 +56,15 @@ def combine_words(direct: Verdict, rehearsed: RehearsedVerdict) -> tuple[Verdict
         return "procedure leaves residue", ""
     if rehearsed.word == "over-forgotten":
         return "procedure over-forgets", ""
-    failed = [one.name for one in direct.controls if one.name in SIZELESS and one.word == "failed"]
+    failed = [one.name for one in direct.controls if stands_against(one)]
     if failed:
         return "inconclusive", f"Not validated: the control of the request itself failed ({', '.join(failed)})."
     if any(one.blinded for one in direct.signals):
         return "inconclusive", "Not validated: in the request's own model the attack was blinded."
     if rehearsed.word == "inconclusive":
         return "inconclusive", "The rehearsals do not decide either."
+    if not rehearsed.release:
+        return "inconclusive", "Not validated: nothing compares this request with the rehearsals."
     if not rehearsed.like_them:
         odd = "; ".join(
             f"{one.name}: {one.value:.3f}, expected {one.low:.3f} to {one.high:.3f}"
@@ -70,6 +73,11 @@ def combine_words(direct: Verdict, rehearsed: RehearsedVerdict) -> tuple[Verdict
         )
         return "inconclusive", f"Not validated: this request is unlike its rehearsals ({odd})."
     return cast("VerdictWord", "validated"), ""
+
+
+def stands_against(control: Control) -> bool:
+    """Whether a control of a request forbids to validate it; one that few examples could not pass does not."""
+    return control.word == "failed" and (control.name in BLOCKING or control.becomes == "residue")
 
 
 def describe_procedure(word: str, direct: Verdict, rehearsed: RehearsedVerdict) -> str:

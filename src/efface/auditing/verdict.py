@@ -28,7 +28,7 @@ import numpy as np
 
 from efface import stats
 from efface.auditing import controls, signals
-from efface.auditing.controls import Control
+from efface.auditing.controls import Control, ControlWord
 from efface.auditing.criteria import Criteria
 from efface.auditing.evidence import Evidence, Level
 from efface.auditing.observations import Observations
@@ -144,10 +144,11 @@ def judge(
 
 
 def _check_fixed(evidence: Evidence, criteria: Criteria, fixed: Criteria) -> Control:
-    """Judge by the criteria that were fixed before unlearning as well."""
+    """Judge by the criteria that were fixed before unlearning as well; if these do not decide, it is missing."""
     before = judge(evidence, fixed).word
+    word = {"removed": "passed", "inconclusive": "missing"}.get(before, "failed")
     note = f"criteria were changed afterwards ({controls.describe_change(criteria, fixed)}); by those before: {before}"
-    return Control("fixed", "passed" if before == "removed" else "failed", "inconclusive", note)
+    return Control("fixed", cast("ControlWord", word), "inconclusive", note)
 
 
 def delong_components(evidence: Evidence, observed: Observations, signal: str) -> tuple[np.ndarray, np.ndarray]:

@@ -118,8 +118,7 @@ def audit_run(
     result.findings.extend(extra.findings)
     procedure = _find_procedure(compared, bank, known, rehearsals, progress)
     if procedure is not None:
-        criteria = request.criteria or fixed
-        rehearsed = procedure.judge(result.evidence, criteria)
+        rehearsed = procedure.judge(result.evidence, request.criteria or fixed, fixed)
         result = replace(result, verdict=decide_with_rehearsals(result.verdict, rehearsed))
     sequence = audit_sequence(
         subject,

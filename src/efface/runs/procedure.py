@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from efface.auditing import signals
 from efface.auditing.attacks.learned import attach_scores, fit_attack
+from efface.auditing.controls import Control, describe_change, strictest
 from efface.auditing.criteria import Criteria
 from efface.auditing.evidence import Evidence
 from efface.auditing.observations import Observations
-from efface.auditing.pooled_placements import Rehearsal
+from efface.auditing.pooled_placements import Rehearsal, all_have_signal
 from efface.auditing.reference_bank import ReferenceBank
-from efface.auditing.rehearsals import FEWEST_REHEARSALS, RehearsedVerdict, judge_rehearsals
-from efface.auditing.release import check_release
+from efface.auditing.rehearsals import FEWEST_REHEARSALS, PooledWord, RehearsedVerdict, judge_rehearsals
+from efface.auditing.release import check_release, draw_requests
 from efface.data.request_kinds import count_units, kinds_that_stand_for
 from efface.errors import EffaceError
 from efface.reporting.facts import RehearsalFacts
@@ -48,22 +49,43 @@ class RehearsedProcedure:
         """Describe them for the record."""
         return RehearsalFacts(file=self.file, digest=self.digest, kind=self.kind, requests=len(self.rehearsals))
 
-    def judge(self, evidence: Evidence, criteria: Criteria) -> RehearsedVerdict:
-        """Judge the procedure, and check whether the request of the evidence is like its rehearsals."""
-        names = criteria.signals or signals.prespecified_signals(evidence.subject)
+    def judge(self, evidence: Evidence, criteria: Criteria, fixed: Criteria | None = None) -> RehearsedVerdict:
+        """Judge the procedure, and check whether the request of the evidence is like its rehearsals.
+
+        Args:
+            evidence: The evidence of the request.
+            criteria: Thresholds and signals.
+            fixed: Those that were fixed before unlearning: the procedure must leave nothing by these as well.
+
+        """
+        wanted = criteria.signals or signals.prespecified_signals(evidence.subject)
+        everyone = [*self.rehearsals, *([] if self.before is None else [self.before])]
         names = tuple(
-            name for name in names if all(signals.has_signal(one.observed, "forget", name) for one in self.rehearsals)
+            name for name in wanted if all(all_have_signal(everyone, name, part) for part in ("forget", "holdout"))
         )
         if not names:
             raise EffaceError(
                 "The rehearsals were not observed on any signal that decides.", remedy="Rehearse again with these."
             )
         found = judge_rehearsals(self.rehearsals, self.before, names, criteria.delta, criteria.alpha, self.kind)
-        if self.before is None:
-            return found
+        objections = list[Control]()
+        if len(names) < len(wanted):
+            absent = ", ".join(name for name in wanted if name not in names)
+            note = f"{absent} decides, and the rehearsals were not observed on it"
+            objections.append(Control("signals", "missing", "inconclusive", note))
+        if fixed is not None and fixed != criteria:
+            before = self.judge(evidence, fixed).word
+            note = f"criteria were changed afterwards ({describe_change(criteria, fixed)}); by those before: {before}"
+            word = "passed" if before == "removed" else "failed"
+            objections.append(Control("fixed", word, "inconclusive", note))
+        word = cast("PooledWord", strictest(found.word, objections))
         real = Rehearsal(evidence.subject, evidence.references)
-        release = check_release(self.rehearsals, real, names)
-        return RehearsedVerdict(**{**vars(found), "release": release})
+        if self.before is None:  # models of a bank: other examples are retained, and many more are left out
+            small = draw_requests(self.rehearsals, evidence.subject.count("forget"))
+            release = check_release(small, real, names, parts=("forget",))
+        else:
+            release = check_release(self.rehearsals, real, names)
+        return replace(found, word=word, controls=(*found.controls, *objections), release=release)
 
 
 def open_rehearsals(home: Path, compared: Comparison, bank: ReferenceBank | None) -> RehearsedProcedure:
