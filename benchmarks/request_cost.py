@@ -1,7 +1,7 @@
 """What one request costs: exact counts, for requests of 1 to 100 among 1 000 to 1 000 000 examples.
 
     python -m benchmarks.request_cost [--largest 1000000]      benchmarks/results/request_cost.json
-    make docs                                                  docs/small_requests.md
+    make docs                                                  docs/results/small_requests.md
 
 ``margin_matching`` at its defaults on noise images of 8x8 pixels and a small network, as if the original had been
 trained for 100 epochs in batches of 256. Counted are optimizer steps, the images that go through the backbone with and

@@ -10,7 +10,7 @@ from docs.generate.markdown import table_head, table_row
 from efface.cli import app
 
 EXIT_CODES = {
-    0: "success; `audit`: removed; `compat`: stored embeddings still fit; `verify`: holds",
+    0: "success; `audit`: removed or validated; `compat`: stored embeddings still fit; `verify`: holds",
     2: "wrong input: nothing was changed, and the message says what to do",
     3: "`audit`: a trace remains or the examples stand out; `compat`: rebuild the index; `init`: an assumption does "
     "not fit; `verify`: refused; `erase`, `rewrite`, `request`: something is left",

@@ -231,7 +231,7 @@ def choose() -> None:
     questions = [
         (["Can you afford to", "train again?"], "yes", ["retrain", "exact; nothing else is"]),
         (
-            ["A person, a class", "or a group?"],
+            ["A whole class, or", "a large group?"],
             "yes",
             ["alignment_calibration", "for encoders and image-text models;", "neggrad for a class of a classifier"],
         ),

@@ -68,11 +68,11 @@ PAGES: dict[str, Callable[[], list[str]]] = {
     "results/large_data": large_data_page.page,
     "results/layouts": layouts_page.page,
     "results/own_models": own_models_page.page,
+    "results/reference_bank": reference_bank_page.page,
     "results/request_sizes": request_sizes_page.page,
+    "results/small_requests": small_requests_page.page,
     "results/speed": speed_page.page,
     "results/stopping": stopping_page.page,
-    "reference_bank": reference_bank_page.page,
-    "small_requests": small_requests_page.page,
 }
 """Page to the function that makes what stands below the mark."""
 

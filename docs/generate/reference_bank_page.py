@@ -1,4 +1,4 @@
-"""Tables of ``docs/reference_bank.md``: procedures by their rehearsals, error rates of the words, sizes of banks."""
+"""Tables of ``docs/results/reference_bank.md``: procedures by rehearsals, error rates of the words, sizes of banks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of ``docs/small_requests.md``: what can be told of few forgotten examples, and what a request costs."""
+"""The tables of ``docs/results/small_requests.md``: what can be told of few examples, and what a request costs."""
 
 from __future__ import annotations
 

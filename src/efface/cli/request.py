@@ -209,7 +209,7 @@ def release_command(
     id_: RequestId,
     key: Annotated[Path, typer.Option("--key", help="Private key, from `efface keys new`.")],
     weights: ReleasedWeights = None,
-    reason: Annotated[str, typer.Option("--reason", help="Why, if the verdict is not 'removed'.")] = "",
+    reason: Annotated[str, typer.Option("--reason", help="Why, if the exit code of the verdict is not 0.")] = "",
     desk: DeskFolder = DESK_HOME,
     ledger: LedgerUrl = None,
     actor: Actor = None,

@@ -40,7 +40,7 @@ from efface.training.recipe import Recipe
 BANK_PLAN = "bank.json"
 BANK_SHARE = 0.3
 """Share of the original's epochs by default: the words are those of a bank that was trained for all of them, at a third
-of its cost (docs/reference_bank.md, "How large a bank must be")."""
+of its cost (docs/results/reference_bank.md, "How large a bank must be")."""
 BankUnit = Literal["example", "group", "class"]
 
 

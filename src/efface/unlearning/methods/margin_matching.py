@@ -33,8 +33,9 @@ as much at the end as at the start. The margins of R are those of the task's bat
 three models, a thousand rows of each at most. Slower settings come closer where the cost does not matter:
 ``steps=160, forget_batch_size=100, memory=0.9, optim.lr=0.001``.
 
-Source      ours; measured in docs/small_requests.md, and with ``penalty: hinge`` in docs/results/frontier.md. A hinge
-            with the gradient of mean_F alone lowers the margins of R and V together with F's: the push never ends.
+Source      ours; measured in docs/results/small_requests.md, and with ``penalty: hinge`` in docs/results/frontier.md.
+            A hinge with the gradient of mean_F alone lowers the margins of R and V together with F's: the push never
+            ends.
 Departures  none.
 Tests cover a gradient into V's margins; a push that all examples share; a bank that contains the example itself; an
             example of R held from above; a push by the noise of one batch; a gap below 0 that nothing pulls back; a gap

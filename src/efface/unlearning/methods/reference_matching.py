@@ -26,7 +26,7 @@ costs the retained more. The weights of the last half of the steps are averaged,
 What it costs grows with F and not with the data, as for ``margin_matching``: 48 steps and one for every 8 forgotten
 examples, of 48 rows of R, 40 of F (a small F is repeated, with other views) and 40 of V.
 
-Source      ours; requests of 1 to 60 examples are measured in docs/small_requests.md.
+Source      ours; requests of 1 to 60 examples are measured in docs/results/small_requests.md.
 Departures  none.
 Tests cover a target that is taken from another example; a model that starts at its targets and must not move them;
             targets of the audit's half; a distance that the square alone leaves; a slope found on other examples than
