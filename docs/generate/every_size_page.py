@@ -36,10 +36,10 @@ SAID = (
     "original. Accuracy, kNN, probe and recall (of a picture by its caption and the reverse): against a retrained "
     "model of the same world, in points. In the goal: worlds in which F is within .05 of .5 by every signal, R within"
     " .03 of the original, and the time at most 5 % of retraining's; all: in which usefulness is within a point of "
-    "the retrained model as well, which is within chance for a thousand test examples. Time: processor seconds of a request over those of the "
-    "original's training, measured alternating in one process (`python -m research.request_times`); of retrained "
-    "models, and of families that are not timed yet, as it was while other processes ran. –: with fewer than a hundred "
-    "forgotten examples in a world, chance alone would leave the goal."
+    "the retrained model as well, which is within chance for a thousand test examples. Time: processor seconds of a "
+    "request over those of the original's training, alternating in one process (`python -m research.request_times`); "
+    "of retrained models, and of families that are not timed yet, as it was while other processes ran. –: with fewer "
+    "than a hundred forgotten examples in a world, chance alone would leave the goal."
 )
 
 
