@@ -47,8 +47,8 @@ def match_holdout(
         return _match_group(data, chosen, pool, seed)
     if data.y is None:
         unmatched = (
-            "The data has neither labels nor groups to match the holdout by: any other difference between the "
-            "forgotten examples and the holdout will look like memorization."
+            f"The data has {'neither labels nor groups' if data.group is None else 'no labels'} to match the holdout by: "
+            "any other difference between the forgotten examples and the holdout will look like memorization."
         )
         return pool, None, [unmatched]
     holdout, short = _draw_in_proportion(data.keys, data.y, chosen, pool, seed)

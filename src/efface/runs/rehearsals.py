@@ -209,8 +209,9 @@ def summarize_rehearsals(plan: RehearsalPlan, jobs: int | None = None) -> tuple[
     ]
     if left and seconds is not None:
         count = max(1, jobs or 1)
+        minutes = math.ceil(seconds / 60 / count)
         lines.append(
-            f"About {math.ceil(seconds / 60 / count)} minutes for the rest with {count} process"
+            f"About {minutes} minute{'' if minutes == 1 else 's'} for the rest with {count} process"
             f"{'' if count == 1 else 'es'}, and the time to score with them."
         )
     return result, lines
