@@ -46,9 +46,10 @@ def match_holdout(
     if how.by_group and data.group is not None:
         return _match_group(data, chosen, pool, seed)
     if data.y is None:
+        lacking = "neither labels nor groups" if data.group is None else "no labels"
         unmatched = (
-            f"The data has {'neither labels nor groups' if data.group is None else 'no labels'} to match the holdout by: "
-            "any other difference between the forgotten examples and the holdout will look like memorization."
+            f"The data has {lacking} to match the holdout by: any other difference between the forgotten "
+            "examples and the holdout will look like memorization."
         )
         return pool, None, [unmatched]
     holdout, short = _draw_in_proportion(data.keys, data.y, chosen, pool, seed)
