@@ -36,7 +36,7 @@ from efface.training.batch import Log, Subset
 from efface.training.checkpoint import Checkpoint
 from efface.training.defaults import default_recipe, get_objective_name
 from efface.training.devices import resolve_device
-from efface.training.loop import ResumeStore, Run, StageStore, discard_record, fit
+from efface.training.loop import ResumeStore, Run, StageStore, compute_as, discard_record, fit
 from efface.training.objectives import CHOICES, Objective
 from efface.training.recipe import Recipe
 from efface.training.stages import require_filled_shards
@@ -264,9 +264,10 @@ def unlearn(
             end = replace(end or StoppingRule(), steps=resolve_budget(budget, start, split))
         if end is None:
             model = copy.deepcopy(start.model).to(where)
-            model.world = run.world
             targets = None if bank is None else margin_targets(bank, chosen, data, split)
-            model = chosen.unlearn(model, build_inputs(chosen, start, data, split, where, targets), run)
+            inputs = build_inputs(chosen, start, data, split, where, targets)
+            with compute_as(run, model):
+                model = chosen.unlearn(model, inputs, run)
         else:
             model, stopped = unlearn_with_early_stopping(end, chosen, start, data, split, run)
     run.read_steps()
@@ -274,7 +275,9 @@ def unlearn(
     purged: dict[str, str] = {}
     if not chosen.exact:
         retain = Subset.of(data, split.retain, start.recipe.views, "retain", where)
-        purged = model.objective.purge(model, retain.batches(256, run.rng("purge")) if len(retain) else ())
+        with compute_as(run, model):
+            purged = model.objective.purge(model, retain.batches(256, run.rng("purge")) if len(retain) else ())
+    model.bf16, model.world = start.model.bf16, start.model.world  # also of a copy that a method made and returned
     return Checkpoint(
         model,
         start.recipe,

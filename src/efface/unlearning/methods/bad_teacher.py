@@ -73,7 +73,9 @@ class BadTeacher(Settings):
         """θ_bad, frozen: a fresh start of the recipe or, without a recipe, a copy with redrawn weights."""
         rng = run.rng("bad teacher")
         if inputs.original_recipe is not None:
-            return frozen_copy(inputs.original_recipe.start(rng.initial_seed()).to(run.device))
+            fresh = inputs.original_recipe.start(rng.initial_seed()).to(run.device)
+            fresh.bf16, fresh.world = model.bf16, model.world  # both teachers compute as the model does
+            return frozen_copy(fresh)
         return frozen_copy(redraw_weights(model, rng))
 
 
