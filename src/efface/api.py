@@ -37,7 +37,9 @@ from efface.training.checkpoint import Checkpoint
 from efface.training.defaults import default_recipe, get_objective_name
 from efface.training.devices import resolve_device
 from efface.training.loop import ResumeStore, Run, StageStore, compute_as, discard_record, fit
+from efface.training.networks.weight_kinds import require_float32, require_trainable
 from efface.training.objectives import CHOICES, Objective
+from efface.training.random_start import require_random_start, uses_own_module
 from efface.training.recipe import Recipe
 from efface.training.stages import require_filled_shards
 from efface.unlearning.early_stopping import StoppingRule, unlearn_with_early_stopping
@@ -153,7 +155,8 @@ def pretrain(
         The trained checkpoint.
 
     Raises:
-        EffaceError: There are fewer training examples than a batch holds, or labels or captions are missing.
+        EffaceError: There are fewer training examples than a batch holds, labels or captions are missing, or the
+            network that the user's own function builds is frozen.
 
     Example:
         >>> original = pretrain(data, split, "simclr", seed=0)  # doctest: +SKIP
@@ -171,11 +174,14 @@ def pretrain(
     if recipe.objective.needs_captions:
         require_captions(data, train, f"The objective '{get_objective_name(recipe.objective)}'")
     if recipe.shards is not None:
+        require_random_start(recipe)  # its networks are retrained from the beginning, one by one
         group = None if data.group is None else data.group[train]
         require_filled_shards(data.keys[train], group, recipe, seed)
     run = Run(seed=seed, device=where, log=log, bf16=bf16, resume_store=resume_store, stage_store=stage_store)
     part = Subset.of(data, train, recipe.views, "train", where)
-    model = fit(recipe.start(seed).to(where), part, recipe, run)
+    fresh = recipe.start(seed).to(where)
+    require_trainable(fresh.backbone, recipe.backbone.name)
+    model = fit(fresh, part, recipe, run)
     return Checkpoint(model, recipe, seed=seed, split=split.digest(data), training_cost=run.training_cost)
 
 
@@ -221,12 +227,17 @@ def unlearn(
         The unlearned checkpoint.
 
     Raises:
-        EffaceError: The method or a setting is unknown, or the split lacks examples that the method needs.
+        EffaceError: The method or a setting is unknown, the split lacks examples that the method needs, or the whole
+            model is frozen.
 
     Example:
         >>> forgotten = unlearn(original, data, split, "scrub", alpha=0.5)  # doctest: +SKIP
 
     """
+    require_float32(start.model, "The model")
+    require_trainable(start.model, "The model")
+    if uses_own_module(start.recipe):  # deployment code likes to return a frozen one, of which only the head would move
+        require_trainable(start.model.backbone, start.recipe.backbone.name)
     where = resolve_device(device)
     seed = start.seed if seed is None else seed
     run = Run(seed=seed, device=where, log=log, bf16=bf16, resume_store=resume_store, stage_store=stage_store)

@@ -39,6 +39,7 @@ from efface.training.micro_batches import uses_batch_statistics
 from efface.training.model import Model
 from efface.training.objectives import CHOICES
 from efface.training.processes import current_world, join_processes
+from efface.training.random_start import describe_start
 from efface.training.stages import estimate_steps
 from efface.unlearning import plugins
 from efface.unlearning.methods import METHODS, Method, RetrainShards
@@ -89,6 +90,8 @@ def pretrain_run(
         identity = record_identity(folder, data, split, stored["data"])
         split.save(folder, data)
         total, kept = estimate_steps(recipe, len(split.train)), open_kept_stages(folder, recipe)
+        for sentence in describe_start(recipe):
+            progress.say(sentence)
         if recipe.micro_batch is not None:
             say_about_parts(recipe.start(common.seed), progress)
         with logging(folder, progress, total) as log:
