@@ -36,8 +36,10 @@ from efface.training.batch import Log, Subset
 from efface.training.checkpoint import Checkpoint
 from efface.training.defaults import default_recipe, get_objective_name
 from efface.training.devices import resolve_device
-from efface.training.loop import ResumeStore, Run, StageStore, discard_record, fit
+from efface.training.loop import ResumeStore, Run, StageStore, compute_as, discard_record, fit
+from efface.training.networks.weight_kinds import require_float32, require_trainable
 from efface.training.objectives import CHOICES, Objective
+from efface.training.random_start import require_random_start, uses_own_module
 from efface.training.recipe import Recipe
 from efface.training.stages import require_filled_shards
 from efface.unlearning.early_stopping import StoppingRule, unlearn_with_early_stopping
@@ -153,7 +155,8 @@ def pretrain(
         The trained checkpoint.
 
     Raises:
-        EffaceError: There are fewer training examples than a batch holds, or labels or captions are missing.
+        EffaceError: There are fewer training examples than a batch holds, labels or captions are missing, or the
+            network that the user's own function builds is frozen.
 
     Example:
         >>> original = pretrain(data, split, "simclr", seed=0)  # doctest: +SKIP
@@ -171,11 +174,14 @@ def pretrain(
     if recipe.objective.needs_captions:
         require_captions(data, train, f"The objective '{get_objective_name(recipe.objective)}'")
     if recipe.shards is not None:
+        require_random_start(recipe)  # its networks are retrained from the beginning, one by one
         group = None if data.group is None else data.group[train]
         require_filled_shards(data.keys[train], group, recipe, seed)
     run = Run(seed=seed, device=where, log=log, bf16=bf16, resume_store=resume_store, stage_store=stage_store)
     part = Subset.of(data, train, recipe.views, "train", where)
-    model = fit(recipe.start(seed).to(where), part, recipe, run)
+    fresh = recipe.start(seed).to(where)
+    require_trainable(fresh.backbone, recipe.backbone.name)
+    model = fit(fresh, part, recipe, run)
     return Checkpoint(model, recipe, seed=seed, split=split.digest(data), training_cost=run.training_cost)
 
 
@@ -221,12 +227,17 @@ def unlearn(
         The unlearned checkpoint.
 
     Raises:
-        EffaceError: The method or a setting is unknown, or the split lacks examples that the method needs.
+        EffaceError: The method or a setting is unknown, the split lacks examples that the method needs, or the whole
+            model is frozen.
 
     Example:
         >>> forgotten = unlearn(original, data, split, "scrub", alpha=0.5)  # doctest: +SKIP
 
     """
+    require_float32(start.model, "The model")
+    require_trainable(start.model, "The model")
+    if uses_own_module(start.recipe):  # deployment code likes to return a frozen one, of which only the head would move
+        require_trainable(start.model.backbone, start.recipe.backbone.name)
     where = resolve_device(device)
     seed = start.seed if seed is None else seed
     run = Run(seed=seed, device=where, log=log, bf16=bf16, resume_store=resume_store, stage_store=stage_store)
@@ -264,9 +275,10 @@ def unlearn(
             end = replace(end or StoppingRule(), steps=resolve_budget(budget, start, split))
         if end is None:
             model = copy.deepcopy(start.model).to(where)
-            model.world = run.world
             targets = None if bank is None else margin_targets(bank, chosen, data, split)
-            model = chosen.unlearn(model, build_inputs(chosen, start, data, split, where, targets), run)
+            inputs = build_inputs(chosen, start, data, split, where, targets)
+            with compute_as(run, model):
+                model = chosen.unlearn(model, inputs, run)
         else:
             model, stopped = unlearn_with_early_stopping(end, chosen, start, data, split, run)
     run.read_steps()
@@ -274,7 +286,9 @@ def unlearn(
     purged: dict[str, str] = {}
     if not chosen.exact:
         retain = Subset.of(data, split.retain, start.recipe.views, "retain", where)
-        purged = model.objective.purge(model, retain.batches(256, run.rng("purge")) if len(retain) else ())
+        with compute_as(run, model):
+            purged = model.objective.purge(model, retain.batches(256, run.rng("purge")) if len(retain) else ())
+    model.bf16, model.world = start.model.bf16, start.model.world  # also of a copy that a method made and returned
     return Checkpoint(
         model,
         start.recipe,

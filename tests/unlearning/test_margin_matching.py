@@ -278,10 +278,10 @@ def test_the_number_of_steps_is_bounded_by_what_retraining_takes():
     parts = tiny.parts(x, y, {"forget": (0, 12), "retain": (12, 60), "valid": (60, 80)})
     for epochs, expected in ((50, 10), (100, 20), (2000, 49)):
         recipe = tiny.recipe(epochs=epochs, batch_size=24)
-        assert method._steps(tiny.given(method, parts, recipe)) == expected
+        assert method.count_steps(tiny.given(method, parts, recipe).sizes) == expected
     many = tiny.parts(x, y, {"forget": (0, 2000), "retain": (2000, 2048), "valid": (2048, 2096)})
-    assert method._steps(tiny.given(method, many, tiny.recipe(epochs=2000, batch_size=24))) == 200
-    assert method._steps(tiny.given(method, many)) == 298
+    assert method.count_steps(tiny.given(method, many, tiny.recipe(epochs=2000, batch_size=24)).sizes) == 200
+    assert method.count_steps(tiny.given(method, many).sizes) == 298
     longer = MarginMatching(epochs=7, steps=3)
-    assert longer._steps(tiny.given(longer, parts, tiny.recipe(batch_size=24))) == 14
-    assert MarginMatching(steps=3)._steps(tiny.given(method, parts, tiny.recipe(batch_size=24))) == 3
+    assert longer.count_steps(tiny.given(longer, parts, tiny.recipe(batch_size=24)).sizes) == 14
+    assert MarginMatching(steps=3).count_steps(tiny.given(method, parts, tiny.recipe(batch_size=24)).sizes) == 3

@@ -19,6 +19,7 @@ that only the auditor has. Names:
 ``image``, ``text``         [n, d]         image-text models: embeddings of the un-augmented image and of its caption
 ``pair.similarity``         [n]            mean over the views of the cosine of image and caption
 ``pair.margin``             [n]            that over tau, minus logsumexp of the cosines to the captions of the bank
+``score.<signal>``          [n]            in place of all these: the finished score, NaN where an example has none
 ==========================  =============  ==============================================================
 
 Spaces: ``backbone`` always; ``projector`` where the model has one (for image-text models, the space shared by images
@@ -50,6 +51,8 @@ COMPANIONS = "companions"
 """Part of the unseen examples of the forgotten groups, such as other pictures of the same person."""
 WITHHELD = "withheld"
 """The part of pictures that only the auditor has."""
+READY = "score."
+"""Prefix of arrays that hold the finished scores of a signal, NaN where an example has none."""
 OBSERVED_PARTS = ("forget", "retain", "holdout", "spare", "test", "valid", "control", COMPANIONS, WITHHELD)
 OBSERVATIONS_FORMAT = 2
 """Version of the file. Files of format 1 have no digest of their content: nothing tells whether they were edited."""
@@ -224,7 +227,8 @@ def _find_problem(arrays: Mapping[str, np.ndarray]) -> str | None:
             return f"{full} holds {array.dtype}, not {what}"
         if array.ndim not in (1, 2):
             return f"{full} has the shape {array.shape}"
-        if array.dtype.kind == "f" and not all(np.isfinite(array[rows]).all() for rows in row_chunks(array)):
+        broken = np.isinf if name.startswith(READY) else _is_not_finite  # a score may be missing, and is NaN then
+        if array.dtype.kind == "f" and any(broken(array[rows]).any() for rows in row_chunks(array)):
             return f"{full} holds numbers that are not finite"
         keys = arrays.get(f"{part}/keys")
         if part != "prompts" and (keys is None or len(array) != len(keys)):
@@ -234,6 +238,10 @@ def _find_problem(arrays: Mapping[str, np.ndarray]) -> str | None:
         if name == "keys" and (array.ndim != 1 or len(np.unique(array)) < len(array)):
             return f"{full} names an example twice"
     return None if any(name.endswith("/keys") for name in arrays) else "it has no keys"
+
+
+def _is_not_finite(values: np.ndarray) -> np.ndarray:
+    return ~np.isfinite(values)
 
 
 OUTDATED = "outdated"

@@ -83,7 +83,7 @@ def _changes(rehearsals: Sequence[Rehearsal], before: Rehearsal | None, names: S
             if one.observed.has(part, "labels"):
                 arrays[f"{part}/labels"] = one.observed.of(part, "labels")
             for name in names:
-                change = np.zeros(one.observed.count(part))
+                change = np.full(one.observed.count(part), np.nan)
                 rows = signals.scored_rows(one.observed, part, name)
                 change[rows] = signals.scores(one.observed, part, name) - signals.scores(before.observed, part, name)
                 arrays[f"{part}/{signals.READY}{name}"] = change

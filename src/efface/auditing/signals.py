@@ -16,9 +16,9 @@
 
 ``learned`` is calibrated by the bank already; see :mod:`efface.auditing.attacks.learned`.
 
-For classifiers, examples with the label -1 have no score on ``logits.*`` and ``gradient_norm``. Scores are computed
-from the log-probabilities of each row alone: they do not depend on the batch, and a probability that rounds to 1 does
-not become infinite.
+For classifiers, examples with the label -1 have no score on ``logits.*`` and ``gradient_norm``; where finished scores
+are stored, theirs are NaN. Scores are computed from the log-probabilities of each row alone: they do not depend on the
+batch, and a probability that rounds to 1 does not become infinite.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from efface.auditing.observations import Observations
+from efface.auditing.observations import READY, Observations
 from efface.data.array_files import row_chunks
 from efface.errors import EffaceError, unknown_name_error
 
@@ -86,8 +86,6 @@ PAIR = ("pair.similarity", "pair.margin")
 """Signals of an image and its caption."""
 LEARNED = "learned"
 """The signal of a learned attack: it needs a reference bank, and its scores are calibrated already."""
-READY = "score."
-"""Prefix of arrays that hold the finished scores of a signal: those of a reference bank."""
 SCORED_BYTES = 2**22
 """Bytes of stored arrays that are scored at once."""
 KEPT_BYTES = 2**22
@@ -125,7 +123,18 @@ def _order_of_keys(content: bytes, kind: str) -> np.ndarray:
 
 
 def scored_rows(observed: Observations, part: str, signal: str) -> np.ndarray:
-    """Return the positions ``[n]`` of the examples of ``part`` that have a score: all, or those with a label."""
+    """Return the positions ``[n]`` of the examples of ``part`` that have a score: all, or those with a label.
+
+    Finished scores are NaN where there is none; older releases stored 0, which counts only where there is a label.
+    """
+    if observed.has(part, READY + signal):
+        values = observed.of(part, READY + signal)
+        known = np.isfinite(values)
+        if observed.has(part, "labels") and signal.startswith("logits."):
+            known &= labels(observed, part) >= 0
+        if observed.has(part, "labels") and signal == "gradient_norm" and observed.meta.get("classifier"):
+            known &= (labels(observed, part) >= 0) | (values != 0)
+        return np.flatnonzero(known)
     if signal.startswith("logits.") or (signal == "gradient_norm" and observed.has(part, "logits")):
         return np.flatnonzero(labels(observed, part) >= 0)
     return np.arange(observed.count(part))
@@ -242,19 +251,34 @@ def score_pair(observed: Observations, part: str, signal: str) -> tuple[np.ndarr
     return scores(observed, part, signal), scores(observed, other, signal)
 
 
-def require_same_examples(observed: Observations, references: Sequence[Observations], part: str) -> None:
+def require_same_examples(
+    observed: Observations, references: Sequence[Observations], part: str, signal: str | None = None
+) -> None:
     """Check that all models were observed on the same examples of ``part`` in the same order.
+
+    Args:
+        observed: Observations of one model.
+        references: Those of others.
+        part: Part of the split.
+        signal: A signal of which the same examples must have a score; None: of none.
 
     Raises:
         EffaceError: If they were not.
 
     """
+    rows = np.zeros(0) if signal is None else scored_rows(observed, part, signal)
     for reference in references:
         if not np.array_equal(observed.of(part, "keys"), reference.of(part, "keys")):
             raise EffaceError(
                 f"The examples of '{part}' differ between two models' observations.",
                 "A score can be compared with that of a reference only for the same example in the same order.",
                 "Observe all models on the same split.",
+            )
+        if signal is not None and not np.array_equal(rows, scored_rows(reference, part, signal)):
+            raise EffaceError(
+                f"Other examples of '{part}' have a score of {signal} in one model's observations than in another's.",
+                "A score of a labelled example is missing where its label was not known.",
+                "Observe all models, and make the reference bank, with the same labels.",
             )
 
 
@@ -265,7 +289,7 @@ def calibrated_scores(observed: Observations, references: Sequence[Observations]
     """
     if signal == LEARNED:
         return scores(observed, part, signal)
-    require_same_examples(observed, references, part)
+    require_same_examples(observed, references, part, signal)
     return scores(observed, part, signal) - np.mean([scores(r, part, signal) for r in references], axis=0)
 
 

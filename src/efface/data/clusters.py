@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -21,7 +21,35 @@ def cluster_copies(data: Data, rows: np.ndarray) -> np.ndarray:
         rows: Positions of the examples [m].
 
     """
-    parent = np.arange(len(rows))
+    return _join(len(rows), _pairs(data, rows))
+
+
+def join_units(names: np.ndarray, copies: np.ndarray) -> np.ndarray:
+    """Join units of which each has a copy of a picture in the next.
+
+    Args:
+        names: Name of the unit of each example, str [m]; units of a single picture begin with ``copy``.
+        copies: Number of the picture of each example, [m]: see :func:`cluster_copies`.
+
+    Returns:
+        The names, of which those of joined units are the same: the first by the alphabet, of a group or class if there
+        is one. Units that share no picture keep theirs.
+
+    """
+    known, unit = np.unique(names, return_inverse=True)
+    order = sorted(range(len(known)), key=lambda at: (str(known[at]).startswith("copy "), str(known[at])))
+    rank = np.empty(len(known), dtype=np.int64)
+    rank[order] = np.arange(len(known))
+    first_with: dict[int, int] = {}
+    pairs = [
+        (first_with.setdefault(copy, at), at) for copy, at in zip(copies.tolist(), rank[unit].tolist(), strict=True)
+    ]
+    return known[np.array(order, dtype=np.int64)[_join(len(known), pairs)]][rank[unit]]
+
+
+def _join(count: int, pairs: Iterable[tuple[int, int]]) -> np.ndarray:
+    """Number things so that those of a pair have the same number, the smallest of all that hang together, [count]."""
+    parent = np.arange(count)
 
     def root(at: int) -> int:
         while parent[at] != at:
@@ -29,10 +57,10 @@ def cluster_copies(data: Data, rows: np.ndarray) -> np.ndarray:
             at = int(parent[at])
         return at
 
-    for first, second in _pairs(data, rows):
+    for first, second in pairs:
         a, b = root(first), root(second)
         parent[max(a, b)] = min(a, b)
-    return np.array([root(at) for at in range(len(rows))], dtype=np.int64)
+    return np.array([root(at) for at in range(count)], dtype=np.int64)
 
 
 def _pairs(data: Data, rows: np.ndarray) -> Iterator[tuple[int, int]]:

@@ -21,6 +21,10 @@ from efface.errors import EffaceError
 LISTED = 1000
 """Largest number of copies of forgotten examples that are stored with their keys."""
 
+ERASED_DRAW = 0
+"""Seed of the matching of all requests together where the ids of the last one were erased, and its seed with them: any
+will do, but every audit must draw the same holdout."""
+
 
 def partition(
     data: Data,
@@ -241,7 +245,8 @@ def merge_requests(split: Split, data: Data) -> Split:
     """Merge the forget sets of the last request and all earlier ones into one.
 
     The holdout is matched to the merged forget set; a union of random draws is a random draw. The other parts, and so
-    the retained examples, stay the same. A split with a single request is returned as it is.
+    the retained examples, stay the same. A split with a single request is returned as it is. That of a request whose
+    ids were erased has no seed any more, which would draw them again: the holdout is drawn by one that tells nothing.
     """
     if EARLIER not in split.sizes():
         return split
@@ -252,7 +257,8 @@ def merge_requests(split: Split, data: Data) -> Split:
     chosen = Selection(positions, random=all(request["random"] for request in requests), by_group=grouped)
     holdout, matched, warnings = split.holdout, None, []
     if len(positions):  # of examples that are all erased, nothing tells the mix any more
-        holdout, matched, warnings = match_holdout(data, positions, pool, chosen, split.provenance["seed"])
+        drawn_by = split.provenance.get("seed", ERASED_DRAW)
+        holdout, matched, warnings = match_holdout(data, positions, pool, chosen, drawn_by)
     gone = {**split.absent, "forget": (*split.absent.get(EARLIER, ()), *split.absent.get("forget", ()))}
     merged = replace(
         split,
@@ -265,7 +271,7 @@ def merge_requests(split: Split, data: Data) -> Split:
     return _with_provenance(
         merged,
         selector=", then ".join(str(request["selector"]) for request in requests),
-        seed=split.provenance["seed"],
+        **({"seed": split.provenance["seed"]} if "seed" in split.provenance else {}),
         random=chosen.random,
         matched=matched,
         warnings=warnings,

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from efface.desk.chain import newest_model, require_start
 from efface.desk.inputs import key_digest
 from efface.desk.private import LISTS, ForgetList
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from efface.runs.requests import UnlearnRequest
     from efface.runs.run import OpenedRun
     from efface.training.checkpoint import Checkpoint
+    from efface.unlearning.protocol import RequestSizes
 
 BESIDE = ("audit", "oracles", "references")
 """Settings of a plan that are not for unlearning."""
@@ -150,7 +153,7 @@ def _resolve(
             "Nothing would be retained, so there is nothing to unlearn: such a model can only be deleted.",
             "Delete the model, or plan fewer requests.",
         )
-    steps, again = _expected_steps(unlearn, checkpoint, run.split, retained)
+    steps, again = _expected_steps(unlearn, checkpoint, run.split, _sizes_of(run, checkpoint, found))
     seconds = _seconds_per_step(run)
     plan = RequestPlan(
         requests=tuple(row["id"] for row in rows),
@@ -201,23 +204,29 @@ def _method(unlearn: UnlearnRequest) -> dict[str, Any]:
 
 
 def _expected_steps(
-    unlearn: UnlearnRequest, checkpoint: Checkpoint, split: Split, retained: int
+    unlearn: UnlearnRequest, checkpoint: Checkpoint, split: Split, sizes: RequestSizes
 ) -> tuple[int | None, int]:
-    """Optimizer steps of unlearning (None if nobody can say) and of retraining."""
+    """Optimizer steps of unlearning, or the most of them (None if nobody can say), and of retraining."""
+    from efface.unlearning.protocol import count_planned_steps
     from efface.unlearning.search import resolve_budget
 
     recipe, method = checkpoint.recipe, unlearn.method
-    again = recipe.epochs * math.ceil(retained / recipe.batch_size)
+    again = recipe.epochs * math.ceil(sizes.retain / recipe.batch_size)
     if method is not None and method.exact:
         return again, again
     if unlearn.budget is not None or method is None:
         return resolve_budget(unlearn.budget, checkpoint, split), again
-    if not hasattr(method, "epochs"):
-        return None, again
-    known = bool(checkpoint.trained)
-    epochs = getattr(method, "epochs", None) or (max(1, recipe.epochs // 20) if known else 10)
-    size = getattr(method, "batch_size", None) or (recipe.batch_size if known else 256)
-    return epochs * math.ceil(retained / size), again
+    return count_planned_steps(method, sizes), again
+
+
+def _sizes_of(run: OpenedRun, checkpoint: Checkpoint, found: set[str]) -> RequestSizes:
+    """What the number of steps depends on: the sizes of F and R, and whether R has examples of the classes of F."""
+    from efface.unlearning.protocol import RequestSizes
+
+    data, gone = run.data, np.isin(run.data.keys[run.split.retain], list(found))
+    forget, retain = run.split.retain[gone], run.split.retain[~gone]
+    whole = data.y is not None and not np.isin(data.y[forget], data.y[retain]).any()
+    return RequestSizes(len(forget), len(retain), checkpoint.recipe if checkpoint.trained else None, bool(whole))
 
 
 def _seconds_per_step(run: OpenedRun) -> float | None:

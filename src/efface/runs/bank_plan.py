@@ -22,7 +22,7 @@ from pydantic import Field
 
 from efface import config
 from efface.auditing.observers.settings import ObservationSettings
-from efface.data.clusters import cluster_copies
+from efface.data.clusters import cluster_copies, join_units
 from efface.data.dataset import Data
 from efface.data.split import Split
 from efface.errors import EffaceError
@@ -238,6 +238,9 @@ def trained_split(split: Split, data: Data) -> Split:
 def units_of(data: Data, split: Split, unit: BankUnit) -> np.ndarray:
     """Name the unit of each training example, str [n]; copies of one picture share a unit.
 
+    Groups or classes that have copies of one picture are one unit, with the first of their names: on different sides, a
+    model would have seen what it counts as unseen.
+
     Raises:
         EffaceError: The data has no groups or classes, or there are fewer than four units.
 
@@ -256,9 +259,15 @@ def units_of(data: Data, split: Split, unit: BankUnit) -> np.ndarray:
         if data.y is None or not (data.y[rows] >= 0).all():
             raise EffaceError("Not every training example has a class.", remedy="Use --unit example or --unit group.")
         names = np.array([f"class {label}" for label in data.y[rows].tolist()])
-    if len(np.unique(names)) < 4:
-        raise EffaceError(f"There are only {len(np.unique(names))} units to divide.", remedy="Use --unit example.")
-    return names
+    joined = join_units(names, copies)
+    if len(np.unique(joined)) < 4:
+        lost = len(np.unique(names)) - len(np.unique(joined))
+        raise EffaceError(
+            f"There are only {len(np.unique(joined))} units to divide.",
+            f"Copies of one picture are in several of them: they were joined, {lost} less." if lost else "",
+            "Use --unit example.",
+        )
+    return joined
 
 
 def write_bank_plan(run: Path, plan: BankPlan, checks: DataChecks | None = None) -> None:

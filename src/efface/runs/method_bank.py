@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from efface.training.checkpoint import Checkpoint
 from efface.unlearning.protocol import Method, Needs
 
 
-def open_method_bank(path: Path, start: Checkpoint, data: Data, split: Split) -> ReferenceBank:
+def open_method_bank(
+    path: Path, start: Checkpoint, data: Data, split: Split, ancestors: Collection[str] = ()
+) -> ReferenceBank:
     """Read a bank for a method.
 
     Args:
@@ -24,6 +26,7 @@ def open_method_bank(path: Path, start: Checkpoint, data: Data, split: Split) ->
         start: The checkpoint that is unlearned.
         data: The examples.
         split: Its split.
+        ancestors: Digests of the models that a run goes back to: a bank of the first one serves all later requests.
 
     Raises:
         EffaceError: The bank is damaged, or is of another original or other unseen examples.
@@ -36,7 +39,7 @@ def open_method_bank(path: Path, start: Checkpoint, data: Data, split: Split) ->
             "Its targets are measured from the `valid` examples of its own original.",
             "Make a bank of this original: `efface references RUN --bank 8`.",
         )
-    if bank.original not in (start.model.digest(), start.parent):
+    if bank.original not in (start.model.digest(), start.parent, *ancestors):
         raise EffaceError(
             f"{path} is the reference bank of another original.",
             f"It was made for {bank.original[:16]}, and this checkpoint is {start.model.digest()[:16]}.",

@@ -207,7 +207,7 @@ def half_as_rehearsal(
         if labelled:
             arrays[f"{part}/labels"] = np.where(np.isnan(bank.scores[labelled[0]][model, at]), -1, 0)
         for name, values in bank.scores.items():
-            arrays[f"{part}/{signals.READY}{name}"] = np.nan_to_num(values[model, at])
+            arrays[f"{part}/{signals.READY}{name}"] = values[model, at]
     observed = Observations(f"half {model}", seen.split, arrays, {"spaces": list(seen.spaces)})
     return calibrate_rehearsal(observed, others)
 

@@ -39,6 +39,7 @@ from efface.training import devices
 from efface.training.checkpoint import META, Checkpoint, EpochStore
 from efface.training.networks.own_module import with_own_modules
 from efface.training.objectives import CHOICES
+from efface.training.random_start import require_random_start
 from efface.training.recipe import Recipe
 
 UNSEEN_SEEDS = FIRST_SEED * 5
@@ -73,6 +74,8 @@ def make_bank(
         EffaceError: A task failed; raised once all others have ended.
 
     """
+    if plan.left():
+        require_random_start(config.build(Recipe, plan.recipe, CHOICES, "recipe."))
     tasks = list_bank_tasks(plan, device, keep_weights=keep_weights)
     watch = None if status is None else watch_tasks(tasks, status, "models")
     run_tasks(tasks, on=on, jobs=jobs, folder=plan.home, say=say, watch=watch)

@@ -41,6 +41,7 @@ from efface.training import devices
 from efface.training.checkpoint import META, Checkpoint, EpochStore
 from efface.training.networks.own_module import with_own_modules
 from efface.training.objectives import CHOICES
+from efface.training.random_start import require_random_start
 from efface.training.recipe import Recipe
 
 PLAN, TASKS = "plan.json", "tasks.jsonl"
@@ -283,6 +284,7 @@ def _make(plan: ReferencePlan, task: ReferenceTask, starts: Sequence[Path], devi
     request = {"verb": "references", "kind": task.kind, "seed": task.seed, "data": plan.data, "split": plan.split}
     if task.kind == "in":
         request |= {"method": plan.method}
+    require_random_start(recipe)  # also of an original with another seed, and of what is unlearned from it
     bf16 = devices.prefers_bfloat16(devices.resolve_device(device))
     with create_run_folder(plan.home / task.name, yaml.safe_dump(request, sort_keys=False)) as folder:
         split.save(folder, data)
@@ -332,6 +334,8 @@ def run_all_tasks(
     """
     if jobs is None and on == "local" and devices.resolve_device(device).type != "cpu":
         jobs = 1
+    if not all(map(plan.done, plan.tasks)):
+        require_random_start(config.build(Recipe, plan.recipe, CHOICES, "recipe."))
     home = plan.home.resolve()
     tasks = [
         Task(

@@ -180,7 +180,7 @@ def _observe(plan: RehearsalPlan, checkpoint: Checkpoint, data: Data, split: Spl
 
 
 def keep_scores(observed: Observations) -> Observations:
-    """Reduce observations to keys, labels and the finished scores of every signal; 0 where there is none."""
+    """Reduce observations to keys, labels and the finished scores of every signal; NaN where there is none."""
     arrays: dict[str, np.ndarray] = {}
     for part in (*OBSERVED_PARTS, *RENEWED.values()):
         if not observed.count(part):
@@ -190,7 +190,7 @@ def keep_scores(observed: Observations) -> Observations:
             arrays[f"{part}/labels"] = observed.of(part, "labels")
         for name in signals.signal_names(observed.spaces):
             if signals.has_signal(observed, part, name):
-                values = np.zeros(observed.count(part), dtype=np.float32)
+                values = np.full(observed.count(part), np.nan, dtype=np.float32)
                 values[signals.scored_rows(observed, part, name)] = signals.scores(observed, part, name)
                 arrays[f"{part}/{signals.READY}{name}"] = values
     return replace(observed, arrays=arrays)

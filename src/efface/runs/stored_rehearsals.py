@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from efface.auditing.observations import Observations
+from efface.auditing.observations import READY, Observations
+from efface.auditing.signals import scored_rows
 from efface.errors import EffaceError
 from efface.runs.rehearsal_plan import BEFORE, TASK, RehearsalPlan
 from efface.runs.rehearsals import observe_rehearsal
@@ -109,6 +110,12 @@ def compare_scores(stored: Observations, again: Observations) -> str:
         return f"'{min(stored.arrays.keys() ^ again.arrays.keys())}' is in one of them only"
     for name, value in again.arrays.items():
         held = stored.arrays[name]
+        part, _, array = name.partition("/")
+        if array.startswith(READY):  # only what has a score can be compared
+            rows, own = (scored_rows(one, part, array.removeprefix(READY)) for one in (stored, again))
+            if not np.array_equal(rows, own):
+                return f"'{name}' is of other examples"
+            held, value = held[rows], value[rows]
         if held.shape != value.shape or (value.dtype.kind != "f" and not bool((held == value).all())):
             return f"'{name}' is of other examples"
         if value.dtype.kind == "f" and float(np.abs(held - value).mean()) > REPEAT_TOLERANCE * _spread(again, name):
@@ -119,4 +126,4 @@ def compare_scores(stored: Observations, again: Observations) -> str:
 def _spread(observed: Observations, name: str) -> float:
     """The standard deviation of a score over never-trained examples, of which there are always enough."""
     score = name.split("/", 1)[1]
-    return float(observed.arrays.get(f"holdout/{score}", observed.arrays[name]).std()) + 1e-6
+    return float(np.nanstd(observed.arrays.get(f"holdout/{score}", observed.arrays[name]))) + 1e-6

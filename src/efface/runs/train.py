@@ -19,6 +19,7 @@ from efface.data.split import EARLIER, Split, select_forget_set
 from efface.errors import EffaceError
 from efface.files import EPOCH, REQUEST
 from efface.runs.binding import fix_criteria, forgotten_digest
+from efface.runs.comparison import lineage
 from efface.runs.data_at_hand import DataAtHand, locate_data, require_same_pictures, stored_data
 from efface.runs.exact_runs import write_exact_record
 from efface.runs.folder import create_run_folder
@@ -38,6 +39,7 @@ from efface.training.micro_batches import uses_batch_statistics
 from efface.training.model import Model
 from efface.training.objectives import CHOICES
 from efface.training.processes import current_world, join_processes
+from efface.training.random_start import describe_start
 from efface.training.stages import estimate_steps
 from efface.unlearning import plugins
 from efface.unlearning.methods import METHODS, Method, RetrainShards
@@ -88,6 +90,8 @@ def pretrain_run(
         identity = record_identity(folder, data, split, stored["data"])
         split.save(folder, data)
         total, kept = estimate_steps(recipe, len(split.train)), open_kept_stages(folder, recipe)
+        for sentence in describe_start(recipe):
+            progress.say(sentence)
         if recipe.micro_batch is not None:
             say_about_parts(recipe.start(common.seed), progress)
         with logging(folder, progress, total) as log:
@@ -136,9 +140,10 @@ def unlearn_run(
     join_processes(request.device)
     common, method = request.resolve(), request.method
     if foreign is None:
-        here, checkpoint, inherited = _start_from_run(start, request)
+        here, checkpoint, inherited, ancestors = _start_from_run(start, request)
         data, base, pattern = here.data, here.split, find_pattern(start, request.consent)
     else:
+        ancestors: tuple[str, ...] = ()
         data, base, checkpoint, inherited = start_from_foreign(
             start,
             foreign.as_settings(),
@@ -153,7 +158,7 @@ def unlearn_run(
         settings = foreign.as_settings()
         trust = consent_of(settings).covers(start, named=True)
         pattern = Pattern(start, str(settings.get("averaged") or "copy"), trust)
-    bank = None if request.bank is None else open_method_bank(Path(request.bank), checkpoint, data, base)
+    bank = None if request.bank is None else open_method_bank(Path(request.bank), checkpoint, data, base, ancestors)
     common = with_own_seed(common, method, checkpoint)
     forget_seed = checkpoint.seed if request.forget_seed is None else request.forget_seed
     split = select_forget_set(
@@ -284,18 +289,16 @@ def _unlearn_request(
     return given, None
 
 
-def _start_from_run(start: Path, request: UnlearnRequest) -> tuple[DataAtHand, Checkpoint, dict[str, Any]]:
-    """Data and checkpoint of a run folder, and the settings that a run made from it inherits."""
+def _start_from_run(
+    start: Path, request: UnlearnRequest
+) -> tuple[DataAtHand, Checkpoint, dict[str, Any], tuple[str, ...]]:
+    """Data and checkpoint of a run folder, the settings that a run from it inherits, and its ancestors' digests."""
     run = open_run(start, request, judged=False)
     list(walk_back(run.stored, run.folders))  # a circle raises
     checkpoint = run.checkpoint().in_parts(request.micro_batch)
-    if request.data:
-        return run.at_hand, checkpoint, stored_data(locate_data(run.request, request.data))
-    return (
-        run.at_hand,
-        checkpoint,
-        {key: run.request[key] for key in ("data", "data_given") if key in run.request},
-    )
+    kept = {key: run.request[key] for key in ("data", "data_given") if key in run.request}
+    inherited = stored_data(locate_data(run.request, request.data)) if request.data else kept
+    return run.at_hand, checkpoint, inherited, lineage(run)
 
 
 def _as_yaml(stored: Mapping[str, Any]) -> str:

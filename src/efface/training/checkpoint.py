@@ -38,6 +38,7 @@ from efface.schema import (
 from efface.training.history import SearchHistory, StoppingResult, as_dict, from_dict
 from efface.training.loop import TrainingCost
 from efface.training.model import Model
+from efface.training.networks.weight_kinds import require_float32
 from efface.training.objectives import CHOICES
 from efface.training.optim import ScheduledOptimizer
 from efface.training.processes import current_world
@@ -135,6 +136,10 @@ class Checkpoint:
     """What was fixed before any audit: ``criteria`` of the verdict, and digests of the ``pictures`` of the request."""
     handed_back: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the files that were written in another library's layout, by their path in the run folder."""
+
+    def __post_init__(self) -> None:
+        """Refuse a model in double or half precision: nothing here trains, unlearns or reads one."""
+        require_float32(self.model, "The model")
 
     def in_parts(self, micro_batch: int | None) -> Checkpoint:
         """The same checkpoint, of whose batches so many images go through the network at once; None: as it is."""

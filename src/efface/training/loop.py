@@ -113,6 +113,21 @@ def _train_stage(part: Model, stage: Stage, run: Run) -> TrainingCost:
     return own.training_cost
 
 
+@contextmanager
+def compute_as(run: Run, model: Model) -> Iterator[None]:
+    """Context in which a model, and each copy of it that is made inside, computes as a run does.
+
+    Precision and processes belong to the run. A model that kept them would compute otherwise afterwards than the same
+    weights from a file.
+    """
+    before = model.bf16, model.world
+    model.bf16, model.world = run.bf16, run.world
+    try:
+        yield
+    finally:
+        model.bf16, model.world = before
+
+
 def train_steps(
     model: Model,
     batches: Iterable[Batch],
@@ -142,14 +157,13 @@ def train_steps(
 
     """
     model.train()
-    model.bf16, model.world = run.bf16, run.world
     if run.world.size > 1 and model.micro_batch is not None:
         raise EffaceError(
             "recipe.micro_batch does not go with several processes.",
             "These divide each batch already, and a part that is run again would be normalized by itself.",
             "Leave it out, or start more processes.",
         )
-    with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):
+    with compute_as(run, model), torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):
         torch.manual_seed(run.rng("dropout", run.training_cost.steps).initial_seed())
         for batch in batches:
             train_step(model, batch, terms, optimizer, run, phase=phase, only=only)

@@ -43,7 +43,7 @@ from efface.schema import Count, NotNegative, OpenHalf, OpenShare, PairCount, Po
 from efface.training.batch import Subset
 from efface.training.checkpoint import Checkpoint
 from efface.training.history import StoppingCheck, StoppingResult, StopReason
-from efface.training.loop import Run
+from efface.training.loop import Run, compute_as
 from efface.training.model import Model, frozen_statistics
 from efface.training.optim import ScheduledOptimizer
 from efface.unlearning.inputs import build_inputs
@@ -132,20 +132,22 @@ def unlearn_with_early_stopping(
     positions = {"forget": split.forget, "retain": split.retain, "valid": unseen}
     subsets = {name: Subset.of(data, rows, start.recipe.views, name, run.device) for name, rows in positions.items()}
     model = copy.deepcopy(start.model).to(run.device)
-    model.world = run.world
-    monitor = StoppingMonitor(stop, model, subsets, run)
-    run.callbacks.append(monitor)
-    inputs = build_inputs(method, start, data, split, run.device)
-    try:
-        with contextlib.suppress(StopUnlearning):
-            model = method.unlearn(model, inputs, run)
-    except DivergenceError:
-        if monitor.best is None:
-            raise
-        monitor.reason = StopReason.DIVERGED
-    finally:
-        run.callbacks.remove(monitor)
-    return monitor.restore_best(model)
+    with compute_as(run, model):
+        monitor = StoppingMonitor(stop, model, subsets, run)
+        inputs = build_inputs(method, start, data, split, run.device)
+        run.callbacks.append(monitor)
+        try:
+            with contextlib.suppress(StopUnlearning):
+                model = method.unlearn(model, inputs, run)
+        except DivergenceError:
+            if monitor.best is None:
+                raise
+            monitor.reason = StopReason.DIVERGED
+        finally:
+            run.callbacks.remove(monitor)
+        model, stopped = monitor.restore_best(model)
+    model.bf16, model.world = start.model.bf16, start.model.world  # also of a copy that a method made and returned
+    return model, stopped
 
 
 class StopUnlearning(Exception):

@@ -29,7 +29,7 @@ from efface.training.optim import Optim, OptimizerType
 from efface.unlearning.averaging import WeightAverage
 from efface.unlearning.line_search import MeasuredRows, find_share, search_head, take_share
 from efface.unlearning.margins import BACKBONE, OUTPUT, Embeddings, GapPenalty, RunningMean, margin_gap
-from efface.unlearning.protocol import MethodInputs
+from efface.unlearning.protocol import MethodInputs, RequestSizes
 
 LEAST_STEPS, EXAMPLES_PER_STEP = 48, 8
 """Default number of steps: the first, and one more for so many forgotten examples."""
@@ -124,7 +124,7 @@ class MatchedMargins(Settings):
                 remedy="Set split.valid to at least 2 examples (better 500) when pretraining.",
             )
         size, many = self.batch_size or min(inputs.batch_size(None), LARGEST_BATCH), self.forget_batch_size
-        teacher, steps = frozen_copy(model), self._steps(inputs)
+        teacher, steps = frozen_copy(model), self.count_steps(inputs.sizes)
         unseen_batches = UnseenBatches(teacher, inputs.valid, many, run, self.compared or 0)
         optimizer, distances = self.optim.build(model, steps), self.distances(inputs, unseen_batches)
         aligned = self.alignment_gaps()
@@ -241,14 +241,14 @@ class MatchedMargins(Settings):
         hold = self.hold_of(model)
         return terms | ({"hold": hold * torch.stack(held).sum()} if hold else {})
 
-    def _steps(self, inputs: MethodInputs) -> int:
+    def count_steps(self, sizes: RequestSizes) -> int:
         """As many as F needs; at most a twentieth of the original's, or a tenth of few."""
-        per_pass = inputs.retain.count_batches(inputs.batch_size(self.batch_size))
+        per_pass = -(-sizes.retain // sizes.batch_size(self.batch_size))
         if self.epochs is not None:
             return self.epochs * per_pass
         if self.steps is not None:
             return self.steps
-        wanted, recipe = LEAST_STEPS + len(inputs.forget) // EXAMPLES_PER_STEP, inputs.original_recipe
+        wanted, recipe = LEAST_STEPS + sizes.forget // EXAMPLES_PER_STEP, sizes.recipe
         if recipe is None:
             return wanted
         original = recipe.epochs * per_pass

@@ -49,6 +49,46 @@ class Needs(Flag):
         return [str(need.name).lower() for need in type(self) if need in self and need.value]
 
 
+@dataclass(frozen=True)
+class RequestSizes:
+    """What the number of a method's steps depends on: known before any of them is taken."""
+
+    forget: int
+    """Number of examples of F."""
+    retain: int
+    """Number of examples of R."""
+    recipe: Recipe | None = None
+    """How the original was trained, if that is known."""
+    whole_classes: bool = False
+    """Whether no example of R has a label of one of F."""
+
+    def resolve_epochs(self, epochs: int | None) -> int:
+        """``epochs``, or a twentieth of the original's if None (at least 1; 10 if the original's are unknown)."""
+        if epochs is not None:
+            return epochs
+        return 10 if self.recipe is None else max(1, self.recipe.epochs // 20)
+
+    def batch_size(self, size: int | None) -> int:
+        """``size``, or the original's batch size if None (256 if it is unknown)."""
+        if size is not None:
+            return size
+        return 256 if self.recipe is None else self.recipe.batch_size
+
+
+def count_planned_steps(method: Method, sizes: RequestSizes) -> int | None:
+    """Count the optimizer steps that a method takes, or takes at most; None if nobody can say.
+
+    A method whose steps are no passes over R says how many they are: its ``count_steps`` is what its own loop uses.
+    """
+    own = getattr(method, "count_steps", None)
+    if own is not None:
+        return own(sizes)
+    if not hasattr(method, "epochs"):
+        return None
+    size = sizes.batch_size(getattr(method, "batch_size", None))
+    return sizes.resolve_epochs(getattr(method, "epochs", None)) * -(-sizes.retain // size)
+
+
 @dataclass(frozen=True, eq=False)
 class MethodInputs:
     """The examples and the recipe that a method declared in ``needs``; reading anything else is an error."""
@@ -114,21 +154,30 @@ class MethodInputs:
             )
         return self.original_recipe
 
+    @property
+    def sizes(self) -> RequestSizes:
+        """How many examples there are of what was declared, and what else the number of steps depends on."""
+        forget, retain = (
+            len(self._subset(need.name.lower(), need)) if need in self.needs and need.name else 0
+            for need in (Needs.FORGET, Needs.RETAIN)
+        )
+        labelled = Needs.LABELS | Needs.FORGET | Needs.RETAIN
+        whole = labelled in self.needs and self.forgets_whole_classes
+        return RequestSizes(forget, retain, self.original_recipe, whole)
+
     def resolve_epochs(self, epochs: int | None) -> int:
-        """``epochs``, or a twentieth of the original's if None (at least 1; 10 if the original's are unknown)."""
-        if epochs is not None:
-            return epochs
-        return 10 if self.original_recipe is None else max(1, self.original_recipe.epochs // 20)
+        """As :meth:`RequestSizes.resolve_epochs`."""
+        return RequestSizes(0, 0, self.original_recipe).resolve_epochs(epochs)
 
     def batch_size(self, size: int | None) -> int:
-        """``size``, or the original's batch size if None (256 if it is unknown)."""
-        if size is not None:
-            return size
-        return 256 if self.original_recipe is None else self.original_recipe.batch_size
+        """As :meth:`RequestSizes.batch_size`."""
+        return RequestSizes(0, 0, self.original_recipe).batch_size(size)
 
 
 class Method(Protocol):
     """An unlearning method: a frozen dataclass of hyper-parameters with ``needs``, ``exact`` and ``unlearn``.
+
+    One whose steps are no passes over R also has ``count_steps``: see :func:`count_planned_steps`.
 
     Example:
         >>> @dataclass(frozen=True, kw_only=True)

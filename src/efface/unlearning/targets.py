@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from efface.errors import EffaceError
+
 
 @dataclass(frozen=True, eq=False)
 class MarginTargets:
@@ -28,9 +30,28 @@ class MarginTargets:
     valid: dict[str, Tensor]
     """Space to what the same models say of V, float [v], in the same units: as many models for each example."""
 
+    def __post_init__(self) -> None:
+        """Refuse positions that are not sorted, where examples would get the targets of others, and missing targets."""
+        for ids, targets in ((self.ids, self.margins), (self.valid_ids, self.valid)):
+            if not bool((ids.diff() > 0).all()):
+                raise EffaceError("The positions of margin targets are not sorted.", remedy="Sort them, each once.")
+            for space, values in targets.items():
+                lost = int((~values.isfinite()).sum())
+                if lost:
+                    raise EffaceError(
+                        f"The reference bank has no target of {lost} of {len(ids)} examples in {space}.",
+                        "A classifier's margin is that of the label, and these have none.",
+                        "Make the bank with their labels, or leave them out of the request.",
+                    )
+
     def rows(self, ids: Tensor) -> Tensor:
-        """Rows of some examples, given by their positions in the data."""
-        return torch.searchsorted(self.ids, ids.cpu())
+        """Rows of some examples, given by their positions in the data.
+
+        Raises:
+            EffaceError: There is no target of one of them.
+
+        """
+        return _find_rows(self.ids, ids, "forgotten")
 
     def slope(self, space: str, ids: Tensor, margins: Tensor) -> float:
         """How much of a difference between targets shows between margins: least squares over unseen examples.
@@ -45,8 +66,11 @@ class MarginTargets:
         Returns:
             The slope of margins on targets, between 0 (targets say nothing) and 1; 0 if all targets are alike.
 
+        Raises:
+            EffaceError: There is no target of one of the examples.
+
         """
-        rows = torch.searchsorted(self.valid_ids, ids.cpu())
+        rows = _find_rows(self.valid_ids, ids, "unseen")
         known, shown = self.valid[space][rows].double(), margins.detach().cpu().double()
         known = known - known.mean()
         power = float(known.square().sum())
@@ -69,3 +93,17 @@ class MarginTargets:
         luck = 2 * float(unseen.var(correction=0)) * (1 / len(own) + 1 / len(unseen))
         beyond = max(0.0, 1 - luck / max(float(mean**2), 1e-12))
         return (slope * own + beyond * (1 - slope) * mean).float()
+
+
+def _find_rows(known: Tensor, ids: Tensor, kind: str) -> Tensor:
+    """Rows of examples among those that have a target, of which the positions are sorted; raise if one has none."""
+    wanted = ids.cpu()
+    rows = torch.searchsorted(known, wanted)
+    absent = wanted[known[rows.clamp(max=len(known) - 1)] != wanted] if len(known) else wanted
+    if len(absent):
+        raise EffaceError(
+            f"The reference bank has no target of {len(absent)} of {len(wanted)} {kind} examples.",
+            f"Such as the example at position {int(absent[0])} of the data.",
+            "Give the method the request and the unseen examples that its targets were made for.",
+        )
+    return rows

@@ -213,7 +213,7 @@ def lira(
     The pool is always the holdout, because a separate variance for each part would reorder them. With
     :func:`fit_shared_variance` the order is that of the calibrated score.
     """
-    signals.require_same_examples(observed, references, part)
+    signals.require_same_examples(observed, references, part, signal)
     out, pool = (stack_references(references, p, signal) for p in (part, "holdout"))
     return lira_offline(signals.scores(observed, part, signal), out, pool, fit)
 
@@ -236,7 +236,7 @@ def rmia(
 
     The population is the holdout, without x itself. It is never ``valid``, from which the margin's bank is taken.
     """
-    signals.require_same_examples(observed, references, part)
+    signals.require_same_examples(observed, references, part, signal)
 
     def log_p(o: Observations, name: str) -> np.ndarray:
         score = signals.scores(o, name, signal)

@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from efface.errors import EffaceError
+from efface.training.networks.weight_kinds import require_float32
 
 LIBRARY = "python"
 """Prefix of the names of such backbones."""
@@ -56,7 +57,7 @@ def build_own_backbone(name: str, channels: int, size: tuple[int, int], options:
 
     Raises:
         EffaceError: The user did not name the function in this process, it cannot be imported or called, or it returns
-            no module with such a method.
+            no module with such a method, or one that is not of single precision.
 
     """
     if name not in _allowed:
@@ -78,6 +79,8 @@ def build_own_backbone(name: str, channels: int, size: tuple[int, int], options:
             "Run it from the folder of the package, or install the package; arguments go into "
             "--set recipe.backbone.options.NAME=VALUE.",
         ) from error
+    if isinstance(net, nn.Module):
+        require_float32(net, name)
     method, head = str(options.get(FEATURES, "forward")), options.get(HEAD)
     if not isinstance(net, nn.Module) or not callable(getattr(net, method, None)):
         raise EffaceError(

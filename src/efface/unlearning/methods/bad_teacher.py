@@ -29,6 +29,7 @@ from efface.training.batch import Batch, LossTerms
 from efface.training.loop import Run, frozen_copy, train_steps
 from efface.training.model import Model
 from efface.training.optim import Optim
+from efface.training.random_start import require_random_start
 from efface.unlearning.protocol import MethodInputs, Needs
 
 
@@ -73,7 +74,10 @@ class BadTeacher(Settings):
         """θ_bad, frozen: a fresh start of the recipe or, without a recipe, a copy with redrawn weights."""
         rng = run.rng("bad teacher")
         if inputs.original_recipe is not None:
-            return frozen_copy(inputs.original_recipe.start(rng.initial_seed()).to(run.device))
+            require_random_start(inputs.original_recipe)
+            fresh = inputs.original_recipe.start(rng.initial_seed()).to(run.device)
+            fresh.bf16, fresh.world = model.bf16, model.world  # both teachers compute as the model does
+            return frozen_copy(fresh)
         return frozen_copy(redraw_weights(model, rng))
 
 

@@ -43,7 +43,7 @@ from efface.training.model import Model, share_features
 from efface.training.objectives.shared import normalize_rows
 from efface.training.optim import Optim, Schedule
 from efface.unlearning.predictions import measure_accuracy
-from efface.unlearning.protocol import MethodInputs, Needs
+from efface.unlearning.protocol import MethodInputs, Needs, RequestSizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +73,7 @@ class ContrastiveUnlearning(Settings):
         """Train in passes over F until the stop rule is met."""
         forget, retain = inputs.forget, inputs.retain
         whole_class = inputs.forgets_whole_classes
-        size = self.batch_size or (64 if whole_class else 128)
-        most = self.epochs * forget.count_batches(size) * self.omega
+        size, most = self._rows(whole_classes=whole_class), self.count_steps(inputs.sizes)
         optimizer, is_met = self.optim.build(model, most), self.stop_rule(inputs, whole_class, run)
         retain_batches, done = retain.cycle(size, run.rng("retain")), 0
         for epoch in count():
@@ -86,6 +85,13 @@ class ContrastiveUnlearning(Settings):
             if is_met(model) or done == most:
                 break
         return model
+
+    def count_steps(self, sizes: RequestSizes) -> int:
+        """The most steps: ω for each batch of F in each epoch."""
+        return self.epochs * -(-sizes.forget // self._rows(whole_classes=sizes.whole_classes)) * self.omega
+
+    def _rows(self, *, whole_classes: bool) -> int:
+        return self.batch_size or (64 if whole_classes else 128)
 
     def terms(self, model: Model, forget_batch: Batch) -> LossTermsFunction:
         """L as a function of a batch of R, for one batch of F; both go through the network together."""

@@ -28,7 +28,7 @@ from efface.training.loop import Run
 from efface.training.model import Model
 from efface.training.objectives.with_contrast import WithContrast
 from efface.unlearning.methods.finetune import Finetune
-from efface.unlearning.protocol import Method, MethodInputs, Needs
+from efface.unlearning.protocol import Method, MethodInputs, Needs, RequestSizes, count_planned_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,10 @@ class Coun(Settings):
                 "Choose another method.base, such as finetune or neggrad.",
             )
         object.__setattr__(self, "needs", type(self).needs | self.base.needs)
+
+    def count_steps(self, sizes: RequestSizes) -> int | None:
+        """As many as the base method takes."""
+        return count_planned_steps(self.base, sizes)
 
     def unlearn(self, model: Model, inputs: MethodInputs, run: Run) -> Model:
         """Run the base method on a model whose loss has the term, then remove the term again."""

@@ -6,7 +6,7 @@
 μ_c: mean input of a layer over class c, over places and tokens too; M: such means of the retained classes as columns,
 M⁺ its pseudo-inverse; W: the layer's weights, of each place of a convolution; l: number of the layer of L, from the
 image; s: how well forgotten and retained inputs can be told apart by a line, 2 · balanced accuracy - 1, at least 0.
-All at θ₀, the checkpoint as received, over training views; nothing is trained, biases stay.
+All at θ₀, the checkpoint as received, over training views; nothing is trained, biases and frozen weights stay.
 
 Source      Hatami, Aalishah and Monosov, Class Unlearning via Depth-Aware Removal of Forget-Specific Directions, CVPR
             2026, arXiv 2604.15166.
@@ -21,7 +21,9 @@ Tests cover directions that retained classes share; the rows of W in place of it
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -74,8 +76,11 @@ class Damp(Settings):
                 basis = own_directions(class_means(f, gone), class_means(r, kept))
                 told = separability(f, r) if basis.shape[1] else 0.0
                 alpha = told * number / len(layers)
-                remove_directions(layer, basis, alpha)
-                run.log_values("project", {"alpha": alpha, "directions": basis.shape[1]}, layer=number)
+                free = all(weight.requires_grad for weight in layer.parameters(recurse=False))
+                if free:
+                    remove_directions(layer, basis, alpha)
+                found = {"alpha": alpha, "directions": basis.shape[1]} if free else {"alpha": 0.0, "directions": 0}
+                run.log_values("project", found, layer=number)
         return model
 
     @torch.no_grad()
@@ -87,11 +92,12 @@ class Damp(Settings):
         subset, world = replace(subset, world=ONE), model.world
         ids = subset.ids[torch.randperm(len(subset), generator=run.rng(subset.name))[: self.examples]]
         found, labels, rng = dict[nn.Module, list[Tensor]](), list[Tensor](), torch.Generator().manual_seed(0)
-        model.world = ONE
+        model.world, kinds = ONE, None
         try:
             for rows in ids.split(IMAGES_AT_ONCE):
                 batch = subset.batch(rows, rng)
-                for layer, x in record_inputs(model, batch.view(0)).items():
+                kinds = find_image_layers(model, batch.view(0)) if kinds is None else kinds
+                for layer, x in record_inputs(model, batch.view(0), kinds).items():
                     found.setdefault(layer, []).append(x)
                 labels.append(batch.labels())
         finally:
@@ -99,27 +105,58 @@ class Damp(Settings):
         return {layer: torch.cat(parts) for layer, parts in found.items()}, torch.cat(labels)
 
 
-def record_inputs(model: Model, images: Tensor) -> dict[nn.Module, Tensor]:
+def find_image_layers(model: Model, images: Tensor) -> list[nn.Module]:
+    """Find the layers whose input has as many rows for each image, however many images there are.
+
+    Others, such as those of position tables, have inputs that belong to no single image.
+    """
+    rows = dict[nn.Module, list[int]]()
+    for count in (2, 3):
+        once = dict[nn.Module, int]()
+        _watch_inputs(model, images[:1].repeat(count, 1, 1, 1), partial(_keep_first_length, once))
+        for layer, found in once.items():
+            rows.setdefault(layer, []).append(found)
+    return [layer for layer, found in rows.items() if len(found) == 2 and 3 * found[0] == 2 * found[1]]
+
+
+def _keep_first_length(found: dict[nn.Module, int], layer: nn.Module, x: Tensor) -> None:
+    found.setdefault(layer, len(x))
+
+
+def record_inputs(model: Model, images: Tensor, kinds: Collection[nn.Module] | None = None) -> dict[nn.Module, Tensor]:
     """The mean input of each linear layer and each convolution of one group, over places and tokens, [B, d].
 
-    Layers whose inputs do not belong to single images, such as those of position tables, are left out.
+    Args:
+        model: The model.
+        images: The images, [B, C, H, W].
+        kinds: The layers whose inputs belong to single images; by default they are found.
+
     """
+    kinds = find_image_layers(model, images) if kinds is None else kinds
     found = dict[nn.Module, Tensor]()
 
-    def record(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        x = inputs[0].movedim(1, -1) if isinstance(layer, nn.Conv2d) else inputs[0]
-        if len(x) % len(images) == 0:
+    def record(layer: nn.Module, x: Tensor) -> None:
+        if layer in kinds:
             found.setdefault(layer, x.reshape(len(images), -1, x.shape[-1]).float().mean(1))
 
-    kinds = [one for one in model.modules() if isinstance(one, nn.Linear | nn.Conv2d)]
-    hooks = [one.register_forward_pre_hook(record) for one in kinds if getattr(one, "groups", 1) == 1]
+    _watch_inputs(model, images, record)
+    return found
+
+
+def _watch_inputs(model: Model, images: Tensor, record: Callable[[nn.Module, Tensor], object]) -> None:
+    """Run the model, and call ``record`` with each layer and its input, of which the last dimension is [d]."""
+
+    def look(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        record(layer, inputs[0].movedim(1, -1) if isinstance(layer, nn.Conv2d) else inputs[0])
+
+    layers = [one for one in model.modules() if isinstance(one, nn.Linear | nn.Conv2d)]
+    hooks = [one.register_forward_pre_hook(look) for one in layers if getattr(one, "groups", 1) == 1]
     try:
         with frozen_statistics(model):
             model(images)
     finally:
         for hook in hooks:
             hook.remove()
-    return found
 
 
 def class_means(x: Tensor, labels: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from efface.training.batch import Batch, LossTerms
 from efface.training.loop import Run, train_steps
 from efface.training.model import Model
 from efface.training.optim import Optim, Schedule
-from efface.unlearning.protocol import MethodInputs, Needs
+from efface.unlearning.protocol import MethodInputs, Needs, RequestSizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class GradientAscent(Settings):
     def unlearn(self, model: Model, inputs: MethodInputs, run: Run) -> Model:
         """Maximize the task loss on the examples to forget."""
         size = inputs.batch_size(self.batch_size)
-        optimizer = self.optim.build(model, self.epochs * inputs.forget.count_batches(size))
+        optimizer = self.optim.build(model, self.count_steps(inputs.sizes))
 
         def away(batch: Batch) -> LossTerms:
             return LossTerms({"away": -model.objective.loss(model, batch).per_example.mean()})
@@ -51,3 +51,7 @@ class GradientAscent(Settings):
             batches = inputs.forget.batches(size, run.rng("forget", epoch))
             train_steps(model, batches, away, optimizer, run, phase="forget")
         return model
+
+    def count_steps(self, sizes: RequestSizes) -> int:
+        """Passes over F."""
+        return self.epochs * -(-sizes.forget // sizes.batch_size(self.batch_size))

@@ -32,7 +32,7 @@ from efface.training.batch import Batch, LossTerms, Subset
 from efface.training.loop import Run, frozen_copy, train_steps
 from efface.training.model import Model
 from efface.training.optim import Optim
-from efface.unlearning.protocol import MethodInputs, Needs, task_loss
+from efface.unlearning.protocol import MethodInputs, Needs, RequestSizes, task_loss
 
 
 class PatchMask(StrEnum):
@@ -66,9 +66,7 @@ class LetheVit(Settings):
 
     def unlearn(self, model: Model, inputs: MethodInputs, run: Run) -> Model:
         """Run the forget stage, then the retain stage."""
-        size, epochs = inputs.batch_size(self.batch_size), self.retain_epochs
-        if epochs is None:
-            epochs = max(1, inputs.resolve_epochs(None) - self.forget_epochs)
+        size, epochs = inputs.batch_size(self.batch_size), self._retain_epochs(inputs.sizes)
         if self.forget_epochs:
             self.forget(model, inputs.forget, size, run)
         optimizer = self.optim.build(model, epochs * inputs.retain.count_batches(size))
@@ -76,6 +74,16 @@ class LetheVit(Settings):
             batches = inputs.retain.batches(size, run.rng("retain", epoch))
             train_steps(model, batches, task_loss(model), optimizer, run, phase="retain")
         return model
+
+    def count_steps(self, sizes: RequestSizes) -> int:
+        """Passes over F, then over R."""
+        size = sizes.batch_size(self.batch_size)
+        return self.forget_epochs * -(-sizes.forget // size) + self._retain_epochs(sizes) * -(-sizes.retain // size)
+
+    def _retain_epochs(self, sizes: RequestSizes) -> int:
+        if self.retain_epochs is not None:
+            return self.retain_epochs
+        return max(1, sizes.resolve_epochs(None) - self.forget_epochs)
 
     def forget(self, model: Model, subset: Subset, size: int, run: Run) -> None:
         """Run the forget stage, with targets that the original gives before it."""

@@ -37,7 +37,7 @@ from efface.training.loop import Run, frozen_copy, train_steps
 from efface.training.model import Model, frozen_statistics
 from efface.training.optim import Optim, Schedule
 from efface.unlearning.predictions import measure_accuracy, measure_prediction
-from efface.unlearning.protocol import MethodInputs, Needs
+from efface.unlearning.protocol import MethodInputs, Needs, RequestSizes
 
 MOST_MEASURED = 2000
 """Most retained examples on which the target and the budget are measured."""
@@ -76,7 +76,7 @@ class Purge(Settings):
         with run.timed():
             target, first = measure_prediction(model, shown)
         retained = retain.cycle(self.batch_size, run.rng("retain"))
-        optimizer = self.optim.build(model, self.epochs * forget.count_batches(self.batch_size))
+        optimizer = self.optim.build(model, self.count_steps(inputs.sizes))
 
         def terms(batch: Batch) -> LossTerms:
             beside = next(retained)
@@ -97,6 +97,10 @@ class Purge(Settings):
             if met:
                 break
         return model
+
+    def count_steps(self, sizes: RequestSizes) -> int:
+        """The most steps: all passes over F."""
+        return self.epochs * -(-sizes.forget // self.batch_size)
 
     def terms(
         self, teacher: Model, model: Model, forgotten: Batch, retained: Batch, target: Tensor

@@ -24,7 +24,7 @@ from efface.training.batch import Batch, LossTerms
 from efface.training.loop import Run, frozen_copy, train_steps
 from efface.training.model import Model
 from efface.training.optim import Optim
-from efface.unlearning.protocol import MethodInputs, Needs, disagreement
+from efface.unlearning.protocol import MethodInputs, Needs, RequestSizes, disagreement
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +52,7 @@ class Scrub(Settings):
         """Alternate passes over F (away from the teacher) and R (towards it)."""
         epochs, size = inputs.resolve_epochs(self.epochs), inputs.batch_size(self.batch_size)
         ascents = min(self.ascent_epochs, epochs)
-        steps = epochs * inputs.retain.count_batches(size)
-        steps += ascents * inputs.forget.count_batches(self.forget_batch_size)
-        teacher, optimizer = frozen_copy(model), self.optim.build(model, steps)
+        teacher, optimizer = frozen_copy(model), self.optim.build(model, self.count_steps(inputs.sizes))
 
         def away(batch: Batch) -> LossTerms:
             return LossTerms({"away": -disagreement(teacher, model, batch).mean()})
@@ -77,3 +75,9 @@ class Scrub(Settings):
                 model, inputs.retain.batches(size, run.rng("retain", epoch)), towards, optimizer, run, phase="retain"
             )
         return model
+
+    def count_steps(self, sizes: RequestSizes) -> int:
+        """Passes over R, and over F in the first of them."""
+        epochs = sizes.resolve_epochs(self.epochs)
+        ascents = min(self.ascent_epochs, epochs) * -(-sizes.forget // self.forget_batch_size)
+        return epochs * -(-sizes.retain // sizes.batch_size(self.batch_size)) + ascents

@@ -20,6 +20,7 @@ from typing import ClassVar
 
 from efface.training.loop import Run, fit
 from efface.training.model import Model
+from efface.training.random_start import require_random_start
 from efface.unlearning.protocol import MethodInputs, Needs
 
 
@@ -32,4 +33,5 @@ class RetrainShards:
 
     def unlearn(self, model: Model, inputs: MethodInputs, run: Run) -> Model:
         """Train from a fresh start, and read what was kept of the stages; ``model`` is not used."""
+        require_random_start(inputs.recipe)
         return fit(inputs.recipe.start(run.seed).to(run.device), inputs.retain, inputs.recipe, run)
