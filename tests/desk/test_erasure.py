@@ -10,19 +10,14 @@ import numpy as np
 import pytest
 
 from efface.desk import RequestState, open_desk
-from efface.desk.forgotten import ForgottenIds
-from efface.desk.indexes import drop_from_index, index_ids
 from efface.desk.run_erasure import erase_run
-from efface.desk.vectors import drop_vectors, vector_ids, write_row_ids
+from efface.desk.vectors import vector_ids
 from efface.errors import EffaceError
 from efface.reporting.signing import create_keys, load_signer, public_key_path
 from efface.reporting.verify import verify_bundle
 from efface.runs import audit, embed, references, sign, train
 from tests.desk.conftest import QUICK
 from tests.runs.test_erased_data import SETTINGS, draw
-
-faiss = pytest.importorskip("faiss", reason="faiss-cpu is not installed")
-pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 
 
 @pytest.fixture(scope="session")
@@ -260,105 +255,3 @@ def test_a_run_without_a_desk(home, key):
     audit.audit_run(home / "two", QUICK["audit"])
     with pytest.raises(EffaceError, match="asked to forget nothing"):
         erase_run(home / "original")
-
-
-# ---- vectors and indexes ----
-
-
-@pytest.fixture
-def forgotten():
-    return ForgottenIds(b"k" * 32, ["b", "d", "missing"], [])
-
-
-NAMES = ["a", "b", "c", "d", "e", "f"]
-ROWS = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
-
-
-def write_vectors(path):
-    if path.suffix == ".npz":
-        np.savez(path, embeddings=ROWS, keys=np.array(NAMES), model=np.array("m"), space=np.array("backbone"))
-    elif path.suffix == ".parquet":
-        from pyarrow import parquet
-
-        parquet.write_table(pyarrow.table({"id": NAMES, "vector": ROWS.tolist(), "more": list(range(6))}), path)
-    else:
-        np.save(path, ROWS)
-        write_row_ids(path.with_suffix(".keys.txt"), NAMES)
-
-
-@pytest.mark.parametrize("suffix", [".npz", ".npy", ".parquet"])
-def test_rows_of_the_forgotten_leave_a_file_of_vectors(tmp_path, forgotten, suffix):
-    path = tmp_path / f"vectors{suffix}"
-    write_vectors(path)
-    assert drop_vectors(path, forgotten) == 2
-    assert vector_ids(path) == ["a", "c", "e", "f"]
-    kept = ROWS[[0, 2, 4, 5]]
-    if suffix == ".parquet":
-        from pyarrow import parquet
-
-        table = parquet.read_table(path)
-        assert np.allclose(table.column("vector").to_pylist(), kept) and table.column("more").to_pylist() == [
-            0,
-            2,
-            4,
-            5,
-        ]
-    else:
-        found = np.load(path)
-        assert np.array_equal(found["embeddings"] if suffix == ".npz" else found, kept)
-    assert drop_vectors(path, forgotten) == 0
-
-
-def indexes():
-    flat = faiss.IndexFlatL2(4)
-    flat.add(ROWS)
-    numbered = faiss.IndexIDMap2(faiss.IndexFlatIP(4))
-    numbered.add_with_ids(ROWS, np.arange(10, 16))
-    inverted = faiss.IndexIVFFlat(faiss.IndexFlatL2(4), 4, 2)
-    inverted.train(ROWS)
-    inverted.add(ROWS)
-    return {"flat": flat, "numbered": numbered, "inverted": inverted}
-
-
-@pytest.mark.parametrize("kind", ["flat", "numbered", "inverted"])
-def test_vectors_of_the_forgotten_leave_an_index(tmp_path, forgotten, kind):
-    path, index = tmp_path / "people.faiss", indexes()[kind]
-    faiss.write_index(index, str(path))
-    if kind == "numbered":
-        lines = ["key,id", *(f"{name},{number}" for number, name in enumerate(NAMES, 10))]
-        (tmp_path / "people.keys.csv").write_text("\n".join(lines) + "\n")
-    else:
-        write_row_ids(tmp_path / "people.keys.txt", NAMES)
-    assert drop_from_index(path, forgotten) == 2
-    numbers, found = index_ids(path), faiss.read_index(str(path))
-    assert list(numbers) == ["a", "c", "e", "f"] and found.ntotal == 4
-    if kind == "inverted":
-        found.nprobe = 2
-    for name in NAMES:
-        row = ROWS[NAMES.index(name)]
-        _, nearest = found.search(row[None], 4)
-        if name in numbers and kind != "numbered":
-            assert nearest[0, 0] == numbers[name]
-        assert set(nearest[0].tolist()) <= {*numbers.values(), -1}
-    assert drop_from_index(path, forgotten) == 0
-
-
-def test_an_index_that_was_cut_before_its_ids_were_written_is_finished(tmp_path, forgotten):
-    path = tmp_path / "people.faiss"
-    faiss.write_index(indexes()["flat"], str(path))
-    write_row_ids(tmp_path / "people.keys.txt", NAMES)
-    drop_from_index(path, forgotten)
-    write_row_ids(tmp_path / "people.keys.txt", NAMES)
-    assert drop_from_index(path, forgotten) == 2 and list(index_ids(path)) == ["a", "c", "e", "f"]
-
-
-def test_an_index_that_cannot_remove_is_named(tmp_path, forgotten):
-    path, graph = tmp_path / "people.faiss", faiss.IndexHNSWFlat(4, 4)
-    graph.add(ROWS)
-    faiss.write_index(graph, str(path))
-    write_row_ids(tmp_path / "people.keys.txt", NAMES)
-    with pytest.raises(EffaceError, match="no vector can be removed"):
-        drop_from_index(path, forgotten)
-    (tmp_path / "people.keys.txt").unlink()
-    with pytest.raises(EffaceError, match="Nothing says whose vectors"):
-        drop_from_index(path, forgotten)

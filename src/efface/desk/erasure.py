@@ -19,11 +19,11 @@ from efface.desk.remains import (
     SUPERSEDED,
     erase_remains,
     find_in_place,
-    find_in_run,
     find_model,
     find_unused,
     summarize,
 )
+from efface.desk.run_ids import find_in_run
 from efface.desk.states import CLOSED, BatchState, RequestState
 from efface.desk.store import OPEN_BATCHES, DeskStore
 from efface.desk.views import ErasedArtefact, RequestBatch

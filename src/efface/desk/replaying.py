@@ -15,7 +15,8 @@ from sqlalchemy import select
 from efface.desk.forgotten import ForgottenIds
 from efface.desk.journal import JournalLine
 from efface.desk.ledger import Ledger, LedgerEvent, LedgerWriter
-from efface.desk.remains import observed_ids, still_holds
+from efface.desk.remains import still_holds
+from efface.desk.run_ids import observed_ids
 from efface.desk.states import BatchState
 from efface.desk.store import DeskStore
 from efface.desk.tables import DESK_ARTEFACTS, DESK_EVENTS, DESK_REQUESTS, WRITING

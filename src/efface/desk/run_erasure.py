@@ -15,7 +15,8 @@ from efface.data.split_parts import EARLIER, read_split
 from efface.desk.erasure import count_outcomes, find_pictures
 from efface.desk.forgotten import TOKEN, ForgottenIds, Remains
 from efface.desk.private import sync
-from efface.desk.remains import SUPERSEDED, erase_remains, find_in_place, find_in_run, find_model
+from efface.desk.remains import SUPERSEDED, erase_remains, find_in_place, find_model
+from efface.desk.run_ids import find_in_run
 from efface.desk.views import ErasedArtefact
 from efface.errors import EffaceError
 from efface.files import META, hold_lock, read_json, write_text
