@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from efface.desk import RequestState, open_desk
+from efface.desk import RequestState, erasure, open_desk, run_erasure
 from efface.desk.run_erasure import erase_run
 from efface.desk.vectors import vector_ids
 from efface.errors import EffaceError
@@ -255,3 +255,107 @@ def test_a_run_without_a_desk(home, key):
     audit.audit_run(home / "two", QUICK["audit"])
     with pytest.raises(EffaceError, match="asked to forget nothing"):
         erase_run(home / "original")
+
+
+class CutError(BaseException):
+    """What ends a call as a kill would."""
+
+
+def cut_after(monkeypatch, module, count):
+    """Let an erasure end after so many artefacts."""
+    real, done = module.erase_remains, []
+
+    def erase(*words):
+        if len(done) == count:
+            raise CutError
+        done.append(words)
+        return real(*words)
+
+    monkeypatch.setattr(module, "erase_remains", erase)
+
+
+def answered(home, key):
+    """A desk with a request that was released, its ids, and vectors; the pictures are gone."""
+    desk = open_desk(home / "desk")
+    desk.add_model("main", home / "original")
+    ids = retained(home)[:6]
+    answer(desk, "R1", ids, load_signer(key))
+    embed.embed_checkpoint(home / "original", home / "vectors.npz", {"device": "cpu"})
+    for name in ids:
+        (home / "pictures" / name).unlink()
+    return desk, ids
+
+
+@pytest.mark.parametrize("at", [0, 2, 4, "the list is gone"])
+def test_the_call_after_a_cut_does_what_it_is_asked_as_well(home, key, monkeypatch, at):
+    desk, ids = answered(home, key)
+    with desk, monkeypatch.context() as patched:
+        if at == "the list is gone":
+            patched.setattr(erasure, "_write_outcomes", lambda *words: (_ for _ in ()).throw(CutError))
+        else:
+            cut_after(patched, erasure, at)
+        with pytest.raises(CutError):
+            desk.erase("R1")
+        assert (desk.private.forget_list("R1") is None) == (at == "the list is gone")
+        with pytest.raises(CutError):
+            desk.erase("R1", remove_models=True)
+        patched.undo()
+        vectors = home / "vectors.npz"
+        planned = desk.erase("R1", places=[vectors], destroy_key=True, dry_run=True)
+        erased = desk.erase("R1", places=[vectors], destroy_key=True)
+        assert outcomes(planned) == outcomes(erased)
+        wanted = {("vectors", "rewritten"), ("key", "removed"), ("superseded model", "removed")}
+        assert wanted | {("forget list", "removed"), ("split", "rewritten")} <= outcomes(erased)
+        assert outcomes(desk.show("R1").artefacts) == outcomes(erased)
+        assert not set(ids) & set(vector_ids(vectors)) and not (home / "original").exists()
+        assert desk.verify().valid and desk.replay() == []
+        events = len(list(desk.ledger.events("request R1")))
+        assert outcomes(desk.erase("R1", places=[vectors])) == outcomes(erased)
+        assert len(list(desk.ledger.events("request R1"))) == events
+
+
+def test_what_cannot_be_searched_for_after_a_cut_is_said(home, key, monkeypatch):
+    desk, _ = answered(home, key)
+    with desk:
+        with monkeypatch.context() as patched:
+            patched.setattr(erasure, "_write_outcomes", lambda *words: (_ for _ in ()).throw(CutError))
+            with pytest.raises(CutError):
+                desk.erase("R1", destroy_key=True)
+        assert desk.private.key("R1") is None
+        with pytest.raises(EffaceError, match="Nobody can tell any more"):
+            desk.erase("R1", places=[home / "vectors.npz"])
+        assert ("key", "removed") in outcomes(desk.show("R1").artefacts), "what was cut has ended"
+        assert outcomes(desk.erase("R1", remove_models=True)) == {("superseded model", "removed")}
+
+
+@pytest.mark.parametrize("at", [0, 2, "all but the outcome"])
+def test_the_call_after_a_cut_does_what_it_is_asked_as_well_without_a_desk(home, monkeypatch, at):
+    ids, run, vectors = retained(home)[:6], home / "one", home / "vectors.npz"
+    settings = {"forget": "@keys:" + ",".join(ids), "method": QUICK["method"], "device": "cpu"}
+    train.unlearn_run(home / "original", run, settings)
+    embed.embed_checkpoint(home / "original", vectors, {"device": "cpu"})
+    for name in ids:
+        (home / "pictures" / name).unlink()
+    real = run_erasure._write
+
+    def write(folder, content):
+        if content["state"] == "done":
+            raise CutError
+        real(folder, content)
+
+    with monkeypatch.context() as patched:
+        if at == "all but the outcome":
+            patched.setattr(run_erasure, "_write", write)
+        else:
+            cut_after(patched, run_erasure, at)
+        with pytest.raises(CutError):
+            erase_run(run)
+    erased = erase_run(run, places=[vectors], remove_models=True)
+    assert {("vectors", "rewritten"), ("split", "rewritten"), ("superseded model", "removed")} <= outcomes(erased)
+    assert not set(ids) & set(vector_ids(vectors)) and not (home / "original").exists()
+    again = home / "again.npz"
+    np.savez(again, embeddings=np.zeros((2, 3), "f"), keys=np.array([ids[0], "other"]))
+    assert ("vectors", "rewritten") in outcomes(erase_run(run, places=[again])), "ids are known by their tokens"
+    (run / "items.key").unlink()
+    with pytest.raises(EffaceError, match="Nobody can tell any more"):
+        erase_run(run, places=[again])
