@@ -165,6 +165,9 @@ def test_damaged_files_in_runs_are_outcomes_of_their_own(tmp_path, original, ids
     (tmp_path / "place" / "run" / "split.json").write_text("{")
     found = {(one.kind, one.count) for one in find_in_place(tmp_path / "place", forgotten, remove=False)}
     assert found == {("file", 0), ("checkpoint", 3)}
+    np.savez(tmp_path / "place" / "second" / "v.npz", embeddings=ROWS, keys=np.array([*ids[:2], "other"]))
+    found = {(one.kind, one.count) for one in find_in_place(tmp_path / "place", forgotten, remove=False)}
+    assert found == {("file", 0), ("checkpoint", 3), ("vectors", 2)}, "a user may keep vectors in a run"
     (original / "observations-1.npz").write_bytes(b"x")
     kinds = [(one.kind, one.action) for one in find_in_run(original, forgotten, "")]
     assert kinds == [("file", "list"), ("split", "rewrite")]

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from efface.data.identity import IDENTITY
 from efface.data.image_files import MORE_SUFFIXES, SUFFIXES
 from efface.desk.derived import find_derived
 from efface.desk.forgotten import UNSEARCHED, ForgottenIds, Remains, say_unsearched
@@ -78,8 +79,14 @@ def _find_in_other_run(run: Path, ids: ForgottenIds, *, remove: bool) -> Iterato
         gone = reference or remove
         detail = "trained on them" + ("" if gone else " (remove it with --remove-models)")
         yield Remains(kind, str(run), "remove" if gone else "list", detail, len(trained))
-        return
-    yield from find_in_run(run, ids, "the run is not of this chain")
+        if gone:
+            return
+    else:
+        yield from find_in_run(run, ids, "the run is not of this chain")
+    for path in sorted(run.iterdir()):  # what a user keeps there beside the files of the run
+        kind, own = path.suffix.lower(), "observations" in path.name or path.name == IDENTITY
+        if kind in (*INDEX_SUFFIXES, *VECTOR_SUFFIXES) and not own and not path.name.lower().endswith(KEY_ENDS):
+            yield from find_in_file(path, ids, remove=remove)
 
 
 def find_in_file(path: Path, ids: ForgottenIds, *, remove: bool, named: bool = False) -> Iterator[Remains]:
