@@ -9,20 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from efface.desk import RequestState, open_desk
-from efface.desk.forgotten import ForgottenIds
-from efface.desk.indexes import drop_from_index, index_ids
+from efface.desk import RequestState, erasure, open_desk, run_erasure
 from efface.desk.run_erasure import erase_run
-from efface.desk.vectors import drop_vectors, vector_ids, write_row_ids
+from efface.desk.vectors import vector_ids
 from efface.errors import EffaceError
 from efface.reporting.signing import create_keys, load_signer, public_key_path
 from efface.reporting.verify import verify_bundle
 from efface.runs import audit, embed, references, sign, train
 from tests.desk.conftest import QUICK
 from tests.runs.test_erased_data import SETTINGS, draw
-
-faiss = pytest.importorskip("faiss", reason="faiss-cpu is not installed")
-pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 
 
 @pytest.fixture(scope="session")
@@ -262,103 +257,105 @@ def test_a_run_without_a_desk(home, key):
         erase_run(home / "original")
 
 
-# ---- vectors and indexes ----
+class CutError(BaseException):
+    """What ends a call as a kill would."""
 
 
-@pytest.fixture
-def forgotten():
-    return ForgottenIds(b"k" * 32, ["b", "d", "missing"], [])
+def cut_after(monkeypatch, module, count):
+    """Let an erasure end after so many artefacts."""
+    real, done = module.erase_remains, []
+
+    def erase(*words):
+        if len(done) == count:
+            raise CutError
+        done.append(words)
+        return real(*words)
+
+    monkeypatch.setattr(module, "erase_remains", erase)
 
 
-NAMES = ["a", "b", "c", "d", "e", "f"]
-ROWS = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+def answered(home, key):
+    """A desk with a request that was released, its ids, and vectors; the pictures are gone."""
+    desk = open_desk(home / "desk")
+    desk.add_model("main", home / "original")
+    ids = retained(home)[:6]
+    answer(desk, "R1", ids, load_signer(key))
+    embed.embed_checkpoint(home / "original", home / "vectors.npz", {"device": "cpu"})
+    for name in ids:
+        (home / "pictures" / name).unlink()
+    return desk, ids
 
 
-def write_vectors(path):
-    if path.suffix == ".npz":
-        np.savez(path, embeddings=ROWS, keys=np.array(NAMES), model=np.array("m"), space=np.array("backbone"))
-    elif path.suffix == ".parquet":
-        from pyarrow import parquet
-
-        parquet.write_table(pyarrow.table({"id": NAMES, "vector": ROWS.tolist(), "more": list(range(6))}), path)
-    else:
-        np.save(path, ROWS)
-        write_row_ids(path.with_suffix(".keys.txt"), NAMES)
-
-
-@pytest.mark.parametrize("suffix", [".npz", ".npy", ".parquet"])
-def test_rows_of_the_forgotten_leave_a_file_of_vectors(tmp_path, forgotten, suffix):
-    path = tmp_path / f"vectors{suffix}"
-    write_vectors(path)
-    assert drop_vectors(path, forgotten) == 2
-    assert vector_ids(path) == ["a", "c", "e", "f"]
-    kept = ROWS[[0, 2, 4, 5]]
-    if suffix == ".parquet":
-        from pyarrow import parquet
-
-        table = parquet.read_table(path)
-        assert np.allclose(table.column("vector").to_pylist(), kept) and table.column("more").to_pylist() == [
-            0,
-            2,
-            4,
-            5,
-        ]
-    else:
-        found = np.load(path)
-        assert np.array_equal(found["embeddings"] if suffix == ".npz" else found, kept)
-    assert drop_vectors(path, forgotten) == 0
+@pytest.mark.parametrize("at", [0, 2, 4, "the list is gone"])
+def test_the_call_after_a_cut_does_what_it_is_asked_as_well(home, key, monkeypatch, at):
+    desk, ids = answered(home, key)
+    with desk, monkeypatch.context() as patched:
+        if at == "the list is gone":
+            patched.setattr(erasure, "_write_outcomes", lambda *words: (_ for _ in ()).throw(CutError))
+        else:
+            cut_after(patched, erasure, at)
+        with pytest.raises(CutError):
+            desk.erase("R1")
+        assert (desk.private.forget_list("R1") is None) == (at == "the list is gone")
+        with pytest.raises(CutError):
+            desk.erase("R1", remove_models=True)
+        patched.undo()
+        vectors = home / "vectors.npz"
+        planned = desk.erase("R1", places=[vectors], destroy_key=True, dry_run=True)
+        erased = desk.erase("R1", places=[vectors], destroy_key=True)
+        assert outcomes(planned) == outcomes(erased)
+        wanted = {("vectors", "rewritten"), ("key", "removed"), ("superseded model", "removed")}
+        assert wanted | {("forget list", "removed"), ("split", "rewritten")} <= outcomes(erased)
+        assert outcomes(desk.show("R1").artefacts) == outcomes(erased)
+        assert not set(ids) & set(vector_ids(vectors)) and not (home / "original").exists()
+        assert desk.verify().valid and desk.replay() == []
+        events = len(list(desk.ledger.events("request R1")))
+        assert outcomes(desk.erase("R1", places=[vectors])) == outcomes(erased)
+        assert len(list(desk.ledger.events("request R1"))) == events
 
 
-def indexes():
-    flat = faiss.IndexFlatL2(4)
-    flat.add(ROWS)
-    numbered = faiss.IndexIDMap2(faiss.IndexFlatIP(4))
-    numbered.add_with_ids(ROWS, np.arange(10, 16))
-    inverted = faiss.IndexIVFFlat(faiss.IndexFlatL2(4), 4, 2)
-    inverted.train(ROWS)
-    inverted.add(ROWS)
-    return {"flat": flat, "numbered": numbered, "inverted": inverted}
+def test_what_cannot_be_searched_for_after_a_cut_is_said(home, key, monkeypatch):
+    desk, _ = answered(home, key)
+    with desk:
+        with monkeypatch.context() as patched:
+            patched.setattr(erasure, "_write_outcomes", lambda *words: (_ for _ in ()).throw(CutError))
+            with pytest.raises(CutError):
+                desk.erase("R1", destroy_key=True)
+        assert desk.private.key("R1") is None
+        with pytest.raises(EffaceError, match="Nobody can tell any more"):
+            desk.erase("R1", places=[home / "vectors.npz"])
+        assert ("key", "removed") in outcomes(desk.show("R1").artefacts), "what was cut has ended"
+        assert outcomes(desk.erase("R1", remove_models=True)) == {("superseded model", "removed")}
 
 
-@pytest.mark.parametrize("kind", ["flat", "numbered", "inverted"])
-def test_vectors_of_the_forgotten_leave_an_index(tmp_path, forgotten, kind):
-    path, index = tmp_path / "people.faiss", indexes()[kind]
-    faiss.write_index(index, str(path))
-    if kind == "numbered":
-        lines = ["key,id", *(f"{name},{number}" for number, name in enumerate(NAMES, 10))]
-        (tmp_path / "people.keys.csv").write_text("\n".join(lines) + "\n")
-    else:
-        write_row_ids(tmp_path / "people.keys.txt", NAMES)
-    assert drop_from_index(path, forgotten) == 2
-    numbers, found = index_ids(path), faiss.read_index(str(path))
-    assert list(numbers) == ["a", "c", "e", "f"] and found.ntotal == 4
-    if kind == "inverted":
-        found.nprobe = 2
-    for name in NAMES:
-        row = ROWS[NAMES.index(name)]
-        _, nearest = found.search(row[None], 4)
-        if name in numbers and kind != "numbered":
-            assert nearest[0, 0] == numbers[name]
-        assert set(nearest[0].tolist()) <= {*numbers.values(), -1}
-    assert drop_from_index(path, forgotten) == 0
+@pytest.mark.parametrize("at", [0, 2, "all but the outcome"])
+def test_the_call_after_a_cut_does_what_it_is_asked_as_well_without_a_desk(home, monkeypatch, at):
+    ids, run, vectors = retained(home)[:6], home / "one", home / "vectors.npz"
+    settings = {"forget": "@keys:" + ",".join(ids), "method": QUICK["method"], "device": "cpu"}
+    train.unlearn_run(home / "original", run, settings)
+    embed.embed_checkpoint(home / "original", vectors, {"device": "cpu"})
+    for name in ids:
+        (home / "pictures" / name).unlink()
+    real = run_erasure._write
 
+    def write(folder, content):
+        if content["state"] == "done":
+            raise CutError
+        real(folder, content)
 
-def test_an_index_that_was_cut_before_its_ids_were_written_is_finished(tmp_path, forgotten):
-    path = tmp_path / "people.faiss"
-    faiss.write_index(indexes()["flat"], str(path))
-    write_row_ids(tmp_path / "people.keys.txt", NAMES)
-    drop_from_index(path, forgotten)
-    write_row_ids(tmp_path / "people.keys.txt", NAMES)
-    assert drop_from_index(path, forgotten) == 2 and list(index_ids(path)) == ["a", "c", "e", "f"]
-
-
-def test_an_index_that_cannot_remove_is_named(tmp_path, forgotten):
-    path, graph = tmp_path / "people.faiss", faiss.IndexHNSWFlat(4, 4)
-    graph.add(ROWS)
-    faiss.write_index(graph, str(path))
-    write_row_ids(tmp_path / "people.keys.txt", NAMES)
-    with pytest.raises(EffaceError, match="no vector can be removed"):
-        drop_from_index(path, forgotten)
-    (tmp_path / "people.keys.txt").unlink()
-    with pytest.raises(EffaceError, match="Nothing says whose vectors"):
-        drop_from_index(path, forgotten)
+    with monkeypatch.context() as patched:
+        if at == "all but the outcome":
+            patched.setattr(run_erasure, "_write", write)
+        else:
+            cut_after(patched, run_erasure, at)
+        with pytest.raises(CutError):
+            erase_run(run)
+    erased = erase_run(run, places=[vectors], remove_models=True)
+    assert {("vectors", "rewritten"), ("split", "rewritten"), ("superseded model", "removed")} <= outcomes(erased)
+    assert not set(ids) & set(vector_ids(vectors)) and not (home / "original").exists()
+    again = home / "again.npz"
+    np.savez(again, embeddings=np.zeros((2, 3), "f"), keys=np.array([ids[0], "other"]))
+    assert ("vectors", "rewritten") in outcomes(erase_run(run, places=[again])), "ids are known by their tokens"
+    (run / "items.key").unlink()
+    with pytest.raises(EffaceError, match="Nobody can tell any more"):
+        erase_run(run, places=[again])

@@ -8,7 +8,7 @@ keyed commitment, until the key is destroyed as well.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +19,11 @@ from efface.desk.remains import (
     SUPERSEDED,
     erase_remains,
     find_in_place,
-    find_in_run,
     find_model,
     find_unused,
     summarize,
 )
+from efface.desk.run_ids import data_names, find_in_run
 from efface.desk.states import CLOSED, BatchState, RequestState
 from efface.desk.store import OPEN_BATCHES, DeskStore
 from efface.desk.views import ErasedArtefact, RequestBatch
@@ -59,31 +59,26 @@ def erase_request(
     with desk.hold_model(str(row["model"]), wait=True):
         desk.ledger.require_valid()
         row = desk.rows([request])[0]
-        asked = {"places": [str(Path(one).absolute()) for one in places], "destroy_key": destroy_key}
+        asked = name_asked(places, destroy_key=destroy_key, remove_models=remove_models)
         begun = _begun(desk, request)
-        if begun is not None and not dry_run:
-            found = [Remains(**one) for one in begun["found"]]
-            asked = begun["asked"]
-        else:
-            over = _is_over(desk, row, asked)
-            if over:
-                found = _listed_models(desk, request) if remove_models else []
-            else:
-                ids = ForgottenIds.of(desk.private, row)
-                found = list(find_remains(desk, row, ids, places, destroy_key=destroy_key, remove_models=remove_models))
-                found.sort(key=lambda one: one.kind != "head")  # what is subtracted from a head is in vectors that go
+        erased: list[ErasedArtefact] = []
+        wanted = asked if begun is None else join_asked(begun["asked"], asked)
+        done = begun is not None and not dry_run and wanted == begun["asked"]
+        if begun is not None and not dry_run and (done or _unknown(desk, row)):
+            erased = _carry_out(desk, row, [Remains(**one) for one in begun["found"]], actor)
+            row, begun, wanted = desk.rows([request])[0], None, asked
+        if not done:
+            started = [] if begun is None else [Remains(**one) for one in begun["found"]]
+            found, over = _search(desk, row, wanted, started)
             if dry_run and (found or not over):
                 return [_planned(one) for one in found]
-            if found:
+            if found or started:
                 with desk.ledger.writing(actor) as writer:
-                    details = {"found": [one.as_dict() for one in found], "asked": asked}
+                    details = {"found": [one.as_dict() for one in found], "asked": wanted}
                     writer.append("request", request, ERASING, details=details)
-        if found:
-            erased = _erase(desk, row, found)
-            with desk.ledger.writing(actor) as writer:
-                _write_outcomes(writer, request, erased)
-        else:
-            erased = desk.artefacts(request)
+                erased = _carry_out(desk, row, found, actor)
+            else:
+                erased = desk.artefacts(request)
     if signer is not None:
         sign_erasure(desk, request, signer)
     return erased
@@ -97,13 +92,24 @@ def find_remains(
     *,
     destroy_key: bool,
     remove_models: bool,
+    earlier: Mapping[str, int],
 ) -> Iterator[Remains]:
-    """Find everything that remembers a request, in the order in which it is erased."""
+    """Find everything that remembers a request, in the order in which it is erased.
+
+    Args:
+        desk: The desk.
+        row: The request.
+        ids: Its ids.
+        places: Files and folders that the user named.
+        destroy_key: Find the keys of the request as well.
+        remove_models: Remove models that were trained on them.
+        earlier: Superseded models that were found before, and on how many of the ids they were trained.
+
+    """
     from efface.runs.rehearsal_plan import rehearsals_beside
 
     chain = desk.model(str(row["model"]))
     batches = desk.batches(chain.name)
-    earlier = {one.place: one.count for one in desk.artefacts(str(row["id"])) if one.kind == SUPERSEDED}
     if row["state"] == RequestState.RELEASED.value:
         caches, blocked = find_pictures(Path(chain.head), ids)
         yield from caches
@@ -157,7 +163,7 @@ def find_pictures(head: Path, ids: ForgottenIds) -> tuple[list[Remains], str]:
             "the data could not be read: whether the pictures are gone is not known"
         )
     present = ids.among(here.data.keys.tolist())
-    names = ids.known if ids.known is not None else present
+    names = present | (ids.known or frozenset())
     found = [
         Remains("decoded pictures", str(folder), "remove", "a cache that holds them", count)
         for folder, count in find_caches(here.data, names, here.former_roots).items()
@@ -212,7 +218,9 @@ def _erase(desk: DeskStore, row: dict[str, Any], found: Sequence[Remains]) -> li
     """Erase each; the list and the key of the request only once everything else succeeded."""
     request = str(row["id"])
     kept = desk.private.forget_list(request)
-    left = ForgottenIds(desk.private.key(request), None if kept is None else kept.keys, json.loads(row["items"]))
+    names = names_of_chain(desk, row)
+    secret, items = desk.private.key(request), json.loads(row["items"])
+    left = ForgottenIds(secret, None if kept is None else kept.keys, items, others=names)
     erased = [erase_remains(one, left) for one in found if one.kind not in LAST]
     failed = sum(one.outcome == "failed" for one in erased)
     waiting = any(one.outcome == "listed" and one.kind in ("pictures", "split") for one in erased)
@@ -231,16 +239,80 @@ def _erase(desk: DeskStore, row: dict[str, Any], found: Sequence[Remains]) -> li
     return erased
 
 
+def _carry_out(desk: DeskStore, row: dict[str, Any], found: Sequence[Remains], actor: str) -> list[ErasedArtefact]:
+    """Erase what was found, and write down what became of it."""
+    erased = _erase(desk, row, found)
+    with desk.ledger.writing(actor) as writer:
+        _write_outcomes(writer, str(row["id"]), erased)
+    return erased
+
+
+def _search(
+    desk: DeskStore, row: dict[str, Any], asked: dict[str, Any], started: Sequence[Remains]
+) -> tuple[list[Remains], bool]:
+    """Find what is to be erased, with what an erasure that was cut had found; and whether everything was before."""
+    if _is_over(desk, row, asked):
+        return (_listed_models(desk, str(row["id"])) if asked["remove_models"] else []), True
+    ids = ids_of_request(desk, row)
+    before = [*desk.artefacts(str(row["id"])), *started]
+    found = find_remains(
+        desk, row, ids, [Path(one) for one in asked["places"]],
+        destroy_key=asked["destroy_key"], remove_models=asked["remove_models"],
+        earlier={one.place: one.count for one in before if one.kind == SUPERSEDED},
+    )  # fmt: skip
+    return add_started(started, list(found)), False
+
+
+def add_started(started: Sequence[Remains], found: Sequence[Remains]) -> list[Remains]:
+    """Put together what an erasure that was cut was about to change, and what is found now; each thing once.
+
+    Heads come first: what is subtracted from them is in vectors that go.
+    """
+    again = {(one.kind, one.place) for one in found}
+    rest = [one for one in started if one.action != "list" and (one.kind, one.place) not in again]
+    return sorted([*rest, *found], key=lambda one: one.kind != "head")
+
+
+def ids_of_request(desk: DeskStore, row: dict[str, Any]) -> ForgottenIds:
+    """The ids of a request; names of other examples of its data are not taken for them."""
+    return ForgottenIds.of(desk.private, row, names_of_chain(desk, row))
+
+
+def names_of_chain(desk: DeskStore, row: dict[str, Any]) -> list[str]:
+    """The names of the data that the newest model of the chain of a request knows."""
+    return data_names(Path(desk.model(str(row["model"])).head))
+
+
+def name_asked(places: Sequence[Path], **flags: bool) -> dict[str, Any]:
+    """What a call asks for, as it is written down before anything is erased."""
+    return {"places": list(dict.fromkeys(str(Path(one).absolute()) for one in places)), **flags}
+
+
+def join_asked(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """What two calls ask for together."""
+    flags = {name: bool(one.get(name)) or bool(asked) for name, asked in other.items() if name != "places"}
+    return {"places": list(dict.fromkeys([*one["places"], *other["places"]])), **flags}
+
+
+def _unknown(desk: DeskStore, row: dict[str, Any]) -> bool:
+    """Whether nobody can tell any more which ids a request was about, so that nothing more can be searched for."""
+    request = str(row["id"])
+    return desk.private.forget_list(request) is None and desk.private.key(request) is None
+
+
 def _begun(desk: DeskStore, request: str) -> dict[str, Any] | None:
     """What an erasure that was cut had found; None if none was."""
     events = [one for one in desk.ledger.events(f"request {request}") if one.action in (ERASING, ERASED)]
-    return events[-1].details if events and events[-1].action == ERASING else None
+    if not events or events[-1].action != ERASING:
+        return None
+    details = events[-1].details
+    return {"found": details["found"], "asked": {"destroy_key": False, "remove_models": False} | details["asked"]}
 
 
 def _is_over(desk: DeskStore, row: dict[str, Any], asked: dict[str, Any]) -> bool:
     """Whether the same was erased before, list and key included: there is nothing left to do but to say it again."""
     request = str(row["id"])
-    if desk.private.forget_list(request) is not None or desk.private.key(request) is not None:
+    if not _unknown(desk, row):
         return False
     events = [one for one in desk.ledger.events(f"request {request}") if one.action == ERASING]
     searched = {place for one in events for place in one.details["asked"]["places"]}

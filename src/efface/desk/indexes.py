@@ -1,154 +1,210 @@
-"""FAISS indexes: find and remove the vectors of forgotten ids, and check that they are gone.
+"""FAISS indexes: which vector has which number, and the same index without some, checked against the first.
 
-FAISS numbers its vectors. Beside ``NAME.faiss`` (or ``.index``), ``NAME.keys.txt``, ``.keys.csv`` or ``.keys.npy`` says
-whose they are: one id for each vector, in the order of the index; with columns ``key`` and ``id`` in the ``.csv``, the
-numbers of an ``IndexIDMap`` or an inverted file.
+FAISS numbers its vectors: by their order, or by numbers that an ``IndexIDMap`` or an inverted file keeps. Lines of a
+file of keys are the order; numbers of an index that are not 0, 1, 2 ... need the column ``id`` of a ``.keys.csv``.
 """
 
 from __future__ import annotations
 
-import csv
+import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from efface.desk.forgotten import ForgottenIds
-from efface.desk.vectors import read_row_ids, write_row_ids
+from efface.desk.row_keys import RowKeys
 from efface.errors import EffaceError
-from efface.files import atomic_path
 
 INDEX_SUFFIXES = (".faiss", ".index")
 _REBUILD = "Build it again from vectors without the forgotten: `efface embed`."
 
 
-def index_ids(path: Path) -> dict[str, int]:
-    """Id to number of the vectors of an index; without numbers of its own, their order.
+@dataclass(frozen=True, eq=False)
+class IndexContents:
+    """What an index holds."""
+
+    numbers: np.ndarray | None
+    """The numbers that it keeps itself, int64 ``[n]``; None if they are the order of its vectors."""
+    digests: np.ndarray
+    """A digest of each stored vector, uint64 ``[n]``, in the order of the numbers."""
+
+    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers and digests, sorted: equal for two indexes with the same vectors under the same numbers."""
+        numbers = np.arange(len(self.digests)) if self.numbers is None else self.numbers
+        order = np.lexsort((self.digests, numbers))
+        return numbers[order], self.digests[order]
+
+    def without(self, gone: np.ndarray) -> IndexContents:
+        """What stays when the vectors with these numbers go; where the order numbers them, the others move up."""
+        if self.numbers is None:
+            return IndexContents(None, np.delete(self.digests, gone))
+        keep = ~np.isin(self.numbers, gone)
+        return IndexContents(self.numbers[keep], self.digests[keep])
+
+
+def numbers_of_rows(path: Path, contents: IndexContents, keys: RowKeys) -> np.ndarray:
+    """The number of the vector of each key, int64.
 
     Raises:
-        EffaceError: Nothing says whose the vectors are.
+        EffaceError: Keys and vectors do not go together, or it is not clear which vector is whose.
 
     """
-    beside = keys_of_index(path)
-    if beside.suffix == ".csv":
-        with open(beside, encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        if rows and "id" in rows[0]:
-            return {row["key"]: int(row["id"]) for row in rows}
-    return {name: number for number, name in enumerate(read_row_ids(beside))}
-
-
-def keys_of_index(path: Path) -> Path:
-    """The file beside an index that says whose its vectors are."""
-    beside = [path.with_suffix(f".keys{suffix}") for suffix in (".csv", ".txt", ".npy")]
-    found = next((one for one in beside if one.is_file()), None)
-    if found is None:
+    count, given, order = len(contents.digests), keys.numbers(), np.arange(len(contents.digests))
+    if len(keys.keys) != count:
         raise EffaceError(
-            f"Nothing says whose vectors are in {path}.",
-            f"There is none of {', '.join(one.name for one in beside)} beside it.",
+            f"{path} has {count} vectors, and {keys.name} {len(keys.keys)} keys.",
+            "There must be one key for each vector, also where a key or a number has several.",
             _REBUILD,
         )
-    return found
+    if given is None:
+        if contents.numbers is None or np.array_equal(contents.numbers, order):
+            return order
+        raise EffaceError(
+            f"{path} keeps numbers of its own, and {keys.name} does not have them.",
+            "They are not 0, 1, 2 and so on: a line does not tell which vector it is about.",
+            f"Write {path.stem}.keys.csv with the columns key and id: the key of each vector, and its number.",
+        )
+    held = order if contents.numbers is None else contents.numbers
+    if not np.array_equal(np.sort(given), np.sort(held)):
+        raise EffaceError(
+            f"The numbers in {keys.name} are not those of the vectors in {path}.",
+            "Each number of a vector must be in the column id as often as the index has it.",
+            _REBUILD,
+        )
+    if len(set(zip(given.tolist(), keys.keys, strict=True))) != len(set(given.tolist())):
+        raise EffaceError(
+            f"{keys.name} has several keys for one number.", "Whose its vectors are is not known.", _REBUILD
+        )
+    return given
 
 
-def drop_from_index(path: Path, ids: ForgottenIds) -> int:
-    """Write an index again without the vectors of forgotten ids; returns how many there were.
+def write_index_without(path: Path, fresh: Path, keys: RowKeys, keep: np.ndarray) -> np.ndarray | None:
+    """Write an index again without some vectors, read it, and compare it with the first.
 
-    The index is replaced first, then the file of ids; both are checked, as is a search for the removed vectors.
+    Args:
+        path: The index.
+        fresh: The file to write.
+        keys: The keys of its vectors.
+        keep: Which of them stay, bool.
+
+    Returns:
+        The numbers of those that stay, for the column of numbers; None if their order says it.
+
+    Raises:
+        EffaceError: It cannot be read or checked, keys and vectors do not go together, or vectors cannot be removed.
+
     """
-    faiss: Any = _faiss()
-    numbers = index_ids(path)
-    gone = ids.among(numbers)
+    faiss: Any = import_faiss()
     index = _read(faiss, path)
-    beside = keys_of_index(path)
-    if not gone:
-        return 0
-    targets = np.array(sorted(numbers[one] for one in gone), dtype=np.int64)
-    held = stored_numbers(faiss, index)
-    if held is None and index.ntotal == len(numbers) - len(gone):
-        pass  # a call that was cut replaced the index, and not the file of ids
-    else:
-        present = targets if held is None else targets[np.isin(targets, held)]
-        before, probes = index.ntotal, _vectors(index, present)
-        try:
-            removed = int(index.remove_ids(present)) if len(present) else 0
-        except RuntimeError as error:
-            raise EffaceError(
-                f"{path} is an index from which no vector can be removed ({type(index).__name__}).",
-                str(error).strip().splitlines()[-1][:200],
-                _REBUILD,
-            ) from error
-        if removed != len(present) or index.ntotal != before - removed:
-            raise EffaceError(f"{path}: {removed} of {len(present)} vectors could be removed.", remedy=_REBUILD)
-        with atomic_path(path) as fresh:
-            faiss.write_index(index, str(fresh))
-        _require_gone(faiss, _read(faiss, path), targets, probes, path, numbered=held is not None)
-    _write_ids(beside, numbers, gone, numbered=held is not None)
-    if ids.among(index_ids(path)) or _read(faiss, path).ntotal != len(index_ids(path)):
-        raise EffaceError(f"{path} and {beside} do not go together after both were written again.", remedy=_REBUILD)
-    return len(gone)
-
-
-def stored_numbers(faiss: Any, index: Any) -> np.ndarray | None:
-    """The numbers that an index keeps itself; None if they are the order of its vectors."""
-    inner = faiss.downcast_index(index)
-    if hasattr(inner, "id_map"):
-        return faiss.vector_to_array(inner.id_map).copy()
-    if hasattr(inner, "invlists"):
-        lists = inner.invlists
-        parts = [
-            faiss.rev_swig_ptr(lists.get_ids(one), lists.list_size(one)).copy()
-            for one in range(lists.nlist)
-            if lists.list_size(one)
-        ]
-        return np.concatenate(parts) if parts else np.empty(0, np.int64)
-    return None
-
-
-def _vectors(index: Any, numbers: np.ndarray) -> np.ndarray | None:
-    """The vectors of some numbers, for a search after they were removed; None if the index cannot tell."""
+    before = _contents(faiss, index, path)
+    numbers = numbers_of_rows(path, before, keys)
+    gone = np.unique(numbers[~keep])
+    expected = before.without(gone)
     try:
-        return np.stack([index.reconstruct(int(one)) for one in numbers]) if len(numbers) else None
-    except RuntimeError:
+        index.remove_ids(gone)
+    except RuntimeError as error:
+        raise EffaceError(
+            f"{path} is an index from which no vector can be removed ({type(index).__name__}).",
+            str(error).strip().splitlines()[-1][:200],
+            _REBUILD,
+        ) from error
+    faiss.write_index(index, str(fresh))
+    after = _contents(faiss, _read(faiss, fresh), path)
+    if len(expected.digests) != int(keep.sum()) or not all(
+        np.array_equal(one, other) for one, other in zip(expected.pairs(), after.pairs(), strict=True)
+    ):
+        raise EffaceError(
+            f"{path} without the forgotten would not hold the other vectors as before; it was left as it is.",
+            f"{type(index).__name__} does not remove single vectors faithfully.",
+            _REBUILD,
+        )
+    if before.numbers is not None:
+        return numbers[keep]
+    if keys.numbers() is None:
         return None
+    return np.searchsorted(np.sort(numbers[keep]), numbers[keep])
 
 
-def _require_gone(
-    faiss: Any, index: Any, targets: np.ndarray, probes: np.ndarray | None, path: Path, *, numbered: bool
-) -> None:
-    """Raise if a removed vector is still in the index that was written."""
-    held = stored_numbers(faiss, index)
-    still = held is not None and bool(np.isin(targets, held).any())
-    if probes is not None and index.ntotal and numbered:
-        _, nearest = index.search(probes, 1)
-        still = still or bool(np.isin(nearest, targets).any())
-    if still:
-        raise EffaceError(f"{path} still holds vectors of forgotten ids after it was written again.", remedy=_REBUILD)
+def read_contents(path: Path) -> IndexContents:
+    """Read what an index holds.
+
+    Raises:
+        EffaceError: It cannot be read, is of a kind that cannot be checked, or FAISS is not installed.
+
+    """
+    faiss: Any = import_faiss()
+    return _contents(faiss, _read(faiss, path), path)
 
 
-def _write_ids(beside: Path, numbers: dict[str, int], gone: set[str], *, numbered: bool) -> None:
-    """Write the ids that stay; with their numbers if the index keeps them, since its order then has gaps."""
-    kept = {name: number for name, number in numbers.items() if name not in gone}
-    if not numbered:
-        write_row_ids(beside, list(kept))
-        return
-    table = beside.with_suffix(".csv")
-    with atomic_path(table) as fresh, open(fresh, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([["key", "id"], *([name, number] for name, number in kept.items())])
-    if table != beside:
-        beside.unlink()
+def _contents(faiss: Any, index: Any, path: Path) -> IndexContents:
+    inner = faiss.downcast_index(index)
+    while isinstance(inner, faiss.IndexPreTransform):
+        inner = faiss.downcast_index(inner.index)
+    if isinstance(inner, faiss.IndexIDMap):
+        below = _contents(faiss, inner.index, path)
+        if below.numbers is not None and not np.array_equal(below.numbers, np.arange(len(below.numbers))):
+            raise _unchecked_error(path, inner)
+        return IndexContents(faiss.vector_to_array(inner.id_map).astype(np.int64), below.digests)
+    if isinstance(inner, faiss.IndexIVF):
+        return _inverted(faiss, inner, path)
+    if inner.ntotal == 0:
+        return IndexContents(None, np.empty(0, np.uint64))
+    if isinstance(inner, faiss.IndexFlatCodes):
+        codes = faiss.vector_to_array(inner.codes).reshape(inner.ntotal, -1)
+    else:
+        try:
+            codes = inner.reconstruct_n(0, inner.ntotal)
+        except RuntimeError as error:
+            raise _unchecked_error(path, inner) from error
+    return IndexContents(None, _digests(codes))
+
+
+def _inverted(faiss: Any, index: Any, path: Path) -> IndexContents:
+    """The contents of an inverted file, in the order of its numbers."""
+    lists = faiss.downcast_InvertedLists(index.invlists)
+    if not isinstance(lists, faiss.ArrayInvertedLists):
+        raise _unchecked_error(path, index)
+    numbers, digests = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
+    for one in range(lists.nlist):
+        size = lists.list_size(one)
+        if size:
+            numbers.append(faiss.rev_swig_ptr(lists.get_ids(one), size).copy())
+            codes = faiss.rev_swig_ptr(lists.get_codes(one), size * lists.code_size)
+            digests.append(_digests(codes.reshape(size, -1), one))
+    if index.ntotal != sum(map(len, numbers)):
+        raise _unchecked_error(path, index)
+    found = np.concatenate(numbers)
+    order = np.argsort(found, kind="stable")
+    return IndexContents(found[order], np.concatenate(digests)[order])
+
+
+def _digests(codes: np.ndarray, cell: int = -1) -> np.ndarray:
+    """A digest of each row; of an inverted file also of the list that it is in, which is a part of the vector."""
+    start = str(cell).encode()
+    rows = np.ascontiguousarray(codes)
+    made = (hashlib.blake2b(row.tobytes(), digest_size=8, key=start).digest() for row in rows)
+    return np.frombuffer(b"".join(made), dtype="<u8").astype(np.uint64)
+
+
+def _unchecked_error(path: Path, index: Any) -> EffaceError:
+    return EffaceError(
+        f"{path} is an index of which nobody can tell which vectors it holds ({type(index).__name__}).",
+        "What is removed from it could not be checked.",
+        _REBUILD,
+    )
 
 
 def _read(faiss: Any, path: Path) -> Any:
     try:
         return faiss.read_index(str(path))
-    except RuntimeError as error:
-        raise EffaceError(
-            f"{path} cannot be read as an index.", str(error).strip().splitlines()[-1][:200], _REBUILD
-        ) from error
+    except (RuntimeError, MemoryError) as error:
+        said = str(error).strip().splitlines() or ["It is damaged."]
+        raise EffaceError(f"{path} cannot be read as an index.", said[-1][:200], _REBUILD) from error
 
 
-def _faiss() -> Any:
+def import_faiss() -> Any:
+    """Import FAISS; if it is not installed, the error says how to."""
     try:
         import faiss
     except ImportError as error:

@@ -10,40 +10,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from efface.desk.derived import drop_from_head, find_derived, find_stages, rows_of_head
+from efface.desk.derived import drop_from_head, find_stages, rows_of_head
 from efface.desk.forgotten import ForgottenIds, Remains
-from efface.desk.indexes import INDEX_SUFFIXES, drop_from_index, index_ids
+from efface.desk.keyed_rows import drop_keyed, keyed_ids
+from efface.desk.places import find_in_file, find_in_folder
 from efface.desk.run_ids import is_run, replace_ids, split_ids, trained_on
-from efface.desk.vectors import VECTOR_SUFFIXES, drop_vectors, vector_ids
+from efface.desk.vectors import drop_vectors, vector_ids
 from efface.desk.views import ErasedArtefact, RequestBatch
 from efface.errors import EffaceError
-from efface.files import EPOCH, META, REQUEST, SPLIT
 
-CHECKPOINT_FILES = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
-LIST_SUFFIXES = (".txt", ".csv", ".json", ".jsonl")
-AVERAGE_NAMES = ("ema", "swa", "momentum", "teacher", "average")
 SUPERSEDED = "superseded model"
-_LARGEST_LIST = 64 * 2**20
-
-
-def find_in_run(run: Path, ids: ForgottenIds, blocked: str) -> Iterator[Remains]:
-    """Find what a run folder of the chain holds about the forgotten.
-
-    Args:
-        run: The folder.
-        ids: The forgotten.
-        blocked: Why its split must keep the ids for now; empty if it need not.
-
-    """
-    for path in sorted(run.glob("*observations*.npz")):
-        held = ids.among(observed_ids(path))
-        if held:
-            yield Remains("observations", str(path), "remove", "scores of each example", len(held))
-    held = ids.among(split_ids(run)) if is_run(run) else ()
-    if held:
-        yield Remains("split", str(run / SPLIT), "list" if blocked else "rewrite", blocked, len(held))
 
 
 def find_model(run: Path, ids: ForgottenIds, *, remove: bool, known: int = 0) -> Iterator[Remains]:
@@ -78,89 +54,22 @@ def find_unused(batch: RequestBatch, *, abandoned: bool) -> Iterator[Remains]:
 
 
 def find_in_place(place: Path, ids: ForgottenIds, *, remove: bool) -> Iterator[Remains]:
-    """Find what remembers in a file or folder that the user named: vectors, indexes, models, heads, banks, lists."""
+    """Find what remembers in a file or folder that the user named, and name what was not searched.
+
+    Args:
+        place: The file or folder; a link is followed.
+        ids: The forgotten.
+        remove: Remove models, banks and rehearsals.
+
+    """
+    if place.is_symlink():
+        place = place.resolve()  # what is written again must not take the place of the link
     if not place.exists():
         yield Remains("place", str(place), "list", "there is nothing")
-        return
-    if place.is_file():
-        yield from _find_in_file(place, ids, remove=remove)
-        return
-    if (place / META).is_file() and (place / SPLIT).is_file():
-        yield from _find_in_other_run(place, ids, remove=remove)
-        return
-    derived = find_derived(place, ids, remove=remove)
-    if derived is not None:
-        yield from derived
-        gone = any(one.action == "remove" for one in derived)
-        runs = () if gone else (one for one in sorted(place.iterdir()) if (one / META).is_file())
-        for run in runs:  # models of a bank whose weights were kept
-            yield from find_in_place(run, ids, remove=remove)
-        return
-    for item in sorted(place.iterdir()):
-        if not item.is_symlink() and not item.name.endswith((".tmp", ".lock")):
-            yield from find_in_place(item, ids, remove=remove)
-
-
-def _find_in_other_run(run: Path, ids: ForgottenIds, *, remove: bool) -> Iterator[Remains]:
-    """Find what a run outside the chain remembers; references of a plan are made again by its own command."""
-    trained = ids.among(trained_on(run))
-    reference = (run.parent / "plan.json").is_file() and (run.parent / "tasks.jsonl").is_file()
-    if trained:
-        kind = "reference" if reference else "checkpoint"
-        gone = reference or remove
-        detail = "trained on them" + ("" if gone else " (remove it with --remove-models)")
-        yield Remains(kind, str(run), "remove" if gone else "list", detail, len(trained))
-        return
-    yield from find_in_run(run, ids, "the run is not of this chain")
-
-
-def _find_in_file(path: Path, ids: ForgottenIds, *, remove: bool) -> Iterator[Remains]:
-    name = path.name.lower()
-    try:
-        if path.suffix in INDEX_SUFFIXES:
-            held = ids.among(index_ids(path))
-            yield from _rewritten("index", path, len(held))
-        elif path.suffix in CHECKPOINT_FILES or name == EPOCH:
-            kind = "average" if any(word in name for word in AVERAGE_NAMES) else "checkpoint"
-            detail = "nothing says what it was trained on" + ("" if remove else " (remove it with --remove-models)")
-            yield Remains(kind, str(path), "remove" if remove else "list", detail)
-        elif "observations" in name and path.suffix == ".npz":
-            held = ids.among(observed_ids(path))
-            if held:
-                yield Remains("observations", str(path), "remove", "scores of each example", len(held))
-        elif path.suffix in VECTOR_SUFFIXES and not name.endswith((".keys.npy", "identity.npz")):
-            yield from _rewritten("vectors", path, len(ids.among(vector_ids(path))))
-        elif path.suffix in LIST_SUFFIXES and ".keys" not in name and name != REQUEST:
-            held = ids.among(_listed(path))
-            if held:
-                yield Remains("list of ids", str(path), "list", "a person has to decide about it", len(held))
-    except EffaceError as error:
-        yield Remains("file", str(path), "list", f"{error.what} {error.why}".strip())
-
-
-def _rewritten(kind: str, path: Path, count: int) -> Iterator[Remains]:
-    if count:
-        yield Remains(kind, str(path), "rewrite", "rows of the forgotten", count)
-
-
-def observed_ids(path: Path) -> list[str]:
-    """The ids in a file of observations."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return [str(one) for name in file.files if name.endswith("/keys") for one in file[name].tolist()]
-    except (OSError, ValueError) as error:
-        raise EffaceError(f"{path} cannot be read as observations.", str(error), "Remove it.") from error
-
-
-def _listed(path: Path) -> list[str]:
-    """Everything in a text file that could be an id: lines, cells, texts."""
-    if path.stat().st_size > _LARGEST_LIST:
-        raise EffaceError(f"{path} is larger than {_LARGEST_LIST} bytes, and was not searched.")
-    text = path.read_text(encoding="utf-8", errors="replace")
-    words = set(text.splitlines())
-    for mark in (",", "\t", ";", '"', "'"):
-        words |= {part.strip() for line in tuple(words) for part in line.split(mark)}
-    return sorted(words)
+    elif place.is_dir():
+        yield from find_in_folder(place, place, ids, remove=remove)
+    else:
+        yield from find_in_file(place, ids, remove=remove, named=True)
 
 
 def erase_remains(remains: Remains, ids: ForgottenIds) -> ErasedArtefact:
@@ -199,7 +108,7 @@ def _rewrite_split(path: Path, ids: ForgottenIds) -> int:
 REWRITERS: dict[str, Callable[[Path, ForgottenIds], int]] = {
     "split": _rewrite_split,
     "vectors": drop_vectors,
-    "index": drop_from_index,
+    "index": drop_keyed,
     "head": drop_from_head,
 }
 """Kind of what is written again without the forgotten to the function that does it."""
@@ -213,7 +122,7 @@ def still_holds(kind: str, place: Path, ids: ForgottenIds) -> int:
         return 0
     if kind == "split":
         return len(ids.among(split_ids(place.parent)))
-    return len(ids.among(index_ids(place) if kind == "index" else vector_ids(place)))
+    return len(ids.among(keyed_ids(place) if kind == "index" else vector_ids(place)))
 
 
 def summarize(erased: Sequence[ErasedArtefact]) -> dict[str, int]:

@@ -12,10 +12,12 @@ from typing import Any, Literal
 
 from sqlalchemy import select
 
+from efface.desk.erasure import ids_of_request
 from efface.desk.forgotten import ForgottenIds
 from efface.desk.journal import JournalLine
 from efface.desk.ledger import Ledger, LedgerEvent, LedgerWriter
-from efface.desk.remains import observed_ids, still_holds
+from efface.desk.remains import still_holds
+from efface.desk.run_ids import observed_ids
 from efface.desk.states import BatchState
 from efface.desk.store import DeskStore
 from efface.desk.tables import DESK_ARTEFACTS, DESK_EVENTS, DESK_REQUESTS, WRITING
@@ -158,13 +160,16 @@ def _back_again(desk: DeskStore) -> Iterator[ReplayItem]:
     known = {name: _ids(desk, row) for name, row in requests.items()}
     for row in rows:
         place, ids = Path(row["place"]), known[row["request"]]
-        if row["outcome"] == "removed":
-            back = place.exists() and not _made_again(row["kind"], place, ids)
-        else:
-            back = ids is not None and bool(still_holds(row["kind"], place, ids))
+        detail = f"{row['kind']}, {row['outcome']} at {row['time']}"
+        try:
+            if row["outcome"] == "removed":
+                back = place.exists() and not _made_again(row["kind"], place, ids)
+            else:
+                back = ids is not None and bool(still_holds(row["kind"], place, ids))
+        except (EffaceError, OSError):
+            back, detail = True, f"{detail}; what is there now cannot be read"
         if back:
             todo = f"Erase it again: `efface erase {row['request']}`, with the same --place."
-            detail = f"{row['kind']}, {row['outcome']} at {row['time']}"
             yield ReplayItem("erased file is back", row["request"], row["place"], detail, todo)
 
 
@@ -180,7 +185,7 @@ def find_unknown(desk: DeskStore) -> list[str]:
 def _ids(desk: DeskStore, row: dict[str, Any]) -> ForgottenIds | None:
     """The ids of a request; None if nobody can tell any more which they were."""
     try:
-        return ForgottenIds.of(desk.private, row)
+        return ids_of_request(desk, row)
     except EffaceError:
         return None
 

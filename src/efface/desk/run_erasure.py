@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from efface.data.split_parts import EARLIER, read_split
-from efface.desk.erasure import count_outcomes, find_pictures
+from efface.desk.erasure import add_started, count_outcomes, find_pictures, join_asked, name_asked
 from efface.desk.forgotten import TOKEN, ForgottenIds, Remains
 from efface.desk.private import sync
-from efface.desk.remains import SUPERSEDED, erase_remains, find_in_place, find_in_run, find_model
+from efface.desk.remains import SUPERSEDED, erase_remains, find_in_place, find_model
+from efface.desk.run_ids import data_names, find_in_run
 from efface.desk.views import ErasedArtefact
 from efface.errors import EffaceError
 from efface.files import META, hold_lock, read_json, write_text
@@ -35,6 +36,7 @@ class StoredErasure(StoredModel):
     format: FirstFormat
     state: Literal["intended", "done"]
     places: tuple[str, ...]
+    remove_models: bool = False
     found: tuple[dict[str, Any], ...]
     artefacts: tuple[dict[str, Any], ...] = ()
 
@@ -62,21 +64,23 @@ def erase_run(
     """
     folder = Path(run).absolute()
     with hold_lock(folder):
-        begun = _read(folder)
-        if begun is not None and begun["state"] == "intended" and not dry_run:
-            found, asked = [Remains(**one) for one in begun["found"]], list(begun["places"])
-            ids = _ids(folder, dry_run=False)
+        stored, ids = _read(folder), _ids(folder, dry_run=dry_run)
+        asked: dict[str, Any] = name_asked(places, remove_models=remove_models)
+        cut = stored is not None and stored["state"] == "intended"
+        started = [Remains(**one) for one in stored["found"]] if stored is not None and cut else []
+        begun = {name: stored[name] for name in asked} if stored is not None and cut else None
+        asked = asked if begun is None else join_asked(begun, asked)
+        if asked == begun and not dry_run:
+            found = started
         else:
-            ids = _ids(folder, dry_run=dry_run)
-            asked = [str(Path(one).absolute()) for one in places]
-            listed = () if begun is None else begun["artefacts"]
+            listed = () if stored is None else stored["found" if cut else "artefacts"]
             known = {one["place"]: one["count"] for one in listed if one["kind"] == SUPERSEDED}
-            found = list(_find(folder, ids, places, known, remove=remove_models))
-            found.sort(key=lambda one: one.kind != "head")  # what is subtracted from a head is in vectors that go
+            searched = [Path(one) for one in asked["places"]]
+            found = add_started(started, list(_find(folder, ids, searched, known, remove=asked["remove_models"])))
         if dry_run:
             words: Any = {"remove": "removed", "rewrite": "rewritten", "list": "listed"}
             return [ErasedArtefact(one.kind, one.place, words[one.action], one.detail, one.count) for one in found]
-        kept: dict[str, Any] = {"format": 1, "state": "intended", "places": asked}
+        kept: dict[str, Any] = {"format": 1, "state": "intended", **asked}
         kept["found"] = [one.as_dict() for one in found]
         _write(folder, kept)
         erased = [erase_remains(one, ids) for one in found]
@@ -100,11 +104,19 @@ def _ids(folder: Path, *, dry_run: bool) -> ForgottenIds:
             f"{folder} was asked to forget nothing: it is an original.",
             remedy="Name a run that `efface unlearn` made.",
         )
-    if not (folder / KEY_FILE).exists() and not dry_run:
-        write_key(folder, new_secret())
-        sync(folder / KEY_FILE)
+    known, tokens = ([one for one in asked if one.startswith(TOKEN) == erased] for erased in (False, True))
+    if not (folder / KEY_FILE).exists():
+        if not known:
+            raise EffaceError(
+                f"Nobody can tell any more which examples {folder} was asked to forget.",
+                "Their ids were erased, and the key is gone with which they could be recognized.",
+                f"Restore {KEY_FILE} from a backup, if there is one.",
+            )
+        if not dry_run:
+            write_key(folder, new_secret())
+            sync(folder / KEY_FILE)
     secret = read_key(folder / KEY_FILE) if (folder / KEY_FILE).exists() else new_secret()
-    return ForgottenIds(secret, [one for one in asked if not one.startswith(TOKEN)], ())
+    return ForgottenIds(secret, known or None, (), others=data_names(folder), tokens=tokens)
 
 
 def _find(

@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
+from efface.data.array_files import ARRAY_ERRORS, read_npz, unreadable_arrays_error
 from efface.data.identity import DataIdentity
 from efface.data.split_parts import EARLIER, SPLIT_PARTS, read_split
-from efface.desk.forgotten import TOKEN, ForgottenIds
+from efface.desk.forgotten import TOKEN, ForgottenIds, Remains, say_unsearched
+from efface.desk.row_keys import texts_of
+from efface.errors import EffaceError
 from efface.files import META, REQUEST, SPLIT, WEIGHTS, write_text
 
 SELECTOR_GONE = "@erased"
@@ -32,9 +36,29 @@ def split_ids(run: Path) -> list[str]:
     return [*(key for part in stored["parts"].values() for key in part), *listed]
 
 
+def data_names(run: Path) -> list[str]:
+    """Every name of the data that a run knows; none if it is not there."""
+    return split_ids(run) if is_run(run) else []
+
+
 def trained_on(run: Path) -> list[str]:
     """The ids that the model of a run was trained on and not asked to forget."""
     return list(read_split(run)["parts"]["retain"])
+
+
+def observed_ids(path: Path) -> list[str]:
+    """The ids in a file of observations; none are in one of another kind.
+
+    Raises:
+        EffaceError: It is damaged, or holds Python objects.
+
+    """
+    try:
+        names = [one for one in read_npz(path, ())[1] if one.endswith("/keys")]
+        arrays, _ = read_npz(path, names)
+    except ARRAY_ERRORS as error:
+        raise unreadable_arrays_error(path, error, "Remove it.") from error
+    return [one for name in names for one in texts_of(arrays[name], "keys", path)]
 
 
 def replace_ids(run: Path, ids: ForgottenIds) -> int:
@@ -109,3 +133,29 @@ def _hide_selector(run: Path) -> None:
 def is_run(folder: Path) -> bool:
     """Whether a folder is a finished run."""
     return all((folder / name).is_file() for name in (META, REQUEST, SPLIT, WEIGHTS))
+
+
+def find_in_run(run: Path, ids: ForgottenIds, blocked: str) -> Iterator[Remains]:
+    """Find what a run folder of the chain holds about the forgotten.
+
+    Args:
+        run: The folder.
+        ids: The forgotten.
+        blocked: Why its split must keep the ids for now; empty if it need not.
+
+    """
+    for path in sorted(run.glob("*observations*.npz")):
+        try:
+            held = ids.among(observed_ids(path))
+        except (EffaceError, OSError) as error:
+            yield say_unsearched(path, error, ids)
+            continue
+        if held:
+            yield Remains("observations", str(path), "remove", "scores of each example", len(held))
+    try:
+        held = ids.among(split_ids(run)) if is_run(run) else ()
+    except (EffaceError, OSError) as error:
+        yield say_unsearched(run / SPLIT, error, ids)
+        return
+    if held:
+        yield Remains("split", str(run / SPLIT), "list" if blocked else "rewrite", blocked, len(held))
