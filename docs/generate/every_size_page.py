@@ -125,7 +125,8 @@ def time_shares() -> dict[tuple[str, str, int], float]:
 
 def share_of_time(row: Row) -> float:
     """The share of the original's time that a request takes; of a retrained model as it was while others ran."""
-    return time_shares().get((row["family"], row["method"], row["size"]), row["share of the time"])
+    known = time_shares().get((row["family"], row["method"], row["size"]))
+    return float(row["share of the time"]) if known is None else known
 
 
 def find(rows: Sequence[Row], world: int, method: str, size: int) -> Row | None:
