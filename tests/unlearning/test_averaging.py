@@ -79,3 +79,24 @@ def test_the_hinge_keeps_its_last_state():
         model = method.unlearn(recipe.start(0), tiny.given(method, given, recipe), Run(seed=1))
         results.append(torch.cat([weight.detach().flatten() for weight in model.parameters()]))
     assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 48])
+@pytest.mark.parametrize("share", [0.0, 0.34, 0.5, 0.9, 0.99])
+def test_the_checkpoint_as_received_is_never_averaged(share, steps, monkeypatch):
+    """Counted: the states, and whether the first one is what the model started from."""
+    seen, recipe = [], tiny.recipe("simclr", epochs=1)
+    method = MarginMatching(steps=steps, averaged=share, batch_size=8, forget_batch_size=4, line_search=False)
+    add = WeightAverage.add
+
+    def watched(self):
+        seen.append(torch.cat([weight.detach().flatten() for weight in self.model.parameters()]))
+        add(self)
+
+    monkeypatch.setattr(WeightAverage, "add", watched)
+    model = recipe.start(0)
+    before = torch.cat([weight.detach().flatten() for weight in model.parameters()])
+    method.unlearn(model, tiny.given(method, parts(), recipe), Run(seed=1))
+    assert not any(torch.equal(state, before) for state in seen)
+    last = round(share * steps)
+    assert len(seen) == (0 if not last or steps == 1 else min(last + 1, steps))

@@ -28,7 +28,7 @@ from efface.data.split import Split
 from efface.errors import EffaceError
 from efface.files import SPLIT, hold_lock, make_folder, read_json, write_text
 from efface.runs.data_at_hand import DataChecks, settings_now
-from efface.runs.lineage import find_source
+from efface.runs.lineage import find_original_precision, find_source
 from efface.runs.ownership import require_apart
 from efface.runs.planned_data import copy_identity, require_plan_folder
 from efface.runs.run import OpenedRun, open_run
@@ -58,6 +58,7 @@ class StoredBankPlan(StoredModel):
     watch: dict[str, Any]
     models: Annotated[int, Field(ge=2, le=10_000, multiple_of=2)]
     seconds: float | None = None
+    bf16: bool | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,11 +84,14 @@ class BankPlan:
     models: int
     seconds: float | None = None
     """Expected time of one model on one thread; None if the original's cost is not known."""
+    bf16: bool | None = None
+    """Whether the original was trained in bfloat16; None, as in older banks: what the machine prefers."""
 
     def shared(self) -> dict[str, Any]:
         """Everything except the number of models and the expected time, ready for JSON."""
         named = ("data", "recipe", "original", "split", "seed", "unit", "share", "watch")
-        return json.loads(json.dumps({"format": 1} | {name: getattr(self, name) for name in named}))
+        more = {} if self.bf16 is None else {"bf16": self.bf16}  # names of stored models are older
+        return json.loads(json.dumps({"format": 1} | {name: getattr(self, name) for name in named} | more))
 
     def file_of(self, model: int) -> Path:
         """The file of the scores of one model."""
@@ -178,6 +182,7 @@ def plan_bank(
         json.loads(json.dumps(config.dump(watch or ObservationSettings()))),
         max(models, 0 if earlier is None else earlier.models),
         cost / 2 * settings["epochs"] / epochs if cost else None,
+        find_original_precision(subject.stored, subject.folders) if earlier is None else earlier.bf16,
     )
     plan.require_same()
     return plan

@@ -32,6 +32,15 @@ def find_source(run: StoredRun) -> Path | None:
     return moved if not (moved / META).exists() and weights_file(moved) is not None else source
 
 
+def find_original_precision(run: StoredRun, folders: RunFolders) -> bool | None:
+    """Whether the original that a run goes back to was trained in bfloat16; None if nothing here says so.
+
+    Models that stand for it are trained in its precision, whatever the machine that trains them prefers.
+    """
+    first = list(walk_back(run, folders))[-1]
+    return first.request.get("bf16") if first.request.get("verb") == "pretrain" else None
+
+
 def _stored_digest(folder: Path) -> str | None:
     try:
         found = parse_json((folder / META).read_text(encoding="utf-8"))

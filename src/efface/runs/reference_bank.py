@@ -156,7 +156,7 @@ def _train(plan: BankPlan, model: int, halved: Split, here: DataAtHand, folder: 
     recipe: Recipe = config.build(Recipe, plan.recipe, CHOICES, "recipe.")
     seed = plan.seed + UNSEEN_SEEDS + model
     request = {"verb": "references", "kind": "half", "seed": seed, "data": plan.data, "split": plan.split}
-    bf16 = devices.prefers_bfloat16(devices.resolve_device(device))
+    bf16 = devices.choose_precision(plan.bf16, device)
     with create_run_folder(folder, yaml.safe_dump(request, sort_keys=False)) as fresh:
         halved.save(fresh, here.data)
         identity = here.identity.save(fresh) if here.identity else ""

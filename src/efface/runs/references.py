@@ -29,7 +29,7 @@ from efface.errors import EffaceError, unknown_name_error
 from efface.files import EPOCH, REQUEST, SPLIT, hold_lock, make_folder, parse_json, read_json, write_text
 from efface.runs.data_at_hand import DataAtHand, DataChecks, settings_now
 from efface.runs.folder import create_run_folder, read_request
-from efface.runs.lineage import find_source
+from efface.runs.lineage import find_original_precision, find_source
 from efface.runs.ownership import require_apart
 from efface.runs.planned_data import copy_identity, open_planned_data, require_plan_folder
 from efface.runs.remaining import watch_tasks
@@ -82,10 +82,13 @@ class ReferencePlan:
     seed: int
     """The original's seed."""
     tasks: tuple[ReferenceTask, ...] = field(default=())
+    bf16: bool | None = None
+    """Whether the original was trained in bfloat16; None, as in older plans: what the machine prefers."""
 
     def shared(self) -> dict[str, Any]:
         """Everything except the tasks, ready for JSON."""
         named = ("data", "recipe", "method", "parent", "split", "seed")
+        named += () if self.bf16 is None else ("bf16",)
         return {"format": 1} | {name: getattr(self, name) for name in named}
 
     def task(self, name: str) -> ReferenceTask:
@@ -121,7 +124,7 @@ class ReferencePlan:
         """Read a plan written by :meth:`save`."""
         missing = "Make one with `efface references RUN --out DIR`."
         shared = read_json(home / PLAN, "plan of references", schema=StoredPlan, missing=missing, remedy=AGAIN)
-        named = {name: shared[name] for name in ("data", "recipe", "method", "parent", "split", "seed")}
+        named = {name: shared[name] for name in ReferencePlan.__dataclass_fields__ if name in shared}
         return ReferencePlan(home, tasks=_read_tasks(home / TASKS), **named)
 
 
@@ -170,15 +173,10 @@ def plan_references(
     start = subject.folders.read(source).meta
     _require_repeatable(run, meta, start, pairs)
     plan = ReferencePlan(
-        home,
-        settings_now(subject.request, checks),
-        meta["recipe"],
-        meta["method"],
-        start["digest"],
-        meta["split"],
-        start["seed"],
-    )
-    earlier = ReferencePlan.load(home).tasks if (home / PLAN).exists() else ()
+        home, settings_now(subject.request, checks), meta["recipe"], meta["method"], start["digest"], meta["split"],
+        start["seed"], bf16=find_original_precision(subject.stored, subject.folders),
+    )  # fmt: skip
+    begun = ReferencePlan.load(home) if (home / PLAN).exists() else plan  # goes on as it was begun
     retained = len(subject.split.retain) / max(1, len(subject.split.train))
     sizes = {"out": _bytes(source), "original": _bytes(source), "in": _bytes(run)}
     training, unlearning = start["cost"]["seconds"] or None, meta["cost"]["seconds"] or None
@@ -188,8 +186,8 @@ def plan_references(
         for kind in ("out", "original", "in") if number < pairs else ("out",):
             task = _task(plan, kind, number)
             tasks[task.name] = replace(task, seconds=costs[kind], bytes=sizes[kind])
-    tasks |= {task.name: task for task in earlier if task.name not in tasks}
-    return replace(plan, tasks=tuple(tasks.values()))
+    tasks |= {task.name: task for task in begun.tasks if task.name not in tasks}
+    return replace(plan, tasks=tuple(tasks.values()), bf16=begun.bf16)
 
 
 def _require_repeatable(run: Path, meta: Mapping[str, Any], start: Mapping[str, Any], pairs: int) -> None:
@@ -285,7 +283,7 @@ def _make(plan: ReferencePlan, task: ReferenceTask, starts: Sequence[Path], devi
     if task.kind == "in":
         request |= {"method": plan.method}
     require_random_start(recipe)  # also of an original with another seed, and of what is unlearned from it
-    bf16 = devices.prefers_bfloat16(devices.resolve_device(device))
+    bf16 = devices.choose_precision(plan.bf16, device)
     with create_run_folder(plan.home / task.name, yaml.safe_dump(request, sort_keys=False)) as folder:
         split.save(folder, data)
         identity = here.identity.save(folder) if here.identity else ""

@@ -71,9 +71,7 @@ class Common(Settings):
 
     def resolve(self) -> Common:
         """These settings alone, with the precision decided, so that a run records which one it used."""
-        bf16 = self.bf16
-        if bf16 is None:
-            bf16 = devices.prefers_bfloat16(devices.resolve_device(self.device))
+        bf16 = devices.choose_precision(self.bf16, self.device)
         return Common(seed=self.seed, device=self.device, bf16=bf16)
 
 

@@ -27,6 +27,7 @@ class StoredPlan(StoredModel):
     parent: HexDigest
     split: HexDigest
     seed: SeedNumber
+    bf16: bool | None = None
 
 
 class StoredRequest(StoredModel):

@@ -37,6 +37,11 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
     return device
 
 
+def choose_precision(asked: bool | None, device: str) -> bool:
+    """Whether to compute in bfloat16: as asked, or as a device prefers where nobody asked."""
+    return prefers_bfloat16(resolve_device(device)) if asked is None else asked
+
+
 def prefers_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 autocast is faster than float32: on GPUs, and on CPUs with bfloat16 instructions."""
     if device.type == "cpu":

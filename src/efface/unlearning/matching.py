@@ -102,7 +102,8 @@ class MatchedMargins(Settings):
     """Unseen examples that margins are compared with in a step; by default its rows of V. An audit has up to 1 024.
     With more, single examples end closer to unseen ones, and the retained lose more."""
     averaged: Decay = 0.5
-    """Share of the steps, the last ones, whose weights are averaged; 0: the last alone. Not used by a hinge."""
+    """Which weights are averaged: those after each of the last ``round(averaged * steps)`` steps, and those that the
+    first of these starts from, so 25 of 48 at 0.5; never θ₀. 0: the last alone. Not used by a hinge."""
     line_search: bool = True
     """Whether to measure the distances after the last step, and take a share of the whole change accordingly."""
     optim: Optim = field(default_factory=lambda: Optim(rule=OptimizerType.ADAMW, lr=1e-3, clip=5.0))
@@ -130,7 +131,7 @@ class MatchedMargins(Settings):
         aligned = self.alignment_gaps()
         serve = inputs.forget.cycle_full if self.two_sided() else inputs.forget.cycle
         forget, average = serve(many, run.rng("forget")), WeightAverage(model)
-        alone = steps - round(self.averaged * steps) if self.two_sided() else steps
+        alone = max(1, steps - round(self.averaged * steps)) if self.two_sided() else steps
 
         def terms(batch: Batch) -> LossTerms:
             if alone <= unseen_batches.taken < steps:
