@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from docs.generate import (
+    ablation_page,
     attackers_page,
     audit_pages,
     bench_pages,
@@ -55,6 +56,7 @@ PAGES: dict[str, Callable[[], list[str]]] = {
     "exact": exact_page.page,
     "guides/several_processes": processes_page.page,
     "new_audits": new_audits_page.page,
+    "results/ablation": ablation_page.page,
     "results/attackers": attackers_page.page,
     "results/attacks": references_page.page,
     "results/bench": bench_pages.page,

@@ -133,7 +133,7 @@ def ablation() -> None:
         "over originals.",
         ("margin, backbone", "margin, projector", "learned"),
         panels,
-        "AUC against never-trained examples; 0.5 is guessing",
+        "AUC; 0.5 is guessing",
     )
 
 
@@ -162,4 +162,4 @@ def successive() -> None:
     )
 
 
-DRAWN: tuple[Callable[[], Any], ...] = (small_requests, people, every_size)
+DRAWN: tuple[Callable[[], Any], ...] = (small_requests, people, every_size, ablation)
