@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from efface.auditing.observations import Observations
 from efface.auditing.pooled_placements import Rehearsal
 from efface.auditing.validation import decide_with_rehearsals
 from efface.auditing.verdict import judge
+from efface.errors import EffaceError
+from efface.reporting.recheck import require_same_verdict
 from efface.runs.procedure import RehearsedProcedure
 
 FIXED = Criteria()
@@ -111,3 +115,16 @@ def test_a_request_of_an_exact_run_must_look_like_what_the_models_of_a_bank_left
     """Planted: six examples that an "exact" model remembers as before, beside halves that never saw theirs."""
     halves = procedure((0, 0), count=300, requests=8, before=None)
     assert word_of(halves, request(shifts, 6))[0] == word
+
+
+def test_a_record_of_an_older_release_that_compared_nothing_says_so(clean):
+    """Its word does not follow any more: the request itself was not looked at."""
+    evidence = request((0, 0))
+    direct = judge(evidence, FIXED, fixed=FIXED)
+    verdict = decide_with_rehearsals(direct, clean.judge(evidence, FIXED, FIXED))
+    record = SimpleNamespace(verdict=verdict, schema_version=3, observations={}, checkpoints={})
+    require_same_verdict(Path("run"), record, {})
+    record.verdict = replace(verdict, rehearsed=replace(verdict.rehearsed, release=()))
+    with pytest.raises(EffaceError, match="older releases left that out") as caught:
+        require_same_verdict(Path("run"), record, {})
+    assert "efface audit" in caught.value.remedy

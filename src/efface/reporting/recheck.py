@@ -58,7 +58,10 @@ def require_same_verdict(
     """
     verdict = record.verdict
     if record.schema_version > 1 and recombine(verdict) != verdict.word:
-        raise _other_verdict_error(folder, verdict, f"Its own signals and controls lead to '{recombine(verdict)}'.")
+        why = f"Its own signals and controls lead to '{recombine(verdict)}'."
+        if verdict.rehearsed is not None and not verdict.rehearsed.release:
+            why += " Nothing in it compares the request with its rehearsals; older releases left that out."
+        raise _other_verdict_error(folder, verdict, why)
     models = [role for role in record.checkpoints if not role.startswith("unlearned")]
     if not record.observations or any(role not in seen for role in models):
         return
