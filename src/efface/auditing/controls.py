@@ -267,6 +267,11 @@ def describe_change(now: Any, before: Any) -> str:
     return "; ".join(f"{n}: {shown(getattr(now, n))} instead of {shown(getattr(before, n))}" for n in names)
 
 
+def describe_fixed(now: Any, before: Any, word: str) -> str:
+    """Say which criteria were changed after unlearning, and which word those before lead to."""
+    return f"criteria were changed afterwards ({describe_change(now, before)}); by those before: {word}"
+
+
 def control_part(observed: Observations, names: Sequence[str]) -> str | None:
     """Return the part that the holdout is compared with: ``control``, or ``test`` where that has the signals."""
     for part in ("control", "test"):

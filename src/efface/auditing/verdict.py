@@ -147,7 +147,7 @@ def _check_fixed(evidence: Evidence, criteria: Criteria, fixed: Criteria) -> Con
     """Judge by the criteria that were fixed before unlearning as well; if these do not decide, it is missing."""
     before = judge(evidence, fixed).word
     word = {"removed": "passed", "inconclusive": "missing"}.get(before, "failed")
-    note = f"criteria were changed afterwards ({controls.describe_change(criteria, fixed)}); by those before: {before}"
+    note = controls.describe_fixed(criteria, fixed, before)
     return Control("fixed", cast("ControlWord", word), "inconclusive", note)
 
 

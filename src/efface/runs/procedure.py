@@ -12,7 +12,7 @@ import numpy as np
 
 from efface.auditing import signals
 from efface.auditing.attacks.learned import attach_scores, fit_attack
-from efface.auditing.controls import Control, describe_change, strictest
+from efface.auditing.controls import Control, describe_fixed, strictest
 from efface.auditing.criteria import Criteria
 from efface.auditing.evidence import Evidence
 from efface.auditing.observations import Observations
@@ -58,6 +58,19 @@ class RehearsedProcedure:
             fixed: Those that were fixed before unlearning: the procedure must leave nothing by these as well.
 
         """
+        found = self._judge_by(evidence, criteria)
+        if fixed is not None and fixed != criteria:
+            before = self._judge_by(evidence, fixed).word
+            word = "passed" if before == "removed" else "failed"
+            found = _object(found, Control("fixed", word, "inconclusive", describe_fixed(criteria, fixed, before)))
+        names, real = [one.signal for one in found.signals], Rehearsal(evidence.subject, evidence.references)
+        if self.before is None:  # models of a bank: other examples are retained, and many more are left out
+            small = draw_requests(self.rehearsals, evidence.subject.count("forget"))
+            return replace(found, release=check_release(small, real, names, parts=("forget",)))
+        return replace(found, release=check_release(self.rehearsals, real, names))
+
+    def _judge_by(self, evidence: Evidence, criteria: Criteria) -> RehearsedVerdict:
+        """Judge the procedure by some criteria; a signal that decides and was not observed is an objection."""
         wanted = criteria.signals or signals.prespecified_signals(evidence.subject)
         everyone = [*self.rehearsals, *([] if self.before is None else [self.before])]
         names = tuple(
@@ -68,24 +81,15 @@ class RehearsedProcedure:
                 "The rehearsals were not observed on any signal that decides.", remedy="Rehearse again with these."
             )
         found = judge_rehearsals(self.rehearsals, self.before, names, criteria.delta, criteria.alpha, self.kind)
-        objections = list[Control]()
-        if len(names) < len(wanted):
-            absent = ", ".join(name for name in wanted if name not in names)
-            note = f"{absent} decides, and the rehearsals were not observed on it"
-            objections.append(Control("signals", "missing", "inconclusive", note))
-        if fixed is not None and fixed != criteria:
-            before = self.judge(evidence, fixed).word
-            note = f"criteria were changed afterwards ({describe_change(criteria, fixed)}); by those before: {before}"
-            word = "passed" if before == "removed" else "failed"
-            objections.append(Control("fixed", word, "inconclusive", note))
-        word = cast("PooledWord", strictest(found.word, objections))
-        real = Rehearsal(evidence.subject, evidence.references)
-        if self.before is None:  # models of a bank: other examples are retained, and many more are left out
-            small = draw_requests(self.rehearsals, evidence.subject.count("forget"))
-            release = check_release(small, real, names, parts=("forget",))
-        else:
-            release = check_release(self.rehearsals, real, names)
-        return replace(found, word=word, controls=(*found.controls, *objections), release=release)
+        absent = ", ".join(name for name in wanted if name not in names)
+        note = f"{absent} decides, and the rehearsals were not observed on it"
+        return _object(found, Control("signals", "missing", "inconclusive", note)) if absent else found
+
+
+def _object(found: RehearsedVerdict, control: Control) -> RehearsedVerdict:
+    """Add a control to a verdict on a procedure, and what follows from it."""
+    word = cast("PooledWord", strictest(found.word, [control]))
+    return replace(found, word=word, controls=(*found.controls, control))
 
 
 def open_rehearsals(home: Path, compared: Comparison, bank: ReferenceBank | None) -> RehearsedProcedure:
