@@ -15,9 +15,10 @@ from efface.training.checkpoint import Checkpoint
 from efface.training.gradients import compute_gradient
 from efface.training.loop import Run, fit
 from efface.training.optim import Optim
+from efface.unlearning.layer_inputs import record_inputs
 from efface.unlearning.methods import Damp, Purge
 from efface.unlearning.methods import purge as module
-from efface.unlearning.methods.damp import class_means, own_directions, record_inputs, remove_directions, separability
+from efface.unlearning.methods.damp import class_means, own_directions, remove_directions, separability
 from efface.unlearning.predictions import measure_accuracy, measure_prediction
 from tests import tiny
 from tests.reference import damp as damp_reference

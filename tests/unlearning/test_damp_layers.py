@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from efface.unlearning.layer_inputs import find_image_layers, record_inputs
 from efface.unlearning.methods import Damp
 from efface.unlearning.methods import damp as module
-from efface.unlearning.methods.damp import find_image_layers, record_inputs
 from tests import tiny
 from tests.unlearning.test_class_methods import class_parts, trained, unlearn
 
