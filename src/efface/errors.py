@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -55,6 +56,38 @@ class DivergenceError(EffaceError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.terms, self.step, self.remedy)  # its arguments are not those of its base class
+
+
+@contextmanager
+def optional_imports(purpose: str, extra: str, otherwise: str = "") -> Iterator[None]:
+    """Import libraries of an extra in this block; of one that cannot be imported it is said how to install it.
+
+    Args:
+        purpose: What they are needed for: ``"signing and verifying"``.
+        extra: The extra of this package that brings them.
+        otherwise: What can be done without them: a sentence.
+
+    Raises:
+        EffaceError: One is not installed, or it is and does not load. Faults of this package's own modules pass.
+
+    Example:
+        >>> with optional_imports("exact arithmetic", "sign"):
+        ...     import fractions
+
+    """
+    try:
+        yield
+    except ImportError as error:
+        name = (error.name or "").partition(".")[0]
+        if name == "efface":
+            raise
+        install = f"pip install 'efface[{extra}]'"
+        if isinstance(error, ModuleNotFoundError):
+            what, why, remedy = f"The library {name} is not installed.", "", f"Install it: {install}."
+        else:
+            what = f"The library {name} cannot be loaded." if name else "A library cannot be loaded."
+            why, remedy = f" It says: {error}.", f"Install it anew, and what it names: {install} --upgrade."
+        raise EffaceError(what, f"It is needed for {purpose}.{why}", f"{remedy} {otherwise}".rstrip()) from error
 
 
 MEMORY_WORDS = ("can't allocate memory", "out of memory", "not enough memory")

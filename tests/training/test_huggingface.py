@@ -133,7 +133,7 @@ def test_normalization_and_size_are_those_that_the_folder_states(pictures: Path,
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(EffaceError, match=r"transformers, which is not installed.*efface\[hf\]"):
+    with pytest.raises(EffaceError, match=r"library transformers is not installed.*needed for hf:vit.*efface\[hf\]"):
         Backbone(name="hf:vit").build(3, (8, 8))
 
 

@@ -23,7 +23,7 @@ from efface.cli.options import (
 from efface.cli.output import write_message
 from efface.cli.request import opened
 from efface.cli.sign import open_signer
-from efface.errors import EffaceError
+from efface.errors import optional_imports
 
 
 def desk_command(
@@ -52,16 +52,8 @@ def desk_command(
 
     --config and --set: settings of plans, as for `efface request plan`. Open the address that is printed.
     """
-    try:
+    with optional_imports("the page of the desk", "desk,sign"):
         from efface.desk.page import PageSettings, serve_page
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "python_multipart", "sqlalchemy"):
-            raise
-        raise EffaceError(
-            f"The page needs {error.name}, which is not installed.",
-            "It comes with an extra.",
-            "pip install 'efface[desk,sign]'",
-        ) from error
     signer = None if key is None else open_signer(key)
     pinned = verify_key or _public_half(key)
     settings = settings_of(config, set_)

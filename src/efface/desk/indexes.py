@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from efface.desk.row_keys import RowKeys
-from efface.errors import EffaceError
+from efface.errors import EffaceError, optional_imports
 
 INDEX_SUFFIXES = (".faiss", ".index")
 _REBUILD = "Build it again from vectors without the forgotten: `efface embed`."
@@ -205,11 +205,6 @@ def _read(faiss: Any, path: Path) -> Any:
 
 def import_faiss() -> Any:
     """Import FAISS; if it is not installed, the error says how to."""
-    try:
+    with optional_imports("reading an index", "faiss"):
         import faiss
-    except ImportError as error:
-        raise EffaceError(
-            "Reading an index needs a library that is not installed: faiss.",
-            remedy="Install it: pip install 'efface[faiss]'.",
-        ) from error
     return faiss

@@ -10,7 +10,7 @@ import numpy as np
 
 from efface.desk.forgotten import ForgottenIds
 from efface.desk.row_keys import WRITE_AGAIN, texts_of
-from efface.errors import EffaceError
+from efface.errors import EffaceError, optional_imports
 from efface.files import atomic_path
 
 KEY_COLUMNS = ("key", "id", "keys")
@@ -104,11 +104,6 @@ def _damaged_error(path: Path) -> EffaceError:
 
 
 def _import_pyarrow() -> Any:
-    try:
+    with optional_imports("reading .parquet", "faiss"):
         import pyarrow.parquet
-    except ImportError as error:
-        raise EffaceError(
-            "Reading .parquet needs a library that is not installed: pyarrow.",
-            remedy="Install it: pip install 'efface[faiss]'.",
-        ) from error
     return pyarrow

@@ -10,17 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from efface.errors import EffaceError
+from efface.errors import EffaceError, optional_imports
 
-try:
+with optional_imports("the ledger of requests", "desk"):
     from sqlalchemy import Column, Integer, MetaData, Table, Text, create_engine, event, insert, inspect, select
     from sqlalchemy.engine import Connection, Engine, make_url
     from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
-except ImportError as missing:
-    raise EffaceError(
-        f"The ledger of requests needs a library that is not installed: {missing.name}.",
-        remedy="Install it: pip install 'efface[desk]'.",
-    ) from missing
 
 WRITING = "efface_writing"
 """Execution option of connections that write: they take the lock of the ledger when they begin."""
@@ -122,18 +117,14 @@ def open_engine(url: str) -> Engine:
             )
         if parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:"):
             Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(parsed, connect_args=_connection_options(parsed.get_backend_name()))
+        with optional_imports(f"the ledger {shown}", "desk"):
+            engine = create_engine(parsed, connect_args=_connection_options(parsed.get_backend_name()))
         event.listen(engine, "connect", _prepare)
         event.listen(engine, "begin", _begin)
         _make_tables(engine, shown)
     except (ArgumentError, NoSuchModuleError) as error:
         raise EffaceError(
             f"{shown} names no ledger.", str(error), "Name a file, or a URL that starts with postgresql://."
-        ) from error
-    except ImportError as error:
-        raise EffaceError(
-            f"The ledger {shown} needs a library that is not installed: {error.name}.",
-            remedy="Install it: pip install 'efface[desk]'.",
         ) from error
     except (SQLAlchemyError, OSError) as error:
         raise ledger_error(shown, error) from error

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from efface.errors import EffaceError, unknown_name_error
+from efface.errors import EffaceError, optional_imports, unknown_name_error
 from efface.files import atomic_path
 from efface.training.checkpoint import Checkpoint
 
@@ -164,11 +164,5 @@ def _pair(size: Any) -> tuple[int, int]:
 
 def _require(module: str) -> Any:
     """Import a package of the extra, or say how to install it."""
-    try:
+    with optional_imports("export to ONNX", "onnx"):
         return import_module(module)
-    except ImportError as error:
-        raise EffaceError(
-            "Export to ONNX needs packages that are not installed.",
-            f"It says: {error}.",
-            "Install them: pip install 'efface[onnx]'.",
-        ) from error

@@ -11,7 +11,7 @@ import json
 import uuid
 from typing import Any
 
-from efface.errors import EffaceError
+from efface.errors import EffaceError, optional_imports
 from efface.reporting.exact import ExactDeletion, Stated
 from efface.reporting.predicates import SignedFile, Unlearning
 
@@ -116,14 +116,9 @@ def validate_bom(bom: dict[str, Any]) -> str:
         EffaceError: The library with the schema is missing, or the bill of materials does not follow it.
 
     """
-    try:
+    with optional_imports("a bill of materials", "export"):
         from cyclonedx.schema import SchemaVersion
         from cyclonedx.validation.json import JsonStrictValidator
-    except ImportError as missing:
-        raise EffaceError(
-            f"A bill of materials needs a library that is not installed: {missing.name}.",
-            remedy="Install it: pip install 'efface[export]'.",
-        ) from missing
     text = json.dumps(bom, indent=1, ensure_ascii=False) + "\n"
     problem = JsonStrictValidator(SchemaVersion.V1_7).validate_str(text)
     if problem is not None:

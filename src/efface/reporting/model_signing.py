@@ -13,16 +13,11 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from efface.errors import EffaceError
+from efface.errors import EffaceError, optional_imports
 from efface.reporting.redaction import KEY_FILE
 
-try:
+with optional_imports("signing a folder", "export"):
     from model_signing import hashing, signing, verifying
-except ImportError as missing:
-    raise EffaceError(
-        f"Signing a folder needs a library that is not installed: {missing.name}.",
-        remedy="Install it: pip install 'efface[export]'.",
-    ) from missing
 
 SIGNATURE = "model.sig"
 ENDINGS = (".intoto.jsonl", ".tsr", ".cdx.json")

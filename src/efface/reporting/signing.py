@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from efface.errors import EffaceError
+from efface.errors import EffaceError, optional_imports
 from efface.files import disk_errors
 from efface.reporting.predicates import StatementPart
 
-try:
+with optional_imports("signing and verifying", "sign"):
     import rfc8785
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
@@ -23,11 +23,6 @@ try:
     from securesystemslib.dsse import Envelope
     from securesystemslib.exceptions import VerificationError
     from securesystemslib.signer import CryptoSigner, SSlibKey  # pyright: ignore[reportPrivateImportUsage]
-except ImportError as missing:
-    raise EffaceError(
-        f"Signing and verifying need a library that is not installed: {missing.name}.",
-        remedy="Install it: pip install 'efface[sign]'.",
-    ) from missing
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 _LARGEST_KEY_FILE = 65_536

@@ -13,11 +13,11 @@ from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from efface.errors import EffaceError
+from efface.errors import EffaceError, optional_imports
 from efface.files import atomic_path
 from efface.reporting.refusals import Reason, Refusal
 
-try:
+with optional_imports("time stamps", "export"):
     from cryptography import x509
     from rfc3161_client import (
         HashAlgorithm,
@@ -27,11 +27,6 @@ try:
         decode_timestamp_response,
     )
     from rfc3161_client import VerificationError as StampError
-except ImportError as missing:
-    raise EffaceError(
-        f"Time stamps need a library that is not installed: {missing.name}.",
-        remedy="Install it: pip install 'efface[export]'.",
-    ) from missing
 
 STAMP_SUFFIX = ".tsr"
 LARGEST_STAMP = 2**20

@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from efface.errors import EffaceError
+from efface.errors import EffaceError, optional_imports
 from efface.files import META, WEIGHTS, file_digest
 from efface.reporting.bundle import FINDINGS
 from efface.reporting.model_card import write_card
@@ -189,15 +189,9 @@ def _copy_from(source: Path, folder: Path) -> None:
 
 def _require_hub() -> Any:
     """Import the Hub's package, or say how to install it."""
-    try:
+    with optional_imports("the Hub", "hub", "A folder needs none: file:DIR."):
         hub = import_module("huggingface_hub")
         import_module("huggingface_hub.errors")
-    except ImportError as error:
-        raise EffaceError(
-            "The Hub needs a package that is not installed.",
-            f"It says: {error}.",
-            "Install it: pip install 'efface[hub]'. A folder needs none: file:DIR.",
-        ) from error
     return hub
 
 

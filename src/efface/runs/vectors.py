@@ -13,7 +13,7 @@ import numpy as np
 from efface.data.array_files import ARRAY_ERRORS, read_npy, read_npz, unreadable_arrays_error
 from efface.data.names import quote_first
 from efface.data.text_files import as_texts, read_list, read_table
-from efface.errors import EffaceError
+from efface.errors import EffaceError, optional_imports
 
 LABEL_COLUMNS = ("label", "labels", "class", "y")
 """Names of the column, or of the array, that holds labels."""
@@ -205,13 +205,8 @@ def _read_npy(path: Path) -> Vectors:
 
 
 def _read_parquet(path: Path) -> Vectors:
-    try:
+    with optional_imports(f"reading {path}", "parquet"):
         from pyarrow import ArrowException, parquet
-    except ImportError as missing:
-        raise EffaceError(
-            f"{path} needs a library that is not installed: pyarrow.",
-            remedy="Install it: pip install 'efface[parquet]'.",
-        ) from missing
     try:
         table = parquet.read_table(path)
     except (ArrowException, OSError) as error:

@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Executor, Future
 from typing import Any, ClassVar
 
-from efface.errors import EffaceError
-from efface.tasks.place import missing_extra_error
+from efface.errors import EffaceError, optional_imports
 from efface.tasks.worker import LostTaskError
 
 CONNECT_SECONDS = 10.0
@@ -69,10 +68,8 @@ class DaskExecutor(Executor):
 
     def _connect(self) -> Any:
         """Open a client of the scheduler."""
-        try:
+        with optional_imports(f"--on dask://{self.address}", "dask"):
             from distributed import Client
-        except ImportError as error:
-            raise missing_extra_error(f"dask://{self.address}", "distributed", "dask") from error
         return Client(self.address, timeout=CONNECT_SECONDS, set_as_default=False)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:

@@ -47,10 +47,3 @@ class TaskPlace:
     def remote(self) -> bool:
         """Whether its processes may be on other machines."""
         return self.kind != "local"
-
-
-def missing_extra_error(on: str, package: str, extra: str) -> EffaceError:
-    """Build the error for a place whose package is not installed."""
-    return EffaceError(
-        f"--on {on} needs the package {package}.", "It is not installed.", f'Install it: pip install "efface[{extra}]".'
-    )

@@ -10,8 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from efface.errors import EffaceError, unknown_name_error
-from efface.tasks.place import missing_extra_error
+from efface.errors import EffaceError, optional_imports, unknown_name_error
 from efface.tasks.worker import WorkerDiedError, call_attended
 
 POLL_SECONDS = 0.5
@@ -45,10 +44,8 @@ class SlurmExecutor(Executor):
     """Number of jobs in the queue at a time, by default."""
 
     def __init__(self, partition: str, options: Mapping[str, str], folder: Path) -> None:
-        try:
+        with optional_imports(f"--on slurm:{partition}", "slurm"):
             import submitit
-        except ImportError as error:
-            raise missing_extra_error(f"slurm:{partition}", "submitit", "slurm") from error
         given = dict(options)
         cluster = given.pop("cluster", "slurm")
         if cluster not in ("slurm", "local"):

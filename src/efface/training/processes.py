@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from efface.errors import EffaceError
+from efface.errors import EffaceError, optional_imports
 from efface.training import launch
 from efface.training.divided_images import DividedImages, bounds
 
@@ -268,15 +268,9 @@ def join_processes(device: str = "auto") -> World:
     global _current
     if launch.count_processes() == 1 or _current.size > 1:
         return _current
-    try:
+    with optional_imports("training in several processes", "dist", "Or start the command by itself, without torchrun."):
         from lightning_fabric import Fabric
         from lightning_fabric.strategies.ddp import DDPStrategy
-    except ImportError as error:
-        raise EffaceError(
-            "Training in several processes needs Lightning Fabric, which is not installed.",
-            str(error),
-            'Install it: pip install "efface[dist]". Or start the command by itself, without torchrun.',
-        ) from error
     kind = torch.device(
         "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
     ).type

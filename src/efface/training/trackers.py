@@ -21,7 +21,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from efface.errors import EffaceError, unknown_name_error
+from efface.errors import EffaceError, optional_imports, unknown_name_error
 
 HIDDEN = ("forget", "forget_seed", "data", "split", "trained", "canaries")
 """Settings that could name examples or people; they are never told to a tracker."""
@@ -208,11 +208,5 @@ class _Counted:
 
 def _require(module: str, extra: str) -> Any:
     """Import the package of a tracker, or say how to install it."""
-    try:
+    with optional_imports(f"--track {extra}", extra):
         return import_module(module)
-    except ImportError as error:
-        raise EffaceError(
-            f"--track {extra} needs a package that is not installed.",
-            f"It says: {error}.",
-            f"Install it: pip install 'efface[{extra}]'.",
-        ) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from efface.errors import EffaceError
+from efface.errors import EffaceError, optional_imports
 
 _HUB = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([\w./~-]+?))?(?:/((?!.*\.\.)[\w./-]+))?/?")
 CONVERTED = "refs/convert/parquet"
@@ -34,13 +34,8 @@ def download_dataset(root: str) -> Path:
             f"'{root}' is not the name of a data set.", remedy="Write hf://datasets/OWNER/NAME, or name a folder."
         )
     name, revision, folder = match.groups()
-    try:
+    with optional_imports("data sets of the Hub", "data"):
         from huggingface_hub import snapshot_download
-    except ImportError as missing:
-        raise EffaceError(
-            "Data sets of the Hub need a library that is not installed: huggingface_hub.",
-            remedy="Install it: pip install 'efface[data]'.",
-        ) from missing
     patterns = ["*.parquet"] if folder is None else [f"{folder}/*.parquet", f"{folder}/**/*.parquet"]
     try:
         found = Path(

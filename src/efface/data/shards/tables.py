@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from efface.data.array_files import USABLE, free_memory
-from efface.errors import EffaceError
+from efface.errors import EffaceError, optional_imports
 
 BATCH_ROWS = 1024
 BATCH_SHARE = 16
@@ -26,14 +26,9 @@ _REMEDY = "Write it again, or leave it out."
 
 def require_pyarrow() -> Any:
     """Import pyarrow; raise an error that says how to install it."""
-    try:
+    with optional_imports("tables of pictures", "data"):
         import pyarrow
         import pyarrow.parquet  # it is used as an attribute
-    except ImportError as missing:
-        raise EffaceError(
-            "Tables of pictures need a library that is not installed: pyarrow.",
-            remedy="Install it: pip install 'efface[data]'.",
-        ) from missing
     return pyarrow
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from efface.errors import EffaceError, suggest_name
+from efface.errors import EffaceError, optional_imports, suggest_name
 
 CLIP_VISION = "clip_vision_model"
 """The ``model_type`` of CLIP's image tower alone."""
@@ -120,14 +120,8 @@ def import_transformers(name: str) -> Any:
         EffaceError: It is not installed.
 
     """
-    try:
-        import transformers  # an optional dependency, slow to import
-    except ImportError as error:
-        raise EffaceError(
-            f"{name} needs the library transformers, which is not installed.",
-            str(error),
-            "Install it: pip install 'efface[hf]'.",
-        ) from error
+    with optional_imports(name, "hf"):
+        import transformers  # slow to import
     return transformers
 
 

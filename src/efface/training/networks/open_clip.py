@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from efface.errors import EffaceError, suggest_name
+from efface.errors import EffaceError, optional_imports, suggest_name
 from efface.training.networks.text_tower import TextTower
 
 CUSTOM = "custom"
@@ -98,14 +98,8 @@ def make_clip_tokenizer(length: int, words: int | None = None) -> Any:
 
 
 def _import_open_clip() -> Any:
-    try:
-        import open_clip  # an optional dependency, slow to import
-    except ImportError:
-        raise EffaceError(
-            "open_clip is not installed.",
-            "Its models need it.",
-            "Run pip install 'efface[clip]', or use the text tower words.",
-        ) from None
+    with optional_imports("models of open_clip", "clip", "Or use the text tower words."):
+        import open_clip  # slow to import
     return open_clip
 
 
