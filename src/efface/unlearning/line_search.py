@@ -15,7 +15,7 @@ features as they are, and between these on straight lines.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import reduce
 from itertools import pairwise
 from operator import add
@@ -27,7 +27,7 @@ from efface.training.batch import Subset
 from efface.training.loop import Run
 from efface.training.model import Model
 from efface.training.running_statistics import RUNNING_BUFFERS, layers_with_statistics
-from efface.unlearning.margins import Embeddings
+from efface.unlearning.margins import BACKBONE, OUTPUT, Embeddings
 
 LEAST, MOST = 0.5, 1.5
 """Smallest and largest share of the change that is taken."""
@@ -72,9 +72,11 @@ class MeasuredRows:
                     shown.append(Embeddings.of(model, batch))
         return [reduce(add, shown) for shown in found]
 
-    def margins(self, shown: Embeddings, tau: float) -> dict[str, tuple[Tensor, Tensor]]:
+    def margins(
+        self, shown: Embeddings, tau: float, spaces: Collection[str] = (BACKBONE, OUTPUT)
+    ) -> dict[str, tuple[Tensor, Tensor]]:
         """Margins of F, [F], and of V, [V], by space, with V as the bank and temperature ``tau``."""
-        found = shown.margins(len(self.unseen), tau)
+        found = shown.margins(len(self.unseen), tau, spaces=spaces)
         return {space: (values[: len(self.ids)], values[len(self.ids) :]) for space, values in found.items()}
 
 

@@ -11,7 +11,7 @@ a constant and a factor, with more views and a bank of their own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -71,7 +71,9 @@ class Embeddings:
             first, second = (model.project(features) for features in self.features)
         return replace(self, outputs=(first, second))
 
-    def margins(self, bank: int, tau: float, others: Embeddings | None = None) -> dict[str, Tensor]:
+    def margins(
+        self, bank: int, tau: float, others: Embeddings | None = None, spaces: Collection[str] = (BACKBONE, OUTPUT)
+    ) -> dict[str, Tensor]:
         """Margins [B] by space, ``backbone`` and ``output``; the last ``bank`` examples are the bank.
 
         A classifier's margin in the output is that of its label, that of an image-text model that of the pair.
@@ -80,16 +82,22 @@ class Embeddings:
             bank: Number of examples in the bank, at least 2.
             tau: Temperature τ in spaces of embeddings.
             others: Further examples of the bank, none of which is among these.
+            spaces: Spaces whose margins are computed.
 
         """
         features, outputs = (None, None) if others is None else (torch.cat(others.features), torch.cat(others.outputs))
+        found = dict[str, Tensor]()
+        if BACKBONE in spaces:
+            found[BACKBONE] = contrastive_margin(*self.features, bank, tau, features)
+        if OUTPUT not in spaces:
+            return found
         if self.labels is not None:
             output = label_margin(self.outputs[0], self.labels)
         elif self.captions is not None:
             output = pair_margin(self.outputs, self.captions, bank, tau, None if others is None else others.captions)
         else:
             output = contrastive_margin(*self.outputs, bank, tau, outputs)
-        return {BACKBONE: contrastive_margin(*self.features, bank, tau, features), OUTPUT: output}
+        return found | {OUTPUT: output}
 
     def alignments(self) -> dict[str, Tensor]:
         """Cosine of the two views of each example, [B], by space; the output only where views are compared there.

@@ -173,14 +173,11 @@ class MatchedMargins(Settings):
     ) -> None:
         """Set θ to θ₀ and the share of the change that brings the measured distances closest to 0."""
         rows = MeasuredRows(inputs.forget, inputs.valid, run)
-        before, after = rows.embed(teacher, model)
-        spread = {space: spread_of(v) for space, (_, v) in rows.margins(before, self.tau).items()}
+        before, after = (rows.margins(shown, self.tau) for shown in rows.embed(teacher, model))
+        spread = {space: spread_of(v) for space, (_, v) in before.items()}
 
-        def measure(shown: Embeddings) -> dict[str, float]:
-            return {
-                space: distances[space].measure(rows.ids, f, v, spread[space])
-                for space, (f, v) in rows.margins(shown, self.tau).items()
-            }
+        def measure(margins: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
+            return {space: distances[space].measure(rows.ids, f, v, spread[space]) for space, (f, v) in margins.items()}
 
         luck = 1 / len(inputs.forget) + 1 / len(rows.unseen)
         share = find_share(measure(before), measure(after), self.weights(), luck)
@@ -188,7 +185,11 @@ class MatchedMargins(Settings):
         take_share(model, teacher, share)
         if self.output:
             (shown,) = rows.embed(model)
-            head = search_head(model.head, teacher.head, end, lambda: measure(shown.with_head_of(model))[OUTPUT])
+
+            def measure_output() -> float:
+                return measure(rows.margins(shown.with_head_of(model), self.tau, (OUTPUT,)))[OUTPUT]
+
+            head = search_head(model.head, teacher.head, end, measure_output)
         run.log_values("line search", {"share": share, "head": head}, examples=len(rows))
 
     def terms(
@@ -225,7 +226,8 @@ class MatchedMargins(Settings):
             before = Embeddings.of(teacher, retained) + unseen.known
             more = None if unseen.more is None else Embeddings.of_one_view(model, unseen.more)
         terms, held, apart = dict[str, Tensor](), list[Tensor](), list[Tensor]()
-        now, then = shown.margins(rows, self.tau, more), before.margins(rows, self.tau, unseen.more_known)
+        now = shown.margins(rows, self.tau, more, weights)
+        then = before.margins(rows, self.tau, unseen.more_known, weights)
         for space, weight in weights.items():
             f, r, v = now[space].split(counts)
             r0, v0 = then[space].split(counts[1:])
