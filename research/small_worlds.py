@@ -34,7 +34,7 @@ from efface.data.split import partition
 from efface.runs import train
 from efface.runs.bank_plan import plan_bank, write_bank_plan
 from efface.runs.data_at_hand import DataChecks
-from efface.runs.demo import DEMO_BANK, DEMO_VIEWS, REGIMES
+from efface.runs.demo import DEMO_BANK, DEMO_WATCH, REGIMES
 from efface.runs.procedure import half_as_rehearsal
 from efface.runs.reference_bank import join_bank, make_half
 
@@ -42,7 +42,7 @@ HOME, RESULT = RUNS / "small_worlds", RESULTS / "small_worlds.json"
 DEMOS = RUNS / "demo_power" / "digits"
 """Where ``research.demo_power`` has made the demo with a seed, its bank is the world's."""
 SETTINGS: dict[str, Any] = REGIMES["digits"] | {"device": "cpu", "bf16": False}
-WATCH = ObservationSettings(views=DEMO_VIEWS)
+WATCH = ObservationSettings(views=DEMO_WATCH.views)
 MODELS, SIZE = int(DEMO_BANK["models"]), 100
 FEW, SETS = 20, 1000
 """Examples in a set whose origin is to be told, and how many sets are drawn."""

@@ -91,6 +91,25 @@ def test_one_array_deleted(lazy: Path):
     assert judge(lazy, recheck=True).verdict.word == "residue"
 
 
+def test_the_original_as_an_audit_of_the_retrained_reference_saw_it(home: Path, lazy: Path, tmp_path: Path):
+    shutil.copytree(home / "oracle", tmp_path / "oracle")
+    (seen,) = (tmp_path / "oracle").glob("*-observations-*.npz")
+    kept = Observations.load(seen)
+    (lazy / seen.name).unlink()
+    said: list[str] = []
+    assert judge(lazy, tmp_path / "oracle", say=said).verdict.word == "residue"
+    assert "Observing original" not in said, "it was observed for this request already"
+    assert Observations.load(lazy / seen.name).digest == kept.digest, "stored with the audit that rests on it"
+    forgeries.forged_observations(seen, kept, forget__logits=np.zeros_like(kept.of("forget", "logits")))
+    (lazy / seen.name).unlink()
+    assert judge(lazy, tmp_path / "oracle", say=said).verdict.word == "residue"
+    assert said.count("Observing original") == 1
+    assert Observations.load(lazy / seen.name).digest == kept.digest, "observed anew"
+    said.clear()
+    judge(lazy, tmp_path / "oracle", say=said, settings={"watch": forgeries.WATCH | {"views": 3}})
+    assert said.count("Observing original") == 1, "in another way than that audit"
+
+
 @pytest.mark.parametrize("change", ["pixels", "labels"])
 def test_other_pictures_under_the_same_keys(home: Path, tmp_path: Path, change: str):
     for name in ("original", "lazy"):

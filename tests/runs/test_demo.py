@@ -29,7 +29,9 @@ def small(monkeypatch):
 
 
 def test_it_shows_a_row_for_each_model_and_writes_its_reports(small, tmp_path):
-    shown = demo.run_demo("digits", tmp_path / "d", device="cpu")
+    said = []
+    shown = demo.run_demo("digits", tmp_path / "d", device="cpu", progress=Progress(say=said.append))
+    assert [said.count(f"Observing {name}") for name in ("original", "retrained", *demo.DEMO_METHODS)] == [1, 1, 1, 1]
     assert [row.model for row in shown.rows] == ["original", "retrained", *demo.DEMO_METHODS]
     assert all(set(row.membership) == {"backbone.margin", "projector.margin", "learned"} for row in shown.rows)
     for method in ("retrained", *demo.DEMO_METHODS):

@@ -33,6 +33,8 @@ class AuditedModel:
     observations_file: Path
     claim: str = ""
     """What the user states about it without proof; empty if everything was checked."""
+    copies: tuple[Path, ...] = ()
+    """Where an audit of another answer to the same request may have stored the same observations."""
 
     @property
     def cost(self) -> Cost:
@@ -49,16 +51,20 @@ class AuditedModel:
         """
         checkpoint, path = self.load(), self.observations_file
         world = current_world()
-        if world.agree(path.exists()) and not binder.recheck:
-            stored = Observations.load(path)
+        there = [file for file in (path, *self.copies) if not binder.recheck and world.agree(file.exists())]
+        for file in there:
+            stored = Observations.load(file)
             reason = binder.difference(stored, checkpoint.model.digest(), split)
             if not reason:
                 model = checkpoint.model.to(resolve_device(device))
                 views, withheld = binder.views, binder.withheld
                 reason = spot_check(stored, model, binder.data, split, views, binder.watch, withheld)
             if not reason:
+                if file != path and world.leads:
+                    self._keep(stored, progress)
                 return stored
-            progress.say(f"{path} is not used: {reason}. Observing anew")
+            if file == path:
+                progress.say(f"{path} is not used: {reason}. Observing anew")
         progress.say(f"Observing {self.weights.parent.name}")
         checkpoint = replace(checkpoint, recipe=replace(checkpoint.recipe, views=binder.views))
         left = RemainingTime(progress.status, f"Observing {self.weights.parent.name}", 1, "examples")
@@ -89,11 +95,11 @@ class AuditedModel:
 
     def elsewhere(self, home: Path, split: str) -> AuditedModel:
         """The same model with its observations of another split, in the folder of the audited run."""
-        return replace(self, observations_file=stored_file(self.weights.parent, home, self.meta, split))
+        return replace(self, observations_file=stored_file(self.weights.parent, home, self.meta, split), copies=())
 
     def beside_withheld(self, home: Path, withheld: str) -> AuditedModel:
         """The same model with its observations that hold an auditor's own pictures, in the audited run's folder."""
-        return replace(self, observations_file=withheld_file(home, self.meta["digest"], withheld))
+        return replace(self, observations_file=withheld_file(home, self.meta["digest"], withheld), copies=())
 
     def _keep(self, observed: Observations, progress: Progress) -> bool:
         """Store observations, and tell whether that was possible; if it is not, that is no reason not to judge."""

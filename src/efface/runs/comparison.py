@@ -21,7 +21,7 @@ from efface.reporting.facts import WithheldFacts
 from efface.runs import artifacts
 from efface.runs.artifacts import SavedFindings
 from efface.runs.audited_model import AuditedModel
-from efface.runs.binding import Binder, stored_file
+from efface.runs.binding import OBSERVATIONS_FILE, Binder, stored_file
 from efface.runs.data_at_hand import DataChecks, DataSettings
 from efface.runs.foreign import is_foreign, load_foreign
 from efface.runs.lineage import find_source, walk_back
@@ -128,6 +128,7 @@ def build_comparison(
     views = require_same_views(subject, models["original"].meta, models["subject"].meta)
     require_pictures_of_request(subject)
     models |= _others(subject, models, oracles, references, consent)
+    models["original"] = _with_copies(models)
     own, left_out = load_withheld(withheld, subject) if withheld else (None, 0)
     binder = Binder(subject.data, watch, views, recheck, keep, own)
     if own is not None:
@@ -270,6 +271,15 @@ def _original(subject: OpenedRun, named: Path | None, consent: Consent) -> Audit
             "Name the run that it was made from: --original RUN.",
         )
     return _audited_model(run, subject, source)
+
+
+def _with_copies(models: Mapping[str, AuditedModel]) -> AuditedModel:
+    """The original, which an audit of a retrained reference may have observed already for the same request."""
+    original, name = models["original"], models["original"].observations_file.name
+    if name == OBSERVATIONS_FILE:
+        return original
+    folders = [one.weights.parent for role, one in models.items() if role not in ("original", "subject")]
+    return replace(original, copies=tuple(folder / name for folder in folders))
 
 
 def _oracle(folder: Path, subject: OpenedRun, others: Mapping[str, AuditedModel], consent: Consent) -> AuditedModel:

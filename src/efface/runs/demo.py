@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from efface import api
+from efface import api, config
 from efface.auditing.observers.observe import ObservationSettings
 from efface.auditing.verdict import Verdict, judge
 from efface.errors import EffaceError, unknown_name_error
@@ -67,8 +67,8 @@ DEMO_BANK = {"models": 8, "share": 0.5}
 """Models of the demo's reference bank, and their share of the original's epochs."""
 REHEARSED = {"finetune": 5, "margin_matching": 27}
 """Rehearsed requests of each method: each example three times, with other ones; fewer where the answer is plain."""
-DEMO_VIEWS = 5
-"""Views per example in the demo's observations: half as many as usual, for its time."""
+DEMO_WATCH = ObservationSettings(views=5, gradient=False)
+"""How the demo observes: half as many views as usual, and no gradient norms, which decide nothing, for its time."""
 DONE, DEMO_REQUEST = "demo.json", "demo.yaml"
 
 
@@ -152,7 +152,7 @@ def run_demo(
     _prepare_folder(out, {"data": data, "regime": REGIMES[data], **common}, force)
     original = out / "original"
     _make(original, progress, lambda: train.pretrain_run(original, REGIMES[data] | common, progress=progress))
-    watch, checks = ObservationSettings(views=DEMO_VIEWS), DataChecks()
+    watch, checks = DEMO_WATCH, DataChecks()
     bank = plan_bank(original, out / "bank", **DEMO_BANK, watch=watch, checks=checks)
     write_bank_plan(original, bank, checks)
     names = {"retrain": "retrained", **{method: method for method in DEMO_METHODS}}
@@ -173,7 +173,7 @@ def run_demo(
     for method, plan in zip(DEMO_METHODS, plans, strict=True):
         write_rehearsal_plan(out / method, plan, checks)
     run_tasks([task for plan in plans for task in list_rehearsal_tasks(plan, device)], say=progress.say)
-    settings = {"device": device, "watch": {"views": DEMO_VIEWS}}
+    settings = {"device": device, "watch": config.dump(watch)}
     homes = {method: plan.home for method, plan in zip(DEMO_METHODS, plans, strict=True)}
     judged = {
         name: audit.audit_run(
