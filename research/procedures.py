@@ -10,6 +10,7 @@ All are calibrated by the half of the bank that audits use where a method was gi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,10 +50,15 @@ def pool_signals(home: Path, half: ReferenceBank, attack: LearnedAttack | None) 
         observed = Observations.load(file)
         references = half.calibrate(observed)
         made.append(Rehearsal(observed if attack is None else attach_scores(attack, observed, references), references))
+    return pool_rehearsals(made, float(np.median([one.observed.meta["cost"]["seconds"] for one in made])))
+
+
+def pool_rehearsals(made: Sequence[Rehearsal], seconds: float) -> dict[str, Any]:
+    """The same of rehearsals that are at hand; ``seconds``: what one of them took."""
     row: dict[str, Any] = {
         "requests": len(made),
         "examples": len(set[str]().union(*(one.observed.of("forget", "keys").tolist() for one in made))),
-        "seconds": round(float(np.median([one.observed.meta["cost"]["seconds"] for one in made])), 2),
+        "seconds": round(seconds, 2),
     }
     for name in [f"{space}.{kind}" for space in made[0].observed.spaces for kind in SHOWN] + [signals.LEARNED]:
         if all(signals.has_signal(one.observed, "forget", name) for one in made):

@@ -6,7 +6,8 @@
 half-data models trained for 30 % of the epochs, and for each method and size a request, its rehearsals and an audit of
 both. At least 400 forgotten examples are pooled in each row, of single examples 100 to 400. Retraining needs
 no rehearsals: the models of the bank that never saw an example stand for it. The row "original" is a fine-tuning at a
-learning rate that changes nothing.
+learning rate that changes nothing; of single examples it is the original itself, on the requests that margin matching
+was rehearsed on.
 
 Resumable: models and rehearsals in research/runs/request_sizes, one row after the other in
 research/results/request_sizes.json; a row that is there is not measured again.
@@ -15,32 +16,42 @@ research/results/request_sizes.json; a row that is there is not measured again.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import typer
 from benchmarks.machine import add_row
 from research.paths import RESULTS, RUNS
-from research.procedures import pool_signals
+from research.procedures import pool_rehearsals, pool_signals
 
+from efface.auditing import signals
 from efface.auditing.attacks.learned import fit_attack
 from efface.auditing.bank_file import load_bank
 from efface.auditing.controls import Control
+from efface.auditing.criteria import Criteria
+from efface.auditing.observations import Observations
+from efface.auditing.observers.observe import RENEWED
 from efface.auditing.observers.settings import ObservationSettings
+from efface.auditing.rehearsals import RehearsedVerdict, judge_rehearsals
 from efface.auditing.verdict import Verdict
 from efface.runs import audit, train
 from efface.runs.bank_plan import plan_bank, write_bank_plan
 from efface.runs.data_at_hand import DataChecks
+from efface.runs.procedure import calibrate_rehearsal
 from efface.runs.reference_bank import join_bank, list_bank_tasks
-from efface.runs.rehearsal_plan import plan_rehearsals, write_rehearsal_plan
+from efface.runs.rehearsal_plan import BEFORE, RehearsalPlan, plan_rehearsals, write_rehearsal_plan
 from efface.runs.rehearsals import list_rehearsal_tasks
 from efface.tasks import run_tasks
 from efface.training.checkpoint import read_meta
 
 HOME, RESULT = RUNS / "request_sizes", RESULTS / "request_sizes.json"
+WORDS = {"residue": "procedure leaves residue", "over-forgotten": "procedure over-forgets"}
+"""What is said where the procedure alone is judged; anything else is undecided without the real request."""
 SPLIT = {"train": 2000, "valid": 500, "holdout": 1500, "test": 1000}
 SIZES = {20: 27, 5: 80, 100: 20, 1: 400, 200: 20, 400: 20}
 """Examples per request to the number of rehearsed requests, in the order in which they are made."""
@@ -120,7 +131,10 @@ def make(
         seed = world + (method == "retrain")
         request = {"forget": f"@random:{size}", "method": METHODS[method], "seed": seed}
         count = SINGLE.get(method, SIZES[1]) if size == 1 else SIZES[size]
-        add_row(RESULT, about, partial(measure, home, f"{method}-{size}", request, count, jobs))
+        if (method, size) == ("original", 1):
+            add_row(RESULT, about, partial(measure_untouched, home, home / f"rehearsals-margin_matching-{size}"))
+        else:
+            add_row(RESULT, about, partial(measure, home, f"{method}-{size}", request, count, jobs))
 
 
 def train_original(home: Path, settings: dict[str, Any]) -> None:
@@ -173,21 +187,55 @@ def measure(home: Path, name: str, request: dict[str, Any], requests: int, jobs:
     }
 
 
+def measure_untouched(home: Path, rehearsed: Path) -> dict[str, Any]:
+    """Judge the original as a procedure that changes nothing, on the requests that another one was rehearsed on."""
+    plan, half = RehearsalPlan.load(rehearsed), load_bank(home / "bank").part_for("audit")
+    seen = Observations.load(plan.file_of(BEFORE))
+    asked = [Observations.load(plan.file_of(name)).of("forget", "keys") for name in plan.names if name != BEFORE]
+    ready = [calibrate_rehearsal(choose_forgotten(seen, keys), half) for keys in asked]
+    before = calibrate_rehearsal(seen, half)
+    names, criteria = signals.prespecified_signals(before.observed), Criteria()
+    found = judge_rehearsals(ready, before, names, criteria.delta, criteria.alpha, plan.describe_kind())
+    return {
+        "word": WORDS.get(found.word, "inconclusive"),
+        "alone": {},
+        **dict(describe_procedure(found)),
+        "like them": None,
+        "controls": list_objections(found.controls),
+        "signals": pool_rehearsals(ready, 0.0),
+        "knn": None,
+        "seconds": 0.0,
+        "share of the time": 0.0,
+        "share of the examples": 0.0,
+    }
+
+
+def choose_forgotten(seen: Observations, keys: np.ndarray) -> Observations:
+    """Observations of which only some forgotten examples are left."""
+    arrays = dict(seen.arrays)
+    for part in ("forget", RENEWED["forget"]):
+        if seen.count(part):
+            chosen = np.isin(seen.of(part, "keys"), keys)
+            arrays |= {name: values[chosen] for name, values in arrays.items() if name.startswith(f"{part}/")}
+    return replace(seen, arrays=arrays)
+
+
 def describe(verdict: Verdict) -> Iterator[tuple[str, Any]]:
     """The verdicts on the request alone and on the procedure, and the pooled AUC of each signal with its interval."""
     yield "word", verdict.word
     yield "alone", {one.signal: round(one.value, 4) for one in verdict.signals}
-    pooled = verdict.rehearsed
-    if pooled is not None:
-        yield "procedure", pooled.word
-        yield "requests", pooled.requests
-        yield "examples", pooled.examples
-        yield (
-            "pooled",
-            {one.signal: [round(end, 4) for end in (one.value, one.low, one.high)] for one in pooled.signals},
-        )
-        yield "before", {one.signal: round(one.power[0], 4) for one in pooled.signals}
-        yield "like them", pooled.like_them
+    if verdict.rehearsed is not None:
+        yield from describe_procedure(verdict.rehearsed)
+        yield "like them", verdict.rehearsed.like_them
+
+
+def describe_procedure(pooled: RehearsedVerdict) -> Iterator[tuple[str, Any]]:
+    """What all rehearsals together say."""
+    yield "procedure", pooled.word
+    yield "requests", pooled.requests
+    yield "examples", pooled.examples
+    yield "pooled", {one.signal: [round(end, 4) for end in (one.value, one.low, one.high)] for one in pooled.signals}
+    yield "before", {one.signal: round(one.power[0], 4) for one in pooled.signals}
 
 
 def list_objections(controls: Sequence[Control]) -> list[str]:

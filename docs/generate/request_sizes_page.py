@@ -77,7 +77,7 @@ def decided(rows: list[dict[str, Any]]) -> list[str]:
         shown = [interval(pooled.get(name)) for name in names]
         others = [number(kept.get(f"{name} of the retained")) for name in names]
         count = f"{row['requests']} requests, {row['examples']} examples" if pooled else MISSING
-        alike = MISSING if "like them" not in row else "yes" if row["like them"] else "no"
+        alike = MISSING if row.get("like them") is None else "yes" if row["like them"] else "no"
         lines.append(table_row(row["size"], row["method"], count, *shown, *others, alike, row["word"]))
     return lines
 
