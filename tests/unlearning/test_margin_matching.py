@@ -271,6 +271,32 @@ def test_too_few_unseen_examples_and_an_impossible_temperature_are_refused():
         MarginMatching(memory=1.0)
 
 
+@pytest.mark.parametrize(("objective", "expected"), [("simclr", 4.0), ("cross_entropy", 1.0), ("clip", 1.0)])
+def test_the_output_weighs_less_where_it_is_what_the_model_answers_with(objective: str, expected: float):
+    model = tiny.recipe(objective).start(0)
+    assert MarginMatching().weights(model) == {"backbone": 1.0, "output": expected}
+    assert MarginMatching(output=0.0).weights(model)["output"] == 0.0
+    assert MarginMatching(output=2.0).weights(model)["output"] == 2.0
+    assert MarginMatching(penalty=GapPenalty.HINGE).weights(model)["output"] == 4.0, "as in earlier versions"
+
+
+def test_image_text_models_take_twice_as_many_steps():
+    x, y = tiny.images(96)
+    parts = tiny.parts(x, y, {"forget": (0, 16), "retain": (16, 64), "valid": (64, 96)})
+    long, short = ({"epochs": epochs, "batch_size": 24} for epochs in (2000, 50))
+    for objective, expected in (("simclr", 50), ("clip", 100)):
+        assert (
+            MarginMatching().count_steps(tiny.given(MarginMatching(), parts, tiny.recipe(objective, **long)).sizes)
+            == expected
+        )
+        assert (
+            MarginMatching().count_steps(tiny.given(MarginMatching(), parts, tiny.recipe(objective, **short)).sizes)
+            == 10
+        )
+    hinge = MarginMatching(penalty=GapPenalty.HINGE)
+    assert hinge.count_steps(tiny.given(hinge, parts, tiny.recipe("clip", **long)).sizes) == 50
+
+
 def test_the_number_of_steps_is_bounded_by_what_retraining_takes():
     """An original of few steps allows up to a tenth of them, a long one a twentieth."""
     x, y = tiny.images(2096)

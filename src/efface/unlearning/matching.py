@@ -35,6 +35,10 @@ LEAST_STEPS, EXAMPLES_PER_STEP = 48, 8
 """Default number of steps: the first, and one more for so many forgotten examples."""
 MOST_STEPS, LONG_TRAINING = 160, 2000
 """Most steps of these methods by default, up to a tenth of the original's, where those were fewer than the second."""
+STEPS_OF_PAIRS = 2
+"""How many times as many image-text models take by default."""
+OUTPUT_WEIGHT, OUTPUT_WEIGHT_OF_SCORES = 4.0, 1.0
+"""Default weight of the distance in the output, and that where it is what the model answers with: logits, pairs."""
 HOLD, HOLD_OF_PAIRS = 1.0, 16.0
 """Default weight of the hold, and that for image-text models."""
 LARGEST_BATCH = 48
@@ -77,8 +81,9 @@ class MatchedMargins(Settings):
     exact: ClassVar[bool] = False
     backbone: NotNegative = 1.0
     """Weight of the distance in the backbone's features; 0 leaves it out."""
-    output: NotNegative = 4.0
-    """Weight of the distance in the projector's embeddings or the logits; 0 leaves it out."""
+    output: NotNegative | None = None
+    """Weight of the distance in the projector's embeddings, the logits or the pairs; by default 4, and 1 for logits and
+    pairs, where a larger one costs accuracy once many are forgotten; 0 leaves it out."""
     alignment: NotNegative = 0.1
     """Weight of the gap in the agreement of two views, as a share of the weight of each space; 0 leaves it out."""
     multiplier: NotNegative = 0.04
@@ -91,7 +96,8 @@ class MatchedMargins(Settings):
     tau: Positive = 0.1
     """Temperature τ of the margins in spaces of embeddings."""
     steps: Count | None = None
-    """Optimizer steps; by default 48 and one for every 8 of F, but a twentieth of retraining's (of few: a tenth)."""
+    """Optimizer steps; by default 48 and one for every 8 of F, of image-text models twice as many, but at most a
+    twentieth of retraining's (of few: a tenth)."""
     epochs: Count | None = None
     """In place of ``steps``: as many as so many passes over R take at the original's batch size."""
     batch_size: Count | None = None
@@ -148,14 +154,18 @@ class MatchedMargins(Settings):
         if average.count:
             average.add()
             average.take()
-        if self.line_search and self.two_sided() and any(self.weights().values()):
+        if self.line_search and self.two_sided() and any(self.weights(model).values()):
             with run.timed():
                 self.search_line(teacher, model, inputs, run, distances)
         return model
 
-    def weights(self) -> dict[str, float]:
-        """The weight of each space."""
-        return {BACKBONE: self.backbone, OUTPUT: self.output}
+    def weights(self, model: Model) -> dict[str, float]:
+        """The weight of each space for a kind of model."""
+        output = self.output
+        if output is None:
+            scores = model.objective.needs_labels or model.objective.needs_captions
+            output = OUTPUT_WEIGHT_OF_SCORES if scores and self.two_sided() else OUTPUT_WEIGHT
+        return {BACKBONE: self.backbone, OUTPUT: output}
 
     def hold_of(self, model: Model) -> float:
         """The weight of the hold for a kind of model."""
@@ -180,10 +190,11 @@ class MatchedMargins(Settings):
             return {space: distances[space].measure(rows.ids, f, v, spread[space]) for space, (f, v) in margins.items()}
 
         luck = 1 / len(inputs.forget) + 1 / len(rows.unseen)
-        share = find_share(measure(before), measure(after), self.weights(), luck)
+        weights = self.weights(model)
+        share = find_share(measure(before), measure(after), weights, luck)
         head, end = share, copy.deepcopy(model.head)
         take_share(model, teacher, share)
-        if self.output:
+        if weights[OUTPUT]:
             (shown,) = rows.embed(model)
 
             def measure_output() -> float:
@@ -216,7 +227,7 @@ class MatchedMargins(Settings):
             aligned: The gap in the agreement of views in each space.
 
         """
-        weights = {space: weight for space, weight in self.weights().items() if weight}
+        weights = {space: weight for space, weight in self.weights(model).items() if weight}
         if not weights:
             return {}
         rows = len(unseen.batch)
@@ -254,6 +265,8 @@ class MatchedMargins(Settings):
         wanted, recipe = LEAST_STEPS + sizes.forget // EXAMPLES_PER_STEP, sizes.recipe
         if recipe is None:
             return wanted
+        if recipe.objective.needs_captions and self.two_sided():
+            wanted *= STEPS_OF_PAIRS
         original = recipe.epochs * per_pass
         few = min(original // 10, MOST_STEPS) if original < LONG_TRAINING else 0
         return max(1, min(wanted, max(original // 20, few)))

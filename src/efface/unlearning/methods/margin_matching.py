@@ -27,11 +27,11 @@ share a of the whole change is taken: θ₀ + a (θ - θ₀), with the a from 1/
 head, which moves the output alone, takes a share of its own (:mod:`efface.unlearning.line_search`). The steps see 40
 rows at a time, and by themselves end a tenth of a standard deviation to either side.
 
-What it costs grows with F and not with the data: 48 steps and one for every 8 forgotten examples, and a step reads 48
-of R, 40 of F (a small F is repeated) and 40 of V, each time in other views: one pair of views for all steps is off by
-as much at the end as at the start. The margins of R are those of the task's batch. The line search shows F and V to
-three models, a thousand rows of each at most. Slower settings come closer where the cost does not matter:
-``steps=160, forget_batch_size=100, memory=0.9, optim.lr=0.001``.
+What it costs grows with F and not with the data: 48 steps and one for every 8 forgotten examples, of image-text models
+twice as many, and a step reads 48 of R, 40 of F (a small F is repeated) and 40 of V, each time in other views: one pair
+of views for all steps is off by as much at the end as at the start. The margins of R are those of the task's batch. The
+line search shows F and V to three models, a thousand rows of each at most. Slower settings come closer where the cost
+does not matter: ``steps=160, forget_batch_size=100, memory=0.9, optim.lr=0.001``.
 
 Source      ours; measured in docs/results/small_requests.md, and with ``penalty: hinge`` in docs/results/frontier.md.
             A hinge with the gradient of mean_F alone lowers the margins of R and V together with F's: the push never
