@@ -4,7 +4,8 @@
 
 2 000 images trained on, 1 500 more that an audit compares with. A world is an original, a reference bank of eight
 half-data models trained for 30 % of the epochs, and for each method and size a request, its rehearsals and an audit of
-both. At least 400 forgotten examples are pooled in each row, of single examples 100 to 400. Retraining needs
+both. At least 400 forgotten examples are pooled in each row, of single examples 100 to 400; of methods that the other
+sizes leave out, five requests of a hundred. Retraining needs
 no rehearsals: the models of the bank that never saw an example stand for it. The row "original" is a fine-tuning at a
 learning rate that changes nothing; of single examples it is the original itself, on the requests that margin matching
 was rehearsed on.
@@ -65,6 +66,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "retrain": {"name": "retrain"},
     "original": {"name": "finetune", "epochs": 1, "optim": {"lr": 1e-7}},
 }
+OTHERS = (
+    "bad_teacher", "coun", "gradient_ascent", "gradient_constraint", "influence", "l1_sparse", "neggrad",
+    "random_labels", "salun", "scrub", "ssd",
+)  # fmt: skip
+"""The other methods that fit encoders, at their defaults."""
+METHODS |= {name: {"name": name} for name in OTHERS}
+REQUESTS_OF_OTHERS = {100: 5}
+"""Examples per request to the number of rehearsed requests, of these."""
 FAMILIES: dict[str, dict[str, Any]] = {
     "simclr": {"objective": {"name": "simclr", "temperature": 0.1, "dim": 64}, "epochs": 200},
     "moco": {"objective": {"name": "moco", "temperature": 0.1, "dim": 64, "queue": 1024}, "epochs": 200},
@@ -127,10 +136,13 @@ def make(
     chosen = [int(size) for size in sizes.split(",")] if sizes else list(SIZES)
     for size, method in product(chosen, only.split(",") if only else METHODS):
         about = {"family": family, "world": world, "method": method, "size": size}
+        if method in OTHERS and size not in REQUESTS_OF_OTHERS:
+            continue
         # A retrained model is independent of the original: it has a seed of its own.
         seed = world + (method == "retrain")
         request = {"forget": f"@random:{size}", "method": METHODS[method], "seed": seed}
         count = SINGLE.get(method, SIZES[1]) if size == 1 else SIZES[size]
+        count = REQUESTS_OF_OTHERS[size] if method in OTHERS else count
         if (method, size) == ("original", 1):
             add_row(RESULT, about, partial(measure_untouched, home, home / f"rehearsals-margin_matching-{size}"))
         else:

@@ -8,13 +8,16 @@ from benchmarks.machine import read_json
 from docs.generate.markdown import MISSING, made_by, table_head, table_row
 from docs.generate.reference_bank_page import SIGNALS
 from research.paths import RESULTS
+from research.request_sizes import OTHERS
 
 FAMILIES = {
     "simclr": "SimCLR", "moco": "MoCo", "byol": "BYOL", "resnet": "a supervised ResNet", "vit": "a supervised ViT",
     "clip": "CLIP on 1 000 emoji and their names",
     "simclr-500": "SimCLR on 500 images", "moco-500": "MoCo on 500 images",
 }  # fmt: skip
-METHODS = ("retrain", "original", "finetune", "alignment_calibration", "margin_matching", "reference_matching")
+METHODS = (
+    "retrain", "original", "finetune", "alignment_calibration", *OTHERS, "margin_matching", "reference_matching",
+)  # fmt: skip
 """In this order in every table."""
 PLAIN = ("backbone.alignment", "projector.alignment", "backbone.norm", "projector.norm")
 """Signals that decide nothing, and are shown beside those that do."""
