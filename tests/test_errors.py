@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from efface.errors import EffaceError, optional_imports
+from tests import advice
 
 
 def test_a_missing_library_is_named_with_its_purpose_and_its_extra(monkeypatch: pytest.MonkeyPatch):
@@ -44,12 +46,23 @@ def test_a_library_that_is_installed_and_does_not_load_is_not_called_missing(
         import_module("broken_library")
     assert refusal.value.what == what
     assert "It says:" in refusal.value.why
-    assert "pip install 'efface[export]' --upgrade" in refusal.value.remedy
+    assert "pip install -U 'efface[export]'" in refusal.value.remedy
 
 
 def test_a_fault_of_our_own_is_not_called_a_missing_library():
     with pytest.raises(ModuleNotFoundError, match="efface"), optional_imports("nothing", "export"):
         import_module("efface.no_such_module")
+
+
+def test_every_extra_that_is_named_exists():
+    named: dict[str, list[str]] = {}
+    for path in advice.PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "optional_imports":
+                named.setdefault(ast.unparse(node.args[1]), []).append(path.name)
+    literal = {name for text in named if text.startswith("'") for name in ast.literal_eval(text).split(",")}
+    assert len(named) > 12 and literal <= advice.extras(), literal - advice.extras()
+    assert {text for text in named if not text.startswith("'")} == {"extra"}, "of trackers, whose tests name each"
 
 
 def test_other_errors_pass():

@@ -81,12 +81,12 @@ def optional_imports(purpose: str, extra: str, otherwise: str = "") -> Iterator[
         name = (error.name or "").partition(".")[0]
         if name == "efface":
             raise
-        install = f"pip install 'efface[{extra}]'"
+        brought = f"'efface[{extra}]'"
         if isinstance(error, ModuleNotFoundError):
-            what, why, remedy = f"The library {name} is not installed.", "", f"Install it: {install}."
+            what, why, remedy = f"The library {name} is not installed.", "", f"Install it: pip install {brought}."
         else:
             what = f"The library {name} cannot be loaded." if name else "A library cannot be loaded."
-            why, remedy = f" It says: {error}.", f"Install it anew, and what it names: {install} --upgrade."
+            why, remedy = f" It says: {error}.", f"Install it anew, and what it names: pip install -U {brought}."
         raise EffaceError(what, f"It is needed for {purpose}.{why}", f"{remedy} {otherwise}".rstrip()) from error
 
 
