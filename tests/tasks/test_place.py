@@ -65,7 +65,7 @@ def test_a_wrong_number_of_processes_is_refused(tmp_path):
 @pytest.mark.parametrize(("on", "module"), [("dask://h:1", "distributed"), ("slurm:gpu", "submitit")])
 def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch, on, module):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(EffaceError, match=rf"needs the package {module}.*efface\[{on[:4]}"):
+    with pytest.raises(EffaceError, match=rf"The library {module} is not installed.*efface\[{on[:4]}"):
         run_tasks([Task("a", work.add, (tmp_path, "a"))], on=on, folder=tmp_path)
 
 
