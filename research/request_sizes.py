@@ -17,7 +17,6 @@ research/results/request_sizes.json; a row that is there is not measured again.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -136,17 +135,23 @@ def make(
     chosen = [int(size) for size in sizes.split(",")] if sizes else list(SIZES)
     for size, method in product(chosen, only.split(",") if only else METHODS):
         about = {"family": family, "world": world, "method": method, "size": size}
-        if method in OTHERS and size not in REQUESTS_OF_OTHERS:
+        count = count_requests(method, size)
+        if not count:
             continue
         # A retrained model is independent of the original: it has a seed of its own.
         seed = world + (method == "retrain")
         request = {"forget": f"@random:{size}", "method": METHODS[method], "seed": seed}
-        count = SINGLE.get(method, SIZES[1]) if size == 1 else SIZES[size]
-        count = REQUESTS_OF_OTHERS[size] if method in OTHERS else count
         if (method, size) == ("original", 1):
             add_row(RESULT, about, partial(measure_untouched, home, home / f"rehearsals-margin_matching-{size}"))
         else:
             add_row(RESULT, about, partial(measure, home, f"{method}-{size}", request, count, jobs))
+
+
+def count_requests(method: str, size: int) -> int:
+    """How many requests of a size are rehearsed; 0 where a method is not measured."""
+    if method in OTHERS:
+        return REQUESTS_OF_OTHERS.get(size, 0)
+    return SINGLE.get(method, SIZES[1]) if size == 1 else SIZES[size]
 
 
 def train_original(home: Path, settings: dict[str, Any]) -> None:
@@ -204,8 +209,12 @@ def measure_untouched(home: Path, rehearsed: Path) -> dict[str, Any]:
     plan, half = RehearsalPlan.load(rehearsed), load_bank(home / "bank").part_for("audit")
     seen = Observations.load(plan.file_of(BEFORE))
     asked = [Observations.load(plan.file_of(name)).of("forget", "keys") for name in plan.names if name != BEFORE]
-    ready = [calibrate_rehearsal(choose_forgotten(seen, keys), half) for keys in asked]
     before = calibrate_rehearsal(seen, half)
+    parts = [part for part in ("forget", RENEWED["forget"]) if seen.count(part)]
+    ready = [
+        before.take_rows({part: np.flatnonzero(np.isin(seen.of(part, "keys"), keys)) for part in parts})
+        for keys in asked
+    ]
     names, criteria = signals.prespecified_signals(before.observed), Criteria()
     found = judge_rehearsals(ready, before, names, criteria.delta, criteria.alpha, plan.describe_kind())
     return {
@@ -220,16 +229,6 @@ def measure_untouched(home: Path, rehearsed: Path) -> dict[str, Any]:
         "share of the time": 0.0,
         "share of the examples": 0.0,
     }
-
-
-def choose_forgotten(seen: Observations, keys: np.ndarray) -> Observations:
-    """Observations of which only some forgotten examples are left."""
-    arrays = dict(seen.arrays)
-    for part in ("forget", RENEWED["forget"]):
-        if seen.count(part):
-            chosen = np.isin(seen.of(part, "keys"), keys)
-            arrays |= {name: values[chosen] for name, values in arrays.items() if name.startswith(f"{part}/")}
-    return replace(seen, arrays=arrays)
 
 
 def describe(verdict: Verdict) -> Iterator[tuple[str, Any]]:

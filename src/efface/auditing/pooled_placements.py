@@ -8,8 +8,8 @@ request and by example, less that of the single placements, which both count (Ca
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import expit, logit, stdtr, stdtrit
@@ -30,6 +30,18 @@ class Rehearsal:
     def scores(self, part: str, signal: str) -> np.ndarray:
         """Scores ``[n]`` of a part, calibrated where there is a bank."""
         return signals.membership_scores(self.observed, self.references, part, signal)
+
+    def take_rows(self, rows: Mapping[str, np.ndarray]) -> Rehearsal:
+        """The same with some rows of some parts alone; ``rows``: their positions by part, others stay whole."""
+        return Rehearsal(_take_rows(self.observed, rows), tuple(_take_rows(one, rows) for one in self.references))
+
+
+def _take_rows(observed: Observations, rows: Mapping[str, np.ndarray]) -> Observations:
+    arrays = {
+        name: value[rows[part]] if (part := name.partition("/")[0]) in rows else value
+        for name, value in observed.arrays.items()
+    }
+    return replace(observed, arrays=arrays)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,15 +8,14 @@ placed among the examples that the rehearsals looked at.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import stdtrit
 
 from efface import stats
 from efface.auditing import signals
-from efface.auditing.observations import Observations
 from efface.auditing.pooled_placements import Rehearsal, all_have_signal
 
 RANGE = 0.95
@@ -90,8 +89,7 @@ def draw_requests(rehearsals: Sequence[Rehearsal], size: int) -> list[Rehearsal]
     for number, one in enumerate(rehearsals):
         for again in range(DRAWN_FROM_EACH):
             chosen = np.random.default_rng([number, again]).permutation(one.observed.count("forget"))[:size]
-            rows = {"forget": np.sort(chosen)}
-            drawn.append(Rehearsal(_take(one.observed, rows), tuple(_take(other, rows) for other in one.references)))
+            drawn.append(one.take_rows({"forget": np.sort(chosen)}))
     return drawn
 
 
@@ -110,12 +108,4 @@ def keep_rehearsed_examples(real: Rehearsal, rehearsals: Sequence[Rehearsal]) ->
             kept = np.isin(real.observed.of(part, "keys"), np.unique(np.concatenate(looked)))
             if kept.sum() >= FEWEST_SHARED:
                 rows[part] = np.flatnonzero(kept)
-    return Rehearsal(_take(real.observed, rows), tuple(_take(one, rows) for one in real.references))
-
-
-def _take(observed: Observations, rows: Mapping[str, np.ndarray]) -> Observations:
-    arrays = {
-        name: value[rows[part]] if (part := name.partition("/")[0]) in rows else value
-        for name, value in observed.arrays.items()
-    }
-    return replace(observed, arrays=arrays)
+    return real.take_rows(rows)
